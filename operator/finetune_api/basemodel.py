@@ -1,0 +1,99 @@
+"""BaseModel: an entry of the platform team's catalogue, from which jobs choose by name."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from finetune_api import model
+
+Source = Annotated[
+    str,
+    Field(
+        pattern=r"^(hf://[^/\s]+/[^/\s]+|s3://[^/\s]+/\S+|pvc://[^/\s]+(/\S+)?|file:///\S+)$",
+        max_length=512,
+        description="Where the model's files lie: hf://organisation/name, s3://bucket/prefix, pvc://claim/path (a claim in "
+        "the job's namespace), or file:///path (local runs only). The folder must be in the transformers layout with "
+        "safetensors weights.",
+    ),
+]
+
+ARCHITECTURE = (
+    "Numbers of the model's config.json. With them the memory of training is estimated before any weight is downloaded."
+)
+
+
+class Architecture(model.Model):
+    """The numbers that the memory estimate needs."""
+
+    layers: int = Field(ge=1, le=1000, description="The number of decoder layers (num_hidden_layers).")
+    hidden_size: int = Field(ge=1, description="The width of the residual stream (hidden_size).")
+    intermediate_size: int = Field(ge=1, description="The width of the feed-forward layer (intermediate_size).")
+    attention_heads: int = Field(ge=1, description="The number of query heads (num_attention_heads).")
+    key_value_heads: int = Field(ge=1, description="The number of key and value heads (num_key_value_heads).")
+    head_dim: int = Field(ge=1, description="The width of one attention head (head_dim).")
+    vocabulary_size: int = Field(ge=1, description="The number of rows of the embedding (vocab_size).")
+    max_positions: int = Field(ge=1, description="The longest sequence the model was made for (max_position_embeddings).")
+    tied_embeddings: bool = Field(
+        default=False, description="Whether the output head shares the embedding's weights (tie_word_embeddings)."
+    )
+
+
+class TrainingDefaults(model.Model):
+    """What a job of this model gets where its own spec is silent."""
+
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description="The peak learning rate for jobs that name none."
+    )
+
+
+class ServingDefaults(model.Model):
+    """What the server of this model gets besides the job's own arguments."""
+
+    extra_args: list[Annotated[str, Field(max_length=256)]] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Arguments of vLLM that every deployment of this model gets, before the job's own extraArgs.",
+    )
+
+
+class Defaults(model.Model):
+    training: TrainingDefaults = Field(
+        default_factory=TrainingDefaults, description="Training defaults of jobs that choose this model."
+    )
+    serving: ServingDefaults = Field(
+        default_factory=ServingDefaults, description="Serving defaults of jobs that choose this model."
+    )
+
+
+class BaseModelSpec(model.Model):
+    source: Source
+    revision: str | None = Field(
+        default=None,
+        max_length=128,
+        description="The commit, tag or branch of an hf:// source. A commit makes jobs repeatable; absent: the main branch.",
+    )
+    family: str | None = Field(
+        default=None, max_length=64, description="The family for people and dashboards, for example llama-3 or qwen-2.5."
+    )
+    parameters: int | None = Field(
+        default=None, ge=1, description="The number of parameters, for example 8030261248 for Llama 3.1 8B."
+    )
+    architecture: Architecture | None = Field(default=None, description=ARCHITECTURE)
+    license: str | None = Field(
+        default=None, max_length=128, description="The licence's SPDX identifier or name, shown to people who choose."
+    )
+    access_token_secret: str | None = Field(
+        default=None,
+        max_length=253,
+        description="The name of a Secret in the job's namespace whose key HF_TOKEN opens a gated hf:// model.",
+    )
+    defaults: Defaults = Field(default_factory=Defaults, description="Defaults for jobs that choose this model.")
+
+
+PRINTER_COLUMNS: list[dict[str, Any]] = [
+    {"name": "Family", "type": "string", "jsonPath": ".spec.family"},
+    {"name": "Parameters", "type": "integer", "jsonPath": ".spec.parameters"},
+    {"name": "Source", "type": "string", "jsonPath": ".spec.source"},
+    {"name": "License", "type": "string", "jsonPath": ".spec.license", "priority": 1},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+]

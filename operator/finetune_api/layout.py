@@ -1,0 +1,51 @@
+"""Where a job's files lie in S3, below `<output>/<namespace>/<name>/<revision>/`.
+
+A folder is complete when it holds `manifest.json`, which is written last and lists every other file with size and sha256.
+"""
+
+import dataclasses
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The URIs of one revision. `output` is `spec.storage.output`."""
+
+    output: str
+    namespace: str
+    name: str
+    revision: str
+
+    @property
+    def root(self) -> str:
+        return f"{self.output.rstrip('/')}/{self.namespace}/{self.name}/{self.revision}"
+
+    @property
+    def preflight(self) -> str:
+        return f"{self.root}/preflight.json"
+
+    @property
+    def data(self) -> str:
+        """Folder of the frozen split that preflight wrote: train, validation and test, one JSON line an example."""
+        return f"{self.root}/data"
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of checkpoints, one folder a step."""
+        return f"{self.root}/checkpoints"
+
+    def checkpoint(self, step: int) -> str:
+        return f"{self.checkpoints}/{step:08d}"
+
+    @property
+    def adapter(self) -> str:
+        return f"{self.root}/adapter"
+
+    def evaluation(self, evaluation_hash: str) -> str:
+        """Folder of results.json, samples.jsonl and canary.json of one evaluation of this revision's adapter."""
+        return f"{self.root}/evaluation/{evaluation_hash}"
+
+    @property
+    def report(self) -> str:
+        return f"{self.root}/report.html"

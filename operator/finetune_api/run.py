@@ -1,0 +1,61 @@
+"""The run file: all that a stage's pod needs to know, as JSON. The operator writes it, the trainer image reads it.
+
+It works without Kubernetes too: write one by hand, with file:// URIs instead of s3://, and start the stages one by one.
+"""
+
+from pydantic import Field
+
+from finetune_api import basemodel, job, layout, model
+
+PATH = "/etc/finetune/run.json"
+"""Where the pods find the run file."""
+
+MODEL_PATH = "/models/base"
+"""Where the pods find the base model when it is mounted (pvc://), and where the server's fetch puts it."""
+
+ADAPTER_PATH = "/models/adapter"
+
+METRICS_PORT = 9400
+"""Port of the trainer's Prometheus metrics."""
+
+SERVER_PORT = 8000
+"""Port of vLLM, and of the Service before it."""
+
+PROGRESS_KEY = "progress.json"
+"""Key of the progress ConfigMap: an `outcome.ProgressReport`."""
+
+
+class ResolvedBaseModel(model.Model):
+    """The base model as the catalogue or the job's own source gave it."""
+
+    name: str = Field(description="The name it is served under, and the adapter's base_model_name_or_path.")
+    source: basemodel.Source
+    revision: str | None = None
+    parameters: int | None = None
+    architecture: basemodel.Architecture | None = None
+    access_token_secret: str | None = None
+    extra_args: list[str] = Field(default_factory=list)
+
+
+class Run(model.Model):
+    """One revision of one job."""
+
+    name: str
+    namespace: str
+    revision: str
+    evaluation_hash: str
+    advice: job.Advice = job.Advice.WARN
+    base_model: ResolvedBaseModel
+    dataset: job.Dataset
+    storage: job.Storage
+    training: job.Training = Field(description="As in the spec, learningRate filled from the catalogue where it names one.")
+    evaluation: job.Evaluation = Field(default_factory=job.Evaluation)
+    gpus: int = Field(default=0, description="GPUs of the training pod.")
+    served_model_name: str
+    progress_config_map: str | None = Field(
+        default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."
+    )
+
+    @property
+    def layout(self) -> layout.Layout:
+        return layout.Layout(self.storage.output, self.namespace, self.name, self.revision)

@@ -1,0 +1,176 @@
+"""The status of a FineTuneJob: what the operator says, and the only memory that it has."""
+
+import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from finetune_api import job, model, reasons
+
+Time = datetime.datetime
+
+
+class Condition(model.Model):
+    """One of `status.conditions`, as in metav1.Condition."""
+
+    type: str = Field(description="The condition's type.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    observed_generation: int = Field(ge=0, description="The generation of the spec that the condition speaks of.")
+    last_transition_time: Time = Field(description="When the status last flipped.")
+    reason: str = Field(description="A CamelCase word from the documented list.")
+    message: str = Field(description="What was seen and what to do.")
+
+
+class Preflight(model.Model):
+    """What preflight found before a GPU was requested."""
+
+    verdict: Literal["Recommended", "Caution", "NotRecommended"] = Field(description="Whether fine-tuning fits, so far as seen.")
+    advice: list[str] = Field(default_factory=list, description="Short sentences on what to do.")
+    findings: list[str] = Field(default_factory=list, description="What is wrong with the data, with file and line.")
+    examples: int = Field(description="Training examples.")
+    validation_examples: int = Field(default=0, description="Validation examples.")
+    test_examples: int = Field(default=0, description="Test examples.")
+    tokens: int = Field(description="Tokens of the training examples.")
+    trainable_tokens: int = Field(description="Tokens of the training examples that are learned.")
+    estimated_memory: str | None = Field(default=None, description="Estimated accelerator memory of training, for example 21Gi.")
+
+
+class Progress(model.Model):
+    """How far training is."""
+
+    summary: str | None = Field(default=None, description="Percent and loss for people, for example 43%.")
+    percent: int = Field(ge=0, le=100, description="Steps done, in percent.")
+    step: int = Field(description="Optimizer steps done.")
+    total_steps: int = Field(description="Optimizer steps planned.")
+    epoch: str | None = Field(default=None, description="Passes over the data done, for example 1.25.")
+    loss: str | None = Field(default=None, description="Loss of the last step, nats per answer token.")
+    validation_loss: str | None = Field(default=None, description="Loss of the last validation.")
+    tokens_per_second: int | None = Field(default=None, description="Tokens trained on per second.")
+    eta: str | None = Field(default=None, description="Estimated time left, for example 12m30s.")
+    updated_at: Time | None = Field(default=None, description="When the trainer wrote this.")
+
+
+class Checkpoint(model.Model):
+    uri: str = Field(description="The checkpoint's folder.")
+    step: int = Field(description="The optimizer step it was saved after.")
+    saved_at: Time = Field(description="When it was complete in S3.")
+
+
+class Adapter(model.Model):
+    uri: str = Field(description="The adapter's folder, in PEFT's layout.")
+    sha256: str = Field(description="The SHA-256 of its manifest, which lists the hash of every file.")
+    bytes: int = Field(description="The size of the folder in bytes.")
+    rank: int = Field(default=16, description="The adapter's rank.")
+    chat_template: bool = Field(default=False, description="Whether the folder carries a chat template.")
+
+
+class Artifacts(model.Model):
+    adapter: Adapter | None = Field(default=None, description="The trained adapter.")
+    report: str | None = Field(default=None, description="The report for people, one HTML file.")
+
+
+class MetricValue(model.Model):
+    name: job.Metric = Field(description="The metric.")
+    contender: job.Contender = Field(description="Which model was measured.")
+    value: str = Field(description="The value, for example 0.9250.")
+
+
+class GateResult(model.Model):
+    metric: job.Metric = Field(description="The gate's metric.")
+    requirement: str = Field(description="What was required, in words.")
+    observed: str = Field(description="What was measured, in words.")
+    passed: bool = Field(description="Whether the gate let the model through.")
+
+
+class Evaluation(model.Model):
+    """How the tuned model compares."""
+
+    passed: bool = Field(description="Whether every gate passed.")
+    score: str | None = Field(default=None, description="The tuned model's value of the first gate's metric.")
+    examples: int = Field(description="Test examples scored.")
+    metrics: list[MetricValue] = Field(default_factory=list, description="All metrics of all contenders.")
+    gates: list[GateResult] = Field(default_factory=list, description="Each gate with what was measured.")
+    canary: str | None = Field(default=None, description="Recorded answers that the served model must reproduce.")
+
+
+class Deployment(model.Model):
+    """The server, as it serves now."""
+
+    endpoint: str = Field(description="The base URL within the cluster; clients add /v1/chat/completions.")
+    model: str = Field(description="The name that clients send as `model`.")
+    revision: str = Field(description="The revision that serves.")
+    release: str = Field(description="The name of the Deployment that serves.")
+    ready_replicas: int = Field(default=0, description="Pods that are ready.")
+    tokens_per_second: int | None = Field(default=None, description="Tokens per second of one request when it was verified.")
+    switched_at: Time | None = Field(default=None, description="When the Service began to send requests to this release.")
+
+
+class Failure(model.Model):
+    """Why the job failed or was last retried."""
+
+    stage: str = Field(description="The stage that failed.")
+    reason: reasons.Reason = Field(description="The reason, from the documented list.")
+    attempt: int = Field(default=1, description="The attempt that failed.")
+    exit_code: int | None = Field(default=None, description="The container's exit code.")
+    message: str = Field(description="What was seen and what to do.")
+    log_tail: str | None = Field(default=None, description="The last lines that the container wrote.")
+    time: Time | None = Field(default=None, description="When it ended.")
+
+
+class Revision(model.Model):
+    """A past or present revision, for `status.history`."""
+
+    revision: str = Field(description="The revision's hash.")
+    outcome: reasons.Reason = Field(description="How it ended.")
+    score: str | None = Field(default=None, description="Its score.")
+    adapter: str | None = Field(default=None, description="Its adapter's folder.")
+    finished_at: Time | None = Field(default=None, description="When it ended.")
+
+
+RECORD = {"x-kubernetes-preserve-unknown-fields": True}
+
+
+class Status(model.Model):
+    """What the operator says of a FineTuneJob."""
+
+    # A status of an older or newer operator must stay readable: unknown fields are ignored here, not refused.
+    model_config = model.Model.model_config | {"extra": "ignore"}
+
+    phase: reasons.Phase | None = Field(default=None, description="A summary of the conditions for people.")
+    observed_generation: int | None = Field(default=None, description="The generation of the spec that the status speaks of.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="The stages (Accepted, PreflightPassed, Trained, Evaluated, Deployed), their sum (Ready, Reconciling, "
+        "Stalled) and the end (Complete, Failed, Suspended).",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    base_model: str | None = Field(default=None, description="The base model as resolved.")
+    revision: str | None = Field(default=None, description="The hash of what is trained: base model, dataset, training.")
+    evaluation_hash: str | None = Field(default=None, description="The hash of how it is evaluated.")
+    release: str | None = Field(default=None, description="The name of the Deployment that the spec asks for.")
+    stage: str | None = Field(default=None, description="The stage that is under way.")
+    attempt: int | None = Field(default=None, description="The attempt of the stage that is under way.")
+    micro_batch_scale: float | None = Field(
+        default=None, description="The share of the usual micro-batch; halved after an out-of-memory."
+    )
+    retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
+    start_time: Time | None = Field(default=None, description="When the revision began, or was resumed.")
+    completion_time: Time | None = Field(default=None, description="When the revision ended.")
+    preflight: Preflight | None = Field(default=None, description="What preflight found.")
+    progress: Progress | None = Field(default=None, description="How far training is.")
+    checkpoint: Checkpoint | None = Field(default=None, description="The newest checkpoint.")
+    artifacts: Artifacts | None = Field(default=None, description="What the job made.")
+    evaluation: Evaluation | None = Field(default=None, description="How the tuned model compares.")
+    deployment: Deployment | None = Field(default=None, description="The server, as it serves now.")
+    failure: Failure | None = Field(default=None, description="Why the job failed, or why its last attempt did.")
+    history: list[Revision] = Field(default_factory=list, max_length=10, description="The last ten revisions, newest first.")
+    resolved: dict[str, Any] | None = Field(
+        default=None,
+        description="The spec of the revision with every default, as it was trained. The operator compares with it.",
+        json_schema_extra=RECORD,
+    )
+    serving: dict[str, Any] | None = Field(
+        default=None,
+        description="What the serving Deployment was made from. The operator restores it from this.",
+        json_schema_extra=RECORD,
+    )
