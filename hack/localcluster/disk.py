@@ -1,0 +1,62 @@
+"""How much of the disk the tools take, and how they give it back."""
+
+import os
+import shutil
+from pathlib import Path
+
+from localcluster import machine, plan, process
+from toolbox import cache, say, shell
+
+# Made again by building and pushing images; the rest takes minutes or a network to make again.
+_IMAGES = ("images", "registry", "containerd")
+_REST = ("bin", "model", "logs")
+
+
+def usage() -> dict[str, int]:
+    """Bytes on disk by part of the cache; files that are linked several times count once."""
+    return {name: size(cache.root() / name) for name in (*_IMAGES, *_REST, "clusters")}
+
+
+def size(folder: Path) -> int:
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder):
+        # The view through an overlay's mount repeats what lies in its layers.
+        folders[:] = [name for name in folders if not os.path.ismount(os.path.join(place, name))]
+        for name in files:
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except OSError:
+                continue
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
+    return total
+
+
+def clean(*, everything: bool) -> None:
+    """Removes what the tools can make again; refuses while a cluster uses it."""
+    alive = [
+        found.name for found in plan.all_plans() if any(map(process.alive, process.load(found.records).values()))
+    ]
+    if alive:
+        raise say.Problem(f"still running: {', '.join(alive)}. Stop with: python3 hack/localcluster down --all")
+    if (left := machine.current()) and left.cache == str(cache.root()):
+        machine.clean(left)
+    freed = 0
+    for name in (*_IMAGES, *(_REST if everything else ()), "clusters"):
+        folder = cache.root() / name
+        amount = size(folder)
+        if not folder.exists():
+            continue
+        for mount in _mounts(folder):
+            shell.run(["umount", "--lazy", mount], check=False)
+        shutil.rmtree(folder)
+        freed += amount
+        say.line(f"  removed {folder}: {say.size(amount)}")
+    say.line(f"  {say.size(freed)} freed" + ("" if everything else "; --all removes binaries, base model and logs too"))
+
+
+def _mounts(folder: Path) -> list[str]:
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return sorted((mount for mount in mounts if Path(mount).is_relative_to(folder)), reverse=True)

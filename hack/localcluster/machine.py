@@ -1,0 +1,125 @@
+"""What a node changes on the machine, recorded before it changes, and all of it taken back.
+
+The bridge, network namespaces, iptables chains and control groups belong to the machine, so there is one node at a
+time; the record in /run is the machine's memory of it, also for a run under another cache folder or after a kill.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from localcluster import cgroups, network, process
+from toolbox import cache, say, shell
+
+RECORD = Path("/run/finetune-localcluster.json")
+LOCK = Path("/run/finetune-localcluster.lock")
+_TABLES = ("filter", "nat", "mangle", "raw")
+
+
+@dataclass(frozen=True)
+class Node:
+    """The machine's one node. `foreign` are network namespaces, `forwarding` the setting, from before it."""
+
+    name: str
+    cache: str
+    foreign: tuple[str, ...]
+    forwarding: str
+    containers: str  # the folder of containerd's layers
+
+    @property
+    def state(self) -> Path:
+        return Path(self.cache) / "clusters" / self.name
+
+
+def current() -> Node | None:
+    try:
+        fields = json.loads(RECORD.read_text())
+        return Node(**{**fields, "foreign": tuple(fields["foreign"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def remember(name: str, containers: Path) -> None:
+    foreign = tuple(path.name for path in network.NAMESPACES.glob("cni-*"))
+    node = Node(name, str(cache.root()), foreign, network.forwarding(), str(containers))
+    RECORD.write_text(json.dumps(asdict(node)))
+
+
+def running(node: Node) -> bool:
+    """Whether anything of the recorded node still runs."""
+    return any(process.alive(record) for record in process.load(node.state / "processes").values())
+
+
+def claim(name: str) -> None:
+    """Makes sure that the machine is free for a node of this name: refuses when one runs, cleans up after dead ones."""
+    node = current()
+    if node and running(node):
+        own = "" if node.cache == str(cache.root()) else f"FINETUNE_CACHE={node.cache} "
+        raise say.Problem(
+            f"the node '{node.name}' is running on this machine, and there can be only one (bridges, iptables chains"
+            f" and control groups are the machine's).\n  Use it:   {own}python3 hack/localcluster env --name"
+            f" {node.name}\n  Stop it:  {own}python3 hack/localcluster down --name {node.name}\n  Without a node, any"
+            f" number of control planes can run: python3 hack/localcluster up --control-plane-only --name {name}"
+        )
+    if node:
+        with say.step(f"cleaning up after the node '{node.name}', which did not end properly"):
+            clean(node)
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            program = path.read_text().strip()
+        except OSError:
+            continue
+        if program in ("kubelet", "kube-proxy"):
+            raise say.Problem(
+                f"another {program} (pid {path.parent.name}) runs on this machine: this is a Kubernetes node already,"
+                " and a second one would break it. Give its KUBECONFIG and a REGISTRY instead."
+            )
+
+
+def clean(node: Node) -> None:
+    """Takes back everything that the node changed; its processes, but for the pods', have ended."""
+    cgroups.kill()
+    _unmount(node.state)
+    _unmount(Path(node.containers))
+    for path in network.NAMESPACES.glob("cni-*"):
+        if path.name not in node.foreign:
+            shell.run(["ip", "netns", "delete", path.name], check=False)
+    if Path("/sys/class/net", network.BRIDGE).exists():
+        shell.run(["ip", "link", "delete", network.BRIDGE])
+    for family in ("iptables", "ip6tables"):
+        if shell.find(family):
+            _remove_chains(family)
+    for path in Path("/var/lib/cni/results").glob(f"{network.CNI_NAME}-*"):
+        path.unlink(missing_ok=True)
+    for path in Path("/var/log/containers").glob("*.log"):
+        if path.is_symlink() and not path.exists():
+            path.unlink(missing_ok=True)
+    cgroups.remove()
+    network.set_forwarding(node.forwarding)
+    RECORD.unlink(missing_ok=True)
+
+
+def _unmount(folder: Path) -> None:
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    inside = [mount for mount in mounts if Path(mount) != folder and Path(mount).is_relative_to(folder)]
+    for mount in sorted(inside, reverse=True):
+        # Spaces are written as octal escapes in mountinfo.
+        shell.run(["umount", "--lazy", re.sub(r"\\040", " ", mount)], check=False)
+
+
+def _remove_chains(family: str) -> None:
+    for table in _TABLES:
+        rules = shell.run([f"{family}-save", "-t", table], check=False)
+        if script := chain_removal(table, rules):
+            shell.run([f"{family}-restore", "--noflush"], stdin=script)
+
+
+def chain_removal(table: str, rules: str) -> str:
+    """Input for iptables-restore that removes Kubernetes' chains and the jumps into them; empty: there are none."""
+    chains = re.findall(r"^:(KUBE-\S+)", rules, re.MULTILINE)
+    if not chains:
+        return ""
+    jumps = re.findall(r"^-A ((?!KUBE-)\S+ .*-j KUBE-\S+.*)$", rules, re.MULTILINE)
+    lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in chains), *(f"-D {jump}" for jump in jumps)]
+    return "\n".join([*lines, *(f"-X {chain}" for chain in chains), "COMMIT", ""])
