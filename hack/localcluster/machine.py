@@ -4,6 +4,7 @@ The bridge, network namespaces, iptables chains and control groups belong to the
 time; the record in /run is the machine's memory of it, also for a run under another cache folder or after a kill.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from toolbox import cache, say, shell
 
 RECORD = Path("/run/finetune-localcluster.json")
 LOCK = Path("/run/finetune-localcluster.lock")
+# The kubelet makes these wherever its own folder is.
+_DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 _TABLES = ("filter", "nat", "mangle", "raw")
 
 
@@ -95,9 +98,18 @@ def clean(node: Node) -> None:
     for path in Path("/var/log/containers").glob("*.log"):
         if path.is_symlink() and not path.exists():
             path.unlink(missing_ok=True)
+    _remove_empty(Path("/var/log/containers"))
+    _DEVICE_PLUGINS.joinpath("kubelet.sock").unlink(missing_ok=True)
+    _remove_empty(_DEVICE_PLUGINS)
+    _remove_empty(_DEVICE_PLUGINS.parent)
     cgroups.remove()
     network.set_forwarding(node.forwarding)
     RECORD.unlink(missing_ok=True)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _unmount(folder: Path) -> None:

@@ -160,6 +160,7 @@ def kubelet(plan: Plan) -> list[str | Path]:
         "syncFrequency": "10s",
         "serializeImagePulls": False,
         "maxPods": 200,
+        "volumePluginDir": str(plan.state / "volume-plugins"),
     }
     path = plan.state / "kubelet.json"
     path.write_text(json.dumps(config, indent=2))
