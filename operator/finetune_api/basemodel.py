@@ -8,12 +8,15 @@ from finetune_api import model
 
 Source = Annotated[
     str,
+    model.text(
+        r"^(hf://[^/\s]+/[^/\s]+|s3://[^/\s]+/\S+|pvc://[a-z0-9][-a-z0-9.]*(/\S+)?|file:///\S+)$",
+        "must be hf://organisation/name, s3://bucket/prefix, pvc://claim/path or file:///path",
+        512,
+    ),
     Field(
-        pattern=r"^(hf://[^/\s]+/[^/\s]+|s3://[^/\s]+/\S+|pvc://[^/\s]+(/\S+)?|file:///\S+)$",
-        max_length=512,
-        description="Where the model's files lie: hf://organisation/name, s3://bucket/prefix, pvc://claim/path (a claim in "
-        "the job's namespace), or file:///path (local runs only). The folder must be in the transformers layout with "
-        "safetensors weights.",
+        description="Where the model's files lie: hf://organisation/name, s3://bucket/prefix, pvc://claim/path (a "
+        "claim in the job's namespace), or file:///path (local runs only). The folder must be in the transformers "
+        "layout with safetensors weights.",
     ),
 ]
 
@@ -25,6 +28,15 @@ ARCHITECTURE = (
 class Architecture(model.Model):
     """The numbers that the memory estimate needs."""
 
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "self.attentionHeads % self.keyValueHeads == 0",
+                "architecture.keyValueHeads must divide attentionHeads: copy num_key_value_heads from the model's "
+                "config.json",
+            )
+        )
+    }
     layers: int = Field(ge=1, le=1000, description="The number of decoder layers (num_hidden_layers).")
     hidden_size: int = Field(ge=1, description="The width of the residual stream (hidden_size).")
     intermediate_size: int = Field(ge=1, description="The width of the feed-forward layer (intermediate_size).")
@@ -32,7 +44,9 @@ class Architecture(model.Model):
     key_value_heads: int = Field(ge=1, description="The number of key and value heads (num_key_value_heads).")
     head_dim: int = Field(ge=1, description="The width of one attention head (head_dim).")
     vocabulary_size: int = Field(ge=1, description="The number of rows of the embedding (vocab_size).")
-    max_positions: int = Field(ge=1, description="The longest sequence the model was made for (max_position_embeddings).")
+    max_positions: int = Field(
+        ge=1, description="The longest sequence the model was made for (max_position_embeddings)."
+    )
     tied_embeddings: bool = Field(
         default=False, description="Whether the output head shares the embedding's weights (tie_word_embeddings)."
     )
@@ -46,17 +60,48 @@ class TrainingDefaults(model.Model):
     )
 
 
+_REFUSED_ARGUMENTS = (
+    # set by the operator
+    *("--model", "--host", "--port", "--served-model-name", "--lora-modules", "--enable-lora", "--max-lora-rank"),
+    *("--chat-template", "--api-key", "--load-format", "--tokenizer", "--root-path", "--ssl-keyfile", "--config"),
+    # run code or read files that nobody reviewed, or write clients' prompts to the log
+    *("--trust-remote-code", "--allowed-local-media-path", "--middleware", "--worker-extension-cls"),
+    *("--logits-processors", "--tool-parser-plugin", "--reasoning-parser-plugin", "--enable-log-requests"),
+)
+
+Arguments = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=256)]],
+    Field(
+        max_length=32,
+        json_schema_extra=model.rules(
+            (
+                # vLLM reads underscores as dashes.
+                f"self.all(a, !{list(_REFUSED_ARGUMENTS)}.exists(f, a.replace('_', '-') == f || a.replace('_', '-')"
+                ".startsWith(f + '=')))",
+                "must not contain an argument that the operator sets or that would open the server (--model, --host, "
+                "--port, --lora-modules, --api-key, --trust-remote-code and the like): remove it",
+            ),
+            (
+                r"self.all(a, !a.matches('^-[^=\\s]*\\s'))",
+                "an argument and its value must be joined by '=' (--max-model-len=4096) or be two items of the list",
+            ),
+        ),
+    ),
+]
+
+
 class ServingDefaults(model.Model):
     """What the server of this model gets besides the job's own arguments."""
 
-    extra_args: list[Annotated[str, Field(max_length=256)]] = Field(
+    extra_args: Arguments = Field(
         default_factory=list,
-        max_length=32,
         description="Arguments of vLLM that every deployment of this model gets, before the job's own extraArgs.",
     )
 
 
 class Defaults(model.Model):
+    """Defaults for jobs that choose this model."""
+
     training: TrainingDefaults = Field(
         default_factory=TrainingDefaults, description="Training defaults of jobs that choose this model."
     )
@@ -66,14 +111,19 @@ class Defaults(model.Model):
 
 
 class BaseModelSpec(model.Model):
+    """Where a base model lies, what it is, and what jobs that choose it get by default."""
+
     source: Source
     revision: str | None = Field(
         default=None,
         max_length=128,
-        description="The commit, tag or branch of an hf:// source. A commit makes jobs repeatable; absent: the main branch.",
+        description="The commit, tag or branch of an hf:// source. A commit makes jobs repeatable; absent: the main "
+        "branch.",
     )
     family: str | None = Field(
-        default=None, max_length=64, description="The family for people and dashboards, for example llama-3 or qwen-2.5."
+        default=None,
+        max_length=64,
+        description="The family for people and dashboards, for example llama-3 or qwen-2.5.",
     )
     parameters: int | None = Field(
         default=None, ge=1, description="The number of parameters, for example 8030261248 for Llama 3.1 8B."
@@ -82,9 +132,8 @@ class BaseModelSpec(model.Model):
     license: str | None = Field(
         default=None, max_length=128, description="The licence's SPDX identifier or name, shown to people who choose."
     )
-    access_token_secret: str | None = Field(
+    access_token_secret: model.Name | None = Field(
         default=None,
-        max_length=253,
         description="The name of a Secret in the job's namespace whose key HF_TOKEN opens a gated hf:// model.",
     )
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for jobs that choose this model.")

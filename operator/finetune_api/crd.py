@@ -1,7 +1,7 @@
 """Turns the pydantic models into CustomResourceDefinitions: `python -m finetune_api.crd [--check]`.
 
-The models are the single source. What the API server can check or fill by itself (types, ranges, enumerations, defaults, CEL
-rules) is written into the structural schema here; nothing else in the repository states it a second time.
+The models are the single source. What the API server can check or fill by itself (types, ranges, enumerations,
+defaults, CEL rules) is written into the structural schema here; nothing else states it a second time.
 """
 
 import argparse
@@ -38,7 +38,11 @@ class _Generator(json_schema.GenerateJsonSchema):
             return super().get_default_value(schema)
         value = factory()
         # Only what the factory sets: what it leaves open is filled by the defaults of the fields below.
-        return value.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(value, pydantic.BaseModel) else value
+        return (
+            value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            if isinstance(value, pydantic.BaseModel)
+            else value
+        )
 
 
 def schema_of(model: type[pydantic.BaseModel]) -> Schema:
@@ -70,7 +74,8 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> S
                 schema["enum"] = [value]
             case "pattern" if "x-message" in node:
                 # The API server would quote the expression; a rule can say what to write instead.
-                rule = {"rule": f"self.matches(r'{value}')", "message": node["x-message"]}
+                text = "string(self)" if node.get("x-kubernetes-int-or-string") else "self"
+                rule = {"rule": f"{text}.matches(r'{value}')", "message": node["x-message"]}
                 schema.setdefault("x-kubernetes-validations", []).insert(0, rule)
             case "x-kubernetes-validations":
                 schema.setdefault(key, []).extend(value)
@@ -102,7 +107,7 @@ def _merged(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schem
 
 
 def _fills(schema: Schema) -> bool:
-    """Whether a default changes what is stored: an empty list does not, an empty object only by the defaults below it."""
+    """Whether a default changes what is stored: an empty list does not, an empty object only by defaults below it."""
     if schema["default"] not in ({}, []):
         return True
     return any("default" in child for child in schema.get("properties", {}).values())
@@ -182,7 +187,8 @@ def base_model() -> Schema:
         version={
             "schema": {
                 "openAPIV3Schema": {
-                    "description": "BaseModel is an entry of the platform team's catalogue, from which jobs choose by name.",
+                    "description": "BaseModel is an entry of the platform team's catalogue, from which jobs choose "
+                    "by name.",
                     "type": "object",
                     "required": ["spec"],
                     "properties": _METADATA | {"spec": schema_of(basemodel.BaseModelSpec)},

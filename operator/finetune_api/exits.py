@@ -7,6 +7,7 @@ class Exit(enum.IntEnum):
     """How a stage's process ended."""
 
     DONE = 0
+    """The stage ended well."""
     INVALID = 2
     """Bad configuration or data: another attempt would end the same, so there is none."""
     OUT_OF_MEMORY = 3

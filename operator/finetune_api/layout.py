@@ -1,6 +1,7 @@
 """Where a job's files lie in S3, below `<output>/<namespace>/<name>/<revision>/`.
 
-A folder is complete when it holds `manifest.json`, which is written last and lists every other file with size and sha256.
+A folder is complete when it holds `manifest.json`, which is written last and lists every other file with size and
+sha256.
 """
 
 import dataclasses

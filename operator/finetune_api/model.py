@@ -1,6 +1,6 @@
 """The base of every type of the contract: camelCase on the wire, snake_case in Python, unknown fields refused."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 from pydantic.alias_generators import to_camel
@@ -21,3 +21,19 @@ class Model(pydantic.BaseModel):
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """CEL rules of a schema node, as pairs of (rule, message); the API server applies them at admission."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
+
+
+def text(pattern: str, message: str, max_length: int) -> Any:
+    """A string of this pattern. What does not match is refused with the message: quoting a pattern helps nobody."""
+    return pydantic.Field(pattern=pattern, max_length=max_length, json_schema_extra={"x-message": message})
+
+
+Name = Annotated[
+    str,
+    text(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        "must be the name of a Kubernetes object: lower-case letters, digits, '-' and '.', a letter or digit at both "
+        "ends",
+        253,
+    ),
+]

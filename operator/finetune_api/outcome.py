@@ -16,14 +16,20 @@ class Training(model.Model):
     best_step: int | None = None
     tokens_per_second: float = 0.0
     seconds: float = 0.0
-    peak_memory: int | None = Field(default=None, description="Peak memory in bytes: of the GPU, or of the process on a CPU.")
+    peak_memory: int | None = Field(
+        default=None, description="Peak memory in bytes: of the GPU, or of the process on a CPU."
+    )
     resumed_from: int | None = Field(default=None, description="The step of the checkpoint that the run resumed from.")
 
 
 class Verification(model.Model):
     tokens_per_second: float
-    difference_from_base: float = Field(description="Mean absolute log-probability difference per token, served tuned vs base.")
-    difference_from_evaluation: float = Field(description="The same, served tuned against what the evaluation recorded.")
+    difference_from_base: float = Field(
+        description="Mean absolute log-probability difference per token, served tuned vs base."
+    )
+    difference_from_evaluation: float = Field(
+        description="The same, served tuned against what the evaluation recorded."
+    )
 
 
 class Outcome(model.Model):
@@ -57,7 +63,9 @@ class Outcome(model.Model):
                 outcome = outcome.model_copy(update={"message": outcome.message[: len(outcome.message) // 2]})
             elif outcome.evaluation and outcome.evaluation.metrics:
                 outcome = outcome.model_copy(
-                    update={"evaluation": outcome.evaluation.model_copy(update={"metrics": outcome.evaluation.metrics[:-1]})}
+                    update={
+                        "evaluation": outcome.evaluation.model_copy(update={"metrics": outcome.evaluation.metrics[:-1]})
+                    }
                 )
             else:
                 break

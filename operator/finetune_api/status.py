@@ -10,7 +10,13 @@ from finetune_api import job, model, reasons
 Time = datetime.datetime
 
 
-class Condition(model.Model):
+class Reported(model.Model):
+    """What one version of ours wrote and another reads: unknown fields are ignored, not refused."""
+
+    model_config = model.Model.model_config | {"extra": "ignore"}
+
+
+class Condition(Reported):
     """One of `status.conditions`, as in metav1.Condition."""
 
     type: str = Field(description="The condition's type.")
@@ -21,10 +27,12 @@ class Condition(model.Model):
     message: str = Field(description="What was seen and what to do.")
 
 
-class Preflight(model.Model):
+class Preflight(Reported):
     """What preflight found before a GPU was requested."""
 
-    verdict: Literal["Recommended", "Caution", "NotRecommended"] = Field(description="Whether fine-tuning fits, so far as seen.")
+    verdict: Literal["Recommended", "Caution", "NotRecommended"] = Field(
+        description="Whether fine-tuning fits, so far as seen."
+    )
     advice: list[str] = Field(default_factory=list, description="Short sentences on what to do.")
     findings: list[str] = Field(default_factory=list, description="What is wrong with the data, with file and line.")
     examples: int = Field(description="Training examples.")
@@ -32,10 +40,12 @@ class Preflight(model.Model):
     test_examples: int = Field(default=0, description="Test examples.")
     tokens: int = Field(description="Tokens of the training examples.")
     trainable_tokens: int = Field(description="Tokens of the training examples that are learned.")
-    estimated_memory: str | None = Field(default=None, description="Estimated accelerator memory of training, for example 21Gi.")
+    estimated_memory: str | None = Field(
+        default=None, description="Estimated accelerator memory of training, for example 21Gi."
+    )
 
 
-class Progress(model.Model):
+class Progress(Reported):
     """How far training is."""
 
     summary: str | None = Field(default=None, description="Percent and loss for people, for example 43%.")
@@ -50,13 +60,17 @@ class Progress(model.Model):
     updated_at: Time | None = Field(default=None, description="When the trainer wrote this.")
 
 
-class Checkpoint(model.Model):
+class Checkpoint(Reported):
+    """A checkpoint that is complete in S3."""
+
     uri: str = Field(description="The checkpoint's folder.")
     step: int = Field(description="The optimizer step it was saved after.")
     saved_at: Time = Field(description="When it was complete in S3.")
 
 
-class Adapter(model.Model):
+class Adapter(Reported):
+    """The trained adapter."""
+
     uri: str = Field(description="The adapter's folder, in PEFT's layout.")
     sha256: str = Field(description="The SHA-256 of its manifest, which lists the hash of every file.")
     bytes: int = Field(description="The size of the folder in bytes.")
@@ -64,25 +78,31 @@ class Adapter(model.Model):
     chat_template: bool = Field(default=False, description="Whether the folder carries a chat template.")
 
 
-class Artifacts(model.Model):
+class Artifacts(Reported):
+    """What the job made."""
+
     adapter: Adapter | None = Field(default=None, description="The trained adapter.")
     report: str | None = Field(default=None, description="The report for people, one HTML file.")
 
 
-class MetricValue(model.Model):
+class MetricValue(Reported):
+    """One metric of one contender."""
+
     name: job.Metric = Field(description="The metric.")
     contender: job.Contender = Field(description="Which model was measured.")
     value: str = Field(description="The value, for example 0.9250.")
 
 
-class GateResult(model.Model):
+class GateResult(Reported):
+    """A gate, with what was measured."""
+
     metric: job.Metric = Field(description="The gate's metric.")
     requirement: str = Field(description="What was required, in words.")
     observed: str = Field(description="What was measured, in words.")
     passed: bool = Field(description="Whether the gate let the model through.")
 
 
-class Evaluation(model.Model):
+class Evaluation(Reported):
     """How the tuned model compares."""
 
     passed: bool = Field(description="Whether every gate passed.")
@@ -93,7 +113,7 @@ class Evaluation(model.Model):
     canary: str | None = Field(default=None, description="Recorded answers that the served model must reproduce.")
 
 
-class Deployment(model.Model):
+class Deployment(Reported):
     """The server, as it serves now."""
 
     endpoint: str = Field(description="The base URL within the cluster; clients add /v1/chat/completions.")
@@ -101,11 +121,15 @@ class Deployment(model.Model):
     revision: str = Field(description="The revision that serves.")
     release: str = Field(description="The name of the Deployment that serves.")
     ready_replicas: int = Field(default=0, description="Pods that are ready.")
-    tokens_per_second: int | None = Field(default=None, description="Tokens per second of one request when it was verified.")
-    switched_at: Time | None = Field(default=None, description="When the Service began to send requests to this release.")
+    tokens_per_second: int | None = Field(
+        default=None, description="Tokens per second of one request when it was verified."
+    )
+    switched_at: Time | None = Field(
+        default=None, description="When the Service began to send requests to this release."
+    )
 
 
-class Failure(model.Model):
+class Failure(Reported):
     """Why the job failed or was last retried."""
 
     stage: str = Field(description="The stage that failed.")
@@ -117,7 +141,7 @@ class Failure(model.Model):
     time: Time | None = Field(default=None, description="When it ended.")
 
 
-class Revision(model.Model):
+class Revision(Reported):
     """A past or present revision, for `status.history`."""
 
     revision: str = Field(description="The revision's hash.")
@@ -127,29 +151,31 @@ class Revision(model.Model):
     finished_at: Time | None = Field(default=None, description="When it ended.")
 
 
-RECORD = {"x-kubernetes-preserve-unknown-fields": True}
+RECORD: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
 
-class Status(model.Model):
+class Status(Reported):
     """What the operator says of a FineTuneJob."""
 
-    # A status of an older or newer operator must stay readable: unknown fields are ignored here, not refused.
-    model_config = model.Model.model_config | {"extra": "ignore"}
-
     phase: reasons.Phase | None = Field(default=None, description="A summary of the conditions for people.")
-    observed_generation: int | None = Field(default=None, description="The generation of the spec that the status speaks of.")
+    observed_generation: int | None = Field(
+        default=None, description="The generation of the spec that the status speaks of."
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="The stages (Accepted, PreflightPassed, Trained, Evaluated, Deployed), their sum (Ready, Reconciling, "
-        "Stalled) and the end (Complete, Failed, Suspended).",
+        description="The stages (Accepted, PreflightPassed, Trained, Evaluated, Deployed), their sum (Ready, "
+        "Reconciling, Stalled) and the end (Complete, Failed, Suspended).",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     base_model: str | None = Field(default=None, description="The base model as resolved.")
-    revision: str | None = Field(default=None, description="The hash of what is trained: base model, dataset, training.")
+    revision: str | None = Field(
+        default=None, description="The hash of what is trained: base model, dataset, training."
+    )
     evaluation_hash: str | None = Field(default=None, description="The hash of how it is evaluated.")
     release: str | None = Field(default=None, description="The name of the Deployment that the spec asks for.")
     stage: str | None = Field(default=None, description="The stage that is under way.")
     attempt: int | None = Field(default=None, description="The attempt of the stage that is under way.")
+    failed_attempts: int | None = Field(default=None, description="Attempts of this stage that failed.")
     micro_batch_scale: float | None = Field(
         default=None, description="The share of the usual micro-batch; halved after an out-of-memory."
     )
@@ -163,7 +189,9 @@ class Status(model.Model):
     evaluation: Evaluation | None = Field(default=None, description="How the tuned model compares.")
     deployment: Deployment | None = Field(default=None, description="The server, as it serves now.")
     failure: Failure | None = Field(default=None, description="Why the job failed, or why its last attempt did.")
-    history: list[Revision] = Field(default_factory=list, max_length=10, description="The last ten revisions, newest first.")
+    history: list[Revision] = Field(
+        default_factory=list, max_length=10, description="The last ten revisions, newest first."
+    )
     resolved: dict[str, Any] | None = Field(
         default=None,
         description="The spec of the revision with every default, as it was trained. The operator compares with it.",
