@@ -59,6 +59,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "preflight" .Values.preflight
   "verify" .Values.verify
   "retryBackoffSeconds" .Values.retryBackoffSeconds
+  "progressSeconds" .Values.progressSeconds
   "drainSeconds" .Values.drainSeconds
   "labels" .Values.labels
   "logLevel" .Values.logLevel

@@ -1,0 +1,90 @@
+"""What the operator may do: exactly this list, in every mode of the chart."""
+
+from tests.chart.conftest import Manifest, Render
+
+Rights = dict[tuple[str, str], set[str]]
+
+OWN: Rights = {
+    ("finetune.dev", "finetunejobs"): {"get", "list", "watch", "delete"},
+    ("finetune.dev", "finetunejobs/status"): {"patch"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("apps", "deployments"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "serviceaccounts"): {"create", "patch"},
+    ("rbac.authorization.k8s.io", "roles"): {"create", "patch"},
+    ("rbac.authorization.k8s.io", "rolebindings"): {"create", "patch"},
+    ("", "pods"): {"get", "list", "watch"},
+    ("", "pods/log"): {"get"},
+    ("", "events"): {"create", "patch"},
+    ("events.k8s.io", "events"): {"create", "patch"},
+}
+CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"get", "list", "watch"}}
+LEADER: Rights = {("coordination.k8s.io", "leases"): {"get", "create", "update", "patch"}}
+
+NAME = "finetune-operator-finetune-system"
+
+
+def rights(role: Manifest) -> Rights:
+    found: Rights = {}
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                assert (group, resource) not in found, f"{resource} is listed twice"
+                found[group, resource] = set(rule["verbs"])
+    return found
+
+
+def test_the_cluster_role_has_exactly_these_verbs(render: Render) -> None:
+    rendered = render()
+    assert rights(rendered["ClusterRole"][NAME]) == OWN | CATALOGUE
+    assert set(rendered["ClusterRole"]) == {NAME}
+    assert set(rendered["Role"]) == {"finetune-operator-leader"}
+
+
+def test_named_namespaces_get_roles_and_the_cluster_role_shrinks_to_the_catalogue(render: Render) -> None:
+    rendered = render({"namespaces": ["ml", "research"]})
+    assert rights(rendered["ClusterRole"][NAME]) == CATALOGUE
+    assert set(rendered["Role"]) == {f"ml/{NAME}", f"research/{NAME}", "finetune-operator-leader"}
+    assert rights(rendered["Role"][f"ml/{NAME}"]) == OWN
+    assert rights(rendered["Role"][f"research/{NAME}"]) == OWN
+
+
+def test_leases_are_only_reached_in_the_release_namespace(render: Render) -> None:
+    assert rights(render()["Role"]["finetune-operator-leader"]) == LEADER
+
+
+def test_no_mode_touches_secrets_or_uses_wildcards(render: Render) -> None:
+    for values in ({}, {"namespaces": ["ml"]}):
+        rendered = render(values)
+        for role in [*rendered["ClusterRole"].values(), *rendered["Role"].values()]:
+            for (group, resource), verbs in rights(role).items():
+                assert "*" not in {group, resource} | verbs
+                assert resource.partition("/")[0] != "secrets"
+                assert not verbs & {"escalate", "bind", "impersonate", "deletecollection"}
+                assert resource not in {"pods/exec", "pods/attach", "pods/portforward", "serviceaccounts/token"}
+
+
+def test_every_binding_gives_its_role_to_the_operator_alone(render: Render) -> None:
+    rendered = render({"namespaces": ["ml"], "serviceAccount": {"name": "own"}})
+    assert set(rendered["ServiceAccount"]) == {"own"}
+    bindings = [*rendered["ClusterRoleBinding"].items(), *rendered["RoleBinding"].items()]
+    assert len(bindings) == 3
+    for name, binding in bindings:
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "own", "namespace": "finetune-system"}]
+        kind = binding["roleRef"]["kind"]
+        assert kind == ("ClusterRole" if binding["kind"] == "ClusterRoleBinding" else "Role")
+        place = f"{name.rpartition('/')[0]}/" if "/" in name else ""
+        assert place + binding["roleRef"]["name"] in rendered[kind]
+
+
+def test_the_operator_has_what_it_grants_to_the_pods_of_a_job() -> None:
+    # the Role of a training pod: its own progress ConfigMap
+    assert {"get", "patch"} <= OWN["", "configmaps"]
+
+
+def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
+    rendered = render()
+    assert rendered["ServiceAccount"]["finetune-operator"]["automountServiceAccountToken"] is False
+    pod = rendered["Deployment"]["finetune-operator"]["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is True
