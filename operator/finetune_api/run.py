@@ -34,7 +34,8 @@ class ResolvedBaseModel(model.Model):
     parameters: int | None = None
     architecture: basemodel.Architecture | None = None
     access_token_secret: str | None = None
-    extra_args: list[str] = Field(default_factory=list)
+    extra_args: list[str] = Field(default_factory=list, description="Arguments of vLLM that the catalogue gives.")
+    learning_rate: float | None = Field(default=None, description="The catalogue's default for jobs that name none.")
 
 
 class Run(model.Model):
@@ -48,7 +49,7 @@ class Run(model.Model):
     base_model: ResolvedBaseModel
     dataset: job.Dataset
     storage: job.Storage
-    training: job.Training = Field(description="As in the spec, learningRate filled from the catalogue where it names one.")
+    training: job.Training = Field(description="As in the spec; baseModel.learningRate counts where it names none.")
     evaluation: job.Evaluation = Field(default_factory=job.Evaluation)
     gpus: int = Field(default=0, description="GPUs of the training pod.")
     served_model_name: str

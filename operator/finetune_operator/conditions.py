@@ -1,0 +1,83 @@
+"""Small, named edits of a status, and its summary by kstatus' rules: Ready, Reconciling, Stalled, and the phase for people."""
+
+import datetime
+from typing import Literal
+
+from finetune_api import status
+from finetune_api.reasons import Condition, Phase, Reason, Stage
+
+State = Literal["True", "False", "Unknown"]
+
+STAGE_CONDITIONS = {
+    Stage.PREFLIGHT: Condition.PREFLIGHT_PASSED,
+    Stage.TRAIN: Condition.TRAINED,
+    Stage.EVALUATE: Condition.EVALUATED,
+    Stage.VERIFY: Condition.DEPLOYED,
+}
+ORDER = list(Condition)
+
+
+def get(state: status.Status, kind: Condition) -> status.Condition | None:
+    return next((c for c in state.conditions if c.type == kind), None)
+
+
+def is_true(state: status.Status, kind: Condition) -> bool:
+    found = get(state, kind)
+    return found is not None and found.status == "True"
+
+
+def put(
+    state: status.Status,
+    kind: Condition,
+    value: State,
+    reason: Reason,
+    message: str,
+    generation: int,
+    now: datetime.datetime,
+) -> status.Status:
+    """The status with this condition; its transition time changes only when the value flips."""
+    old = get(state, kind)
+    flipped = old is None or old.status != value
+    new = status.Condition(
+        type=kind,
+        status=value,
+        observed_generation=generation,
+        last_transition_time=now.replace(microsecond=0) if flipped or old is None else old.last_transition_time,
+        reason=reason,
+        message=message[:1024],
+    )
+    others = [c for c in state.conditions if c.type != kind]
+    ordered = sorted([*others, new], key=lambda c: ORDER.index(Condition(c.type)) if c.type in ORDER else len(ORDER))
+    return state.model_copy(update={"conditions": ordered})
+
+
+def drop(state: status.Status, *kinds: Condition) -> status.Status:
+    return state.model_copy(update={"conditions": [c for c in state.conditions if c.type not in kinds]})
+
+
+def phase(state: status.Status) -> Phase:
+    """A pure function of the conditions, for people."""
+    if is_true(state, Condition.SUSPENDED):
+        return Phase.SUSPENDED
+    if is_true(state, Condition.FAILED) or is_true(state, Condition.STALLED):
+        return Phase.FAILED
+    if is_true(state, Condition.COMPLETE):
+        return Phase.COMPLETE
+    if is_true(state, Condition.READY):
+        return Phase.READY
+    if not is_true(state, Condition.ACCEPTED):
+        return Phase.PENDING
+    trained = get(state, Condition.TRAINED)
+    if not is_true(state, Condition.PREFLIGHT_PASSED):
+        return Phase.PREFLIGHT
+    if not is_true(state, Condition.TRAINED):
+        running = trained is not None and trained.reason in {Reason.RUNNING, Reason.RETRYING}
+        return Phase.TRAINING if running else Phase.QUEUED
+    return Phase.DEPLOYING if is_true(state, Condition.EVALUATED) else Phase.EVALUATING
+
+
+def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
+    """Conditions whose value or reason changed: what is worth an event."""
+    before = {c.type: (c.status, c.reason) for c in old.conditions}
+    silent = {Condition.RECONCILING, Condition.STALLED, Condition.ACCEPTED}
+    return [c for c in new.conditions if before.get(c.type) != (c.status, c.reason) and c.type not in silent]

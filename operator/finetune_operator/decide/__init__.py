@@ -1,0 +1,413 @@
+"""Decide the next step of one job: pure, level-triggered, from the whole of what is observed.
+
+The journey is a list of rules named after facts; the first that says True ends it. Whatever the journey says, what serves is
+kept, what is left over is removed, and the status is summed up.
+"""
+
+import datetime
+from collections.abc import Callable
+
+from finetune_api import run, status
+from finetune_api.reasons import Condition, Reason, Stage
+from finetune_operator import conditions, observe, revisions
+from finetune_operator.decide import attempts, diagnosis, rollout
+from finetune_operator.decide.draft import Decision, Draft, Ended, Ref
+from finetune_operator.manifests import meta
+
+__all__ = ["Decision", "Ended", "Ref", "decide", "refuse"]
+
+STAGES = (Condition.PREFLIGHT_PASSED, Condition.TRAINED, Condition.EVALUATED, Condition.DEPLOYED)
+ENDS = (Condition.COMPLETE, Condition.FAILED)
+
+
+def decide(obs: observe.Observation) -> Decision:
+    """The next step of a job whose spec can be read."""
+    recorded = obs.parent.status.resolved
+    wanted = revisions.want(obs.spec, obs.parent.run_annotation, recorded)
+    draft = Draft(obs=obs, wanted=wanted, status=obs.parent.status)
+    for rule in JOURNEY:
+        if rule(draft):
+            break
+    if not draft.remove_parent:
+        rollout.keep_serving(draft)
+        rollout.retire(draft)
+        stop_what_is_not_wanted(draft)
+        sum_up(draft)
+    return draft.decision()
+
+
+def refuse(parent: observe.Parent, now: datetime.datetime) -> Decision:
+    """A spec that cannot be read (an API server without our schema let it in): say so; what runs and serves is left alone."""
+    say = parent.status
+    message = f"the spec is not valid: {parent.error}; edit it"
+    for kind, value in ((Condition.ACCEPTED, "False"), (Condition.STALLED, "True"), (Condition.READY, "False")):
+        state: conditions.State = "True" if value == "True" else "False"
+        say = conditions.put(say, kind, state, Reason.INVALID_SPEC, message, parent.generation, now)
+    say = conditions.put(say, Condition.RECONCILING, "False", Reason.INVALID_SPEC, message, parent.generation, now)
+    return Decision(
+        status=say.model_copy(update={"observed_generation": parent.generation, "phase": conditions.phase(say)})
+    )
+
+
+def time_to_live_is_over(draft: Draft) -> bool:
+    """Finished, not serving, and its time is up."""
+    ttl, finished = draft.spec.ttl_seconds_after_finished, draft.status.completion_time
+    ended = any(conditions.is_true(draft.status, kind) for kind in ENDS)
+    unchanged = draft.status.observed_generation == draft.obs.parent.generation
+    if ttl is None or finished is None or not ended or not unchanged or draft.status.serving is not None:
+        return False
+    due = finished + datetime.timedelta(seconds=ttl)
+    if draft.obs.now < due:
+        draft.again_at(due)
+        return False
+    draft.remove_parent = True
+    return True
+
+
+def gpu_type_is_unknown(draft: Draft) -> bool:
+    """A type that the operator's settings lack can never be scheduled: said before anything starts."""
+    known = draft.obs.settings.gpu_types
+    wanted = [draft.spec.resources, draft.spec.evaluation.resources, draft.spec.deployment.resources]
+    missing = [r.gpu_type for r in wanted if r and r.gpu_type and r.gpu_type not in known]
+    if not missing or conditions.is_true(draft.status, Condition.FAILED) or draft.status.revision is not None:
+        return False
+    draft.say(
+        Condition.ACCEPTED,
+        "False",
+        Reason.UNSCHEDULABLE,
+        f"gpuType {missing[0]} is not among the operator's: {', '.join(sorted(known)) or 'none are set'}. Choose one of them, or "
+        "let the platform team add it to the chart's gpuTypes.",
+    )
+    return True
+
+
+def base_model_is_not_in_the_catalogue(draft: Draft) -> bool:
+    if revisions.BASE_MODEL in draft.wanted.resolved:
+        return False
+    base = revisions.resolve(draft.spec.base_model, draft.obs.entry)
+    if base is not None:
+        draft.wanted.resolved[revisions.BASE_MODEL] = base.wire()
+        return False
+    if draft.wanted.revision != draft.status.revision:
+        draft.forget(*ENDS)
+    draft.say(
+        Condition.ACCEPTED,
+        "False",
+        Reason.BASE_MODEL_NOT_FOUND,
+        f"there is no BaseModel {draft.spec.base_model.name}: see `kubectl get basemodels`, or let the platform team add it; the "
+        "job goes on by itself",
+    )
+    return True
+
+
+def the_spec_asks_for_other_work(draft: Draft) -> bool:
+    """Forget just as much as the edit made stale: all of it, the judgement, the release, or a failure that may now pass."""
+    old, wanted, now = draft.status, draft.wanted, draft.obs.now.replace(microsecond=0)
+    release = draft.release_name if draft.spec.deployment.enabled else None
+    changed = {section for section, paths in wanted.changed.items() if paths}
+    failed_at = old.failure.stage if old.failure and conditions.is_true(old, Condition.FAILED) else None
+    fresh = {"attempt": None, "failed_attempts": None, "stage": None, "retry_at": None, "completion_time": None}
+    if old.revision != wanted.revision:
+        if old.revision is not None and old.completion_time is None:
+            entry = status.Revision(revision=old.revision, outcome=Reason.SUPERSEDED, finished_at=now)
+            draft.edit(history=[entry, *old.history][:10])
+        draft.forget(*STAGES, *ENDS)
+        draft.edit(
+            **fresh, revision=wanted.revision, start_time=now, micro_batch_scale=None, preflight=None, progress=None,
+            checkpoint=None, artifacts=None, evaluation=None, failure=None,
+        )  # fmt: skip
+    elif old.evaluation_hash != wanted.evaluation_hash:
+        draft.forget(Condition.EVALUATED, Condition.DEPLOYED)
+        draft.edit(evaluation=None)
+        if failed_at in {None, Stage.EVALUATE, Stage.VERIFY}:
+            draft.forget(*ENDS)
+            draft.edit(**fresh, failure=None, start_time=now)
+    elif old.release != release:
+        draft.forget(Condition.DEPLOYED)
+        if failed_at in {None, Stage.VERIFY}:
+            draft.forget(*ENDS)
+            draft.edit(**fresh, failure=None, start_time=now)
+    elif failed_at and (
+        revisions.ENVIRONMENT in changed or (failed_at == Stage.PREFLIGHT and revisions.PREFLIGHT in changed)
+    ):
+        draft.forget(*ENDS, conditions.STAGE_CONDITIONS[Stage(failed_at)])
+        attempt = (old.attempt or 1) + 1
+        draft.edit(
+            **fresh | {"stage": failed_at, "attempt": attempt, "failed_attempts": 0}, failure=None, start_time=now
+        )
+    base = run.ResolvedBaseModel.model_validate(wanted.resolved[revisions.BASE_MODEL])
+    draft.edit(
+        resolved=wanted.resolved,
+        evaluation_hash=wanted.evaluation_hash,
+        release=release,
+        base_model=base.name,
+    )
+    draft.say(Condition.ACCEPTED, "True", Reason.ACCEPTED, f"revision {wanted.revision} of base model {base.name}")
+    return False
+
+
+def failure_is_final(draft: Draft) -> bool:
+    """Sticky: a child that is removed, or a restart of the operator, never starts a finished revision again."""
+    return conditions.is_true(draft.status, Condition.FAILED)
+
+
+def everything_is_done(draft: Draft) -> bool:
+    """Complete without a server, or the wanted release serves."""
+    if not draft.spec.deployment.enabled:
+        if draft.status.serving is not None:
+            rollout.stop(draft)
+        return conditions.is_true(draft.status, Condition.COMPLETE)
+    draft.forget(Condition.COMPLETE)
+    serving = draft.serving
+    return (
+        serving is not None
+        and serving.name == draft.release_name
+        and conditions.is_true(draft.status, Condition.DEPLOYED)
+    )
+
+
+def job_is_suspended(draft: Draft) -> bool:
+    """The running stage is stopped, its checkpoints stay; resuming starts the next attempt with a new clock."""
+    was = conditions.is_true(draft.status, Condition.SUSPENDED)
+    if draft.spec.suspend:
+        stage = draft.status.stage
+        if stage and not was:
+            draft.say(conditions.STAGE_CONDITIONS[Stage(stage)], "Unknown", Reason.SUSPENDED, f"{stage} is suspended")
+        draft.say(Condition.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true: set it to false to go on")
+        return True
+    if was:
+        draft.say(Condition.SUSPENDED, "False", Reason.RESUMED, "resumed from the last checkpoint, if there was one")
+        if draft.status.stage is not None:
+            draft.edit(attempt=(draft.status.attempt or 0) + 1, retry_at=None)
+        draft.edit(start_time=draft.obs.now.replace(microsecond=0))
+    return False
+
+
+def deadline_has_passed(draft: Draft) -> bool:
+    started = draft.status.start_time
+    if started is None:
+        return False
+    due = started + datetime.timedelta(seconds=draft.spec.active_deadline_seconds)
+    if draft.obs.now < due:
+        draft.again_at(due)
+        return False
+    stage = Stage(draft.status.stage) if draft.status.stage else Stage.PREFLIGHT
+    waited = conditions.get(draft.status, conditions.STAGE_CONDITIONS[stage])
+    seen = f"; the last that was seen: {waited.reason}: {waited.message}" if waited else ""
+    draft.fail(
+        stage,
+        Reason.DEADLINE_EXCEEDED,
+        f"the revision did not end within activeDeadlineSeconds ({draft.spec.active_deadline_seconds}){seen}",
+    )
+    return True
+
+
+def preflight_is_not_done(draft: Draft) -> bool:
+    if conditions.is_true(draft.status, Condition.PREFLIGHT_PASSED):
+        return False
+    wanted = draft.spec.resources.model_copy(update={"gpus": 0, "requests": draft.obs.settings.preflight.requests})
+    answer = attempts.advance(draft, Stage.PREFLIGHT, base_of(draft), wanted.model_copy(update={"gpu_type": None}), [])
+    if answer is None:
+        return True
+    found = answer.preflight
+    draft.edit(preflight=found)
+    if answer.reason is not None:
+        draft.fail(Stage.PREFLIGHT, answer.reason, answer.message)
+        return True
+    text = f"{found.examples} training examples; {found.verdict}" if found else answer.message
+    advice = " ".join(found.advice) if found else ""
+    draft.say(Condition.PREFLIGHT_PASSED, "True", Reason.SUCCEEDED, f"{text}. {advice}".strip(". ") + ".")
+    return False
+
+
+def training_is_not_done(draft: Draft) -> bool:
+    if conditions.is_true(draft.status, Condition.TRAINED):
+        return False
+    scale = draft.status.micro_batch_scale
+    arguments = ["--micro-batch-scale", str(scale)] if scale else []
+    answer = attempts.advance(draft, Stage.TRAIN, base_of(draft), draft.spec.resources, arguments)
+    copy_progress(draft)
+    if answer is None:
+        return True
+    if answer.training is None:
+        draft.fail(
+            Stage.TRAIN, Reason.TRAINER_ERROR, "training ended well but named no adapter: look at the trainer's image"
+        )
+        return True
+    done = answer.training
+    draft.edit(
+        artifacts=status.Artifacts(adapter=done.adapter),
+        progress=status.Progress(
+            summary="100%",
+            percent=100,
+            step=done.steps,
+            total_steps=done.steps,
+            loss=f"{done.loss:.4f}",
+            validation_loss=None if done.validation_loss is None else f"{done.validation_loss:.4f}",
+            tokens_per_second=round(done.tokens_per_second),
+            updated_at=draft.obs.now.replace(microsecond=0),
+        ),
+    )
+    draft.say(
+        Condition.TRAINED, "True", Reason.SUCCEEDED, f"{done.steps} steps, loss {done.loss:.4f}: {done.adapter.uri}"
+    )
+    return False
+
+
+def evaluation_is_not_done(draft: Draft) -> bool:
+    if conditions.is_true(draft.status, Condition.EVALUATED):
+        return False
+    adapter = adapter_of(draft)
+    wanted = draft.spec.evaluation.resources or draft.spec.resources
+    arguments = ["--adapter", adapter.uri, "--sha256", adapter.sha256]
+    answer = attempts.advance(draft, Stage.EVALUATE, base_of(draft), wanted, arguments)
+    if answer is None:
+        return True
+    found = answer.evaluation
+    if found is None:
+        draft.fail(Stage.EVALUATE, Reason.TRAINER_ERROR, "the evaluation ended well but gave no results")
+        return True
+    draft.edit(evaluation=found, artifacts=status.Artifacts(adapter=adapter, report=answer.report))
+    if not found.passed:
+        missed = "; ".join(
+            f"{g.metric}: required {g.requirement}, observed {g.observed}" for g in found.gates if not g.passed
+        )
+        draft.fail(
+            Stage.EVALUATE,
+            Reason.EVALUATION_BELOW_GATE,
+            f"{missed}. Look at the report ({answer.report}), then improve data or training, or change evaluation.gates.",
+        )
+        return True
+    gates = f"{len(found.gates)} of {len(found.gates)} gates passed" if found.gates else "no gates"
+    draft.say(Condition.EVALUATED, "True", Reason.SUCCEEDED, f"{gates} on {found.examples} test examples")
+    return False
+
+
+def deployment_is_disabled(draft: Draft) -> bool:
+    if draft.spec.deployment.enabled:
+        return False
+    report = draft.status.artifacts.report if draft.status.artifacts else None
+    draft.say(Condition.DEPLOYED, "False", Reason.DISABLED, "deployment.enabled is false")
+    draft.say(Condition.COMPLETE, "True", Reason.SUCCEEDED, f"the adapter is trained and measured: {report}")
+    draft.edit(failure=None)
+    draft.finish(Reason.SUCCEEDED)
+    return True
+
+
+def the_release_is_rolled_out(draft: Draft) -> bool:
+    rollout.advance(draft, base_of(draft), adapter_of(draft))
+    return True
+
+
+JOURNEY: tuple[Callable[[Draft], bool], ...] = (
+    time_to_live_is_over,
+    gpu_type_is_unknown,
+    base_model_is_not_in_the_catalogue,
+    the_spec_asks_for_other_work,
+    failure_is_final,
+    everything_is_done,
+    job_is_suspended,
+    deadline_has_passed,
+    preflight_is_not_done,
+    training_is_not_done,
+    evaluation_is_not_done,
+    deployment_is_disabled,
+    the_release_is_rolled_out,
+)
+
+
+def base_of(draft: Draft) -> run.ResolvedBaseModel:
+    return run.ResolvedBaseModel.model_validate(draft.wanted.resolved[revisions.BASE_MODEL])
+
+
+def adapter_of(draft: Draft) -> status.Adapter:
+    """Trained is true, so there is one: both are written in the same status patch."""
+    assert draft.status.artifacts is not None
+    assert draft.status.artifacts.adapter is not None
+    return draft.status.artifacts.adapter
+
+
+def copy_progress(draft: Draft) -> None:
+    """The trainer's own words, at most every few seconds, and only of the attempt that runs."""
+    config = draft.obs.configs.get(meta.progress_config(draft.obs.parent, draft.wanted.revision))
+    report = config.progress if config else None
+    if report is None or report.revision != draft.wanted.revision or report.attempt != draft.status.attempt:
+        return
+    old = draft.status.progress
+    if old is not None and report.progress == old:
+        return
+    if report.checkpoint is not None and report.checkpoint != draft.status.checkpoint:
+        draft.edit(checkpoint=report.checkpoint)
+    elif old is not None and old.updated_at is not None and report.progress.percent < 100:
+        due = old.updated_at + datetime.timedelta(seconds=draft.obs.settings.progress_seconds)
+        if draft.obs.now < due:
+            draft.again_at(due)
+            return
+    draft.edit(progress=report.progress)
+
+
+def stop_what_is_not_wanted(draft: Draft) -> None:
+    """Running Jobs other than the wanted one, and the files of revisions that nobody needs. Finished Jobs stay for a look."""
+    draft.delete += [
+        Ref("Job", present.name)
+        for present in draft.obs.jobs.values()
+        if not present.over and not present.deleting and present.name != draft.active_job
+    ]
+    needed = {draft.status.revision, draft.serving.revision if draft.serving else None} - {None}
+    names = {
+        name
+        for revision in needed
+        for name in (
+            meta.run_config(draft.obs.parent, str(revision)),
+            meta.progress_config(draft.obs.parent, str(revision)),
+        )
+    }
+    # A release that drains still mounts its run file.
+    draining = {server.revision for server in draft.obs.servers.values()}
+    names |= {meta.run_config(draft.obs.parent, revision) for revision in draining}
+    draft.delete += [Ref("ConfigMap", name) for name in draft.obs.configs if name not in names]
+
+
+def sum_up(draft: Draft) -> None:
+    """Ready, Reconciling and Stalled by kstatus' rules, then the phase."""
+    state, serving = draft.status, draft.serving
+    failed = conditions.get(state, Condition.FAILED)
+    if failed is not None and failed.status == "True":
+        keeps = ""
+        if serving is not None:
+            keeps = f" Revision {serving.revision} goes on serving."
+            rolled = Reason.ROLLED_BACK if state.failure and state.failure.stage == Stage.VERIFY else Reason.SERVING
+            draft.say(Condition.DEPLOYED, "True", rolled, f"revision {serving.revision} serves; the wanted one failed")
+        _kstatus(draft, "False", False, True, Reason(failed.reason), failed.message + keeps)
+    elif conditions.is_true(state, Condition.COMPLETE):
+        _kstatus(draft, "True", False, False, Reason.SUCCEEDED, "done: nothing is to be served")
+    elif conditions.is_true(state, Condition.SUSPENDED):
+        _kstatus(draft, "False", False, False, Reason.SUSPENDED, "suspended")
+    elif serving is not None and serving.name == draft.release_name and conditions.is_true(state, Condition.DEPLOYED):
+        server = draft.obs.servers.get(serving.name)
+        ready, replicas = (server.ready if server else 0), draft.spec.deployment.replicas
+        text = f"{ready} of {replicas} pods of revision {serving.revision} are ready"
+        problems = [] if ready else [p for p in map(_pod_problem, draft.obs.pods_of(serving.name)) if p]
+        text = f"{text}: {problems[0]}" if problems else text
+        _kstatus(draft, "True" if ready else "False", ready < replicas, False, Reason.SERVING, text)
+    else:
+        kinds = (Condition.ACCEPTED, *STAGES)
+        found = [c for c in (conditions.get(state, kind) for kind in kinds) if c is not None and c.status != "True"]
+        reason, text = (Reason(found[0].reason), found[0].message) if found else (Reason.WAITING, "starting")
+        if serving is not None:
+            text += f" Revision {serving.revision} goes on serving."
+        _kstatus(draft, "False", True, False, reason, text)
+    draft.edit(observed_generation=draft.obs.parent.generation, phase=conditions.phase(draft.status))
+
+
+def _pod_problem(pod: observe.Pod) -> str:
+    problem = diagnosis.server(pod)
+    return problem.message if problem else ""
+
+
+def _kstatus(
+    draft: Draft, ready: conditions.State, reconciling: bool, stalled: bool, reason: Reason, message: str
+) -> None:
+    draft.say(Condition.READY, ready, reason, message)
+    draft.say(Condition.RECONCILING, "True" if reconciling else "False", reason, message)
+    draft.say(Condition.STALLED, "True" if stalled else "False", reason, message)

@@ -1,0 +1,132 @@
+"""What ails a pod, in the words of the contract: a reason, what was seen, what to do."""
+
+import dataclasses
+
+import pydantic
+
+from finetune_api import outcome
+from finetune_api.exits import Exit
+from finetune_api.reasons import Reason, Stage
+from finetune_operator import observe
+
+PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+RESTARTS = 3
+"""A server that fell over this often does not come up by itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """`ends`: whether waiting is pointless."""
+
+    reason: Reason
+    message: str
+    ends: bool = False
+    exit_code: int | None = None
+    log_tail: str | None = None
+
+
+def answer(pod: observe.Pod | None) -> outcome.Outcome | None:
+    """What the stage wrote as its termination message; None when it could not."""
+    if pod is None or pod.terminated is None:
+        return None
+    try:
+        return outcome.Outcome.model_validate_json(pod.terminated.message)
+    except pydantic.ValidationError:
+        return None
+
+
+def not_started(pod: observe.Pod | None, refusal: str) -> Problem | None:
+    """Why a pod does not start; None while all is well so far."""
+    if pod is None:
+        if not refusal:
+            return None
+        quota = "exceeded quota" in refusal
+        advice = "free quota or ask for more" if quota else "change the spec or the namespace's policy"
+        return Problem(
+            Reason.QUOTA_EXCEEDED if quota else Reason.POD_REFUSED,
+            f"the API server refuses the pod: {refusal}; {advice}",
+        )
+    if pod.unschedulable:
+        return Problem(
+            Reason.UNSCHEDULABLE,
+            f"no node takes the pod: {pod.unschedulable} Add such a node, or change resources "
+            "(gpus, gpuType, requests, nodeSelector, tolerations).",
+        )
+    if pod.waiting is None:
+        return None
+    seen = pod.waiting.message or pod.waiting.reason
+    if pod.waiting.reason in PULL:
+        return Problem(
+            Reason.IMAGE_PULL_FAILED,
+            f"the image of container {pod.waiting.container} cannot be pulled: {seen}. Check the image's name, the registry "
+            "and the pull secret.",
+        )
+    if pod.waiting.reason == "CreateContainerConfigError" and "secret" in seen.lower():
+        return Problem(
+            Reason.CREDENTIALS_MISSING,
+            f"{seen}: create that Secret in the job's namespace, with the keys that the documentation names; the job goes on "
+            "by itself.",
+        )
+    if pod.waiting.reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
+        return Problem(Reason.POD_REFUSED, f"container {pod.waiting.container} cannot be made: {seen}")
+    return None
+
+
+ADVICE = {
+    Exit.OUT_OF_MEMORY: (Reason.TRAINER_OUT_OF_MEMORY, "out of memory"),
+    Exit.DIVERGED: (Reason.LOSS_DIVERGED, "the loss diverged: lower training.learningRate or look at the data"),
+    Exit.STORAGE: (Reason.STORAGE_UNAVAILABLE, "S3 could not be reached: check storage.endpoint and the network"),
+}
+
+
+def failed(stage: Stage, pod: observe.Pod | None, job_failure: str) -> Problem:
+    """Why an attempt failed. `ends` is true when another one would end the same."""
+    if pod is None or pod.terminated is None:
+        seen = f" ({job_failure})" if job_failure else ""
+        return Problem(Reason.TRAINER_ERROR, f"the {stage} pod vanished before it could answer{seen}")
+    end, said = pod.terminated, answer(pod)
+    tail = None if said else end.message[-1500:] or None
+    ends = end.exit_code in {Exit.INVALID, Exit.DIVERGED}
+    if end.reason == "OOMKilled":
+        return Problem(
+            Reason.TRAINER_OUT_OF_MEMORY,
+            f"the {stage} pod was killed at its memory limit: raise resources.requests.memory, or lower "
+            "training.maxSequenceLength",
+            exit_code=end.exit_code,
+            log_tail=tail,
+        )
+    if said is not None and said.reason is not None:
+        return Problem(said.reason, said.message, ends=ends, exit_code=end.exit_code)
+    reason, text = ADVICE.get(
+        Exit(end.exit_code) if end.exit_code in set(Exit) else Exit.DONE,
+        (Reason.TRAINER_ERROR, f"the {stage} pod ended with exit code {end.exit_code} ({end.reason or 'no reason'})"),
+    )
+    message = said.message if said and said.message else text
+    if tail:
+        message = f"{message}; last lines: {tail.strip()[-300:]}"
+    return Problem(reason, message, ends=ends, exit_code=end.exit_code, log_tail=tail)
+
+
+def server(pod: observe.Pod | None) -> Problem | None:
+    """Why a server's pod is not ready; None while it may still come up."""
+    if problem := not_started(pod, ""):
+        return problem
+    if pod is None or pod.terminated is None:
+        return None
+    end, said = pod.terminated, answer(pod)
+    if said is not None and said.reason is not None and end.exit_code == Exit.INVALID:
+        return Problem(said.reason, said.message, ends=True, exit_code=end.exit_code)
+    if said is not None and end.exit_code == Exit.STORAGE:
+        return Problem(Reason.STORAGE_UNAVAILABLE, said.message, exit_code=end.exit_code)
+    if pod.restarts >= RESTARTS:
+        oom = "it was killed at its memory limit; " if end.reason == "OOMKilled" else ""
+        tail = end.message[-1500:]
+        return Problem(
+            Reason.SERVER_FAILED,
+            f"container {end.container} of the server ended {pod.restarts} times with exit code {end.exit_code}: {oom}"
+            f"last lines: {tail.strip()[-300:] or 'none'}. Check deployment.extraArgs, image and resources.",
+            ends=True,
+            exit_code=end.exit_code,
+            log_tail=tail or None,
+        )
+    return None

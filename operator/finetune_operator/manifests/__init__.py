@@ -1,0 +1,1 @@
+"""Desired state: facts in, manifest out. No client, no clock, no error; each file builds one kind and reads like its YAML."""

@@ -1,0 +1,31 @@
+"""The two ConfigMaps of a revision: the run file that its pods read, and the progress that its trainer writes."""
+
+import json
+
+from finetune_api import run
+from finetune_operator import observe, settings
+from finetune_operator.manifests import meta
+
+
+def run_file(parent: observe.Parent, chart: settings.Settings, content: run.Run) -> meta.Manifest:
+    labels = meta.labels(parent, chart.labels, **{observe.REVISION: content.revision})
+    return meta.hashed(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": meta.owned(parent, meta.run_config(parent, content.revision), labels),
+            "data": {"run.json": json.dumps(content.wire(), indent=1)},
+        }
+    )
+
+
+def progress(parent: observe.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
+    """Empty: the trainer fills it, and server-side apply leaves alone what we do not name."""
+    labels = meta.labels(parent, chart.labels, **{observe.REVISION: revision})
+    return meta.hashed(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": meta.owned(parent, meta.progress_config(parent, revision), labels),
+        }
+    )

@@ -1,0 +1,104 @@
+"""The server of a release: vLLM behind an init container that fetches base model and adapter and checks their hashes."""
+
+from typing import Any
+
+from finetune_api import run
+from finetune_operator import observe, settings
+from finetune_operator.manifests import meta, pods
+from finetune_operator.manifests.release import Release
+
+SERVER = "server"
+FETCH = "fetch"
+
+
+def probe(period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/health", "port": run.SERVER_PORT},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def build(parent: observe.Parent, chart: settings.Settings, release: Release, replicas: int) -> meta.Manifest:
+    selector = {observe.UID: parent.uid, observe.RELEASE: release.name}
+    labels = meta.labels(parent, chart.labels, **{observe.REVISION: release.revision, observe.RELEASE: release.name})
+    base_volumes, base_mounts = pods.base_volume(release.base_model)
+    fetch = {
+        "name": FETCH,
+        "image": release.fetch_image,
+        "imagePullPolicy": chart.image_pull_policy,
+        "args": [
+            "fetch", "--run", run.PATH,
+            "--adapter", release.adapter.uri, "--sha256", release.adapter.sha256,
+            "--adapter-to", run.ADAPTER_PATH,
+            *([] if base_mounts else ["--base-to", run.MODEL_PATH]),
+        ],
+        "env": [
+            *pods.environment({}),
+            *pods.credentials(release.storage.credentials_secret),
+            *pods.secret_value("HF_TOKEN", release.base_model.access_token_secret, "HF_TOKEN"),
+        ],
+        "securityContext": pods.security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
+            {"name": "models", "mountPath": "/models"},
+            *base_mounts,
+        ],
+    }  # fmt: skip
+    server = {
+        "name": SERVER,
+        "image": release.image,
+        "imagePullPolicy": chart.image_pull_policy,
+        # named by module: the console script looks for a distribution that CPU builds do not have
+        "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+        "args": release.arguments,
+        "env": [
+            *pods.environment({"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **release.env}),
+            *pods.secret_value("VLLM_API_KEY", release.deployment.api_key_secret, "API_KEY"),
+        ],
+        "ports": [{"name": "http", "containerPort": run.SERVER_PORT}],
+        "resources": pods.resources(release.deployment.resources, chart, chart.serving.requests),
+        "securityContext": pods.security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "startupProbe": probe(2, 1800),
+        "readinessProbe": probe(5, 2),
+        "livenessProbe": probe(15, 4),
+        # endpoints forget the pod before the server stops listening
+        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            {"name": "models", "mountPath": "/models", "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+            *base_mounts,
+        ],
+    }
+    template = pods.pod(
+        chart,
+        service_account=meta.service_account(parent, release.storage.service_account_name),
+        token=False,
+        containers=[server],
+        volumes=[
+            {"name": "run", "configMap": {"name": meta.run_config(parent, release.revision)}},
+            {"name": "models", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": release.shm_size}},
+            *base_volumes,
+        ],
+        initContainers=[fetch],
+        terminationGracePeriodSeconds=60,
+        **pods.placement(release.deployment.resources, chart),
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta.owned(parent, release.name, labels),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 1,
+            "progressDeadlineSeconds": 7200,
+            "selector": {"matchLabels": selector},
+            "template": {"metadata": {"labels": labels}, "spec": template},
+        },
+    }

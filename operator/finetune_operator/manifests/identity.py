@@ -1,0 +1,39 @@
+"""ServiceAccount, Role and RoleBinding of a job's pods: they may patch their own progress ConfigMap and nothing else."""
+
+from finetune_operator import observe, settings
+from finetune_operator.manifests import meta
+
+
+def build(parent: observe.Parent, chart: settings.Settings, revision: str, chosen: str | None) -> list[meta.Manifest]:
+    """The identity of the job's pods; with a ServiceAccount of the user's only Role and RoleBinding are ours."""
+    name = meta.identity(parent)
+    labels = meta.labels(parent, chart.labels)
+    account = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": meta.owned(parent, name, labels),
+        "automountServiceAccountToken": False,
+    }
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": meta.owned(parent, name, labels),
+        "rules": [
+            {
+                "apiGroups": [""],
+                "resources": ["configmaps"],
+                "resourceNames": [meta.progress_config(parent, revision)],
+                "verbs": ["get", "patch"],
+            }
+        ],
+    }
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": meta.owned(parent, name, labels),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [
+            {"kind": "ServiceAccount", "name": meta.service_account(parent, chosen), "namespace": parent.namespace}
+        ],
+    }
+    return [*([] if chosen else [account]), role, binding]

@@ -1,0 +1,81 @@
+"""Names, labels and owners of children. Every name is a function of job, revision and attempt, so that applying twice is once."""
+
+from typing import Any
+
+from finetune_api import API_VERSION, reasons
+from finetune_operator import observe, revisions
+
+Manifest = dict[str, Any]
+MANAGER = "finetune-operator"
+
+
+def run_config(parent: observe.Parent, revision: str) -> str:
+    return f"{parent.name}-{revision}-run"
+
+
+def progress_config(parent: observe.Parent, revision: str) -> str:
+    return f"{parent.name}-{revision}-progress"
+
+
+def identity(parent: observe.Parent) -> str:
+    """The ServiceAccount, Role and RoleBinding of the job's pods."""
+    return f"{parent.name}-trainer"
+
+
+def service_account(parent: observe.Parent, chosen: str | None) -> str:
+    return chosen or identity(parent)
+
+
+def release(parent: observe.Parent, wanted: revisions.Wanted) -> str:
+    """The Deployment, and the candidate Service before it."""
+    return f"{parent.name}-{wanted.revision}-{wanted.release_hash}"
+
+
+def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
+    """At most 63 characters for a name of 40: evaluation and verification carry four digits of what they judge."""
+    short = {
+        reasons.Stage.EVALUATE: f"eval{wanted.evaluation_hash[:4]}",
+        reasons.Stage.VERIFY: f"verify{wanted.release_hash}",
+    }.get(stage, stage.value)
+    return f"{parent.name}-{wanted.revision}-{short}-{attempt}"
+
+
+def labels(parent: observe.Parent, extra: dict[str, str], **more: str) -> dict[str, str]:
+    return {
+        **extra,
+        "app.kubernetes.io/managed-by": MANAGER,
+        "app.kubernetes.io/name": "finetunejob",
+        "app.kubernetes.io/instance": parent.name,
+        observe.JOB: parent.name,
+        observe.UID: parent.uid,
+        **more,
+    }
+
+
+def owned(parent: observe.Parent, name: str, labels_: dict[str, str]) -> dict[str, Any]:
+    """Metadata of a child: removed with its FineTuneJob by the garbage collector."""
+    return {
+        "name": name,
+        "namespace": parent.namespace,
+        "labels": labels_,
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": "FineTuneJob",
+                "name": parent.name,
+                "uid": parent.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def hashed(manifest: Manifest) -> Manifest:
+    """The manifest with its own digest as an annotation: what was asked for, to compare with later."""
+    annotations = {**manifest["metadata"].get("annotations", {}), observe.HASH: revisions.digest(manifest, 16)}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+
+
+def hash_of(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["annotations"][observe.HASH])

@@ -1,0 +1,86 @@
+"""What a serving Deployment is made from. Recorded whole in `status.serving`, so that it can be made again at any time."""
+
+import posixpath
+from typing import Any
+
+from pydantic import Field
+
+from finetune_api import job, model, run, status
+from finetune_operator import settings
+
+
+class Release(model.Model):
+    """One candidate or serving release: a revision's adapter under one serving configuration.
+
+    Images and arguments of the operator's settings are part of it: an upgrade of the operator leaves what serves as it is.
+    """
+
+    model_config = model.Model.model_config | {"extra": "ignore"}
+
+    name: str
+    revision: str
+    base_model: run.ResolvedBaseModel
+    adapter: status.Adapter
+    deployment: job.Deployment
+    storage: job.Storage
+    served_model_name: str
+    image: str
+    fetch_image: str
+    arguments: list[str] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict)
+    shm_size: Any = "1Gi"
+    canary: str | None = None
+    tokens_per_second: int | None = None
+
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank."""
+
+
+def arguments(
+    base: run.ResolvedBaseModel, adapter: status.Adapter, served: str, wanted: job.Deployment, chart: settings.Settings
+) -> list[str]:
+    """vLLM's command line. The API key travels by environment, never as an argument."""
+    template = posixpath.join(run.ADAPTER_PATH, "chat_template.jinja")
+    return [
+        f"--model={run.MODEL_PATH}",
+        f"--served-model-name={base.name}",
+        f"--port={run.SERVER_PORT}",
+        "--enable-lora",
+        f"--lora-modules={served}={run.ADAPTER_PATH}",
+        f"--max-lora-rank={next(rank for rank in RANKS if rank >= adapter.rank)}",
+        *([f"--chat-template={template}"] if adapter.chat_template else []),
+        *([f"--tensor-parallel-size={wanted.resources.gpus}"] if wanted.resources.gpus > 1 else []),
+        *chart.serving.args,
+        *base.extra_args,
+        *wanted.extra_args,
+    ]
+
+
+def build(
+    name: str,
+    revision: str,
+    *,
+    parent_name: str,
+    base_model: run.ResolvedBaseModel,
+    adapter: status.Adapter,
+    spec: job.FineTuneJobSpec,
+    chart: settings.Settings,
+    canary: str | None,
+) -> Release:
+    served = spec.deployment.served_model_name or parent_name
+    return Release(
+        name=name,
+        revision=revision,
+        base_model=base_model,
+        adapter=adapter,
+        deployment=spec.deployment,
+        storage=spec.storage,
+        served_model_name=served,
+        image=spec.deployment.image or chart.images.serving,
+        fetch_image=chart.images.fetch,
+        arguments=arguments(base_model, adapter, served, spec.deployment, chart),
+        env=chart.serving.env,
+        shm_size=chart.serving.shm_size,
+        canary=canary,
+    )

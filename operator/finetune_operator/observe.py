@@ -1,0 +1,325 @@
+"""What is: the world of one job as frozen facts, projected from what the API server sent.
+
+    FineTuneJob ─┬─ run ConfigMap, progress ConfigMap, ServiceAccount + Role + RoleBinding
+                 ├─ Job per stage and attempt ── Pod
+                 └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
+
+Every child carries the job's uid as a label, so one cache answers for pods of Jobs and Deployments alike. Projections are
+small (thousands of jobs stay cheap) and total: a strange object gives a poorer fact, never an exception.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+
+from finetune_api import basemodel, job, outcome, run, status
+from finetune_operator import revisions, settings
+
+UID = "finetune.dev/uid"
+JOB = "finetune.dev/job"
+STAGE = "finetune.dev/stage"
+REVISION = "finetune.dev/revision"
+RELEASE = "finetune.dev/release"
+ATTEMPT = "finetune.dev/attempt"
+HASH = "finetune.dev/spec-hash"
+"""Annotation: the digest of the manifest as we wrote it."""
+
+Raw = Mapping[str, Any]
+
+
+def _time(text: Any) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
+    except ValueError:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageJob:
+    """A Job of ours: one attempt of one stage."""
+
+    name: str
+    uid: str
+    stage: str
+    attempt: int
+    hash: str
+    created: datetime.datetime | None
+    finished: datetime.datetime | None
+    succeeded: bool
+    failed: bool
+    failure: str
+    deleting: bool
+
+    @property
+    def over(self) -> bool:
+        return self.succeeded or self.failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A container that cannot start, in the kubelet's words."""
+
+    container: str
+    reason: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Terminated:
+    container: str
+    exit_code: int
+    reason: str
+    message: str
+    finished: datetime.datetime | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """A pod of a stage or of a release. `parent` is the name of its Job or Deployment."""
+
+    name: str
+    parent: str
+    phase: str
+    ready: bool
+    created: datetime.datetime | None
+    started: datetime.datetime | None
+    waiting: Waiting | None
+    terminated: Terminated | None
+    unschedulable: str
+    restarts: int
+    disrupted: bool
+    deleting: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A Deployment of ours. `guarded` are the fields whose drift is mended."""
+
+    name: str
+    revision: str
+    guarded: Mapping[str, Any]
+    replicas: int
+    ready: int
+    deleting: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    name: str
+    guarded: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A ConfigMap of ours; `progress` is the trainer's report when it is one."""
+
+    name: str
+    hash: str
+    progress: outcome.ProgressReport | None
+
+
+Child = StageJob | Pod | Server | Service | Config
+
+
+def _labels(raw: Raw) -> Mapping[str, str]:
+    return raw.get("metadata", {}).get("labels") or {}
+
+
+def _hash(raw: Raw) -> str:
+    return str((raw.get("metadata", {}).get("annotations") or {}).get(HASH, ""))
+
+
+def uid_of(raw: Raw) -> str | None:
+    """The uid of the FineTuneJob that a child belongs to."""
+    return _labels(raw).get(UID)
+
+
+def stage_job(raw: Raw) -> StageJob:
+    meta, state = raw["metadata"], raw.get("status") or {}
+    conditions = {c.get("type"): c for c in state.get("conditions") or [] if c.get("status") == "True"}
+    over = conditions.get("Complete") or conditions.get("Failed")
+    attempt = _labels(raw).get(ATTEMPT, "1")
+    return StageJob(
+        name=meta["name"],
+        uid=meta.get("uid", ""),
+        stage=_labels(raw).get(STAGE, ""),
+        attempt=int(attempt) if attempt.isdigit() else 1,
+        hash=_hash(raw),
+        created=_time(meta.get("creationTimestamp")),
+        finished=_time(over.get("lastTransitionTime")) if over else None,
+        succeeded="Complete" in conditions,
+        failed="Failed" in conditions,
+        failure=str(conditions.get("Failed", {}).get("reason", "")),
+        deleting=bool(meta.get("deletionTimestamp")),
+    )
+
+
+def _statuses(state: Raw) -> list[Raw]:
+    return [*(state.get("initContainerStatuses") or []), *(state.get("containerStatuses") or [])]
+
+
+def _waiting(state: Raw) -> Waiting | None:
+    for container in _statuses(state):
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in {"PodInitializing", "ContainerCreating", None}:
+            return Waiting(container.get("name", ""), waiting["reason"], waiting.get("message", ""))
+    return None
+
+
+def _terminated(state: Raw) -> Terminated | None:
+    """The end that tells most: a failed container's, now or before its restart; else the main container's good end."""
+    ends = []
+    for container in _statuses(state):
+        for where in ("state", "lastState"):
+            if end := (container.get(where) or {}).get("terminated"):
+                ends.append((container, end))
+    failed = [pair for pair in ends if pair[1].get("exitCode")]
+    main = [pair for pair in ends if pair[0] in (state.get("containerStatuses") or [])]
+    if not (chosen := failed or main):
+        return None
+    container, end = chosen[0]
+    return Terminated(
+        container=container.get("name", ""),
+        exit_code=int(end.get("exitCode", 0)),
+        reason=str(end.get("reason", "")),
+        message=str(end.get("message", "")),
+        finished=_time(end.get("finishedAt")),
+    )
+
+
+def pod(raw: Raw) -> Pod:
+    meta, state = raw["metadata"], raw.get("status") or {}
+    conditions = {c.get("type"): c for c in state.get("conditions") or []}
+    scheduled = conditions.get("PodScheduled", {})
+    statuses = _statuses(state)
+    starts = [
+        _time((s.get("state") or {}).get(k, {}).get("startedAt")) for s in statuses for k in ("running", "terminated")
+    ]
+    return Pod(
+        name=meta["name"],
+        parent=_labels(raw).get(RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
+        phase=str(state.get("phase", "Pending")),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        created=_time(meta.get("creationTimestamp")),
+        started=min((s for s in starts if s), default=None),
+        waiting=_waiting(state),
+        terminated=_terminated(state),
+        unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
+        restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
+        disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+        deleting=bool(meta.get("deletionTimestamp")),
+    )
+
+
+def server(raw: Raw) -> Server:
+    meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    containers = ((spec.get("template") or {}).get("spec") or {}).get("containers") or [{}]
+    return Server(
+        name=meta["name"],
+        revision=_labels(raw).get(REVISION, ""),
+        guarded={
+            "image": containers[0].get("image"),
+            "args": containers[0].get("args"),
+            "selector": (spec.get("selector") or {}).get("matchLabels"),
+        },
+        replicas=int(spec.get("replicas", 1)),
+        ready=int(state.get("readyReplicas") or 0),
+        deleting=bool(meta.get("deletionTimestamp")),
+    )
+
+
+def service(raw: Raw) -> Service:
+    spec = raw.get("spec") or {}
+    ports = [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in spec.get("ports") or []]
+    return Service(name=raw["metadata"]["name"], guarded={"selector": spec.get("selector"), "ports": ports})
+
+
+def config(raw: Raw) -> Config:
+    text = (raw.get("data") or {}).get(run.PROGRESS_KEY)
+    try:
+        progress = outcome.ProgressReport.model_validate_json(text) if text else None
+    except pydantic.ValidationError:
+        progress = None
+    return Config(name=raw["metadata"]["name"], hash=_hash(raw), progress=progress)
+
+
+PROJECTIONS = {"Job": stage_job, "Pod": pod, "Deployment": server, "Service": service, "ConfigMap": config}
+"""Kinds of children that are watched, and how each becomes a fact."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+    """The FineTuneJob. `spec` is None when it cannot be read; `error` then says why."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    run_annotation: str
+    created: datetime.datetime | None
+    deleting: bool
+    spec: job.FineTuneJobSpec | None
+    error: str
+    status: status.Status
+
+
+def parent(raw: Raw) -> Parent:
+    meta = raw["metadata"]
+    spec, error = None, ""
+    try:
+        spec = job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}))
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in ("spec", *first["loc"]))
+        error = f"{place}: {first['msg']} (and {problem.error_count() - 1} more)"
+    try:
+        state = status.Status.model_validate_json(json.dumps(raw.get("status") or {}))
+    except pydantic.ValidationError:
+        state = status.Status()
+    return Parent(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        generation=int(meta.get("generation", 1)),
+        run_annotation=str((meta.get("annotations") or {}).get(revisions.RUN_ANNOTATION, "")),
+        created=_time(meta.get("creationTimestamp")),
+        deleting=bool(meta.get("deletionTimestamp")),
+        spec=spec,
+        error=error,
+        status=state,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """All that a decision may depend on."""
+
+    parent: Parent
+    spec: job.FineTuneJobSpec
+    entry: basemodel.BaseModelSpec | None
+    jobs: Mapping[str, StageJob]
+    pods: tuple[Pod, ...]
+    servers: Mapping[str, Server]
+    services: Mapping[str, Service]
+    configs: Mapping[str, Config]
+    refusals: Mapping[str, str]
+    """Name of a Job without a pod -> why the API server refuses its pod (quota, admission)."""
+    now: datetime.datetime
+    settings: settings.Settings
+
+    def pods_of(self, name: str) -> list[Pod]:
+        """Pods of a Job or Deployment, the newest last."""
+        mine = [p for p in self.pods if p.parent == name]
+        return sorted(mine, key=lambda p: (p.created or datetime.datetime.min.replace(tzinfo=datetime.UTC), p.name))
+
+
+def by_kind(children: Mapping[tuple[str, str], Child]) -> dict[str, dict[str, Any]]:
+    """Children of one job, from (kind, name) to kind -> name -> fact."""
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in PROJECTIONS}
+    for (kind, name), child in children.items():
+        found[kind][name] = child
+    return found
