@@ -81,3 +81,12 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
     before = {c.type: (c.status, c.reason) for c in old.conditions}
     silent = {Condition.RECONCILING, Condition.STALLED, Condition.ACCEPTED}
     return [c for c in new.conditions if before.get(c.type) != (c.status, c.reason) and c.type not in silent]
+
+
+GOOD_NEWS = {Reason.SUSPENDED, Reason.DISABLED, Reason.WAITING, Reason.RUNNING, Reason.STARTING, Reason.RESUMED}
+
+
+def is_bad(condition: status.Condition) -> bool:
+    """Whether an event of this flip is a warning: a problem was named."""
+    failed = condition.type == Condition.FAILED and condition.status == "True"
+    return failed or (condition.status != "True" and condition.reason not in GOOD_NEWS)

@@ -11,7 +11,7 @@ small (thousands of jobs stay cheap) and total: a strange object gives a poorer 
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydantic
@@ -247,7 +247,13 @@ def config(raw: Raw) -> Config:
     return Config(name=raw["metadata"]["name"], hash=_hash(raw), progress=progress)
 
 
-PROJECTIONS = {"Job": stage_job, "Pod": pod, "Deployment": server, "Service": service, "ConfigMap": config}
+PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
+    "Job": stage_job,
+    "Pod": pod,
+    "Deployment": server,
+    "Service": service,
+    "ConfigMap": config,
+}
 """Kinds of children that are watched, and how each becomes a fact."""
 
 
@@ -323,3 +329,7 @@ def by_kind(children: Mapping[tuple[str, str], Child]) -> dict[str, dict[str, An
     for (kind, name), child in children.items():
         found[kind][name] = child
     return found
+
+
+def with_refusals(observation: Observation, refusals: Mapping[str, str]) -> Observation:
+    return dataclasses.replace(observation, refusals={name: text for name, text in refusals.items() if text})

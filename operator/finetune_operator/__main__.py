@@ -1,0 +1,115 @@
+"""The process: settings, logs, health and metrics, then leadership, and reconciling for as long as it lasts."""
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import json
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+
+import prometheus_client
+from aiohttp import web
+
+from finetune_operator import cluster, handlers, metrics, settings
+
+LOG = logging.getLogger("finetune_operator")
+PORT = 8080
+LEASE = "finetune-operator"
+QUIET = ("kopf", "kubernetes", "aiohttp.access", "asyncio")
+"""Libraries whose every-day words are not ours to log."""
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message, and namespace, job, revision where they are known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for field in ("namespace", "job", "revision"):
+            if value := getattr(record, field, None):
+                line[field] = value
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_to_stdout(level: str) -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+async def serve_health(host: str, port: int) -> web.AppRunner:
+    """/metrics, /healthz (the process answers) and /readyz (it leads or stands by)."""
+
+    async def text(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def exposition(_: web.Request) -> web.Response:
+        return web.Response(
+            body=prometheus_client.generate_latest(), headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
+        )
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", text), web.get("/readyz", text), web.get("/metrics", exposition)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
+
+
+async def operate(options: argparse.Namespace) -> int:
+    chart = settings.load(options.settings)
+    log_to_stdout(chart.log_level)
+    api = await cluster.Cluster.connect()
+    controller = handlers.Controller(api, chart)
+    metrics.register(controller.facts)
+    health = await serve_health(options.host, options.port)
+    namespace = os.environ.get("POD_NAMESPACE", "default")
+    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
+    LOG.info("standing by for the lease %s/%s as %s", namespace, LEASE, identity)
+    leading = asyncio.create_task(api.lead(namespace, LEASE, identity, controller.run))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        asked = stop.is_set()
+        if not asked:
+            # Leadership or a part of the controller is lost: a fresh process starts from the API server's truth.
+            LOG.error("no longer leading: the process ends and is started again")
+            if leading.done() and not leading.cancelled() and (error := leading.exception()):
+                LOG.error("the controller ended: %r", error)
+        return 0 if asked else 1
+    finally:
+        stopping.cancel()
+        leading.cancel()
+        await asyncio.gather(leading, stopping, return_exceptions=True)
+        await health.cleanup()
+        await api.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="finetune-operator", description="Reconciles FineTuneJobs.")
+    parser.add_argument("--settings", type=pathlib.Path, default=settings.PATH, help="the settings file (JSON)")
+    parser.add_argument("--port", type=int, default=PORT, help="port of /metrics, /healthz and /readyz")
+    parser.add_argument("--host", default="", help="address to listen on; default: all")
+    with contextlib.suppress(KeyboardInterrupt):
+        raise SystemExit(asyncio.run(operate(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The only Kopf module: hears of FineTuneJobs, and runs reconcile for whatever changed.
+
+There is one event handler and no other: `on.create`, `on.update` and timers would each stamp annotations or overlap, and so
+make a second writer. Kopf sends nothing to the API server here but its list and watch.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import kopf
+
+from finetune_api import GROUP, VERSION
+from finetune_operator import cache, cluster, metrics, reconcile, settings, workqueue
+
+LOG = logging.getLogger(__name__)
+LONGEST_PAUSE = 60.0
+
+
+class Controller:
+    """Ties events, caches and the queue together for as long as this replica leads."""
+
+    def __init__(self, api: cluster.Cluster, chart: settings.Settings) -> None:
+        self._settings = chart
+        self._api = api
+        self._queue = workqueue.Workqueue(self._work)
+        self.facts = cache.Cache(self._queue.add)
+        self._reconciler = reconcile.Reconciler(api, self.facts, chart)
+        self._failures: dict[str, int] = {}
+
+    async def _work(self, uid: str) -> None:
+        started = time.perf_counter()
+        self._queue.forget(uid)
+        try:
+            again = await self._reconciler.reconcile(uid)
+        except reconcile.Conflict:
+            self._queue.add_after(uid, 0.1)
+        except (cluster.Failure, *cluster.OUTAGES) as error:
+            self._retry(uid, "refused" if isinstance(error, cluster.Failure) else "unreachable", str(error))
+        except Exception:
+            LOG.exception("a reconcile failed: this is a defect of the operator")
+            self._retry(uid, "defect", "see the traceback")
+        else:
+            self._failures.pop(uid, None)
+            if again is not None:
+                self._queue.add_after(uid, again)
+        finally:
+            metrics.reconcile_duration.observe(time.perf_counter() - started)
+
+    def _retry(self, uid: str, kind: str, message: str) -> None:
+        metrics.reconcile_errors.labels(kind).inc()
+        failures = self._failures[uid] = self._failures.get(uid, 0) + 1
+        pause = min(0.5 * 2**failures, LONGEST_PAUSE)
+        meta = self.facts.parents.get(uid, {}).get("metadata", {})
+        about = {"namespace": meta.get("namespace"), "job": meta.get("name")}
+        LOG.warning("the API server did not take it, again in %.0f s: %s", pause, message, extra=about)
+        self._queue.add_after(uid, pause)
+
+    def heard(self, event: str | None, body: dict[str, Any]) -> None:
+        if event == "DELETED":
+            uid = body["metadata"]["uid"]
+            self.facts.drop_parent(uid)
+            self._queue.forget(uid)
+            self._failures.pop(uid, None)
+        else:
+            self.facts.put_parent(body)
+
+    def registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+        @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
+        async def changed(event: kopf.RawEvent, **_: Any) -> None:
+            self.heard(event["type"], dict(event["object"]))
+
+        return registry
+
+    async def run(self) -> None:
+        """Reconcile until cancelled, or until one of the parts ends."""
+        options = kopf.OperatorSettings()
+        options.posting.enabled = False
+        options.scanning.disabled = True
+        options.persistence.finalizer = f"{GROUP}/unused"
+        options.queueing.idle_timeout = 1.0
+        synced = asyncio.Event()
+        children = asyncio.create_task(cache.follow_all(self._api, self.facts, self._settings.namespaces, synced))
+        await synced.wait()
+        LOG.info("the caches are filled: reconciling")
+        everywhere = not self._settings.namespaces
+        parents = asyncio.create_task(
+            kopf.operator(
+                registry=self.registry(),
+                settings=options,
+                standalone=True,
+                clusterwide=everywhere,
+                namespaces=self._settings.namespaces,
+            )
+        )
+        workers = asyncio.create_task(self._queue.run())
+        tasks = {children, parents, workers}
+        metrics.leader.set(1)
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            metrics.leader.set(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
