@@ -1,0 +1,72 @@
+"""Programs that the demo starts: their progress goes to the screen, their result comes back, none outlives the demo."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolbox import cache, say
+
+_running: set[subprocess.Popen[str]] = set()
+_lock = threading.Lock()
+
+
+def tool(*words: str | Path, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> str:
+    """Runs one of the repository's own tools; its stderr is shown as it comes. Returns the last line of its stdout.
+
+    Raises say.Problem when it fails; what went wrong stands on the screen already.
+    """
+    argv = [python, *map(str, words)]
+    process = start(argv, environment=environment)
+    stdout, _ = process.communicate()
+    forget(process)
+    if process.returncode != 0:
+        shown = " ".join(str(word).removeprefix(f"{cache.REPOSITORY}/") for word in words)
+        raise say.Problem(f"`{Path(python).name} {shown}` ended with exit code {process.returncode}: see above")
+    lines = stdout.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def start(
+    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, stderr: int | None = None
+) -> subprocess.Popen[str]:
+    """Starts a program whose stdout is read; `end` or `forget` it."""
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        cwd=cache.REPOSITORY,
+        env=environment,
+        text=True,
+    )
+    with _lock:
+        _running.add(process)
+    return process
+
+
+def forget(process: subprocess.Popen[str]) -> None:
+    with _lock:
+        _running.discard(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends a program that runs until it is told to stop."""
+    forget(process)
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def end_all() -> None:
+    with _lock:
+        left = list(_running)
+    for process in left:
+        end(process)

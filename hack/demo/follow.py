@@ -1,0 +1,101 @@
+"""Shows a job live until it ends: one line that changes on a terminal, a line for each news elsewhere."""
+
+import queue
+import shutil
+import sys
+import time
+
+from demo import progress
+from demo.clock import Clock
+from demo.kube import Kube
+from demo.progress import End, Job, View
+from toolbox import say
+
+_NEWS_SECONDS = 20  # elsewhere than on a terminal: a sign of life at least this often
+_PATIENCE_SECONDS = 1800
+
+
+class Screen:
+    """Writes views: rewrites one line on a terminal, else prints what is new."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._said = (-1e9, "", -1)  # when, phase, percent
+        self._trouble = ""
+
+    def show(self, view: View) -> None:
+        elapsed = int(time.monotonic() - self._began)
+        text = f"  [{elapsed // 60:2d}:{elapsed % 60:02d}] {view.line}"
+        if view.trouble != self._trouble:
+            self._trouble = view.trouble
+            if view.trouble:
+                self.settle()
+                say.line(f"         waiting: {view.trouble}")
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write("\r\x1b[K" + text[:width])
+            sys.stderr.flush()
+        elif self._news(view):
+            say.line(text)
+            self._said = (time.monotonic(), view.phase, view.percent)
+
+    def phase_over(self, view: View, seconds: float) -> None:
+        """Leaves the last word of a phase on the screen."""
+        if self._live:
+            self.settle()
+        else:
+            say.line(f"         {view.phase} took {seconds:.0f} s")
+
+    def settle(self) -> None:
+        if self._live:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+
+    def _news(self, view: View) -> bool:
+        when, phase, percent = self._said
+        return view.phase != phase or view.percent >= percent + 10 or time.monotonic() - when >= _NEWS_SECONDS
+
+
+def until_end(kube: Kube, name: str, namespace: str, clock: Clock, not_revision: str = "") -> Job:
+    """Follows a job until it serves, is complete, suspended or failed; returns it as it was then.
+
+    `not_revision` is the revision of a run before: its end is not the one waited for.
+    """
+    screen = Screen()
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    shown: View | None = None
+    since = time.monotonic()
+    while time.monotonic() < deadline:
+        # A watch may end at any time, for example when the API server restarts: then there is another.
+        with kube.watch("finetunejob", name, namespace) as changes:
+            job: Job | None = None
+            while time.monotonic() < deadline:
+                try:
+                    job = changes.get(timeout=1)
+                    if job is None:
+                        break
+                except queue.Empty:
+                    pass
+                if job is None:
+                    continue
+                view = progress.view(job)
+                stale = bool(not_revision) and job.get("status", {}).get("revision") == not_revision
+                if shown and view.phase != shown.phase and not stale:
+                    now = time.monotonic()
+                    if shown.end is End.RUNNING:
+                        screen.phase_over(shown, now - since)
+                        clock.note(f"  {shown.phase}", now - since)
+                    since = now
+                if not stale:
+                    shown = view
+                    screen.show(view)
+                    if view.end is not End.RUNNING:
+                        screen.settle()
+                        return job
+        time.sleep(1)
+    screen.settle()
+    raise say.Problem(
+        f"the job did not end within {_PATIENCE_SECONDS // 60} minutes. It goes on in the cluster:"
+        f" kubectl -n {namespace} describe finetunejob {name}"
+    )

@@ -1,0 +1,110 @@
+"""kubectl and helm: all that the demo does to a cluster goes through these two programs, as a user would do it."""
+
+import json
+import os
+import queue
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo import child
+from toolbox import say, shell
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kube:
+    kubectl: str
+    helm: str
+    config: str  # the kubeconfig
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "KUBECONFIG": self.config}
+
+    def run(self, *words: str, stdin: str | None = None, timeout: float | None = 300) -> str:
+        return shell.run([self.kubectl, *words], environment=self.environment, stdin=stdin, timeout=timeout)
+
+    def get(self, kind: str, name: str, namespace: str = "") -> Manifest | None:
+        """The object, or None when it, or its kind, does not exist."""
+        where = ["--namespace", namespace] if namespace else []
+        text = self.run("get", kind, *([name] if name else []), *where, "--ignore-not-found", "--output=json")
+        return json.loads(text) if text.strip() else None
+
+    def items(self, kind: str, selector: str = "", namespace: str = "") -> list[Manifest]:
+        where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
+        chosen = ["--selector", selector] if selector else []
+        text = self.run("get", kind, *where, *chosen, "--ignore-not-found", "--output=json")
+        found: list[Manifest] = json.loads(text)["items"] if text.strip() else []
+        return found
+
+    def apply(self, *manifests: Manifest) -> None:
+        """Server-side apply, so that what others set on the same objects stays."""
+        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
+        self.run("apply", "--server-side", "--force-conflicts", "--field-manager=finetune-demo", "-f-", stdin=document)
+
+    def apply_folder(self, folder: Path) -> None:
+        self.run("apply", "--server-side", "--force-conflicts", "--field-manager=finetune-demo", "-f", str(folder))
+
+    def run_helm(self, *words: str, stdin: str | None = None) -> str:
+        return shell.run([self.helm, *words], environment=self.environment, stdin=stdin, timeout=600)
+
+    @contextmanager
+    def forward(self, target: str, port: int, namespace: str) -> Iterator[str]:
+        """A way from this machine to a port in the cluster; gives the URL's beginning, http://127.0.0.1:NNNNN."""
+        process = child.start(
+            [self.kubectl, "port-forward", "--namespace", namespace, target, f":{port}"],
+            environment=self.environment,
+        )
+        try:
+            assert process.stdout
+            first = process.stdout.readline()
+            found = re.search(r"127\.0\.0\.1:(\d+)", first)
+            if not found:
+                raise say.Problem(f"`kubectl port-forward {target}` gave no port: {first.strip() or 'see above'}")
+            yield f"http://127.0.0.1:{found[1]}"
+        finally:
+            child.end(process)
+
+    @contextmanager
+    def watch(self, kind: str, name: str, namespace: str) -> Iterator["queue.Queue[Manifest | None]"]:
+        """A queue that gets the object now and after every change, and None when the watch ended."""
+        process = child.start(
+            [self.kubectl, "get", kind, name, "--namespace", namespace, "--watch", "--output=json"],
+            environment=self.environment,
+        )
+        changes: queue.Queue[Manifest | None] = queue.Queue()
+        assert process.stdout
+        stdout = process.stdout
+
+        def read() -> None:
+            try:
+                for document in documents(iter(stdout.readline, "")):
+                    changes.put(document)
+            except ValueError:
+                pass  # the pipe was closed while we read
+            changes.put(None)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            yield changes
+        finally:
+            process.terminate()
+            reader.join(timeout=5)
+            child.end(process)
+
+
+def documents(lines: Iterator[str]) -> Iterator[Manifest]:
+    """The JSON objects of `kubectl --watch --output=json`, which prints them one after another over many lines."""
+    held = ""
+    for line in lines:
+        held += line
+        if line.rstrip() == "}":
+            yield json.loads(held)
+            held = ""

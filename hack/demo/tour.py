@@ -1,0 +1,210 @@
+"""The demo, step by step: cluster, images, base model, data, chart, job, result. Every step is idempotent."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from demo import child, clock, follow, gateway, install, needs, place, progress, result
+from demo.objects import Objects
+from demo.place import Place
+from demo.progress import End, Job
+from toolbox import cache, say
+
+BUCKET = "finetune-demo"
+QUICKSTART = cache.REPOSITORY / "examples" / "quickstart.yaml"
+REPORT = cache.REPOSITORY / "out" / "demo" / "report.html"
+RUN = "finetune.dev/run"
+_IMAGES = ["operator", "fetch", "trainer", "vllm-cpu"]
+
+
+def run(*, again: bool) -> int:
+    """Returns the exit code: 0 when the job serves, 1 when it ended otherwise."""
+    given = place.existing()
+    machine = needs.look()
+    _announce(given, machine)
+    needs.require(needs.missing_for_images() if given else needs.missing_locally(machine))
+    watch = clock.Clock()
+
+    where, images = _prepare(given, watch)
+    manifest = yaml.safe_load(QUICKSTART.read_text())
+    store = where.store
+    if store is None:
+        with watch.step("S3 store: a pod of the demo's own", "10 s"):
+            store = gateway.ensure(where.kube, images["s3"])
+    with _objects(where, store) as objects:
+        with watch.step("Data and base model into the bucket", "2 s"):
+            _upload(objects, manifest)
+        with watch.step("Operator: CRDs, namespaces, Secret, Helm chart", "15 s"):
+            _install(where, store, images, manifest)
+        job = _run_job(where, store, manifest, watch, again=again)
+        if progress.end(job) is not End.SERVES:
+            return _ended_otherwise(where, job, watch)
+        with watch.step("The result"):
+            _show(where, job, objects)
+    _farewell(where, job, watch)
+    return 0
+
+
+def _announce(given: tuple[str, str] | None, machine: needs.Machine) -> None:
+    say.line(__doc__ or "")
+    if given:
+        say.line(f"Cluster: the one of KUBECONFIG={given[0]}; images go through {given[1]}.")
+    else:
+        say.line(
+            f"Cluster: a local node of this machine ({machine.cores} cores, {machine.memory / needs.GIB:.0f} GB of memory"
+            f" free, {machine.disk / needs.GIB:.0f} GB of disk free)."
+        )
+    say.line(
+        f"Caches: {cache.root()} (FINETUNE_CACHE). Time: "
+        + (
+            "about 5 minutes, 1 when the job is done already."
+            if machine.warm
+            else "10 to 20 minutes at first, 5 later."
+        )
+    )
+
+
+def _prepare(given: tuple[str, str] | None, watch: clock.Clock) -> tuple[Place, dict[str, str]]:
+    """The cluster and then its images; beside them the base model, which needs neither."""
+    places: list[Place] = []
+    images: dict[str, str] = {}
+
+    def cluster_and_images() -> None:
+        with watch.step("Cluster", "7 s, minutes at first"):
+            places.append(place.use_existing(*given) if given else place.start_local())
+        if given:
+            install.refuse_to_replace(places[0].kube)
+        with watch.step("Images: operator, trainer, fetch, vLLM for CPUs", "2 s, 6 min at first"):
+            wanted = [*_IMAGES, "s3"] if given else _IMAGES
+            tool = cache.REPOSITORY / "hack" / "images"
+            images.update(json.loads(child.tool(tool, "build", *wanted, "--registry", places[0].registry, "--json")))
+
+    def model() -> None:
+        with watch.step("Base model: SmolLM2-135M-Instruct", "1 s, 40 s at first"):
+            child.tool(cache.REPOSITORY / "hack" / "model.py", python=sys.executable)
+
+    clock.together(cluster_and_images, model)
+    return places[0], images
+
+
+@contextmanager
+def _objects(where: Place, store: place.ObjectStore) -> Iterator[Objects]:
+    if where.store:
+        yield Objects(store, store.endpoint)
+        return
+    with where.kube.forward(f"service/{gateway.NAME}", gateway.PORT, gateway.NAMESPACE) as endpoint:
+        yield Objects(store, endpoint)
+
+
+def _model_source() -> str:
+    return f"s3://{BUCKET}/models/{install.MODEL}"
+
+
+def _upload(objects: Objects, manifest: dict[str, Any]) -> None:
+    objects.make_bucket(BUCKET)
+    for uri in manifest["spec"]["dataset"]["train"]:
+        path = cache.REPOSITORY / "examples" / "support-desk" / uri.rpartition("/")[2]
+        if not objects.upload(path, uri):
+            say.line(f"  {uri}: unchanged")
+    objects.upload_folder(cache.folder("model", install.MODEL), _model_source())
+
+
+def _install(where: Place, store: place.ObjectStore, images: dict[str, str], manifest: dict[str, Any]) -> None:
+    kube = where.kube
+    install.crds(kube)
+    install.make_namespace(kube, install.SYSTEM)
+    install.make_namespace(kube, manifest["metadata"]["namespace"])
+    install.credentials(
+        kube, manifest["metadata"]["namespace"], manifest["spec"]["storage"]["credentialsSecret"], store
+    )
+    install.chart(kube, install.values(images, _model_source()))
+
+
+def _run_job(
+    where: Place, store: place.ObjectStore, manifest: dict[str, Any], watch: clock.Clock, *, again: bool
+) -> Job:
+    kube = where.kube
+    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    manifest["spec"]["storage"] |= {"endpoint": store.endpoint, "region": store.region}
+    before = kube.get("finetunejob", name, namespace)
+    known = (before or {}).get("status", {}).get("revision", "")
+    what = f"Job {namespace}/{name}"
+    if again:
+        manifest["metadata"].setdefault("annotations", {})[RUN] = time.strftime("%Y-%m-%dT%H-%M-%S")
+    elif before and (asked := before["metadata"].get("annotations", {}).get(RUN)):
+        # The run that was asked for last time: without the annotation this would be yet another one.
+        manifest["metadata"].setdefault("annotations", {})[RUN] = asked
+    with watch.step(f"{what}: kubectl apply -f examples/quickstart.yaml", "4 min"):
+        kube.apply(manifest)
+        if before and not again:
+            say.line("  the job exists: this shows what became of it (train anew: make demo RUN=again)")
+        return follow.until_end(kube, name, namespace, watch, not_revision=known if again else "")
+
+
+def _show(where: Place, job: Job, objects: Objects) -> None:
+    status = job["status"]
+    say.line("\nBase against tuned, on examples that training never saw:\n")
+    say.line(result.metrics(job))
+    samples = _samples(job, objects)
+    say.line("\n" + result.side_by_side(samples[:3]))
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_bytes(objects.read(status["artifacts"]["report"]))
+    serving = status["deployment"]
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    messages = samples[-1]["messages"]
+    base = job["spec"]["baseModel"]["name"]
+    with where.kube.forward(f"service/{name}", 8000, namespace) as url:
+        say.line(f"\nA chat request through Service {namespace}/{name} ({serving['endpoint']}):\n")
+        say.line(f"  asked                  {' '.join(result.question(messages).split())}")
+        for model in (base, serving["model"]):
+            began = time.monotonic()
+            answer = result.chat(url, model, messages)
+            say.line(f"  {model:<22} {' '.join(answer.split())}   [{time.monotonic() - began:.1f} s]")
+
+
+def _samples(job: Job, objects: Objects) -> list[dict[str, Any]]:
+    status = job["status"]
+    root = status["artifacts"]["report"].rpartition("/")[0]
+    text = objects.read(f"{root}/evaluation/{status['evaluationHash']}/samples.jsonl").decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _ended_otherwise(where: Place, job: Job, watch: clock.Clock) -> int:
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    if progress.end(job) is End.FAILED:
+        say.line(f"\nThe job failed. {progress.failure(job)}")
+    else:
+        say.line(f"\nThe job does not serve: its phase is {job['status'].get('phase')}.")
+    say.line(f"\n  look:       export KUBECONFIG={shlex.quote(where.kube.config)}")
+    say.line(f"              kubectl -n {namespace} describe finetunejob {name}")
+    say.line("  try anew:   make demo RUN=again")
+    say.line("  stop:       make demo-down")
+    say.line("\n" + watch.table())
+    return 1
+
+
+def _farewell(where: Place, job: Job, watch: clock.Clock) -> None:
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    body = json.dumps({"model": job["status"]["deployment"]["model"], "messages": [{"role": "user", "content": "..."}]})
+    folder = shlex.quote(str(Path(where.kube.kubectl).parent))
+    lines = [
+        f"\nReport:       {REPORT.relative_to(cache.REPOSITORY)}",
+        f"Look around:  export KUBECONFIG={shlex.quote(where.kube.config)} PATH={folder}:$PATH",
+        f"              kubectl -n {namespace} get finetunejobs -o wide",
+        f"              kubectl -n {namespace} describe finetunejob {name}",
+        "              kubectl explain finetunejob.spec.training",
+        f"Ask it:       kubectl -n {namespace} port-forward service/{name} 8000 &",
+        "              curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f"                -d {shlex.quote(body)}",
+        "Train anew:   make demo RUN=again",
+        "Stop:         make demo-down",
+    ]
+    say.line("\n".join(lines))
+    say.line("\nWhat each step took:\n" + watch.table())
