@@ -26,7 +26,7 @@ Schema = dict[str, Any]
 
 # Keywords of JSON Schema that a structural schema has no use for: names are in the keys, $refs are inlined, and whether
 # unknown fields are refused is the client's choice (strict field validation) in Kubernetes.
-_DROPPED = frozenset({"title", "$defs", "x-message"})
+_DROPPED = frozenset({"title", "$defs"})
 
 
 class _Generator(json_schema.GenerateJsonSchema):
@@ -53,7 +53,7 @@ def schema_of(model: type[pydantic.BaseModel]) -> Schema:
 
 def _structural(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:
     """A JSON Schema node as a structural schema node; `definitions` are what its $refs point to."""
-    node = _merged(node, definitions)
+    node = _worded(_merged(node, definitions))
     schema: Schema = {}
     for key, value in node.items():
         match key:
@@ -72,13 +72,6 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> S
                 schema[key] = True
             case "const":
                 schema["enum"] = [value]
-            case "pattern" if "x-message" in node:
-                # The API server would quote the expression; a rule can say what to write instead.
-                text = "string(self)" if node.get("x-kubernetes-int-or-string") else "self"
-                rule = {"rule": f"{text}.matches(r'{value}')", "message": node["x-message"]}
-                schema.setdefault("x-kubernetes-validations", []).insert(0, rule)
-            case "x-kubernetes-validations":
-                schema.setdefault(key, []).extend(value)
             case "type" if node.get("x-kubernetes-int-or-string"):
                 pass
             case _:
@@ -104,6 +97,28 @@ def _merged(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schem
         return beside
     rules = [*inner.get("x-kubernetes-validations", []), *beside.get("x-kubernetes-validations", [])]
     return inner | beside | ({"x-kubernetes-validations": rules} if rules else {})
+
+
+def _worded(node: Schema) -> Schema:
+    """The node with its pattern or bounds as a rule with the model's own message, where it has one.
+
+    The API server would quote the pattern, and in its messages round the bound 0.5 to 0; a rule says what to write.
+    """
+    compared = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = {key: node[key] for key in compared if key in node}
+    if "x-message" not in node:
+        if any(bound != int(bound) for bound in bounds.values()):
+            raise ValueError(f"the API server's message rounds the bounds {bounds}: give the field an x-message")
+        return node
+    tests = [f"self {compared[key]} {float(bound)}" for key, bound in bounds.items()]
+    if "pattern" in node:
+        text = "string(self)" if node.get("x-kubernetes-int-or-string") else "self"
+        tests.append(f"{text}.matches(r'{node['pattern']}')")
+    if not tests:
+        raise ValueError(f"the message {node['x-message']!r} has neither a pattern nor a bound to speak of")
+    rest = {key: value for key, value in node.items() if key not in (*compared, "pattern", "x-message")}
+    rule = {"rule": " && ".join(tests), "message": node["x-message"]}
+    return rest | {"x-kubernetes-validations": [rule, *node.get("x-kubernetes-validations", [])]}
 
 
 def _fills(schema: Schema) -> bool:
@@ -139,7 +154,8 @@ def _open_enumerations(schema: Schema) -> Schema:
 _METADATA: dict[str, Schema] = {
     "apiVersion": {"type": "string"},
     "kind": {"type": "string"},
-    "metadata": {"type": "object"},
+    # The name is listed so that a rule can point at it.
+    "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
 }
 
 
@@ -163,7 +179,9 @@ def finetunejob() -> Schema:
                     "required": ["spec"],
                     "properties": _METADATA
                     | {"spec": schema_of(job.FineTuneJobSpec), "status": _open_enumerations(schema_of(status.Status))},
-                    **job.METADATA_RULES,
+                    "x-kubernetes-validations": [
+                        rule | {"fieldPath": ".metadata.name"} for rule in job.NAME_RULES["x-kubernetes-validations"]
+                    ],
                 }
             },
             "subresources": {"status": {}},

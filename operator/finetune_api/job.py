@@ -16,7 +16,7 @@ def _quantity(value: Any) -> Any:
 
 Quantity = Annotated[
     str,
-    pydantic.BeforeValidator(_quantity),
+    # First the pattern, then the conversion: the other way round the pattern would not reach the schema.
     Field(
         pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$",
         max_length=32,
@@ -25,6 +25,7 @@ Quantity = Annotated[
             "x-message": "must be a quantity, for example 500m, 4 or 32Gi",
         },
     ),
+    pydantic.BeforeValidator(_quantity),
 ]
 _CORES = model.rules(
     (
@@ -137,6 +138,7 @@ class Split(model.Model):
         default=None,
         gt=0,
         le=0.5,
+        json_schema_extra={"x-message": "must be above 0 and at most 0.5: write 0.1 for 10 %"},
         description="The share of the training files' examples to hold out, above 0 and at most 0.5. Examples with "
         "the same prompt stay on one side.",
     )
@@ -299,6 +301,7 @@ class Checkpoints(model.Model):
         default=10,
         ge=0.01,
         le=1440,
+        json_schema_extra={"x-message": "must be from 0.01 to 1440 minutes"},
         description="Minutes between checkpoints; what is lost with a node is at most this much work. Default: 10.",
     )
     keep: int = Field(default=2, ge=1, le=100, description="The number of newest checkpoints to keep. Default: 2.")
@@ -611,7 +614,7 @@ class FineTuneJobSpec(model.Model):
     )
 
 
-METADATA_RULES = model.rules(
+NAME_RULES = model.rules(
     (
         f"self.metadata.name.size() <= {MAXIMUM_NAME}",
         f"metadata.name must have at most {MAXIMUM_NAME} characters, since the job's pods add revision, stage and "

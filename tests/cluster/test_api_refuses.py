@@ -1,0 +1,208 @@
+"""What a real API server refuses, each with the field and the words that tell what to do."""
+
+from typing import Any
+
+import pytest
+
+from support import manifests
+
+pytestmark = pytest.mark.cluster
+
+GATE = "evaluation.gates"
+TAINT = "resources.tolerations"
+ONE_OF = "supported values: "
+
+
+def full(path: str) -> str:
+    """The tables leave out `spec.`, where nearly everything lies."""
+    return path if path.startswith(("metadata", "spec")) else f"spec.{path}"
+
+
+# A sentence, what is changed in the minimal job, the field that is named, words of the message.
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    # metadata
+    ("a name above 40 characters", {"metadata.name": "a" * 41}, "metadata.name", "must have at most 40 characters"),
+    ("a name with a dot", {"metadata.name": "a.b"}, "metadata.name", "must not contain a dot"),
+    ("a name that begins with a digit", {"metadata.name": "7b"}, "metadata.name", "must begin with a letter"),
+    ("a name with capitals", {"metadata.name": "Support"}, "metadata.name", "lower case"),
+    # what every job needs
+    ("no spec", {"spec": manifests.REMOVED}, "spec", "Required value"),
+    ("no base model", {"baseModel": manifests.REMOVED}, "baseModel", "Required value"),
+    ("no dataset", {"dataset": manifests.REMOVED}, "dataset", "Required value"),
+    ("no storage", {"storage": manifests.REMOVED}, "storage", "Required value"),
+    ("no output", {"storage": {}}, "storage.output", "Required value"),
+    # baseModel
+    ("no model at all", {"baseModel": {}}, "baseModel", "set exactly one of baseModel.name"),
+    (
+        "both name and source of a model",
+        {"baseModel": {"name": "a", "source": "hf://a/b"}},
+        "baseModel",
+        "set exactly one of baseModel.name",
+    ),
+    (
+        "a revision for an entry of the catalogue",
+        {"baseModel.revision": "main"},
+        "baseModel",
+        "belongs to baseModel.source",
+    ),
+    (
+        "a model's name in capitals",
+        {"baseModel.name": "Qwen2.5-7B"},
+        "baseModel.name",
+        "lower-case letters, digits",
+    ),
+    ("a model's URL", {"baseModel": {"source": "https://example.com/a/b"}}, "baseModel.source", "hf://"),
+    ("a model without organisation", {"baseModel": {"source": "hf://gpt2"}}, "baseModel.source", "hf://org"),
+    # dataset
+    ("no training file", {"dataset.train": []}, "dataset.train", "at least 1 items"),
+    ("no list of training files", {"dataset.train": manifests.REMOVED}, "dataset.train", "Required value"),
+    ("a training file by https", {"dataset.train[0]": "https://a/b"}, "dataset.train[0]", "must be s3://"),
+    ("a training file without a path", {"dataset.train[0]": "s3://b"}, "dataset.train[0]", "must be s3://"),
+    ("a training file with a space", {"dataset.train[0]": "s3://b/a b"}, "dataset.train[0]", "without spaces"),
+    ("a training file twice", {"dataset.train": ["s3://b/a", "s3://b/a"]}, "dataset.train[1]", "Duplicate"),
+    (
+        "65 training files",
+        {"dataset.train": [f"s3://b/{n}" for n in range(65)]},
+        "dataset.train",
+        "must have at most 64 items",
+    ),
+    ("a format that does not exist", {"dataset.format": "ShareGPT"}, "dataset.format", ONE_OF + '"Auto"'),
+    (
+        "both fraction and files of a split",
+        {"dataset.test": {"fraction": 0.1, "uris": ["s3://b/a"]}},
+        "dataset.test",
+        "set exactly one of fraction and uris",
+    ),
+    ("an empty split", {"dataset.validation": {}}, "dataset.validation", "set exactly one of fraction and"),
+    ("a fraction of zero", {"dataset.test.fraction": 0}, "dataset.test.fraction", "above 0"),
+    ("a fraction in percent", {"dataset.test.fraction": 10}, "dataset.test.fraction", "at most 0.5: write 0.1 for 10 %"),
+    (
+        "splits that leave nothing to train on",
+        {"dataset.test.fraction": 0.5, "dataset.validation.fraction": 0.5},
+        "dataset",
+        "together must stay below 1",
+    ),
+    (
+        "a test file that is trained on",
+        {"dataset.test": {"uris": ["s3://acme/support/train.jsonl"]}},
+        "dataset",
+        "dataset.test.uris must not name a file of dataset.train",
+    ),
+    (
+        "a validation file that is trained on",
+        {"dataset.validation": {"uris": ["s3://acme/support/train.jsonl"]}},
+        "dataset",
+        "dataset.validation.uris must not name a file of dataset.train",
+    ),
+    ("zero minimum examples", {"dataset.minimumExamples": 0}, "dataset.minimumExamples", "greater than or equal to 1"),
+    # storage
+    ("an output without scheme", {"storage.output": "acme/x"}, "storage.output", "must be s3://bucket/prefix"),
+    ("an output with a wildcard", {"storage.output": "s3://acme/*"}, "storage.output", "wildcards"),
+    ("an output that climbs", {"storage.output": "s3://acme/a/../b"}, "storage.output", "must not contain '..'"),
+    ("a bucket in capitals", {"storage.output": "s3://Acme"}, "storage.output", "must be s3://bucket/prefix"),
+    ("an endpoint without scheme", {"storage.endpoint": "minio:9000"}, "storage.endpoint", "https://minio"),
+    (
+        "an endpoint with a password",
+        {"storage.endpoint": "https://key:secret@minio:9000"},
+        "storage.endpoint",
+        "scheme, host and port alone",
+    ),
+    ("a region with a space", {"storage.region": "EU West"}, "storage.region", "for example eu-west-1"),
+    ("a Secret's name with a slash", {"storage.credentialsSecret": "ml/s3"}, "storage.credentialsSecret", "name of"),
+    # training
+    ("a rank that vLLM does not serve", {"training.lora.rank": 12}, "training.lora.rank", ONE_OF + '"8", "16"'),
+    ("a dropout of one", {"training.lora.dropout": 1}, "training.lora.dropout", "less than 1"),
+    ("layers by name", {"training.lora.targetModules": ["q_proj"]}, "training.lora.targetModules", "string"),
+    ("layers of another kind", {"training.lora.targetModules": "all"}, "training.lora.targetModules", "AllLinear"),
+    ("both epochs and steps", {"training": {"epochs": 1, "maxSteps": 1}}, "training", "set at most one of"),
+    ("zero epochs", {"training.epochs": 0}, "training.epochs", "greater than 0"),
+    ("half a step", {"training.maxSteps": 1.5}, "training.maxSteps", "integer"),
+    ("a learning rate of zero", {"training.learningRate": 0}, "training.learningRate", "greater than 0"),
+    ("a learning rate above one", {"training.learningRate": 2}, "training.learningRate", "less than or equal to 1"),
+    ("a learning rate as text", {"training.learningRate": "2e-4"}, "training.learningRate", "number"),
+    ("a batch of nothing", {"training.batchSize": 0}, "training.batchSize", "greater than or equal to 1"),
+    ("sequences of 8 tokens", {"training.maxSequenceLength": 8}, "training.maxSequenceLength", "equal to 16"),
+    ("a precision of NumPy", {"training.precision": "bf16"}, "training.precision", "BFloat16"),
+    ("21 retries", {"training.retries": 21}, "training.retries", "less than or equal to 20"),
+    ("a negative seed", {"training.seed": -1}, "training.seed", "greater than or equal to 0"),
+    ("checkpoints that are not kept", {"training.checkpoints.keep": 0}, "training.checkpoints.keep", "equal to 1"),
+    # resources
+    ("17 GPUs in a pod", {"resources.gpus": 17}, "resources.gpus", "less than or equal to 16"),
+    ("a GPU type without GPUs", {"resources": {"gpus": 0, "gpuType": "l4"}}, "resources", "gpuType needs"),
+    ("cores of nonsense", {"resources.requests.cpu": "four"}, "resources.requests.cpu", "500m, 4 or 32Gi"),
+    ("negative cores", {"resources.requests.cpu": -1}, "resources.requests.cpu", "must be a quantity"),
+    ("no cores", {"resources.requests.cpu": 0}, "resources.requests.cpu", "above 0"),
+    ("millicores without the m", {"resources.requests.cpu": 4000}, "resources.requests.cpu", "at most 1024"),
+    ("a fraction of a core as a number", {"resources.requests.cpu": 0.5}, "resources.requests.cpu", "integer,string"),
+    ("memory without a unit", {"resources.requests.memory": 32}, "resources.requests.memory", "write 32Gi, not 32"),
+    ("memory in thousandths", {"resources.requests.memory": "512m"}, "resources.requests.memory", "at least 64Mi"),
+    ("memory in GB", {"resources.requests.memory": "32GB"}, "resources.requests.memory", "32Gi"),
+    ("a label with spaces", {"resources.nodeSelector": {"a b": "c"}}, "resources.nodeSelector", "label's name"),
+    ("a label's value with spaces", {"resources.nodeSelector": {"a": "b c"}}, "resources.nodeSelector[a]", "label's value"),
+    ("Exists with a value", {TAINT: [{"key": "a", "operator": "Exists", "value": "b"}]}, f"{TAINT}[0]", "not have a value"),
+    ("Equal without a key", {TAINT: [{"value": "b"}]}, f"{TAINT}[0]", "without a key needs operator Exists"),
+    ("seconds without NoExecute", {TAINT: [{"key": "a", "tolerationSeconds": 1}]}, f"{TAINT}[0]", "needs effect NoExecute"),
+    # evaluation
+    ("a gate without a bound", {GATE: [{"metric": "Loss"}]}, f"{GATE}[0]", "needs minimum, maximum or over"),
+    ("a gate without a metric", {GATE: [{"minimum": 0.5}]}, f"{GATE}[0].metric", "Required value"),
+    ("a gate in percent", {GATE: [{"metric": "ExactMatch", "minimum": 80}]}, f"{GATE}[0]", "write 0.8 for 80 %"),
+    ("a gate for nobody", {GATE: [{"metric": "Loss", "minimum": 2, "maximum": 1}]}, f"{GATE}[0]", "not be above its maximum"),
+    ("better than whom", {GATE: [{"metric": "Loss", "maximum": 1, "improvement": 1}]}, f"{GATE}[0]", "needs over"),
+    ("better than itself", {GATE: [{"metric": "Loss", "over": "Tuned"}]}, f"{GATE}[0].over", 'supported values: "Base"'),
+    ("a worsening", {GATE: [{"metric": "Loss", "over": "Base", "improvement": -1}]}, f"{GATE}[0].improvement", "equal to 0"),
+    ("a metric that is not measured", {GATE: [{"metric": "BLEU", "minimum": 0}]}, f"{GATE}[0].metric", ONE_OF + '"ExactMatch"'),
+    # deployment
+    ("no replicas", {"deployment.replicas": 0}, "deployment.replicas", "greater than or equal to 1"),
+    ("an image with a space", {"deployment.image": "vllm :1"}, "deployment.image", "image's reference"),
+    ("a served name with a space", {"deployment.servedModelName": "my model"}, "deployment.servedModelName", "letters, digits"),
+    ("an argument of the operator's", {"deployment.extraArgs": ["--model=x"]}, "deployment.extraArgs", "remove it"),
+    ("code from the hub", {"deployment.extraArgs": ["--trust_remote_code"]}, "deployment.extraArgs", "open the server"),
+    ("two arguments in one", {"deployment.extraArgs": ["--max-model-len 4096"]}, "deployment.extraArgs", "joined by '='"),
+    ("a rollout of Kubernetes", {"deployment.rollout.strategy": "RollingUpdate"}, "deployment.rollout.strategy", "BlueGreen"),
+    # the rest
+    ("advice that is off", {"intent.advice": "Off"}, "intent.advice", ONE_OF + '"Enforce"'),
+    ("suspend as text", {"suspend": "yes"}, "suspend", "boolean"),
+    ("no time at all", {"activeDeadlineSeconds": 0}, "activeDeadlineSeconds", "greater than or equal to 1"),
+    ("a negative time to live", {"ttlSecondsAfterFinished": -1}, "ttlSecondsAfterFinished", "equal to 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, field, words", [pytest.param(*case[1:], id=case[0].replace(" ", "_")) for case in REFUSED]
+)
+def test_a_job_is_refused_that_has(dry, changes, field, words):
+    found = dry.refusal(manifests.changed(manifests.MINIMAL, **{full(path): value for path, value in changes.items()}))
+    assert [message for at, message in found if at == full(field) and words in message], found
+
+
+@pytest.mark.parametrize(
+    "path", ["spec.epochs", "spec.training.learning_rate", "spec.deployment.vllm", "spec.dataset.test.split"]
+)
+def test_a_field_that_does_not_exist_is_refused_by_name(dry, path):
+    base = manifests.changed(manifests.MINIMAL, **{"spec.dataset.test.fraction": 0.1})
+    [(_, message)] = dry.refusal(manifests.changed(base, **{path: 1}))
+    assert f'unknown field "{path}"' in message
+
+
+REFUSED_ENTRIES: list[tuple[str, dict[str, Any], str, str]] = [
+    ("no source", {"source": manifests.REMOVED}, "source", "Required value"),
+    ("a folder as source", {"source": "/models/qwen"}, "source", "file:///path"),
+    ("no layers", {"architecture.layers": 0}, "architecture.layers", "greater than or equal to 1"),
+    ("heads that do not divide", {"architecture.keyValueHeads": 5}, "architecture", "must divide attentionHeads"),
+    ("half an architecture", {"architecture": {"layers": 28}}, "architecture.hiddenSize", "Required value"),
+    ("a token's value", {"accessTokenSecret": "hf_AbC"}, "accessTokenSecret", "must be the name of a Kubernetes"),
+    (
+        "an argument that opens the server",
+        {"defaults.serving.extraArgs": ["--trust-remote-code"]},
+        "defaults.serving.extraArgs",
+        "open the server",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, field, words", [pytest.param(*case[1:], id=case[0].replace(" ", "_")) for case in REFUSED_ENTRIES]
+)
+def test_an_entry_of_the_catalogue_is_refused_that_has(dry, changes, field, words):
+    found = dry.refusal(manifests.changed(manifests.ENTRY, **{full(path): value for path, value in changes.items()}))
+    assert [message for at, message in found if at == full(field) and words in message], found
