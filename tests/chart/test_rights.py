@@ -5,21 +5,20 @@ from tests.chart.conftest import Manifest, Render
 Rights = dict[tuple[str, str], set[str]]
 
 OWN: Rights = {
-    ("finetune.dev", "finetunejobs"): {"get", "list", "watch", "delete"},
+    ("finetune.dev", "finetunejobs"): {"list", "watch", "delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
-    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("apps", "deployments"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("finetune.dev", "finetunejobs/finalizers"): {"update"},
+    ("batch", "jobs"): {"list", "watch", "create", "patch", "delete"},
+    ("apps", "deployments"): {"list", "watch", "create", "patch", "delete"},
+    ("", "services"): {"list", "watch", "create", "patch", "delete"},
     ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "serviceaccounts"): {"create", "patch"},
     ("rbac.authorization.k8s.io", "roles"): {"create", "patch"},
     ("rbac.authorization.k8s.io", "rolebindings"): {"create", "patch"},
-    ("", "pods"): {"get", "list", "watch"},
-    ("", "pods/log"): {"get"},
-    ("", "events"): {"create", "patch"},
-    ("events.k8s.io", "events"): {"create", "patch"},
+    ("", "pods"): {"list", "watch"},
+    ("", "events"): {"list", "create"},
 }
-CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"get", "list", "watch"}}
+CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"list", "watch"}}
 LEADER: Rights = {("coordination.k8s.io", "leases"): {"get", "create", "update", "patch"}}
 
 NAME = "finetune-operator-finetune-system"

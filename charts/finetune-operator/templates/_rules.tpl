@@ -1,49 +1,53 @@
 {{/*
 Everything that the operator may do in the namespaces of jobs, and nothing more. It never reads Secrets: only the pods
-of a job mount them. Server-side apply is `create` + `patch`.
+of a job mount them. Server-side apply is `create` + `patch`; what is watched is never fetched one by one.
 */}}
 {{- define "finetune-operator.rules" -}}
 # jobs: watched; deleted when ttlSecondsAfterFinished has passed
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch, delete]
 # the one place where the operator writes what it knows
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
+# owner references that block deletion need this where OwnerReferencesPermissionEnforcement is on (OpenShift)
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/finalizers]
+  verbs: [update]
 # stages and attempts: preflight, training, evaluation, verification
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 # servers of tuned models
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch, create, patch, delete]
-# the servers' Services; run files and progress
+  verbs: [list, watch, create, patch, delete]
+# before the servers: the name that clients use, and one of each release for its verification
 - apiGroups: [""]
-  resources: [services, configmaps]
+  resources: [services]
+  verbs: [list, watch, create, patch, delete]
+# run files and progress; `get` only to hand it on to training pods, see roles
+- apiGroups: [""]
+  resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
 # the identity of a job's pods, for jobs that name none
 - apiGroups: [""]
   resources: [serviceaccounts]
   verbs: [create, patch]
-# lets a job's training pod, and only it, write its own progress; Kubernetes lets nobody grant more than they have,
-# so these Roles can only ever hold verbs of this list
+# lets a job's training pod, and only it, read and write its own progress ConfigMap; Kubernetes lets nobody grant more
+# than they have, so these Roles can only ever hold verbs of this list
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [create, patch]
-# why a pod waits or failed: unschedulable, image pull, out of memory, exit code
+# why a pod waits or failed: unschedulable, image pull, out of memory, exit code, last lines
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
-# the last lines of a failed pod, for status.failure.logTail
+  verbs: [list, watch]
+# list: why the API server refuses a Job's pods (quota, admission); create: what `kubectl describe` shows
 - apiGroups: [""]
-  resources: [pods/log]
-  verbs: [get]
-# what `kubectl describe` shows
-- apiGroups: ["", events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create]
 {{- end }}
 
 {{/* What is cluster-scoped, in both modes. */}}
@@ -51,5 +55,5 @@ of a job mount them. Server-side apply is `create` + `patch`.
 # the catalogue
 - apiGroups: [finetune.dev]
   resources: [basemodels]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- end }}
