@@ -1,7 +1,7 @@
 """The status of a FineTuneJob: what the operator says, and the only memory that it has."""
 
 import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -151,9 +151,6 @@ class Revision(Reported):
     finished_at: Time | None = Field(default=None, description="When it ended.")
 
 
-RECORD: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
-
-
 class Status(Reported):
     """What the operator says of a FineTuneJob."""
 
@@ -192,13 +189,11 @@ class Status(Reported):
     history: list[Revision] = Field(
         default_factory=list, max_length=10, description="The last ten revisions, newest first."
     )
-    resolved: dict[str, Any] | None = Field(
+    resolved: str | None = Field(
         default=None,
-        description="The spec of the revision with every default, as it was trained. The operator compares with it.",
-        json_schema_extra=RECORD,
+        description="The spec of the revision with every default, as it was trained, in JSON. The operator compares with it.",
     )
-    serving: dict[str, Any] | None = Field(
+    serving: str | None = Field(
         default=None,
-        description="What the serving Deployment was made from. The operator restores it from this.",
-        json_schema_extra=RECORD,
+        description="What the serving Deployment was made from, in JSON. The operator restores it from this.",
     )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from kubernetes.aio.leaderelection.resourcelock import leaselock
 
 from finetune_api import API_VERSION, GROUP, VERSION
 
+LOG = logging.getLogger(__name__)
 MANAGER = "finetune-operator"
 Raw = dict[str, Any]
 
@@ -226,28 +228,32 @@ class Cluster:
     async def lead(self, namespace: str, name: str, identity: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` while holding the Lease; return once it ended or the Lease was lost (then `work` is cancelled)."""
         lock = _PatientLock(name, namespace, identity, self._api)
-        done = asyncio.Event()
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def started() -> None:
             try:
                 await work()
-            finally:
-                done.set()
+            except BaseException as error:
+                if not ended.done():
+                    ended.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                raise
+            if not ended.done():
+                ended.set_result(None)
 
         async def stopped() -> None:
-            done.set()
+            LOG.warning("the lease %s/%s is lost", namespace, name)
 
         election = leaderelection.LeaderElection(
             electionconfig.Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, started, stopped)
         )
         running = asyncio.create_task(election.run())
-        waiting = asyncio.create_task(done.wait())
         try:
-            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            waiting.cancel()
             running.cancel()
-            await asyncio.gather(running, waiting, return_exceptions=True)
+            await asyncio.gather(running, return_exceptions=True)
             await self._release(namespace, name, identity)
 
     async def _release(self, namespace: str, name: str, identity: str) -> None:
@@ -276,9 +282,12 @@ class _PatientLock(leaselock.LeaseLock):  # type: ignore[misc]
             return False, ApiException(status=0, reason=str(outage))
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
+        # not super(): client 37.0 sends `pretty` as a boolean, which its own validation refuses
+        body = client.V1Lease(metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record))
         try:
-            return bool(await super().create(name, namespace, election_record))
-        except OUTAGES:
+            await self.api_instance.create_namespaced_lease(namespace, body)
+            return True
+        except (ApiException, *OUTAGES):
             return False
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:

@@ -77,10 +77,19 @@ def phase(state: status.Status) -> Phase:
 
 
 def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
-    """Conditions whose value or reason changed: what is worth an event."""
-    before = {c.type: (c.status, c.reason) for c in old.conditions}
-    silent = {Condition.RECONCILING, Condition.STALLED, Condition.ACCEPTED}
-    return [c for c in new.conditions if before.get(c.type) != (c.status, c.reason) and c.type not in silent]
+    """Conditions worth an event: stages and ends whose value or reason changed, and Ready when it is won or lost."""
+    before = {c.type: c for c in old.conditions}
+    found = []
+    for condition in new.conditions:
+        was = before.get(condition.type)
+        if condition.type == Condition.READY:
+            if (was is not None and was.status == "True") != (condition.status == "True"):
+                found.append(condition)
+        elif condition.type not in {Condition.RECONCILING, Condition.STALLED} and (
+            was is None or (was.status, was.reason) != (condition.status, condition.reason)
+        ):
+            found.append(condition)
+    return found
 
 
 GOOD_NEWS = {Reason.SUSPENDED, Reason.DISABLED, Reason.WAITING, Reason.RUNNING, Reason.STARTING, Reason.RESUMED}

@@ -5,6 +5,7 @@ kept, what is left over is removed, and the status is summed up.
 """
 
 import datetime
+import json
 from collections.abc import Callable
 
 from finetune_api import run, status
@@ -22,7 +23,7 @@ ENDS = (Condition.COMPLETE, Condition.FAILED)
 
 def decide(obs: observe.Observation) -> Decision:
     """The next step of a job whose spec can be read."""
-    recorded = obs.parent.status.resolved
+    recorded = json.loads(obs.parent.status.resolved) if obs.parent.status.resolved else None
     wanted = revisions.want(obs.spec, obs.parent.run_annotation, recorded)
     draft = Draft(obs=obs, wanted=wanted, status=obs.parent.status)
     for rule in JOURNEY:
@@ -137,7 +138,7 @@ def the_spec_asks_for_other_work(draft: Draft) -> bool:
         )
     base = run.ResolvedBaseModel.model_validate(wanted.resolved[revisions.BASE_MODEL])
     draft.edit(
-        resolved=wanted.resolved,
+        resolved=json.dumps(wanted.resolved, separators=(",", ":")),
         evaluation_hash=wanted.evaluation_hash,
         release=release,
         base_model=base.name,

@@ -66,7 +66,7 @@ class Draft:
 
     @property
     def serving(self) -> release.Release | None:
-        return release.Release.model_validate(self.status.serving) if self.status.serving else None
+        return release.Release.model_validate_json(self.status.serving) if self.status.serving else None
 
     @property
     def release_name(self) -> str:

@@ -84,7 +84,7 @@ def _switch(draft: Draft, candidate: release.Release, speed: int | None) -> None
     server = draft.obs.servers.get(candidate.name)
     record = candidate.model_copy(update={"tokens_per_second": speed})
     draft.edit(
-        serving=record.wire(),
+        serving=record.model_dump_json(by_alias=True),
         deployment=status.Deployment(
             endpoint=service.endpoint(draft.obs.parent, draft.obs.parent.name),
             model=candidate.served_model_name,
