@@ -44,7 +44,7 @@ class Screen:
         """Leaves the last word of a phase on the screen."""
         if self._live:
             self.settle()
-        else:
+        elif seconds >= 1:
             say.line(f"         {view.phase} took {seconds:.0f} s")
 
     def settle(self) -> None:
