@@ -1,14 +1,18 @@
 """What a stage's pod answers: its termination message (at most 4 KiB) and, while it trains, its progress ConfigMap."""
 
+import json
+from collections.abc import Iterator
+from typing import Any
+
 from pydantic import Field
 
-from finetune_api import model, reasons, status
+from finetune_api import reasons, status
 
 TERMINATION_PATH = "/dev/termination-log"
 TERMINATION_BYTES = 4096
 
 
-class Training(model.Model):
+class Training(status.Reported):
     adapter: status.Adapter
     steps: int
     loss: float
@@ -22,7 +26,7 @@ class Training(model.Model):
     resumed_from: int | None = Field(default=None, description="The step of the checkpoint that the run resumed from.")
 
 
-class Verification(model.Model):
+class Verification(status.Reported):
     tokens_per_second: float
     difference_from_base: float = Field(
         description="Mean absolute log-probability difference per token, served tuned vs base."
@@ -32,7 +36,7 @@ class Verification(model.Model):
     )
 
 
-class Outcome(model.Model):
+class Outcome(status.Reported):
     """How a stage ended. `reason` is set when it failed, or, for preflight, when advice ends the job."""
 
     stage: reasons.Stage
@@ -45,35 +49,55 @@ class Outcome(model.Model):
     verification: Verification | None = None
 
     def termination_message(self) -> str:
-        """This outcome as JSON of at most 4 KiB: lists and texts are shortened until it fits, results are kept."""
-        outcome = self
-        text = outcome.model_dump_json(by_alias=True, exclude_none=True)
-        while len(text.encode()) > TERMINATION_BYTES:
-            if outcome.preflight and (outcome.preflight.findings or outcome.preflight.advice):
-                shorter = outcome.preflight.model_copy(
-                    update={
-                        "findings": outcome.preflight.findings[: len(outcome.preflight.findings) // 2],
-                        "advice": outcome.preflight.advice[: max(1, len(outcome.preflight.advice) // 2)]
-                        if outcome.preflight.findings
-                        else [],
-                    }
-                )
-                outcome = outcome.model_copy(update={"preflight": shorter})
-            elif outcome.message:
-                outcome = outcome.model_copy(update={"message": outcome.message[: len(outcome.message) // 2]})
-            elif outcome.evaluation and outcome.evaluation.metrics:
-                outcome = outcome.model_copy(
-                    update={
-                        "evaluation": outcome.evaluation.model_copy(update={"metrics": outcome.evaluation.metrics[:-1]})
-                    }
-                )
-            else:
-                break
-            text = outcome.model_dump_json(by_alias=True, exclude_none=True)
+        """This outcome as JSON of at most 4 KiB: lists and texts are halved until it fits, results are kept."""
+        data = self.wire()
+        text = _json(data)
+        for path, least in [*_SHORTENED, *_gate_texts(data), *_LAST]:
+            while len(text.encode()) > TERMINATION_BYTES and _halve(data, path, least):
+                text = _json(data)
         return text
 
 
-class ProgressReport(model.Model):
+# What is shortened first, and down to what length; the kubelet would cut the JSON in the middle.
+_Path = tuple[str | int, ...]
+_SHORTENED: tuple[tuple[_Path, int], ...] = (
+    (("preflight", "findings"), 8),
+    (("message",), 1000),
+    (("preflight", "findings"), 0),
+    (("preflight", "advice"), 1),
+    (("evaluation", "metrics"), 0),
+    (("message",), 300),
+)
+_LAST: tuple[tuple[_Path, int], ...] = (
+    (("evaluation", "gates"), 0),
+    (("preflight", "advice"), 0),
+)
+
+
+def _gate_texts(data: dict[str, Any]) -> Iterator[tuple[_Path, int]]:
+    for index in range(len(data.get("evaluation", {}).get("gates", []))):
+        yield ("evaluation", "gates", index, "requirement"), 40
+        yield ("evaluation", "gates", index, "observed"), 40
+
+
+def _halve(data: Any, path: _Path, least: int) -> bool:
+    """Halves the text or list at the path, down to `least`; whether there was anything to halve."""
+    *parents, last = path
+    for key in parents:
+        if isinstance(key, str) and key not in data:
+            return False
+        data = data[key]
+    if len(data.get(last, "")) <= least:
+        return False
+    data[last] = data[last][: max(least, len(data[last]) // 2)]
+    return True
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+class ProgressReport(status.Reported):
     """What the trainer writes into its ConfigMap. Attempt and revision tell an old pod's words from a new one's."""
 
     revision: str
