@@ -41,7 +41,7 @@ if __name__ == "__main__":
         say.line(f"\ndemo: {problem}")
         sys.exit(1)
     except KeyboardInterrupt:
-        child.end_all()
+        child.end_all(patience=5)
         say.line(
             "\ndemo: interrupted. What was done stays, and a job that was applied goes on by itself in the cluster."
             "\n  go on:  make demo        stop everything:  make demo-down"

@@ -1,8 +1,10 @@
 """Programs that the demo starts: their progress goes to the screen, their result comes back, none outlives the demo."""
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,18 +14,17 @@ _running: set[subprocess.Popen[str]] = set()
 _lock = threading.Lock()
 
 
-def tool(*words: str | Path, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> str:
+def tool(*words: str | Path) -> str:
     """Runs one of the repository's own tools; its stderr is shown as it comes. Returns the last line of its stdout.
 
     Raises say.Problem when it fails; what went wrong stands on the screen already.
     """
-    argv = [python, *map(str, words)]
-    process = start(argv, environment=environment)
+    process = start([sys.executable, *map(str, words)])
     stdout, _ = process.communicate()
     forget(process)
     if process.returncode != 0:
         shown = " ".join(str(word).removeprefix(f"{cache.REPOSITORY}/") for word in words)
-        raise say.Problem(f"`{Path(python).name} {shown}` ended with exit code {process.returncode}: see above")
+        raise say.Problem(f"`python3 {shown}` ended with exit code {process.returncode}: see above")
     lines = stdout.strip().splitlines()
     return lines[-1] if lines else ""
 
@@ -52,21 +53,23 @@ def forget(process: subprocess.Popen[str]) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends a program that runs until it is told to stop."""
+    """Ends a program that runs until it is told to stop. SIGINT, since our own tools tidy up after that one."""
     forget(process)
     if process.poll() is None:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if process.stdout:
-        process.stdout.close()
 
 
-def end_all() -> None:
+def end_all(patience: float = 0) -> None:
+    """Ends what runs still. `patience`: seconds for those that a Ctrl-C on the terminal has told already."""
     with _lock:
         left = list(_running)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and any(process.poll() is None for process in left):
+        time.sleep(0.1)
     for process in left:
         end(process)

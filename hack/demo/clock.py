@@ -47,7 +47,7 @@ def together(*lanes: Callable[[], None]) -> None:
             done, _ = futures.wait(tasks, return_when=futures.FIRST_EXCEPTION)
             failed = [error for task in done if (error := task.exception())]
         except KeyboardInterrupt:
-            child.end_all()
+            child.end_all(patience=5)
             raise
         if failed:
             child.end_all()

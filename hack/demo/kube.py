@@ -83,11 +83,8 @@ class Kube:
         stdout = process.stdout
 
         def read() -> None:
-            try:
-                for document in documents(iter(stdout.readline, "")):
-                    changes.put(document)
-            except ValueError:
-                pass  # the pipe was closed while we read
+            for document in documents(iter(stdout.readline, "")):
+                changes.put(document)
             changes.put(None)
 
         reader = threading.Thread(target=read, daemon=True)
@@ -95,9 +92,8 @@ class Kube:
         try:
             yield changes
         finally:
-            process.terminate()
-            reader.join(timeout=5)
             child.end(process)
+            reader.join(timeout=5)
 
 
 def documents(lines: Iterator[str]) -> Iterator[Manifest]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def use_existing(config: str, registry: str) -> Place:
 
 
 def start_local() -> Place:
-    summary = Path(child.tool(_LOCALCLUSTER, "up", "--name", NAME, python=_system_python()))
+    summary = Path(child.tool(_LOCALCLUSTER, "up", "--name", NAME))
     return _read(summary)
 
 
@@ -70,7 +69,7 @@ def running_local() -> Place | None:
 
 
 def stop_local() -> None:
-    child.tool(_LOCALCLUSTER, "down", "--name", NAME, python=_system_python())
+    child.tool(_LOCALCLUSTER, "down", "--name", NAME)
 
 
 def _read(summary: Path) -> Place:
@@ -91,8 +90,4 @@ def _program(name: str) -> str:
 
 
 def _binaries(*names: str) -> Path:
-    return Path(child.tool(_LOCALCLUSTER, "binaries", *names, python=_system_python()))
-
-
-def _system_python() -> str:
-    return sys.executable
+    return Path(child.tool(_LOCALCLUSTER, "binaries", *names))

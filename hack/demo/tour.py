@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ def run(*, again: bool) -> int:
     needs.require(needs.missing_for_images() if given else needs.missing_locally(machine))
     watch = clock.Clock()
 
-    where, images = _prepare(given, watch)
+    where, images, model = _prepare(given, watch)
     manifest = yaml.safe_load(QUICKSTART.read_text())
     store = where.store
     if store is None:
@@ -40,7 +39,7 @@ def run(*, again: bool) -> int:
             store = gateway.ensure(where.kube, images["s3"])
     with _objects(where, store) as objects:
         with watch.step("Data and base model into the bucket", "2 s"):
-            _upload(objects, manifest)
+            _upload(objects, manifest, model)
         with watch.step("Operator: CRDs, namespaces, Secret, Helm chart", "15 s"):
             _install(where, store, images, manifest)
         job = _run_job(where, store, manifest, watch, again=again)
@@ -71,9 +70,10 @@ def _announce(given: tuple[str, str] | None, machine: needs.Machine) -> None:
     )
 
 
-def _prepare(given: tuple[str, str] | None, watch: clock.Clock) -> tuple[Place, dict[str, str]]:
-    """The cluster and then its images; beside them the base model, which needs neither."""
+def _prepare(given: tuple[str, str] | None, watch: clock.Clock) -> tuple[Place, dict[str, str], Path]:
+    """The cluster and then its images; beside them the base model's folder, which needs neither."""
     places: list[Place] = []
+    models: list[Path] = []
     images: dict[str, str] = {}
 
     def cluster_and_images() -> None:
@@ -88,10 +88,10 @@ def _prepare(given: tuple[str, str] | None, watch: clock.Clock) -> tuple[Place, 
 
     def model() -> None:
         with watch.step("Base model: SmolLM2-135M-Instruct", "1 s, 40 s at first"):
-            child.tool(cache.REPOSITORY / "hack" / "model.py", python=sys.executable)
+            models.append(Path(child.tool(cache.REPOSITORY / "hack" / "model.py")))
 
     clock.together(cluster_and_images, model)
-    return places[0], images
+    return places[0], images, models[0]
 
 
 @contextmanager
@@ -107,13 +107,13 @@ def _model_source() -> str:
     return f"s3://{BUCKET}/models/{install.MODEL}"
 
 
-def _upload(objects: Objects, manifest: dict[str, Any]) -> None:
+def _upload(objects: Objects, manifest: dict[str, Any], model: Path) -> None:
     objects.make_bucket(BUCKET)
     for uri in manifest["spec"]["dataset"]["train"]:
         path = cache.REPOSITORY / "examples" / "support-desk" / uri.rpartition("/")[2]
         if not objects.upload(path, uri):
             say.line(f"  {uri}: unchanged")
-    objects.upload_folder(cache.folder("model", install.MODEL), _model_source())
+    objects.upload_folder(model, _model_source())
 
 
 def _install(where: Place, store: place.ObjectStore, images: dict[str, str], manifest: dict[str, Any]) -> None:
