@@ -59,25 +59,26 @@ def ensure(programs: Sequence[str], purpose: str) -> None:
             " or give KUBECONFIG and REGISTRY of an existing cluster instead."
         )
     with say.step(f"Debian packages: installing {' '.join(packages)}", "30 s"):
-        _install(packages)
+        install(packages)
     if absent := missing(programs):
         raise say.Problem(f"{', '.join(absent)} still missing after installing {' '.join(packages)}")
 
 
-def _install(packages: Sequence[str]) -> None:
+def install(packages: Sequence[str]) -> None:
+    """Installs Debian packages, as root."""
     # The cluster starts its own containerd and registry: the packages must not start services on the machine's ports.
     placed = not _POLICY.exists()
     if placed:
         _POLICY.write_text("#!/bin/sh\nexit 101\n")
         _POLICY.chmod(0o755)
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    command = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     try:
         try:
-            shell.run(install, environment=quiet)
+            shell.run(command, environment=quiet)
         except say.Problem:
             shell.run(["apt-get", "update"], environment=quiet)
-            shell.run(install, environment=quiet)
+            shell.run(command, environment=quiet)
     finally:
         if placed:
             _POLICY.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+# `make` lists the verbs. A clean clone needs make, git and Python 3.11 or newer; the rest is fetched, and said beforehand.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+export FINETUNE_CACHE ?= $(HOME)/.cache/finetune-operator
+# A uv that `make venv` had to bring itself lies here; one that the machine has comes first.
+export PATH := $(PATH):$(FINETUNE_CACHE)/uv/bin
+
+VENV := .venv/bin
+CHART := charts/finetune-operator
+
+.PHONY: help
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- See it work ---
+
+.PHONY: demo demo-down
+demo: venv ## From this checkout to an answer of a tuned model, on a real cluster on this machine
+	$(VENV)/python hack/demo
+
+demo-down: ## Stop the demo; leaves no process, mount or network rule
+	$(PYTHON) hack/demo down
+
+# --- Develop ---
+
+.PHONY: venv test verify format crds lock
+venv: .venv/.ready ## Make the Python environment .venv from requirements/dev.txt
+
+.venv/.ready: requirements/dev.txt pyproject.toml hack/environment.py
+	$(PYTHON) hack/environment.py
+
+test: venv ## Run all tests, on a real control plane and a real node too; ARGS="tests/unit -k gate" for a part
+	$(VENV)/python -m pytest $(ARGS)
+
+verify: verify-format verify-lint verify-types verify-imports verify-generated verify-chart ## Check all that needs no run: format, lint, types, imports, generated files, chart
+
+format: venv ## Format the code and repair what the linter can
+	$(VENV)/ruff format
+	$(VENV)/ruff check --fix
+
+crds: venv ## Write the CRDs and the API reference from the models
+	$(VENV)/python -m finetune_api.crd
+	$(VENV)/python -m finetune_api.reference
+
+lock: venv ## Choose the newest versions that pyproject.toml allows and write requirements/
+	hack/lock.sh
+
+.PHONY: verify-format verify-lint verify-types verify-imports verify-generated verify-chart
+verify-format: venv
+	$(VENV)/ruff format --check
+
+verify-lint: venv
+	$(VENV)/ruff check
+
+verify-types: venv
+	$(VENV)/mypy
+
+verify-imports: venv
+	$(VENV)/lint-imports
+
+verify-generated: venv
+	$(VENV)/python -m finetune_api.crd --check
+	$(VENV)/python -m finetune_api.reference --check
+
+# Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
+verify-chart:
+	helm=$$($(PYTHON) hack/localcluster binaries helm)/helm && \
+	$$helm lint --strict $(CHART) && \
+	$$helm template finetune-operator $(CHART) --namespace finetune-system --include-crds > /dev/null
+
+# --- Clusters and images ---
+
+.PHONY: cluster cluster-down images
+cluster: ## Start a real one-node Kubernetes on this machine, with a registry and S3 (Linux, root, no Docker)
+	$(PYTHON) hack/localcluster up
+
+cluster-down: ## Stop it
+	$(PYTHON) hack/localcluster down
+
+images: ## Build the images and push them to REGISTRY=host:port, or else to the running cluster's
+	registry=$${REGISTRY:-$$($(PYTHON) hack/localcluster env | sed -n 's/^export REGISTRY=//p')} && \
+	$(PYTHON) hack/images build --registry "$$registry"
+
+# --- Tidy up ---
+
+.PHONY: clean
+clean: demo-down cluster-down ## Stop the clusters and remove what can be made again from this checkout; the cache stays
+	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
