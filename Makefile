@@ -10,6 +10,7 @@ export PATH := $(PATH):$(FINETUNE_CACHE)/uv/bin
 
 VENV := .venv/bin
 CHART := charts/finetune-operator
+KUBERNETES = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' hack/tools/go.mod)
 
 .PHONY: help
 help: ## List the verbs
@@ -68,8 +69,8 @@ verify-generated: venv
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
 verify-chart:
 	helm=$$($(PYTHON) hack/localcluster binaries helm)/helm && \
-	$$helm lint --strict $(CHART) && \
-	$$helm template finetune-operator $(CHART) --namespace finetune-system --include-crds > /dev/null
+	$$helm lint --strict --kube-version $(KUBERNETES) $(CHART) && \
+	$$helm template finetune-operator $(CHART) --kube-version $(KUBERNETES) --include-crds > /dev/null
 
 # --- Clusters and images ---
 
