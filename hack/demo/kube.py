@@ -27,8 +27,9 @@ class Kube:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "KUBECONFIG": self.config}
 
-    def run(self, *words: str, stdin: str | None = None, timeout: float | None = 300) -> str:
-        return shell.run([self.kubectl, *words], environment=self.environment, stdin=stdin, timeout=timeout)
+    def run(self, *words: str, stdin: str | None = None, timeout: float | None = 300, check: bool = True) -> str:
+        argv = [self.kubectl, *words]
+        return shell.run(argv, environment=self.environment, stdin=stdin, timeout=timeout, check=check)
 
     def get(self, kind: str, name: str, namespace: str = "") -> Manifest | None:
         """The object, or None when it, or its kind, does not exist."""

@@ -59,20 +59,20 @@ def use_existing(config: str, registry: str) -> Place:
 
 def start_local() -> Place:
     summary = Path(child.tool(_LOCALCLUSTER, "up", "--name", NAME))
-    return _read(summary)
+    return read(summary)
 
 
 def running_local() -> Place | None:
     """The demo's local cluster, if it has one."""
     summary = cache.root() / "clusters" / NAME / "cluster.json"
-    return _read(summary) if summary.exists() else None
+    return read(summary) if summary.exists() else None
 
 
 def stop_local() -> None:
     child.tool(_LOCALCLUSTER, "down", "--name", NAME)
 
 
-def _read(summary: Path) -> Place:
+def read(summary: Path) -> Place:
     told = json.loads(summary.read_text())
     folder = _binaries("kubectl", "helm")
     s3 = told["s3"]

@@ -249,8 +249,12 @@ def training_is_not_done(draft: Draft) -> bool:
             updated_at=draft.obs.now.replace(microsecond=0),
         ),
     )
+    resumed = "" if done.resumed_from is None else f" (resumed from step {done.resumed_from})"
     draft.say(
-        Condition.TRAINED, "True", Reason.SUCCEEDED, f"{done.steps} steps, loss {done.loss:.4f}: {done.adapter.uri}"
+        Condition.TRAINED,
+        "True",
+        Reason.SUCCEEDED,
+        f"{done.steps} steps{resumed}, loss {done.loss:.4f}: {done.adapter.uri}",
     )
     return False
 

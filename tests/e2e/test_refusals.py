@@ -1,0 +1,143 @@
+"""What users get wrong: each job ends, or waits and goes on by itself, with the right reason and words that say what to do."""
+
+from typing import Any
+
+import pytest
+
+from demo import install
+from support import site as sites
+from support.site import BUCKET, NAMESPACE, Site, condition
+
+
+def _s3(site: Site, **changes: Any) -> dict[str, Any]:
+    return {**site.spec("s3://x/y")["storage"], **changes}
+
+
+def jobs(site: Site) -> dict[str, dict[str, Any]]:
+    """Specs by name; all are applied at once, so that their pods need not wait for each other's tests."""
+    good = site.upload_rows("refusals/good.jsonl", sites.chats(60))
+    twelve = site.upload_rows("refusals/twelve.jsonl", sites.chats(12))
+    empty = site.upload_rows("refusals/empty.jsonl", [])
+    rows: list[Any] = list(sites.chats(60))
+    rows[16] = '{"messages": [{"role": "user", "content": "never closed"'
+    broken = site.upload_rows("refusals/broken.jsonl", rows)
+    other = "wrong-credentials"
+    site.kube.apply(
+        install.secret(other, NAMESPACE, {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "no-such-key-0"})
+    )
+    spec = site.spec
+    gate = [{"metric": "ExactMatch", "minimum": 0.99}, {"metric": "Loss", "maximum": 0.000001}]
+    gpus = {"gpus": 1, "gpuType": "nvidia-l4"}
+    return {
+        "bucket": spec("s3://no-such-bucket-here/train.jsonl"),
+        "output": spec(good, storage=_s3(site, output="s3://no-such-bucket-here/output")),
+        "object": spec(f"s3://{BUCKET}/refusals/no-such-file.jsonl"),
+        "credentials": spec(good, storage=_s3(site, credentialsSecret=other)),
+        "secret": spec(good, storage=_s3(site, credentialsSecret="no-such-secret")),
+        "endpoint": spec(good, storage=_s3(site, endpoint="http://127.0.0.1:1")),
+        "model": spec(good, baseModel={"name": "no-such-model"}),
+        "weights": spec(good, baseModel={"source": f"s3://{BUCKET}/models/no-such-model"}),
+        "hub": spec(good, baseModel={"source": "hf://nobody/nothing"}),
+        "empty": spec(empty),
+        "broken": spec(broken),
+        "twelve-enforced": spec(twelve, intent={"advice": "Enforce"}),
+        "twelve-warned": spec(twelve),
+        "gpu-unknown": spec(good, resources={"gpus": 1, "gpuType": "nvidia-b9000"}),
+        "gpu-absent": spec(good, resources=gpus),
+        "gpu-many": spec(good, resources={"gpus": 8}),
+        "gate": spec(good, evaluation={"maximumExamples": 4, "generation": {"maxNewTokens": 8}, "gates": gate}),
+        "memory": spec(good, resources={"gpus": 0, "requests": {"cpu": "250m", "memory": "128Mi"}}),
+        "deadline": spec(good, resources={"gpus": 8}, activeDeadlineSeconds=20),
+    }
+
+
+@pytest.fixture(scope="module")
+def applied(site: Site) -> Site:
+    for name, spec in jobs(site).items():
+        site.apply(name, spec)
+    return site
+
+
+ENDS = [
+    ("bucket", "BucketNotFound", ["no-such-bucket-here"]),
+    ("output", "BucketNotFound", ["no-such-bucket-here", "output"]),
+    ("object", "DatasetNotFound", ["no-such-file.jsonl"]),
+    ("credentials", "S3AccessDenied", ["credentials"]),
+    ("weights", "ModelInvalid", ["no-such-model"]),
+    ("empty", "DatasetInvalid", ["empty.jsonl"]),
+    ("broken", "DatasetInvalid", ["broken.jsonl:17"]),
+    ("twelve-enforced", "TooFewExamples", ["20", "examples"]),
+    ("gate", "EvaluationBelowGate", ["ExactMatch", "0.99"]),
+    ("memory", "TrainerOutOfMemory", ["memory"]),
+    ("deadline", "DeadlineExceeded", ["20", "Unschedulable"]),
+]
+
+
+@pytest.mark.parametrize(("name", "reason", "words"), ENDS, ids=[row[0] for row in ENDS])
+def test_it_ends_with_a_reason_and_says_what_to_do(applied: Site, name: str, reason: str, words: list[str]) -> None:
+    job = applied.until_condition(name, "Failed", seconds=400)
+    failed = condition(job, "Failed")
+    assert failed["reason"] == reason, failed
+    assert condition(job, "Stalled")["status"] == "True"
+    assert condition(job, "Ready")["status"] == "False"
+    assert job["status"]["phase"] == "Failed"
+    for word in words:
+        assert word in failed["message"], failed["message"]
+
+
+WAITS = [
+    ("secret", "PreflightPassed", "CredentialsMissing", ["no-such-secret"]),
+    ("endpoint", "PreflightPassed", "StorageUnavailable", ["127.0.0.1:1"]),
+    ("model", "Accepted", "BaseModelNotFound", ["no-such-model", "kubectl get basemodels"]),
+    ("gpu-unknown", "Accepted", "Unschedulable", ["nvidia-b9000", "nvidia-l4"]),
+    ("gpu-absent", "Trained", "Unschedulable", ["node", "gpuType"]),
+    ("gpu-many", "Trained", "Unschedulable", ["nvidia.com/gpu"]),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "reason", "words"), WAITS, ids=[row[0] for row in WAITS])
+def test_it_waits_and_says_for_what(applied: Site, name: str, kind: str, reason: str, words: list[str]) -> None:
+    def waits(job: sites.Job) -> bool:
+        return condition(job, kind).get("reason") == reason
+
+    job = applied.until(name, waits, f"waiting for {reason}", 300)
+    assert condition(job, "Reconciling")["status"] == "True"
+    assert condition(job, "Stalled")["status"] == "False"
+    assert not condition(job, "Failed")
+    for word in words:
+        assert word in condition(job, kind)["message"], condition(job, kind)["message"]
+
+
+def test_twelve_examples_are_only_said_when_advice_is_warn(applied: Site) -> None:
+    job = applied.until_condition("twelve-warned", "Complete", seconds=300)
+    assert job["status"]["preflight"]["verdict"] == "NotRecommended"
+    assert any("example" in sentence for sentence in job["status"]["preflight"]["advice"])
+
+
+def test_a_missing_secret_and_a_missing_model_that_appear_let_the_job_go_on(applied: Site) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": applied.store.access_key, "AWS_SECRET_ACCESS_KEY": applied.store.secret_key}
+    applied.kube.apply(install.secret("no-such-secret", NAMESPACE, keys))
+    applied.kube.apply(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "BaseModel",
+            "metadata": {"name": "no-such-model"},
+            "spec": {"source": f"s3://{BUCKET}/models/{sites.MODEL}"},
+        }
+    )
+    applied.until_condition("secret", "PreflightPassed", seconds=120)
+    applied.until_condition("model", "PreflightPassed", seconds=120)
+
+
+def test_an_image_that_cannot_be_pulled_is_named_and_another_one_heals_it(site: Site) -> None:
+    data = site.upload_rows("refusals/image.jsonl", sites.chats(60))
+    server = {"resources": {"gpus": 0, "requests": {"cpu": "100m", "memory": "1Gi"}}}
+    site.apply("image", site.spec(data, deployment={**server, "image": "127.0.0.1:1/no/such-image:1"}))
+    job = site.until(
+        "image", lambda j: condition(j, "Deployed").get("reason") == "ImagePullFailed", "refused by the registry", 300
+    )
+    assert "such-image" in condition(job, "Deployed")["message"]
+    assert condition(job, "Stalled")["status"] == "False"
+    site.apply("image", site.spec(data))
+    site.until_condition("image", "Complete", seconds=60)
+    assert site.kube.items("deployments", "finetune.dev/job=image", NAMESPACE) == []

@@ -1,0 +1,184 @@
+"""The main road: from `kubectl apply` of a FineTuneJob to an answered chat request, on a real node."""
+
+import json
+import urllib.request
+
+import pytest
+
+from demo import install
+from support import site as sites
+from support.site import NAMESPACE, Site, condition
+
+NAME = "road"
+
+
+@pytest.fixture(scope="module")
+def served(site: Site) -> sites.Job:
+    """A job that has gone the whole road."""
+    data = site.upload_rows("road/train.jsonl", sites.chats(60))
+    spec = site.spec(
+        data,
+        evaluation={
+            "maximumExamples": 8,
+            "generation": {"maxNewTokens": 8},
+            "gates": [{"metric": "Loss", "over": "Base", "improvement": 0.01}, {"metric": "Loss", "maximum": 50}],
+        },
+        deployment={
+            "servedModelName": "colours",
+            "resources": {"gpus": 0, "requests": {"cpu": "250m", "memory": "3Gi"}},
+            "extraArgs": ["--max-model-len=256"],
+        },
+    )
+    site.apply(NAME, spec)
+    return site.until_condition(NAME, "Ready", seconds=400)
+
+
+def test_every_stage_says_that_it_is_done(served: sites.Job) -> None:
+    for kind in ("Accepted", "PreflightPassed", "Trained", "Evaluated", "Deployed", "Ready"):
+        assert condition(served, kind)["status"] == "True", condition(served, kind)
+    assert condition(served, "Stalled")["status"] == "False"
+    assert served["status"]["observedGeneration"] == served["metadata"]["generation"]
+    assert served["status"]["phase"] == "Ready"
+
+
+def test_a_chat_request_is_answered_by_the_tuned_model(site: Site, served: sites.Job) -> None:
+    body = {"model": "colours", "messages": [{"role": "user", "content": "Which colour?"}], "max_tokens": 8}
+    with site.kube.forward(f"service/{NAME}", 8000, NAMESPACE) as url:
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            said = json.load(answer)
+    assert said["model"] == "colours"
+    assert said["usage"]["completion_tokens"] > 0
+
+
+def test_the_status_tells_people_what_was_made(served: sites.Job) -> None:
+    status = served["status"]
+    assert status["deployment"]["endpoint"] == f"http://{NAME}.{NAMESPACE}.svc:8000"
+    assert status["deployment"]["model"] == "colours"
+    assert status["deployment"]["readyReplicas"] == 1
+    assert status["deployment"]["tokensPerSecond"] > 0
+    assert status["evaluation"]["passed"] is True
+    assert float(status["evaluation"]["score"]) > 0
+    assert status["preflight"]["examples"] > 40
+    assert status["progress"]["percent"] == 100
+    assert status["history"][0]["revision"] == status["revision"]
+
+
+def test_the_files_lie_in_s3_as_documented(site: Site, served: sites.Job) -> None:
+    status = served["status"]
+    root = f"s3://{sites.BUCKET}/output/{NAMESPACE}/{NAME}/{status['revision']}"
+    assert status["artifacts"]["adapter"]["uri"] == f"{root}/adapter"
+    manifest = json.loads(site.objects.read(f"{root}/adapter/manifest.json"))
+    assert "adapter_model.safetensors" in [file["path"] for file in manifest["files"]]
+    assert json.loads(site.objects.read(f"{root}/preflight.json"))["examples"] == status["preflight"]["examples"]
+    report = site.objects.read(status["artifacts"]["report"]).decode()
+    assert "<html" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    assert "https://" not in report
+
+
+def test_kubectl_shows_the_job_in_one_line(site: Site, served: sites.Job) -> None:
+    text = site.kube.run("get", "ftj", NAME, "--namespace", NAMESPACE, "--output=wide")
+    header, row = text.splitlines()[:2]
+    assert header.split()[:4] == ["NAME", "PHASE", "PROGRESS", "ETA"]
+    assert "Ready" in row
+    assert "100%" in row
+    assert served["status"]["revision"] in row
+
+
+def test_applying_the_same_file_again_changes_nothing(site: Site, served: sites.Job) -> None:
+    before = site.job(NAME)
+    site.apply(NAME, before["spec"])
+    after = site.job(NAME)
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    assert "annotations" not in after["metadata"] or not [k for k in after["metadata"]["annotations"] if "kopf" in k]
+    assert "finalizers" not in after["metadata"]
+
+
+def test_a_deleted_service_and_a_scaled_server_heal(site: Site, served: sites.Job) -> None:
+    release = served["status"]["deployment"]["release"]
+    site.kube.run("delete", "service", NAME, "--namespace", NAMESPACE)
+    site.kube.run("scale", "deployment", release, "--replicas=2", "--namespace", NAMESPACE)
+
+    def healed(_: sites.Job) -> bool:
+        service = site.kube.get("service", NAME, NAMESPACE)
+        server = site.kube.get("deployment", release, NAMESPACE)
+        assert server is not None
+        return service is not None and server["spec"]["replicas"] == 1
+
+    site.until(NAME, healed, "healed", seconds=20)
+    site.until_condition(NAME, "Ready", seconds=120)
+
+
+def test_the_pods_of_a_job_may_patch_their_own_progress_and_nothing_else(site: Site, served: sites.Job) -> None:
+    who = f"--as=system:serviceaccount:{NAMESPACE}:{NAME}-trainer"
+    progress = f"configmaps/{NAME}-{served['status']['revision']}-progress"
+
+    def may(*words: str) -> bool:
+        # `can-i` exits 1 for no
+        return "yes" in site.kube.run("auth", "can-i", *words, who, "--namespace", NAMESPACE, check=False)
+
+    assert may("patch", progress)
+    assert not may("patch", "configmaps/other")
+    assert not may("get", "secrets")
+    assert not may("list", "pods")
+    assert not may("patch", "finetunejobs")
+
+
+def test_the_operator_counts_its_jobs_for_prometheus(site: Site, served: sites.Job) -> None:
+    text = ""
+    for pod in site.kube.items("pods", f"app.kubernetes.io/name={install.RELEASE}", install.SYSTEM):
+        with site.kube.forward(f"pod/{pod['metadata']['name']}", 8080, install.SYSTEM) as url:
+            text += urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
+    assert 'finetune_jobs{phase="Ready"} 1.0' in text
+    assert 'finetune_stage_duration_seconds_count{result="succeeded",stage="train"} 1.0' in text
+    assert "finetune_leader 1.0" in text
+    assert "finetune_leader 0.0" in text
+
+
+IMPORTS = "import importlib.util as u; print([m for m in {modules} if u.find_spec(m)])"
+
+
+def test_the_operator_image_carries_no_torch(site: Site, served: sites.Job) -> None:
+    code = IMPORTS.format(modules=["torch", "transformers", "peft", "boto3", "accelerate", "finetune_trainer"])
+    said = site.kube.run(
+        "exec", "deployment/finetune-operator", "--namespace", install.SYSTEM, "--", "python", "-c", code
+    )
+    assert said.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("image", "absent", "present"),
+    [
+        ("trainer", ["kopf", "kubernetes", "finetune_operator"], ["torch", "transformers", "peft", "finetune_trainer"]),
+        ("fetch", ["kopf", "kubernetes", "torch", "transformers"], ["boto3", "finetune_trainer"]),
+    ],
+)
+def test_the_trainer_images_carry_no_kopf(site: Site, image: str, absent: list[str], present: list[str]) -> None:
+    code = IMPORTS.format(modules=[*absent, *present])
+    name = f"imports-{image}"
+    container = {
+        "name": "python",
+        "image": site.images[image],
+        "command": ["python", "-c", code],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+    site.kube.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
+    )
+    site.kube.run(
+        "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--namespace", NAMESPACE, "--timeout=60s"
+    )
+    assert site.logs(name).strip() == str(present)
+    site.kube.run("delete", "pod", name, "--namespace", NAMESPACE, "--wait=false")

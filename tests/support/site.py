@@ -1,0 +1,185 @@
+"""A whole site for the end-to-end tests: one node, our images, the operator by its chart, S3, a tiny base model.
+
+It uses the demo's own steps, so that what is tested is what `make demo` does. With KUBECONFIG and REGISTRY of an existing
+cluster given, the same tests run there.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from demo import child, gateway, install, place
+from demo.kube import Kube
+from demo.objects import Objects
+from toolbox import cache
+
+NAME = "e2e"
+NAMESPACE = "ml"
+BUCKET = "finetune-e2e"
+SECRET = "s3-credentials"
+MODEL = "tiny"
+IMAGES = ["operator", "fetch", "trainer", "vllm-cpu"]
+Job = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """The installed system. `local` tells whether the node is this machine's own."""
+
+    kube: Kube
+    store: place.ObjectStore
+    objects: Objects
+    images: dict[str, str]
+    local: bool
+
+    def spec(self, data: str, **changes: Any) -> dict[str, Any]:
+        """The spec of a small CPU job on the tiny model, without a server; `changes` replace top-level fields."""
+        spec: dict[str, Any] = {
+            "baseModel": {"name": MODEL},
+            "dataset": {"train": [data], "minimumExamples": 20},
+            "storage": {
+                "output": f"s3://{BUCKET}/output",
+                "endpoint": self.store.endpoint,
+                "region": self.store.region,
+                "credentialsSecret": SECRET,
+            },
+            "training": {"maxSteps": 8, "batchSize": 8, "learningRate": 0.01, "lora": {"rank": 8}},
+            "resources": {"gpus": 0, "requests": {"cpu": "250m", "memory": "2Gi"}},
+            "evaluation": {"maximumExamples": 8, "generation": {"maxNewTokens": 8}},
+            "deployment": {"enabled": False},
+        }
+        return {**spec, **changes}
+
+    def apply(self, name: str, spec: dict[str, Any], **annotations: str) -> None:
+        self.kube.apply(
+            {
+                "apiVersion": "finetune.dev/v1alpha1",
+                "kind": "FineTuneJob",
+                "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
+                "spec": spec,
+            }
+        )
+
+    def job(self, name: str) -> Job:
+        found = self.kube.get("finetunejob", name, NAMESPACE)
+        assert found is not None, f"there is no FineTuneJob {name}"
+        return found
+
+    def until(self, name: str, holds: Callable[[Job], bool], what: str, seconds: float = 300) -> Job:
+        """The job, once `holds` is true of it; fails with its status when that takes too long."""
+        end = time.monotonic() + seconds
+        while True:
+            job = self.job(name)
+            if holds(job):
+                return job
+            if time.monotonic() > end:
+                raise AssertionError(
+                    f"{name}: not {what} after {seconds:.0f} s: {json.dumps(job.get('status'), indent=1)}"
+                )
+            time.sleep(0.5)
+
+    def until_condition(self, name: str, kind: str, value: str = "True", reason: str = "", seconds: float = 300) -> Job:
+        """The job, once a condition has this value (and reason); fails at once when the job failed instead."""
+
+        def holds(job: Job) -> bool:
+            found = condition(job, kind)
+            if kind != "Failed" and condition(job, "Failed").get("status") == "True" and value == "True":
+                raise AssertionError(f"{name} failed: {condition(job, 'Failed')} {job['status'].get('failure')}")
+            return found.get("status") == value and (not reason or found.get("reason") == reason)
+
+        return self.until(name, holds, f"{kind}={value} {reason}".strip(), seconds)
+
+    def pods(self, job: str, **labels: str) -> list[dict[str, Any]]:
+        """Pods of a FineTuneJob with these finetune.dev labels."""
+        selector = ",".join(
+            [f"finetune.dev/job={job}", *(f"finetune.dev/{key}={value}" for key, value in labels.items())]
+        )
+        return self.kube.items("pods", selector, NAMESPACE)
+
+    def jobs(self, job: str, **labels: str) -> list[dict[str, Any]]:
+        selector = ",".join(
+            [f"finetune.dev/job={job}", *(f"finetune.dev/{key}={value}" for key, value in labels.items())]
+        )
+        return self.kube.items("jobs", selector, NAMESPACE)
+
+    def logs(self, pod: str) -> str:
+        return self.kube.run("logs", pod, "--namespace", NAMESPACE)
+
+    def upload_rows(self, key: str, rows: list[Any]) -> str:
+        """Rows as JSON lines in the bucket (a string is written as it is); gives the URI."""
+        text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        uri = f"s3://{BUCKET}/{key}"
+        folder = cache.folder("e2e")
+        path = folder / key.replace("/", "-")
+        path.write_text(text)
+        self.objects.upload(path, uri)
+        return uri
+
+    def delete(self, name: str) -> None:
+        self.kube.run("delete", "finetunejob", name, "--namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
+
+
+def condition(job: Job, kind: str) -> dict[str, Any]:
+    return next((c for c in job.get("status", {}).get("conditions", []) if c["type"] == kind), {})
+
+
+def chats(count: int, topic: str = "router") -> list[dict[str, Any]]:
+    """Chat examples that a tiny model learns something of: the answer repeats a word of the question."""
+    words = ["red", "green", "blue", "grey", "pink", "gold", "lime", "teal"]
+    return [
+        {
+            "messages": [
+                {"role": "system", "content": "Answer with one colour."},
+                {"role": "user", "content": f"The {topic} number {n} shines {words[n % 8]}. Which colour?"},
+                {"role": "assistant", "content": words[n % 8]},
+            ]
+        }
+        for n in range(count)
+    ]
+
+
+@contextlib.contextmanager
+def running(tiny_model: Path) -> Iterator[Site]:
+    """The site with everything installed; a local node is taken down afterwards."""
+    given = place.existing()
+    harness = cache.REPOSITORY / "hack" / "localcluster"
+    try:
+        if given:
+            where = place.use_existing(*given)
+        else:
+            where = place.read(Path(child.tool(harness, "up", "--name", NAME, "--gpus", "2", python=sys.executable)))
+        wanted = [*IMAGES, "s3"] if given else IMAGES
+        tool = cache.REPOSITORY / "hack" / "images"
+        images = json.loads(child.tool(tool, "build", *wanted, "--registry", where.registry, "--json"))
+        with contextlib.ExitStack() as stack:
+            store = where.store or gateway.ensure(where.kube, images["s3"])
+            endpoint = store.endpoint
+            if where.store is None:
+                endpoint = stack.enter_context(
+                    where.kube.forward(f"service/{gateway.NAME}", gateway.PORT, gateway.NAMESPACE)
+                )
+            objects = Objects(store, endpoint)
+            objects.make_bucket(BUCKET)
+            objects.upload_folder(tiny_model, f"s3://{BUCKET}/models/{MODEL}")
+            _install(where.kube, store, images)
+            yield Site(where.kube, store, objects, images, where.local)
+    finally:
+        if not given:
+            child.tool(harness, "down", "--name", NAME, python=sys.executable)
+
+
+def _install(kube: Kube, store: place.ObjectStore, images: dict[str, str]) -> None:
+    install.crds(kube)
+    install.make_namespace(kube, install.SYSTEM)
+    install.make_namespace(kube, NAMESPACE)
+    install.credentials(kube, NAMESPACE, SECRET, store)
+    values = install.values(images, "s3://unused/model")
+    values["catalogue"] = {MODEL: {"source": f"s3://{BUCKET}/models/{MODEL}", "family": "llama"}}
+    values["gpuTypes"] = {"nvidia-l4": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}}}
+    values["retryBackoffSeconds"] = 1
+    install.chart(kube, values)
