@@ -14,12 +14,12 @@ _running: set[subprocess.Popen[str]] = set()
 _lock = threading.Lock()
 
 
-def tool(*words: str | Path) -> str:
+def tool(*words: str | Path, python: str = sys.executable) -> str:
     """Runs one of the repository's own tools; its stderr is shown as it comes. Returns the last line of its stdout.
 
     Raises say.Problem when it fails; what went wrong stands on the screen already.
     """
-    process = start([sys.executable, *map(str, words)])
+    process = start([python, *map(str, words)])
     stdout, _ = process.communicate()
     forget(process)
     if process.returncode != 0:

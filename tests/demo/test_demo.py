@@ -1,13 +1,9 @@
 """The demo's own judgement: what a status means on the screen, what a machine lacks, what the chart is told."""
 
 import json
-import pathlib
-import sys
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "hack"))
 
 from demo import install, kube, needs, place, progress, result
 from toolbox import say
