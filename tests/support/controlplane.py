@@ -8,6 +8,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,16 @@ def harness(*words: str) -> str:
 
 @contextlib.contextmanager
 def running(name: str) -> Iterator[ControlPlane]:
-    """A control plane of this name with the CRDs of crds/ established; gone afterwards."""
+    """A control plane of this name that serves and explains the CRDs of crds/; gone afterwards."""
     try:
         facts = json.loads(Path(harness("up", "--control-plane-only", "--name", name)).read_text())
         plane = ControlPlane(name, Path(facts["kubeconfig"]), Path(facts["bin"]), facts)
         plane.kubectl("apply", "--server-side", "-f", REPOSITORY / "crds")
         plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", REPOSITORY / "crds")
+        # The manual is published a moment after the kind.
+        deadline = time.monotonic() + 15
+        while plane.run("explain", "ftj").returncode != 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
         yield plane
     finally:
         harness("down", "--name", name)
