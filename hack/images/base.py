@@ -45,8 +45,13 @@ def _bootstrap(builder: Builder) -> tuple[str, str]:
     if builder.exists(reference):
         return reference, identity
     if os.geteuid() != 0:
-        raise say.Problem("making a base image needs root: run this with sudo, or set BASE_IMAGE to one with Python 3.11")
-    debian.ensure(("debootstrap", "/usr/share/keyrings/debian-archive-keyring.gpg"), "making a base image without a public registry")
+        raise say.Problem(
+            "making a base image needs root: run this with sudo, or set BASE_IMAGE to one with Python 3.11"
+        )
+    debian.ensure(
+        ("debootstrap", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+        "making a base image without a public registry",
+    )
     root = cache.folder("images") / "rootfs"
     shutil.rmtree(root, ignore_errors=True)
     with say.step(f"base image: Debian {_SUITE} with {' '.join(_PACKAGES)}", "60 s"):

@@ -1,5 +1,6 @@
 """The two programs that build images: docker where its daemon answers, else buildah, which needs no daemon."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Protocol
 
 from images import registry
 from images.catalogue import Image
-from toolbox import cache, debian, overlay, say, shell
+from toolbox import cache, debian, mounts, overlay, shell, uv
 
 _AUTHORITIES = (
     "SSL_CERT_FILE",
@@ -34,6 +35,8 @@ class Builder(Protocol):
     def remove(self, reference: str) -> None: ...
 
     def import_root(self, archive: Path, reference: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def choose() -> Builder:
@@ -77,12 +80,24 @@ class Buildah:
             "--root",
             str(storage / driver),
             "--runroot",
-            str(cache.folder("images", "run")),
+            str(self._run_folder(storage)),
             "--storage-driver",
             driver,
         ]
         # Build contexts and cache mounts lie below TMPDIR.
         self._environment = {"TMPDIR": str(cache.folder("images", "tmp")), "BUILDAH_ISOLATION": "chroot"}
+
+    @staticmethod
+    def _run_folder(storage: Path) -> Path:
+        # What is mounted: to be forgotten when the machine restarts, and of each storage apart.
+        if os.geteuid() != 0:
+            return cache.folder("images", "run")
+        return Path("/run", f"finetune-images-{hashlib.sha256(str(storage).encode()).hexdigest()[:8]}")
+
+    def close(self) -> None:
+        """Removes the working containers of failed builds, and the mounts that builds leave behind."""
+        self._run("rm", "--all", check=False)
+        mounts.remove(cache.root() / "images" / "storage")
 
     def _run(self, command: str, *words: str | Path, check: bool = True) -> str:
         return shell.run([*self._base, command, *words], environment=self._environment, check=check)
@@ -91,8 +106,8 @@ class Buildah:
         return bool(self._run("inspect", "--type", "image", "--format", "{{.FromImageID}}", reference, check=False))
 
     def build(self, image: Image, reference: str, arguments: Mapping[str, str], context: Path) -> None:
-        # The machine's own package cache, where uv has one: what the project's environment holds is not fetched twice.
-        host = Path(shell.run(["uv", "cache", "dir"]).strip()) if shell.find("uv") else cache.folder("images", "uv")
+        # The machine's own package cache: what the project's environment holds is not fetched twice.
+        host = Path(uv.run("cache", "dir").strip())
         host.mkdir(parents=True, exist_ok=True)
         self._run(
             "build",
@@ -147,6 +162,7 @@ class Docker:
         self._run("image", "rm", reference, check=False)
 
     def import_root(self, archive: Path, reference: str) -> None:
-        if not archive.exists():
-            raise say.Problem(f"{archive} does not exist")
         self._run("import", archive, reference)
+
+    def close(self) -> None:
+        """The daemon keeps its own house."""

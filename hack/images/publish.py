@@ -24,6 +24,7 @@ def build(wanted: Sequence[Image], host: str, given_tag: str = "") -> dict[str, 
     with ExitStack() as held:
         held.enter_context(lock.held(cache.folder("images") / ".lock", "another build of images"))
         program = builder.choose()
+        held.callback(program.close)
         reference, identity = base.ensure(program)
         return {image.key: _publish(image, program, host, reference, identity, given_tag) for image in wanted}
 

@@ -25,7 +25,7 @@ def main() -> int:
     down.add_argument("--all", action="store_true", help="every cluster of this cache folder")
     again = verbs.add_parser("restart", help="end processes of a cluster (SIGKILL) and start them again")
     again.add_argument("process", nargs="+")
-    environment = verbs.add_parser("env", help="print export lines for a shell: eval \"$(… env)\"")
+    environment = verbs.add_parser("env", help='print export lines for a shell: eval "$(… env)"')
     for verb in (up, down, again, environment):
         verb.add_argument("--name", default="local", help="the cluster's name (default: local)")
     verbs.add_parser("status", help="what runs, where, and how much disk the cache takes")

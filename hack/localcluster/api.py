@@ -24,7 +24,7 @@ class Client:
 
     def request(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Any:
         """Sends a request; returns the JSON answer, or the text where it is none. Raises OSError on any failure."""
-        request = urllib.request.Request(  # noqa: S310: the address is our own API server's
+        request = urllib.request.Request(  # noqa: S310
             self.server + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),

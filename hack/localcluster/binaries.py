@@ -120,7 +120,7 @@ def _build(wanted: Sequence[Binary], folder: Path) -> None:
         say.line(f"    {binary.name} (cold: {binary.seconds} s)")
         began = time.monotonic()
         part = folder / f".{binary.name}.{os.getpid()}"
-        argv = [go, "build", "-ldflags", link_flags(version(_KUBERNETES)), "-o", part, binary.package]
+        argv: list[str | Path] = [go, "build", "-ldflags", link_flags(version(_KUBERNETES)), "-o", part, binary.package]
         shell.run(argv, folder=golang.MODULE, environment=_ENVIRONMENT)
         part.replace(folder / binary.name)
         say.line(f"      built in {time.monotonic() - began:.0f} s")

@@ -139,6 +139,7 @@ def _launch(chosen: Plan) -> None:
             network.create(chosen)
             cgroups.make()
             launcher.start("containerd", node.containerd(chosen))
+            services.collect_garbage(chosen)
             launcher.start("registry", services.registry(chosen))
         if chosen.s3:
             launcher.start("s3", services.s3(chosen), services.s3_environment(chosen))
@@ -148,6 +149,7 @@ def _launch(chosen: Plan) -> None:
             launcher.wait("containerd", lambda: node.containerd_answers(chosen))
             node.remove_containers(chosen)
             node.import_pause(chosen)
+            node.prune_images(chosen)
         client = api.Client(chosen.server, chosen.certificates)
         launcher.wait("kube-apiserver", lambda: client.exists("/readyz"))
         launcher.start("kube-controller-manager", controlplane.controller_manager(chosen))
@@ -229,8 +231,6 @@ def _stop(found: Plan | None) -> None:
             node.remove_containers(found)
     process.end([record for name, record in records.items() if name not in (*_GRACEFUL, *restarters)], grace=0)
     process.end([record for name, record in records.items() if name in _GRACEFUL], grace=3)
-    if found and found.node:
-        node.end_shims(found)
     if left and (found is None or left.name == found.name):
         machine.clean(left)
     if found:

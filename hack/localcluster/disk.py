@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from localcluster import machine, plan, process
-from toolbox import cache, say, shell
+from toolbox import cache, mounts, say
 
 # Made again by building and pushing images; the rest takes minutes or a network to make again.
 _IMAGES = ("images", "registry", "containerd")
@@ -36,9 +36,7 @@ def size(folder: Path) -> int:
 
 def clean(*, everything: bool) -> None:
     """Removes what the tools can make again; refuses while a cluster uses it."""
-    alive = [
-        found.name for found in plan.all_plans() if any(map(process.alive, process.load(found.records).values()))
-    ]
+    alive = [found.name for found in plan.all_plans() if any(map(process.alive, process.load(found.records).values()))]
     if alive:
         raise say.Problem(f"still running: {', '.join(alive)}. Stop with: python3 hack/localcluster down --all")
     if (left := machine.current()) and left.cache == str(cache.root()):
@@ -49,14 +47,8 @@ def clean(*, everything: bool) -> None:
         amount = size(folder)
         if not folder.exists():
             continue
-        for mount in _mounts(folder):
-            shell.run(["umount", "--lazy", mount], check=False)
+        mounts.remove(folder)
         shutil.rmtree(folder)
         freed += amount
         say.line(f"  removed {folder}: {say.size(amount)}")
     say.line(f"  {say.size(freed)} freed" + ("" if everything else "; --all removes binaries, base model and logs too"))
-
-
-def _mounts(folder: Path) -> list[str]:
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return sorted((mount for mount in mounts if Path(mount).is_relative_to(folder)), reverse=True)

@@ -10,8 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from localcluster import cgroups, network, process
-from toolbox import cache, say, shell
+from localcluster import cgroups, network, process, shims
+from toolbox import cache, mounts, say, shell
 
 RECORD = Path("/run/finetune-localcluster.json")
 LOCK = Path("/run/finetune-localcluster.lock")
@@ -83,8 +83,9 @@ def claim(name: str) -> None:
 def clean(node: Node) -> None:
     """Takes back everything that the node changed; its processes, but for the pods', have ended."""
     cgroups.kill()
-    _unmount(node.state)
-    _unmount(Path(node.containers))
+    shims.end(node.state / "containerd.sock")
+    mounts.remove(node.state)
+    mounts.remove(Path(node.containers))
     for path in network.NAMESPACES.glob("cni-*"):
         if path.name not in node.foreign:
             shell.run(["ip", "netns", "delete", path.name], check=False)
@@ -93,10 +94,10 @@ def clean(node: Node) -> None:
     for family in ("iptables", "ip6tables"):
         if shell.find(family):
             _remove_chains(family)
-    for path in Path("/var/lib/cni/results").glob(f"{network.CNI_NAME}-*"):
-        path.unlink(missing_ok=True)
+    network.forget_results()
+    logs = Path(node.cache) / "logs" / node.name
     for path in Path("/var/log/containers").glob("*.log"):
-        if path.is_symlink() and not path.exists():
+        if path.is_symlink() and path.readlink().is_relative_to(logs):
             path.unlink(missing_ok=True)
     _remove_empty(Path("/var/log/containers"))
     _DEVICE_PLUGINS.joinpath("kubelet.sock").unlink(missing_ok=True)
@@ -110,14 +111,6 @@ def clean(node: Node) -> None:
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _unmount(folder: Path) -> None:
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    inside = [mount for mount in mounts if Path(mount) != folder and Path(mount).is_relative_to(folder)]
-    for mount in sorted(inside, reverse=True):
-        # Spaces are written as octal escapes in mountinfo.
-        shell.run(["umount", "--lazy", re.sub(r"\\040", " ", mount)], check=False)
 
 
 def _remove_chains(family: str) -> None:

@@ -1,5 +1,6 @@
 """The node's network: one private bridge, which the API server, S3 and DNS listen on and all pods hang from."""
 
+import contextlib
 import ipaddress
 import json
 from pathlib import Path
@@ -87,3 +88,15 @@ def cni(plan: Plan) -> dict[str, object]:
 
 def cni_plugins() -> str:
     return str(Path(debian.locate("/usr/lib/cni/bridge") or "/usr/lib/cni/bridge").parent)
+
+
+def forget_results() -> None:
+    """Removes what CNI remembers of our containers; theirs is also the record of each one's loopback interface."""
+    results = Path("/var/lib/cni/results")
+    for path in results.glob(f"{CNI_NAME}-*"):
+        container = path.name.removeprefix(f"{CNI_NAME}-").rsplit("-", 1)[0]
+        for record in results.glob(f"*-{container}-*"):
+            record.unlink(missing_ok=True)
+    for folder in (results, results.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

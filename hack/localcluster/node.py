@@ -4,11 +4,12 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from localcluster import api, cgroups, network, process
+from localcluster import api, cgroups, network
 from localcluster.plan import Plan
-from toolbox import cache, overlay, shell
+from toolbox import cache, overlay, say, shell
 
 _PAUSE = "localhost/pause:local"
 _SYS_RESOURCE = 24  # the capability that lowering an OOM score needs
@@ -22,7 +23,7 @@ def containerd_root() -> Path:
 def containerd(plan: Plan) -> list[str | Path]:
     root = containerd_root()
     config = plan.state / "containerd.toml"
-    criu = "io.containerd.grpc.v1.cri"
+    cri = "io.containerd.grpc.v1.cri"
     config.write_text(f"""version = 2
 root = "{root}"
 state = "{plan.state / "containerd"}"
@@ -33,21 +34,22 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 address = "{plan.containerd_socket}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{root / "opt"}"
-[plugins."{criu}"]
+[plugins."{cri}"]
 sandbox_image = "{_PAUSE}"
 restrict_oom_score_adj = {json.dumps(not may_lower_oom_score())}
-[plugins."{criu}".cni]
+[plugins."{cri}".cni]
 bin_dir = "{network.cni_plugins()}"
 conf_dir = "{plan.state / "cni"}"
-[plugins."{criu}".containerd]
+[plugins."{cri}".containerd]
 snapshotter = "{"overlayfs" if overlay.works(root) else "native"}"
 # The compressed layers are in the registry as well; unpacked ones are what containers need.
 discard_unpacked_layers = true
-[plugins."{criu}".containerd.runtimes.runc]
+[plugins."{cri}".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-[plugins."{criu}".containerd.runtimes.runc.options]
+[plugins."{cri}".containerd.runtimes.runc.options]
 BinaryName = "{shell.find("runc") or "runc"}"
 SystemdCgroup = false
+Root = "{plan.state / "runc"}"
 """)
     return ["containerd", "--config", config]
 
@@ -60,14 +62,14 @@ def may_lower_oom_score() -> bool:
 
 
 def ctr(plan: Plan, *words: str | Path, check: bool = True) -> str:
-    argv = ["ctr", "--address", plan.containerd_socket, "--namespace", "k8s.io", *words]
+    argv: list[str | Path] = ["ctr", "--address", plan.containerd_socket, "--namespace", "k8s.io", *words]
     return shell.run(argv, timeout=60, check=check)
 
 
 def containerd_answers(plan: Plan) -> bool:
     if not plan.containerd_socket.exists():
         return False
-    argv = ["ctr", "--address", plan.containerd_socket, "--connect-timeout", "1s", "version"]
+    argv: list[str | Path] = ["ctr", "--address", plan.containerd_socket, "--connect-timeout", "1s", "version"]
     return "Server:" in shell.run(argv, timeout=5, check=False)
 
 
@@ -85,6 +87,28 @@ def import_pause(plan: Plan) -> None:
     archive.write_bytes(image_archive(plan.binary("pause").read_bytes(), "pause", _PAUSE))
     ctr(plan, "images", "import", archive)
     archive.unlink()
+
+
+def prune_images(plan: Plan) -> None:
+    """Removes images of ours that newer builds replaced; the image builder's list says which are recent."""
+    listed = cache.root() / "images" / "recent.json"
+    recent: dict[str, list[str]] = json.loads(listed.read_text()) if listed.exists() else {}
+    rows = [line.split() for line in ctr(plan, "images", "list").splitlines()[1:]]
+    images = [(row[0], row[2]) for row in rows if len(row) > 2]
+    if old := outdated(images, plan.registry, recent):
+        say.line(f"  removing {len(old)} images from the node that newer builds replaced")
+        ctr(plan, "images", "remove", "--sync", *old)
+
+
+def outdated(images: Sequence[tuple[str, str]], registry: str, recent: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names to remove, of (name, digest) pairs: one image has a tag, a digest and an id as names, all of one digest."""
+    gone: set[str] = set()
+    kept: set[str] = set()
+    for name, digest in images:
+        repository, _, tag = name.removeprefix(f"{registry}/").rpartition(":")
+        if name.startswith(f"{registry}/") and "@" not in name and repository in recent:
+            (kept if tag in recent[repository] else gone).add(digest)
+    return [name for name, digest in images if digest in gone - kept]
 
 
 def image_archive(program: bytes, name: str, reference: str) -> bytes:
@@ -227,18 +251,3 @@ def allow_coredns(client: api.Client) -> None:
             "subjects": [{"apiGroup": group, "kind": "User", "name": "localcluster:coredns"}],
         },
     )
-
-
-def end_shims(plan: Plan) -> None:
-    """Ends what supervises our containers: those programs that were given our containerd's socket."""
-    socket = str(plan.containerd_socket).encode()
-    found: list[process.Record] = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"containerd-shim-runc-v2") and any(word.startswith(socket) for word in words):
-            pid = int(path.parent.name)
-            found.append(process.Record("shim", pid, process.start_time(pid) or 0, process.boot_id(), (), ""))
-    process.end(found, grace=0)

@@ -33,7 +33,7 @@ def make(folder: Path, identities: Sequence[Identity]) -> None:
     shell.run(["openssl", "ec", "-in", folder / "sa.key", "-pubout", "-out", folder / "sa.pub"])
     _key(folder / "ca.key")
     # Debian's default configuration adds the extensions that mark an authority.
-    authority = ["-x509", "-days", _DAYS, "-subj", "/CN=localcluster-ca", "-key", folder / "ca.key"]
+    authority: list[str | Path] = ["-x509", "-days", _DAYS, "-subj", "/CN=localcluster-ca", "-key", folder / "ca.key"]
     shell.run(["openssl", "req", "-new", *authority, "-out", folder / "ca.crt"])
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda numbered: _sign(folder, numbered[0], numbered[1]), enumerate(identities, start=2)))
@@ -54,7 +54,16 @@ def _sign(folder: Path, serial: int, identity: Identity) -> None:
     Path(f"{stem}.ext").write_text(
         f"subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\nkeyUsage=digitalSignature\n"
     )
-    authority = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-set_serial", str(serial), "-days", _DAYS]
+    authority: list[str | Path] = [
+        "-CA",
+        folder / "ca.crt",
+        "-CAkey",
+        folder / "ca.key",
+        "-set_serial",
+        str(serial),
+        "-days",
+        _DAYS,
+    ]
     shell.run(
         ["openssl", "x509", "-req", "-in", f"{stem}.csr", *authority, "-extfile", f"{stem}.ext", "-out", f"{stem}.crt"]
     )

@@ -75,7 +75,7 @@ class Plan:
         return Path(self.bin) / name
 
     def port_names(self) -> tuple[str, ...]:
-        names = _CONTROL_PLANE_PORTS
+        names: tuple[str, ...] = _CONTROL_PLANE_PORTS
         if self.scheduler:
             names = (*names, "scheduler")
         if self.s3:

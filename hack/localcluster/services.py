@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from localcluster.plan import REGION, Plan
-from toolbox import cache
+from toolbox import cache, say, shell
 
 
 def s3(plan: Plan) -> list[str | Path]:
@@ -27,6 +27,19 @@ def s3_environment(plan: Plan) -> dict[str, str]:
 
 def registry(plan: Plan) -> list[str | Path]:
     """Debian's docker-registry; containerd pulls from a loopback address by plain HTTP without being told."""
+    return ["docker-registry", "serve", _registry_config(plan)]
+
+
+def collect_garbage(plan: Plan) -> None:
+    """Frees the blobs of images that were removed; only possible while the registry does not run."""
+    marker = cache.folder("registry") / "garbage"
+    if marker.exists():
+        say.line("  removing the registry's blobs that no image uses any more")
+        shell.run(["docker-registry", "garbage-collect", "--delete-untagged", _registry_config(plan)], check=False)
+        marker.unlink()
+
+
+def _registry_config(plan: Plan) -> Path:
     config = plan.state / "registry.yaml"
     config.write_text(
         json.dumps(
@@ -42,4 +55,4 @@ def registry(plan: Plan) -> list[str | Path]:
             }
         )
     )
-    return ["docker-registry", "serve", config]
+    return config

@@ -1,12 +1,12 @@
 """The one folder that the development tools write to: `$FINETUNE_CACHE`, by default ~/.cache/finetune-operator.
 
-    bin/          binaries of the local cluster, one folder per set of locked versions
-    images/       base image, image builds (buildah's storage), the list of the images last pushed
-    registry/     the local registry's blobs: kept, so that an unchanged image is not pushed again
-    containerd/   the node's images: kept, so that an unchanged image is not pulled again
-    model/        the base model of the demo
-    clusters/     state of the running clusters, one folder each: gone after `down`
-    logs/         logs of the clusters, kept after `down`; those of the run before as NAME.previous
+bin/          binaries of the local cluster, one folder per set of locked versions
+images/       base image, image builds (buildah's storage), the list of the images last pushed
+registry/     the local registry's blobs: kept, so that an unchanged image is not pushed again
+containerd/   the node's images: kept, so that an unchanged image is not pulled again
+model/        the base model of the demo
+clusters/     state of the running clusters, one folder each: gone after `down`
+logs/         logs of the clusters, kept after `down`; those of the run before as NAME.previous
 """
 
 import os

