@@ -78,7 +78,7 @@ def main() -> int:
     target = cache.root() / "model" / NAME
     if not target.exists() and importlib.util.find_spec("transformers") is None:
         if not _PYTHON.exists() or Path(sys.prefix) == _PYTHON.parents[1]:
-            raise say.Problem(f"preparing the model needs the project's environment, {_PYTHON.parents[1]}: `make env`")
+            raise say.Problem(f"preparing the model needs the project's environment, {_PYTHON.parents[1]}: `make venv`")
         return subprocess.run([_PYTHON, __file__], env={**os.environ, "PATH": shell.path()}).returncode
     say.result(str(prepare()))
     return 0

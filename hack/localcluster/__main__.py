@@ -80,6 +80,9 @@ if __name__ == "__main__":
     except say.Problem as problem:
         say.line(f"localcluster: {problem}")
         sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         say.line("localcluster: interrupted")
         sys.exit(130)

@@ -68,16 +68,23 @@ def claim(name: str) -> None:
     if node:
         with say.step(f"cleaning up after the node '{node.name}', which did not end properly"):
             clean(node)
+    if found := foreign_node():
+        raise say.Problem(
+            f"another {found} runs on this machine: this is a Kubernetes node already, and a second one would break"
+            " it. Give its KUBECONFIG and a REGISTRY instead."
+        )
+
+
+def foreign_node() -> str | None:
+    """A kubelet or kube-proxy that is not ours, by name and pid."""
     for path in Path("/proc").glob("[0-9]*/comm"):
         try:
             program = path.read_text().strip()
         except OSError:
             continue
         if program in ("kubelet", "kube-proxy"):
-            raise say.Problem(
-                f"another {program} (pid {path.parent.name}) runs on this machine: this is a Kubernetes node already,"
-                " and a second one would break it. Give its KUBECONFIG and a REGISTRY instead."
-            )
+            return f"{program} (pid {path.parent.name})"
+    return None
 
 
 def clean(node: Node) -> None:
