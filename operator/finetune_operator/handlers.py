@@ -6,6 +6,7 @@ make a second writer. Kopf sends nothing to the API server here but its list and
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -16,6 +17,11 @@ from finetune_operator import cache, cluster, metrics, reconcile, settings, work
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
+
+
+def kopf_identity() -> Any:
+    """Kopf's name for us, which nobody reads in standalone mode; its own guess needs a user name, and a pod has none."""
+    return os.environ.get("POD_NAME", "finetune-operator")
 
 
 class Controller:
@@ -96,6 +102,7 @@ class Controller:
                 registry=self.registry(),
                 settings=options,
                 standalone=True,
+                identity=kopf_identity(),
                 clusterwide=everywhere,
                 namespaces=self._settings.namespaces,
             )
