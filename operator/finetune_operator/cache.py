@@ -11,7 +11,7 @@ from typing import Any
 
 import pydantic
 
-from finetune_api import basemodel
+from finetune_api import basemodel, reasons
 from finetune_operator import cluster, observe
 
 LOG = logging.getLogger(__name__)
@@ -19,14 +19,23 @@ OURS = f"app.kubernetes.io/managed-by={cluster.MANAGER},{observe.UID}"
 
 
 class Cache:
-    """Facts by the uid of their FineTuneJob. `changed` is called with a uid whenever something of that job changed."""
+    """Facts by the uid of their FineTuneJob. `changed` is called with a uid whenever something of that job changed.
+
+    What we wrote ourselves is put in at once, so that a reconcile never misses a child that it made a moment ago. Versions are
+    compared, so that a slower watch neither undoes that nor brings back what is gone.
+    """
 
     def __init__(self, changed: Callable[[str], None]) -> None:
         self.changed = changed
         self.parents: dict[str, observe.Raw] = {}
         self.children: dict[str, dict[tuple[str, str], observe.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
-        self._owners: dict[tuple[str, str, str], str] = {}
+        self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in observe.PROJECTIONS}
+        """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
+        self._reached: dict[tuple[str, str | None], int] = {}
+        """(kind, namespace that is watched) -> the version up to which everything was heard."""
+
+    # -- FineTuneJobs --
 
     def put_parent(self, raw: observe.Raw) -> None:
         uid = raw["metadata"]["uid"]
@@ -42,19 +51,65 @@ class Cache:
     def drop_parent(self, uid: str) -> None:
         self.parents.pop(uid, None)
 
-    def put_child(self, kind: str, raw: observe.Raw) -> None:
+    # -- children and catalogue, from `follow` --
+
+    def listed(self, kind: str, place: str | None, items: Iterable[observe.Raw], version: str) -> None:
+        """All objects of a kind (in a namespace, or everywhere) at a version: what is not among them is gone."""
+        reached = self._reached[kind, place] = number(version)
+        found = {key(raw): raw for raw in items}
+        if kind == "BaseModel":
+            for name in set(self.catalogue) - {name for _, name in found}:
+                self._drop_model(name)
+            for raw in found.values():
+                self._put_model(raw)
+            return
+        mine = self._known[kind]
+        for place_and_name in [k for k, (_, at) in mine.items() if place in {None, k[0]} and at <= reached]:
+            if place_and_name not in found:
+                self._drop_child(kind, *place_and_name)
+        for raw in found.values():
+            self._put_child(kind, raw)
+
+    def heard(self, kind: str, place: str | None, event: str, raw: observe.Raw) -> None:
+        """One event of a watch."""
+        self._reached[kind, place] = number(raw["metadata"]["resourceVersion"])
+        if event == "BOOKMARK":
+            return
+        if kind == "BaseModel":
+            self._drop_model(raw["metadata"]["name"]) if event == "DELETED" else self._put_model(raw)
+        elif event == "DELETED":
+            self._drop_child(kind, *key(raw))
+        else:
+            self._put_child(kind, raw)
+
+    def wrote_child(self, raw: observe.Raw) -> None:
+        """The API server's answer to a write of ours, unless the watch is ahead of it already."""
+        kind, meta = raw["kind"], raw["metadata"]
+        if kind not in observe.PROJECTIONS:
+            return
+        reached = [self._reached[at] for at in ((kind, None), (kind, meta["namespace"])) if at in self._reached]
+        if reached and max(reached) < number(meta["resourceVersion"]):
+            self._put_child(kind, raw)
+
+    def _put_child(self, kind: str, raw: observe.Raw) -> None:
         uid, meta = observe.uid_of(raw), raw["metadata"]
         if uid is None:
             return
+        version = number(meta["resourceVersion"])
+        owner, at = self._known[kind].get(key(raw), (uid, 0))
+        if at > version:
+            return
+        if owner != uid:
+            self._drop_child(kind, *key(raw))
+        self._known[kind][key(raw)] = (uid, version)
         fact = observe.PROJECTIONS[kind](raw)
-        self._owners[kind, meta["namespace"], meta["name"]] = uid
         mine = self.children.setdefault(uid, {})
         if mine.get((kind, meta["name"])) != fact:
             mine[kind, meta["name"]] = fact
             self.changed(uid)
 
-    def drop_child(self, kind: str, namespace: str, name: str) -> None:
-        uid = self._owners.pop((kind, namespace, name), None)
+    def _drop_child(self, kind: str, namespace: str, name: str) -> None:
+        uid, _ = self._known[kind].pop((namespace, name), (None, 0))
         if uid is None:
             return
         mine = self.children.get(uid, {})
@@ -63,44 +118,24 @@ class Cache:
             self.children.pop(uid, None)
         self.changed(uid)
 
-    def put_model(self, raw: observe.Raw) -> None:
+    def _put_model(self, raw: observe.Raw) -> None:
         name = raw["metadata"]["name"]
         try:
-            self.catalogue[name] = basemodel.BaseModelSpec.model_validate(raw.get("spec") or {})
+            self.catalogue[name] = basemodel.BaseModelSpec.model_validate(raw.get("spec") or {}, extra="ignore")
         except pydantic.ValidationError as error:
             self.catalogue.pop(name, None)
             LOG.warning("BaseModel %s cannot be read and is left out: %s", name, error)
         self._catalogue_changed()
 
-    def drop_model(self, name: str) -> None:
+    def _drop_model(self, name: str) -> None:
         self.catalogue.pop(name, None)
         self._catalogue_changed()
 
     def _catalogue_changed(self) -> None:
         """Jobs that wait for a model look again."""
         for uid, raw in self.parents.items():
-            if not (raw.get("status") or {}).get("resolved"):
+            if (raw.get("status") or {}).get("phase") in {None, reasons.Phase.PENDING}:
                 self.changed(uid)
-
-    # -- as a sink of `follow` --
-
-    def put(self, kind: str, raw: observe.Raw) -> None:
-        if kind == "BaseModel":
-            self.put_model(raw)
-        else:
-            self.put_child(kind, raw)
-
-    def drop(self, kind: str, namespace: str, name: str) -> None:
-        if kind == "BaseModel":
-            self.drop_model(name)
-        else:
-            self.drop_child(kind, namespace, name)
-
-    def known(self, kind: str, namespace: str | None) -> set[tuple[str, str]]:
-        """(namespace, name) of what is cached of a kind; namespace None: of all namespaces."""
-        if kind == "BaseModel":
-            return {("", name) for name in self.catalogue}
-        return {(ns, name) for k, ns, name in self._owners if k == kind and namespace in {None, ns}}
 
 
 async def follow(
@@ -112,20 +147,13 @@ async def follow(
     while True:
         try:
             items, version = await api.list(kind, namespace, selector)
-            gone = cache.known(kind, namespace) - {_key(raw) for raw in items}
-            for ns, name in gone:
-                cache.drop(kind, ns, name)
-            for raw in items:
-                cache.put(kind, raw)
+            cache.listed(kind, namespace, items, version)
             listed()
             while True:
                 async for event, raw in api.watch(kind, namespace, selector, version):
                     pause = 0.1
                     version = raw["metadata"]["resourceVersion"]
-                    if event == "DELETED":
-                        cache.drop(kind, *_key(raw))
-                    elif event != "BOOKMARK":
-                        cache.put(kind, raw)
+                    cache.heard(kind, namespace, event, raw)
         except cluster.Expired:
             continue
         except (cluster.Failure, *cluster.OUTAGES) as error:
@@ -138,14 +166,16 @@ def newer(cached: observe.Raw | None, heard: observe.Raw) -> observe.Raw:
     """The later of two versions of one object; resourceVersions are ordered numbers (KEP-5504)."""
     if cached is None:
         return heard
-    try:
-        ahead = int(cached["metadata"]["resourceVersion"]) > int(heard["metadata"]["resourceVersion"])
-    except ValueError:
-        ahead = False
+    ahead = number(cached["metadata"]["resourceVersion"]) > number(heard["metadata"]["resourceVersion"])
     return cached if ahead else heard
 
 
-def _key(raw: observe.Raw) -> tuple[str, str]:
+def number(version: str) -> int:
+    """A resourceVersion to compare; those of aggregated API servers may be other words, which are never ahead."""
+    return int(version) if version.isdecimal() else 0
+
+
+def key(raw: observe.Raw) -> tuple[str, str]:
     return raw["metadata"].get("namespace", ""), raw["metadata"]["name"]
 
 

@@ -170,11 +170,22 @@ class Cluster:
         query = {"fieldManager": MANAGER, "force": "true"}
         return await self.request("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
-    async def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete; a Job stays visible until its pods have ended, so that its successor can wait for them."""
-        policy = "Foreground" if kind == "Job" else "Background"
+    async def exists(self, kind: str, namespace: str, name: str, uid: str) -> bool:
+        """Whether this very object is still there, asked of the API server itself."""
+        page = await self.request("GET", path_of(kind, namespace), {"fieldSelector": f"metadata.name={name}"})
+        return any(item["metadata"]["uid"] == uid for item in page.get("items") or [])
+
+    async def delete(self, kind: str, namespace: str, name: str, version: str | None = None) -> None:
+        """Delete; a Job stays visible until its pods have ended, so that its successor can wait for them.
+
+        Raises:
+            Failure: status 409 when `version` is given and the object has changed since.
+        """
+        body: Raw = {"propagationPolicy": "Foreground" if kind == "Job" else "Background"}
+        if version is not None:
+            body["preconditions"] = {"resourceVersion": version}
         try:
-            await self.request("DELETE", path_of(kind, namespace, name), {"propagationPolicy": policy})
+            await self.request("DELETE", path_of(kind, namespace, name), body=body)
         except Failure as failure:
             if failure.status != 404:
                 raise

@@ -3,9 +3,11 @@
 import contextlib
 import datetime
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from finetune_api import status
+from finetune_api.reasons import Condition, Reason
 from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
 
 LOG = logging.getLogger(__name__)
@@ -13,17 +15,29 @@ PATIENCE = 3.0
 """Seconds without a pod after which the Job controller is asked why."""
 RESYNC = 600.0
 """A missed event costs at most this delay, in seconds."""
+REFUSALS = {400, 403, 422}
+"""HTTP statuses by which the API server refuses a manifest for what it says."""
 
 
 class Conflict(Exception):
     """The job changed while we looked: look again."""
 
 
+def utc() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
 class Reconciler:
     """Knows the cluster, the cache and the settings; remembers nothing of a job."""
 
-    def __init__(self, api: cluster.Cluster, facts: cache.Cache, chart: settings.Settings) -> None:
-        self._api, self._facts, self._settings = api, facts, chart
+    def __init__(
+        self,
+        api: cluster.Cluster,
+        facts: cache.Cache,
+        chart: settings.Settings,
+        clock: Callable[[], datetime.datetime] = utc,
+    ) -> None:
+        self._api, self._facts, self._settings, self._clock = api, facts, chart, clock
 
     async def reconcile(self, uid: str) -> float | None:
         """Bring the job one step further. Returns in how many seconds to look again; None when it is gone.
@@ -38,7 +52,7 @@ class Reconciler:
         parent = observe.parent(raw)
         if parent.deleting:
             return None
-        now = datetime.datetime.now(datetime.UTC)
+        now = self._clock()
         decision = decide.decide(await self._gather(parent, now)) if parent.spec else decide.refuse(parent, now)
         await self._act(parent, raw, decision)
         return min(decision.requeue, RESYNC) if decision.requeue is not None else RESYNC
@@ -68,33 +82,49 @@ class Reconciler:
         return observe.with_refusals(observation, refusals)
 
     async def _act(self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision) -> None:
+        version = str(raw["metadata"]["resourceVersion"])
         if decision.remove_parent:
             LOG.info("time to live is over: the job is deleted", extra=about(parent))
-            await self._api.delete("FineTuneJob", parent.namespace, parent.name)
+            with _conflicts():
+                await self._api.delete("FineTuneJob", parent.namespace, parent.name, version)
+            return
+        if decision.apply and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
+            # Its deletion was missed, for example while the watch was broken: children of it would be orphans.
+            self._facts.drop_parent(parent.uid)
             return
         for ref in decision.delete:
             LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent))
             await self._api.delete(ref.kind, parent.namespace, ref.name)
         for manifest in decision.apply:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent))
-            await self._api.apply(manifest)
-        changes = difference(raw.get("status") or {}, decision.status.wire())
+            try:
+                self._facts.wrote_child(await self._api.apply(manifest))
+            except cluster.Failure as failure:
+                if failure.status in REFUSALS:
+                    await self._write(parent, raw, refused(parent, manifest, failure, self._clock()))
+                raise
+        if await self._write(parent, raw, decision.status):
+            metrics.ended(decision.ended)
+            for stage, reason in decision.retried:
+                metrics.retries.labels(stage, reason).inc()
+
+    async def _write(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> bool:
+        """The one status write of a reconcile, then its events. Whether anything had changed."""
+        changes = difference(raw.get("status") or {}, new.wire())
         if not changes:
-            return
+            return False
         try:
-            version = raw["metadata"]["resourceVersion"]
-            fresh = await self._api.patch_status(parent.namespace, parent.name, version, changes)
+            with _conflicts():
+                version = str(raw["metadata"]["resourceVersion"])
+                fresh = await self._api.patch_status(parent.namespace, parent.name, version, changes)
         except cluster.Failure as failure:
-            if failure.status == 409:
-                raise Conflict from None
             if failure.status == 404:
-                return
+                self._facts.drop_parent(parent.uid)
+                return False
             raise
         self._facts.wrote_parent(fresh)
-        metrics.ended(decision.ended)
-        for stage, reason in decision.retried:
-            metrics.retries.labels(stage, reason).inc()
-        await self._say(parent, raw, decision.status)
+        await self._say(parent, raw, new)
+        return True
 
     async def _say(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> None:
         """Events are a courtesy: one that cannot be written changes nothing."""
@@ -103,6 +133,30 @@ class Reconciler:
             LOG.info("%s=%s %s: %s", flip.type, flip.status, flip.reason, flip.message, extra=about(parent))
             with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
                 await self._api.event(dict(raw), kind, flip.reason, f"{flip.type}: {flip.message}")
+
+
+@contextlib.contextmanager
+def _conflicts() -> Iterator[None]:
+    """A precondition that did not hold is no failure."""
+    try:
+        yield
+    except cluster.Failure as failure:
+        if failure.status == 409:
+            raise Conflict from None
+        raise
+
+
+def refused(
+    parent: observe.Parent, manifest: dict[str, Any], failure: cluster.Failure, now: datetime.datetime
+) -> status.Status:
+    """The status of a job whose child the API server does not take, by a quota or a policy; all else stays as it was."""
+    quota = "exceeded quota" in str(failure)
+    reason = Reason.QUOTA_EXCEEDED if quota else Reason.POD_REFUSED
+    text = f"the API server refuses {manifest['kind']} {manifest['metadata']['name']}: {failure}; it is tried again"
+    new = parent.status
+    for kind, value in ((Condition.READY, False), (Condition.RECONCILING, True), (Condition.STALLED, False)):
+        new = conditions.put(new, kind, "True" if value else "False", reason, text, parent.generation, now)
+    return new
 
 
 def about(parent: observe.Parent) -> dict[str, Any]:

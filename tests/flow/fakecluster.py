@@ -1,0 +1,452 @@
+"""An API server, its controllers and a kubelet in memory: enough of them to play a FineTuneJob's whole life in milliseconds.
+
+The real Reconciler and Cache are driven against it. What is modelled, since the operator leans on it: resourceVersions,
+server-side apply by one manager (fields that are no longer applied go), immutable fields, merge patches of the status with a
+precondition, foreground deletion (a Job stays until its pods have ended), garbage collection by owner, the Job controller with
+backoffLimit 0 and a podFailurePolicy, Deployments, and watch events that may be delivered late.
+"""
+
+import copy
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from finetune_api import job
+from finetune_operator import cluster, observe
+
+Raw = dict[str, Any]
+Key = tuple[str, str, str]
+START = datetime.datetime(2026, 5, 4, 12, 0, 0, tzinfo=datetime.UTC)
+IMMUTABLE = {"Job": ("spec", "template"), "Deployment": ("spec", "selector"), "RoleBinding": ("roleRef",)}
+WATCHED = {"FineTuneJob", "BaseModel", *observe.PROJECTIONS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ends:
+    """The container ends with this exit code and termination message."""
+
+    code: int = 0
+    message: str = ""
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hangs:
+    """The container runs until it is stopped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Waits:
+    """The container cannot start, in the kubelet's words."""
+
+    reason: str
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unschedulable:
+    message: str = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+@dataclasses.dataclass(frozen=True)
+class Evicted:
+    """The node is drained while the container runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Crashes:
+    """A server's container that falls over and over."""
+
+    code: int = 1
+    message: str = "ValueError: no such flag"
+    restarts: int = 3
+
+
+Play = Ends | Hangs | Waits | Unschedulable | Evicted | Crashes
+
+
+def stamp(time: datetime.datetime) -> str:
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge(result.get(key), value)
+    return result
+
+
+def without(present: Any, former: Any, wanted: Any) -> Any:
+    """`present` less what the former apply named and the new one does not."""
+    if not (isinstance(present, dict) and isinstance(former, dict) and isinstance(wanted, dict)):
+        return present
+    kept = {}
+    for key, value in present.items():
+        if key in former and key not in wanted:
+            continue
+        kept[key] = without(value, former.get(key), wanted.get(key))
+    return kept
+
+
+class FakeCluster:
+    """Implements the methods of `cluster.Cluster` that a reconcile uses. `play` says how a pod's container fares."""
+
+    def __init__(self, play: Callable[[Raw], Play]) -> None:
+        self.now = START
+        self.play = play
+        self.objects: dict[Key, Raw] = {}
+        self.applied: dict[Key, Raw] = {}
+        self.requests: list[tuple[str, str, str]] = []
+        self.created: list[tuple[str, str, str]] = []
+        """(kind, name, uid) of everything that ever existed."""
+        self.events: list[tuple[str, str, str]] = []
+        self.undelivered: list[tuple[str, str, Raw]] = []
+        self.refuse: Callable[[str, str, str], cluster.Failure | None] = lambda verb, kind, name: None
+        self.refused_pods: dict[str, str] = {}
+        """Name of a Job or Deployment -> why its pods are refused."""
+        self.stop_slowly = False
+        """Pods that were told to stop keep running until this is False again."""
+        self.version = 0
+
+    # -- storage --
+
+    def _next(self) -> str:
+        self.version += 1
+        return str(self.version)
+
+    def _store(self, kind: str, raw: Raw) -> Raw:
+        meta = raw["metadata"]
+        key = (kind, meta.get("namespace", ""), meta["name"])
+        old = self.objects.get(key)
+        if old is not None and {**raw, "metadata": {**meta, "resourceVersion": ""}} == {
+            **old,
+            "metadata": {**old["metadata"], "resourceVersion": ""},
+        }:
+            return copy.deepcopy(old)
+        meta["resourceVersion"] = self._next()
+        if old is None:
+            meta.setdefault("uid", f"uid-{meta['resourceVersion']}")
+            meta.setdefault("creationTimestamp", stamp(self.now))
+            self.created.append((kind, meta["name"], meta["uid"]))
+        self.objects[key] = raw
+        self._tell("MODIFIED" if old else "ADDED", kind, raw)
+        return copy.deepcopy(raw)
+
+    def _drop(self, kind: str, namespace: str, name: str) -> None:
+        raw = self.objects.pop((kind, namespace, name), None)
+        self.applied.pop((kind, namespace, name), None)
+        if raw is not None:
+            raw = copy.deepcopy(raw)
+            raw["metadata"]["resourceVersion"] = self._next()
+            self._tell("DELETED", kind, raw)
+
+    def _tell(self, event: str, kind: str, raw: Raw) -> None:
+        if kind in WATCHED:
+            self.undelivered.append((event, kind, copy.deepcopy(raw)))
+
+    def get(self, kind: str, name: str, namespace: str = "ml") -> Raw:
+        return self.objects[kind, "" if kind == "BaseModel" else namespace, name]
+
+    def names(self, kind: str) -> list[str]:
+        return sorted(name for k, _, name in self.objects if k == kind)
+
+    def of(self, kind: str) -> list[Raw]:
+        return [raw for (k, _, _), raw in sorted(self.objects.items()) if k == kind]
+
+    # -- what users do --
+
+    def put(self, manifest: Raw) -> None:
+        """`kubectl apply` of a FineTuneJob or BaseModel, by its author."""
+        kind, meta = manifest["kind"], manifest["metadata"]
+        namespace = "" if kind == "BaseModel" else "ml"
+        spec = copy.deepcopy(manifest["spec"])
+        if kind == "FineTuneJob":
+            spec = job.FineTuneJobSpec.model_validate(spec).wire()  # the API server's defaults
+        old = self.objects.get((kind, namespace, meta["name"]))
+        if old is None:
+            raw: Raw = {**manifest, "metadata": {**meta, "namespace": namespace, "generation": 1}, "spec": spec}
+        else:
+            raw = copy.deepcopy(old)
+            if raw["spec"] != spec:
+                raw["metadata"]["generation"] += 1
+            raw["spec"] = spec
+            raw["metadata"]["annotations"] = {**raw["metadata"].get("annotations", {}), **meta.get("annotations", {})}
+        self._store(kind, copy.deepcopy(raw))
+
+    def edit(self, kind: str, name: str, change: Callable[[Raw], None]) -> None:
+        """Somebody else's hand in any object."""
+        raw = copy.deepcopy(self.get(kind, name))
+        change(raw)
+        self._store(kind, raw)
+
+    def remove(self, kind: str, name: str) -> None:
+        """Somebody else deletes an object: as `kubectl delete` does, in the background."""
+        self._delete(kind, "" if kind == "BaseModel" else "ml", name, "Background")
+
+    # -- cluster.Cluster's methods --
+
+    def _ask(self, verb: str, kind: str, name: str) -> None:
+        self.requests.append((verb, kind, name))
+        if failure := self.refuse(verb, kind, name):
+            raise failure
+
+    async def exists(self, kind: str, namespace: str, name: str, uid: str) -> bool:
+        self._ask("exists", kind, name)
+        raw = self.objects.get((kind, namespace, name))
+        return raw is not None and raw["metadata"]["uid"] == uid
+
+    async def apply(self, manifest: Raw) -> Raw:
+        kind, meta = manifest["kind"], manifest["metadata"]
+        self._ask("apply", kind, meta["name"])
+        manifest = copy.deepcopy(manifest)
+        key = (kind, meta["namespace"], meta["name"])
+        present = self.objects.get(key)
+        former = self.applied.get(key, {})
+        if present is None:
+            self.applied[key] = copy.deepcopy(manifest)
+            return self._store(kind, manifest)
+        self._check_immutable(kind, present, manifest)
+        merged = merge(without(present, former, manifest), manifest)
+        self.applied[key] = copy.deepcopy(manifest)
+        return self._store(kind, merged)
+
+    @staticmethod
+    def _check_immutable(kind: str, present: Raw, wanted: Raw) -> None:
+        owners = {o["uid"] for raw in (present, wanted) for o in raw["metadata"].get("ownerReferences", [])}
+        if len(owners) > 1:
+            raise cluster.Failure(422, "Only one reference can have Controller set to true")
+        path = IMMUTABLE.get(kind, ())
+        old, new = present, wanted
+        for part in path:
+            old, new = old[part], new[part]
+        if path and old != new:
+            raise cluster.Failure(422, f"{'.'.join(path)}: field is immutable")
+
+    async def delete(self, kind: str, namespace: str, name: str, version: str | None = None) -> Raw | None:
+        self._ask("delete", kind, name)
+        present = self.objects.get((kind, namespace, name))
+        if present is not None and version is not None and present["metadata"]["resourceVersion"] != version:
+            raise cluster.Failure(409, "the object has been modified")
+        return self._delete(kind, namespace, name, "Foreground" if kind == "Job" else "Background")
+
+    def _delete(self, kind: str, namespace: str, name: str, policy: str) -> Raw | None:
+        raw = self.objects.get((kind, namespace, name))
+        if raw is None:
+            return None
+        if kind == "Pod" or (policy == "Foreground" and self._children(raw)):
+            raw = copy.deepcopy(raw)
+            raw["metadata"].setdefault("deletionTimestamp", stamp(self.now))
+            return self._store(kind, raw)
+        self._drop(kind, namespace, name)
+        return None
+
+    def _children(self, raw: Raw) -> list[Raw]:
+        uid = raw["metadata"]["uid"]
+        return [o for o in self.objects.values() if any(r["uid"] == uid for r in _owners(o))]
+
+    async def patch_status(self, namespace: str, name: str, version: str, changes: Raw) -> Raw:
+        self._ask("status", "FineTuneJob", name)
+        present = self.objects.get(("FineTuneJob", namespace, name))
+        if present is None:
+            raise cluster.Failure(404, "not found")
+        if present["metadata"]["resourceVersion"] != version:
+            raise cluster.Failure(409, "the object has been modified")
+        raw = copy.deepcopy(present)
+        raw["status"] = merge(raw.get("status", {}), copy.deepcopy(changes))
+        return self._store("FineTuneJob", raw)
+
+    async def refusal(self, namespace: str, job_uid: str) -> str:
+        names = [n for (k, _, n), raw in self.objects.items() if k == "Job" and raw["metadata"]["uid"] == job_uid]
+        self._ask("refusal", "Job", names[0] if names else "?")
+        return self.refused_pods.get(names[0], "") if names else ""
+
+    async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
+        self.events.append((kind, reason, message))
+
+    # -- controllers and kubelet: each call takes every object one step further --
+
+    def step(self) -> bool:
+        """Whether anything moved."""
+        before = self.version
+        self._collect_garbage()
+        for raw in list(self.of("Job")):
+            self._job(copy.deepcopy(raw))
+        for raw in list(self.of("Deployment")):
+            self._deployment(copy.deepcopy(raw))
+        for raw in list(self.of("Pod")):
+            self._pod(copy.deepcopy(raw))
+        return self.version != before
+
+    def _collect_garbage(self) -> None:
+        alive = {raw["metadata"]["uid"] for raw in self.objects.values()}
+        for (kind, namespace, name), raw in list(self.objects.items()):
+            owners = _owners(raw)
+            if owners and not any(o["uid"] in alive for o in owners):
+                self._delete(kind, namespace, name, "Background")
+            elif raw["metadata"].get("deletionTimestamp") and kind != "Pod" and not self._children(raw):
+                self._drop(kind, namespace, name)
+
+    def _make_pod(self, owner: Raw, template: Raw) -> None:
+        meta = owner["metadata"]
+        number = self.version + 1
+        labels = dict(template["metadata"]["labels"])
+        if owner["kind"] == "Job":
+            labels["batch.kubernetes.io/job-name"] = meta["name"]
+        reference = {"kind": owner["kind"], "name": meta["name"], "uid": meta["uid"], "controller": True}
+        self._store(
+            "Pod",
+            {
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{meta['name']}-{number:05d}",
+                    "namespace": meta["namespace"],
+                    "labels": labels,
+                    "ownerReferences": [reference],
+                },
+                "spec": copy.deepcopy(template["spec"]),
+                "status": {"phase": "Pending"},
+            },
+        )
+
+    def _job(self, raw: Raw) -> None:
+        meta, state = raw["metadata"], raw.setdefault("status", {})
+        pods = self._children(raw)
+        if meta.get("deletionTimestamp"):
+            for pod in pods:
+                self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
+            return
+        if any(c["status"] == "True" for c in state.get("conditions", [])):
+            ttl = raw["spec"].get("ttlSecondsAfterFinished")
+            ended = observe._time(state["conditions"][0]["lastTransitionTime"])
+            if ttl is not None and ended and (self.now - ended).total_seconds() > ttl:
+                self._drop("Job", meta["namespace"], meta["name"])
+            return
+        if meta["name"] in self.refused_pods:
+            return
+        living = [p for p in pods if p["status"]["phase"] in {"Pending", "Running"}]
+        if living:
+            return
+        ended = [p for p in pods if not _disrupted(p)]
+        if not ended:
+            self._make_pod(raw, raw["spec"]["template"])
+            return
+        good = ended[-1]["status"]["phase"] == "Succeeded"
+        condition = {
+            "type": "Complete" if good else "Failed",
+            "status": "True",
+            "reason": "CompletionsReached" if good else "BackoffLimitExceeded",
+            "lastTransitionTime": stamp(self.now),
+        }
+        state["conditions"] = [condition]
+        self._store("Job", raw)
+
+    def _deployment(self, raw: Raw) -> None:
+        meta, spec = raw["metadata"], raw["spec"]
+        template = spec["template"]
+        mine = [p for p in self._children(raw) if not p["metadata"].get("deletionTimestamp")]
+        outdated = [p for p in mine if p["spec"] != template["spec"]]
+        current = [p for p in mine if p["spec"] == template["spec"]]
+        wanted = spec.get("replicas", 1)
+        conditions = []
+        if len(current) < wanted:
+            if meta["name"] in self.refused_pods:
+                conditions = [
+                    {
+                        "type": "ReplicaFailure",
+                        "status": "True",
+                        "reason": "FailedCreate",
+                        "message": self.refused_pods[meta["name"]],
+                    }
+                ]
+            else:
+                for _ in range(wanted - len(current)):
+                    self._make_pod(raw, template)
+        ready = [p for p in current if _ready(p)]
+        for pod in current[wanted:] + (outdated if len(ready) >= wanted else []):
+            self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
+        state = {"readyReplicas": sum(map(_ready, mine[: max(wanted, len(outdated))])), "conditions": conditions}
+        if raw.get("status") != state:
+            raw["status"] = state
+            self._store("Deployment", raw)
+
+    def _pod(self, raw: Raw) -> None:
+        meta, state = raw["metadata"], raw["status"]
+        if meta.get("deletionTimestamp"):
+            if not self.stop_slowly:
+                self._drop("Pod", meta["namespace"], meta["name"])
+            return
+        if state["phase"] in {"Succeeded", "Failed"}:
+            return
+        server = observe.RELEASE in meta["labels"]
+        play = self.play(raw)
+        name = raw["spec"]["containers"][0]["name"]
+        new: Raw = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+        running = {"startedAt": stamp(self.now)}
+        if state["phase"] == "Running":
+            running = state["containerStatuses"][0]["state"].get("running", running)
+        if isinstance(play, Unschedulable):
+            new["conditions"] = [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": play.message}
+            ]
+        elif isinstance(play, Waits):
+            waiting = {"reason": play.reason, "message": play.message}
+            new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"waiting": waiting}}]
+        elif isinstance(play, Crashes):
+            end = {
+                "exitCode": play.code, "message": play.message, "reason": "Error",
+                "startedAt": running["startedAt"], "finishedAt": stamp(self.now),
+            }  # fmt: skip
+            new["containerStatuses"] = [
+                {
+                    "name": name,
+                    "restartCount": play.restarts,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting"}},
+                    "lastState": {"terminated": end},
+                }
+            ]
+        elif state["phase"] == "Pending" or isinstance(play, Hangs) or (server and isinstance(play, Ends)):
+            new["phase"] = "Running"
+            new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"running": running}}]
+            up = "True" if server and not isinstance(play, Hangs) else "False"
+            new["conditions"].append({"type": "Ready", "status": up})
+        elif isinstance(play, Evicted):
+            new["phase"] = "Failed"
+            new["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"})
+            new["containerStatuses"] = [_ended(name, running, 143, "", "Error", self.now)]
+        else:
+            new["phase"] = "Succeeded" if play.code == 0 else "Failed"
+            reason = play.reason or ("Completed" if play.code == 0 else "Error")
+            new["containerStatuses"] = [_ended(name, running, play.code, play.message, reason, self.now)]
+        if new != state:
+            raw["status"] = new
+            self._store("Pod", raw)
+
+
+def _ended(name: str, running: Raw, code: int, message: str, reason: str, now: datetime.datetime) -> Raw:
+    end = {**running, "exitCode": code, "message": message, "reason": reason, "finishedAt": stamp(now)}
+    return {"name": name, "restartCount": 0, "state": {"terminated": end}}
+
+
+def _owners(raw: Raw) -> list[Raw]:
+    owners: list[Raw] = raw["metadata"].get("ownerReferences", [])
+    return owners
+
+
+def _conditions(raw: Raw) -> Iterable[Raw]:
+    conditions: list[Raw] = raw["status"].get("conditions", [])
+    return conditions
+
+
+def _disrupted(raw: Raw) -> bool:
+    return any(c["type"] == "DisruptionTarget" for c in _conditions(raw))
+
+
+def _ready(raw: Raw) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in _conditions(raw))
