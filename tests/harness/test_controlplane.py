@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from localcluster import process
+from localcluster import binaries, process
 from toolbox import cache
 
 pytestmark = pytest.mark.cluster
 NAMES = (f"harness-a-{os.getpid() % 10000}", f"harness-b-{os.getpid() % 10000}")
 
 
-def localcluster(*words: str) -> subprocess.CompletedProcess[str]:
+def localcluster(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(cache.REPOSITORY / "hack" / "localcluster"), *words]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=900)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=900, env={**os.environ, **(environment or {})})
 
 
 def kubectl(summary: dict[str, Any], *words: str) -> str:
@@ -132,6 +132,21 @@ def test_env_speaks_to_the_cluster(both: Both) -> None:
         text=True,
     )
     assert shell.stdout == first["apiserver"]
+
+
+def test_a_start_that_fails_shows_the_log_and_leaves_nothing(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in binaries.CONTROL_PLANE:
+        (programs / name).write_text("#!/bin/sh\necho cannot start: this machine is a test\nexit 3\n")
+        (programs / name).chmod(0o755)
+    environment = {"FINETUNE_CACHE": str(tmp_path / "cache"), "FINETUNE_BIN": str(programs)}
+    failed = localcluster("up", "--control-plane-only", "--name", "broken", environment=environment)
+    assert failed.returncode == 1
+    assert "etcd ended" in failed.stderr
+    assert "cannot start: this machine is a test" in failed.stderr
+    assert str(tmp_path / "cache" / "logs" / "broken" / "etcd.log") in failed.stderr
+    assert not (tmp_path / "cache" / "clusters" / "broken").exists()
 
 
 def test_down_leaves_no_process_and_no_state_but_the_logs(both: Both) -> None:

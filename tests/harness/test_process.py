@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def start(folder: Path, argv: list[str], name: str = "sleeper") -> process.Recor
     return process.start(name, argv, records=folder / "processes", log=folder / f"{name}.log")
 
 
+def wait_for(log: Path, text: str) -> None:
+    deadline = time.monotonic() + 10
+    while log.read_text() != text:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+
+
 def test_a_started_process_is_recorded_and_ends_when_told(tmp_path: Path) -> None:
     record = start(tmp_path, SLEEP)
     assert process.load(tmp_path / "processes") == {"sleeper": record}
@@ -29,8 +37,7 @@ def test_a_started_process_is_recorded_and_ends_when_told(tmp_path: Path) -> Non
 
 def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     record = start(tmp_path, DEAF)
-    while "deaf" not in Path(record.log).read_text():
-        pass
+    wait_for(Path(record.log), "deaf\n")
     process.end([record], grace=0.2)
     assert not process.alive(record)
 
@@ -76,9 +83,10 @@ def test_only_the_last_twenty_lines_of_a_log_are_shown(tmp_path: Path) -> None:
 
 def test_the_environment_is_part_of_what_can_be_started_again(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "import os; print(os.environ['KEY'], flush=True); import time; time.sleep(60)"]
-    record = process.start("s3", argv, records=tmp_path, log=tmp_path / "s3.log", environment={"KEY": "value"})
+    log = tmp_path / "s3.log"
+    record = process.start("s3", argv, records=tmp_path, log=log, environment={"KEY": "value"})
+    wait_for(log, "value\n")
     process.end([record], grace=0)
-    again = process.start("s3", record.argv, records=tmp_path, log=tmp_path / "s3.log")
-    while (tmp_path / "s3.log").read_text() != "value\n" * (2 if process.alive(again) else 1):
-        pass
+    again = process.start("s3", record.argv, records=tmp_path, log=log)
+    wait_for(log, "value\nvalue\n")
     process.end([again], grace=0)
