@@ -81,6 +81,8 @@ def restart(running: Plan, names: Sequence[str]) -> None:
 
 
 def _start(name: str, *, with_node: bool, scheduler: bool, s3: bool) -> Plan:
+    if with_node:
+        plan.check_socket(name)
     debian.ensure(_NODE_PROGRAMS if with_node else ("openssl",), "the local cluster")
     wanted = list(binaries.NODE if with_node else binaries.CONTROL_PLANE)
     wanted += ["kube-scheduler"] * scheduler + ["versitygw"] * s3

@@ -117,6 +117,10 @@ def clusters() -> Path:
 def check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", name):
         raise say.Problem(f"'{name}' is no cluster name: use up to 20 of a-z, 0-9 and inner dashes")
+
+
+def check_socket(name: str) -> None:
+    """A node has sockets in its state folder, and their names have a limit."""
     socket = clusters() / name / "containerd.sock.ttrpc"
     if len(str(socket)) > 100:
         raise say.Problem(

@@ -110,7 +110,7 @@ def test_names_that_could_not_be_a_folder_and_a_host_are_refused(name: str) -> N
 def test_a_state_folder_too_long_for_a_socket_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", "/" + "long/" * 20)
     with pytest.raises(say.Problem, match="set FINETUNE_CACHE to a shorter folder"):
-        plan.check_name("local")
+        plan.check_socket("local")
 
 
 def test_taking_down_what_is_not_up_is_no_error_and_leaves_nothing(
