@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class Verification(status.Reported):
 class Outcome(status.Reported):
     """How a stage ended. `reason` is set when it failed, or, for preflight, when advice ends the job."""
 
-    stage: reasons.Stage
+    stage: reasons.Stage | Literal["fetch"] = Field(description="The stage, or the server's init container.")
     reason: reasons.Reason | None = None
     message: str = ""
     preflight: status.Preflight | None = None

@@ -1,0 +1,177 @@
+"""`finetune-trainer STAGE --run FILE`: chooses the stage, and turns how it ends into an outcome and an exit code.
+
+Heavy imports wait until a stage needs them: --help, fetch and verify run without torch.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+import pydantic
+
+from finetune_api import exits, outcome, reasons, run
+from finetune_trainer import errors, log, machine, signals
+
+Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
+
+
+def _preflight(spec: run.Run, _: argparse.Namespace) -> outcome.Outcome:
+    from finetune_trainer import preflight
+
+    return preflight.preflight(spec)
+
+
+def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
+    from finetune_trainer import train
+
+    return train.train(spec, options.attempt, options.micro_batch_scale)
+
+
+def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
+    from finetune_trainer import evaluate
+
+    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt)
+
+
+def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
+    from finetune_trainer import verify
+
+    return verify.verify(spec, options.endpoint, options.canary, patience=options.patience)
+
+
+def _fetch(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
+    from finetune_trainer import fetch
+
+    return fetch.fetch(spec, options.adapter, options.sha256, options.base_to, options.adapter_to)
+
+
+STAGES: dict[str, tuple[Stage, str]] = {
+    "preflight": (_preflight, "check data and model, freeze the split, estimate, advise"),
+    "train": (_train, "train the adapter, or resume from the newest checkpoint"),
+    "evaluate": (_evaluate, "compare base and tuned model on the test examples, check the gates, write the report"),
+    "verify": (_verify, "prove that a running server applies the adapter"),
+    "fetch": (_fetch, "put base model and adapter where the server finds them"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="finetune-trainer",
+        description="The stages of a FineTuneJob. Exit codes: 0 done, 2 bad configuration or data, 3 out of memory, "
+        "4 diverged, 5 storage unavailable, 143 stopped with a checkpoint saved, 1 anything else.",
+    )
+    stages = whole.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    made = {}
+    for name, (_, text) in STAGES.items():
+        made[name] = stages.add_parser(name, help=text, description=text)
+        made[name].add_argument("--run", type=pathlib.Path, default=pathlib.Path(run.PATH), help="the run file (JSON)")
+    for name in ("train", "evaluate"):
+        made[name].add_argument("--attempt", type=int, default=1, help="number of this attempt, for progress reports")
+    made["train"].add_argument(
+        "--micro-batch-scale", type=float, default=1.0, help="share of the usual micro-batch, after an out-of-memory"
+    )
+    made["evaluate"].add_argument("--adapter", help="folder of the adapter; absent: this revision's")
+    made["evaluate"].add_argument("--sha256", help="SHA-256 that the adapter's manifest must have")
+    made["verify"].add_argument("--endpoint", required=True, help="base URL of the server, without /v1")
+    made["verify"].add_argument("--canary", required=True, help="canary.json of the evaluation")
+    made["verify"].add_argument("--patience", type=float, default=600, help="seconds to wait for the server")
+    made["fetch"].add_argument("--adapter", required=True, help="folder of the adapter")
+    made["fetch"].add_argument("--sha256", required=True, help="SHA-256 of the adapter's manifest")
+    made["fetch"].add_argument("--base-to", type=pathlib.Path, default=pathlib.Path(run.MODEL_PATH))
+    made["fetch"].add_argument("--adapter-to", type=pathlib.Path, default=pathlib.Path(run.ADAPTER_PATH))
+    return whole
+
+
+def main(arguments: list[str] | None = None) -> int:
+    signals.install()
+    log.configure()
+    options = parser().parse_args(arguments)
+    # OpenMP reads this once, when torch is imported; by itself it would take the host's cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads()))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    begun = time.monotonic()
+    result, code = _run(options)
+    log.info("end", stage=options.stage, exit=int(code), seconds=round(time.monotonic() - begun, 1))
+    _answer(result)
+    return int(code)
+
+
+def _run(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
+    """The stage's outcome and exit code, whatever happens in it."""
+    stage = options.stage
+    try:
+        return STAGES[stage][0](_read(options.run), options), exits.Exit.DONE
+    except errors.Stopped:
+        return outcome.Outcome(stage=stage, message="stopped on request"), exits.Exit.STOPPED
+    except errors.Failure as failure:
+        log.warning(failure.message, reason=failure.reason)
+        result = outcome.Outcome(
+            stage=stage, reason=failure.reason, message=failure.message, preflight=failure.preflight
+        )
+        return result, failure.exit
+    except MemoryError as error:
+        return _out_of_memory(stage, error), exits.Exit.OUT_OF_MEMORY
+    except Exception as error:
+        if out_of_memory(error):
+            return _out_of_memory(stage, error), exits.Exit.OUT_OF_MEMORY
+        log.exception("the stage failed")
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+        return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_ERROR, message=text), 1
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory: its own error on a GPU, a plain RuntimeError on a CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
+    )
+
+
+def _out_of_memory(stage: str, error: BaseException) -> outcome.Outcome:
+    text = " ".join(str(error).split())[:300]
+    log.warning("out of memory", problem=text)
+    message = (
+        f"out of memory ({text}). The next attempt takes half the micro-batch; else request more memory or a larger GPU, or "
+        "lower training.maxSequenceLength."
+    )
+    return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_OUT_OF_MEMORY, message=message)
+
+
+def _read(path: pathlib.Path) -> run.Run:
+    try:
+        return run.Run.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise errors.Failure(reasons.Reason.INVALID_SPEC, f"the run file {path}: {error.strerror}") from error
+    except pydantic.ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:5]
+        )
+        raise errors.Failure(reasons.Reason.INVALID_SPEC, f"the run file {path} is not valid: {problems}") from error
+
+
+def _answer(result: outcome.Outcome) -> None:
+    """The outcome to where the kubelet reads it; without a kubelet, to stdout."""
+    message = result.termination_message()
+    named = os.environ.get("FINETUNE_TERMINATION_PATH")
+    path = pathlib.Path(named or outcome.TERMINATION_PATH)
+    if named or (path.is_file() and os.access(path, os.W_OK)):
+        try:
+            path.write_text(message)
+            return
+        except OSError as error:
+            log.warning("the outcome could not be written", path=str(path), problem=str(error))
+    print(message, flush=True)
+
+
+def entry() -> None:
+    """Ends the process at once: threads that wait for a dead store must not hold it up."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,75 @@
+"""Which examples each optimizer step sees, and how a step is cut into micro-batches. Pure and seeded.
+
+What is random is the order of examples within each epoch, drawn from the seed and the epoch's number; steps follow one
+another in that order. What is not: within a step, examples are sorted by length and cut by a budget of tokens, which
+changes neither the step's loss nor its gradient. So the position of a run is its step alone: nothing else is to be resumed.
+"""
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The steps of a run."""
+
+    examples: int
+    batch_size: int
+    seed: int
+    steps: int
+    seen: int
+    """Examples that all steps together see; those of each epoch once."""
+
+    def step(self, number: int) -> list[int]:
+        """The examples of one step, counted from 0."""
+        begin, end = number * self.batch_size, min((number + 1) * self.batch_size, self.seen)
+        chosen: list[int] = []
+        while begin < end:
+            epoch, offset = divmod(begin, self.examples)
+            piece = self._order(epoch)[offset : offset + end - begin]
+            chosen += piece
+            begin += len(piece)
+        return chosen
+
+    def epoch(self, number: int) -> float:
+        """Passes over the data after so many steps."""
+        return min(number * self.batch_size, self.seen) / self.examples
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(self.examples))
+        random.Random(f"{self.seed}:{epoch}").shuffle(order)  # noqa: S311
+        return order
+
+
+def plan(examples: int, *, batch_size: int, seed: int, epochs: float | None, max_steps: int | None) -> Plan:
+    """The steps for a number of epochs, or of steps, or by `epochs_for` where both are absent."""
+    if max_steps is not None:
+        return Plan(examples, batch_size, seed, max_steps, max_steps * batch_size)
+    seen = max(1, round((epochs or epochs_for(examples)) * examples))
+    return Plan(examples, batch_size, seed, math.ceil(seen / batch_size), seen)
+
+
+def epochs_for(examples: int) -> float:
+    """Three passes; more over few examples (at most 25), fewer over many: the rule of OpenAI's fine-tuning service."""
+    if 3 * examples < 100:
+        return min(25, max(3, 100 // examples))
+    if 3 * examples > 25_000:
+        return max(1, 25_000 // examples)
+    return 3
+
+
+def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """A step's examples in micro-batches of at most `budget` tokens, padding counted; one example is never cut.
+
+    Sorted by length, so that little is padded; the longest come first, so that memory runs out early or not at all.
+    """
+    order = sorted(chosen, key=lambda index: (-lengths[index], index))
+    found: list[list[int]] = []
+    for index in order:
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= budget:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found

@@ -1,0 +1,229 @@
+"""Examples: what the rows of the data files mean, which split they belong to, and the frozen split in storage.
+
+preflight reads the users' files, checks every row and freezes the split; train and evaluate read only the frozen files,
+so that all attempts and stages see the same examples, whatever happens to the users' files meanwhile.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from finetune_api import job
+from finetune_trainer import rows
+
+SPLITS = ("train", "validation", "test")
+
+ROLES = ("system", "user", "assistant")
+
+EXPECTED = {
+    job.Format.CHAT: '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+    job.Format.PROMPT_COMPLETION: '{"prompt": "...", "completion": "..."}',
+    job.Format.INSTRUCTION: '{"instruction": "...", "input": "...", "output": "..."} (input is optional)',
+    job.Format.TEXT: '{"text": "..."}',
+}
+
+FIELDS = {
+    job.Format.CHAT: ("messages",),
+    job.Format.PROMPT_COMPLETION: ("prompt", "completion"),
+    job.Format.INSTRUCTION: ("instruction", "output"),
+    job.Format.TEXT: ("text",),
+}
+
+
+class Wrong(ValueError):
+    """A row that is no example; the message says what was seen and expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A turn of a chat. `learned` is False for answers that only give context."""
+
+    role: str
+    content: str
+    learned: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Either a chat that ends with an answer, or plain text. `source` is the place it came from, `uri:line`."""
+
+    source: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str | None:
+        """The last answer; plain text has none."""
+        return self.messages[-1].content if self.messages else None
+
+    def key(self) -> int:
+        """A hash of the prompt (of the whole text for plain text): equal prompts belong to one split."""
+        if self.text is not None:
+            return digest(["text", self.text.strip()])
+        return digest([[turn.role, turn.content.strip()] for turn in self.prompt])
+
+    def keys(self) -> Iterator[int]:
+        """The prompts of every answer in the chat, the last one's included."""
+        if self.text is not None:
+            yield self.key()
+        for index, turn in enumerate(self.messages):
+            if turn.role == "assistant":
+                yield digest([[turn.role, turn.content.strip()] for turn in self.messages[:index]])
+
+    def line(self) -> str:
+        """The example as a line of the frozen split."""
+        record: dict[str, Any] = {"source": self.source}
+        if self.text is not None:
+            record["text"] = self.text
+        else:
+            record["messages"] = [
+                {"role": turn.role, "content": turn.content} | ({} if turn.learned else {"weight": 0})
+                for turn in self.messages
+            ]
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def digest(value: Any) -> int:
+    """64 bits that depend on the value alone: not on the process, not on the order of the rows."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def detect(value: Any) -> job.Format:
+    """The format that a row's fields tell. Raises Wrong."""
+    if not isinstance(value, dict):
+        raise Wrong(f"expected a JSON object, found {_name(value)}")
+    for kind, fields in FIELDS.items():
+        if all(field in value for field in fields):
+            return kind
+    seen = ", ".join(map(str, value)) or "none"
+    raise Wrong(f"no format has these fields ({seen}); expected one of " + " or ".join(EXPECTED.values()))
+
+
+def example(value: Any, kind: job.Format, source: str) -> Example:
+    """A row of a known format as an example. Raises Wrong."""
+    if not isinstance(value, dict):
+        raise Wrong(f"expected a JSON object, found {_name(value)}")
+    missing = [field for field in FIELDS[kind] if value.get(field) is None]
+    if missing:
+        seen = ", ".join(map(str, value)) or "none"
+        raise Wrong(f"the field {missing[0]!r} is missing (found: {seen}); expected {EXPECTED[kind]}")
+    if kind is job.Format.TEXT:
+        return Example(source, text=_text(value["text"], "text"))
+    if kind is job.Format.CHAT:
+        turns = _turns(value["messages"], "messages")
+    elif kind is job.Format.INSTRUCTION:
+        request = _text(value["instruction"], "instruction")
+        extra = value.get("input")
+        if isinstance(extra, str) and extra.strip():
+            request = f"{request}\n\n{extra}"
+        turns = (Message("user", request), Message("assistant", _text(value["output"], "output")))
+    else:
+        turns = _prompt(value["prompt"]) + _completion(value["completion"])
+    _check(turns)
+    if value.get("tools"):
+        raise Wrong("tools are not supported yet; remove the field 'tools' or leave the row out")
+    return Example(source, messages=turns)
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("user", _text(value, "prompt")),)
+    return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, "prompt"))
+
+
+def _completion(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("assistant", _text(value, "completion")),)
+    return _turns(value, "completion")
+
+
+def _turns(value: Any, field: str) -> tuple[Message, ...]:
+    if isinstance(value, str):  # CSV carries the list as JSON text
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise Wrong(f"'{field}' is text that is no JSON list: {error}") from None
+    if not isinstance(value, list) or not value:
+        raise Wrong(f"'{field}' must be a list of {{role, content}}, found {_name(value)}")
+    return tuple(_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
+
+
+def _turn(value: Any, place: str) -> Message:
+    if not isinstance(value, dict) or "role" not in value:
+        raise Wrong(f"{place} must be an object with role and content, found {_name(value)}")
+    role = "system" if value["role"] == "developer" else value["role"]
+    if role not in ROLES or value.get("tool_calls"):
+        found = "tool calls" if value.get("tool_calls") else f"the role {role!r}"
+        raise Wrong(f"{place} has {found}; supported are the roles system, user and assistant")
+    content = value.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    weight = value.get("weight", 1)
+    if weight not in (0, 1, None):
+        raise Wrong(f"{place} has the weight {weight!r}; it must be 0 (context only) or 1 (learned)")
+    return Message(role, _text(content, f"{place}.content", empty=role != "assistant"), weight != 0)
+
+
+def _check(turns: tuple[Message, ...]) -> None:
+    if turns[-1].role != "assistant":
+        raise Wrong(f"the last turn is of the role {turns[-1].role}; an example ends with the assistant's answer")
+    if not any(turn.role == "user" for turn in turns):
+        raise Wrong("there is no turn of the user before the answer")
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise Wrong("a system turn comes after the first turn; only the first may be one")
+    chat = turns[1:] if turns[0].role == "system" else turns
+    for index, turn in enumerate(chat):
+        if turn.role != ("user", "assistant")[index % 2]:
+            expected = ("user", "assistant")[index % 2]
+            raise Wrong(f"turn {index + 1} of the chat is of the role {turn.role}, expected {expected}: they alternate")
+
+
+def _text(value: Any, field: str, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise Wrong(f"'{field}' must be text, found {_name(value)}")
+    if not value.strip() and not empty:
+        raise Wrong(f"'{field}' is empty")
+    return value
+
+
+def _name(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    if value == []:
+        return "an empty list"
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def frozen(path: pathlib.Path) -> list[Example]:
+    """The examples of one file of the frozen split."""
+    with path.open(encoding="utf-8") as file:
+        return [thaw(json.loads(line)) for line in file]
+
+
+def thaw(record: dict[str, Any]) -> Example:
+    turns = tuple(
+        Message(turn["role"], turn["content"], turn.get("weight", 1) != 0) for turn in record.get("messages", ())
+    )
+    return Example(record["source"], turns, record.get("text"))
+
+
+def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:
+    """Examples of one file; Auto tells the format by the first row."""
+    for row in found:
+        if isinstance(row, rows.Bad):
+            yield row
+            continue
+        try:
+            if kind is job.Format.AUTO:
+                kind = detect(row.value)
+            yield example(row.value, kind, row.source)
+        except Wrong as wrong:
+            yield rows.Bad(row.source, str(wrong))

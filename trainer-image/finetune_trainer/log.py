@@ -1,0 +1,47 @@
+"""Log lines of every stage: one JSON object a line on stderr, so that collectors need no parser of their own."""
+
+import datetime
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+LOGGER = logging.getLogger("finetune")
+
+QUIET = ("botocore", "boto3", "s3transfer", "urllib3", "huggingface_hub", "transformers", "peft", "filelock", "httpx")
+
+
+class Formatter(logging.Formatter):
+    """A record as one JSON line: time, level, message, and the fields given with it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure() -> None:
+    """Sends all records to stderr; libraries speak from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    LOGGER.setLevel(os.environ.get("FINETUNE_LOG_LEVEL", "INFO"))
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def info(message: str, **fields: Any) -> None:
+    LOGGER.info(message, extra={"fields": fields})
+
+
+def warning(message: str, **fields: Any) -> None:
+    LOGGER.warning(message, extra={"fields": fields})
+
+
+def exception(message: str, **fields: Any) -> None:
+    """An error with the trace of the exception that is being handled."""
+    LOGGER.error(message, extra={"fields": fields}, exc_info=True)

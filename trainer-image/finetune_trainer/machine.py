@@ -1,0 +1,47 @@
+"""What this process may use: cores and memory, by its cgroup's limits rather than by the host's size. Free of torch."""
+
+import os
+import pathlib
+
+CGROUP = pathlib.Path("/sys/fs/cgroup")
+
+
+def threads() -> int:
+    """Cores of this process's affinity, or fewer where its cgroup has a CPU limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()  # cgroup v2
+    except (OSError, ValueError):
+        try:
+            quota = (CGROUP / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (CGROUP / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return cores
+    if quota in ("max", "-1"):
+        return cores
+    return min(cores, max(1, -(-int(quota) // int(period))))
+
+
+def memory() -> int:
+    """Bytes that this process may use: its cgroup's limit, or the machine's memory."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return min(physical, int((CGROUP / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return physical
+
+
+def peak() -> int:
+    """Peak memory of this process in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def work() -> pathlib.Path:
+    """The folder for what a stage downloads and writes; the pods mount an emptyDir there."""
+    folder = pathlib.Path(os.environ.get("FINETUNE_WORK", "/tmp/finetune"))  # noqa: S108
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,300 @@
+"""The preflight stage: is everything there and right, before an accelerator is requested?
+
+Reachability of output, model and data; every row's format; tokens; the split, frozen in storage for all later stages; a
+memory estimate; a verdict with advice. Runs on a CPU without the model's weights. An attempt repeated gives the same.
+"""
+
+import array
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from finetune_api import job, outcome, reasons, run, status
+from finetune_trainer import (
+    dataset,
+    errors,
+    estimate,
+    folders,
+    log,
+    machine,
+    rows,
+    signals,
+    sources,
+    split,
+    storage,
+    tokens,
+)
+
+FINDINGS = 20
+"""Broken rows after which reading stops: enough to see the pattern."""
+
+TRUNCATED = 0.05
+"""Share of truncated examples from which it is worth a word."""
+
+
+@dataclasses.dataclass
+class Part:
+    """What was read for one split, or for all that is to be split: the rows are on the disk, here are their numbers."""
+
+    path: pathlib.Path
+    prompts: list[split.Prompts] = dataclasses.field(default_factory=list)
+    lengths: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("l"))
+    trainable: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("l"))
+    truncated: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("b"))
+    inputs: list[storage.Entry] = dataclasses.field(default_factory=list)
+    untrainable: list[str] = dataclasses.field(default_factory=list)
+    """Places of examples without a token to learn."""
+
+
+def preflight(spec: run.Run) -> outcome.Outcome:
+    """Checks everything and freezes the split. Raises Failure."""
+    store = storage.of(spec.storage)
+    if store.exists(spec.layout.preflight):
+        log.info("preflight was done before", uri=spec.layout.preflight)
+        return outcome.Outcome.model_validate(json.loads(store.read(spec.layout.preflight))["outcome"])
+    writable(spec, store)
+    with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
+        work = pathlib.Path(temporary)
+        folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
+        encoder = load(spec, folder)
+        parts = gather(spec, store, encoder, work)
+        places = split.assign(
+            parts["train"].prompts,
+            spec.dataset.validation.fraction,
+            spec.dataset.test.fraction,
+            spec.training.seed,
+        )
+        counts = freeze(spec, store, parts, places, work)
+        result = judge(spec, parts, places, counts, folder)
+    document = {"outcome": result.wire(), "inputs": inputs(parts)}
+    store.write(spec.layout.preflight, (json.dumps(document, indent=1) + "\n").encode())
+    return result
+
+
+def writable(spec: run.Run, store: storage.Storage) -> None:
+    """Raises now what training would raise after its last step."""
+    probe = f"{spec.layout.root}/.writable"
+    store.write(probe, b"")
+    store.delete(probe)
+
+
+def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
+    """The encoder, after checking that the model is one we can train. Raises Failure(ModelInvalid)."""
+    from transformers.models.auto import modeling_auto
+
+    config = sources.check(folder, spec.base_model.source, weights=False)
+    kind = config.get("model_type")
+    if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{spec.base_model.source}: config.json says model_type {kind!r}, which is no causal language model that "
+            "this trainer knows; choose another base model",
+        )
+    try:
+        return tokens.load(folder, spec.training)
+    except Exception as error:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{spec.base_model.source}: the tokenizer cannot be loaded ({storage.describe(error)}); the folder needs "
+            "tokenizer.json and tokenizer_config.json",
+        ) from error
+
+
+def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> dict[str, Part]:
+    """Every row of every file, checked and tokenized. Raises Failure(DatasetInvalid), naming up to FINDINGS places."""
+    wanted = {"train": spec.dataset.train}
+    wanted |= {name: chosen.uris for name, chosen in held_out(spec).items() if chosen.uris}
+    parts, findings = {}, []
+    files = {name: rows.find(store, patterns) for name, patterns in wanted.items()}  # all of them first: it is quick
+    for name, entries in files.items():
+        part = parts[name] = Part(work / f"{name}.rows", inputs=entries)
+        with part.path.open("w", encoding="utf-8") as spool:
+            for entry in entries:
+                for found in dataset.parse(rows.read(store, entry.uri), spec.dataset.format):
+                    signals.check()
+                    problem = found if isinstance(found, rows.Bad) else take(found, part, encoder)
+                    if problem is None and isinstance(found, dataset.Example):
+                        spool.write(found.line())
+                    elif problem is not None:
+                        findings.append(f"{problem.source}: {problem.problem}")
+                    if len(findings) >= FINDINGS:
+                        raise invalid(findings, parts, stopped=True)
+        if not part.prompts and not findings:
+            names = ", ".join(entry.uri for entry in entries[:3])
+            raise errors.Failure(
+                reasons.Reason.DATASET_INVALID,
+                f"{names}: no examples, the {name} files are empty ({sum(entry.size for entry in entries)} bytes). Upload "
+                f"examples such as {dataset.EXPECTED[job.Format.CHAT]}, one a line.",
+            )
+    if findings:
+        raise invalid(findings, parts, stopped=False)
+    return parts
+
+
+def held_out(spec: run.Run) -> dict[str, job.Split]:
+    return {"validation": spec.dataset.validation, "test": spec.dataset.test}
+
+
+def take(example: dataset.Example, part: Part, encoder: tokens.Encoder) -> rows.Bad | None:
+    """Notes an example's numbers; the reason when the model's template refuses it."""
+    try:
+        encoded = encoder.encode(example)
+    except dataset.Wrong as wrong:
+        return rows.Bad(example.source, str(wrong))
+    if not encoded.trainable and len(part.untrainable) < FINDINGS:
+        part.untrainable.append(example.source)
+    part.prompts.append(split.Prompts(example.key(), tuple(example.keys())))
+    part.lengths.append(len(encoded.ids))
+    part.trainable.append(encoded.trainable)
+    part.truncated.append(encoded.truncated)
+    return None
+
+
+def invalid(findings: list[str], parts: dict[str, Part], *, stopped: bool) -> errors.Failure:
+    """The failure of broken rows, the first ones in words."""
+    more = len(findings) - 3
+    tail = f" ... and {more} more{' (reading stopped there)' if stopped else ''}" if more > 0 else ""
+    good = len(parts["train"].prompts)
+    return errors.Failure(
+        reasons.Reason.DATASET_INVALID,
+        f"{len(findings)} broken rows: " + " | ".join(findings[:3]) + tail + ". Correct them and run again.",
+        status.Preflight(
+            verdict="NotRecommended",
+            findings=findings,
+            examples=good,
+            tokens=sum(parts["train"].lengths),
+            trainable_tokens=0,
+        ),
+    )
+
+
+def freeze(
+    spec: run.Run, store: storage.Storage, parts: dict[str, Part], places: list[int], work: pathlib.Path
+) -> dict[str, int]:
+    """Writes train, validation and test as they will be used, with the inputs' sizes and tags; examples of each."""
+    local = work / "data"
+    local.mkdir()
+    counts = dict.fromkeys(dataset.SPLITS, 0)
+    outputs = [(local / f"{name}.jsonl").open("wb") for name in dataset.SPLITS]
+    try:
+        with parts["train"].path.open("rb") as spool:
+            for place, line in zip(places, spool, strict=True):
+                outputs[place].write(line)
+                counts[dataset.SPLITS[place]] += 1
+        for index, name in enumerate(dataset.SPLITS[1:], 1):
+            if name in parts:
+                counts[name] = len(parts[name].prompts)
+                with parts[name].path.open("rb") as spool:
+                    shutil.copyfileobj(spool, outputs[index])
+    finally:
+        for output in outputs:
+            output.close()
+    folders.save(store, local, spec.layout.data, {"inputs": inputs(parts), "counts": counts})
+    return counts
+
+
+def inputs(parts: dict[str, Part]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(entry) for part in parts.values() for entry in part.inputs]
+
+
+def judge(
+    spec: run.Run, parts: dict[str, Part], places: list[int], counts: dict[str, int], folder: pathlib.Path
+) -> outcome.Outcome:
+    """Verdict, advice and numbers."""
+    part = parts["train"]
+    chosen = [index for index, place in enumerate(places) if place == 0]
+    lengths = [part.lengths[index] for index in chosen]
+    trainable = sum(part.trainable[index] for index in chosen)
+    if not chosen or not trainable:
+        raise errors.Failure(
+            reasons.Reason.DATASET_INVALID,
+            f"no training example has a token to learn within training.maxSequenceLength ({spec.training.max_sequence_length})"
+            ": raise it, or check training.lossOn",
+        )
+    findings, advice = [], []
+    for source in part.untrainable:
+        findings.append(f"{source}: no token of the answer is learned: the prompt alone fills maxSequenceLength")
+    findings += leaks(parts, places)
+    share = sum(part.truncated[index] for index in chosen) / len(chosen)
+    if share > TRUNCATED:
+        advice.append(
+            f"{share:.0%} of the training examples are longer than maxSequenceLength {spec.training.max_sequence_length} and are "
+            "cut; raise it or shorten them."
+        )
+    few = counts["train"] < spec.dataset.minimum_examples
+    if few:
+        advice.insert(
+            0,
+            f"{counts['train']} training examples are fewer than the {spec.dataset.minimum_examples} of "
+            "dataset.minimumExamples: collect hundreds, or use a prompt with a few of them as examples.",
+        )
+    if findings and spec.advice is not job.Advice.IGNORE:
+        advice.append("Repair the findings: they make training or the evaluation less than it seems.")
+    if spec.advice is job.Advice.IGNORE:
+        few, advice = False, []
+    verdict = "NotRecommended" if few else "Caution" if findings or share > TRUNCATED else "Recommended"
+    memory = estimated(spec, folder, lengths)
+    result = status.Preflight.model_validate(
+        {
+            "verdict": verdict,
+            "advice": advice,
+            "findings": findings[:FINDINGS],
+            "examples": counts["train"],
+            "validationExamples": counts["validation"],
+            "testExamples": counts["test"],
+            "tokens": sum(lengths),
+            "trainableTokens": trainable,
+            "estimatedMemory": estimate.text(memory.total) if memory else None,
+        }
+    )
+    text = f"{counts['train']} training, {counts['validation']} validation and {counts['test']} test examples"
+    log.info("preflight", verdict=verdict, advice=advice, findings=findings[:FINDINGS], **counts, tokens=sum(lengths))
+    ends = few and spec.advice is job.Advice.ENFORCE
+    return outcome.Outcome(
+        stage=reasons.Stage.PREFLIGHT,
+        reason=reasons.Reason.TOO_FEW_EXAMPLES if ends else None,
+        message=advice[0] if few else f"{text}, {sum(lengths)} tokens, {trainable} of them learned",
+        preflight=result,
+    )
+
+
+def leaks(parts: dict[str, Part], places: list[int]) -> list[str]:
+    """Held-out examples of their own files whose prompt is learned in training."""
+    learned = {
+        key for prompts, place in zip(parts["train"].prompts, places, strict=True) if place == 0 for key in prompts.all
+    }
+    findings = []
+    for name in dataset.SPLITS[1:]:
+        if name not in parts:
+            continue
+        with parts[name].path.open(encoding="utf-8") as spool:
+            found = [
+                json.loads(line)["source"]
+                for prompts, line in zip(parts[name].prompts, spool, strict=True)
+                if prompts.last in learned
+            ]
+        findings += [f"{source}: the {name} example's prompt is also in the training data" for source in found[:5]]
+        if len(found) > 5:
+            findings.append(f"{len(found) - 5} more {name} examples have a prompt that is also in the training data")
+    return findings
+
+
+def estimated(spec: run.Run, folder: pathlib.Path, lengths: list[int]) -> estimate.Memory | None:
+    """Memory of training, by the catalogue's numbers or those of config.json; None where neither tells."""
+    config = json.loads((folder / "config.json").read_text())
+    arch = spec.base_model.architecture or estimate.architecture(config)
+    if arch is None:
+        return None
+    device = "cuda" if spec.gpus else "cpu"
+    return estimate.setup(
+        arch,
+        spec.training,
+        longest=max(lengths),
+        average=sum(lengths) / len(lengths),
+        available=2**62,
+        device=device,
+        weights=spec.base_model.parameters,
+    ).memory
