@@ -11,7 +11,7 @@ from images.catalogue import Image
 from localcluster import binaries, lock
 from toolbox import cache, say
 
-_KEPT = 2
+_KEPT = 3
 
 
 def build(wanted: Sequence[Image], host: str, given_tag: str = "") -> dict[str, str]:

@@ -59,10 +59,10 @@ def test_everything_that_a_dockerfile_copies_counts_for_the_tag(image: catalogue
             assert set(words[1:-1]) <= set(image.inputs), line
 
 
-def test_the_newest_two_tags_are_kept() -> None:
+def test_the_newest_three_tags_are_kept() -> None:
     assert publish.newest([], "a") == (["a"], [])
-    assert publish.newest(["b", "c"], "a") == (["a", "b"], ["c"])
-    assert publish.newest(["b", "a"], "a") == (["a", "b"], [])
+    assert publish.newest(["b", "c", "d"], "a") == (["a", "b", "c"], ["d"])
+    assert publish.newest(["b", "c", "a"], "a") == (["a", "b", "c"], [])
 
 
 @pytest.mark.parametrize(
