@@ -1,6 +1,5 @@
 """The two programs that build images: docker where its daemon answers, else buildah, which needs no daemon."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,19 +79,12 @@ class Buildah:
             "--root",
             str(storage / driver),
             "--runroot",
-            str(self._run_folder(storage)),
+            str(cache.run_folder()),
             "--storage-driver",
             driver,
         ]
         # Build contexts and cache mounts lie below TMPDIR.
         self._environment = {"TMPDIR": str(cache.folder("images", "tmp")), "BUILDAH_ISOLATION": "chroot"}
-
-    @staticmethod
-    def _run_folder(storage: Path) -> Path:
-        # What is mounted: to be forgotten when the machine restarts, and of each storage apart.
-        if os.geteuid() != 0:
-            return cache.folder("images", "run")
-        return Path("/run", f"finetune-images-{hashlib.sha256(str(storage).encode()).hexdigest()[:8]}")
 
     def close(self) -> None:
         """Removes the working containers of failed builds, and the mounts that builds leave behind."""

@@ -41,6 +41,7 @@ def clean(*, everything: bool) -> None:
         raise say.Problem(f"still running: {', '.join(alive)}. Stop with: python3 hack/localcluster down --all")
     if (left := machine.current()) and left.cache == str(cache.root()):
         machine.clean(left)
+    shutil.rmtree(cache.run_folder(), ignore_errors=True)
     freed = 0
     for name in (*_IMAGES, *(_REST if everything else ()), "clusters"):
         folder = cache.root() / name

@@ -9,6 +9,7 @@ clusters/     state of the running clusters, one folder each: gone after `down`
 logs/         logs of the clusters, kept after `down`; those of the run before as NAME.previous
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -25,3 +26,10 @@ def folder(*parts: str) -> Path:
     path = root().joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def run_folder() -> Path:
+    """Where buildah notes what it has mounted: forgotten when the machine restarts, and each cache's apart."""
+    if os.geteuid() != 0:
+        return folder("images", "run")
+    return Path("/run", f"finetune-images-{hashlib.sha256(str(root()).encode()).hexdigest()[:8]}")
