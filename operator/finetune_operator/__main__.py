@@ -73,17 +73,21 @@ async def operate(options: argparse.Namespace) -> int:
     chart = settings.load(options.settings)
     log_to_stdout(chart.log_level)
     api = await cluster.Cluster.connect()
-    controller = handlers.Controller(api, chart)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def take_signals() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+
+    take_signals()
+    controller = handlers.Controller(api, chart, take_signals)
     metrics.register(controller.facts)
     health = await serve_health(options.host, options.port)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
     LOG.info("standing by for the lease %s/%s as %s", namespace, LEASE, identity)
     leading = asyncio.create_task(api.lead(namespace, LEASE, identity, controller.run))
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,7 +6,7 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import aiohttp
@@ -39,7 +39,8 @@ PATHS = {
 OUTAGES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 """The API server is away: transient by nature, retried by whoever asked."""
 
-LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15, 10, 2
+LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, TRY_SECONDS = 15, 6, 2, 2
+"""A leader stops at the latest RETRY + RENEW + 2 * TRY + RETRY seconds after its last renewal: before LEASE is over."""
 
 
 class Failure(Exception):
@@ -170,7 +171,7 @@ class Cluster:
         query = {"fieldManager": MANAGER, "force": "true"}
         return await self.request("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
-    async def exists(self, kind: str, namespace: str, name: str, uid: str) -> bool:
+    async def exists(self, kind: str, namespace: str | None, name: str, uid: str) -> bool:
         """Whether this very object is still there, asked of the API server itself."""
         page = await self.request("GET", path_of(kind, namespace), {"fieldSelector": f"metadata.name={name}"})
         return any(item["metadata"]["uid"] == uid for item in page.get("items") or [])
@@ -236,35 +237,38 @@ class Cluster:
         }
         await self.request("POST", path_of("Event", meta["namespace"]), body=body)
 
-    async def lead(self, namespace: str, name: str, identity: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def lead(
+        self, namespace: str, name: str, identity: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         """Run `work` while holding the Lease; return once it ended or the Lease was lost (then `work` is cancelled)."""
-        lock = _PatientLock(name, namespace, identity, self._api)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        elected = asyncio.Event()
 
         async def started() -> None:
-            try:
-                await work()
-            except BaseException as error:
-                if not ended.done():
-                    ended.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                raise
-            if not ended.done():
-                ended.set_result(None)
+            elected.set()
 
         async def stopped() -> None:
-            LOG.warning("the lease %s/%s is lost", namespace, name)
+            LOG.error("the lease %s/%s is lost", namespace, name)
 
-        election = leaderelection.LeaderElection(
-            electionconfig.Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, started, stopped)
-        )
-        running = asyncio.create_task(election.run())
+        lock = _PatientLock(name, namespace, identity, self._api)
+        timing = electionconfig.Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, started, stopped)
+        election = asyncio.create_task(leaderelection.LeaderElection(timing).run())
+        waiting = asyncio.create_task(elected.wait())
+        tasks: set[asyncio.Task[Any]] = {election, waiting}
         try:
-            done, _ = await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if elected.is_set():
+                working = asyncio.create_task(work())
+                tasks.add(working)
+                await asyncio.wait({election, working}, return_when=asyncio.FIRST_COMPLETED)
+                if working.done():
+                    working.result()
+            if election.done():
+                election.result()
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            # Only when nothing of ours is at work any more may somebody else begin.
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._release(namespace, name, identity)
 
     async def _release(self, namespace: str, name: str, identity: str) -> None:
@@ -283,26 +287,30 @@ class Cluster:
 
 
 class _PatientLock(leaselock.LeaseLock):  # type: ignore[misc]
-    """A LeaseLock to which an API server that is away is a failed try, not the end of the process."""
+    """A LeaseLock to which an API server that is away or hangs is a failed try, not the end of the process."""
 
     async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
         try:
-            answer: tuple[bool, Any] = await super().get(name, namespace)
+            answer: tuple[bool, Any] = await asyncio.wait_for(super().get(name, namespace), TRY_SECONDS)
             return answer
         except OUTAGES as outage:
-            return False, ApiException(status=0, reason=str(outage))
+            return False, ApiException(status=0, reason=str(outage) or "no answer")
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
         # not super(): client 37.0 sends `pretty` as a boolean, which its own validation refuses
         body = client.V1Lease(metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record))
-        try:
-            await self.api_instance.create_namespaced_lease(namespace, body)
-            return True
-        except (ApiException, *OUTAGES):
-            return False
+        return await self._try(self.api_instance.create_namespaced_lease(namespace, body))
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
+        # not super(): it logs a traceback whenever the other replica was faster
+        assert self.lease_reference is not None
+        self.lease_reference.spec = self.update_lease(updated_record, self.lease_reference.spec)
+        return await self._try(self.api_instance.replace_namespaced_lease(name, namespace, self.lease_reference))
+
+    @staticmethod
+    async def _try(request: Awaitable[Any]) -> bool:
         try:
-            return bool(await super().update(name, namespace, updated_record))
-        except OUTAGES:
+            await asyncio.wait_for(request, TRY_SECONDS)
+            return True
+        except (ApiException, *OUTAGES):
             return False

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -27,8 +28,9 @@ def kopf_identity() -> Any:
 class Controller:
     """Ties events, caches and the queue together for as long as this replica leads."""
 
-    def __init__(self, api: cluster.Cluster, chart: settings.Settings) -> None:
+    def __init__(self, api: cluster.Cluster, chart: settings.Settings, take_signals: Callable[[], None]) -> None:
         self._settings = chart
+        self._take_signals = take_signals
         self._api = api
         self._queue = workqueue.Workqueue(self._work)
         self.facts = cache.Cache(self._queue.add)
@@ -85,35 +87,53 @@ class Controller:
 
         return registry
 
-    async def run(self) -> None:
-        """Reconcile until cancelled, or until one of the parts ends."""
+    async def _hear(self) -> None:
+        """Kopf, for as long as it lasts."""
         options = kopf.OperatorSettings()
         options.posting.enabled = False
         options.scanning.disabled = True
         options.persistence.finalizer = f"{GROUP}/unused"
         options.queueing.idle_timeout = 1.0
+        options.queueing.exit_timeout = 0.0
+        await self._crd_is_there()
+        mine = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=self.registry(),
+            settings=options,
+            standalone=True,
+            clusterwide=not self._settings.namespaces,
+            namespaces=self._settings.namespaces,
+        )
+        self._take_signals()  # Kopf has just put its own handlers in their place
+        await kopf.run_tasks(tasks, ignored=mine)
+
+    async def _crd_is_there(self) -> None:
+        """Kopf looks for its resources once, at start: without this, CRDs that come later would never be heard of."""
+        place = self._settings.namespaces[0] if self._settings.namespaces else None
+        while True:
+            try:
+                await self._api.exists("FineTuneJob", place, "none", "")
+                return
+            except (cluster.Failure, *cluster.OUTAGES) as error:
+                LOG.warning("FineTuneJobs cannot be listed, again in 1 s: %s", error)
+                await asyncio.sleep(1)
+
+    async def run(self) -> None:
+        """Reconcile until cancelled, or until one of the parts ends."""
         synced = asyncio.Event()
         children = asyncio.create_task(cache.follow_all(self._api, self.facts, self._settings.namespaces, synced))
-        await synced.wait()
-        LOG.info("the caches are filled: reconciling")
-        everywhere = not self._settings.namespaces
-        parents = asyncio.create_task(
-            kopf.operator(
-                registry=self.registry(),
-                settings=options,
-                standalone=True,
-                identity=kopf_identity(),
-                clusterwide=everywhere,
-                namespaces=self._settings.namespaces,
-            )
-        )
-        workers = asyncio.create_task(self._queue.run())
-        tasks = {children, parents, workers}
-        metrics.leader.set(1)
+        filled = asyncio.create_task(synced.wait())
+        tasks: set[asyncio.Task[Any]] = {children, filled}
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if synced.is_set():
+                LOG.info("the caches are filled: reconciling")
+                metrics.leader.set(1)
+                tasks = {children, asyncio.create_task(self._hear()), asyncio.create_task(self._queue.run())}
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             metrics.leader.set(0)
             for task in tasks:
