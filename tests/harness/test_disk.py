@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from localcluster import disk, machine, process
 from toolbox import say
 
