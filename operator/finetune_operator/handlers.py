@@ -101,6 +101,7 @@ class Controller:
             registry=self.registry(),
             settings=options,
             standalone=True,
+            identity=kopf_identity(),
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,
         )
