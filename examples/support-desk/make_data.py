@@ -95,7 +95,7 @@ INTENTS = {
     ),
 }
 
-WHEN = ["yesterday", "last Monday", "two weeks ago", "this morning", "on Friday", "a month ago", "last night"]
+WHEN = ["yesterday", "last Monday", "two weeks ago", "this morning", "last week", "a month ago", "last night"]
 
 URGENT = [
     "This is urgent!",
