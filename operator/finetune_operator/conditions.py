@@ -30,7 +30,7 @@ def put(
     state: status.Status,
     kind: Condition,
     value: State,
-    reason: Reason,
+    reason: str,
     message: str,
     generation: int,
     now: datetime.datetime,

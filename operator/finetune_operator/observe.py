@@ -28,6 +28,9 @@ ATTEMPT = "finetune.dev/attempt"
 HASH = "finetune.dev/spec-hash"
 """Annotation: the digest of the manifest as we wrote it."""
 
+PATIENCE = 3.0
+"""Seconds without a pod after which the Job controller is asked why."""
+
 Raw = Mapping[str, Any]
 
 
@@ -104,6 +107,8 @@ class Server:
     guarded: Mapping[str, Any]
     replicas: int
     ready: int
+    refusal: str
+    """Why the API server refuses its pods; empty if it does not."""
     deleting: bool
 
 
@@ -217,6 +222,9 @@ def pod(raw: Raw) -> Pod:
 
 def server(raw: Raw) -> Server:
     meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    refused = [
+        c for c in state.get("conditions") or [] if c.get("type") == "ReplicaFailure" and c.get("status") == "True"
+    ]
     containers = ((spec.get("template") or {}).get("spec") or {}).get("containers") or [{}]
     return Server(
         name=meta["name"],
@@ -228,13 +236,16 @@ def server(raw: Raw) -> Server:
         },
         replicas=int(spec.get("replicas", 1)),
         ready=int(state.get("readyReplicas") or 0),
+        refusal=str(refused[0].get("message", "")) if refused else "",
         deleting=bool(meta.get("deletionTimestamp")),
     )
 
 
 def service(raw: Raw) -> Service:
     spec = raw.get("spec") or {}
-    ports = [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in spec.get("ports") or []]
+    # A port that somebody added stays: server-side apply would not take it away.
+    ours = [p for p in spec.get("ports") or [] if p.get("port") == run.SERVER_PORT]
+    ports = [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in ours]
     return Service(name=raw["metadata"]["name"], guarded={"selector": spec.get("selector"), "ports": ports})
 
 
@@ -277,15 +288,12 @@ def parent(raw: Raw) -> Parent:
     meta = raw["metadata"]
     spec, error = None, ""
     try:
-        spec = job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}))
+        # Unknown fields are a newer CRD's: the API server let them in, and a newer operator will read them.
+        spec = job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}), extra="ignore")
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in ("spec", *first["loc"]))
         error = f"{place}: {first['msg']} (and {problem.error_count() - 1} more)"
-    try:
-        state = status.Status.model_validate_json(json.dumps(raw.get("status") or {}))
-    except pydantic.ValidationError:
-        state = status.Status()
     return Parent(
         name=meta["name"],
         namespace=meta["namespace"],
@@ -296,8 +304,24 @@ def parent(raw: Raw) -> Parent:
         deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,
         error=error,
-        status=state,
+        status=_status(raw.get("status") or {}),
     )
+
+
+def _status(raw: Raw) -> status.Status:
+    """The status, less the values that another version wrote and this one cannot read: the rest is the job's memory."""
+    readable = dict(raw)
+    for _ in range(10):
+        try:
+            return status.Status.model_validate_json(json.dumps(readable))
+        except pydantic.ValidationError as problem:
+            places = [error["loc"] for error in problem.errors()]
+        for field in {str(place[0]) for place in places}:
+            bad = {place[1] for place in places if place[0] == field and len(place) > 1}
+            value = readable.pop(field, None)
+            if isinstance(value, list):
+                readable[field] = [item for index, item in enumerate(value) if index not in bad]
+    return status.Status()
 
 
 @dataclasses.dataclass(frozen=True)

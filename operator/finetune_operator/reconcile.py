@@ -11,8 +11,6 @@ from finetune_api.reasons import Condition, Reason
 from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
 
 LOG = logging.getLogger(__name__)
-PATIENCE = 3.0
-"""Seconds without a pod after which the Job controller is asked why."""
 RESYNC = 600.0
 """A missed event costs at most this delay, in seconds."""
 REFUSALS = {400, 403, 422}
@@ -77,7 +75,7 @@ class Reconciler:
         refusals = {}
         for present in observation.jobs.values():
             waits = not present.over and not present.deleting and not observation.pods_of(present.name)
-            if waits and present.created and (now - present.created).total_seconds() > PATIENCE:
+            if waits and present.created and (now - present.created).total_seconds() > observe.PATIENCE:
                 refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
         return observe.with_refusals(observation, refusals)
 

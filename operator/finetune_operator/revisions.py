@@ -23,6 +23,8 @@ RELEASE = "release"
 ENVIRONMENT = "environment"
 """Where and with what the stages run: changes no result, but an edit gives a failed stage another try."""
 BASE_MODEL = "baseModel"
+FREE_MAPS = {"nodeSelector"}
+"""Fields whose keys are the user's."""
 
 
 def digest(value: Any, length: int = 64) -> str:
@@ -55,11 +57,13 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str) -> dict[str, dict[str
 
 
 def changes(recorded: Any, wanted: Any, path: str = "") -> list[str]:
-    """Paths of the recorded fields whose wanted value differs; fields that the record lacks do not count."""
-    if isinstance(recorded, Mapping) and isinstance(wanted, Mapping):
+    """Paths of the fields whose wanted value differs from the record. Fields that only one side knows do not count: they are
+    those of an older or newer operator. Maps of the user's own keys are one value."""
+    if isinstance(recorded, Mapping) and isinstance(wanted, Mapping) and path.rpartition(".")[2] not in FREE_MAPS:
         found = []
         for key, value in recorded.items():
-            found += changes(value, wanted.get(key), f"{path}.{key}" if path else key)
+            if key in wanted:
+                found += changes(value, wanted[key], f"{path}.{key}" if path else key)
         return found
     if isinstance(recorded, list) and isinstance(wanted, list) and len(recorded) == len(wanted):
         return [p for i, (a, b) in enumerate(zip(recorded, wanted, strict=True)) for p in changes(a, b, f"{path}[{i}]")]

@@ -65,6 +65,14 @@ def time_to_live_is_over(draft: Draft) -> bool:
     return True
 
 
+def nothing_shall_be_served(draft: Draft) -> bool:
+    """deployment.enabled was turned off: what serves goes, whatever else the job does."""
+    if not draft.spec.deployment.enabled and draft.serving is not None:
+        draft.edit(serving=None, deployment=None)
+        draft.say(Condition.DEPLOYED, "False", Reason.DISABLED, "deployment.enabled is false")
+    return False
+
+
 def gpu_type_is_unknown(draft: Draft) -> bool:
     """A type that the operator's settings lack can never be scheduled: said before anything starts."""
     known = draft.obs.settings.gpu_types
@@ -103,39 +111,21 @@ def base_model_is_not_in_the_catalogue(draft: Draft) -> bool:
 
 def the_spec_asks_for_other_work(draft: Draft) -> bool:
     """Forget just as much as the edit made stale: all of it, the judgement, the release, or a failure that may now pass."""
-    old, wanted, now = draft.status, draft.wanted, draft.obs.now.replace(microsecond=0)
+    old, wanted = draft.status, draft.wanted
     release = draft.release_name if draft.spec.deployment.enabled else None
-    changed = {section for section, paths in wanted.changed.items() if paths}
-    failed_at = old.failure.stage if old.failure and conditions.is_true(old, Condition.FAILED) else None
-    fresh = {"attempt": None, "failed_attempts": None, "stage": None, "retry_at": None, "completion_time": None}
     if old.revision != wanted.revision:
-        if old.revision is not None and old.completion_time is None:
-            entry = status.Revision(revision=old.revision, outcome=Reason.SUPERSEDED, finished_at=now)
-            draft.edit(history=[entry, *old.history][:10])
-        draft.forget(*STAGES, *ENDS)
-        draft.edit(
-            **fresh, revision=wanted.revision, start_time=now, micro_batch_scale=None, preflight=None, progress=None,
-            checkpoint=None, artifacts=None, evaluation=None, failure=None,
-        )  # fmt: skip
-    elif old.evaluation_hash != wanted.evaluation_hash:
-        draft.forget(Condition.EVALUATED, Condition.DEPLOYED)
-        draft.edit(evaluation=None)
-        if failed_at in {None, Stage.EVALUATE, Stage.VERIFY}:
-            draft.forget(*ENDS)
-            draft.edit(**fresh, failure=None, start_time=now)
-    elif old.release != release:
-        draft.forget(Condition.DEPLOYED)
-        if failed_at in {None, Stage.VERIFY}:
-            draft.forget(*ENDS)
-            draft.edit(**fresh, failure=None, start_time=now)
-    elif failed_at and (
-        revisions.ENVIRONMENT in changed or (failed_at == Stage.PREFLIGHT and revisions.PREFLIGHT in changed)
-    ):
-        draft.forget(*ENDS, conditions.STAGE_CONDITIONS[Stage(failed_at)])
-        attempt = (old.attempt or 1) + 1
-        draft.edit(
-            **fresh | {"stage": failed_at, "attempt": attempt, "failed_attempts": 0}, failure=None, start_time=now
-        )
+        another_revision(draft)
+    else:
+        if old.evaluation_hash != wanted.evaluation_hash:
+            draft.forget(Condition.EVALUATED, Condition.DEPLOYED)
+            draft.edit(evaluation=None)
+            if old.stage in {Stage.EVALUATE, Stage.VERIFY}:
+                begin_again(draft)
+        elif old.release != release:
+            draft.forget(Condition.DEPLOYED)
+            if old.stage == Stage.VERIFY or conditions.is_true(old, Condition.COMPLETE):
+                begin_again(draft)
+        another_try(draft)
     base = run.ResolvedBaseModel.model_validate(wanted.resolved[revisions.BASE_MODEL])
     draft.edit(
         resolved=json.dumps(wanted.resolved, separators=(",", ":")),
@@ -147,6 +137,45 @@ def the_spec_asks_for_other_work(draft: Draft) -> bool:
     return False
 
 
+def another_revision(draft: Draft) -> None:
+    old = draft.status
+    if old.revision is not None and old.completion_time is None:
+        draft.remember(old.revision, Reason.SUPERSEDED)
+    begin_again(draft)
+    draft.forget(*STAGES)
+    draft.edit(
+        revision=draft.wanted.revision,
+        micro_batch_scale=None,
+        preflight=None,
+        progress=None,
+        checkpoint=None,
+        artifacts=None,
+        evaluation=None,
+    )
+
+
+def begin_again(draft: Draft) -> None:
+    """The stage that is under way, or at which the job ended, is not what is asked for any more."""
+    draft.forget(*ENDS)
+    draft.edit(stage=None, attempt=None, failed_attempts=None, retry_at=None, failure=None, completion_time=None)
+    draft.edit(start_time=draft.obs.now.replace(microsecond=0))
+
+
+def another_try(draft: Draft) -> None:
+    """An edit of what surrounds a stage changes no result, and gives the stage that failed another try."""
+    failure = draft.status.failure
+    if failure is None or not conditions.is_true(draft.status, Condition.FAILED):
+        return
+    stage = Stage(failure.stage)
+    changed = {section for section, paths in draft.wanted.changed.items() if paths}
+    relevant = {revisions.ENVIRONMENT} | ({revisions.PREFLIGHT} if stage is Stage.PREFLIGHT else set())
+    if changed & relevant:
+        attempt = (draft.status.attempt or 1) + 1
+        begin_again(draft)
+        draft.forget(conditions.STAGE_CONDITIONS[stage])
+        draft.edit(stage=stage, attempt=attempt, failed_attempts=0, micro_batch_scale=None)
+
+
 def failure_is_final(draft: Draft) -> bool:
     """Sticky: a child that is removed, or a restart of the operator, never starts a finished revision again."""
     return conditions.is_true(draft.status, Condition.FAILED)
@@ -155,10 +184,7 @@ def failure_is_final(draft: Draft) -> bool:
 def everything_is_done(draft: Draft) -> bool:
     """Complete without a server, or the wanted release serves."""
     if not draft.spec.deployment.enabled:
-        if draft.status.serving is not None:
-            rollout.stop(draft)
         return conditions.is_true(draft.status, Condition.COMPLETE)
-    draft.forget(Condition.COMPLETE)
     serving = draft.serving
     return (
         serving is not None
@@ -167,21 +193,26 @@ def everything_is_done(draft: Draft) -> bool:
     )
 
 
-def job_is_suspended(draft: Draft) -> bool:
-    """The running stage is stopped, its checkpoints stay; resuming starts the next attempt with a new clock."""
-    was = conditions.is_true(draft.status, Condition.SUSPENDED)
-    if draft.spec.suspend:
-        stage = draft.status.stage
-        if stage and not was:
-            draft.say(conditions.STAGE_CONDITIONS[Stage(stage)], "Unknown", Reason.SUSPENDED, f"{stage} is suspended")
-        draft.say(Condition.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true: set it to false to go on")
-        return True
-    if was:
-        draft.say(Condition.SUSPENDED, "False", Reason.RESUMED, "resumed from the last checkpoint, if there was one")
-        if draft.status.stage is not None:
-            draft.edit(attempt=(draft.status.attempt or 0) + 1, retry_at=None)
-        draft.edit(start_time=draft.obs.now.replace(microsecond=0))
+def suspension_is_over(draft: Draft) -> bool:
+    """Resuming starts the next attempt with a new clock, unless the last one had ended before it could be stopped."""
+    if draft.spec.suspend or not conditions.is_true(draft.status, Condition.SUSPENDED):
+        return False
+    draft.say(Condition.SUSPENDED, "False", Reason.RESUMED, "resumed from the last checkpoint, if there was one")
+    if draft.status.stage is not None and not attempts.had_ended(draft, Stage(draft.status.stage)):
+        draft.edit(attempt=(draft.status.attempt or 0) + 1, retry_at=None)
+    draft.edit(start_time=draft.obs.now.replace(microsecond=0))
     return False
+
+
+def job_is_suspended(draft: Draft) -> bool:
+    """The running stage is stopped, its checkpoints stay."""
+    if not draft.spec.suspend:
+        return False
+    stage = draft.status.stage
+    if stage and not conditions.is_true(draft.status, Condition.SUSPENDED):
+        draft.say(conditions.STAGE_CONDITIONS[Stage(stage)], "Unknown", Reason.SUSPENDED, f"{stage} is suspended")
+    draft.say(Condition.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true: set it to false to go on")
+    return True
 
 
 def deadline_has_passed(draft: Draft) -> bool:
@@ -306,6 +337,8 @@ def the_release_is_rolled_out(draft: Draft) -> bool:
 
 JOURNEY: tuple[Callable[[Draft], bool], ...] = (
     time_to_live_is_over,
+    nothing_shall_be_served,
+    suspension_is_over,
     gpu_type_is_unknown,
     base_model_is_not_in_the_catalogue,
     the_spec_asks_for_other_work,
@@ -344,8 +377,11 @@ def copy_progress(draft: Draft) -> None:
     if report.checkpoint is not None and report.checkpoint != draft.status.checkpoint:
         draft.edit(checkpoint=report.checkpoint)
     elif old is not None and old.updated_at is not None and report.progress.percent < 100:
-        due = old.updated_at + datetime.timedelta(seconds=draft.obs.settings.progress_seconds)
-        if draft.obs.now < due:
+        # By the trainer's clock or by ours, since they may differ.
+        pause = datetime.timedelta(seconds=draft.obs.settings.progress_seconds)
+        due = min(old.updated_at, draft.obs.now) + pause
+        told = report.progress.updated_at
+        if draft.obs.now < due and (told is None or told < old.updated_at + pause):
             draft.again_at(due)
             return
     draft.edit(progress=report.progress)
@@ -383,11 +419,13 @@ def sum_up(draft: Draft) -> None:
             keeps = f" Revision {serving.revision} goes on serving."
             rolled = Reason.ROLLED_BACK if state.failure and state.failure.stage == Stage.VERIFY else Reason.SERVING
             draft.say(Condition.DEPLOYED, "True", rolled, f"revision {serving.revision} serves; the wanted one failed")
-        _kstatus(draft, "False", False, True, Reason(failed.reason), failed.message + keeps)
+        _kstatus(draft, "False", False, True, failed.reason, failed.message + keeps)
     elif conditions.is_true(state, Condition.COMPLETE):
         _kstatus(draft, "True", False, False, Reason.SUCCEEDED, "done: nothing is to be served")
     elif conditions.is_true(state, Condition.SUSPENDED):
-        _kstatus(draft, "False", False, False, Reason.SUSPENDED, "suspended")
+        serves = f" Revision {serving.revision} goes on serving." if serving is not None else ""
+        text = f"suspended: set spec.suspend to false to go on.{serves}"
+        _kstatus(draft, "False", False, False, Reason.SUSPENDED, text)
     elif serving is not None and serving.name == draft.release_name and conditions.is_true(state, Condition.DEPLOYED):
         server = draft.obs.servers.get(serving.name)
         ready, replicas = (server.ready if server else 0), draft.spec.deployment.replicas
@@ -398,7 +436,7 @@ def sum_up(draft: Draft) -> None:
     else:
         kinds = (Condition.ACCEPTED, *STAGES)
         found = [c for c in (conditions.get(state, kind) for kind in kinds) if c is not None and c.status != "True"]
-        reason, text = (Reason(found[0].reason), found[0].message) if found else (Reason.WAITING, "starting")
+        reason, text = (found[0].reason, found[0].message) if found else (Reason.WAITING, "starting")
         if serving is not None:
             text += f" Revision {serving.revision} goes on serving."
         _kstatus(draft, "False", True, False, reason, text)
@@ -411,7 +449,7 @@ def _pod_problem(pod: observe.Pod) -> str:
 
 
 def _kstatus(
-    draft: Draft, ready: conditions.State, reconciling: bool, stalled: bool, reason: Reason, message: str
+    draft: Draft, ready: conditions.State, reconciling: bool, stalled: bool, reason: str, message: str
 ) -> None:
     draft.say(Condition.READY, ready, reason, message)
     draft.say(Condition.RECONCILING, "True" if reconciling else "False", reason, message)

@@ -12,6 +12,10 @@ from finetune_operator.manifests import configs, identity, meta, stages
 LONGEST_PAUSE = 300.0
 SMALLEST_SHARE = 0.5
 """An out-of-memory is answered once, with half the micro-batch."""
+LATE = 10.0
+"""Seconds by which the news of a pod's end may come after those of its Job's: two watches, in no order."""
+REFUSED_AGAIN = 15.0
+"""Seconds after which a Job without a pod is looked at again: what refuses its pods sends no event."""
 
 
 def run_of(draft: Draft, revision: str, base: run.ResolvedBaseModel) -> run.Run:
@@ -53,8 +57,7 @@ def advance(
     api_key_secret: str | None = None,
 ) -> outcome.Outcome | None:
     """Take the stage one step further. Returns its answer once it succeeded, else None: it runs, waits, or failed."""
-    if draft.status.stage != stage:
-        draft.edit(stage=stage, attempt=1, failed_attempts=0, retry_at=None, failure=None)
+    draft.enter_once(stage)
     attempt = draft.status.attempt or 1
     if draft.status.retry_at is not None:
         if draft.obs.now < draft.status.retry_at:
@@ -83,11 +86,10 @@ def advance(
             return None
         chosen = content.storage.service_account_name
         draft.apply += [*identity.build(draft.obs.parent, draft.obs.settings, draft.wanted.revision, chosen), manifest]
-        retrying = bool(draft.status.failed_attempts)
         draft.say(
             conditions.STAGE_CONDITIONS[stage],
             "Unknown",
-            Reason.RETRYING if retrying else Reason.WAITING,
+            Reason.RETRYING if draft.status.failure is not None else Reason.WAITING,
             f"{stage} attempt {attempt} waits for its pod",
         )
         return None
@@ -95,6 +97,11 @@ def advance(
         return None
     pods = draft.obs.pods_of(name)
     pod = pods[-1] if pods else None
+    if present.over and present.finished is not None and not any(p.terminated and not p.disrupted for p in pods):
+        late = present.finished + datetime.timedelta(seconds=LATE)
+        if draft.obs.now < late:
+            draft.again_at(late)
+            return None
     if present.succeeded:
         return _succeeded(draft, stage, present, pods)
     if present.failed:
@@ -106,8 +113,23 @@ def advance(
         draft.edit(attempt=attempt + 1)
         draft.again_in(0.2)
         return None
-    _watched(draft, stage, attempt, pod, draft.obs.refusals.get(name, ""))
+    refusal = draft.obs.refusals.get(name, "")
+    if refusal:
+        # perhaps for want of the ServiceAccount, which is not watched
+        draft.apply += identity.build(
+            draft.obs.parent, draft.obs.settings, draft.wanted.revision, content.storage.service_account_name
+        )
+    if pod is None:
+        age = (draft.obs.now - present.created).total_seconds() if present.created else 0.0
+        draft.again_in(observe.PATIENCE - age + 0.1 if age < observe.PATIENCE else REFUSED_AGAIN)
+    _watched(draft, stage, attempt, pod, refusal)
     return None
+
+
+def had_ended(draft: Draft, stage: Stage) -> bool:
+    """Whether the Job of the present attempt came to its own end."""
+    job_ = draft.obs.jobs.get(meta.stage_job(draft.obs.parent, draft.wanted, stage, draft.status.attempt or 1))
+    return job_ is not None and job_.over and not job_.deleting
 
 
 def _watched(draft: Draft, stage: Stage, attempt: int, pod: observe.Pod | None, refusal: str) -> None:
@@ -141,7 +163,7 @@ def _succeeded(
 
 def _failed(draft: Draft, stage: Stage, present: observe.StageJob, problem: diagnosis.Problem) -> None:
     """Repeat, or end: 2 and 4 never again, memory once with half the micro-batch, storage until the deadline, the rest up to
-    `training.retries`."""
+    `training.retries`. Only the rest counts as failed attempts."""
     _ended(draft, stage, present, draft.obs.pods_of(present.name), "failed")
     failures = draft.status.failed_attempts or 0
     scale = draft.status.micro_batch_scale or 1.0
@@ -151,14 +173,15 @@ def _failed(draft: Draft, stage: Stage, present: observe.StageJob, problem: diag
         scale = scale / 2
     elif problem.reason is not Reason.STORAGE_UNAVAILABLE:
         ends = ends or failures >= draft.spec.training.retries
+        failures += 1
     if ends:
         draft.fail(stage, problem.reason, problem.message, exit_code=problem.exit_code, log_tail=problem.log_tail)
         return
     attempt = draft.status.attempt or 1
-    pause = min(draft.obs.settings.retry_backoff_seconds * 2**failures, LONGEST_PAUSE)
+    pause = min(draft.obs.settings.retry_backoff_seconds * 2.0 ** min(attempt - 1, 16), LONGEST_PAUSE)
     draft.edit(
         attempt=attempt + 1,
-        failed_attempts=failures + 1,
+        failed_attempts=failures,
         micro_batch_scale=scale if scale < 1 else None,
         retry_at=draft.obs.now.replace(microsecond=0) + datetime.timedelta(seconds=pause),
         failure=status.Failure(

@@ -75,7 +75,15 @@ class Draft:
     def edit(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)
 
-    def say(self, kind: Condition, value: conditions.State, reason: Reason, message: str) -> None:
+    def enter(self, stage: Stage) -> None:
+        """The first attempt of a stage."""
+        self.edit(stage=stage, attempt=1, failed_attempts=0, retry_at=None, failure=None, micro_batch_scale=None)
+
+    def enter_once(self, stage: Stage) -> None:
+        if self.status.stage != stage:
+            self.enter(stage)
+
+    def say(self, kind: Condition, value: conditions.State, reason: str, message: str) -> None:
         self.status = conditions.put(
             self.status, kind, value, reason, message, self.obs.parent.generation, self.obs.now
         )
@@ -92,18 +100,21 @@ class Draft:
 
     def finish(self, outcome: Reason) -> None:
         """The revision ended: note when, and remember it in the history."""
-        now = self.obs.now.replace(microsecond=0)
+        self.remember(self.wanted.revision, outcome)
+        self.edit(completion_time=self.obs.now.replace(microsecond=0), retry_at=None)
+
+    def remember(self, revision: str, outcome: Reason) -> None:
+        """The revision that the status speaks of is the newest of the history."""
+        adapter = self.status.artifacts.adapter if self.status.artifacts else None
         entry = status.Revision(
-            revision=self.wanted.revision,
+            revision=revision,
             outcome=outcome,
             score=self.status.evaluation.score if self.status.evaluation else None,
-            adapter=self.status.artifacts.adapter.uri
-            if self.status.artifacts and self.status.artifacts.adapter
-            else None,
-            finished_at=now,
+            adapter=adapter.uri if adapter else None,
+            finished_at=self.obs.now.replace(microsecond=0),
         )
-        older = [h for h in self.status.history if h.revision != entry.revision]
-        self.edit(completion_time=now, history=[entry, *older][:HISTORY], retry_at=None)
+        older = [h for h in self.status.history if h.revision != revision]
+        self.edit(history=[entry, *older][:HISTORY])
 
     def fail(
         self,

@@ -34,10 +34,16 @@ def advance(draft: Draft, base: run.ResolvedBaseModel, adapter: status.Adapter) 
         canary=canary,
     )
     draft.candidate = candidate
-    keep(draft, candidate, draft.spec.deployment.replicas)
     server = draft.obs.servers.get(name)
+    if server is None and recreates(draft) and draft.serving is not None and draft.obs.pods_of(draft.serving.name):
+        draft.enter_once(Stage.VERIFY)
+        text = f"{draft.serving.name} is being stopped to make room (deployment.rollout.strategy: Recreate)"
+        draft.say(Condition.DEPLOYED, "Unknown", Reason.STARTING, text)
+        return
+    attempts.furnish(draft, attempts.run_of(draft, candidate.revision, base))
+    keep(draft, candidate, draft.spec.deployment.replicas)
     if server is None or server.ready < draft.spec.deployment.replicas:
-        _starting(draft, name, server.ready if server else 0)
+        _starting(draft, name, server)
         return
     wanted = job.Resources(gpus=0, requests=draft.obs.settings.verify.requests)
     endpoint = service.endpoint(draft.obs.parent, name)
@@ -54,15 +60,20 @@ def advance(draft: Draft, base: run.ResolvedBaseModel, adapter: status.Adapter) 
         _switch(draft, candidate, round(speed) if speed is not None else None)
 
 
-def _starting(draft: Draft, name: str, ready: int) -> None:
-    if draft.status.stage != Stage.VERIFY:
-        draft.edit(stage=Stage.VERIFY, attempt=1, failed_attempts=0, retry_at=None, failure=None)
+def recreates(draft: Draft) -> bool:
+    return draft.spec.deployment.rollout.strategy == "Recreate" and draft.candidate is not None
+
+
+def _starting(draft: Draft, name: str, server: observe.Server | None) -> None:
+    draft.enter_once(Stage.VERIFY)
     # A verification of pods that were here before says nothing of these.
-    draft.delete += [
-        Ref("Job", j.name) for j in draft.obs.jobs.values() if j.stage == Stage.VERIFY and j.over and not j.deleting
-    ]
-    pods = draft.obs.pods_of(name)
-    for problem in filter(None, map(diagnosis.server, pods)):
+    attempt = draft.status.attempt or 1
+    if meta.stage_job(draft.obs.parent, draft.wanted, Stage.VERIFY, attempt) in draft.obs.jobs:
+        draft.edit(attempt=attempt + 1, retry_at=None)
+    problems = [p for p in map(diagnosis.server, draft.obs.pods_of(name)) if p is not None]
+    if server is not None and server.refusal and (refused := diagnosis.not_started(None, server.refusal)):
+        problems.append(refused)
+    for problem in sorted(problems, key=lambda p: not p.ends)[:1]:
         if problem.ends:
             draft.fail(
                 Stage.VERIFY, problem.reason, problem.message, exit_code=problem.exit_code, log_tail=problem.log_tail
@@ -70,6 +81,7 @@ def _starting(draft: Draft, name: str, ready: int) -> None:
         else:
             draft.say(Condition.DEPLOYED, "Unknown", problem.reason, problem.message)
         return
+    ready = server.ready if server else 0
     draft.say(
         Condition.DEPLOYED,
         "Unknown",
@@ -104,11 +116,8 @@ def _switch(draft: Draft, candidate: release.Release, speed: int | None) -> None
 
 
 def keep(draft: Draft, wanted: release.Release, replicas: int) -> None:
-    """A release's Deployment, its own Service and its run file exist and are as recorded."""
+    """A release's Deployment and its own Service exist and are as recorded."""
     parent, chart = draft.obs.parent, draft.obs.settings
-    content = attempts.run_of(draft, wanted.revision, wanted.base_model)
-    if wanted.revision == draft.wanted.revision or meta.run_config(parent, wanted.revision) not in draft.obs.configs:
-        attempts.furnish(draft, content)
     server = deployment.build(parent, chart, wanted, replicas)
     present = draft.obs.servers.get(wanted.name)
     fresh = observe.server(server)
@@ -131,8 +140,9 @@ def keep_serving(draft: Draft) -> None:
     serving = draft.serving
     if serving is None:
         return
-    recreate = draft.spec.deployment.rollout.strategy == "Recreate" and draft.candidate is not None
-    keep(draft, serving, 0 if recreate else draft.spec.deployment.replicas)
+    if meta.run_config(draft.obs.parent, serving.revision) not in draft.obs.configs:
+        attempts.furnish(draft, attempts.run_of(draft, serving.revision, serving.base_model))
+    keep(draft, serving, 0 if recreates(draft) else draft.spec.deployment.replicas)
     expose(draft, draft.obs.parent.name, serving.name)
     server = draft.obs.servers.get(serving.name)
     if draft.status.deployment is not None:
@@ -159,8 +169,3 @@ def retire(draft: Draft) -> None:
         for name in draft.obs.services
         if name not in keep_names | names and name not in draft.obs.servers
     ]
-
-
-def stop(draft: Draft) -> None:
-    """Nothing serves any more: `deployment.enabled` was turned off."""
-    draft.edit(serving=None, deployment=None)

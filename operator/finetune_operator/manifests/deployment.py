@@ -23,6 +23,7 @@ def probe(period: int, failures: int) -> dict[str, Any]:
 def build(parent: observe.Parent, chart: settings.Settings, release: Release, replicas: int) -> meta.Manifest:
     selector = {observe.UID: parent.uid, observe.RELEASE: release.name}
     labels = meta.labels(parent, chart.labels, **{observe.REVISION: release.revision, observe.RELEASE: release.name})
+    requests = chart.serving.requests
     base_volumes, base_mounts = pods.base_volume(release.base_model)
     fetch = {
         "name": FETCH,
@@ -39,6 +40,8 @@ def build(parent: observe.Parent, chart: settings.Settings, release: Release, re
             *pods.credentials(release.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", release.base_model.access_token_secret, "HF_TOKEN"),
         ],
+        # what the server has anyway: it runs before, and a quota wants every container to say something
+        "resources": pods.resources(release.deployment.resources.model_copy(update={"gpus": 0}), chart, requests),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -60,7 +63,7 @@ def build(parent: observe.Parent, chart: settings.Settings, release: Release, re
             *pods.secret_value("VLLM_API_KEY", release.deployment.api_key_secret, "API_KEY"),
         ],
         "ports": [{"name": "http", "containerPort": run.SERVER_PORT}],
-        "resources": pods.resources(release.deployment.resources, chart, chart.serving.requests),
+        "resources": pods.resources(release.deployment.resources, chart, requests),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": probe(2, 1800),

@@ -32,10 +32,11 @@ def release(parent: observe.Parent, wanted: revisions.Wanted) -> str:
 
 
 def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
-    """At most 63 characters for a name of 40: evaluation and verification carry four digits of what they judge."""
+    """At most 63 characters for a name of 40, up to attempt 999: evaluation and verification carry four digits of what they
+    judge."""
     short = {
         reasons.Stage.EVALUATE: f"eval{wanted.evaluation_hash[:4]}",
-        reasons.Stage.VERIFY: f"verify{wanted.release_hash}",
+        reasons.Stage.VERIFY: f"check{wanted.release_hash}",
     }.get(stage, stage.value)
     return f"{parent.name}-{wanted.revision}-{short}-{attempt}"
 
