@@ -56,6 +56,25 @@ def refusal(stage: Stage, reason: Reason, message: str = "so it is") -> str:
     return outcome.Outcome(stage=stage, reason=reason, message=message).termination_message()
 
 
+class Everywhere(dict[str, str]):
+    """Refuses the pods of all Jobs of a stage, or of all servers."""
+
+    def __init__(self, stage: str, words: str) -> None:
+        super().__init__()
+        self.stage, self.words = stage, words
+
+    def __contains__(self, name: object) -> bool:
+        text = str(name)
+        marker = {"evaluate": "-eval", "verify": "-check", "server": ""}.get(self.stage, f"-{self.stage}-")
+        return bool(marker) and marker in text if self.stage != "server" else text.count("-") == 3
+
+    def __getitem__(self, name: str) -> str:
+        return self.words
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
+        return self.words if name in self else default
+
+
 class World:
     """One operator and one cluster. `script` maps a stage, or "server", to the plays of its successive pods."""
 
@@ -164,8 +183,8 @@ class World:
         self.check()
         return moved or bool(todo) or bool(self.cluster.undelivered)
 
-    async def settle(self, patience: float = 500, until: Callable[[], bool] | None = None) -> None:
-        """Tick until nothing is left to do, passing over pauses shorter than `patience` seconds."""
+    async def settle(self, patience: float = 50_000, until: Callable[[], bool] | None = None) -> None:
+        """Tick until nothing is left to do, passing over pauses, `patience` seconds in all."""
         end = self.cluster.now + datetime.timedelta(seconds=patience)
         for _ in range(2000):
             if until is not None and until():
@@ -183,14 +202,13 @@ class World:
     async def wait(self, seconds: float) -> None:
         """Time goes by; the operator looks as often as it asked to."""
         end = self.cluster.now + datetime.timedelta(seconds=seconds)
-        while True:
-            await self.settle()
-            due = min(self.timers.values(), default=end)
-            if due >= end:
-                break
-            self.cluster.now = max(due, self.cluster.now)
-        self.cluster.now = max(end, self.cluster.now)
-        await self.settle()
+        while self.cluster.now < end:
+            if await self.tick():
+                self.cluster.now += datetime.timedelta(seconds=0.2)
+            else:
+                due = min(self.timers.values(), default=end)
+                self.cluster.now = max(self.cluster.now, min(due, end))
+        await self.tick()
 
     async def rest(self) -> None:
         """Tick until nothing is left to do; once more must be a no-op."""

@@ -1,0 +1,231 @@
+"""Who waits and who ends: the table of the API, row by row."""
+
+import pytest
+
+from finetune_api.reasons import WAITING, Phase, Reason, Stage
+from flow import world
+from flow.fakecluster import Ends, Unschedulable, Waits
+
+
+def start(script: dict | None = None, model: bool = True, **changes) -> world.World:
+    played = world.World(script)
+    if model:
+        played.add_model()
+    played.apply(**changes)
+    return played
+
+
+CONDITION = {"preflight": "PreflightPassed", "train": "Trained", "evaluate": "Evaluated", "verify": "Deployed"}
+WHAT_A_POD_WAITS_FOR = [
+    (Unschedulable(), Reason.UNSCHEDULABLE, "Insufficient nvidia.com/gpu"),
+    (Waits("ImagePullBackOff", "Back-off pulling image"), Reason.IMAGE_PULL_FAILED, "pull secret"),
+    (Waits("ErrImagePull", "manifest unknown"), Reason.IMAGE_PULL_FAILED, "manifest unknown"),
+    (Waits("InvalidImageName"), Reason.IMAGE_PULL_FAILED, "InvalidImageName"),
+    (
+        Waits("CreateContainerConfigError", 'secret "s3-credentials" not found'),
+        Reason.CREDENTIALS_MISSING,
+        "create that Secret",
+    ),
+    (
+        Waits("CreateContainerConfigError", "couldn't find key AWS_ACCESS_KEY_ID in Secret ml/s3"),
+        Reason.CREDENTIALS_MISSING,
+        "AWS_ACCESS_KEY_ID",
+    ),
+    (Waits("CreateContainerError", "no such device"), Reason.POD_REFUSED, "no such device"),
+]
+
+
+@pytest.mark.parametrize("stage", ["preflight", "train", "evaluate", "verify"])
+@pytest.mark.parametrize("play, reason, words", WHAT_A_POD_WAITS_FOR)
+async def test_a_pod_that_cannot_start_waits_and_goes_on_by_itself(stage, play, reason, words) -> None:
+    played = start({stage: [play]})
+    await played.rest()
+    assert reason in WAITING
+    assert played.reason(CONDITION[stage]) == played.reason("Ready") == reason
+    assert words in played.condition("Ready").message
+    assert world.kstatus(played.job) == "InProgress"
+    assert played.phase not in {Phase.FAILED, Phase.READY}
+    played.let_go(stage)
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert len(played.attempts(stage)) == 1
+
+
+@pytest.mark.parametrize("play, reason, words", WHAT_A_POD_WAITS_FOR)
+async def test_a_server_that_cannot_start_waits_and_goes_on_by_itself(play, reason, words) -> None:
+    played = start({"server": [play]})
+    await played.rest()
+    assert played.reason("Deployed") == played.reason("Ready") == reason
+    assert words in played.condition("Ready").message
+    played.let_go("server")
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+@pytest.mark.parametrize("stage", ["preflight", "train", "evaluate", "verify"])
+async def test_a_quota_that_refuses_a_pod_is_said_and_waited_for(stage: str) -> None:
+    played = start()
+    quota = 'pods "x" is forbidden: exceeded quota: team, requested: requests.nvidia.com/gpu=1'
+    refused = world.Everywhere(stage, quota)
+    played.cluster.refused_pods = refused
+    await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
+    assert "exceeded quota: team" in played.condition("Ready").message
+    assert world.kstatus(played.job) == "InProgress"
+    refused.stage = "none"
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_a_quota_that_refuses_the_servers_pods_is_said_and_waited_for() -> None:
+    played = start()
+    played.cluster.refused_pods = refused = world.Everywhere("server", 'pods "x" is forbidden: exceeded quota: team')
+    await played.rest()
+    assert played.reason("Deployed") == Reason.QUOTA_EXCEEDED
+    refused.stage = "none"
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_a_policy_that_refuses_the_pod_is_quoted() -> None:
+    played = start()
+    played.cluster.refused_pods = refused = world.Everywhere(
+        "train", "admission webhook denied the request: no GPUs on Sunday"
+    )
+    await played.settle(until=lambda: played.reason("Ready") == Reason.POD_REFUSED)
+    assert "no GPUs on Sunday" in played.condition("Ready").message
+    refused.stage = "none"
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_a_job_that_the_api_server_refuses_is_said_and_tried_again() -> None:
+    played = start()
+
+    def refuse(verb: str, kind: str, name: str):
+        if (verb, kind) == ("apply", "Job") and "train" in name:
+            return world.cluster.Failure(
+                403, 'jobs "x" is forbidden: exceeded quota: count, requested: count/jobs.batch=1'
+            )
+        return None
+
+    played.cluster.refuse = refuse
+    await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
+    assert "count/jobs.batch" in played.condition("Ready").message
+    played.cluster.refuse = lambda *_: None
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert played.reason("Ready") == Reason.SERVING
+
+
+async def test_an_unknown_base_model_waits_until_the_catalogue_has_it() -> None:
+    played = start(model=False)
+    await played.rest()
+    assert (played.phase, played.reason("Accepted")) == (Phase.PENDING, Reason.BASE_MODEL_NOT_FOUND)
+    assert "kubectl get basemodels" in played.condition("Ready").message
+    assert world.kstatus(played.job) == "InProgress"
+    assert not played.cluster.names("Job")
+    played.add_model()
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_a_served_job_that_is_edited_to_an_unknown_base_model_goes_on_serving() -> None:
+    played = start()
+    await played.rest()
+    served = played.serving()
+    played.apply(**{"spec.baseModel.name": "no-such-model"})
+    await played.rest()
+    assert played.reason("Ready") == Reason.BASE_MODEL_NOT_FOUND
+    assert "goes on serving" in played.condition("Ready").message
+    assert played.serving() == served
+    played.apply()
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert played.serving() == served
+
+
+async def test_an_unknown_gpu_type_is_said_before_anything_starts() -> None:
+    played = start(**{"spec.resources.gpuType": "abacus"})
+    await played.rest()
+    assert (played.phase, played.reason("Accepted")) == (Phase.PENDING, Reason.UNSCHEDULABLE)
+    assert "nvidia-l4" in played.condition("Accepted").message
+    assert not played.cluster.names("Job")
+    played.apply(**{"spec.resources.gpuType": "nvidia-l4"})
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_an_unknown_gpu_type_becomes_known_with_new_settings() -> None:
+    played = start(**{"spec.resources.gpuType": "abacus"})
+    await played.rest()
+    played.boot({"gpuTypes": {"abacus": {}}})
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+@pytest.mark.parametrize("passes", [True, False])
+async def test_advice_ends_the_job_only_when_preflight_says_so(passes: bool) -> None:
+    found = world.FOUND.model_copy(update={"verdict": "NotRecommended", "advice": ["12 examples: collect 200."]})
+    answer = (
+        world.preflight(preflight=found)
+        if passes
+        else world.preflight(
+            preflight=found, reason=Reason.TOO_FEW_EXAMPLES, message="12 examples; dataset.minimumExamples is 200"
+        )
+    )
+    played = start({"preflight": [Ends(0, answer)]})
+    await played.rest()
+    assert played.state.preflight.advice == ["12 examples: collect 200."]
+    if passes:
+        assert played.phase == Phase.READY
+        assert "12 examples" in played.condition("PreflightPassed").message
+    else:
+        assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.TOO_FEW_EXAMPLES)
+
+
+async def test_a_gate_that_does_not_pass_ends_the_revision() -> None:
+    played = start({"evaluate": [Ends(0, world.evaluate(passed=False))]})
+    await played.rest()
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.EVALUATION_BELOW_GATE)
+    assert "required at least 0.8, observed 0.9" in played.condition("Failed").message
+    assert played.state.artifacts.report == "s3://acme/report.html"
+    assert played.serving() is None
+    assert not played.cluster.names("Deployment")
+
+
+async def test_a_server_that_falls_over_ends_the_revision_with_its_last_lines() -> None:
+    played = start({"server": [world.fakecluster.Crashes(1, "ValueError: no such flag")]})
+    await played.rest()
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.SERVER_FAILED)
+    assert "no such flag" in played.condition("Failed").message
+    assert not played.cluster.names("Deployment")
+    assert not [name for name in played.cluster.names("Service")]
+
+
+async def test_the_deadline_ends_whatever_waits() -> None:
+    played = start({"train": [Unschedulable()]}, **{"spec.activeDeadlineSeconds": 3600})
+    await played.wait(3500)
+    assert played.reason("Trained") == Reason.UNSCHEDULABLE
+    await played.wait(200)
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.DEADLINE_EXCEEDED)
+    assert "Insufficient nvidia.com/gpu" in played.condition("Failed").message
+    assert not played.pods("train")
+    await played.rest()
+
+
+async def test_the_deadline_says_nothing_of_a_model_that_serves() -> None:
+    played = start(**{"spec.activeDeadlineSeconds": 3600})
+    await played.wait(10_000)
+    assert played.phase == Phase.READY
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+async def test_a_longer_deadline_gives_the_stage_another_try(stage: Stage) -> None:
+    played = start({stage: [Unschedulable()]}, **{"spec.activeDeadlineSeconds": 3600})
+    await played.wait(4000)
+    assert played.reason("Failed") == Reason.DEADLINE_EXCEEDED
+    played.apply(**{"spec.activeDeadlineSeconds": 7200})
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert len(played.attempts(stage)) == 2
+    assert played.condition("Failed") is None
