@@ -138,7 +138,7 @@ def _jsonl(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
 
 def _decode(line: bytes, source: str) -> Row | Bad:
     try:
-        return Row(source, json.loads(line.decode("utf-8")))
+        return Row(source, json.loads(line.decode("utf-8").rstrip("\r\n")))
     except UnicodeDecodeError as error:
         return Bad(source, f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}; save it as UTF-8")
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""From a base model's source to a local folder: hf:// through huggingface_hub, s3:// through storage, pvc:// and file:// in place.
+"""From a base model's source to a local folder: hf:// through huggingface_hub, s3:// through storage, others in place.
 
 Used by preflight (configuration and tokenizer only), train and evaluate (everything), and fetch. Free of torch.
 """
@@ -15,6 +15,9 @@ SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 """What a tokenizer and a configuration need."""
 
 WEIGHTS = "*.safetensors"
+
+IGNORED = ["consolidated*", "original/*"]
+"""Second copies of the weights in other layouts, which some publishers add."""
 
 
 def resolve(

@@ -102,7 +102,7 @@ class Encoder:
         return ids, starts
 
     def _pieces(self, text: str, prefixes: dict[int, str]) -> tuple[list[int], dict[int, int]]:
-        """Where tokens would merge across the border of prompt and answer, each side is tokenized on its own, as the server does."""
+        """Each side of a border on its own, as the server does: for answers that would merge with their prompt's end."""
         ids: list[int] = []
         starts, position = {}, 0
         for index, prefix in sorted(prefixes.items()):

@@ -17,9 +17,9 @@ from finetune_trainer import errors, log, signals, storage
 
 TOLERANCE = 0.15
 """Mean nats per token that served and recorded log-probabilities may differ: other kernels round bfloat16 otherwise.
-Measured between transformers and vLLM on a CPU: below 0.03."""
+Measured between this trainer and vLLM 0.32 on a CPU, SmolLM2-135M: 0.002."""
 
-RELATIVE = 0.25
+RELATIVE = 0.05
 """The same as a share of the recorded difference between tuned and base, where that is larger."""
 
 VISIBLE = 0.02
