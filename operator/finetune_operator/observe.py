@@ -107,6 +107,8 @@ class Server:
     guarded: Mapping[str, Any]
     replicas: int
     ready: int
+    settled: bool
+    """Whether all its pods are as the Deployment says now: none of a former template is left, or counted as ready."""
     refusal: str
     """Why the API server refuses its pods; empty if it does not."""
     deleting: bool
@@ -236,6 +238,8 @@ def server(raw: Raw) -> Server:
         },
         replicas=int(spec.get("replicas", 1)),
         ready=int(state.get("readyReplicas") or 0),
+        settled=int(state.get("observedGeneration") or 0) >= int(meta.get("generation") or 0)
+        and state.get("updatedReplicas", 0) == state.get("replicas", 0) == spec.get("replicas", 1),
         refusal=str(refused[0].get("message", "")) if refused else "",
         deleting=bool(meta.get("deletionTimestamp")),
     )

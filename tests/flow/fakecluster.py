@@ -125,6 +125,9 @@ class FakeCluster:
         meta = raw["metadata"]
         key = (kind, meta.get("namespace", ""), meta["name"])
         old = self.objects.get(key)
+        if kind == "Deployment":
+            meta.setdefault("generation", 1)
+            meta["generation"] += old is not None and old["spec"] != raw["spec"]
         if old is not None and {**raw, "metadata": {**meta, "resourceVersion": ""}} == {
             **old,
             "metadata": {**old["metadata"], "resourceVersion": ""},
@@ -371,7 +374,14 @@ class FakeCluster:
         ready = [p for p in current if _ready(p)]
         for pod in current[wanted:] + (outdated if len(ready) >= wanted else []):
             self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
-        state = {"readyReplicas": sum(map(_ready, mine[: max(wanted, len(outdated))])), "conditions": conditions}
+        left = [p for p in self._children(raw) if not p["metadata"].get("deletionTimestamp")]
+        state = {
+            "observedGeneration": meta["generation"],
+            "replicas": len(left),
+            "updatedReplicas": len([p for p in left if p["spec"] == template["spec"]]),
+            "readyReplicas": sum(map(_ready, left)),
+            "conditions": conditions,
+        }
         if raw.get("status") != state:
             raw["status"] = state
             self._store("Deployment", raw)

@@ -199,7 +199,7 @@ async def test_a_server_that_falls_over_ends_the_revision_with_its_last_lines() 
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.SERVER_FAILED)
     assert "no such flag" in played.condition("Failed").message
     assert not played.cluster.names("Deployment")
-    assert not [name for name in played.cluster.names("Service")]
+    assert not played.cluster.names("Service")
 
 
 async def test_the_deadline_ends_whatever_waits() -> None:

@@ -42,7 +42,8 @@ def advance(draft: Draft, base: run.ResolvedBaseModel, adapter: status.Adapter) 
         return
     attempts.furnish(draft, attempts.run_of(draft, candidate.revision, base))
     keep(draft, candidate, draft.spec.deployment.replicas)
-    if server is None or server.ready < draft.spec.deployment.replicas:
+    changing = any(manifest["kind"] == "Deployment" for manifest in draft.apply)
+    if server is None or changing or not server.settled or server.ready < draft.spec.deployment.replicas:
         _starting(draft, name, server)
         return
     wanted = job.Resources(gpus=0, requests=draft.obs.settings.verify.requests)
