@@ -27,7 +27,7 @@ def metrics(job: Job) -> str:
     lines += [f"  {name:<14}" + "".join(f"{values.get((name, c), '-'):>12}" for c in contenders) for name in names]
     for gate in measured.get("gates", []):
         verdict = "passed" if gate["passed"] else "FAILED"
-        lines.append(f"  gate {gate['metric']} {gate['requirement']}: {gate['observed']} -> {verdict}")
+        lines.append(f"  gate: {gate['requirement']}; measured {gate['observed']} -> {verdict}")
     return "\n".join(lines)
 
 
