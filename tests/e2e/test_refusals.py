@@ -114,6 +114,14 @@ def test_twelve_examples_are_only_said_when_advice_is_warn(applied: Site) -> Non
     assert any("example" in sentence for sentence in job["status"]["preflight"]["advice"])
 
 
+def test_an_enforced_advice_gives_way_to_an_edit_of_its_threshold(applied: Site) -> None:
+    job = applied.until_condition("twelve-enforced", "Failed", seconds=300)
+    dataset = {**job["spec"]["dataset"], "minimumExamples": 5}
+    applied.apply("twelve-enforced", {**job["spec"], "dataset": dataset})
+    done = applied.until_condition("twelve-enforced", "Complete", seconds=200)
+    assert done["status"]["revision"] == job["status"]["revision"]
+
+
 def test_a_missing_secret_and_a_missing_model_that_appear_let_the_job_go_on(applied: Site) -> None:
     keys = {"AWS_ACCESS_KEY_ID": applied.store.access_key, "AWS_SECRET_ACCESS_KEY": applied.store.secret_key}
     applied.kube.apply(install.secret("no-such-secret", NAMESPACE, keys))

@@ -72,7 +72,8 @@ def test_the_files_lie_in_s3_as_documented(site: Site, served: sites.Job) -> Non
     assert status["artifacts"]["adapter"]["uri"] == f"{root}/adapter"
     manifest = json.loads(site.objects.read(f"{root}/adapter/manifest.json"))
     assert "adapter_model.safetensors" in [file["path"] for file in manifest["files"]]
-    assert json.loads(site.objects.read(f"{root}/preflight.json"))["examples"] == status["preflight"]["examples"]
+    preflight = json.loads(site.objects.read(f"{root}/preflight.json"))
+    assert preflight["outcome"]["preflight"]["examples"] == status["preflight"]["examples"]
     report = site.objects.read(status["artifacts"]["report"]).decode()
     assert "<html" in report
     assert "http://" not in report.replace("http://www.w3.org", "")
