@@ -20,6 +20,7 @@ def alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test shares a working folder, a port or credentials with another, or waits for long."""
     monkeypatch.setenv("FINETUNE_WORK", str(tmp_path / "work"))
     monkeypatch.setenv("FINETUNE_METRICS_PORT", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # models this small lose time with more
     monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(tmp_path / "termination"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")

@@ -138,3 +138,10 @@ def disabled(model: Any) -> Iterator[None]:
 def enabled() -> Iterator[None]:
     """The model as it is."""
     yield
+
+
+def checkpoint_activations(base: Any) -> None:
+    """Computes each layer's activations again in the backward pass instead of keeping them."""
+    base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # Non-reentrant checkpointing needs no gradient of the embedding's output, which transformers asks for.
+    base.disable_input_require_grads()

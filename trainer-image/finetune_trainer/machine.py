@@ -7,7 +7,9 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def threads() -> int:
-    """Cores of this process's affinity, or fewer where its cgroup has a CPU limit."""
+    """What OMP_NUM_THREADS says, else the cores of this process's affinity, or fewer where its cgroup has a CPU limit."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()  # cgroup v2

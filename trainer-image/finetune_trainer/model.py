@@ -41,7 +41,6 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device) ->
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            attn_implementation="sdpa",
             device_map={"": where} if where.type == "cuda" else None,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:

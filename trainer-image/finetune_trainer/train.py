@@ -99,10 +99,11 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
         gradient_checkpointing=setup.checkpointing,
         threads=torch.get_num_threads(),
     )
+    resumed_from = loop.state.step or None
     loop.run()
 
     # adapter
-    result = deliver(spec, store, loop, encoder, base.dtype, resumed_from=found.state.step if found else None)
+    result = deliver(spec, store, loop, encoder, base.dtype, resumed_from)
     report.end()
     return result
 
@@ -177,7 +178,7 @@ def arrange(
             setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=setup.checkpointing or wanted
         )
     if setup.checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lora.checkpoint_activations(base)
     return setup
 
 

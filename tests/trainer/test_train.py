@@ -1,0 +1,363 @@
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer import tiny
+
+from finetune_api import exits, outcome, reasons, run
+from finetune_trainer import (
+    __main__,
+    adapter,
+    checkpoint,
+    errors,
+    folders,
+    preflight,
+    signals,
+    storage,
+    tokens,
+    train,
+)
+
+World = Callable[..., run.Run]
+
+
+@pytest.fixture(autouse=True)
+def unstopped() -> Any:
+    """SIGTERM of one test is not SIGTERM of the next."""
+    yield
+    signals._stop.asked = False
+
+
+def trained(spec: run.Run, scale: float = 1.0) -> outcome.Training:
+    preflight.preflight(spec)
+    found = train.train(spec, 1, scale).training
+    assert found is not None
+    return found
+
+
+def path_of(uri: str) -> pathlib.Path:
+    return pathlib.Path(uri.removeprefix("file://"))
+
+
+def losses(spec: run.Run) -> list[float]:
+    return [point["loss"] for point in history(spec)["history"]]
+
+
+def history(spec: run.Run) -> Any:
+    return json.loads((path_of(spec.layout.adapter) / "training.json").read_text())
+
+
+def test_the_loss_falls_and_the_adapter_is_described(world: World) -> None:
+    spec = world(training={"maxSteps": 30})
+    found = trained(spec)
+    assert losses(spec)[-1] < 0.5 * losses(spec)[0]
+    assert found.steps == 30
+    assert found.validation_loss is not None
+    assert found.adapter.rank == 8
+    assert found.adapter.chat_template
+    folder = path_of(found.adapter.uri)
+    assert hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() == found.adapter.sha256
+    assert (folder / "chat_template.jinja").read_text() == tiny.CHAT_TEMPLATE
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-base"
+    assert len(history(spec)["validations"]) >= 5
+    assert checkpoint.complete(storage.Storage(), spec.layout) == []
+
+
+def test_the_adapter_loads_in_peft_with_the_same_logits(world: World, base: pathlib.Path) -> None:
+    import peft
+    import transformers
+
+    spec = world(training={"precision": "Float32"})
+    trained(spec)
+    ids = torch.tensor([tokens.load(base, spec.training).tokenizer("Is 12 late?")["input_ids"]])
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    expected = plain(ids).logits
+    loaded = peft.PeftModel.from_pretrained(plain, str(path_of(spec.layout.adapter)))
+    theirs = loaded(ids).logits
+    from finetune_trainer import lora, model
+
+    mine = lora.add(model.load(base, spec.training.precision, torch.device("cpu")), spec.training.lora, "tiny-base")
+    adapter.load(path_of(spec.layout.adapter), mine)
+    mine.eval()
+    torch.testing.assert_close(mine(ids).logits, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(theirs, expected, atol=1e-3)
+
+
+def test_a_finished_adapter_is_not_trained_again(world: World) -> None:
+    spec = world()
+    first = trained(spec)
+    written = (path_of(spec.layout.adapter) / "adapter_model.safetensors").stat().st_mtime_ns
+    again = train.train(spec, 2, 1.0).training
+    assert again == first
+    assert (path_of(spec.layout.adapter) / "adapter_model.safetensors").stat().st_mtime_ns == written
+
+
+def test_micro_batches_change_neither_losses_nor_weights(world: World, tmp_path: pathlib.Path) -> None:
+    """Half the micro-batch after an out-of-memory is the same training."""
+    whole = world(training={"precision": "Float32"})
+    trained(whole)
+    halved = whole.model_copy(update={"revision": "r2"})
+    trained(halved, scale=0.2)
+    assert losses(halved) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_early_stopping_keeps_the_best_adapter(world: World) -> None:
+    """Validation examples with the opposite answers: the better training does, the worse validation becomes."""
+    rows = tiny.examples(60)
+    wrong = [
+        json.loads(json.dumps(row).replace("true", "tru").replace("false", "true"))
+        for row in tiny.examples(40, start=100)
+    ]
+    spec = world(rows)
+    path = path_of(spec.dataset.train[0]).with_name("other.jsonl")
+    path.write_text(tiny.jsonl(wrong))
+    spec = world(
+        rows,
+        dataset={"validation": {"uris": [f"file://{path}"]}},
+        training={"maxSteps": 200, "earlyStopping": {"patience": 1}, "learningRate": 0.05},
+    )
+    found = trained(spec)
+    assert found.steps < 200
+    assert found.best_step is not None
+    assert found.best_step < found.steps
+    assert found.validation_loss == min(point["loss"] for point in history(spec)["validations"])
+
+
+def test_a_diverging_loss_ends_with_its_own_code(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world(training={"maxSteps": 3})
+    preflight.preflight(spec)
+    monkeypatch.setattr(train.loss, "total", lambda states, *_: states.sum() * float("nan"))
+    with pytest.raises(errors.Failure, match=r"training\.learningRate") as caught:
+        train.train(spec, 1, 1.0)
+    assert caught.value.reason is reasons.Reason.LOSS_DIVERGED
+    assert caught.value.exit == exits.Exit.DIVERGED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_ends_with_its_own_code(
+    error: Exception, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    spec = world()
+    preflight.preflight(spec)
+
+    def run_out(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(train.model, "labelled", run_out)
+    monkeypatch.setattr(signals, "install", lambda: None)
+    monkeypatch.setattr("finetune_trainer.log.configure", lambda: None)
+    monkeypatch.setattr(train.model, "head", lambda base: train.loss.head_of(base))
+    (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
+    assert __main__.main(["train", "--run", str(tmp_path / "run.json")]) == exits.Exit.OUT_OF_MEMORY
+    answer = outcome.Outcome.model_validate_json((tmp_path / "termination").read_text())
+    assert answer.reason is reasons.Reason.TRAINER_OUT_OF_MEMORY
+
+
+def test_without_preflight_training_says_what_to_do(world: World) -> None:
+    with pytest.raises(errors.Failure, match="run the preflight stage"):
+        train.train(world(), 1, 1.0)
+
+
+class Interrupted(Exception):
+    """A test's own end of a run."""
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """Makes a run end in the middle of the step after `step`, between forward and backward."""
+    original = train.loss.total
+
+    def total(*given: Any) -> Any:
+        if len(seen) == step and torch.is_grad_enabled():
+            raise error
+        return original(*given)
+
+    seen: list[int] = []
+    accounted = train.Loop.account
+
+    def account(loop: train.Loop, *given: Any) -> None:
+        accounted(loop, *given)
+        seen.append(loop.state.step)
+
+    monkeypatch.setattr(train.loss, "total", total)
+    monkeypatch.setattr(train.Loop, "account", account)
+
+
+def weights_of(spec: run.Run) -> str:
+    return folders.sha256(path_of(spec.layout.adapter) / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("step", [1, 7, 11])
+def test_a_stopped_run_resumes_to_the_same_curve_bit_for_bit(
+    step: int, world: World, monkeypatch: pytest.MonkeyPatch, fresh: Callable[[], None]
+) -> None:
+    """Dropout included: the state of the generator is part of a checkpoint."""
+    spec = world(training={"lora": {"rank": 8, "dropout": 0.1}})
+    trained(spec)
+    other = spec.model_copy(update={"revision": "r2"})
+    preflight.preflight(other)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, step, errors.Stopped())
+        with pytest.raises(errors.Stopped):
+            train.train(other, 1, 1.0)
+    assert checkpoint.complete(storage.Storage(), other.layout) == [step]
+    fresh()
+    again = train.train(other, 2, 1.0).training
+    assert again is not None
+    assert again.resumed_from == step
+    assert losses(other) == losses(spec)
+    assert history(other)["validations"] == history(spec)["validations"]
+    assert weights_of(other) == weights_of(spec)
+
+
+def checkpointed(spec: run.Run, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
+    """A run that saved checkpoints after these steps and then crashed."""
+    preflight.preflight(spec)
+    with monkeypatch.context() as patch:
+        stepped = train.Loop.step
+
+        def step(loop: train.Loop) -> None:
+            stepped(loop)
+            if loop.state.step in steps:
+                loop.saver.save(loop.snapshot())
+            if loop.state.step == steps[-1]:
+                raise Interrupted
+
+        patch.setattr(train.Loop, "step", step)
+        with pytest.raises(Interrupted):
+            train.train(spec, 1, 1.0)
+
+
+def test_half_written_and_damaged_checkpoints_are_passed_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world(training={"checkpoints": {"keep": 9}})
+    checkpointed(spec, monkeypatch, (3, 5, 7))
+    half, damaged = (path_of(spec.layout.checkpoint(step)) for step in (7, 5))
+    (half / "manifest.json").unlink()
+    data = bytearray((damaged / "optimizer.safetensors").read_bytes())
+    data[-1] ^= 1
+    (damaged / "optimizer.safetensors").write_bytes(data)
+    found = train.train(spec, 2, 1.0).training
+    assert found is not None
+    assert found.resumed_from == 3
+    plain = spec.model_copy(update={"revision": "r2"})
+    trained(plain)
+    assert losses(spec) == losses(plain)
+
+
+def test_checkpoints_of_other_data_or_settings_are_not_resumed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world()
+    checkpointed(spec, monkeypatch, (3,))
+    changed = spec.model_copy(update={"training": spec.training.model_copy(update={"learning_rate": 0.001})})
+    found = train.train(changed, 2, 1.0).training
+    assert found is not None
+    assert found.resumed_from is None
+
+
+def test_only_the_newest_checkpoints_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world(training={"checkpoints": {"keep": 2}})
+    checkpointed(spec, monkeypatch, (2, 4, 6, 8))
+    assert checkpoint.complete(storage.Storage(), spec.layout) == [6, 8]
+    assert not path_of(spec.layout.checkpoint(4)).exists()
+
+
+def test_checkpoints_hold_no_pickle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world()
+    checkpointed(spec, monkeypatch, (6,))
+    names = sorted(path.name for path in path_of(spec.layout.checkpoint(6)).iterdir())
+    assert names == [
+        "adapter.safetensors",
+        "best.safetensors",
+        "manifest.json",
+        "optimizer.safetensors",
+        "random.safetensors",
+        "state.json",
+    ]
+
+
+def test_training_goes_on_while_checkpoints_cannot_be_saved(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world(training={"checkpoints": {"everyMinutes": 0.01}})
+    preflight.preflight(spec)
+    saved = folders.save
+
+    def save(store: storage.Storage, local: pathlib.Path, uri: str, extra: Any = None) -> folders.Manifest:
+        if "checkpoints" in uri:
+            raise errors.Failure(reasons.Reason.STORAGE_UNAVAILABLE, "gone")
+        return saved(store, local, uri, extra)
+
+    monkeypatch.setattr(folders, "save", save)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    assert train.train(spec, 1, 1.0).training is not None
+
+
+def start(folder: pathlib.Path, run_file: pathlib.Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {
+        "FINETUNE_WORK": str(folder / f"work-{time.monotonic_ns()}"),
+        "FINETUNE_TERMINATION_PATH": str(folder / "termination"),
+    }
+    command = [sys.executable, "-m", "finetune_trainer", "train", "--run", str(run_file)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def until(process: "subprocess.Popen[str]", message: str, step: int) -> None:
+    """Reads the log until this message at or after this step."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("{"):
+            record = json.loads(line)
+            if record["message"] == message and record.get("step", 0) >= step:
+                return
+    raise AssertionError("the process ended early")
+
+
+def test_sigterm_and_sigkill_lose_nothing(world: World, tmp_path: pathlib.Path) -> None:
+    """Real processes: killed, then stopped, then left alone; the curve is that of a run without any of it."""
+    spec = world(training={"maxSteps": 120, "checkpoints": {"everyMinutes": 0.01}, "earlyStopping": {"patience": 100}})
+    trained(spec)
+    other = spec.model_copy(update={"revision": "r2"})
+    preflight.preflight(other)
+    run_file = tmp_path / "run.json"
+    run_file.write_text(other.model_dump_json(by_alias=True, exclude_none=True))
+
+    killed = start(tmp_path, run_file)
+    until(killed, "checkpoint saved", 1)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(30) == -signal.SIGKILL
+    steps = checkpoint.complete(storage.Storage(), other.layout)
+    assert steps
+    assert steps[-1] < 120
+
+    stopped = start(tmp_path, run_file)
+    until(stopped, "step", steps[-1] + 5)
+    begun = time.monotonic()
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(30) == exits.Exit.STOPPED
+    assert time.monotonic() - begun < 20
+    assert "stopped" in outcome.Outcome.model_validate_json((tmp_path / "termination").read_text()).message
+    assert checkpoint.complete(storage.Storage(), other.layout)[-1] >= steps[-1] + 5
+
+    last = start(tmp_path, run_file)
+    assert last.stderr is not None
+    last.stderr.read()
+    assert last.wait(60) == exits.Exit.DONE
+    answer = outcome.Outcome.model_validate_json((tmp_path / "termination").read_text())
+    assert answer.training is not None
+    assert answer.training.resumed_from is not None
+    assert losses(other) == losses(spec)
+    assert weights_of(other) == weights_of(spec)
