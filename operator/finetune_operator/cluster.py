@@ -164,11 +164,15 @@ class Cluster:
                         raise Expired() if code == 410 else Failure(code, event["object"].get("message", ""))
                     yield event["type"], event["object"]
 
-    async def apply(self, manifest: Raw) -> Raw:
-        """Server-side apply as our field manager: creates, or restores the fields that we own."""
+    async def apply(self, manifest: Raw, force: bool) -> Raw:
+        """Server-side apply as our field manager: creates, or sets the fields that we own.
+
+        Raises:
+            Failure: status 409 when somebody else owns one of these fields, and `force` is false.
+        """
         meta = manifest["metadata"]
         path = path_of(manifest["kind"], meta.get("namespace"), meta["name"])
-        query = {"fieldManager": MANAGER, "force": "true"}
+        query = {"fieldManager": MANAGER, "force": "true" if force else "false"}
         return await self.request("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
     async def exists(self, kind: str, namespace: str | None, name: str, uid: str) -> bool:

@@ -18,6 +18,8 @@ from finetune_operator import cache, cluster, metrics, reconcile, settings, work
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
+LEFTOVER_PAUSE = 2.0
+"""Children of a former job of the same name are gone within seconds."""
 
 
 def kopf_identity() -> Any:
@@ -44,8 +46,10 @@ class Controller:
             again = await self._reconciler.reconcile(uid)
         except reconcile.Conflict:
             self._queue.add_after(uid, 0.1)
-        except (cluster.Failure, *cluster.OUTAGES) as error:
-            self._retry(uid, "refused" if isinstance(error, cluster.Failure) else "unreachable", str(error))
+        except cluster.Failure as failure:
+            self._retry(uid, "refused", str(failure), LEFTOVER_PAUSE if failure.status in {409, 422} else LONGEST_PAUSE)
+        except cluster.OUTAGES as outage:
+            self._retry(uid, "unreachable", str(outage))
         except Exception:
             LOG.exception("a reconcile failed: this is a defect of the operator")
             self._retry(uid, "defect", "see the traceback")
@@ -56,13 +60,13 @@ class Controller:
         finally:
             metrics.reconcile_duration.observe(time.perf_counter() - started)
 
-    def _retry(self, uid: str, kind: str, message: str) -> None:
+    def _retry(self, uid: str, kind: str, message: str, longest: float = LONGEST_PAUSE) -> None:
         metrics.reconcile_errors.labels(kind).inc()
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
-        pause = min(0.5 * 2**failures, LONGEST_PAUSE)
+        pause = min(0.5 * 2.0 ** min(failures, 16), longest)
         meta = self.facts.parents.get(uid, {}).get("metadata", {})
         about = {"namespace": meta.get("namespace"), "job": meta.get("name")}
-        LOG.warning("the API server did not take it, again in %.0f s: %s", pause, message, extra=about)
+        LOG.warning("the API server did not take it, again in %.0f s: %s", pause, message[:500], extra=about)
         self._queue.add_after(uid, pause)
 
     def heard(self, event: str | None, body: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ from finetune_operator import cache, cluster, conditions, decide, metrics, obser
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
 """A missed event costs at most this delay, in seconds."""
-REFUSALS = {400, 403, 422}
-"""HTTP statuses by which the API server refuses a manifest for what it says."""
+REFUSALS = {400, 403, 409, 422}
+"""HTTP statuses by which the API server refuses a manifest for what it says. Rights of our own that are missing have the
+same, for a moment also after the API server started: they are the log's, not the job's."""
 
 
 class Conflict(Exception):
@@ -96,15 +97,21 @@ class Reconciler:
         for manifest in decision.apply:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent))
             try:
-                self._facts.wrote_child(await self._api.apply(manifest))
+                self._facts.wrote_child(await self._api.apply(manifest, self._is_ours(parent, manifest)))
             except cluster.Failure as failure:
-                if failure.status in REFUSALS:
+                if failure.status in REFUSALS and " cannot patch resource " not in str(failure):
                     await self._write(parent, raw, refused(parent, manifest, failure, self._clock()))
                 raise
         if await self._write(parent, raw, decision.status):
             metrics.ended(decision.ended)
             for stage, reason in decision.retried:
                 metrics.retries.labels(stage, reason).inc()
+
+    def _is_ours(self, parent: observe.Parent, manifest: dict[str, Any]) -> bool:
+        """Whether other hands in this object are drift. What we have never seen may be another's of the same name: a job called
+        `web` must not take over the Service `web` of somebody's application."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        return kind not in observe.PROJECTIONS or (kind, name) in self._facts.children.get(parent.uid, {})
 
     async def _write(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> bool:
         """The one status write of a reconcile, then its events. Whether anything had changed."""
@@ -148,9 +155,11 @@ def refused(
     parent: observe.Parent, manifest: dict[str, Any], failure: cluster.Failure, now: datetime.datetime
 ) -> status.Status:
     """The status of a job whose child the API server does not take, by a quota or a policy; all else stays as it was."""
-    quota = "exceeded quota" in str(failure)
-    reason = Reason.QUOTA_EXCEEDED if quota else Reason.POD_REFUSED
-    text = f"the API server refuses {manifest['kind']} {manifest['metadata']['name']}: {failure}; it is tried again"
+    child = f"{manifest['kind']} {manifest['metadata']['name']}"
+    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in str(failure) else Reason.POD_REFUSED
+    text = f"the API server refuses {child}: {failure}; it is tried again"
+    if failure.status == 409 or "field is immutable" in str(failure):
+        text = f"{child} exists and is not this job's: rename the job or delete it; one of a former job goes by itself"
     new = parent.status
     for kind, value in ((Condition.READY, False), (Condition.RECONCILING, True), (Condition.STALLED, False)):
         new = conditions.put(new, kind, "True" if value else "False", reason, text, parent.generation, now)

@@ -205,7 +205,7 @@ class FakeCluster:
         raw = self.objects.get((kind, namespace, name))
         return raw is not None and raw["metadata"]["uid"] == uid
 
-    async def apply(self, manifest: Raw) -> Raw:
+    async def apply(self, manifest: Raw, force: bool) -> Raw:
         kind, meta = manifest["kind"], manifest["metadata"]
         self._ask("apply", kind, meta["name"])
         manifest = copy.deepcopy(manifest)
@@ -215,6 +215,8 @@ class FakeCluster:
         if present is None:
             self.applied[key] = copy.deepcopy(manifest)
             return self._store(kind, manifest)
+        if not force and not former:
+            raise cluster.Failure(409, 'Apply failed with 1 conflict: conflict with "kubectl": .spec.selector')
         self._check_immutable(kind, present, manifest)
         merged = merge(without(present, former, manifest), manifest)
         self.applied[key] = copy.deepcopy(manifest)

@@ -301,6 +301,22 @@ async def test_a_job_of_the_same_name_waits_until_the_old_ones_children_are_gone
     assert played.phase == Phase.READY
 
 
+async def test_somebody_elses_service_of_the_same_name_is_not_taken_over() -> None:
+    played = start()
+    service = {
+        "kind": "Service",
+        "metadata": {"name": world.NAME, "namespace": "ml"},
+        "spec": {"selector": {"app": "web"}},
+    }
+    played.cluster._store("Service", service)
+    await played.settle(until=lambda: played.reason("Ready") == Reason.POD_REFUSED)
+    assert "exists and is not this job's" in played.condition("Ready").message
+    assert played.cluster.get("Service", world.NAME)["spec"]["selector"] == {"app": "web"}
+    played.cluster.remove("Service", world.NAME)
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
 async def test_an_unchanged_job_is_not_written() -> None:
     played = start()
     await played.rest()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from finetune_operator import observe
 from support import controlplane
 
 SYSTEM = "finetune-system"
+LEASE = "finetune-operator"
 CHART = controlplane.REPOSITORY / "charts" / "finetune-operator"
 NOT_HERE = {"Deployment", "PodDisruptionBudget"}
 """Kinds of the chart that need a node: the process takes their place."""
@@ -235,13 +236,3 @@ def user_of(kubeconfig: Path) -> str:
     token = json.loads(kubeconfig.read_text())["users"][0]["user"]["token"]
     body = token.split(".")[1]
     return str(json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["sub"])
-
-
-def replicas(folder: Path, kubeconfig: Path, file: Path, *names: str) -> Iterator[list[Replica]]:
-    """Processes of the operator for as long as a fixture lasts; ended by their own id."""
-    started = [start(name, folder, kubeconfig, file) for name in names]
-    try:
-        yield started
-    finally:
-        for replica in started:
-            replica.end(signal.SIGKILL)

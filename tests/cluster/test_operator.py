@@ -1,0 +1,364 @@
+"""The operator on a real API server, with the rights that the chart gives it and no others."""
+
+import datetime
+import json
+import re
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kubernetes.client
+import pytest
+
+from finetune_operator import observe
+from flow import world
+from support import controlplane, installed, manifests
+from support.installed import eventually
+
+pytestmark = pytest.mark.cluster
+CHILDREN = ("Job", "Deployment", "Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("operator")
+
+
+@pytest.fixture(scope="module")
+def rights(control_plane: controlplane.ControlPlane, place: Path) -> tuple[Path, Path]:
+    """Kubeconfig of the chart's ServiceAccount, and the chart's settings."""
+    return installed.install(control_plane, place)
+
+
+class Pair:
+    """Two replicas; whichever dies is started again under another name."""
+
+    def __init__(self, place: Path, rights: tuple[Path, Path]) -> None:
+        self.place, self.rights = place, rights
+        self.all: list[installed.Replica] = []
+        self.away = ("", "")
+        """When the API server had just started: for a moment it knows no roles, and refuses everything."""
+        self.add()
+        self.add()
+
+    def add(self) -> installed.Replica:
+        self.all.append(installed.start(f"operator-{len(self.all)}", self.place, *self.rights))
+        return self.all[-1]
+
+    def alive(self) -> list[installed.Replica]:
+        return [replica for replica in self.all if replica.process.poll() is None]
+
+    def leader(self) -> installed.Replica:
+        return eventually(lambda: next((r for r in self.alive() if r.leads()), None), 25)
+
+
+@pytest.fixture(scope="module")
+def operator(place: Path, rights: tuple[Path, Path]) -> Iterator[Pair]:
+    pair = Pair(place, rights)
+    try:
+        pair.leader()
+        yield pair
+        for replica in pair.all:
+            said = [line["message"] for line in replica.said() if not pair.away[0] <= line["time"] <= pair.away[1]]
+            assert not [text for text in said if re.search(r"cannot \w+ resource|\b403\b", text)], "too few rights"
+            assert not [line for line in replica.said() if "traceback" in line or line["level"] == "?"]
+    finally:
+        for replica in pair.all:
+            replica.end(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def stage(control_plane: controlplane.ControlPlane, operator: Pair) -> Iterator[Callable[[], installed.Stage]]:
+    """Makes namespaces that enforce the restricted Pod Security Standard, with a base model to choose."""
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifests.ENTRY))
+    with control_plane.client() as client:
+
+        def make() -> installed.Stage:
+            name = f"test-{uuid.uuid4().hex[:8]}"
+            labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+            kubernetes.client.CoreV1Api(client).create_namespace({"metadata": {"name": name, "labels": labels}})
+            return installed.Stage(client, name, answer)
+
+        yield make
+
+
+@pytest.fixture
+def scene(stage: Callable[[], installed.Stage]) -> installed.Stage:
+    return stage()
+
+
+@pytest.fixture(scope="module")
+def served(stage: Callable[[], installed.Stage]) -> installed.Stage:
+    """A job that serves its model. The tests that share it leave it serving, but for the last two, in their order here."""
+    scene = stage()
+    scene.apply(finetunejob())
+    scene.play(NAME, "Ready")
+    return scene
+
+
+def answer(labels: dict[str, str]) -> str:
+    usual = world.World._usual(labels[observe.STAGE], labels)
+    return usual.message
+
+
+finetunejob = world.finetunejob
+NAME = world.NAME
+
+
+def test_a_job_goes_from_its_spec_to_a_served_model(served: installed.Stage) -> None:
+    job = served.job(NAME)
+    for kind in ("Accepted", "PreflightPassed", "Trained", "Evaluated", "Deployed", "Ready"):
+        assert served.condition(NAME, kind)["status"] == "True", kind
+        assert served.condition(NAME, kind)["observedGeneration"] == 1
+    service = served.core.read_namespaced_service(NAME, served.namespace)
+    assert service.spec.selector[observe.RELEASE] == job["status"]["deployment"]["release"]
+    stages = [re.sub(r".*-[0-9a-f]{8}-(preflight|train|eval|check).*-1$", r"\1", name) for name in served.names("Job")]
+    assert sorted(stages) == ["check", "eval", "preflight", "train"]
+
+
+def test_the_operator_writes_the_status_of_a_job_and_nothing_else(served: installed.Stage) -> None:
+    meta = served.job(NAME)["metadata"]
+    assert "finalizers" not in meta
+    assert "annotations" not in meta
+    ours = [field for field in meta["managedFields"] if field["manager"] == "finetune-operator"]
+    assert [(field["subresource"], list(field["fieldsV1"])) for field in ours] == [("status", ["f:status"])]
+    time.sleep(1.5)
+    assert served.job(NAME)["metadata"]["resourceVersion"] == meta["resourceVersion"], "at rest nothing is written"
+
+
+def test_kubectl_reads_well(served: installed.Stage, control_plane: controlplane.ControlPlane) -> None:
+    where = f"--namespace={served.namespace}"
+    control_plane.kubectl("wait", where, "--for=condition=Ready", "--timeout=5s", f"ftj/{NAME}")
+    head, row = control_plane.kubectl("get", where, "ftj").strip().splitlines()
+    assert head.split() == ["NAME", "PHASE", "PROGRESS", "ETA", "LOSS", "SCORE", "READY", "AGE"]
+    assert row.split()[:-1] == [NAME, "Ready", "100%", "0.5000", "0.9", "True"]
+    described = control_plane.kubectl("describe", where, "ftj", NAME)
+    events = described.partition("Events:")[2]
+    for words in ("finetune-operator", "Accepted: revision", "Trained: 100 steps, loss 0.5000", "verified and serves"):
+        assert words in events, events
+    assert "Warning" not in events
+    assert len(events.strip().splitlines()) < 20
+
+
+def test_drift_heals_and_removed_children_come_back(served: installed.Stage) -> None:
+    release = served.job(NAME)["status"]["deployment"]["release"]
+    wrong = {"spec": {"selector": {observe.UID: None, observe.RELEASE: "elsewhere"}}}
+    served.core.patch_namespaced_service(NAME, served.namespace, wrong)
+    image = {"spec": {"replicas": 0, "template": {"spec": {"containers": [{"name": "server", "image": "evil"}]}}}}
+    served.apps.patch_namespaced_deployment(release, served.namespace, image)
+
+    def healed() -> bool:
+        service = served.core.read_namespaced_service(NAME, served.namespace)
+        server = served.apps.read_namespaced_deployment(release, served.namespace).spec
+        uid = served.job(NAME)["metadata"]["uid"]
+        good = service.spec.selector == {observe.UID: uid, observe.RELEASE: release}
+        return good and server.replicas == 1 and server.template.spec.containers[0].image != "evil"
+
+    eventually(healed)
+    served.apps.delete_namespaced_deployment(release, served.namespace)
+    eventually(lambda: served.phase(NAME) != "Ready")
+    served.play(NAME, "Ready")
+    assert len(served.names("Job")) == 4
+
+
+def test_children_appear_within_a_second(scene: installed.Stage) -> None:
+    reactions = []
+    for number in range(3):
+        name = f"quick-{number}"
+        begun = time.monotonic()
+        scene.apply(finetunejob(name))
+        eventually(lambda name=name: any(job.startswith(name) for job in scene.names("Job")), pause=0.01)
+        reactions.append(time.monotonic() - begun)
+    assert min(reactions) < 1, reactions
+
+
+def test_somebody_elses_service_of_the_same_name_is_not_taken_over(
+    scene: installed.Stage, control_plane: controlplane.ControlPlane
+) -> None:
+    where = f"--namespace={scene.namespace}"
+    control_plane.kubectl("create", "service", "clusterip", NAME, where, "--tcp=80:80")
+    before = control_plane.kubectl("get", "service", NAME, where, "-o=json")
+    scene.apply(finetunejob())
+
+    def said() -> bool:
+        scene.step()
+        return "exists and is not this job's" in scene.condition(NAME, "Ready").get("message", "")
+
+    eventually(said, 30)
+    assert control_plane.kubectl("get", "service", NAME, where, "-o=json") == before
+
+
+def test_failures_are_repeated_and_named(scene: installed.Stage, control_plane: controlplane.ControlPlane) -> None:
+    scene.apply(finetunejob(**{"spec.training.retries": 1}))
+    for attempt in ("1", "2"):
+        pod = eventually(lambda attempt=attempt: scene.pods(**{observe.ATTEMPT: attempt}))[0]
+        scene.run(pod)
+        scene.end(pod, 1, "Traceback: no such file")
+    eventually(lambda: scene.phase(NAME) == "Failed")
+    failure = scene.job(NAME)["status"]["failure"]
+    assert (failure["reason"], failure["exitCode"], failure["attempt"]) == ("TrainerError", 1, 2)
+    assert "no such file" in failure["logTail"]
+    events = control_plane.kubectl("describe", f"--namespace={scene.namespace}", "ftj", NAME).partition("Events:")[2]
+    assert "TrainerError" in events
+    assert "no such file" in events
+    assert len(scene.names("Job")) == 2
+
+
+def test_what_quotas_and_the_scheduler_say_reaches_the_job(
+    scene: installed.Stage, control_plane: controlplane.ControlPlane
+) -> None:
+    where = f"--namespace={scene.namespace}"
+    control_plane.kubectl("create", "quota", "team", where, "--hard=pods=0")
+    eventually(lambda: scene.core.read_namespaced_resource_quota("team", scene.namespace).status.hard)
+    scene.apply(finetunejob())
+    eventually(lambda: scene.condition(NAME, "Ready").get("reason") == "QuotaExceeded")
+    assert "exceeded quota: team" in scene.condition(NAME, "PreflightPassed")["message"]
+    control_plane.kubectl("delete", "quota", "team", where)
+    # the Job controller tries again with growing pauses: a new Job is quicker
+    scene.batch.delete_namespaced_job(scene.names("Job")[0], scene.namespace, propagation_policy="Background")
+    pod = eventually(scene.pods)[0]
+    words = "0/3 nodes are available: 3 Insufficient memory."
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
+    scene.core.patch_namespaced_pod_status(
+        pod["metadata"]["name"], scene.namespace, {"status": {"conditions": [scheduled]}}
+    )
+    eventually(lambda: scene.condition(NAME, "Ready").get("reason") == "Unschedulable")
+    assert words in scene.condition(NAME, "PreflightPassed")["message"]
+
+
+def test_suspending_removes_the_pod_and_resuming_starts_the_next_attempt(scene: installed.Stage) -> None:
+    scene.apply(finetunejob())
+    pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
+    scene.run(pod)
+    scene.edit(NAME, {"spec": {"suspend": True}})
+    eventually(lambda: scene.phase(NAME) == "Suspended" and not scene.names("Job"))
+    scene.edit(NAME, {"spec": {"suspend": False}})
+    eventually(lambda: [name[-2:] for name in scene.names("Job")] == ["-2"])
+
+
+def test_time_to_live_removes_the_job(scene: installed.Stage) -> None:
+    scene.answer = lambda labels: world.refusal(world.Stage.PREFLIGHT, world.Reason.TOO_FEW_EXAMPLES)
+    scene.apply(finetunejob(**{"spec.ttlSecondsAfterFinished": 1}))
+
+    def gone() -> bool:
+        scene.step()
+        return not scene.custom.list_namespaced_custom_object(*scene.where)["items"]
+
+    eventually(gone, 30)
+
+
+def test_an_api_server_that_restarts_costs_a_moment(
+    scene: installed.Stage, control_plane: controlplane.ControlPlane, operator: Pair
+) -> None:
+    scene.apply(finetunejob())
+    eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))
+    leader = operator.leader()
+    begun = datetime.datetime.now(datetime.UTC).isoformat()
+    controlplane.harness("restart", "--name", control_plane.name, "kube-apiserver")
+    scene.play(NAME, "Evaluating", 45)
+    operator.away = (begun, datetime.datetime.now(datetime.UTC).isoformat())
+    assert len(scene.names("Job")) == 3
+    assert leader.process.poll() is None, "a short outage is no reason to end"
+    assert operator.leader() is leader
+
+
+def test_the_other_replica_takes_over_at_once_when_the_leader_is_told_to_stop(
+    scene: installed.Stage, operator: Pair
+) -> None:
+    leader = operator.leader()
+    other = next(replica for replica in operator.alive() if replica is not leader)
+    assert not other.leads()
+    assert other.heard("standing by")
+    scene.apply(finetunejob())
+    pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
+    begun = time.monotonic()
+    assert leader.end(signal.SIGTERM) == 0
+    lease = kubernetes.client.CoordinationV1Api(scene.client).read_namespaced_lease(installed.LEASE, installed.SYSTEM)
+    assert not (lease.spec.holder_identity or "").startswith(leader.name), "the lease was not given back"
+    assert time.monotonic() - begun < 5
+    assert operator.leader() is other
+    assert [p["metadata"]["uid"] for p in scene.pods()] == [pod["metadata"]["uid"]]
+    operator.add()
+    scene.play(NAME, "Training")
+    assert len(scene.names("Job")) == 2
+
+
+def test_the_other_replica_takes_over_when_the_leader_is_killed(scene: installed.Stage, operator: Pair) -> None:
+    scene.apply(finetunejob())
+    pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
+    leader = operator.leader()
+    leader.end(signal.SIGKILL)
+    scene.run(pod)
+    scene.end(pod, 0, world.preflight())
+    assert operator.leader() is not leader
+    scene.play(NAME, "Training")
+    assert len(scene.names("Job")) == len(scene.pods()) == 2
+    events = scene.core.list_namespaced_event(scene.namespace).items
+    assert len([event for event in events if event.reason == "Accepted"]) <= 1
+
+
+def test_the_second_revision_takes_over_and_a_failing_one_does_not(served: installed.Stage) -> None:
+    first = served.job(NAME)["status"]["deployment"]["release"]
+    served.edit(NAME, {"spec": {"training": {"seed": 7}}})
+    eventually(lambda: served.phase(NAME) != "Ready")
+    served.play(NAME, "Ready")
+    second = served.job(NAME)["status"]["deployment"]["release"]
+    assert second != first
+    eventually(lambda: served.names("Deployment") == [second])
+    served.answer = lambda labels: (
+        world.evaluate(passed=False) if labels[observe.STAGE] == "evaluate" else answer(labels)
+    )
+    served.edit(NAME, {"spec": {"training": {"seed": 8}}})
+    served.play(NAME, "Failed")
+    assert served.condition(NAME, "Stalled")["reason"] == "EvaluationBelowGate"
+    selector = served.core.read_namespaced_service(NAME, served.namespace).spec.selector
+    assert selector[observe.RELEASE] == second
+    assert served.names("Deployment") == [second]
+
+
+def test_deleting_the_job_removes_every_child(served: installed.Stage) -> None:
+    assert all(served.names(kind) for kind in CHILDREN)
+    served.delete(NAME)
+    eventually(lambda: not any(served.names(kind) for kind in CHILDREN) and not served.pods())
+    time.sleep(1)
+    assert not any(served.names(kind) for kind in CHILDREN), "somebody made them again"
+
+
+def test_a_job_that_is_deleted_and_created_again_at_once_begins_anew(scene: installed.Stage) -> None:
+    # late in this file: the garbage collector looks for new kinds every half minute only
+    scene.apply(finetunejob())
+    eventually(lambda: scene.names("Job"))
+    scene.delete(NAME)
+    scene.apply(finetunejob())
+    scene.play(NAME, "Training", 45)
+    uid = scene.job(NAME)["metadata"]["uid"]
+    assert {pod["metadata"]["labels"][observe.UID] for pod in scene.pods()} == {uid}
+
+
+def test_the_operator_may_not_read_secrets(rights: tuple[Path, Path], control_plane: controlplane.ControlPlane) -> None:
+    user = installed.user_of(rights[0])
+    assert user == f"system:serviceaccount:{installed.SYSTEM}:finetune-operator"
+    asked = control_plane.run("auth", "can-i", "get", "secrets", "--all-namespaces", f"--as={user}")
+    assert asked.stdout.strip() == "no"
+
+
+def test_it_works_with_rights_in_some_namespaces_only(
+    control_plane: controlplane.ControlPlane, stage: Callable[[], installed.Stage], operator: Pair, tmp_path: Path
+) -> None:
+    """Another installation with its own lease, after the one with all rights has ended."""
+    for replica in operator.alive():
+        assert replica.end() == 0
+    inside, outside = stage(), stage()
+    files = installed.install(control_plane, tmp_path, {"namespaces": [inside.namespace], "catalogue": {}}, "narrow")
+    outside.apply(finetunejob())
+    inside.apply(finetunejob())
+    replica = installed.start("narrow-0", tmp_path, *files)
+    try:
+        inside.play(NAME, "Training")
+        assert "status" not in outside.job(NAME)
+        said = replica.said()
+        assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
+    finally:
+        replica.end(signal.SIGKILL)
