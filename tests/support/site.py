@@ -88,6 +88,8 @@ class Site:
         """The job, once a condition has this value (and reason); fails at once when the job failed instead."""
 
         def holds(job: Job) -> bool:
+            if job.get("status", {}).get("observedGeneration") != job["metadata"]["generation"]:
+                return False
             found = condition(job, kind)
             if kind != "Failed" and condition(job, "Failed").get("status") == "True" and value == "True":
                 raise AssertionError(f"{name} failed: {condition(job, 'Failed')} {job['status'].get('failure')}")

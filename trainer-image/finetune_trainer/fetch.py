@@ -12,7 +12,7 @@ from finetune_trainer import errors, folders, log, sources, storage
 
 def fetch(spec: run.Run, uri: str, sha256: str, base_to: pathlib.Path, adapter_to: pathlib.Path) -> outcome.Outcome:
     """Puts the base model (unless it is mounted) to `base_to`, the adapter to `adapter_to`. Raises Failure."""
-    store = storage.of(spec.storage)
+    store = storage.of(spec.storage, 30)
     scheme = spec.base_model.source.partition("://")[0]
     if scheme in ("hf", "s3"):
         sources.resolve(spec.base_model, store, base_to)

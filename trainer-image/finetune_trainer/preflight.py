@@ -49,12 +49,19 @@ class Part:
     """Places of examples without a token to learn."""
 
 
+FIRST_CONTACT = 20.0
+"""Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
+
+
 def preflight(spec: run.Run) -> outcome.Outcome:
     """Checks everything and freezes the split. Raises Failure."""
-    store = storage.of(spec.storage)
+    store = storage.of(spec.storage, FIRST_CONTACT)
+    asked = {"advice": spec.advice.value, "minimumExamples": spec.dataset.minimum_examples}
     if store.exists(spec.layout.preflight):
-        log.info("preflight was done before", uri=spec.layout.preflight)
-        return outcome.Outcome.model_validate(json.loads(store.read(spec.layout.preflight))["outcome"])
+        document = json.loads(store.read(spec.layout.preflight))
+        if document.get("asked") == asked:
+            log.info("preflight was done before", uri=spec.layout.preflight)
+            return outcome.Outcome.model_validate(document["outcome"])
     writable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
@@ -69,7 +76,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         )
         counts = freeze(spec, store, parts, places, work)
         result = judge(spec, parts, places, counts, folder)
-    document = {"outcome": result.wire(), "inputs": inputs(parts)}
+    document = {"outcome": result.wire(), "asked": asked, "inputs": inputs(parts)}
     store.write(spec.layout.preflight, (json.dumps(document, indent=1) + "\n").encode())
     return result
 

@@ -133,9 +133,9 @@ class Storage:
         self._of(uri).delete(uri)
 
 
-def of(spec: job.Storage) -> Storage:
+def of(spec: job.Storage, patience: float = PATIENCE) -> Storage:
     """The storage that a job's spec describes; credentials come from the environment, as boto3 finds them."""
-    return Storage(spec.endpoint, spec.region)
+    return Storage(spec.endpoint, spec.region, min(patience, PATIENCE))
 
 
 def glob_expression(pattern: str) -> str:
@@ -324,7 +324,9 @@ class S3:
         if isinstance(error, errors.Failure):
             return error
         code = code_of(error)
-        if code == "NoSuchBucket" or (code in MISSING and not self._bucket_exists(uri)):
+        if code == "404":
+            code, error = self._spelled_out(uri, error)
+        if code == "NoSuchBucket":
             return errors.Failure(
                 reasons.Reason.BUCKET_NOT_FOUND,
                 f"{where}: the bucket {split(uri)[0]!r} does not exist. Create it, or correct the name or storage.endpoint.",
@@ -347,13 +349,14 @@ class S3:
             "and is reachable from the cluster's pods.",
         )
 
-    def _bucket_exists(self, uri: str) -> bool:
-        """A HEAD's 404 says neither whether the key nor whether the bucket is missing."""
+    def _spelled_out(self, uri: str, error: Exception) -> tuple[str, Exception]:
+        """A HEAD's 404 has no body: it says neither key, nor bucket, nor (VersityGW) account. A listing's does."""
         try:
-            self._client.head_bucket(Bucket=split(uri)[0])
-        except Exception as error:
-            return code_of(error) not in {*MISSING, "NoSuchBucket"}
-        return True
+            self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1)
+        except Exception as listing:
+            if code_of(listing) != "AccessDenied":  # it may read but not list
+                return code_of(listing), listing
+        return "NoSuchKey", error
 
 
 class Stream(io.RawIOBase):
