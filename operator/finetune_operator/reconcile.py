@@ -91,18 +91,24 @@ class Reconciler:
             # Its deletion was missed, for example while the watch was broken: children of it would be orphans.
             self._facts.drop_parent(parent.uid)
             return
-        for ref in decision.delete:
-            LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent))
-            await self._api.delete(ref.kind, parent.namespace, ref.name)
+        new, refusal = decision.status, None
         for manifest in decision.apply:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent))
             try:
                 self._facts.wrote_child(await self._api.apply(manifest, self._is_ours(parent, manifest)))
             except cluster.Failure as failure:
-                if failure.status in REFUSALS and " cannot patch resource " not in str(failure):
-                    await self._write(parent, raw, refused(parent, manifest, failure, self._clock()))
-                raise
-        if await self._write(parent, raw, decision.status):
+                if failure.status not in REFUSALS or " cannot patch resource " in str(failure):
+                    raise
+                new, refusal = refused(parent, manifest, failure, self._clock()), failure
+                break
+        written = await self._write(parent, raw, new)
+        # Last, since a write that is refused for a conflict means that somebody wants something else by now.
+        for ref in decision.delete:
+            LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent))
+            await self._api.delete(ref.kind, parent.namespace, ref.name)
+        if refusal is not None:
+            raise refusal
+        if written:
             metrics.ended(decision.ended)
             for stage, reason in decision.retried:
                 metrics.retries.labels(stage, reason).inc()

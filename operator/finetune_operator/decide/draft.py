@@ -31,7 +31,7 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What to do. Children first, then the status, then its events."""
+    """What to do, in this order: apply, write the status, delete."""
 
     status: status.Status
     apply: tuple[meta.Manifest, ...] = ()

@@ -1,0 +1,159 @@
+"""Whatever happens in whatever order, and however late the operator hears of it: it converges, and nothing runs twice.
+
+The actions are edits, suspensions, failures, evictions, lost children, restarts and outages; watch events arrive late, and those
+of one kind before those of another. After every action the invariants of `World.check` hold: never two active Jobs or pods of a
+stage.
+"""
+
+import asyncio
+import collections
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from finetune_api.reasons import Phase
+from finetune_operator import observe
+from flow import world
+from flow.fakecluster import Crashes, Ends, Evicted, Hangs, Play, Unschedulable, Waits
+
+PLAYS: list[Play | None] = [
+    *[None] * 8, Hangs(), Hangs(), Ends(1, "boom"), Ends(137, "", "OOMKilled"), Ends(5), Ends(0, "?"), Evicted(), Evicted(),
+    Unschedulable(), Waits("ErrImagePull", "no such image"),
+]  # fmt: skip
+ACTIONS = [
+    *["step"] * 6, *["hear"] * 6, *["look"] * 6, *["pass"] * 4, "suspend", "resume", "data", "gates", "image", "replicas",
+    "serve", "stop", "evict", "remove", "restart", "upgrade", "outage", "resources",
+]  # fmt: skip
+
+
+class Chaos(world.World):
+    """A World that is driven by dice."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.dice = random.Random(seed)
+        self.spec: dict[str, Any] = {"spec.training.retries": 20}
+        self.number = 0
+        self.removed: set[str] = set()
+        self.deaf = False
+        self.add_model()
+        self.apply(**self.spec)
+
+    def _usual(self, role: str, labels: dict[str, str]) -> Play:  # type: ignore[override]
+        play = self.dice.choice(PLAYS) if not self.deaf else None
+        if role == "server" and isinstance(play, Ends):
+            play = Hangs()
+        return play or world.World._usual(role, labels)
+
+    def edit(self, **changes: Any) -> None:
+        self.spec |= changes
+        self.apply(**self.spec)
+
+    async def act(self, action: str) -> None:
+        self.number += 1
+        match action:
+            case "step":
+                self.cluster.step()
+            case "hear":
+                kind = self.dice.choice(sorted(world.fakecluster.WATCHED))
+                mine = [news for news in self.cluster.undelivered if news[1] == kind]
+                for news in mine[: self.dice.randint(1, 5)]:
+                    self.cluster.undelivered.remove(news)
+                    self.deliver_one(*news)
+            case "look":
+                for uid in sorted(self.dirty) or list(self.cache.parents):
+                    await self.reconcile(uid)
+            case "pass":
+                self.cluster.now += world.datetime.timedelta(seconds=self.dice.choice([1, 5, 30, 400]))
+            case "suspend" | "resume":
+                self.edit(**{"spec.suspend": action == "suspend"})
+            case "data":
+                self.edit(**{"spec.training.seed": self.number})
+            case "gates":
+                self.edit(**{"spec.evaluation.maximumExamples": self.number})
+            case "image":
+                self.edit(**{"spec.deployment.image": f"registry/vllm:{self.number}"})
+            case "replicas":
+                self.edit(**{"spec.deployment.replicas": self.dice.randint(1, 3)})
+            case "resources":
+                self.edit(**{"spec.resources.requests.memory": f"{64 + self.number}Gi"})
+            case "serve" | "stop":
+                self.edit(**{"spec.deployment.enabled": action == "serve"})
+            case "evict":
+                for pod in self.cluster.of("Pod")[:1]:
+                    self._cast[pod["metadata"]["uid"]] = Evicted()
+            case "remove":
+                children = [(kind, name) for kind, _, name in self.cluster.objects if kind in observe.PROJECTIONS]
+                if children:
+                    kind, name = self.dice.choice(sorted(children))
+                    self.removed.add(name)
+                    self.cluster.remove(kind, name)
+            case "restart":
+                self.boot()
+            case "upgrade":
+                self.boot({"images": {"trainer": f"t:{self.number}", "fetch": "f:1", "serving": f"v:{self.number}"}})
+            case "outage":
+                self.cluster.refuse = self._outage if self.dice.random() < 0.5 else lambda *_: None
+        self.check()
+
+    def _outage(self, verb: str, kind: str, name: str) -> None:
+        if self.dice.random() < 0.5:
+            raise ConnectionResetError
+
+    async def calm_down(self) -> None:
+        """No more mischief: everything is heard, nothing hangs, and the job is not suspended."""
+        self.deaf = True
+        self.cluster.refuse = lambda *_: None
+        self.edit(**{"spec.suspend": False, "spec.deployment.enabled": True})
+        for role in ("preflight", "train", "evaluate", "verify", "server"):
+            self.let_go(role)
+        await self.rest()
+
+
+def play(seed: int, actions: list[str]) -> Chaos:
+    chaos = Chaos(seed)
+
+    async def story() -> None:
+        for action in actions:
+            await chaos.act(action)
+        await chaos.calm_down()
+
+    asyncio.run(story())
+    return chaos
+
+
+def judge(chaos: Chaos) -> None:
+    assert chaos.phase in {Phase.READY, Phase.FAILED}, chaos.condition("Ready")
+    names = collections.Counter(name for kind, name, _ in chaos.cluster.created if kind == "Job")
+    twice = {name for name, count in names.items() if count > 1} - chaos.removed
+    assert not twice, f"the same attempt twice: {twice}"
+    active = [job for job in chaos.cluster.of("Job") if not job.get("status", {}).get("conditions")]
+    assert not active
+    if chaos.phase == Phase.READY:
+        state = chaos.state
+        assert world.kstatus(chaos.job) == "Current"
+        assert chaos.serving() == state.deployment.release == state.release
+        assert chaos.cluster.names("Deployment") == [chaos.serving()]
+        assert len(chaos.pods("server")) == chaos.job["spec"]["deployment"]["replicas"]
+        wanted = chaos.spec.get("spec.deployment.image")
+        used = chaos.cluster.get("Deployment", chaos.serving())["spec"]["template"]["spec"]["containers"][0]["image"]
+        assert used == wanted or wanted is None
+        run = chaos.cluster.get("ConfigMap", f"{world.NAME}-{state.revision}-run")["data"]["run.json"]
+        assert f'"seed": {chaos.spec.get("spec.training.seed", 42)}' in run
+    assert {name.rpartition("-")[2] for name in chaos.cluster.names("ConfigMap")} <= {"run", "progress"}
+    assert len(chaos.cluster.names("ConfigMap")) <= 4
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=some.integers(0, 10**6), actions=some.lists(some.sampled_from(ACTIONS), max_size=60))
+def test_it_converges_whatever_happens(seed: int, actions: list[str]) -> None:
+    judge(play(seed, actions))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_converges_after_a_long_life(seed: int) -> None:
+    dice = random.Random(seed)
+    judge(play(seed, [dice.choice(ACTIONS) for _ in range(300)]))
