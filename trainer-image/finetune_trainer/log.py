@@ -9,7 +9,18 @@ from typing import Any
 
 LOGGER = logging.getLogger("finetune")
 
-QUIET = ("botocore", "boto3", "s3transfer", "urllib3", "huggingface_hub", "transformers", "peft", "filelock", "httpx")
+QUIET = (
+    "py.warnings",
+    "botocore",
+    "boto3",
+    "s3transfer",
+    "urllib3",
+    "huggingface_hub",
+    "transformers",
+    "peft",
+    "filelock",
+    "httpx",
+)
 
 
 class Formatter(logging.Formatter):
@@ -30,6 +41,7 @@ def configure() -> None:
     handler.setFormatter(Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     LOGGER.setLevel(os.environ.get("FINETUNE_LOG_LEVEL", "INFO"))
+    logging.captureWarnings(True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,0 +1,83 @@
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from finetune_api import job, reasons
+from finetune_trainer import adapter, checkpoint, errors, lora, model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tuned(base: pathlib.Path) -> Any:
+    made = lora.add(model.load(base, job.Precision.FLOAT32, CPU), job.LoRA(rank=8), "tiny-base")
+    for weight in lora.parameters(made).values():
+        torch.nn.init.normal_(weight)
+    return made
+
+
+@pytest.fixture
+def folder(tuned: Any, tmp_path: pathlib.Path) -> pathlib.Path:
+    adapter.write(tmp_path / "a", tuned, checkpoint.copy(lora.parameters(tuned)), "template", torch.bfloat16)
+    return tmp_path / "a"
+
+
+def test_what_we_write_is_what_vllm_takes(folder: pathlib.Path, tuned: Any) -> None:
+    adapter.check(folder, "tiny-base", tuned)
+    weights = safetensors.torch.load_file(folder / adapter.WEIGHTS)
+    assert len(weights) == 2 * 7 * 2
+    assert all(tensor.dtype is torch.bfloat16 for tensor in weights.values())
+
+
+def configured(**changes: Any) -> Any:
+    def change(folder: pathlib.Path) -> None:
+        path = folder / adapter.CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def weighted(edit: Any) -> Any:
+    def change(folder: pathlib.Path) -> None:
+        weights = safetensors.torch.load_file(folder / adapter.WEIGHTS)
+        edit(weights)
+        safetensors.torch.save_file(weights, folder / adapter.WEIGHTS)
+
+    return change
+
+
+A = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (configured(use_dora=True), "use_dora is True"),
+        (configured(bias="all"), "bias is 'all'"),
+        (configured(modules_to_save=["lm_head"]), "modules_to_save"),
+        (configured(trainable_token_indices=[1]), "trainable_token_indices"),
+        (configured(init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
+        (configured(r=12), "the rank 12 is none of 8, 16"),
+        (configured(peft_type="IA3"), "peft_type"),
+        (configured(base_model_name_or_path="other"), "it names the base 'other', expected 'tiny-base'"),
+        (weighted(lambda w: w.update({A.replace("up_proj", "sideways"): w.pop(A)})), "belongs to no layer"),
+        (weighted(lambda w: w.update({"base_model.model.lm_head.lora_A.weight": w.pop(A)})), "the output head"),
+        (weighted(lambda w: w.update({A: w[A][:4].clone()})), "not of rank 8"),
+        (weighted(lambda w: w[A].fill_(float("inf"))), "not finite"),
+        (weighted(lambda w: [t.zero_() for k, t in w.items() if "lora_B" in k]), "it changes nothing"),
+        (weighted(lambda w: w.clear()), "no weights"),
+    ],
+)
+def test_what_vllm_refuses_or_ignores_is_refused_first(
+    folder: pathlib.Path, tuned: Any, change: Any, words: str
+) -> None:
+    change(folder)
+    with pytest.raises(errors.Failure, match="vLLM would not serve") as caught:
+        adapter.check(folder, "tiny-base", tuned)
+    assert words in caught.value.message
+    assert caught.value.reason is reasons.Reason.ADAPTER_INCOMPATIBLE
+    assert caught.value.exit == 2

@@ -1,0 +1,238 @@
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.trainer import tiny
+
+from finetune_api import job, reasons, run, status
+from finetune_trainer import errors, evaluate, gates, generate, loss, metrics, model, preflight, report, train
+
+World = Callable[..., run.Run]
+CPU = torch.device("cpu")
+EXACT, LOSS = job.Metric.EXACT_MATCH, job.Metric.LOSS
+
+
+def test_metrics_of_answers() -> None:
+    answers = [
+        metrics.Answer(' {"a": 1}\n', '{"a": 1}', 1.0, 2),
+        metrics.Answer("the quick fox", "the quick brown fox", 3.0, 2),
+        metrics.Answer("{'a': 1}", "no", 0.0, 0),
+        metrics.Answer("NaN", "x", 0.0, 0),
+    ]
+    found = metrics.measure(answers)
+    assert found[EXACT] == 0.25
+    assert found[job.Metric.JSON_VALID] == 0.25
+    assert found[LOSS] == 1.0
+    assert found[job.Metric.PERPLEXITY] == pytest.approx(2.71828, rel=1e-5)
+    assert metrics.rouge_l("the quick fox", "the quick brown fox") == pytest.approx(6 / 7)
+    assert 0 < found[job.Metric.ROUGE_L] < 1
+
+
+def test_plain_text_has_only_losses() -> None:
+    assert set(metrics.measure([metrics.Answer(None, None, 4.0, 2)])) == {LOSS, job.Metric.PERPLEXITY}
+    assert metrics.measure([]) == {}
+
+
+def check(gate: dict[str, Any], tuned: float | None, base: float | None = None) -> status.GateResult:
+    metric = job.Metric(gate["metric"])
+    values = {
+        which: {} if value is None else {metric: value}
+        for which, value in ((job.Contender.TUNED, tuned), (job.Contender.BASE, base))
+    }
+    return gates.check([job.Gate.model_validate(gate)], values)[0]
+
+
+@pytest.mark.parametrize(
+    "gate, tuned, base, passed",
+    [
+        ({"metric": "ExactMatch", "minimum": 0.8}, 0.8, None, True),
+        ({"metric": "ExactMatch", "minimum": 0.8}, 0.79, None, False),
+        ({"metric": "Loss", "maximum": 1.5}, 1.6, None, False),
+        ({"metric": "ExactMatch", "over": "Base", "improvement": 0.05}, 0.85, 0.8, True),
+        ({"metric": "ExactMatch", "over": "Base", "improvement": 0.05}, 0.84, 0.8, False),
+        ({"metric": "Loss", "over": "Base", "improvement": 0.5}, 1.0, 1.5, True),
+        ({"metric": "Loss", "over": "Base"}, 1.0, 0.9, False),
+        ({"metric": "ExactMatch", "over": "Base"}, 0.8, 0.8, False),
+        ({"metric": "ExactMatch", "minimum": 0.5, "over": "Base"}, 0.4, 0.0, False),
+        ({"metric": "ExactMatch", "minimum": 0.0}, None, None, False),
+    ],
+)
+def test_gates_compare_in_the_metrics_own_direction(
+    gate: dict[str, Any], tuned: float | None, base: float | None, passed: bool
+) -> None:
+    assert check(gate, tuned, base).passed is passed
+
+
+def test_gates_are_said_in_words() -> None:
+    found = check({"metric": "ExactMatch", "minimum": 0.8, "over": "Base", "improvement": 0.05}, 0.9, 0.5)
+    assert found.requirement == "ExactMatch at least 0.8 and better than Base by at least 0.05"
+    assert found.observed == "0.9000, Base 0.5000"
+    assert "not measured" in check({"metric": "RougeL", "minimum": 0.8}, None).observed
+
+
+def test_batched_greedy_answers_equal_transformers_own(base: pathlib.Path) -> None:
+    made = model.load(base, job.Precision.FLOAT32, CPU)
+    torch.manual_seed(5)
+    prompts = [torch.randint(3, 384, (length,)).tolist() for length in (3, 17, 9, 30, 4)]
+    stops = frozenset({2, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49})
+    found = generate.greedy(made, loss.head_of(made), prompts, stops, 20, CPU)
+    for prompt, answer in zip(prompts, found, strict=True):
+        expected = made.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=sorted(stops), pad_token_id=0
+        )
+        assert answer == expected[0, len(prompt) :].tolist()
+    assert len({len(answer) for answer in found}) > 1, "rows leave the batch at different times"
+
+
+def test_many_prompts_are_answered_in_several_batches(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model.load(base, job.Precision.FLOAT32, CPU)
+    prompts = [[3 + number, 4, 5] for number in range(9)]
+    whole = generate.greedy(made, loss.head_of(made), prompts, frozenset(), 4, CPU)
+    monkeypatch.setitem(generate.CACHED, "cpu", 15)
+    told: list[int] = []
+    assert generate.greedy(made, loss.head_of(made), prompts, frozenset(), 4, CPU, told.append) == whole
+    assert told == [2, 4, 6, 8, 9]
+
+
+@pytest.fixture
+def scored(world: World) -> tuple[run.Run, status.Evaluation]:
+    """A tiny model that learned its two answers by heart, evaluated."""
+    spec = world(
+        training={"maxSteps": 60},
+        evaluation={
+            "generation": {"maxNewTokens": 40},
+            "gates": [{"metric": "ExactMatch", "minimum": 0.9}, {"metric": "Loss", "over": "Base"}],
+        },
+    )
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    answer = evaluate.evaluate(spec, None, None, 1)
+    assert answer.evaluation is not None
+    assert answer.report == spec.layout.report
+    return spec, answer.evaluation
+
+
+def path_of(uri: str) -> pathlib.Path:
+    return pathlib.Path(uri.removeprefix("file://"))
+
+
+def test_the_tuned_model_beats_the_base_and_everything_is_written(scored: tuple[run.Run, status.Evaluation]) -> None:
+    spec, found = scored
+    values = {(value.name, value.contender): float(value.value) for value in found.metrics}
+    assert values[EXACT, job.Contender.TUNED] == 1.0
+    assert values[EXACT, job.Contender.BASE] == 0.0
+    assert values[LOSS, job.Contender.TUNED] < values[LOSS, job.Contender.BASE]
+    assert found.passed
+    assert found.score == "1.0000"
+    assert found.examples == 6
+    folder = path_of(spec.layout.evaluation("e1"))
+    assert {path.name for path in folder.iterdir()} == {"results.json", "samples.jsonl", "canary.json", "manifest.json"}
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 6
+    assert all(sample["tuned"] == sample["expected"] != sample["base"] for sample in samples)
+    recorded = json.loads((folder / "canary.json").read_text())
+    assert len(recorded["examples"]) == 4
+    for example in recorded["examples"]:
+        assert len(example["answer"]) == len(example["tuned"]) == len(example["base"]) <= 32
+        assert sum(example["tuned"]) > sum(example["base"])
+    assert recorded["request"]["messages"][0]["role"] == "system"
+
+
+def test_the_recorded_log_probabilities_are_those_of_the_model(
+    scored: tuple[run.Run, status.Evaluation], base: pathlib.Path
+) -> None:
+    spec, _ = scored
+    recorded = json.loads((path_of(spec.layout.evaluation("e1")) / "canary.json").read_text())
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    example = recorded["examples"][0]
+    ids = torch.tensor([example["prompt"] + example["answer"]])
+    scores = torch.log_softmax(plain(ids).logits[0].float(), -1)
+    begin = len(example["prompt"])
+    expected = [float(scores[begin + index - 1, token]) for index, token in enumerate(example["answer"])]
+    assert example["base"] == pytest.approx(expected, abs=0.2)
+
+
+def test_a_second_attempt_answers_at_once(
+    scored: tuple[run.Run, status.Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, found = scored
+    monkeypatch.setattr(evaluate, "prepare", None)
+    assert evaluate.evaluate(spec, None, None, 2).evaluation == found
+
+
+def test_another_evaluation_scores_the_same_adapter_again(scored: tuple[run.Run, status.Evaluation]) -> None:
+    spec, _ = scored
+    hard = [job.Gate(metric=EXACT, minimum=1.0), job.Gate(metric=LOSS, maximum=0.000001)]
+    changed = spec.model_copy(
+        update={"evaluation_hash": "e2", "evaluation": spec.evaluation.model_copy(update={"gates": hard})}
+    )
+    answer = evaluate.evaluate(changed, None, None, 1)
+    assert answer.evaluation is not None
+    assert answer.reason is None, "a gate that fails is no failure of the stage"
+    assert not answer.evaluation.passed
+    assert answer.message.startswith("1 of 2 gates failed: Loss at most 1e-06")
+    assert path_of(changed.layout.evaluation("e2")).is_dir()
+
+
+def test_an_adapter_that_was_replaced_is_not_scored(scored: tuple[run.Run, status.Evaluation]) -> None:
+    spec, _ = scored
+    with pytest.raises(errors.Failure, match="replaced"):
+        evaluate.evaluate(spec, spec.layout.adapter, "0" * 64, 1)
+    with pytest.raises(errors.Failure, match="run the train stage") as caught:
+        evaluate.evaluate(spec, spec.layout.root + "/elsewhere", None, 1)
+    assert caught.value.reason is reasons.Reason.ADAPTER_INCOMPATIBLE
+
+
+def test_the_report_is_one_page_without_requests(scored: tuple[run.Run, status.Evaluation]) -> None:
+    spec, _ = scored
+    page = path_of(spec.layout.report).read_text()
+    assert not re.search(r"""(src|href)=|url\(|@import|<script|https?://""", page)
+    assert "prefers-color-scheme:dark" in page
+    assert page.count("<polyline") == 2
+    assert "Passed." in page
+    assert "ExactMatch at least 0.9" in page
+    assert page.count("<details") == 6
+
+
+def test_the_report_shows_text_as_text(world: World) -> None:
+    evil = "<script>alert(1)</script>"
+    sample = {
+        "source": "x:1",
+        "messages": [{"role": "user", "content": evil}],
+        "text": None,
+        "expected": evil,
+        "base": evil,
+        "tuned": evil,
+    }
+    found = status.Evaluation(passed=False, examples=1)
+    page = report.page(world(), found, [sample], {})
+    assert "<script" not in page
+    assert "Not passed." in page
+
+
+def test_plain_text_is_trained_and_scored_by_its_loss(world: World) -> None:
+    rows = [{"text": f"Thank you for {number}, it is great!"} for number in range(60)]
+    spec = world(rows, evaluation={"gates": [{"metric": "ExactMatch", "minimum": 0.1}]})
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    answer = evaluate.evaluate(spec, None, None, 1).evaluation
+    assert answer is not None
+    assert {value.name for value in answer.metrics} == {LOSS, job.Metric.PERPLEXITY}
+    assert not answer.passed
+    assert answer.score is None
+    recorded = json.loads((path_of(spec.layout.evaluation("e1")) / "canary.json").read_text())
+    assert recorded["request"]["prompt"].startswith("Thank you for")
+    assert recorded["examples"]
+
+
+def test_no_more_than_the_maximum_is_scored_and_always_the_same(world: World) -> None:
+    spec = world(tiny.examples(60), evaluation={"maximumExamples": 3})
+    chosen = evaluate.choose(list(range(100)), spec)  # type: ignore[arg-type]
+    assert len(chosen) == 3
+    assert chosen == evaluate.choose(list(range(100)), spec)  # type: ignore[arg-type]
+    assert chosen == sorted(chosen)  # type: ignore[type-var]

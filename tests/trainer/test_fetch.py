@@ -1,0 +1,100 @@
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_api import reasons, run
+from finetune_trainer import errors, fetch, folders, storage
+
+World = Callable[..., run.Run]
+
+
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> tuple[str, str]:
+    """URI and SHA-256 of an adapter's folder."""
+    local = tmp_path / "local"
+    local.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"):
+        (local / name).write_text(name)
+    uri = f"file://{tmp_path}/adapter"
+    return uri, folders.save(storage.Storage(), local, uri).sha256
+
+
+def test_the_adapter_arrives_complete_with_its_chat_template(
+    world: World, saved: tuple[str, str], tmp_path: pathlib.Path
+) -> None:
+    to = tmp_path / "to" / "adapter"
+    answer = fetch.fetch(world(), *saved, tmp_path / "base", to)
+    assert answer.reason is None
+    assert (to / "chat_template.jinja").read_text() == "chat_template.jinja"
+    assert sorted(path.name for path in to.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "manifest.json",
+    ]
+    assert not (tmp_path / "base").exists(), "a file:// base stays where it is"
+
+
+def test_a_second_fetch_does_nothing(
+    world: World, saved: tuple[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch.fetch(world(), *saved, tmp_path / "base", tmp_path / "to")
+    monkeypatch.setattr(folders, "load", None)
+    fetch.fetch(world(), *saved, tmp_path / "base", tmp_path / "to")
+
+
+def test_what_an_earlier_attempt_left_is_replaced(world: World, saved: tuple[str, str], tmp_path: pathlib.Path) -> None:
+    to = tmp_path / "to"
+    (to / ".part").mkdir(parents=True)
+    (to / ".part" / "half").write_text("x")
+    (to / "adapter_model.safetensors").write_text("old")
+    fetch.fetch(world(), *saved, tmp_path / "base", to)
+    assert (to / "adapter_model.safetensors").read_text() == "adapter_model.safetensors"
+    assert not (to / ".part").exists()
+
+
+def test_another_adapter_than_the_evaluated_one_is_not_served(
+    world: World, saved: tuple[str, str], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(errors.Failure, match="replaced"):
+        fetch.fetch(world(), saved[0], "0" * 64, tmp_path / "base", tmp_path / "to")
+    path = pathlib.Path(saved[0].removeprefix("file://")) / "adapter_model.safetensors"
+    path.write_text("changed")
+    with pytest.raises(errors.Failure, match="SHA-256"):
+        fetch.fetch(world(), *saved, tmp_path / "base", tmp_path / "to")
+    assert not (tmp_path / "to" / "manifest.json").exists()
+
+
+def test_a_missing_adapter_is_said(world: World, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.Failure, match="no complete adapter") as caught:
+        fetch.fetch(world(), f"file://{tmp_path}/none", "0" * 64, tmp_path / "base", tmp_path / "to")
+    assert caught.value.reason is reasons.Reason.ADAPTER_INCOMPATIBLE
+
+
+def test_a_base_model_in_s3_is_copied_with_its_weights(
+    world: World, saved: tuple[str, str], tmp_path: pathlib.Path, base: pathlib.Path, s3: Any, s3_server: str
+) -> None:
+    for path in base.iterdir():
+        s3.upload_file(str(path), "data", f"models/tiny/{path.name}")
+    s3.put_object(Bucket="data", Key="models/tiny/pytorch_model.bin", Body=b"pickle")
+    spec = world(baseModel={"name": "tiny-base", "source": "s3://data/models/tiny"}, storage={"endpoint": s3_server})
+    fetch.fetch(spec, *saved, tmp_path / "base", tmp_path / "to")
+    assert {path.name for path in (tmp_path / "base").iterdir()} == {path.name for path in base.iterdir()}
+    assert folders.sha256(tmp_path / "base" / "model.safetensors") == folders.sha256(base / "model.safetensors")
+
+
+def test_a_hub_that_cannot_be_reached_is_explained(
+    world: World, saved: tuple[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def offline(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    spec = world(baseModel={"name": "tiny-base", "source": "hf://org/model"})
+    with pytest.raises(errors.Failure, match="s3:// or pvc:// source") as caught:
+        fetch.fetch(spec, *saved, tmp_path / "base", tmp_path / "to")
+    assert caught.value.exit == 5
