@@ -1,6 +1,7 @@
 """One job, one pass: gather its world, decide, act, write the status once, then say what flipped."""
 
 import contextlib
+import dataclasses
 import datetime
 import logging
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ same, for a moment also after the API server started: they are the log's, not th
 
 class Conflict(Exception):
     """The job changed while we looked: look again."""
+
+
+class Gone(Exception):
+    """The job was deleted while we looked."""
 
 
 def utc() -> datetime.datetime:
@@ -53,7 +58,10 @@ class Reconciler:
             return None
         now = self._clock()
         decision = decide.decide(await self._gather(parent, now)) if parent.spec else decide.refuse(parent, now)
-        await self._act(parent, raw, decision)
+        try:
+            await self._act(parent, raw, decision, now)
+        except Gone:
+            return None
         return min(decision.requeue, RESYNC) if decision.requeue is not None else RESYNC
 
     async def _gather(self, parent: observe.Parent, now: datetime.datetime) -> observe.Observation:
@@ -80,38 +88,53 @@ class Reconciler:
                 refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
         return observe.with_refusals(observation, refusals)
 
-    async def _act(self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision) -> None:
-        version = str(raw["metadata"]["resourceVersion"])
+    async def _act(
+        self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision, now: datetime.datetime
+    ) -> None:
         if decision.remove_parent:
             LOG.info("time to live is over: the job is deleted", extra=about(parent))
             with _conflicts():
+                version = str(raw["metadata"]["resourceVersion"])
                 await self._api.delete("FineTuneJob", parent.namespace, parent.name, version)
             return
         if decision.apply and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
             # Its deletion was missed, for example while the watch was broken: children of it would be orphans.
             self._facts.drop_parent(parent.uid)
             return
-        new, refusal = decision.status, None
-        for manifest in decision.apply:
+        state, before = decision.status, raw
+        refusal = await self._apply(parent, [m for m in decision.apply if m["kind"] != "Job"])
+        if refusal is None:
+            # Jobs after the status: each is on record before it exists, and none is made for a spec that has changed by now.
+            raw = await self._write(parent, raw, state)
+            refusal = await self._apply(parent, [m for m in decision.apply if m["kind"] == "Job"])
+        else:
+            state = parent.status
+        if refusal is not None:
+            state = refusal.said_in(state, parent.generation, now)
+            raw = await self._write(parent, raw, state)
+        for ref in decision.delete:
+            LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent))
+            await self._api.delete(ref.kind, parent.namespace, ref.name)
+        if raw is not before:
+            await self._say(parent, raw, state)
+        if refusal is not None:
+            raise refusal.failure
+        if raw is not before:
+            metrics.ended(decision.ended)
+            for stage, reason in decision.retried:
+                metrics.retries.labels(stage, reason).inc()
+
+    async def _apply(self, parent: observe.Parent, wanted: list[dict[str, Any]]) -> "Refusal | None":
+        """Apply in this order, until the API server refuses one for what it says."""
+        for manifest in wanted:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent))
             try:
                 self._facts.wrote_child(await self._api.apply(manifest, self._is_ours(parent, manifest)))
             except cluster.Failure as failure:
                 if failure.status not in REFUSALS or " cannot patch resource " in str(failure):
                     raise
-                new, refusal = refused(parent, manifest, failure, self._clock()), failure
-                break
-        written = await self._write(parent, raw, new)
-        # Last, since a write that is refused for a conflict means that somebody wants something else by now.
-        for ref in decision.delete:
-            LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent))
-            await self._api.delete(ref.kind, parent.namespace, ref.name)
-        if refusal is not None:
-            raise refusal
-        if written:
-            metrics.ended(decision.ended)
-            for stage, reason in decision.retried:
-                metrics.retries.labels(stage, reason).inc()
+                return Refusal(f"{manifest['kind']} {manifest['metadata']['name']}", failure)
+        return None
 
     def _is_ours(self, parent: observe.Parent, manifest: dict[str, Any]) -> bool:
         """Whether other hands in this object are drift. What we have never seen may be another's of the same name: a job called
@@ -119,11 +142,11 @@ class Reconciler:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         return kind not in observe.PROJECTIONS or (kind, name) in self._facts.children.get(parent.uid, {})
 
-    async def _write(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> bool:
-        """The one status write of a reconcile, then its events. Whether anything had changed."""
+    async def _write(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> observe.Raw:
+        """Write the status where it differs. Returns the job as it is now; the very same when nothing was written."""
         changes = difference(raw.get("status") or {}, new.wire())
         if not changes:
-            return False
+            return raw
         try:
             with _conflicts():
                 version = str(raw["metadata"]["resourceVersion"])
@@ -131,11 +154,10 @@ class Reconciler:
         except cluster.Failure as failure:
             if failure.status == 404:
                 self._facts.drop_parent(parent.uid)
-                return False
+                raise Gone from None
             raise
         self._facts.wrote_parent(fresh)
-        await self._say(parent, raw, new)
-        return True
+        return fresh
 
     async def _say(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> None:
         """Events are a courtesy: one that cannot be written changes nothing."""
@@ -157,19 +179,31 @@ def _conflicts() -> Iterator[None]:
         raise
 
 
-def refused(
-    parent: observe.Parent, manifest: dict[str, Any], failure: cluster.Failure, now: datetime.datetime
-) -> status.Status:
-    """The status of a job whose child the API server does not take, by a quota or a policy; all else stays as it was."""
-    child = f"{manifest['kind']} {manifest['metadata']['name']}"
-    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in str(failure) else Reason.POD_REFUSED
-    text = f"the API server refuses {child}: {failure}; it is tried again"
-    if failure.status == 409 or "field is immutable" in str(failure):
-        text = f"{child} exists and is not this job's: rename the job or delete it; one of a former job goes by itself"
-    new = parent.status
-    for kind, value in ((Condition.READY, False), (Condition.RECONCILING, True), (Condition.STALLED, False)):
-        new = conditions.put(new, kind, "True" if value else "False", reason, text, parent.generation, now)
-    return new
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A child that the API server does not take, by a quota, a policy, or since another object has its name."""
+
+    child: str
+    failure: cluster.Failure
+
+    def said_in(self, state: status.Status, generation: int, now: datetime.datetime) -> status.Status:
+        """The status that says so; all else stays as it was."""
+        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in str(self.failure) else Reason.POD_REFUSED
+        text = f"the API server refuses {self.child}: {self.failure}; it is tried again"
+        if self.failure.status == 409 or "field is immutable" in str(self.failure):
+            text = (
+                f"{self.child} exists and is not this job's: rename the job or delete it; a former job's goes by itself"
+            )
+        for kind, value in CONDITIONS_OF_A_REFUSAL:
+            state = conditions.put(state, kind, value, reason, text, generation, now)
+        return state
+
+
+CONDITIONS_OF_A_REFUSAL: tuple[tuple[Condition, conditions.State], ...] = (
+    (Condition.READY, "False"),
+    (Condition.RECONCILING, "True"),
+    (Condition.STALLED, "False"),
+)
 
 
 def about(parent: observe.Parent) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What to do, in this order: apply, write the status, delete."""
+    """What to do: apply, write the status, apply Jobs, delete."""
 
     status: status.Status
     apply: tuple[meta.Manifest, ...] = ()
