@@ -20,6 +20,10 @@ BUCKET = "finetune-demo"
 QUICKSTART = cache.REPOSITORY / "examples" / "quickstart.yaml"
 REPORT = cache.REPOSITORY / "out" / "demo" / "report.html"
 RUN = "finetune.dev/run"
+_INTRODUCTION = """\
+One FineTuneJob, from a data file in S3 to an answer of the tuned model, on a real Kubernetes cluster:
+cluster -> images of this checkout -> data and base model into S3 -> operator by its Helm chart -> preflight ->
+LoRA training of SmolLM2-135M on the CPU -> evaluation against the base -> vLLM serves what passed its gates."""
 _IMAGES = ["operator", "fetch", "trainer", "vllm-cpu"]
 
 
@@ -52,7 +56,7 @@ def run(*, again: bool) -> int:
 
 
 def _announce(given: tuple[str, str] | None, machine: needs.Machine) -> None:
-    say.line(__doc__ or "")
+    say.line(_INTRODUCTION)
     if given:
         say.line(f"Cluster: the one of KUBECONFIG={given[0]}; images go through {given[1]}.")
     else:
