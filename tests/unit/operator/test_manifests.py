@@ -1,0 +1,404 @@
+"""What the pods of a job may do, and how they are started: every property that safety or vLLM depends on."""
+
+import json
+
+import pytest
+
+from finetune_api import job, run, status
+from finetune_api.reasons import Stage
+from finetune_operator import observe, revisions, settings
+from finetune_operator.manifests import configs, deployment, identity, meta, pods, release, service, stages
+from support import manifests
+
+CHART = settings.Settings.model_validate(
+    {
+        "images": {"trainer": "reg/trainer:1", "fetch": "reg/fetch:1", "serving": "reg/vllm:1"},
+        "imagePullSecrets": ["pull"],
+        "gpuTypes": {
+            "nvidia-l4": {
+                "nodeSelector": {"gpu": "l4"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            }
+        },
+        "serving": {"args": ["--max-num-seqs=8"], "env": {"VLLM_LOG": "1"}, "requests": {"memory": "8Gi"}},
+        "labels": {"cost-centre": "42", "app.kubernetes.io/managed-by": "somebody"},
+    }
+)
+ADAPTER = status.Adapter(uri="s3://acme/out/adapter", sha256="ab" * 32, bytes=1, rank=16, chat_template=True)
+NAME = "support-tone"
+
+
+def spec(**changes) -> job.FineTuneJobSpec:
+    raw = manifests.changed(manifests.MINIMAL, **{f"spec.{path}": value for path, value in changes.items()})
+    return job.FineTuneJobSpec.model_validate(raw["spec"])
+
+
+def parent(name: str = NAME) -> observe.Parent:
+    raw = manifests.changed(
+        manifests.MINIMAL, **{"metadata.name": name, "metadata.namespace": "ml", "metadata.uid": "u-1"}
+    )
+    return observe.parent(raw)
+
+
+def base(source: str = "hf://Qwen/Qwen2.5-7B-Instruct", **more) -> run.ResolvedBaseModel:
+    return run.ResolvedBaseModel(name="qwen2.5-7b-instruct", source=source, **more)
+
+
+def run_of(wanted: job.FineTuneJobSpec, of: run.ResolvedBaseModel) -> run.Run:
+    return run.Run(
+        name=NAME, namespace="ml", revision="12345678", evaluation_hash="abcdef12", base_model=of, dataset=wanted.dataset,
+        storage=wanted.storage, training=wanted.training, evaluation=wanted.evaluation, served_model_name=NAME,
+    )  # fmt: skip
+
+
+def stage(
+    which: Stage = Stage.TRAIN, of: run.ResolvedBaseModel | None = None, key: str | None = None, **changes
+) -> dict:
+    wanted = spec(**changes)
+    return stages.build(
+        parent(), CHART, run_of(wanted, of or base()),
+        name="n", stage=which, attempt=2, wanted=wanted.resources, arguments=["--attempt", "2"], api_key_secret=key,
+    )  # fmt: skip
+
+
+def server(of: run.ResolvedBaseModel | None = None, adapter: status.Adapter = ADAPTER, **changes) -> dict:
+    made = release.build(
+        "r", "12345678", parent_name=NAME, base_model=of or base(), adapter=adapter, spec=spec(**changes), chart=CHART,
+        canary=None,
+    )  # fmt: skip
+    return deployment.build(parent(), CHART, made, 2)
+
+
+def pod_of(manifest: dict) -> dict:
+    return manifest["spec"]["template"]["spec"]
+
+
+def containers(manifest: dict) -> list[dict]:
+    return [*pod_of(manifest).get("initContainers", []), *pod_of(manifest)["containers"]]
+
+
+def environment(container: dict) -> dict:
+    return {e["name"]: e.get("value", e.get("valueFrom", {}).get("secretKeyRef")) for e in container["env"]}
+
+
+EVERYTHING = [*[pytest.param(stage(which), id=which) for which in Stage], pytest.param(server(), id="server")]
+
+
+# -- the restricted Pod Security Standard, and more --
+
+
+@pytest.mark.parametrize("manifest", EVERYTHING)
+def test_every_pod_is_allowed_by_the_restricted_standard(manifest: dict) -> None:
+    whole = pod_of(manifest)["securityContext"]
+    assert whole["runAsNonRoot"] is True
+    assert whole["runAsUser"] == whole["runAsGroup"] == whole["fsGroup"] == 65532
+    assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(manifest):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod_of(manifest))
+    kinds = {kind for volume in pod_of(manifest)["volumes"] for kind in volume} - {"name"}
+    assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim"}
+
+
+@pytest.mark.parametrize("manifest", EVERYTHING)
+def test_with_a_read_only_root_tmp_is_writable_and_home(manifest: dict) -> None:
+    for container in containers(manifest):
+        assert environment(container)["HOME"] == environment(container)["TMPDIR"] == "/tmp"
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert "readOnly" not in mounts["/tmp"]
+    names = {volume["name"] for volume in pod_of(manifest)["volumes"]}
+    used = {mount["name"] for container in containers(manifest) for mount in container["volumeMounts"]}
+    assert used <= names
+
+
+@pytest.mark.parametrize(
+    "manifest, token",
+    [
+        (stage(Stage.PREFLIGHT), False),
+        (stage(Stage.TRAIN), True),
+        (stage(Stage.EVALUATE), True),
+        (stage(Stage.VERIFY), False),
+        (server(), False),
+    ],
+)
+def test_only_stages_that_report_progress_get_a_token(manifest: dict, token: bool) -> None:
+    assert pod_of(manifest)["automountServiceAccountToken"] is token
+
+
+@pytest.mark.parametrize("manifest", EVERYTHING)
+def test_pods_learn_nothing_of_the_services_around_them(manifest: dict) -> None:
+    assert pod_of(manifest)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("manifest", EVERYTHING)
+def test_the_kubelet_keeps_the_last_lines_of_every_container(manifest: dict) -> None:
+    assert all(c["terminationMessagePolicy"] == "FallbackToLogsOnError" for c in containers(manifest))
+
+
+def test_the_identity_may_read_and_patch_its_own_progress_and_nothing_else() -> None:
+    account, role, binding = identity.build(parent(), CHART, "12345678", None)
+    assert account["automountServiceAccountToken"] is False
+    assert role["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [f"{NAME}-12345678-progress"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": f"{NAME}-trainer", "namespace": "ml"}]
+
+
+def test_a_chosen_service_account_is_used_and_not_made() -> None:
+    made = identity.build(parent(), CHART, "12345678", "chosen")
+    assert [manifest["kind"] for manifest in made] == ["Role", "RoleBinding"]
+    assert made[1]["subjects"][0]["name"] == "chosen"
+    for manifest in (
+        stage(**{"storage.serviceAccountName": "chosen"}),
+        server(**{"storage.serviceAccountName": "chosen"}),
+    ):
+        assert pod_of(manifest)["serviceAccountName"] == "chosen"
+
+
+# -- secrets --
+
+
+def test_secrets_travel_by_reference_only() -> None:
+    secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
+    gated = base(access_token_secret="hf")
+    container = containers(stage(Stage.VERIFY, of=gated, key="key", **secrets))[0]
+    seen = environment(container)
+    assert seen["AWS_ACCESS_KEY_ID"] == {"name": "s3", "key": "AWS_ACCESS_KEY_ID", "optional": False}
+    assert seen["AWS_SECRET_ACCESS_KEY"] == {"name": "s3", "key": "AWS_SECRET_ACCESS_KEY", "optional": False}
+    assert seen["AWS_SESSION_TOKEN"]["optional"] is True
+    assert seen["HF_TOKEN"] == {"name": "hf", "key": "HF_TOKEN"}
+    assert seen["API_KEY"] == {"name": "key", "key": "API_KEY"}
+    assert not any("key" in argument.lower() for argument in container["args"])
+
+
+def test_the_server_gets_no_storage_keys_and_its_api_key_by_environment() -> None:
+    secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
+    fetch, vllm = containers(server(of=base(access_token_secret="hf"), **secrets))
+    assert {"AWS_ACCESS_KEY_ID", "HF_TOKEN"} <= set(environment(fetch))
+    assert not {"AWS_ACCESS_KEY_ID", "HF_TOKEN"} & set(environment(vllm))
+    assert environment(vllm)["VLLM_API_KEY"] == {"name": "key", "key": "API_KEY"}
+    assert not any("api-key" in argument for argument in vllm["args"])
+
+
+def test_without_secrets_the_pods_use_their_own_identity() -> None:
+    for container in [*containers(stage()), *containers(server())]:
+        assert not any("valueFrom" in variable for variable in container["env"])
+
+
+def test_the_run_file_holds_no_secret() -> None:
+    wanted = spec(**{"storage.credentialsSecret": "s3"})
+    made = configs.run_file(parent(), CHART, run_of(wanted, base(access_token_secret="hf")))
+    content = run.Run.model_validate_json(made["data"]["run.json"])
+    assert content.storage.credentials_secret == "s3"  # the name, for messages
+    assert content.revision == "12345678"
+
+
+# -- names, labels, owners --
+
+
+def test_every_name_fits_for_a_job_of_forty_characters() -> None:
+    long = parent("n" * 40)
+    wanted = revisions.want(spec(), "", None)
+    names = [meta.stage_job(long, wanted, which, 99) for which in Stage]
+    names += [meta.release(long, wanted), meta.run_config(long, "1" * 8), meta.progress_config(long, "1" * 8)]
+    names += [meta.identity(long)]
+    assert max(map(len, names)) <= 63
+    assert len(set(names)) == len(names)
+
+
+def test_children_belong_to_the_job_and_block_its_foreground_deletion() -> None:
+    children = [
+        stage(),
+        server(),
+        service.build(parent(), CHART, "s", "r"),
+        *identity.build(parent(), CHART, "1", None),
+    ]
+    for child in children:
+        assert child["metadata"]["ownerReferences"] == [
+            {
+                "apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "name": NAME, "uid": "u-1",
+                "controller": True, "blockOwnerDeletion": True,
+            }
+        ]  # fmt: skip
+        labels = child["metadata"]["labels"]
+        assert (labels[observe.UID], labels["cost-centre"]) == ("u-1", "42")
+        assert labels["app.kubernetes.io/managed-by"] == "finetune-operator", "the chart's labels must not hide ours"
+
+
+def test_a_service_selects_the_pods_of_one_release_only() -> None:
+    made = service.build(parent(), CHART, NAME, "r")
+    labels = server()["spec"]["template"]["metadata"]["labels"]
+    assert made["spec"]["selector"].items() <= labels.items()
+    assert made["spec"]["selector"] == {observe.UID: "u-1", observe.RELEASE: "r"}
+    assert server()["spec"]["selector"]["matchLabels"] == made["spec"]["selector"]
+    assert service.endpoint(parent(), NAME) == f"http://{NAME}.ml.svc:8000"
+
+
+# -- stages --
+
+
+def test_an_attempt_is_one_pod_that_only_evictions_replace() -> None:
+    made = stage()["spec"]
+    assert (made["backoffLimit"], made["podReplacementPolicy"]) == (0, "Failed")
+    assert pod_of(stage())["restartPolicy"] == "Never"
+    assert made["podFailurePolicy"]["rules"] == [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    ]
+
+
+def test_the_command_line_of_a_stage() -> None:
+    container = containers(stage())[0]
+    assert container["args"] == ["train", "--run", "/etc/finetune/run.json", "--attempt", "2"]
+    assert "command" not in container
+    assert pod_of(stage())["terminationGracePeriodSeconds"] == 120
+
+
+@pytest.mark.parametrize("which, image", [(Stage.PREFLIGHT, "reg/trainer:1"), (Stage.VERIFY, "reg/fetch:1")])
+def test_verification_needs_the_slim_image_only(which: Stage, image: str) -> None:
+    assert containers(stage(which))[0]["image"] == image
+
+
+def test_a_gpu_type_stands_for_a_selector_and_tolerations_which_the_job_may_add_to() -> None:
+    made = stage(
+        **{
+            "resources.gpuType": "nvidia-l4",
+            "resources.gpus": 2,
+            "resources.nodeSelector": {"zone": "a"},
+            "resources.tolerations": [{"key": "spot", "operator": "Exists"}],
+            "resources.requests": {"cpu": "4", "memory": "32Gi"},
+            "resources.priorityClassName": "high",
+        }
+    )
+    pod = pod_of(made)
+    assert pod["nodeSelector"] == {"gpu": "l4", "zone": "a"}
+    assert [t["key"] for t in pod["tolerations"]] == ["nvidia.com/gpu", "spot"]
+    assert pod["priorityClassName"] == "high"
+    assert pod["imagePullSecrets"] == [{"name": "pull"}]
+    assert containers(made)[0]["resources"] == {
+        "requests": {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "32Gi", "nvidia.com/gpu": "2"},
+    }
+    assert "/dev/shm" in [mount["mountPath"] for mount in containers(made)[0]["volumeMounts"]]
+
+
+def test_an_unknown_gpu_type_selects_a_node_that_does_not_exist() -> None:
+    assert pod_of(stage(**{"resources.gpuType": "abacus"}))["nodeSelector"] == {
+        "finetune.dev/unknown-gpu-type": "abacus"
+    }
+
+
+def test_a_job_without_gpus_asks_for_none() -> None:
+    assert containers(stage(**{"resources.gpus": 0}))[0]["resources"] == {"requests": {}, "limits": {}}
+
+
+def test_a_base_model_on_a_claim_is_mounted_read_only() -> None:
+    claim = base("pvc://models/qwen/7b")
+    for manifest in (stage(of=claim), server(of=claim)):
+        volume = next(v for v in pod_of(manifest)["volumes"] if v["name"] == "base")
+        assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+        for container in containers(manifest):
+            mount = next(m for m in container["volumeMounts"] if m["name"] == "base")
+            assert mount == {"name": "base", "mountPath": "/models/base", "readOnly": True, "subPath": "qwen/7b"}
+    assert "--base-to" not in containers(server(of=claim))[0]["args"]
+    assert pods.base_volume(base("pvc://models"))[1] == [
+        {"name": "base", "mountPath": "/models/base", "readOnly": True}
+    ]
+
+
+def test_verification_needs_no_base_model() -> None:
+    assert "base" not in [v["name"] for v in pod_of(stage(Stage.VERIFY, of=base("pvc://models/7b")))["volumes"]]
+
+
+# -- the server --
+
+
+def test_the_command_line_of_the_server() -> None:
+    vllm = containers(server(**{"deployment.extraArgs": ["--max-model-len=4096"], "deployment.resources.gpus": 2}))[1]
+    assert vllm["command"] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+    assert vllm["args"] == [
+        "--model=/models/base",
+        "--served-model-name=qwen2.5-7b-instruct",
+        "--port=8000",
+        "--enable-lora",
+        "--lora-modules=support-tone=/models/adapter",
+        "--max-lora-rank=16",
+        "--chat-template=/models/adapter/chat_template.jinja",
+        "--tensor-parallel-size=2",
+        "--max-num-seqs=8",
+        "--max-model-len=4096",
+    ]
+    assert environment(vllm)["HF_HUB_OFFLINE"] == "1"
+    assert environment(vllm)["VLLM_LOG"] == "1"
+
+
+def test_the_catalogues_arguments_stand_between_the_operators_and_the_jobs() -> None:
+    made = containers(server(of=base(extra_args=["--dtype=half"]), **{"deployment.extraArgs": ["--dtype=auto"]}))[1]
+    assert made["args"][-3:] == ["--max-num-seqs=8", "--dtype=half", "--dtype=auto"]
+
+
+@pytest.mark.parametrize("rank, limit", [(8, 8), (16, 16), (17, 32), (64, 64), (256, 256), (257, 320)])
+def test_the_rank_limit_is_one_that_vllm_takes(rank: int, limit: int) -> None:
+    adapter = ADAPTER.model_copy(update={"rank": rank, "chat_template": False})
+    arguments = containers(server(adapter=adapter))[1]["args"]
+    assert f"--max-lora-rank={limit}" in arguments
+    assert not any(argument.startswith("--chat-template") for argument in arguments)
+
+
+def test_the_adapter_is_fetched_by_its_hash_before_the_server_starts() -> None:
+    fetch = containers(server())[0]
+    assert fetch["image"] == "reg/fetch:1"
+    assert fetch["args"] == [
+        "fetch", "--run", "/etc/finetune/run.json", "--adapter", "s3://acme/out/adapter", "--sha256", "ab" * 32,
+        "--adapter-to", "/models/adapter", "--base-to", "/models/base",
+    ]  # fmt: skip
+
+
+def test_every_container_of_the_server_asks_for_memory_so_that_quotas_let_it_in() -> None:
+    assert [c["resources"]["requests"].get("memory") for c in containers(server())] == ["8Gi", "8Gi"]
+    fetch, vllm = containers(server(**{"deployment.resources": {"gpus": 1, "requests": {"memory": "64Gi"}}}))
+    assert fetch["resources"] == {"requests": {"memory": "64Gi"}, "limits": {"memory": "64Gi"}}
+    assert vllm["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": "1"}
+
+
+def test_the_server_is_asked_before_it_gets_requests_and_stops_after_it_lost_them() -> None:
+    vllm = containers(server())[1]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert vllm[probe]["httpGet"] == {"path": "/health", "port": 8000}
+    assert vllm["startupProbe"]["periodSeconds"] * vllm["startupProbe"]["failureThreshold"] >= 3600
+    assert vllm["lifecycle"]["preStop"]["sleep"]["seconds"] > 0
+    shm = next(v for v in pod_of(server())["volumes"] if v["name"] == "shm")
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+
+
+def test_a_release_is_made_again_from_its_record_alone() -> None:
+    made = release.build(
+        "r", "12345678", parent_name=NAME, base_model=base(), adapter=ADAPTER, spec=spec(), chart=CHART, canary="c"
+    )
+    again = release.Release.model_validate_json(made.model_dump_json(by_alias=True))
+    later = CHART.model_copy(update={"images": settings.Images(trainer="t", fetch="f", serving="s")})
+    assert observe.server(deployment.build(parent(), later, again, 2)) == observe.server(
+        deployment.build(parent(), CHART, made, 2)
+    )
+
+
+# -- what was written can be compared --
+
+
+def test_a_manifest_carries_its_own_digest() -> None:
+    assert meta.hash_of(stage()) == meta.hash_of(stage())
+    assert meta.hash_of(stage()) != meta.hash_of(stage(**{"resources.requests.cpu": "2"}))
+    assert json.dumps(stage()) == json.dumps(stage()), "the same input gives the same bytes"
+
+
+def test_what_we_would_apply_is_not_drift() -> None:
+    fresh = server()
+    assert observe.server(fresh).guarded == observe.server(json.loads(json.dumps(fresh))).guarded
