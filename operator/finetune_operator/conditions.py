@@ -89,7 +89,9 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
             was is None or (was.status, was.reason) != (condition.status, condition.reason)
         ):
             found.append(condition)
-    return found
+    # A stage that ends the job says so once, not once more as the job's failure.
+    failed = [c for c in found if c.type == Condition.FAILED]
+    return [c for c in found if c in failed or (c.reason, c.message) not in {(f.reason, f.message) for f in failed}]
 
 
 GOOD_NEWS = {Reason.SUSPENDED, Reason.DISABLED, Reason.WAITING, Reason.RUNNING, Reason.STARTING, Reason.RESUMED}
@@ -98,4 +100,8 @@ GOOD_NEWS = {Reason.SUSPENDED, Reason.DISABLED, Reason.WAITING, Reason.RUNNING, 
 def is_bad(condition: status.Condition) -> bool:
     """Whether an event of this flip is a warning: a problem was named."""
     failed = condition.type == Condition.FAILED and condition.status == "True"
-    return failed or (condition.status != "True" and condition.reason not in GOOD_NEWS)
+    return (
+        failed
+        or condition.reason == Reason.ROLLED_BACK
+        or (condition.status != "True" and condition.reason not in GOOD_NEWS)
+    )

@@ -1,0 +1,267 @@
+"""The caches: what was heard, what was written by ourselves, and how a watch survives."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from finetune_operator import cache, cluster, observe
+from support import manifests
+
+Step = tuple[str, Any]
+
+
+def config(name: str, version: int, uid: str = "p", **data: str) -> dict:
+    meta = {"name": name, "namespace": "ml", "resourceVersion": str(version), "labels": {observe.UID: uid}}
+    annotations = {observe.HASH: data.get("hash", str(version))}
+    return {"kind": "ConfigMap", "metadata": meta | {"annotations": annotations}}
+
+
+def job(version: int, phase: str | None = None) -> dict:
+    status = {"phase": phase} if phase else {}
+    return {"metadata": {"uid": "p", "resourceVersion": str(version)}, "status": status}
+
+
+class Told(cache.Cache):
+    """A cache that notes whom it told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        super().__init__(self.told.append)
+
+    def names(self, uid: str = "p") -> list[str]:
+        return sorted(name for _, name in self.children.get(uid, {}))
+
+    def hash(self, name: str) -> str:
+        return self.children["p"]["ConfigMap", name].hash
+
+
+def test_a_list_says_who_is_there_and_who_is_gone() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [config("a", 1), config("b", 2)], "5")
+    assert facts.names() == ["a", "b"]
+    facts.listed("ConfigMap", None, [config("b", 2)], "6")
+    assert facts.names() == ["b"]
+    facts.listed("ConfigMap", None, [], "7")
+    assert facts.children == {}
+
+
+def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", "ml", [config("a", 1)], "5")
+    facts.listed("ConfigMap", "other", [], "6")
+    assert facts.names() == ["a"]
+
+
+def test_what_did_not_change_tells_nobody() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [config("a", 1, hash="h")], "5")
+    facts.heard("ConfigMap", None, "MODIFIED", config("a", 6, hash="h"))
+    facts.listed("ConfigMap", None, [config("a", 6, hash="h")], "7")
+    assert facts.told == ["p"]
+    facts.heard("ConfigMap", None, "MODIFIED", config("a", 8, hash="other"))
+    facts.heard("ConfigMap", None, "DELETED", config("a", 9))
+    assert facts.told == ["p", "p", "p"]
+
+
+def test_objects_without_our_label_are_nobodys() -> None:
+    facts = Told()
+    stranger = config("a", 1)
+    del stranger["metadata"]["labels"]
+    facts.listed("ConfigMap", None, [stranger], "5")
+    assert facts.children == {}
+
+
+def test_an_object_that_changes_its_owner_moves() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [config("a", 1)], "5")
+    facts.heard("ConfigMap", None, "MODIFIED", config("a", 6, uid="q"))
+    assert (facts.names("p"), facts.names("q")) == ([], ["a"])
+    assert set(facts.told) == {"p", "q"}
+
+
+def test_what_we_wrote_is_known_at_once_and_a_slow_watch_does_not_undo_it() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [config("a", 1, hash="old")], "5")
+    facts.wrote_child(config("a", 9, hash="new"))
+    assert facts.hash("a") == "new"
+    facts.heard("ConfigMap", None, "MODIFIED", config("a", 7, hash="middle"))
+    assert facts.hash("a") == "new"
+    facts.heard("ConfigMap", None, "MODIFIED", config("a", 9, hash="new"))
+    assert facts.hash("a") == "new"
+
+
+def test_what_we_wrote_before_a_deletion_that_was_heard_already_does_not_come_back() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [], "5")
+    facts.heard("ConfigMap", None, "ADDED", config("a", 9))
+    facts.heard("ConfigMap", None, "DELETED", config("a", 10))
+    facts.wrote_child(config("a", 9))
+    assert facts.names() == []
+
+
+def test_a_list_from_before_our_write_does_not_drop_it() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [], "5")
+    facts.wrote_child(config("a", 9))
+    facts.listed("ConfigMap", None, [], "8")
+    assert facts.names() == ["a"]
+    facts.listed("ConfigMap", None, [], "10")
+    assert facts.names() == []
+
+
+def test_kinds_that_are_not_watched_are_not_kept() -> None:
+    facts = Told()
+    facts.wrote_child(config("a", 9) | {"kind": "Role"})
+    assert facts.children == {}
+
+
+def test_bookmarks_say_how_far_the_watch_is_and_nothing_else() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [], "5")
+    facts.heard("ConfigMap", None, "BOOKMARK", {"metadata": {"resourceVersion": "20"}})
+    facts.wrote_child(config("a", 9))
+    assert facts.names() == []
+
+
+def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.put_parent(job(10))
+    facts.put_parent(job(9))
+    assert facts.parents["p"]["metadata"]["resourceVersion"] == "10"
+    facts.wrote_parent(job(12))
+    facts.put_parent(job(11))
+    assert facts.parents["p"]["metadata"]["resourceVersion"] == "12"
+
+
+def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.drop_parent("p")
+    facts.wrote_parent(job(10))
+    assert facts.parents == {}
+
+
+@pytest.mark.parametrize("cached, heard, later", [("9", "10", 1), ("10", "9", 0), ("9", "9", 1), ("x", "y", 1)])
+def test_versions_are_compared_as_numbers(cached: str, heard: str, later: int) -> None:
+    pair = [{"metadata": {"resourceVersion": v}} for v in (cached, heard)]
+    assert cache.newer(*pair) is pair[later]
+
+
+@pytest.mark.parametrize("phase, woken", [(None, True), ("Pending", True), ("Training", False), ("Ready", False)])
+def test_a_new_base_model_wakes_the_jobs_that_wait(phase: str | None, woken: bool) -> None:
+    facts = Told()
+    facts.put_parent(job(1, phase))
+    facts.told.clear()
+    facts.heard("BaseModel", None, "ADDED", manifests.changed(manifests.ENTRY, **{"metadata.resourceVersion": "2"}))
+    assert bool(facts.told) is woken
+    assert list(facts.catalogue) == ["qwen2.5-7b-instruct"]
+
+
+def test_an_entry_of_a_newer_crd_is_read_and_a_broken_one_is_left_out() -> None:
+    facts = Told()
+    newer = manifests.changed(manifests.ENTRY, **{"metadata.resourceVersion": "2", "spec.new": 1})
+    broken = manifests.changed(newer, **{"metadata.name": "broken", "spec.source": "ftp://x"})
+    facts.listed("BaseModel", None, [newer, broken], "3")
+    assert list(facts.catalogue) == ["qwen2.5-7b-instruct"]
+    facts.listed("BaseModel", None, [], "4")
+    assert facts.catalogue == {}
+
+
+class Server:
+    """Answers lists and watches by a script, then hangs."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps = list(steps)
+        self.asked: list[str] = []
+
+    async def _next(self, verb: str) -> Any:
+        self.asked.append(verb)
+        if not self.steps:
+            await asyncio.Event().wait()
+        expected, answer = self.steps.pop(0)
+        assert expected == verb.split()[0], f"{verb} instead of {expected}"
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
+        return await self._next("list")
+
+    async def watch(
+        self, kind: str, namespace: str | None, selector: str, version: str
+    ) -> AsyncIterator[tuple[str, dict]]:
+        for item in await self._next(f"watch {version}"):
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+async def follow(server: Server, facts: cache.Cache, listed: Callable[[], None] = lambda: None) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(cache.follow(server, facts, "ConfigMap", None, listed), 0.5)
+
+
+async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
+    server = Server(
+        ("list", ([config("a", 1)], "5")),
+        ("watch", [("ADDED", config("b", 6)), ("BOOKMARK", {"metadata": {"resourceVersion": "8"}})]),
+        ("watch", [("DELETED", config("a", 9))]),
+    )
+    facts = Told()
+    await follow(server, facts)
+    assert server.asked == ["list", "watch 5", "watch 8", "watch 9"]
+    assert facts.names() == ["b"]
+
+
+@pytest.mark.parametrize("where", ["at its start", "in its middle"])
+async def test_an_expired_watch_lists_again_at_once(where: str) -> None:
+    broken = cluster.Expired() if where == "at its start" else [("ADDED", config("b", 6)), cluster.Expired()]
+    server = Server(("list", ([config("a", 1)], "5")), ("watch", broken), ("list", ([config("c", 7)], "9")))
+    facts = Told()
+    await follow(server, facts)
+    assert server.asked[-2:] == ["list", "watch 9"]
+    assert facts.names() == ["c"]
+
+
+@pytest.mark.parametrize(
+    "outage", [aiohttp.ClientConnectionError(), TimeoutError(), ConnectionResetError(), cluster.Failure(503, "busy")]
+)
+async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
+    server = Server(
+        ("list", outage), ("list", ([config("a", 1)], "5")), ("watch", outage), ("list", ([config("b", 7)], "9"))
+    )
+    facts = Told()
+    times = []
+    await follow(server, facts, lambda: times.append(1))
+    assert facts.names() == ["b"]
+    assert len(times) == 2
+
+
+async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
+    class Everything(Server):
+        async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
+            self.asked.append(f"{kind} {namespace}")
+            if kind == "Pod" and not gate.is_set():
+                await gate.wait()
+            return [], "1"
+
+    gate, synced = asyncio.Event(), asyncio.Event()
+    server = Everything()
+    task = asyncio.create_task(cache.follow_all(server, Told(), ["ml", "other"], synced))
+    await asyncio.sleep(0.05)
+    assert not synced.is_set()
+    gate.set()
+    await asyncio.wait_for(synced.wait(), 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert {"BaseModel None", "Job ml", "Job other", "Deployment ml"} <= set(server.asked)
+
+
+async def test_a_defect_in_a_watch_ends_all_of_them() -> None:
+    with pytest.raises(KeyError):
+        await cache.follow_all(Server(("list", KeyError("defect"))), Told(), [], asyncio.Event())

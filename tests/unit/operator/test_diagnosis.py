@@ -1,0 +1,130 @@
+"""From what the kubelet and the scheduler say to a reason, words and an advice."""
+
+import pytest
+
+from finetune_api import outcome
+from finetune_api.reasons import WAITING, Reason, Stage
+from finetune_operator import observe
+from finetune_operator.decide import diagnosis
+
+
+def pod(state: dict, **containers) -> observe.Pod:
+    return observe.pod({"metadata": {"name": "p", "labels": {}}, "status": state | containers})
+
+
+def waiting(reason: str, message: str = "") -> observe.Pod:
+    return pod({"containerStatuses": [{"name": "c", "state": {"waiting": {"reason": reason, "message": message}}}]})
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> observe.Pod:
+    end = {"exitCode": code, "message": message, "reason": reason}
+    return pod({"phase": "Failed", "containerStatuses": [{"name": "c", "state": {"terminated": end}}]})
+
+
+def crashed(
+    restarts: int, code: int, message: str, reason: str = "Error", container: str = "containerStatuses"
+) -> observe.Pod:
+    end = {"exitCode": code, "message": message, "reason": reason}
+    state = {"name": "c", "restartCount": restarts, "lastState": {"terminated": end}}
+    return pod({container: [state | {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})
+
+
+def said(stage: Stage, reason: Reason | None, message: str = "seen; do this") -> str:
+    return outcome.Outcome(stage=stage, reason=reason, message=message).termination_message()
+
+
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
+def test_a_pod_that_is_on_its_way_has_no_problem(reason: str) -> None:
+    assert diagnosis.not_started(waiting(reason), "") is None
+    assert diagnosis.not_started(None, "") is None
+    assert diagnosis.not_started(pod({"phase": "Pending"}), "") is None
+
+
+@pytest.mark.parametrize(
+    "seen, refusal, reason, words",
+    [
+        (None, 'pods "p" is forbidden: exceeded quota: team', Reason.QUOTA_EXCEEDED, "exceeded quota: team"),
+        (None, "violates PodSecurity", Reason.POD_REFUSED, "violates PodSecurity"),
+        (waiting("ErrImagePull", "not found"), "", Reason.IMAGE_PULL_FAILED, "not found"),
+        (waiting("ImagePullBackOff"), "", Reason.IMAGE_PULL_FAILED, "ImagePullBackOff"),
+        (waiting("CreateContainerConfigError", 'secret "s3" not found'), "", Reason.CREDENTIALS_MISSING, 'secret "s3"'),
+        (waiting("CreateContainerConfigError", 'configmap "run" not found'), "", Reason.POD_REFUSED, 'configmap "run"'),
+        (waiting("RunContainerError", "no runtime"), "", Reason.POD_REFUSED, "no runtime"),
+        (
+            pod(
+                {
+                    "conditions": [
+                        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1."}
+                    ]
+                }
+            ),
+            "",
+            Reason.UNSCHEDULABLE,
+            "0/1.",
+        ),
+    ],
+)
+def test_a_pod_that_does_not_start_is_diagnosed_and_waited_for(seen, refusal, reason, words) -> None:
+    problem = diagnosis.not_started(seen, refusal)
+    assert problem is not None
+    assert problem.reason == reason
+    assert words in problem.message
+    assert not problem.ends
+    assert reason in WAITING
+
+
+@pytest.mark.parametrize(
+    "end, reason, ends, words",
+    [
+        (ended(2, said(Stage.TRAIN, Reason.MODEL_INVALID)), Reason.MODEL_INVALID, True, "seen; do this"),
+        (ended(2, "ValueError: x"), Reason.TRAINER_ERROR, True, "ValueError: x"),
+        (ended(3), Reason.TRAINER_OUT_OF_MEMORY, False, "out of memory"),
+        (ended(3, said(Stage.TRAIN, Reason.TRAINER_OUT_OF_MEMORY)), Reason.TRAINER_OUT_OF_MEMORY, False, "seen"),
+        (ended(137, "", "OOMKilled"), Reason.TRAINER_OUT_OF_MEMORY, False, "memory limit"),
+        (ended(4), Reason.LOSS_DIVERGED, True, "learningRate"),
+        (ended(5), Reason.STORAGE_UNAVAILABLE, False, "storage.endpoint"),
+        (ended(5, said(Stage.TRAIN, Reason.STORAGE_UNAVAILABLE)), Reason.STORAGE_UNAVAILABLE, False, "seen"),
+        (ended(1, "Traceback"), Reason.TRAINER_ERROR, False, "exit code 1 (Error); last lines: Traceback"),
+        (ended(137), Reason.TRAINER_ERROR, False, "exit code 137"),
+        (ended(143), Reason.TRAINER_ERROR, False, "exit code 143"),
+        (ended(0, "no JSON"), Reason.TRAINER_ERROR, False, "exit code 0"),
+        (ended(1, said(Stage.TRAIN, None, "in its own words")), Reason.TRAINER_ERROR, False, "in its own words"),
+        (None, Reason.TRAINER_ERROR, False, "vanished"),
+        (pod({"phase": "Failed"}), Reason.TRAINER_ERROR, False, "vanished"),
+    ],
+)
+def test_the_exit_codes_are_a_contract(end, reason, ends, words) -> None:
+    problem = diagnosis.failed(Stage.TRAIN, end, "BackoffLimitExceeded")
+    assert (problem.reason, problem.ends) == (reason, ends)
+    assert words in problem.message
+
+
+def test_the_last_lines_are_kept_but_not_a_whole_log() -> None:
+    problem = diagnosis.failed(Stage.TRAIN, ended(1, "x" * 4000), "")
+    assert problem.log_tail == "x" * 1500
+    assert len(problem.message) < 500
+
+
+def test_a_server_may_still_come_up() -> None:
+    assert diagnosis.server(None) is None
+    assert diagnosis.server(waiting("ContainerCreating")) is None
+    assert diagnosis.server(crashed(1, 1, "boom")) is None
+
+
+def test_a_server_that_fell_over_three_times_does_not_come_up() -> None:
+    problem = diagnosis.server(crashed(3, 1, "ValueError: no such flag"))
+    assert problem is not None
+    assert (problem.reason, problem.ends, problem.exit_code) == (Reason.SERVER_FAILED, True, 1)
+    assert "no such flag" in problem.message
+    oom = diagnosis.server(crashed(3, 137, "", "OOMKilled"))
+    assert oom is not None
+    assert "memory limit" in oom.message
+
+
+def test_a_fetch_that_knows_why_ends_at_once_or_waits_for_storage() -> None:
+    wrong = crashed(1, 2, said(Stage.VERIFY, Reason.ADAPTER_INCOMPATIBLE), container="initContainerStatuses")
+    away = crashed(9, 5, said(Stage.VERIFY, Reason.STORAGE_UNAVAILABLE), container="initContainerStatuses")
+    assert diagnosis.server(wrong).ends
+    assert diagnosis.server(wrong).reason == Reason.ADAPTER_INCOMPATIBLE
+    assert not diagnosis.server(away).ends
+    assert diagnosis.server(away).reason == Reason.STORAGE_UNAVAILABLE

@@ -1,0 +1,132 @@
+"""From raw objects to facts: total, small, and forgiving to other versions."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from finetune_api import outcome, status
+from finetune_api.reasons import Condition, Reason
+from finetune_operator import conditions, observe
+from support import manifests
+
+
+def raw(**more) -> dict:
+    return {"metadata": {"name": "x", "namespace": "ml", "uid": "u", "labels": {observe.UID: "p"}, **more}}
+
+
+JSON = some.recursive(
+    some.none() | some.booleans() | some.integers(0, 9) | some.text(max_size=5),
+    lambda inner: some.lists(inner, max_size=2) | some.dictionaries(some.text(max_size=5), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("kind", sorted(observe.PROJECTIONS))
+def test_a_bare_object_is_a_fact(kind: str) -> None:
+    assert observe.PROJECTIONS[kind](raw()).name == "x"
+    assert observe.PROJECTIONS[kind](raw() | {"spec": None, "status": None, "data": None}).name == "x"
+
+
+@given(JSON)
+def test_a_config_map_of_any_content_is_a_fact(value) -> None:
+    text = value if isinstance(value, str) else str(value)
+    assert observe.config(raw() | {"data": {"progress.json": text}}).progress is None
+
+
+def test_the_trainers_progress_is_read() -> None:
+    progress = status.Progress(percent=1, step=1, total_steps=100)
+    report = outcome.ProgressReport(revision="r", attempt=1, progress=progress)
+    seen = observe.config(raw() | {"data": {"progress.json": report.model_dump_json(by_alias=True)}})
+    assert seen.progress == report
+
+
+@pytest.mark.parametrize(
+    "found, succeeded, failed",
+    [
+        ([], False, False),
+        ([{"type": "Complete", "status": "True"}], True, False),
+        ([{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}], False, True),
+        ([{"type": "FailureTarget", "status": "True"}], False, False),
+        ([{"type": "SuccessCriteriaMet", "status": "True"}], False, False),
+        ([{"type": "Failed", "status": "False"}], False, False),
+    ],
+)
+def test_a_job_is_over_when_its_pods_are(found: list, succeeded: bool, failed: bool) -> None:
+    seen = observe.stage_job(raw() | {"status": {"conditions": found}})
+    assert (seen.succeeded, seen.failed) == (succeeded, failed)
+
+
+def container(name: str, **state) -> dict:
+    return {"name": name, "restartCount": 0, "state": state}
+
+
+def test_the_end_that_tells_most_is_the_failed_containers() -> None:
+    fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
+    failed = container("server", terminated={"exitCode": 1, "message": "boom"})
+    seen = observe.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [failed]}})
+    assert (seen.terminated.container, seen.terminated.message) == ("server", "boom")
+
+
+def test_an_init_containers_good_end_is_not_the_pods() -> None:
+    fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
+    running = container("server", running={"startedAt": "2026-05-04T12:00:00Z"})
+    seen = observe.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [running]}})
+    assert seen.terminated is None
+
+
+def test_a_pods_parent_is_its_release_or_its_job() -> None:
+    assert observe.pod(raw(labels={observe.RELEASE: "r", "batch.kubernetes.io/job-name": "j"})).parent == "r"
+    assert observe.pod(raw(labels={"batch.kubernetes.io/job-name": "j"})).parent == "j"
+
+
+@pytest.mark.parametrize(
+    "state, settled",
+    [
+        ({}, False),
+        ({"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1}, True),
+        ({"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1}, False),
+        ({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1}, False),
+        ({"observedGeneration": 2, "replicas": 1}, False),
+    ],
+)
+def test_a_server_is_settled_when_no_pod_of_a_former_template_is_left(state: dict, settled: bool) -> None:
+    assert observe.server(raw(generation=2) | {"spec": {"replicas": 1}, "status": state}).settled is settled
+
+
+def test_a_foreign_object_belongs_to_no_job() -> None:
+    assert observe.uid_of({"metadata": {"name": "x"}}) is None
+
+
+def job(**changes) -> dict:
+    meta = {"metadata.namespace": "ml", "metadata.uid": "u", "metadata.generation": 3}
+    return manifests.changed(manifests.MINIMAL, **meta, **changes)
+
+
+def test_a_field_of_a_newer_crd_is_not_an_invalid_spec() -> None:
+    seen = observe.parent(job(**{"spec.training.galore": True, "spec.newSection": {"a": 1}}))
+    assert seen.spec is not None
+    assert seen.error == ""
+
+
+def test_a_spec_that_cannot_be_read_says_where() -> None:
+    seen = observe.parent(job(**{"spec.training.batchSize": "many"}))
+    assert seen.spec is None
+    assert "spec.training.batchSize" in seen.error
+
+
+def test_what_another_version_wrote_into_the_status_costs_only_that_value() -> None:
+    known = conditions.put(
+        status.Status(), Condition.FAILED, "True", Reason.LOSS_DIVERGED, "m", 1, observe._time("2026-01-01T00:00:00Z")
+    )
+    wire = known.model_copy(update={"revision": "abc", "resolved": "{}"}).wire()
+    wire |= {"failure": {"stage": "train", "reason": "NewReason", "message": "m"}, "phase": "Levitating", "new": 1}
+    wire["history"] = [{"revision": "a", "outcome": "Serving"}, {"revision": "b", "outcome": "NewReason"}]
+    wire["conditions"].append({"type": "Broken"})
+    seen = observe.parent(job(status=wire)).status
+    assert (seen.revision, seen.resolved, seen.failure, seen.phase) == ("abc", "{}", None, None)
+    assert conditions.is_true(seen, Condition.FAILED)
+    assert [h.revision for h in seen.history] == ["a"]
+
+
+def test_a_status_of_another_world_is_an_empty_one() -> None:
+    assert observe.parent(job(status={"conditions": "none", "history": 3})).status == status.Status()

@@ -1,0 +1,253 @@
+"""Which edit means which work, and what never counts as an edit."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from finetune_api import basemodel, job
+from finetune_operator import revisions
+from support import manifests
+
+
+def spec(**changes) -> job.FineTuneJobSpec:
+    raw = manifests.changed(manifests.MINIMAL, **{f"spec.{path}": value for path, value in changes.items()})
+    return job.FineTuneJobSpec.model_validate(raw["spec"])
+
+
+def record(**changes) -> dict:
+    """What the status keeps of a spec, read back from its text."""
+    return json.loads(json.dumps(revisions.want(spec(**changes), "", None).resolved))
+
+
+def sections(recorded: dict, wanted: job.FineTuneJobSpec, annotation: str = "") -> set[str]:
+    return {section for section, paths in revisions.want(wanted, annotation, recorded).changed.items() if paths}
+
+
+TRAINS = [
+    {"dataset.train": ["s3://acme/support/other.jsonl"]},
+    {"dataset.format": "Chat"},
+    {"dataset.test": {"uris": ["s3://acme/test.jsonl"]}},
+    {"dataset.validation": {"fraction": 0.1}},
+    {"baseModel.name": "llama"},
+    {"training.epochs": 2},
+    {"training.learningRate": 1e-4},
+    {"training.lora.rank": 32},
+    {"training.lora.dropout": 0.1},
+    {"training.batchSize": 8},
+    {"training.seed": 1},
+    {"training.lossOn": "All"},
+    {"training.earlyStopping.patience": 5},
+]
+EVALUATES = [
+    {"evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]},
+    {"evaluation.maximumExamples": 7},
+    {"evaluation.generation.maxNewTokens": 7},
+]
+RELEASES = [
+    {"deployment.image": "vllm:2"},
+    {"deployment.extraArgs": ["--enforce-eager"]},
+    {"deployment.servedModelName": "other"},
+    {"deployment.resources.gpus": 2},
+    {"deployment.resources.nodeSelector": {"disk": "fast"}},
+    {"deployment.apiKeySecret": "key"},
+]
+SURROUNDS = [
+    {"storage.endpoint": "https://minio.example"},
+    {"storage.credentialsSecret": "another"},
+    {"resources.gpus": 4},
+    {"resources.requests.memory": "64Gi"},
+    {"resources.nodeSelector": {"disk": "fast"}},
+    {"evaluation.resources": {"gpus": 0}},
+    {"training.retries": 7},
+    {"activeDeadlineSeconds": 7},
+]
+CHECKS = [{"intent.advice": "Enforce"}, {"dataset.minimumExamples": 7}]
+NOTHING = [
+    {"suspend": True},
+    {"deployment.replicas": 3},
+    {"deployment.rollout.strategy": "Recreate"},
+    {"deployment.enabled": False},
+    {"ttlSecondsAfterFinished": 7},
+    {"training.checkpoints.everyMinutes": 1},
+    {"training.checkpoints.keep": 9},
+]
+
+
+@pytest.mark.parametrize(
+    "edit, section",
+    [
+        *[(edit, {"training"}) for edit in TRAINS],
+        *[(edit, {"evaluation"}) for edit in EVALUATES],
+        *[(edit, {"release"}) for edit in RELEASES],
+        *[(edit, {"environment"}) for edit in SURROUNDS],
+        *[(edit, {"preflight"}) for edit in CHECKS],
+        *[(edit, set()) for edit in NOTHING],
+    ],
+)
+def test_an_edit_means_just_this_work_and_so_does_its_return(edit: dict, section: set[str]) -> None:
+    assert sections(record(), spec(**edit)) == section
+    assert sections(record(**edit), spec()) == section
+
+
+def test_a_new_value_of_the_run_annotation_means_a_new_revision() -> None:
+    assert sections(record(), spec(), "again") == {"training"}
+
+
+@pytest.mark.parametrize("edit", [*TRAINS, *EVALUATES, *RELEASES])
+def test_every_kind_of_work_changes_just_its_own_hash(edit: dict) -> None:
+    before, after = revisions.want(spec(), "", None), revisions.want(spec(**edit), "", record())
+    names = ("revision", "evaluation_hash", "release_hash")
+    changed = [name for name in names if getattr(before, name) != getattr(after, name)]
+    expected = "revision" if edit in TRAINS else "evaluation_hash" if edit in EVALUATES else "release_hash"
+    assert changed == [expected]
+
+
+def test_a_field_that_the_record_lacks_is_unchanged_and_keeps_the_hash() -> None:
+    """An operator's upgrade brought a new field with a default."""
+    old = record()
+    del old["training"]["training"]["lossOn"]
+    old["training"]["dataset"].pop("format")
+    wanted = revisions.want(spec(), "", old)
+    assert not any(wanted.changed.values())
+    assert wanted.revision == revisions.digest(old["training"], 8)
+    assert wanted.resolved["training"] == old["training"]
+
+
+def test_a_field_that_only_the_record_knows_is_unchanged() -> None:
+    """A downgrade, or an upgrade that dropped a field."""
+    old = record()
+    old["training"]["training"]["dora"] = True
+    old["evaluation"]["judge"] = {"model": "x"}
+    assert sections(old, spec()) == set()
+
+
+def test_a_section_that_the_record_lacks_is_unchanged_and_taken_up() -> None:
+    old = record()
+    del old["preflight"]
+    wanted = revisions.want(spec(), "", old)
+    assert not any(wanted.changed.values())
+    assert "preflight" in wanted.resolved
+
+
+def test_after_a_real_edit_the_whole_section_is_recorded_anew() -> None:
+    old = record()
+    del old["training"]["training"]["lossOn"]
+    wanted = revisions.want(spec(**{"training.seed": 1}), "", old)
+    assert wanted.changed["training"] == ["training.seed"]
+    assert wanted.resolved["training"]["training"]["lossOn"] == "Assistant"
+
+
+@pytest.mark.parametrize(
+    "recorded, wanted, paths",
+    [
+        ({"a": None}, {"a": None}, []),
+        ({"a": None}, {"a": 1}, ["a"]),
+        ({"a": 1}, {"a": None}, ["a"]),
+        ({"a": {"b": 1}}, {"a": None}, ["a"]),
+        ({"a": None}, {"a": {"b": 1}}, ["a"]),
+        ({"a": 0}, {"a": 0.0}, []),
+        ({"a": 2e-4}, {"a": 0.0002}, []),
+        ({"a": [1, 2]}, {"a": [1, 2]}, []),
+        ({"a": [1, 2]}, {"a": [2, 1]}, ["a[0]", "a[1]"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a"]),
+        ({"a": [{"b": 1}]}, {"a": [{"b": 1, "new": 2}]}, []),
+        ({"a": [{"b": 1}]}, {"a": [{"b": 2}]}, ["a[0].b"]),
+        ({"nodeSelector": {}}, {"nodeSelector": {"a": "b"}}, ["nodeSelector"]),
+        ({"nodeSelector": {"a": "b"}}, {"nodeSelector": {}}, ["nodeSelector"]),
+        ({"x": {"nodeSelector": {"a": "b"}}}, {"x": {"nodeSelector": {"a": "c"}}}, ["x.nodeSelector"]),
+        ({"x": [{"nodeSelector": {}}]}, {"x": [{"nodeSelector": {"a": "c"}}]}, ["x[0].nodeSelector"]),
+    ],
+)
+def test_what_counts_as_a_change(recorded: dict, wanted: dict, paths: list[str]) -> None:
+    assert revisions.changes(recorded, wanted) == paths
+
+
+def test_numbers_as_the_api_server_stores_them_are_no_change() -> None:
+    """It writes 0.0 as 0 and 2e-4 as 0.0002; our defaults may be an int where the schema says float."""
+    raw = manifests.changed(manifests.MINIMAL, **{"spec.training": {"learningRate": 2e-4, "epochs": 3.0}})["spec"]
+    stored = json.loads(json.dumps(job.FineTuneJobSpec.model_validate(raw).wire()))
+    stored["training"]["lora"]["dropout"] = 0
+    stored["training"]["epochs"] = 3
+    first = revisions.want(job.FineTuneJobSpec.model_validate(raw), "", None)
+    again = revisions.want(job.FineTuneJobSpec.model_validate_json(json.dumps(stored)), "", first.resolved)
+    assert not any(again.changed.values())
+    assert again.revision == first.revision
+
+
+def test_defaults_that_the_api_server_fills_in_are_no_change() -> None:
+    written = job.FineTuneJobSpec.model_validate(manifests.MINIMAL["spec"])
+    filled = job.FineTuneJobSpec.model_validate(written.wire())
+    assert not any(revisions.want(filled, "", revisions.want(written, "", None).resolved).changed.values())
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    assert revisions.digest({"a": 1, "b": {"c": 1, "d": 2}}) == revisions.digest({"b": {"d": 2, "c": 1}, "a": 1})
+
+
+JSON = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.text(max_size=3),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_nothing_differs_from_itself(value) -> None:
+    assert revisions.changes(value, json.loads(json.dumps(value))) == []
+
+
+def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() -> None:
+    """A new field that nobody sorted in would silently mean no work."""
+    whole = spec().model_dump(mode="json", by_alias=True)
+    assert set(whole) == {
+        "intent", "baseModel", "dataset", "storage", "training", "resources", "evaluation", "deployment", "suspend",
+        "activeDeadlineSeconds", "ttlSecondsAfterFinished",
+    }  # fmt: skip
+    assert set(whole["intent"]) == {"advice"}
+    inputs = revisions.inputs(spec(), "")
+    assert set(whole["training"]) - set(inputs["training"]["training"]) == {"retries", "checkpoints"}
+    assert set(whole["deployment"]) - set(inputs["release"]) == {"enabled", "replicas", "rollout"}
+    assert set(whole["evaluation"]) - set(inputs["evaluation"]) == {"resources"}
+    assert set(whole["dataset"]) - set(inputs["training"]["dataset"]) == {"minimumExamples"}
+
+
+# -- the base model --
+
+ENTRY = basemodel.BaseModelSpec.model_validate(
+    manifests.ENTRY["spec"]
+    | {
+        "revision": "abc",
+        "accessTokenSecret": "hf",
+        "defaults": {"training": {"learningRate": 1e-4}, "serving": {"extraArgs": ["-x"]}},
+    }
+)
+
+
+def test_an_entry_of_the_catalogue_is_resolved_whole() -> None:
+    base = revisions.resolve(job.BaseModelReference(name="qwen2.5-7b-instruct"), ENTRY)
+    assert base is not None
+    assert (base.name, base.source, base.revision) == ("qwen2.5-7b-instruct", "hf://Qwen/Qwen2.5-7B-Instruct", "abc")
+    assert (base.access_token_secret, base.extra_args, base.learning_rate) == ("hf", ["-x"], 1e-4)
+
+
+def test_a_missing_entry_resolves_to_nothing() -> None:
+    assert revisions.resolve(job.BaseModelReference(name="x"), None) is None
+
+
+@pytest.mark.parametrize(
+    "source, name", [("hf://Org/My-Model", "my-model"), ("s3://bucket/models/m/", "m"), ("pvc://claim", "claim")]
+)
+def test_a_source_of_the_jobs_own_needs_no_catalogue(source: str, name: str) -> None:
+    base = revisions.resolve(job.BaseModelReference(source=source), None)
+    assert base is not None
+    assert (base.name, base.source) == (name, source)
+
+
+def test_a_resolved_base_model_stays_while_the_training_section_does() -> None:
+    old = record() | {"baseModel": {"name": "m", "source": "hf://old/one"}}
+    kept = revisions.want(spec(**{"deployment.image": "vllm:2"}), "", old)
+    assert kept.resolved["baseModel"]["source"] == "hf://old/one"
+    edited = revisions.want(spec(**{"training.seed": 1}), "", old)
+    assert "baseModel" not in edited.resolved, "a new revision takes the catalogue as it is then"
