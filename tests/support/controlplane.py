@@ -51,7 +51,7 @@ class ControlPlane:
 
 def harness(*words: str) -> str:
     """Runs a verb of hack/localcluster; the last line of what it printed."""
-    done = subprocess.run([sys.executable, HARNESS, *words], stdout=subprocess.PIPE, text=True, timeout=900)
+    done = subprocess.run([sys.executable, HARNESS, *words], stdout=subprocess.PIPE, text=True, timeout=2400)
     assert done.returncode == 0, f"hack/localcluster {' '.join(words)} failed; its own words are above"
     return done.stdout.strip().rpartition("\n")[2]
 
