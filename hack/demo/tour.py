@@ -48,7 +48,7 @@ def run(*, again: bool) -> int:
             _install(where, store, images, manifest)
         job = _run_job(where, store, manifest, watch, again=again)
         if progress.end(job) is not End.SERVES:
-            return _ended_otherwise(where, job, watch)
+            return _ended_otherwise(where, job, watch, objects)
         with watch.step("The result"):
             _show(where, job, objects)
     _farewell(where, job, watch)
@@ -153,14 +153,12 @@ def _run_job(
 
 
 def _show(where: Place, job: Job, objects: Objects) -> None:
-    status = job["status"]
     say.line("\nBase against tuned, on examples that training never saw:\n")
     say.line(result.metrics(job))
     samples = _samples(job, objects)
     say.line("\n" + result.side_by_side(samples[:3]))
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_bytes(objects.read(status["artifacts"]["report"]))
-    serving = status["deployment"]
+    _keep_report(job, objects)
+    serving = job["status"]["deployment"]
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     messages = samples[-1]["messages"]
     base = job["spec"]["baseModel"]["name"]
@@ -180,12 +178,21 @@ def _samples(job: Job, objects: Objects) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _ended_otherwise(where: Place, job: Job, watch: clock.Clock) -> int:
+def _keep_report(job: Job, objects: Objects) -> None:
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_bytes(objects.read(job["status"]["artifacts"]["report"]))
+
+
+def _ended_otherwise(where: Place, job: Job, watch: clock.Clock, objects: Objects) -> int:
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     if progress.end(job) is End.FAILED:
         say.line(f"\nThe job failed. {progress.failure(job)}")
     else:
         say.line(f"\nThe job does not serve: its phase is {job['status'].get('phase')}.")
+    if job["status"].get("evaluation"):
+        say.line("\n" + result.metrics(job))
+        _keep_report(job, objects)
+        say.line(f"\n  report:     {REPORT.relative_to(cache.REPOSITORY)}")
     say.line(f"\n  look:       export KUBECONFIG={shlex.quote(where.kube.config)}")
     say.line(f"              kubectl -n {namespace} describe finetunejob {name}")
     say.line("  try anew:   make demo RUN=again")
