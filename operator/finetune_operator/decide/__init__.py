@@ -11,14 +11,11 @@ from collections.abc import Callable
 from finetune_api import run, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
-from finetune_operator.decide import attempts, diagnosis, rollout
-from finetune_operator.decide.draft import Decision, Draft, Ended, Ref
+from finetune_operator.decide import attempts, edits, rollout, summary
+from finetune_operator.decide.draft import ENDS, Decision, Draft, Ended, Ref
 from finetune_operator.manifests import meta
 
 __all__ = ["Decision", "Ended", "Ref", "decide", "refuse"]
-
-STAGES = (Condition.PREFLIGHT_PASSED, Condition.TRAINED, Condition.EVALUATED, Condition.DEPLOYED)
-ENDS = (Condition.COMPLETE, Condition.FAILED)
 
 
 def decide(obs: observe.Observation) -> Decision:
@@ -33,7 +30,7 @@ def decide(obs: observe.Observation) -> Decision:
         rollout.keep_serving(draft)
         rollout.retire(draft)
         stop_what_is_not_wanted(draft)
-        sum_up(draft)
+        summary.sum_up(draft)
     return draft.decision()
 
 
@@ -107,73 +104,6 @@ def base_model_is_not_in_the_catalogue(draft: Draft) -> bool:
         "job goes on by itself",
     )
     return True
-
-
-def the_spec_asks_for_other_work(draft: Draft) -> bool:
-    """Forget just as much as the edit made stale: all of it, the judgement, the release, or a failure that may now pass."""
-    old, wanted = draft.status, draft.wanted
-    release = draft.release_name if draft.spec.deployment.enabled else None
-    if old.revision != wanted.revision:
-        another_revision(draft)
-    else:
-        if old.evaluation_hash != wanted.evaluation_hash:
-            draft.forget(Condition.EVALUATED, Condition.DEPLOYED)
-            draft.edit(evaluation=None)
-            if old.stage in {Stage.EVALUATE, Stage.VERIFY}:
-                begin_again(draft)
-        elif old.release != release:
-            draft.forget(Condition.DEPLOYED)
-            if old.stage == Stage.VERIFY or conditions.is_true(old, Condition.COMPLETE):
-                begin_again(draft)
-        another_try(draft)
-    base = run.ResolvedBaseModel.model_validate(wanted.resolved[revisions.BASE_MODEL])
-    draft.edit(
-        resolved=json.dumps(wanted.resolved, separators=(",", ":")),
-        evaluation_hash=wanted.evaluation_hash,
-        release=release,
-        base_model=base.name,
-    )
-    draft.say(Condition.ACCEPTED, "True", Reason.ACCEPTED, f"revision {wanted.revision} of base model {base.name}")
-    return False
-
-
-def another_revision(draft: Draft) -> None:
-    old = draft.status
-    if old.revision is not None and old.completion_time is None:
-        draft.remember(old.revision, Reason.SUPERSEDED)
-    begin_again(draft)
-    draft.forget(*STAGES)
-    draft.edit(
-        revision=draft.wanted.revision,
-        micro_batch_scale=None,
-        preflight=None,
-        progress=None,
-        checkpoint=None,
-        artifacts=None,
-        evaluation=None,
-    )
-
-
-def begin_again(draft: Draft) -> None:
-    """The stage that is under way, or at which the job ended, is not what is asked for any more."""
-    draft.forget(*ENDS)
-    draft.edit(stage=None, attempt=None, failed_attempts=None, retry_at=None, failure=None, completion_time=None)
-    draft.edit(start_time=draft.obs.now.replace(microsecond=0))
-
-
-def another_try(draft: Draft) -> None:
-    """An edit of what surrounds a stage changes no result, and gives the stage that failed another try."""
-    failure = draft.status.failure
-    if failure is None or not conditions.is_true(draft.status, Condition.FAILED):
-        return
-    stage = Stage(failure.stage)
-    changed = {section for section, paths in draft.wanted.changed.items() if paths}
-    relevant = {revisions.ENVIRONMENT} | ({revisions.PREFLIGHT} if stage is Stage.PREFLIGHT else set())
-    if changed & relevant:
-        attempt = (draft.status.attempt or 1) + 1
-        begin_again(draft)
-        draft.forget(conditions.STAGE_CONDITIONS[stage])
-        draft.edit(stage=stage, attempt=attempt, failed_attempts=0, micro_batch_scale=None)
 
 
 def failure_is_final(draft: Draft) -> bool:
@@ -341,7 +271,7 @@ JOURNEY: tuple[Callable[[Draft], bool], ...] = (
     suspension_is_over,
     gpu_type_is_unknown,
     base_model_is_not_in_the_catalogue,
-    the_spec_asks_for_other_work,
+    edits.the_spec_asks_for_other_work,
     failure_is_final,
     everything_is_done,
     job_is_suspended,
@@ -407,50 +337,3 @@ def stop_what_is_not_wanted(draft: Draft) -> None:
     draining = {server.revision for server in draft.obs.servers.values()}
     names |= {meta.run_config(draft.obs.parent, revision) for revision in draining}
     draft.delete += [Ref("ConfigMap", name) for name in draft.obs.configs if name not in names]
-
-
-def sum_up(draft: Draft) -> None:
-    """Ready, Reconciling and Stalled by kstatus' rules, then the phase."""
-    state, serving = draft.status, draft.serving
-    failed = conditions.get(state, Condition.FAILED)
-    if failed is not None and failed.status == "True":
-        keeps = ""
-        if serving is not None:
-            keeps = f" Revision {serving.revision} goes on serving."
-            rolled = Reason.ROLLED_BACK if state.failure and state.failure.stage == Stage.VERIFY else Reason.SERVING
-            draft.say(Condition.DEPLOYED, "True", rolled, f"revision {serving.revision} serves; the wanted one failed")
-        _kstatus(draft, "False", False, True, failed.reason, failed.message + keeps)
-    elif conditions.is_true(state, Condition.COMPLETE):
-        _kstatus(draft, "True", False, False, Reason.SUCCEEDED, "done: nothing is to be served")
-    elif conditions.is_true(state, Condition.SUSPENDED):
-        serves = f" Revision {serving.revision} goes on serving." if serving is not None else ""
-        text = f"suspended: set spec.suspend to false to go on.{serves}"
-        _kstatus(draft, "False", False, False, Reason.SUSPENDED, text)
-    elif serving is not None and serving.name == draft.release_name and conditions.is_true(state, Condition.DEPLOYED):
-        server = draft.obs.servers.get(serving.name)
-        ready, replicas = (server.ready if server else 0), draft.spec.deployment.replicas
-        text = f"{ready} of {replicas} pods of revision {serving.revision} are ready"
-        problems = [] if ready else [p for p in map(_pod_problem, draft.obs.pods_of(serving.name)) if p]
-        text = f"{text}: {problems[0]}" if problems else text
-        _kstatus(draft, "True" if ready else "False", ready < replicas, False, Reason.SERVING, text)
-    else:
-        kinds = (Condition.ACCEPTED, *STAGES)
-        found = [c for c in (conditions.get(state, kind) for kind in kinds) if c is not None and c.status != "True"]
-        reason, text = (found[0].reason, found[0].message) if found else (Reason.WAITING, "starting")
-        if serving is not None:
-            text += f" Revision {serving.revision} goes on serving."
-        _kstatus(draft, "False", True, False, reason, text)
-    draft.edit(observed_generation=draft.obs.parent.generation, phase=conditions.phase(draft.status))
-
-
-def _pod_problem(pod: observe.Pod) -> str:
-    problem = diagnosis.server(pod)
-    return problem.message if problem else ""
-
-
-def _kstatus(
-    draft: Draft, ready: conditions.State, reconciling: bool, stalled: bool, reason: str, message: str
-) -> None:
-    draft.say(Condition.READY, ready, reason, message)
-    draft.say(Condition.RECONCILING, "True" if reconciling else "False", reason, message)
-    draft.say(Condition.STALLED, "True" if stalled else "False", reason, message)

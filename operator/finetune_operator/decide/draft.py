@@ -9,6 +9,8 @@ from finetune_operator import conditions, observe, revisions
 from finetune_operator.manifests import meta, release
 
 HISTORY = 10
+STAGES = (Condition.PREFLIGHT_PASSED, Condition.TRAINED, Condition.EVALUATED, Condition.DEPLOYED)
+ENDS = (Condition.COMPLETE, Condition.FAILED)
 
 
 @dataclasses.dataclass(frozen=True)
