@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from finetune_api import job
-from finetune_trainer import lora, loss, model
+from finetune_trainer import attention, lora, loss, model
 
 CPU = torch.device("cpu")
 
@@ -56,6 +56,7 @@ def tiny_model(kind: str) -> Any:
     }
     torch.manual_seed(1)
     made = transformers.AutoModelForCausalLM.from_config(configs[kind]())
+    attention.install(made)
     return made.requires_grad_(False).eval()
 
 
@@ -206,3 +207,36 @@ def test_a_model_is_loaded_frozen_and_only_from_safetensors(base: pathlib.Path) 
     loaded = model.load(base, job.Precision.FLOAT32, CPU)
     assert not any(weight.requires_grad for weight in loaded.parameters())
     assert model.load(base, job.Precision.BFLOAT16, CPU).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("heads, shared", [(4, 4), (9, 3), (4, 1)])
+def test_short_rows_attend_as_in_torchs_kernel(heads: int, shared: int) -> None:
+    torch.manual_seed(4)
+    query = torch.randn(3, heads, 21, 8, requires_grad=True)
+    key, value = (torch.randn(3, shared, 21, 8, requires_grad=True) for _ in range(2))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    found = attention.causal(query, key, value, 0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(found)
+    for mine, other in zip(
+        torch.autograd.grad(found, (query, key, value), upstream),
+        torch.autograd.grad(expected, (query, key, value), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fast_attention_is_used_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    original = attention.causal
+    monkeypatch.setattr(attention, "causal", lambda *given: (calls.append(1), original(*given))[1])
+    made = tiny_model("llama, tied head")
+    ids = torch.tensor(batch()[0][:1])
+    made(input_ids=ids)
+    assert len(calls) == 2, "one for each layer"
+    with torch.no_grad():
+        made(input_ids=ids)
+    made(input_ids=ids.repeat(1, 30))
+    assert len(calls) == 2

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api import job, reasons
-from finetune_trainer import errors, log, loss, machine
+from finetune_trainer import attention, errors, log, loss, machine
 
 IGNORED = -1
 """Target of a position that is not learned."""
@@ -51,6 +51,7 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device) ->
         ) from error
     loaded.requires_grad_(False)
     loaded.eval()
+    attention.install(loaded)
     log.info("base model loaded", kind=type(loaded).__name__, dtype=str(kind).removeprefix("torch."), device=str(where))
     return loaded
 
