@@ -82,7 +82,8 @@ def foreign_node() -> str | None:
             program = path.read_text().strip()
         except OSError:
             continue
-        if program in ("kubelet", "kube-proxy"):
+        # One that ended a moment ago is listed until its parent takes note.
+        if program in ("kubelet", "kube-proxy") and process.start_time(int(path.parent.name)) is not None:
             return f"{program} (pid {path.parent.name})"
     return None
 
@@ -107,6 +108,7 @@ def clean(node: Node) -> None:
         if path.is_symlink() and path.readlink().is_relative_to(logs):
             path.unlink(missing_ok=True)
     _remove_empty(Path("/var/log/containers"))
+    _remove_empty(network.NAMESPACES)
     _DEVICE_PLUGINS.joinpath("kubelet.sock").unlink(missing_ok=True)
     _remove_empty(_DEVICE_PLUGINS)
     _remove_empty(_DEVICE_PLUGINS.parent)

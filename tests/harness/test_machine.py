@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_what_a_dead_node_left_is_cleaned_before_the_next_one(tmp_path: Path, mo
     monkeypatch.setattr(machine, "foreign_node", lambda: None)
     machine.claim("second")
     assert cleaned == ["first"]
+
+
+def test_a_kubelet_that_ended_but_was_not_reaped_is_no_other_node(tmp_path: Path) -> None:
+    program = tmp_path / "kubelet"
+    program.symlink_to("/bin/sleep")
+    child = subprocess.Popen([program, "60"])
+    try:
+        assert machine.foreign_node() is not None
+        child.kill()
+        while process.start_time(child.pid) is not None:
+            pass
+        assert f"pid {child.pid}" not in str(machine.foreign_node())
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_the_first_subnet_that_the_machine_does_not_use_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
