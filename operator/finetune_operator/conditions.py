@@ -55,6 +55,12 @@ def drop(state: status.Status, *kinds: Condition) -> status.Status:
     return state.model_copy(update={"conditions": [c for c in state.conditions if c.type not in kinds]})
 
 
+def seen(state: status.Status, generation: int) -> status.Status:
+    """The status with all conditions said of this generation: what an edit left true still is, and `kubectl wait` knows."""
+    fresh = [c.model_copy(update={"observed_generation": generation}) for c in state.conditions]
+    return state.model_copy(update={"conditions": fresh})
+
+
 def phase(state: status.Status) -> Phase:
     """A pure function of the conditions, for people."""
     if is_true(state, Condition.SUSPENDED):

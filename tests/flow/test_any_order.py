@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 from finetune_api.reasons import Phase
 from finetune_operator import observe
 from flow import world
-from flow.fakecluster import Crashes, Ends, Evicted, Hangs, Play, Unschedulable, Waits
+from flow.fakecluster import Ends, Evicted, Hangs, Play, Unschedulable, Waits
 
 PLAYS: list[Play | None] = [
     *[None] * 8, Hangs(), Hangs(), Ends(1, "boom"), Ends(137, "", "OOMKilled"), Ends(5), Ends(0, "?"), Evicted(), Evicted(),

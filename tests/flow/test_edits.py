@@ -164,6 +164,21 @@ async def test_recreate_stops_the_serving_release_before_it_starts_the_next() ->
     assert played.cluster.names("Deployment") == [played.serving()]
 
 
+async def test_recreate_waits_until_the_last_pod_of_the_serving_release_is_gone() -> None:
+    played = await served(**RECREATE)
+    first = played.serving()
+    played.cluster.stop_slowly = True
+    played.apply(**RECREATE, **DATA)
+    await played.settle()
+    assert len(played.pods("server")) == 1
+    assert played.cluster.names("Deployment") == [first]
+    assert "being stopped to make room" in played.condition("Deployed").message
+    played.cluster.stop_slowly = False
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert played.serving() != first
+
+
 async def test_a_third_revision_takes_over_from_a_second_that_was_never_verified() -> None:
     played = await served()
     first = played.serving()
@@ -239,6 +254,16 @@ async def test_an_edit_of_the_evaluation_may_unseat_the_judgement_but_not_the_se
     await played.rest()
     assert played.phase == Phase.READY
     assert jobs(played)[:2] == [1, 1]
+
+
+async def test_an_attempt_that_failed_on_the_way_is_forgotten_at_the_end() -> None:
+    played = await served()
+    played.script["evaluate"] = [Ends(1, "boom")]
+    played.apply(**GATE)
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert played.state.failure is None
+    assert jobs(played) == [1, 1, 3, 1]
 
 
 async def test_a_failed_gate_that_is_lowered_passes_without_training() -> None:
@@ -319,6 +344,14 @@ async def test_an_edit_of_the_replicas_only_scales() -> None:
     assert played.phase == Phase.READY
     assert world.kstatus(played.job) == "Current"
     assert played.state.deployment.ready_replicas == 3
+
+
+async def test_every_condition_speaks_of_the_generation_that_was_seen() -> None:
+    played = await served()
+    played.apply(**{"spec.deployment.replicas": 2})
+    await played.rest()
+    assert played.job["metadata"]["generation"] == played.state.observed_generation == 2
+    assert {c.observed_generation for c in played.state.conditions} == {2}
 
 
 async def test_a_server_that_loses_its_pods_is_not_ready_and_comes_back() -> None:
@@ -563,6 +596,19 @@ async def test_children_that_are_removed_come_back(kind: str) -> None:
 async def test_a_candidate_that_is_removed_comes_back_and_is_verified() -> None:
     played = start({"verify": [Hangs()]})
     await played.settle(until=played.runs("verify"))
+    played.cluster.remove("Deployment", played.cluster.names("Deployment")[0])
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert len(played.attempts("verify")) == 2
+
+
+async def test_a_verification_says_nothing_of_a_candidate_that_was_made_again() -> None:
+    played = start({"verify": [Hangs()]})
+    await played.settle(until=played.runs("verify"))
+    await played.rest()
+    played.let_go("verify")
+    played.cluster.step()
+    played.cluster.step()  # the Job is complete, and nobody has heard of it yet
     played.cluster.remove("Deployment", played.cluster.names("Deployment")[0])
     await played.rest()
     assert played.phase == Phase.READY

@@ -86,6 +86,20 @@ async def test_flapping_suspension_never_runs_two_pods() -> None:
     assert played.phase == Phase.READY
 
 
+async def test_a_job_that_was_made_a_moment_ago_is_known_before_its_watch_says_so() -> None:
+    played = start()
+    await played.settle(until=lambda: bool(played.attempts("train")))
+    for suspend in (True, False, True, False):
+        played.apply(**{"spec.suspend": suspend})
+        for news in [n for n in played.cluster.undelivered if n[1] == "FineTuneJob"]:
+            played.cluster.undelivered.remove(news)
+            played.deliver_one(*news)
+        for uid in sorted(played.dirty):
+            await played.reconcile(uid)  # which asserts that no two Jobs are active
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
 async def test_a_stage_that_ended_before_it_could_be_suspended_is_not_run_again() -> None:
     played = start({"train": [Hangs()]})
     await played.settle(until=played.runs("train"))

@@ -37,6 +37,7 @@ def sum_up(draft: Draft) -> None:
         if serving is not None:
             text += f" Revision {serving.revision} goes on serving."
         _kstatus(draft, "False", True, False, reason, text)
+    draft.status = conditions.seen(draft.status, draft.obs.parent.generation)
     draft.edit(observed_generation=draft.obs.parent.generation, phase=conditions.phase(draft.status))
 
 
