@@ -122,14 +122,16 @@ def credentials(kube: Kube, in_namespace: str, name: str, store: place.ObjectSto
     kube.apply(secret(name, in_namespace, contents))
 
 
-def refuse_to_replace(kube: Kube) -> None:
-    """On an existing cluster: an operator that the demo did not install is not the demo's to upgrade."""
-    found = kube.get("namespace", SYSTEM)
-    if found and found["metadata"].get("labels", {}).get(LABEL) != "true":
-        raise say.Problem(
-            f"this cluster has a namespace {SYSTEM} that the demo did not make: it would replace the operator in it."
-            " Use another cluster, or apply examples/quickstart.yaml to the operator that runs there."
-        )
+def refuse_to_replace(kube: Kube, *names: str) -> None:
+    """On an existing cluster: what lies in a namespace that the demo did not make is not the demo's to change."""
+    for name in names:
+        found = kube.get("namespace", name)
+        if found and found["metadata"].get("labels", {}).get(LABEL) != "true":
+            raise say.Problem(
+                f"this cluster has a namespace {name} that the demo did not make, and the demo would change what is in"
+                " it. Use another cluster, or, where the operator runs already, adapt and apply"
+                " examples/quickstart.yaml yourself."
+            )
 
 
 def chart(kube: Kube, chosen: dict[str, Any]) -> None:

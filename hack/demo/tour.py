@@ -35,8 +35,8 @@ def run(*, again: bool) -> int:
     needs.require(needs.missing_for_images() if given else needs.missing_locally(machine))
     watch = clock.Clock()
 
-    where, images, model = _prepare(given, watch)
     manifest = yaml.safe_load(QUICKSTART.read_text())
+    where, images, model = _prepare(given, manifest["metadata"]["namespace"], watch)
     store = where.store
     if store is None:
         with watch.step("S3 store: a pod of the demo's own", "10 s"):
@@ -74,7 +74,7 @@ def _announce(given: tuple[str, str] | None, machine: needs.Machine) -> None:
     )
 
 
-def _prepare(given: tuple[str, str] | None, watch: clock.Clock) -> tuple[Place, dict[str, str], Path]:
+def _prepare(given: tuple[str, str] | None, namespace: str, watch: clock.Clock) -> tuple[Place, dict[str, str], Path]:
     """The cluster and then its images; beside them the base model's folder, which needs neither."""
     places: list[Place] = []
     models: list[Path] = []
@@ -84,7 +84,7 @@ def _prepare(given: tuple[str, str] | None, watch: clock.Clock) -> tuple[Place, 
         with watch.step("Cluster", "7 s, minutes at first"):
             places.append(place.use_existing(*given) if given else place.start_local())
         if given:
-            install.refuse_to_replace(places[0].kube)
+            install.refuse_to_replace(places[0].kube, install.SYSTEM, gateway.NAMESPACE, namespace)
         with watch.step("Images: operator, trainer, fetch, vLLM for CPUs", "2 s, 6 min at first"):
             wanted = [*_IMAGES, "s3"] if given else _IMAGES
             tool = cache.REPOSITORY / "hack" / "images"
@@ -196,9 +196,15 @@ def _ended_otherwise(where: Place, job: Job, watch: clock.Clock, objects: Object
     say.line(f"\n  look:       export KUBECONFIG={shlex.quote(where.kube.config)}")
     say.line(f"              kubectl -n {namespace} describe finetunejob {name}")
     say.line("  try anew:   make demo RUN=again")
-    say.line("  stop:       make demo-down")
+    say.line(f"  stop:       {_stop(where)}")
     say.line("\n" + watch.table())
     return 1
+
+
+def _stop(where: Place) -> str:
+    if where.local:
+        return "make demo-down"
+    return f"make demo-down KUBECONFIG={shlex.quote(where.kube.config)} REGISTRY={where.registry}"
 
 
 def _farewell(where: Place, job: Job, watch: clock.Clock) -> None:
@@ -215,7 +221,7 @@ def _farewell(where: Place, job: Job, watch: clock.Clock) -> None:
         "              curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
         f"                -d {shlex.quote(body)}",
         "Train anew:   make demo RUN=again",
-        "Stop:         make demo-down",
+        f"Stop:         {_stop(where)}",
     ]
     say.line("\n".join(lines))
     say.line("\nWhat each step took:\n" + watch.table())

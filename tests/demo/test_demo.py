@@ -134,6 +134,21 @@ def test_half_of_an_existing_cluster_is_refused(monkeypatch: pytest.MonkeyPatch,
         place.existing()
 
 
+class Cluster(kube.Kube):
+    """A cluster with a namespace of its user and one of the demo."""
+
+    def get(self, kind: str, name: str, namespace: str = "") -> kube.Manifest | None:
+        labels = {"mine": {}, "ours": {install.LABEL: "true"}}
+        return {"metadata": {"name": name, "labels": labels[name]}} if name in labels else None
+
+
+def test_namespaces_of_others_are_left_alone() -> None:
+    cluster = Cluster("kubectl", "helm", "config")
+    install.refuse_to_replace(cluster, "ours", "absent")
+    with pytest.raises(say.Problem, match="namespace mine that the demo did not make"):
+        install.refuse_to_replace(cluster, "ours", "mine")
+
+
 def test_answers_stand_side_by_side() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "Where is my parcel?"}]
     sample = {"messages": messages, "expected": "{}", "base": "I am sorry to hear that. " * 9, "tuned": '{"a": 1}'}
