@@ -248,3 +248,12 @@ def _discard(draft: Plan) -> None:
         before = draft.logs.with_name(f"{draft.name}.previous")
         shutil.rmtree(before, ignore_errors=True)
         draft.logs.rename(before)
+    for old in outdated_logs(draft.logs.parent):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def outdated_logs(folder: Path) -> list[Path]:
+    """Log folders beyond the newest thirty: tests name their clusters anew each time. Those of living clusters stay."""
+    living = plan.names()
+    ended = [path for path in folder.glob("*") if path.name not in living]
+    return sorted(ended, key=lambda path: path.stat().st_mtime, reverse=True)[30:]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import disk, machine, process
+from localcluster import cluster, disk, machine, process
 from toolbox import say
 
 
@@ -43,6 +43,17 @@ def test_clean_is_refused_while_a_cluster_runs(cache_folder: Path) -> None:
     with pytest.raises(say.Problem, match="still running: busy"):
         disk.clean(everything=True)
     assert (cache_folder / "images" / "file").exists()
+
+
+def test_the_logs_of_thirty_ended_clusters_are_kept_and_of_every_living_one(cache_folder: Path) -> None:
+    for number in range(40):
+        folder = cache_folder / "logs" / f"ended-{number}"
+        folder.mkdir()
+        os.utime(folder, (number, number))
+    (cache_folder / "logs" / "file").unlink()
+    (cache_folder / "clusters" / "ended-0").mkdir(parents=True)
+    gone = {path.name for path in cluster.outdated_logs(cache_folder / "logs")}
+    assert gone == {f"ended-{number}" for number in range(1, 10)}
 
 
 def test_a_file_that_is_linked_twice_counts_once(tmp_path: Path) -> None:
