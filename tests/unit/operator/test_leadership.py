@@ -47,7 +47,7 @@ class Work:
 def api(monkeypatch: pytest.MonkeyPatch) -> cluster.Cluster:
     Lock.holder, Lock.away = None, False
     monkeypatch.setattr(cluster, "_PatientLock", Lock)
-    for name, seconds in {"LEASE_SECONDS": 2, "RENEW_SECONDS": 0.3, "RETRY_SECONDS": 0.1}.items():
+    for name, seconds in {"LEASE_SECONDS": 3, "RENEW_SECONDS": 1.5, "RETRY_SECONDS": 1}.items():
         monkeypatch.setattr(cluster, name, seconds)
     made = cluster.Cluster(None)
 
@@ -62,7 +62,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> cluster.Cluster:
 async def test_who_is_told_to_stop_ends_the_work_and_then_gives_the_lease_back(api: cluster.Cluster) -> None:
     work = Work()
     leading = asyncio.create_task(api.lead("ns", "lease", "me", work))
-    await asyncio.wait_for(work.begun.wait(), 2)
+    await asyncio.wait_for(work.begun.wait(), 5)
     assert Lock.holder == "me"
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
@@ -73,20 +73,20 @@ async def test_who_is_told_to_stop_ends_the_work_and_then_gives_the_lease_back(a
 async def test_who_cannot_renew_ends_the_work(api: cluster.Cluster) -> None:
     work = Work()
     leading = asyncio.create_task(api.lead("ns", "lease", "me", work))
-    await asyncio.wait_for(work.begun.wait(), 2)
+    await asyncio.wait_for(work.begun.wait(), 5)
     Lock.away = True
-    await asyncio.wait_for(leading, 2)
+    await asyncio.wait_for(leading, 5)
     assert work.stopped
 
 
 async def test_a_short_outage_ends_nothing(api: cluster.Cluster) -> None:
     work = Work()
     leading = asyncio.create_task(api.lead("ns", "lease", "me", work))
-    await asyncio.wait_for(work.begun.wait(), 2)
+    await asyncio.wait_for(work.begun.wait(), 5)
     Lock.away = True
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(1.2)  # one renewal fails
     Lock.away = False
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(2)
     assert not leading.done()
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
@@ -99,7 +99,7 @@ async def test_while_another_leads_nothing_is_worked_on(api: cluster.Cluster) ->
     await asyncio.sleep(0.3)
     assert not work.begun.is_set()
     Lock.holder = None
-    await asyncio.wait_for(work.begun.wait(), 2)
+    await asyncio.wait_for(work.begun.wait(), 5)
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
 
@@ -109,7 +109,7 @@ async def test_work_that_fails_is_told_and_the_lease_given_back(api: cluster.Clu
         raise ValueError("defect")
 
     with pytest.raises(ValueError, match="defect"):
-        await asyncio.wait_for(api.lead("ns", "lease", "me", broken), 2)
+        await asyncio.wait_for(api.lead("ns", "lease", "me", broken), 5)
     assert Lock.holder is None
 
 
