@@ -628,6 +628,12 @@ NAME_RULES = model.rules(
         "self.metadata.name.matches('^[a-z]')",
         "metadata.name must begin with a letter, since the model's Service has the same name",
     ),
+    (
+        "!has(self.spec.baseModel.name) || self.spec.baseModel.name != (has(self.spec.deployment.servedModelName) ? "
+        "self.spec.deployment.servedModelName : self.metadata.name)",
+        "the served name (deployment.servedModelName, or else metadata.name) must differ from baseModel.name: the server "
+        "lists both",
+    ),
 )
 
 PRINTER_COLUMNS: list[dict[str, Any]] = [

@@ -24,6 +24,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a name above 40 characters", {"metadata.name": "a" * 41}, "metadata.name", "must have at most 40 characters"),
     ("a name with a dot", {"metadata.name": "a.b"}, "metadata.name", "must not contain a dot"),
     ("a name that begins with a digit", {"metadata.name": "7b"}, "metadata.name", "must begin with a letter"),
+    (
+        "the base model's own name for the tuned one",
+        {"deployment": {"servedModelName": "qwen2.5-7b-instruct"}},
+        "metadata.name",
+        "must differ from baseModel.name",
+    ),
     ("a name with capitals", {"metadata.name": "Support"}, "metadata.name", "lower case"),
     # what every job needs
     ("no spec", {"spec": manifests.REMOVED}, "spec", "Required value"),

@@ -63,6 +63,16 @@ def begin_again(draft: Draft) -> None:
     draft.edit(start_time=draft.obs.now.replace(microsecond=0))
 
 
+INHERENT = {
+    Reason.EVALUATION_BELOW_GATE,
+    Reason.LOSS_DIVERGED,
+    Reason.DATASET_INVALID,
+    Reason.TOO_FEW_EXAMPLES,
+    Reason.ADAPTER_INCOMPATIBLE,
+}
+"""Failures of the work itself: with more memory or other credentials it would end the same."""
+
+
 def another_try(draft: Draft) -> None:
     """An edit of what surrounds a stage changes no result, and gives the stage that failed another try."""
     failure = draft.status.failure
@@ -70,7 +80,8 @@ def another_try(draft: Draft) -> None:
         return
     stage = Stage(failure.stage)
     changed = {section for section, paths in draft.wanted.changed.items() if paths}
-    relevant = {revisions.ENVIRONMENT} | ({revisions.PREFLIGHT} if stage is Stage.PREFLIGHT else set())
+    relevant = set() if failure.reason in INHERENT else {revisions.ENVIRONMENT}
+    relevant |= {revisions.PREFLIGHT} if stage is Stage.PREFLIGHT else set()
     if changed & relevant:
         attempt = (draft.status.attempt or 1) + 1
         begin_again(draft)

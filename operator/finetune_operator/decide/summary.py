@@ -4,6 +4,7 @@ from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe
 from finetune_operator.decide import diagnosis
 from finetune_operator.decide.draft import STAGES, Draft
+from finetune_operator.manifests import release
 
 
 def sum_up(draft: Draft) -> None:
@@ -11,17 +12,14 @@ def sum_up(draft: Draft) -> None:
     state, serving = draft.status, draft.serving
     failed = conditions.get(state, Condition.FAILED)
     if failed is not None and failed.status == "True":
-        keeps = ""
         if serving is not None:
-            keeps = f" Revision {serving.revision} goes on serving."
             rolled = Reason.ROLLED_BACK if state.failure and state.failure.stage == Stage.VERIFY else Reason.SERVING
             draft.say(Condition.DEPLOYED, "True", rolled, f"revision {serving.revision} serves; the wanted one failed")
-        _kstatus(draft, "False", False, True, failed.reason, failed.message + keeps)
+        _kstatus(draft, "False", False, True, failed.reason, failed.message + _meanwhile(serving))
     elif conditions.is_true(state, Condition.COMPLETE):
         _kstatus(draft, "True", False, False, Reason.SUCCEEDED, "done: nothing is to be served")
     elif conditions.is_true(state, Condition.SUSPENDED):
-        serves = f" Revision {serving.revision} goes on serving." if serving is not None else ""
-        text = f"suspended: set spec.suspend to false to go on.{serves}"
+        text = "suspended: set spec.suspend to false to go on" + _meanwhile(serving)
         _kstatus(draft, "False", False, False, Reason.SUSPENDED, text)
     elif serving is not None and serving.name == draft.release_name and conditions.is_true(state, Condition.DEPLOYED):
         server = draft.obs.servers.get(serving.name)
@@ -34,11 +32,14 @@ def sum_up(draft: Draft) -> None:
         kinds = (Condition.ACCEPTED, *STAGES)
         found = [c for c in (conditions.get(state, kind) for kind in kinds) if c is not None and c.status != "True"]
         reason, text = (found[0].reason, found[0].message) if found else (Reason.WAITING, "starting")
-        if serving is not None:
-            text += f" Revision {serving.revision} goes on serving."
+        text += _meanwhile(serving)
         _kstatus(draft, "False", True, False, reason, text)
     draft.status = conditions.seen(draft.status, draft.obs.parent.generation)
     draft.edit(observed_generation=draft.obs.parent.generation, phase=conditions.phase(draft.status))
+
+
+def _meanwhile(serving: release.Release | None) -> str:
+    return f" (revision {serving.revision} goes on serving)" if serving is not None else ""
 
 
 def _pod_problem(pod: observe.Pod) -> str:
