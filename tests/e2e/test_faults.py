@@ -24,7 +24,7 @@ def training(site: Site, attempt: str = "") -> list[dict]:
 
 
 def checkpoint_step(job: sites.Job) -> int:
-    return int((job["status"].get("checkpoint") or {}).get("step") or 0)
+    return int((job.get("status", {}).get("checkpoint") or {}).get("step") or 0)
 
 
 def kill_from_the_node(pod_uid: str) -> None:
@@ -79,7 +79,7 @@ def test_a_job_survives_the_death_of_its_operator_and_of_its_training_pods(site:
     # SIGKILL: the second attempt resumes from the checkpoint
     if site.local:
         kill_from_the_node(before)
-        second = site.until(NAME, lambda job: job["status"].get("attempt") == 2, "in its second attempt", 60)
+        second = site.until(NAME, lambda job: job.get("status", {}).get("attempt") == 2, "in its second attempt", 60)
         assert second["status"]["failure"]["exitCode"] == 137
         step = checkpoint_step(second)
         site.until(NAME, lambda job: checkpoint_step(job) > step, "checkpointed again", 120)
@@ -116,7 +116,7 @@ def test_suspend_saves_a_checkpoint_and_resume_goes_on_from_it(site: Site) -> No
     }
     spec = site.spec(data, training=training_spec)
     site.apply(name, spec)
-    site.until(name, lambda job: (job["status"].get("progress") or {}).get("step", 0) > 20, "training", 180)
+    site.until(name, lambda job: (job.get("status", {}).get("progress") or {}).get("step", 0) > 20, "training", 180)
     site.apply(name, {**spec, "suspend": True})
     site.until_condition(name, "Suspended", seconds=30)
     began = time.monotonic()
