@@ -35,6 +35,7 @@ def unstopped() -> Any:
     """SIGTERM of one test is not SIGTERM of the next."""
     yield
     signals._stop.asked = False
+    storage._deadline = float("inf")
 
 
 def trained(spec: run.Run, scale: float = 1.0) -> outcome.Training:
@@ -304,6 +305,27 @@ def test_training_goes_on_while_checkpoints_cannot_be_saved(world: World, monkey
     clock = iter(range(10**6))
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
     assert train.train(spec, 1, 1.0).training is not None
+
+
+def test_a_stop_during_the_last_upload_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, fresh: Callable[[], None]
+) -> None:
+    spec = world()
+    preflight.preflight(spec)
+
+    def upload(*_: Any) -> Any:
+        raise errors.Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter, "upload", upload)
+        with pytest.raises(errors.Stopped):
+            train.train(spec, 1, 1.0)
+    assert checkpoint.complete(storage.Storage(), spec.layout) == [12]
+    fresh()
+    found = train.train(spec, 2, 1.0).training
+    assert found is not None
+    assert found.resumed_from == 12
+    assert len(losses(spec)) == 12
 
 
 def start(folder: pathlib.Path, run_file: pathlib.Path) -> "subprocess.Popen[str]":

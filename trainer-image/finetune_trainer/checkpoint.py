@@ -195,7 +195,7 @@ class Saver:
         """Saves a snapshot now, unless its step is saved already. Raises Failure."""
         with self._lock:
             self._waiting = None
-            self._lock.wait_for(lambda: not self._busy, 20)
+            self._lock.wait_for(lambda: not self._busy, 10)
             if self._done == snapshot.state.step:
                 return
         self._save(snapshot)

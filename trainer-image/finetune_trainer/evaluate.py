@@ -110,7 +110,9 @@ def finished(spec: run.Run, store: storage.Storage, sha256: str) -> outcome.Outc
 
 def answered(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     failed = [f"{gate.requirement}: {gate.observed}" for gate in found.gates if not gate.passed]
-    text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed) if failed else "every gate passed"
+    text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed)
+    if not failed:
+        text = "every gate passed" if found.gates else "the job has no gates"
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
 
 

@@ -133,6 +133,15 @@ class Storage:
         self._of(uri).delete(uri)
 
 
+_deadline = float("inf")
+
+
+def hurry(seconds: float) -> None:
+    """From now on no outage is waited for beyond so many seconds: the process is about to be killed."""
+    global _deadline
+    _deadline = time.monotonic() + seconds
+
+
 def of(spec: job.Storage, patience: float = PATIENCE) -> Storage:
     """The storage that a job's spec describes; credentials come from the environment, as boto3 finds them."""
     return Storage(spec.endpoint, spec.region, min(patience, PATIENCE))
@@ -229,7 +238,7 @@ class S3:
             else {}
         )
         config = botocore.config.Config(
-            connect_timeout=10,
+            connect_timeout=5,
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 3},
             max_pool_connections=16,
@@ -295,13 +304,14 @@ class S3:
 
     def _call(self, uri: str, request: Callable[[], T]) -> T:
         """Does a request until it is answered; what another try cannot change is raised at once."""
-        deadline, pause, said = time.monotonic() + self._patience, 0.5, False
+        begun, pause, said = time.monotonic(), 0.5, False
         while True:
             try:
                 return request()
             except Exception as error:
                 failure = self._explain(uri, error)
-                if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or time.monotonic() + pause > deadline:
+                late = time.monotonic() + pause > min(begun + self._patience, _deadline)
+                if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or late:
                     raise failure from error
                 if not said:
                     log.warning("the store does not answer; trying again", uri=uri, error=describe(error))

@@ -4,11 +4,14 @@ Every random choice comes from the seed, every number that a later step needs is
 same as k steps, a kill, and N - k steps of the next attempt.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +40,9 @@ from finetune_trainer import (
 WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
 """Share of the steps with a rising learning rate; the share of the peak it ends at; the longest gradient."""
 
+HURRY = 12.0
+"""Seconds that the store may take to answer when a pod must end: of the 30 that it has, the upload needs some too."""
+
 VALIDATIONS = 5
 """A run validates at least so often, however few epochs it has."""
 
@@ -62,6 +68,7 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
     folder = sources.resolve(spec.base_model, store, machine.work() / "base")
     encoder = tokens.load(folder, spec.training)
     data = read(spec, store, encoder)
+    fits(spec, folder, where)
     base = model.load(folder, spec.training.precision, where)
     head = model.head(base)
 
@@ -100,10 +107,11 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
         threads=torch.get_num_threads(),
     )
     resumed_from = loop.state.step or None
-    loop.run()
+    with loop.nothing_lost():
+        loop.run()
 
-    # adapter
-    result = deliver(spec, store, loop, encoder, base.dtype, resumed_from)
+        # adapter
+        result = deliver(spec, store, loop, encoder, base.dtype, resumed_from)
     report.end()
     return result
 
@@ -152,8 +160,24 @@ def read(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> Data
     return Data(found["train"], found["validation"], manifest.sha256)
 
 
+def fits(spec: run.Run, folder: pathlib.Path, where: torch.device) -> None:
+    """Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPU has."""
+    arch = estimate.architecture(json.loads((folder / "config.json").read_text()))
+    if where.type != "cuda" or arch is None:
+        return
+    if spec.gpus > 1:
+        log.warning("one GPU is used; training over several is not there yet", gpus=spec.gpus)
+    least = estimate.memory(arch, spec.training, 1, checkpointing=True, device="cuda")
+    if least.weights + least.adapter > model.memory(where):
+        raise errors.Failure(
+            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+            f"weights and adapter take {estimate.text(least.weights + least.adapter)}, the GPU has "
+            f"{estimate.text(model.memory(where))}; choose a larger resources.gpuType or a smaller base model",
+        )
+
+
 def arrange(
-    base: Any, folder: Any, training: job.Training, data: Data, where: torch.device, scale: float
+    base: Any, folder: pathlib.Path, training: job.Training, data: Data, where: torch.device, scale: float
 ) -> estimate.Setup:
     """Micro-batch and gradient checkpointing by the memory estimate; `scale` is below 1 after an out-of-memory."""
     lengths = [len(example.ids) for example in data.train]
@@ -236,25 +260,32 @@ class Loop:
         self.saved_step = found.state.step
         log.info("resumed", step=found.state.step)
 
-    def run(self) -> None:
-        """All steps that are left. On SIGTERM the last whole step is saved, and Stopped goes on."""
-        last_saved = time.monotonic()
+    @contextlib.contextmanager
+    def nothing_lost(self) -> Iterator[None]:
+        """On SIGTERM the last whole step is saved, and Stopped goes on."""
         try:
-            while True:
-                if self.validation_due():
-                    self.validate()
-                if self.state.step >= self.plan.steps or self.exhausted():
-                    return
-                self.step()
-                if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
-                    self.saver.submit(self.snapshot())
-                    last_saved = time.monotonic()
+            yield
         except errors.Stopped:
+            storage.hurry(HURRY)
             if self.state.step > self.saved_step:
                 log.info("stopped; saving a checkpoint", step=self.state.step)
                 self.saver.save(self.snapshot())
             self.report.end()
             raise
+
+    def run(self) -> None:
+        """All steps that are left."""
+        last_saved = time.monotonic()
+        while True:
+            if self.validation_due():
+                self.validate()
+            if self.state.step >= self.plan.steps or self.exhausted():
+                return
+            self.step()
+            if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
+                with signals.held():
+                    self.saver.submit(self.snapshot())
+                last_saved = time.monotonic()
 
     def step(self) -> None:
         """One optimizer step: gradients of micro-batches, divided by the tokens learned in the whole step."""
@@ -368,10 +399,10 @@ class Loop:
                 self.best = checkpoint.copy(self.weights)
             else:
                 state.worse += 1
-        seconds = round(time.monotonic() - begun, 2)
-        log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
-        self.report.metrics.set(validation_loss=value)
-        self.tell((self.plan.steps - state.step) * self.pace)
+            seconds = round(time.monotonic() - begun, 2)
+            log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
+            self.report.metrics.set(validation_loss=value)
+            self.tell((self.plan.steps - state.step) * self.pace)
 
     def exhausted(self) -> bool:
         """Whether the validation loss has not improved for too long."""
