@@ -63,6 +63,18 @@ def test_a_second_attempt_gives_the_same_answer_even_after_the_files_changed(wor
     assert again == first
 
 
+def test_another_threshold_judges_the_same_frozen_split(world: World) -> None:
+    spec = world()
+    preflight.preflight(spec)
+    before = frozen(spec)
+    strict = world(tiny.examples(30), advice="Enforce", dataset={"minimumExamples": 1000})
+    answer = preflight.preflight(strict)
+    assert answer.reason is reasons.Reason.TOO_FEW_EXAMPLES
+    assert answer.preflight is not None
+    assert answer.preflight.examples == 51
+    assert frozen(strict) == before
+
+
 def test_an_attempt_that_died_before_its_end_is_repeated(world: World) -> None:
     spec = world()
     preflight.preflight(spec)

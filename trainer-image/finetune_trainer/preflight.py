@@ -26,13 +26,11 @@ from finetune_trainer import (
     split,
     storage,
     tokens,
+    verdict,
 )
 
 FINDINGS = 20
 """Broken rows after which reading stops: enough to see the pattern."""
-
-TRUNCATED = 0.05
-"""Share of truncated examples from which it is worth a word."""
 
 
 @dataclasses.dataclass
@@ -56,28 +54,29 @@ FIRST_CONTACT = 20.0
 def preflight(spec: run.Run) -> outcome.Outcome:
     """Checks everything and freezes the split. Raises Failure."""
     store = storage.of(spec.storage, FIRST_CONTACT)
-    asked = {"advice": spec.advice.value, "minimumExamples": spec.dataset.minimum_examples}
     if store.exists(spec.layout.preflight):
+        log.info("preflight was done before", uri=spec.layout.preflight)
         document = json.loads(store.read(spec.layout.preflight))
-        if document.get("asked") == asked:
-            log.info("preflight was done before", uri=spec.layout.preflight)
-            return outcome.Outcome.model_validate(document["outcome"])
+        return answer(spec, store, verdict.Facts(**document["facts"]), document["inputs"])
     writable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
         parts = gather(spec, store, encoder, work)
-        places = split.assign(
-            parts["train"].prompts,
-            spec.dataset.validation.fraction,
-            spec.dataset.test.fraction,
-            spec.training.seed,
-        )
-        counts = freeze(spec, store, parts, places, work)
-        result = judge(spec, parts, places, counts, folder)
-    document = {"outcome": result.wire(), "asked": asked, "inputs": inputs(parts)}
+        fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
+        places = split.assign(parts["train"].prompts, *fractions, spec.training.seed)
+        facts = measure(spec, parts, places, folder)
+        freeze(spec, store, parts, places, work)
+    return answer(spec, store, facts, inputs(parts))
+
+
+def answer(spec: run.Run, store: storage.Storage, facts: verdict.Facts, files: list[dict[str, Any]]) -> outcome.Outcome:
+    """The outcome, kept with the facts it follows from."""
+    result = verdict.judge(spec, facts)
+    document = {"outcome": result.wire(), "facts": dataclasses.asdict(facts), "inputs": files}
     store.write(spec.layout.preflight, (json.dumps(document, indent=1) + "\n").encode())
+    log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
     return result
 
 
@@ -180,37 +179,31 @@ def invalid(findings: list[str], parts: dict[str, Part], *, stopped: bool) -> er
 
 def freeze(
     spec: run.Run, store: storage.Storage, parts: dict[str, Part], places: list[int], work: pathlib.Path
-) -> dict[str, int]:
-    """Writes train, validation and test as they will be used, with the inputs' sizes and tags; examples of each."""
+) -> None:
+    """Writes train, validation and test as they will be used, with the inputs' sizes and tags."""
     local = work / "data"
     local.mkdir()
-    counts = dict.fromkeys(dataset.SPLITS, 0)
     outputs = [(local / f"{name}.jsonl").open("wb") for name in dataset.SPLITS]
     try:
         with parts["train"].path.open("rb") as spool:
             for place, line in zip(places, spool, strict=True):
                 outputs[place].write(line)
-                counts[dataset.SPLITS[place]] += 1
         for index, name in enumerate(dataset.SPLITS[1:], 1):
             if name in parts:
-                counts[name] = len(parts[name].prompts)
                 with parts[name].path.open("rb") as spool:
                     shutil.copyfileobj(spool, outputs[index])
     finally:
         for output in outputs:
             output.close()
-    folders.save(store, local, spec.layout.data, {"inputs": inputs(parts), "counts": counts})
-    return counts
+    folders.save(store, local, spec.layout.data, {"inputs": inputs(parts)})
 
 
 def inputs(parts: dict[str, Part]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(entry) for part in parts.values() for entry in part.inputs]
 
 
-def judge(
-    spec: run.Run, parts: dict[str, Part], places: list[int], counts: dict[str, int], folder: pathlib.Path
-) -> outcome.Outcome:
-    """Verdict, advice and numbers."""
+def measure(spec: run.Run, parts: dict[str, Part], places: list[int], folder: pathlib.Path) -> verdict.Facts:
+    """The numbers of the split. Raises Failure(DatasetInvalid) when nothing could be learned."""
     part = parts["train"]
     chosen = [index for index, place in enumerate(places) if place == 0]
     lengths = [part.lengths[index] for index in chosen]
@@ -218,53 +211,26 @@ def judge(
     if not chosen or not trainable:
         raise errors.Failure(
             reasons.Reason.DATASET_INVALID,
-            f"no training example has a token to learn within training.maxSequenceLength ({spec.training.max_sequence_length})"
-            ": raise it, or check training.lossOn",
+            "no training example has a token to learn within training.maxSequenceLength "
+            f"({spec.training.max_sequence_length}): raise it, or check training.lossOn",
         )
-    findings, advice = [], []
-    for source in part.untrainable:
-        findings.append(f"{source}: no token of the answer is learned: the prompt alone fills maxSequenceLength")
+    findings = [
+        f"{source}: no token of the answer is learned: the prompt alone fills maxSequenceLength"
+        for source in part.untrainable
+    ]
     findings += leaks(parts, places)
-    share = sum(part.truncated[index] for index in chosen) / len(chosen)
-    if share > TRUNCATED:
-        advice.append(
-            f"{share:.0%} of the training examples are longer than maxSequenceLength {spec.training.max_sequence_length} and are "
-            "cut; raise it or shorten them."
-        )
-    few = counts["train"] < spec.dataset.minimum_examples
-    if few:
-        advice.insert(
-            0,
-            f"{counts['train']} training examples are fewer than the {spec.dataset.minimum_examples} of "
-            "dataset.minimumExamples: collect hundreds, or use a prompt with a few of them as examples.",
-        )
-    if findings and spec.advice is not job.Advice.IGNORE:
-        advice.append("Repair the findings: they make training or the evaluation less than it seems.")
-    if spec.advice is job.Advice.IGNORE:
-        few, advice = False, []
-    verdict = "NotRecommended" if few else "Caution" if findings or share > TRUNCATED else "Recommended"
     memory = estimated(spec, folder, lengths)
-    result = status.Preflight.model_validate(
-        {
-            "verdict": verdict,
-            "advice": advice,
-            "findings": findings[:FINDINGS],
-            "examples": counts["train"],
-            "validationExamples": counts["validation"],
-            "testExamples": counts["test"],
-            "tokens": sum(lengths),
-            "trainableTokens": trainable,
-            "estimatedMemory": estimate.text(memory.total) if memory else None,
-        }
-    )
-    text = f"{counts['train']} training, {counts['validation']} validation and {counts['test']} test examples"
-    log.info("preflight", verdict=verdict, advice=advice, findings=findings[:FINDINGS], **counts, tokens=sum(lengths))
-    ends = few and spec.advice is job.Advice.ENFORCE
-    return outcome.Outcome(
-        stage=reasons.Stage.PREFLIGHT,
-        reason=reasons.Reason.TOO_FEW_EXAMPLES if ends else None,
-        message=advice[0] if few else f"{text}, {sum(lengths)} tokens, {trainable} of them learned",
-        preflight=result,
+    counts = {
+        name: len(parts[name].prompts) if index and name in parts else places.count(index)
+        for index, name in enumerate(dataset.SPLITS)
+    }
+    return verdict.Facts(
+        **counts,
+        tokens=sum(lengths),
+        trainable=trainable,
+        truncated=sum(part.truncated[index] for index in chosen) / len(chosen),
+        findings=findings[:FINDINGS],
+        memory=estimate.text(memory.total) if memory else None,
     )
 
 

@@ -1,0 +1,66 @@
+"""The verdict of preflight, pure: what was measured of the data, and what that means for this job.
+
+preflight.json keeps the facts, so that a later attempt under another threshold or advice judges the same frozen split.
+"""
+
+import dataclasses
+from typing import Any
+
+from finetune_api import job, outcome, reasons, run, status
+
+TRUNCATED = 0.05
+"""Share of truncated examples from which it is worth a word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """The measured data. Tokens are of the training examples."""
+
+    train: int
+    validation: int
+    test: int
+    tokens: int
+    trainable: int
+    truncated: float
+    """Share of the training examples."""
+    findings: list[str]
+    memory: str | None
+    """Estimated memory of training, for people."""
+
+
+def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
+    """Verdict and advice; under Enforce too few examples end the job."""
+    ignored = spec.advice is job.Advice.IGNORE
+    few = facts.train < spec.dataset.minimum_examples and not ignored
+    many_cut = facts.truncated > TRUNCATED
+    advice = []
+    if few:
+        advice.append(
+            f"{facts.train} training examples are fewer than the {spec.dataset.minimum_examples} of "
+            "dataset.minimumExamples: collect hundreds, or use a prompt with a few of them as examples."
+        )
+    if many_cut and not ignored:
+        advice.append(
+            f"{facts.truncated:.0%} of the training examples are longer than maxSequenceLength "
+            f"{spec.training.max_sequence_length} and are cut; raise it or shorten them."
+        )
+    if facts.findings and not ignored:
+        advice.append("Repair the findings: they make training or the evaluation less than it seems.")
+    numbers: dict[str, Any] = {
+        "verdict": "NotRecommended" if few else "Caution" if facts.findings or many_cut else "Recommended",
+        "advice": advice,
+        "findings": facts.findings,
+        "examples": facts.train,
+        "validation_examples": facts.validation,
+        "test_examples": facts.test,
+        "tokens": facts.tokens,
+        "trainable_tokens": facts.trainable,
+        "estimated_memory": facts.memory,
+    }
+    counts = f"{facts.train} training, {facts.validation} validation and {facts.test} test examples"
+    return outcome.Outcome(
+        stage=reasons.Stage.PREFLIGHT,
+        reason=reasons.Reason.TOO_FEW_EXAMPLES if few and spec.advice is job.Advice.ENFORCE else None,
+        message=advice[0] if few else f"{counts}, {facts.tokens} tokens, {facts.trainable} of them learned",
+        preflight=status.Preflight(**numbers),
+    )
