@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer import batches, train
+from finetune_trainer import batches, loop
 
 
 def test_every_epoch_sees_every_example_once_in_another_order() -> None:
@@ -53,9 +53,9 @@ def test_micro_batches_keep_every_example_and_the_budget(lengths: list[int], bud
 
 
 def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
-    shares = [train.schedule(step, 100) for step in range(100)]
+    shares = [loop.schedule(step, 100) for step in range(100)]
     assert shares[0] == 0.2
     assert shares[4] == 1.0
     assert shares[99] == pytest.approx(0.1)
     assert shares[4:] == sorted(shares[4:], reverse=True)
-    assert train.schedule(0, 1) == 1.0
+    assert loop.schedule(0, 1) == 1.0

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finetune_api import reasons
-from finetune_trainer import errors, folders, storage
+from finetune_trainer import errors, folders, objects, storage
+from finetune_trainer import s3 as s3_store
 
 
 @pytest.fixture(params=["s3", "file"])
@@ -136,7 +137,7 @@ def test_large_objects_travel_in_parts_and_are_never_whole_in_memory(
     s3: Any, s3_server: str, tmp_path: pathlib.Path
 ) -> None:
     store = storage.Storage(s3_server)
-    size = 3 * storage.PART + 12_345
+    size = 3 * objects.PART + 12_345
     path = tmp_path / "big"
     path.write_bytes(os.urandom(size))
     store.upload(path, "s3://data/big")
@@ -156,7 +157,7 @@ def test_large_objects_travel_in_parts_and_are_never_whole_in_memory(
 
 
 def test_a_stream_goes_on_where_its_connection_broke(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    monkeypatch.setattr(s3_store.time, "sleep", lambda _: None)
     data, opened = bytes(range(256)) * 40, []
 
     class Breaking(io.BytesIO):
@@ -169,7 +170,7 @@ def test_a_stream_goes_on_where_its_connection_broke(monkeypatch: pytest.MonkeyP
         opened.append(offset)
         return Breaking(data[offset:])
 
-    assert io.BufferedReader(storage.Stream(len(data), body)).read() == data
+    assert io.BufferedReader(s3_store.Stream(len(data), body)).read() == data
     assert len(opened) > 5
     assert opened == sorted(opened)
 
@@ -198,7 +199,7 @@ def test_refused_credentials_end_at_once_and_are_not_shown(s3_server: str, monke
     ):
         answer: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
         error = botocore.exceptions.ClientError(answer, "HeadObject")
-        found = storage.S3(s3_server, None, 1)._explain("s3://data/x", error)
+        found = s3_store.S3(s3_server, None, 1)._explain("s3://data/x", error)
         assert found.reason is reasons.Reason.S3_ACCESS_DENIED
         assert "credentialsSecret" in found.message
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -209,7 +210,7 @@ def test_refused_credentials_end_at_once_and_are_not_shown(s3_server: str, monke
     with pytest.raises(errors.Failure, match="no credentials") as caught:
         storage.Storage(s3_server).read("s3://data/x")
     assert caught.value.reason is reasons.Reason.S3_ACCESS_DENIED
-    assert storage.describe(ValueError("key AKIAABCDEFGHIJKLMNOP\nrefused")) == "ValueError: key AKIA… refused"
+    assert errors.describe(ValueError("key AKIAABCDEFGHIJKLMNOP\nrefused")) == "ValueError: key AKIA… refused"
 
 
 def test_an_unreachable_store_is_waited_for_and_then_said() -> None:

@@ -20,6 +20,9 @@ from finetune_trainer import (
     checkpoint,
     errors,
     folders,
+    loop,
+    model,
+    objects,
     preflight,
     signals,
     storage,
@@ -35,7 +38,7 @@ def unstopped() -> Any:
     """SIGTERM of one test is not SIGTERM of the next."""
     yield
     signals._stop.asked = False
-    storage._deadline = float("inf")
+    objects._deadline = float("inf")
 
 
 def trained(spec: run.Run, scale: float = 1.0) -> outcome.Training:
@@ -137,7 +140,7 @@ def test_early_stopping_keeps_the_best_adapter(world: World) -> None:
 def test_a_diverging_loss_ends_with_its_own_code(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = world(training={"maxSteps": 3})
     preflight.preflight(spec)
-    monkeypatch.setattr(train.loss, "total", lambda states, *_: states.sum() * float("nan"))
+    monkeypatch.setattr(loop.loss, "total", lambda states, *_: states.sum() * float("nan"))
     with pytest.raises(errors.Failure, match=r"training\.learningRate") as caught:
         train.train(spec, 1, 1.0)
     assert caught.value.reason is reasons.Reason.LOSS_DIVERGED
@@ -161,10 +164,10 @@ def test_out_of_memory_ends_with_its_own_code(
     def run_out(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(train.model, "labelled", run_out)
+    monkeypatch.setattr(model, "labelled", run_out)
     monkeypatch.setattr(signals, "install", lambda: None)
     monkeypatch.setattr("finetune_trainer.log.configure", lambda: None)
-    monkeypatch.setattr(train.model, "head", lambda base: train.loss.head_of(base))
+    monkeypatch.setattr(model, "head", lambda base: loop.loss.head_of(base))
     (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
     assert __main__.main(["train", "--run", str(tmp_path / "run.json")]) == exits.Exit.OUT_OF_MEMORY
     answer = outcome.Outcome.model_validate_json((tmp_path / "termination").read_text())
@@ -182,7 +185,7 @@ class Interrupted(Exception):
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """Makes a run end in the middle of the step after `step`, between forward and backward."""
-    original = train.loss.total
+    original = loop.loss.total
 
     def total(*given: Any) -> Any:
         if len(seen) == step and torch.is_grad_enabled():
@@ -190,14 +193,14 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExcep
         return original(*given)
 
     seen: list[int] = []
-    accounted = train.Loop.account
+    accounted = loop.Loop.account
 
-    def account(loop: train.Loop, *given: Any) -> None:
-        accounted(loop, *given)
-        seen.append(loop.state.step)
+    def account(course: loop.Loop, *given: Any) -> None:
+        accounted(course, *given)
+        seen.append(course.state.step)
 
-    monkeypatch.setattr(train.loss, "total", total)
-    monkeypatch.setattr(train.Loop, "account", account)
+    monkeypatch.setattr(loop.loss, "total", total)
+    monkeypatch.setattr(loop.Loop, "account", account)
 
 
 def weights_of(spec: run.Run) -> str:
@@ -231,16 +234,16 @@ def checkpointed(spec: run.Run, monkeypatch: pytest.MonkeyPatch, steps: tuple[in
     """A run that saved checkpoints after these steps and then crashed."""
     preflight.preflight(spec)
     with monkeypatch.context() as patch:
-        stepped = train.Loop.step
+        stepped = loop.Loop.step
 
-        def step(loop: train.Loop) -> None:
-            stepped(loop)
-            if loop.state.step in steps:
-                loop.saver.save(loop.snapshot())
-            if loop.state.step == steps[-1]:
+        def step(course: loop.Loop) -> None:
+            stepped(course)
+            if course.state.step in steps:
+                course.saver.save(course.snapshot())
+            if course.state.step == steps[-1]:
                 raise Interrupted
 
-        patch.setattr(train.Loop, "step", step)
+        patch.setattr(loop.Loop, "step", step)
         with pytest.raises(Interrupted):
             train.train(spec, 1, 1.0)
 
@@ -303,7 +306,7 @@ def test_training_goes_on_while_checkpoints_cannot_be_saved(world: World, monkey
 
     monkeypatch.setattr(folders, "save", save)
     clock = iter(range(10**6))
-    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     assert train.train(spec, 1, 1.0).training is not None
 
 

@@ -209,7 +209,7 @@ class Saver:
                 if snapshot is not None:
                     self._save(snapshot)
             except Exception as error:
-                problem = error.message if isinstance(error, errors.Failure) else storage.describe(error)
+                problem = error.message if isinstance(error, errors.Failure) else errors.describe(error)
                 log.warning("checkpoint not saved; training goes on", problem=problem)
             finally:
                 with self._lock:

@@ -5,6 +5,8 @@ Failure            reason + exit code + a message that says what was seen, what 
 Stopped            SIGTERM arrived (a BaseException, so that no `except Exception` swallows it)
 """
 
+import re
+
 from finetune_api import exits, reasons, status
 
 EXITS: dict[reasons.Reason, int] = {
@@ -41,3 +43,9 @@ class NotFound(Failure):
 
 class Stopped(BaseException):
     """The pod is asked to end."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line, without what could be a secret."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return re.sub(r"(AKIA|ASIA)[A-Z0-9]{8,}", r"\1…", text)[:300]

@@ -20,6 +20,7 @@ from finetune_trainer import (
     folders,
     log,
     machine,
+    objects,
     rows,
     signals,
     sources,
@@ -42,7 +43,7 @@ class Part:
     lengths: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("l"))
     trainable: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("l"))
     truncated: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("b"))
-    inputs: list[storage.Entry] = dataclasses.field(default_factory=list)
+    inputs: list[objects.Entry] = dataclasses.field(default_factory=list)
     untrainable: list[str] = dataclasses.field(default_factory=list)
     """Places of examples without a token to learn."""
 
@@ -104,7 +105,7 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
     except Exception as error:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
-            f"{spec.base_model.source}: the tokenizer cannot be loaded ({storage.describe(error)}); the folder needs "
+            f"{spec.base_model.source}: the tokenizer cannot be loaded ({errors.describe(error)}); the folder needs "
             "tokenizer.json and tokenizer_config.json",
         ) from error
 

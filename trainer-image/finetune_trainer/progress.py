@@ -14,7 +14,7 @@ import urllib.request
 from typing import Any, ClassVar
 
 from finetune_api import outcome, run, status
-from finetune_trainer import log, storage
+from finetune_trainer import errors, log
 
 ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -82,7 +82,7 @@ class Progress:
             patch(self._url, body)
         except Exception as error:
             if not self._failed:
-                log.warning("progress cannot be reported; training goes on", problem=storage.describe(error))
+                log.warning("progress cannot be reported; training goes on", problem=errors.describe(error))
             self._failed = True
         else:
             self._failed = False

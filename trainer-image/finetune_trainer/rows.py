@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from finetune_api import reasons
-from finetune_trainer import errors, storage
+from finetune_trainer import errors, objects, storage
 
 SUFFIXES = ("jsonl", "ndjson", "json", "csv", "parquet")
 
@@ -42,12 +42,12 @@ class Bad:
     problem: str
 
 
-def find(store: storage.Storage, patterns: list[str]) -> list[storage.Entry]:
+def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
     """The files of a dataset, each once, in the order of the patterns and of their names.
 
     Raises Failure(DatasetNotFound) when a pattern matches nothing, Failure(DatasetInvalid) for an unknown kind of file.
     """
-    found: dict[str, storage.Entry] = {}
+    found: dict[str, objects.Entry] = {}
     for pattern in patterns:
         try:
             entries = store.glob(pattern)
@@ -214,7 +214,7 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "data.parquet"
         with path.open("wb") as file:
-            while piece := stream.read(storage.PART):
+            while piece := stream.read(objects.PART):
                 file.write(piece)
         number = 0
         try:

@@ -124,7 +124,7 @@ class Server:
                     raise Refused(f"{self._endpoint} answers {error.code}: the API key is wrong or missing") from error
                 seen = f"HTTP {error.code}"
             except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                seen = storage.describe(error)
+                seen = errors.describe(error)
             if time.monotonic() > deadline:
                 message = f"{self._endpoint} does not list {', '.join(sorted(names))} after {patience:.0f} s ({seen})"
                 if seen.startswith("it lists"):
@@ -177,7 +177,7 @@ class Server:
             except (OSError, http.client.HTTPException) as error:
                 if attempt == 3:
                     raise errors.Failure(
-                        reasons.Reason.SERVER_FAILED, f"{self._endpoint}{path}: {storage.describe(error)}"
+                        reasons.Reason.SERVER_FAILED, f"{self._endpoint}{path}: {errors.describe(error)}"
                     ) from error
             time.sleep(2**attempt)
         raise AssertionError("unreachable")

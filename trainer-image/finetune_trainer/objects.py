@@ -1,0 +1,45 @@
+"""What every store of objects provides, whatever its scheme: `files` and `s3` do, `storage` chooses between them."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol
+
+PART = 16 * 2**20
+"""Bytes of a part of a multipart upload, and of a piece of a streamed download."""
+
+
+_deadline = float("inf")
+
+
+def hurry(seconds: float) -> None:
+    """From now on no outage is waited for beyond so many seconds: the process is about to be killed."""
+    global _deadline
+    _deadline = time.monotonic() + seconds
+
+
+def deadline() -> float:
+    """The monotonic time after which no outage is waited for."""
+    return _deadline
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An object as listed: where, how many bytes, and the store's tag of its contents ("" where there is none)."""
+
+    uri: str
+    size: int
+    etag: str = ""
+
+
+class Store(Protocol):
+    """What a scheme provides. Every URI is of that scheme."""
+
+    def stat(self, uri: str) -> Entry: ...
+    def open(self, uri: str) -> BinaryIO: ...
+    def write(self, uri: str, data: bytes) -> None: ...
+    def upload(self, path: pathlib.Path, uri: str) -> None: ...
+    def download(self, uri: str, path: pathlib.Path) -> None: ...
+    def entries(self, prefix: str) -> Iterator[Entry]: ...
+    def delete(self, uri: str) -> None: ...
