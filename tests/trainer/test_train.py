@@ -203,6 +203,19 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExcep
     monkeypatch.setattr(loop.Loop, "account", account)
 
 
+def test_an_error_in_the_middle_keeps_the_steps_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory in step 6: the next attempt, with half the micro-batch, begins there."""
+    spec = world()
+    preflight.preflight(spec)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5, torch.OutOfMemoryError("CUDA out of memory"))
+        with pytest.raises(torch.OutOfMemoryError):
+            train.train(spec, 1, 1.0)
+    found = train.train(spec, 2, 0.5).training
+    assert found is not None
+    assert found.resumed_from == 5
+
+
 def weights_of(spec: run.Run) -> str:
     return folders.sha256(path_of(spec.layout.adapter) / "adapter_model.safetensors")
 

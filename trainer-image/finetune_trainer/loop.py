@@ -96,16 +96,26 @@ class Loop:
 
     @contextlib.contextmanager
     def nothing_lost(self) -> Iterator[None]:
-        """On SIGTERM the last whole step is saved, and Stopped goes on."""
+        """Saves the last whole step when training ends early, and lets the reason go on; a loss that diverged is not kept."""
         try:
             yield
         except errors.Stopped:
-            objects.hurry(HURRY)
-            if self.state.step > self.saved_step:
-                log.info("stopped; saving a checkpoint", step=self.state.step)
-                self.saver.save(self.snapshot())
+            self.save_now()
             self.report.end()
             raise
+        except Exception as error:
+            if not (isinstance(error, errors.Failure) and error.reason is reasons.Reason.LOSS_DIVERGED):
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    self.save_now()
+            self.report.end()
+            raise
+
+    def save_now(self) -> None:
+        """Saves the last whole step unless it is saved already. Raises Failure when the store does not answer soon."""
+        objects.hurry(HURRY)
+        if self.state.step > self.saved_step:
+            log.info("ending early; saving a checkpoint", step=self.state.step)
+            self.saver.save(self.snapshot())
 
     def run(self) -> None:
         """All steps that are left."""
