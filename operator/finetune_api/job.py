@@ -487,7 +487,7 @@ class Gate(model.Model):
         default=None,
         ge=0,
         description="With over: by how much the tuned model must be better, in the metric's unit (lower is better "
-        "for Loss and Perplexity). Absent: 0.",
+        "for Loss and Perplexity). Absent: better by however little.",
     )
 
 
