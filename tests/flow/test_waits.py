@@ -229,3 +229,17 @@ async def test_a_longer_deadline_gives_the_stage_another_try(stage: Stage) -> No
     assert played.phase == Phase.READY
     assert len(played.attempts(stage)) == 2
     assert played.condition("Failed") is None
+
+
+@pytest.mark.parametrize("record", ["resolved", "serving"])
+async def test_records_that_other_hands_wrote_are_said_and_nothing_is_touched(record) -> None:
+    played = start()
+    await played.rest()
+    assert played.phase == Phase.READY
+    kinds = ("Job", "Deployment", "Service", "ConfigMap")
+    before = {kind: set(played.cluster.names(kind)) for kind in kinds}
+    played.cluster.edit("FineTuneJob", world.NAME, lambda raw: raw["status"].update({record: "not the operator's"}))
+    await played.settle()
+    assert played.reason("Stalled") == Reason.INVALID_SPEC
+    assert "restore the status" in played.condition("Stalled").message
+    assert before == {kind: set(played.cluster.names(kind)) for kind in kinds}

@@ -20,9 +20,18 @@ __all__ = ["Decision", "Ended", "Ref", "decide", "refuse"]
 
 def decide(obs: observe.Observation) -> Decision:
     """The next step of a job whose spec can be read."""
-    recorded = json.loads(obs.parent.status.resolved) if obs.parent.status.resolved else None
-    wanted = revisions.want(obs.spec, obs.parent.run_annotation, recorded)
-    draft = Draft(obs=obs, wanted=wanted, status=obs.parent.status)
+    try:
+        recorded = json.loads(obs.parent.status.resolved) if obs.parent.status.resolved else None
+        wanted = revisions.want(obs.spec, obs.parent.run_annotation, recorded)
+        draft = Draft(obs=obs, wanted=wanted, status=obs.parent.status)
+        _ = draft.serving
+    except (ValueError, TypeError, AttributeError) as error:
+        return refuse(
+            obs.parent,
+            obs.now,
+            f"the records of the status (resolved, serving) are not as this operator wrote them: {str(error)[:200]}. Nothing "
+            "is touched: restore the status, or delete the job and create it again",
+        )
     for rule in JOURNEY:
         if rule(draft):
             break
@@ -34,10 +43,11 @@ def decide(obs: observe.Observation) -> Decision:
     return draft.decision()
 
 
-def refuse(parent: observe.Parent, now: datetime.datetime) -> Decision:
-    """A spec that cannot be read (an API server without our schema let it in): say so; what runs and serves is left alone."""
+def refuse(parent: observe.Parent, now: datetime.datetime, message: str = "") -> Decision:
+    """What cannot be read (a spec that an API server without our schema let in, a status that other hands wrote): say so, and
+    leave alone what runs and serves."""
     say = parent.status
-    message = f"the spec is not valid: {parent.error}; edit it"
+    message = message or f"the spec is not valid: {parent.error}; edit it"
     for kind, value in ((Condition.ACCEPTED, "False"), (Condition.STALLED, "True"), (Condition.READY, "False")):
         state: conditions.State = "True" if value == "True" else "False"
         say = conditions.put(say, kind, state, Reason.INVALID_SPEC, message, parent.generation, now)
