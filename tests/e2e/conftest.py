@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trainer import tiny
 
 from support import site as sites
+from trainer import tiny
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
