@@ -415,7 +415,18 @@ class Resources(model.Model):
             )
         )
     }
-    gpus: int = Field(default=1, ge=0, le=16, description="GPUs of a pod; 0 runs on the CPU. Default: 1.")
+    gpus: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+    gpus: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="GPUs of a pod; 0 runs on the CPU. A server splits its model over them; training and evaluation use one "
+        "so far. Default: 1.",
+    )
+    )
     gpu_type: (
         Annotated[
             str, model.text(f"^{_LABEL}$", "must be a GPU type of the operator's settings, for example nvidia-l4", 63)
