@@ -419,13 +419,8 @@ class Resources(model.Model):
         default=1,
         ge=0,
         le=16,
-    gpus: int = Field(
-        default=1,
-        ge=0,
-        le=16,
         description="GPUs of a pod; 0 runs on the CPU. A server splits its model over them; training and evaluation use one "
         "so far. Default: 1.",
-    )
     )
     gpu_type: (
         Annotated[
