@@ -49,11 +49,11 @@ def make() -> None:
 def processes() -> set[int]:
     found: set[int] = set()
     for folder in folders():
-        for path in folder.rglob("cgroup.procs"):
+        for parent, _, _ in os.walk(folder):  # unlike rglob, not troubled by groups that are removed meanwhile
             try:
-                found.update(map(int, path.read_text().split()))
+                found.update(map(int, (Path(parent) / "cgroup.procs").read_text().split()))
             except OSError:
-                continue  # the group was removed meanwhile
+                continue
     return found - {0}
 
 
@@ -72,10 +72,8 @@ def kill(seconds: float = 10) -> None:
 def remove() -> None:
     for folder in folders():
         if folder.exists():
-            for path in sorted(folder.rglob("*"), reverse=True):
-                if path.is_dir():
-                    _remove_folder(path)
-            _remove_folder(folder)
+            for parent, _, _ in os.walk(folder, topdown=False):
+                _remove_folder(Path(parent))
 
 
 def _remove_folder(path: Path) -> None:

@@ -82,7 +82,7 @@ async def operate(options: argparse.Namespace) -> int:
 
     take_signals()
     controller = handlers.Controller(api, chart, take_signals)
-    metrics.register(controller.facts)
+    metrics.register(controller.facts, lambda: controller.leads)
     health = await serve_health(options.host, options.port)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"

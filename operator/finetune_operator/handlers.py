@@ -38,6 +38,7 @@ class Controller:
         self.facts = cache.Cache(self._queue.add)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart)
         self._failures: dict[str, int] = {}
+        self.leads = False
 
     async def _work(self, uid: str) -> None:
         started = time.perf_counter()
@@ -123,6 +124,10 @@ class Controller:
                 LOG.warning("FineTuneJobs cannot be listed, again in 1 s: %s", error)
                 await asyncio.sleep(1)
 
+    def _lead(self, leads: bool) -> None:
+        self.leads = leads
+        metrics.leader.set(int(leads))
+
     async def run(self) -> None:
         """Reconcile until cancelled, or until one of the parts ends."""
         synced = asyncio.Event()
@@ -133,14 +138,14 @@ class Controller:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if synced.is_set():
                 LOG.info("the caches are filled: reconciling")
-                metrics.leader.set(1)
+                self._lead(True)
                 tasks = {children, asyncio.create_task(self._hear()), asyncio.create_task(self._queue.run())}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
                     task.result()
         finally:
-            metrics.leader.set(0)
+            self._lead(False)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

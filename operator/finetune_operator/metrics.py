@@ -1,7 +1,7 @@
 """The operator's Prometheus metrics. Labels are bounded: phases, stages, reasons and results, never names of jobs."""
 
 from collections import Counter as Count
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
@@ -46,12 +46,14 @@ def ended(facts: Iterable[decide.Ended]) -> None:
 
 
 class Jobs(Collector):
-    """Jobs by phase, counted when Prometheus asks."""
+    """Jobs by phase, counted when Prometheus asks; a replica that stands by knows of none and is silent."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache, leads: Callable[[], bool]) -> None:
+        self._cache, self._leads = cache, leads
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
+        if not self._leads():
+            return
         phases = Count(
             (raw.get("status") or {}).get("phase") or Phase.PENDING.value for raw in list(self._cache.parents.values())
         )
@@ -61,5 +63,5 @@ class Jobs(Collector):
         yield family
 
 
-def register(cache: Cache) -> None:
-    prometheus_client.REGISTRY.register(Jobs(cache))
+def register(cache: Cache, leads: Callable[[], bool]) -> None:
+    prometheus_client.REGISTRY.register(Jobs(cache, leads))
