@@ -121,6 +121,7 @@ class Format(enum.StrEnum):
     PROMPT_COMPLETION = "PromptCompletion"
     INSTRUCTION = "Instruction"
     TEXT = "Text"
+    PREFERENCE = "Preference"
 
 
 UriList = Annotated[list[Uri], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})]
@@ -172,8 +173,8 @@ class Dataset(model.Model):
     format: Format = Field(
         default=Format.AUTO,
         description="How the examples are written. Chat: a list `messages` of {role, content}. PromptCompletion: "
-        "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Auto (the "
-        "default) tells by the fields of the first example.",
+        "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Preference: "
+        "`prompt`, `chosen` and `rejected`. Auto (the default) tells by the fields of the first example.",
     )
     train: UriList = Field(
         description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "

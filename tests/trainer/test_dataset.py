@@ -62,6 +62,66 @@ def test_turns_of_weight_zero_and_conversational_prompts_are_context() -> None:
     assert [turn.learned for turn in found.messages if turn.role == "assistant"] == [False, True]
 
 
+ASK = {"role": "user", "content": "Is it late?"}
+GOOD, BAD = {"role": "assistant", "content": "Yes, by 2 days."}, {"role": "assistant", "content": "No idea."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Is it late?", "chosen": "Yes, by 2 days.", "rejected": "No idea."},
+        {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": [ASK], "chosen": "Yes, by 2 days.", "rejected": "No idea."},
+        {"prompt": "Is it late?", "chosen": [GOOD], "rejected": [BAD]},
+        {"chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {"prompt": None, "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {"prompt": [ASK], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {"prompt": "Is it late?", "chosen": [ASK, GOOD], "rejected": [ASK, BAD], "messages": [ASK, GOOD]},
+    ],
+)
+def test_a_preference_pair_is_a_prompt_and_two_answers_in_every_form(row: Any) -> None:
+    found = dataset.example(row, dataset.detect(row), "x:1")
+    assert [(turn.role, turn.content) for turn in found.prompt] == [("user", "Is it late?")]
+    assert (found.answer, found.rejected) == ("Yes, by 2 days.", "No idea.")
+    chosen, rejected = found.sides()
+    assert (chosen.answer, rejected.answer) == (found.answer, found.rejected)
+    assert chosen.prompt == rejected.prompt == found.prompt
+    assert chosen.rejected is None
+
+
+def test_whole_chats_share_all_turns_but_the_last() -> None:
+    start = [{"role": "system", "content": "Be kind."}, ASK, BAD, {"role": "user", "content": "Look again."}]
+    found = dataset.example({"chosen": [*start, GOOD], "rejected": [*start, BAD]}, job.Format.PREFERENCE, "x:1")
+    assert [turn.role for turn in found.prompt] == ["system", "user", "assistant", "user"]
+    assert [turn.learned for turn in found.messages if turn.role == "assistant"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"chosen": "Yes", "rejected": "No"}, "texts without a prompt"),
+        ({"prompt": "x", "chosen": "Yes"}, "the field 'rejected' is missing"),
+        ({"prompt": "x", "chosen": "Yes", "rejected": [BAD]}, "must be of one kind"),
+        ({"prompt": "x", "chosen": "Yes", "rejected": " "}, "'rejected' is empty"),
+        ({"prompt": "x", "chosen": "Yes", "rejected": "Yes"}, "the same answer"),
+        ({"prompt": "x", "chosen": 1, "rejected": "Yes"}, "'chosen' must be a list of {role, content}, found a number"),
+        (
+            {"chosen": [ASK, GOOD, ASK, GOOD], "rejected": [ASK, BAD]},
+            "'chosen' must be one answer of the assistant, found",
+        ),
+        ({"chosen": [ASK], "rejected": [ASK]}, "have no turn in common"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "add the field 'prompt'"),
+        ({"prompt": [ASK, GOOD], "chosen": [GOOD], "rejected": [BAD]}, "they alternate"),
+        ({"prompt": "Other", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, "none of the turns"),
+        ({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "tools": [{}]}, "tools are not supported"),
+    ],
+)
+def test_what_is_no_preference_pair_is_explained(row: Any, words: str) -> None:
+    with pytest.raises(dataset.Wrong) as caught:
+        dataset.example(row, job.Format.PREFERENCE, "x:1")
+    assert words in str(caught.value)
+
+
 def parquet(values: list[Any]) -> bytes:
     import pyarrow
     import pyarrow.parquet
@@ -251,6 +311,10 @@ def test_tiny_data_keeps_examples_to_train_on() -> None:
 
 def test_frozen_examples_come_back_as_they_were(tmp_path: pathlib.Path) -> None:
     chat = [*CHAT["messages"], CHAT["messages"][0], {"role": "assistant", "content": "ö\n", "weight": 0}]
-    originals = [dataset.example({"messages": chat}, job.Format.CHAT, "s:1"), dataset.Example("s:2", text="Text")]
+    originals = [
+        dataset.example({"messages": chat}, job.Format.CHAT, "s:1"),
+        dataset.Example("s:2", text="Text"),
+        dataset.example({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}, job.Format.PREFERENCE, "s:3"),
+    ]
     (tmp_path / "f").write_text("".join(one.line() for one in originals), encoding="utf-8")
     assert dataset.frozen(tmp_path / "f") == originals

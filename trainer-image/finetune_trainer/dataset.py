@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from finetune_api import job
@@ -19,6 +19,7 @@ SPLITS = ("train", "validation", "test")
 ROLES = ("system", "user", "assistant")
 
 EXPECTED = {
+    job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
     job.Format.CHAT: '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     job.Format.PROMPT_COMPLETION: '{"prompt": "...", "completion": "..."}',
     job.Format.INSTRUCTION: '{"instruction": "...", "input": "...", "output": "..."} (input is optional)',
@@ -26,6 +27,7 @@ EXPECTED = {
 }
 
 FIELDS = {
+    job.Format.PREFERENCE: ("chosen", "rejected"),
     job.Format.CHAT: ("messages",),
     job.Format.PROMPT_COMPLETION: ("prompt", "completion"),
     job.Format.INSTRUCTION: ("instruction", "output"),
@@ -48,11 +50,15 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Either a chat that ends with an answer, or plain text. `source` is the place it came from, `uri:line`."""
+    """Either a chat that ends with an answer, or plain text. `source` is the place it came from, `uri:line`.
+
+    Of a preference pair the chat ends with the chosen answer; `rejected` is the answer to the same prompt that is worse.
+    """
 
     source: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    rejected: str | None = None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -63,6 +69,19 @@ class Example:
     def answer(self) -> str | None:
         """The last answer; plain text has none."""
         return self.messages[-1].content if self.messages else None
+
+    @property
+    def size(self) -> int:
+        """Characters of all texts."""
+        return sum(len(turn.content) for turn in self.messages) + len(self.text or "") + len(self.rejected or "")
+
+    def sides(self) -> tuple["Example", ...]:
+        """The example as chats with one last answer each: itself, or of a preference pair the chosen and the rejected one."""
+        if self.rejected is None:
+            return (self,)
+        chosen = dataclasses.replace(self, rejected=None)
+        worse = dataclasses.replace(self.messages[-1], content=self.rejected)
+        return chosen, dataclasses.replace(chosen, messages=(*self.prompt, worse))
 
     def key(self) -> int:
         """A hash of the prompt (of the whole text for plain text): equal prompts belong to one split."""
@@ -88,6 +107,8 @@ class Example:
                 {"role": turn.role, "content": turn.content} | ({} if turn.learned else {"weight": 0})
                 for turn in self.messages
             ]
+        if self.rejected is not None:
+            record["rejected"] = self.rejected
         return json.dumps(record, ensure_ascii=False) + "\n"
 
 
@@ -126,12 +147,79 @@ def example(value: Any, kind: job.Format, source: str) -> Example:
         if isinstance(extra, str) and extra.strip():
             request = f"{request}\n\n{extra}"
         turns = (Message("user", request), Message("assistant", _text(value["output"], "output")))
+    elif kind is job.Format.PREFERENCE:
+        return _preference(value, source)
     else:
         turns = _prompt(value["prompt"]) + _completion(value["completion"])
     _check(turns)
+    _no_tools(value)
+    return Example(source, messages=turns)
+
+
+def _no_tools(value: dict[str, Any]) -> None:
     if value.get("tools"):
         raise Wrong("tools are not supported yet; remove the field 'tools' or leave the row out")
-    return Example(source, messages=turns)
+
+
+def _preference(value: dict[str, Any], source: str) -> Example:
+    """A preference pair in any of the forms that TRL documents: texts, messages, or whole chats that differ at their end."""
+    chosen, rejected, prompt = (_side(value.get(field), field) for field in ("chosen", "rejected", "prompt"))
+    if isinstance(chosen, tuple) and isinstance(rejected, tuple):
+        asked = _asked(prompt, chosen, rejected)
+        better, worse = _ending(asked, chosen, "chosen"), _ending(asked, rejected, "rejected")
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            raise Wrong(
+                "'chosen' and 'rejected' are texts without a prompt; expected " + EXPECTED[job.Format.PREFERENCE]
+            )
+        asked = (Message("user", prompt, learned=False),) if isinstance(prompt, str) else prompt
+        better, worse = chosen, rejected
+    else:
+        raise Wrong("'chosen' and 'rejected' must be of one kind: both texts, or both lists of messages")
+    turns = (*asked, Message("assistant", better))
+    _check(turns)
+    _no_tools(value)
+    if better == worse:
+        raise Wrong("'chosen' and 'rejected' are the same answer, so that there is nothing to prefer")
+    return Example(source, turns, rejected=worse)
+
+
+def _side(value: Any, field: str) -> str | tuple[Message, ...] | None:
+    """A text or turns as context; None for a field that is absent."""
+    if value is None or (field == "prompt" and value in ("", [])):
+        return None
+    if isinstance(value, str):
+        return _text(value, field)
+    return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, field))
+
+
+def _ending(asked: tuple[Message, ...], side: tuple[Message, ...], field: str) -> str:
+    """The one answer that follows the prompt, which the side may repeat."""
+    rest = side[len(asked) :] if side[: len(asked)] == asked else side
+    if len(rest) != 1 or rest[0].role != "assistant":
+        roles = ", ".join(turn.role for turn in rest) or "nothing"
+        raise Wrong(f"after the shared prompt '{field}' must be one answer of the assistant, found {roles}")
+    return rest[0].content
+
+
+def _asked(
+    prompt: str | tuple[Message, ...] | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[Message, ...]:
+    """The turns of the prompt: given as turns, or a text before single answers, or what both chats begin with."""
+    if isinstance(prompt, tuple):
+        return prompt
+    if isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
+        return (Message("user", prompt, learned=False),)
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not shared:
+        raise Wrong("'chosen' and 'rejected' have no turn in common at their beginning; add the field 'prompt'")
+    if isinstance(prompt, str) and all(turn.content.strip() != prompt.strip() for turn in chosen[:shared]):
+        raise Wrong(
+            "the text 'prompt' is none of the turns that 'chosen' and 'rejected' begin with; remove or correct it"
+        )
+    return chosen[:shared]
 
 
 def _prompt(value: Any) -> tuple[Message, ...]:
@@ -204,15 +292,21 @@ def _name(value: Any) -> str:
 
 def frozen(path: pathlib.Path) -> list[Example]:
     """The examples of one file of the frozen split."""
+    return list(stream(path))
+
+
+def stream(path: pathlib.Path) -> Iterator[Example]:
+    """The examples of one file of the frozen split, one at a time."""
     with path.open(encoding="utf-8") as file:
-        return [thaw(json.loads(line)) for line in file]
+        for line in file:
+            yield thaw(json.loads(line))
 
 
 def thaw(record: dict[str, Any]) -> Example:
     turns = tuple(
         Message(turn["role"], turn["content"], turn.get("weight", 1) != 0) for turn in record.get("messages", ())
     )
-    return Example(record["source"], turns, record.get("text"))
+    return Example(record["source"], turns, record.get("text"), record.get("rejected"))
 
 
 def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:
@@ -227,3 +321,15 @@ def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Ex
             yield example(row.value, kind, row.source)
         except Wrong as wrong:
             yield rows.Bad(row.source, str(wrong))
+
+
+def alike(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Iterator[Example | rows.Bad]:
+    """The same, preference pairs among other examples as Bad, and the other way round; `pairs` as the first one is, or given."""
+    for one in found:
+        if isinstance(one, Example):
+            kind = one.rejected is not None
+            pairs = kind if pairs is None else pairs
+            if kind is not pairs:
+                seen = "a preference pair among other examples" if kind else "no preference pair, as the others are"
+                one = rows.Bad(one.source, f"{seen}; a dataset holds only pairs or none")
+        yield one
