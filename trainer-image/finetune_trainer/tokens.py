@@ -6,13 +6,16 @@ what it renders for the whole chat, in text and in tokens, since that is all the
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer import dataset
+from finetune_trainer import borders, dataset, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,18 @@ class Encoded:
 
 
 @dataclasses.dataclass(frozen=True)
+class Script:
+    """An example as the text to tokenize. The answers to learn begin where the prompts, beginnings of the text, end."""
+
+    text: str
+    prompts: tuple[str, ...] = ()
+    plain: bool = False
+    """Plain text: learned whole, with the special tokens that the tokenizer adds by itself."""
+    everything: bool = False
+    """Whether prompts are learned too."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoder:
     """A tokenizer with the rules of one run."""
 
@@ -37,26 +52,33 @@ class Encoder:
     stops: frozenset[int]
     max_length: int
     loss_on: job.LossOn = job.LossOn.ASSISTANT
+    files: str = ""
+    """The SHA-256 of the tokenizer's files."""
+
+    @property
+    def identity(self) -> str:
+        """Encoders of equal identity encode equally."""
+        return identity(self.files, self.max_length, self.loss_on)
 
     def encode(self, example: dataset.Example) -> Encoded:
         """Ids and learned tokens of a whole example. Raises dataset.Wrong when the template cannot render it."""
-        if example.text is not None:
-            ids = [*self.tokenizer(example.text)["input_ids"], *self._end()]
-            return self._cut(ids, [True] * len(ids))
-        text = self.render(example.messages)
-        chosen = self._chosen(example)
-        prefixes = {index: self.render(example.messages[:index], answer=True) for index in chosen}
-        for index, prefix in prefixes.items():
-            if not text.startswith(prefix):
-                raise dataset.Wrong(
-                    f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
-                    "cannot be learned as it will be asked for; try training.lossOn: LastAssistant"
-                )
-        ids, starts = self._tokens(text, prefixes)
-        ids, learned = self._learned(ids, [starts[index] for index in chosen])
-        if self.loss_on is job.LossOn.ALL:
-            learned = [True] * len(ids)
-        return self._cut(ids, learned)
+        return self._one(self._script(example))
+
+    def rows(self, example: dataset.Example) -> tuple[Encoded, ...]:
+        """The example as rows of tokens: one, or of a preference pair two that begin with the same prompt."""
+        return tuple(map(self._one, self._scripts(example)))
+
+    def batch(self, examples: Sequence[dataset.Example]) -> list[tuple[Encoded, ...] | dataset.Wrong]:
+        """`rows` of many examples, tokenized at once and in parallel; of an example that cannot be rendered, the reason."""
+        made: list[list[Script] | dataset.Wrong] = []
+        for example in examples:
+            try:
+                made.append(self._scripts(example))
+            except dataset.Wrong as wrong:
+                made.append(wrong)
+        scripts = [script for one in made if isinstance(one, list) for script in one]
+        encoded = self._many(scripts)
+        return [tuple(itertools.islice(encoded, len(one))) if isinstance(one, list) else one for one in made]
 
     def prompt(self, example: dataset.Example) -> list[int]:
         """The ids that the server gets when it must give the last answer."""
@@ -85,30 +107,78 @@ class Encoder:
             )
         return "".join(turn.content for turn in turns)
 
+    # --- An example as text ---
+
+    def _scripts(self, example: dataset.Example) -> list[Script]:
+        if example.rejected is None:
+            return [self._script(example)]
+        # Of a pair only the answers count, whatever a chat would be learned of.
+        answers = dataclasses.replace(self, loss_on=job.LossOn.LAST_ASSISTANT)
+        return [answers._script(side) for side in example.sides()]
+
+    def _script(self, example: dataset.Example) -> Script:
+        if example.text is not None:
+            return Script(example.text, plain=True)
+        text = self.render(example.messages)
+        prompts = []
+        for index in self._chosen(example):
+            prompts.append(self.render(example.messages[:index], answer=True))
+            if not text.startswith(prompts[-1]):
+                raise dataset.Wrong(
+                    f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
+                    "cannot be learned as it will be asked for; try training.lossOn: LastAssistant"
+                )
+        return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
+
     def _chosen(self, example: dataset.Example) -> list[int]:
         """The turns to learn."""
         answers = [i for i, turn in enumerate(example.messages) if turn.role == "assistant" and turn.learned]
         return answers[-1:] if self.loss_on is job.LossOn.LAST_ASSISTANT else answers
 
-    def _tokens(self, text: str, prefixes: dict[int, str]) -> tuple[list[int], dict[int, int]]:
-        """The ids of the text, and where each prefix ends in them."""
-        ids = self._ids(text)
-        starts = {}
-        for index, prefix in prefixes.items():
-            begin = self._ids(prefix)
-            if ids[: len(begin)] != begin:
-                return self._pieces(text, prefixes)
-            starts[index] = len(begin)
-        return ids, starts
+    # --- A text as tokens ---
 
-    def _pieces(self, text: str, prefixes: dict[int, str]) -> tuple[list[int], dict[int, int]]:
+    def _one(self, script: Script) -> Encoded:
+        ids = self._ids(script.text, special=script.plain)
+        starts = []
+        for prompt in script.prompts:
+            begin = self._ids(prompt)
+            starts.append(len(begin) if ids[: len(begin)] == begin else None)
+        return self._encoded(script, ids, starts)
+
+    def _many(self, scripts: Sequence[Script]) -> Iterator[Encoded]:
+        """The same as `_one` of each script, in their order."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return map(self._one, scripts)
+        found: dict[int, Encoded] = {}
+        for special in (False, True):
+            part = [index for index, script in enumerate(scripts) if self._special(script.plain) is special]
+            texts = [(scripts[index].text, scripts[index].prompts) for index in part]
+            for index, (ids, starts) in zip(part, borders.find(self.tokenizer, texts, special=special), strict=True):
+                found[index] = self._encoded(scripts[index], ids, starts)
+        return (found[index] for index in range(len(scripts)))
+
+    def _encoded(self, script: Script, ids: list[int], starts: Sequence[int | None]) -> Encoded:
+        """The learned tokens of a tokenized text; `starts` has None for a prompt whose ids the text's do not begin with."""
+        if script.plain:
+            ids = [*ids, *self._end()]
+            learned = [True] * len(ids)
+        else:
+            if None in starts:
+                ids, starts = self._pieces(script)
+            ids, learned = self._learned(ids, [start for start in starts if start is not None])
+        if script.everything:
+            learned = [True] * len(ids)
+        return Encoded(ids[: self.max_length], learned[: self.max_length], len(ids) > self.max_length)
+
+    def _pieces(self, script: Script) -> tuple[list[int], list[int]]:
         """Each side of a border on its own, as the server does: for answers that would merge with their prompt's end."""
         ids: list[int] = []
-        starts, position = {}, 0
-        for index, prefix in sorted(prefixes.items()):
-            ids += self._ids(text[position : len(prefix)], special=not position)
-            starts[index], position = len(ids), len(prefix)
-        return ids + self._ids(text[position:], special=False), starts
+        starts, position = [], 0
+        for prompt in script.prompts:
+            ids += self._ids(script.text[position : len(prompt)], first=not position)
+            position = len(prompt)
+            starts.append(len(ids))
+        return ids + self._ids(script.text[position:], first=False), starts
 
     def _learned(self, ids: list[int], starts: list[int]) -> tuple[list[int], list[bool]]:
         """Each answer from its start to its stop token; an answer at the end without one gets it."""
@@ -126,14 +196,14 @@ class Encoder:
     def _end(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
-    def _ids(self, text: str, *, special: bool = True) -> list[int]:
-        # A chat template writes its own begin-of-sequence token; a second one would be one too many.
-        special = special and not self.tokenizer.chat_template
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+    def _ids(self, text: str, *, first: bool = True, special: bool = False) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=first and self._special(special))["input_ids"]
         return ids
 
-    def _cut(self, ids: list[int], learned: list[bool]) -> Encoded:
-        return Encoded(ids[: self.max_length], learned[: self.max_length], len(ids) > self.max_length)
+    def _special(self, plain: bool) -> bool:
+        """Whether the tokenizer adds its special tokens: a chat template writes its own begin-of-sequence token, and a second
+        one would be one too many."""
+        return plain or not self.tokenizer.chat_template
 
 
 def load(folder: pathlib.Path, training: job.Training) -> Encoder:
@@ -141,9 +211,37 @@ def load(folder: pathlib.Path, training: job.Training) -> Encoder:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return Encoder(tokenizer, stops(tokenizer, folder), limit(folder, training), training.loss_on, files(folder))
+
+
+def limit(folder: pathlib.Path, training: job.Training) -> int:
+    """Tokens of the longest example."""
     config = json.loads((folder / "config.json").read_text())
     positions = config.get("text_config", config).get("max_position_embeddings") or training.max_sequence_length
-    return Encoder(tokenizer, stops(tokenizer, folder), min(positions, training.max_sequence_length), training.loss_on)
+    return min(positions, training.max_sequence_length)
+
+
+def files(folder: pathlib.Path) -> str:
+    """The SHA-256 of all that tells how a model folder tokenizes: its tokenizer, template and configurations."""
+    found = sorted({path for kind in sources.SMALL for path in folder.glob(kind) if path.is_file()})
+    # The index of the weights has nothing to say, and is not there when only the tokenizer was fetched.
+    hashes = {path.name: _sha256(path) for path in found if not path.name.endswith(".index.json")}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(files: str, max_length: int, loss_on: job.LossOn) -> str:
+    """A hash of what an encoder's result depends on besides the example; computed without loading a tokenizer."""
+    versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")]
+    return hashlib.sha256(json.dumps([FORMAT, files, max_length, loss_on, versions]).encode()).hexdigest()
+
+
+FORMAT = 1
+"""Raised with every change of this module that encodes an example differently."""
 
 
 def stops(tokenizer: Any, folder: pathlib.Path) -> frozenset[int]:

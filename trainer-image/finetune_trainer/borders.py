@@ -1,0 +1,81 @@
+"""Texts as token ids, many at once, and where in them their prompts end: the fast half of `tokens`.
+
+Tokenizing a prompt a second time to learn where it ends costs as much as the prompt itself. It is not needed where a
+special token stands before the prompt's end: tokenizers cut a text at its special tokens before anything else, so that
+what comes before such a cut has the same ids in the prompt and in the whole text. Only the rest after it is tokenized
+again, and that is mostly the same few words ("assistant\\n") for all examples.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Found = tuple[list[int], list[int | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A prompt, cut at its last special token: `head` ids of the whole text come before it, `tail` is the text from there."""
+
+    head: int
+    tail: str
+
+
+def find(tokenizer: Any, texts: Sequence[tuple[str, Sequence[str]]], *, special: bool) -> list[Found]:
+    """For each text with its prompts, beginnings of it: the text's ids, and how many of them each prompt has.
+
+    None for a prompt whose own ids are not those that the text begins with. `tokenizer` is one of transformers' fast
+    tokenizers; `special` is its add_special_tokens.
+    """
+    if not texts:
+        return []
+    encodings = _encode(tokenizer, [text for text, _ in texts], special)
+    anchors = _anchors(tokenizer)
+    # Special tokens that the tokenizer adds around a whole text are not where they would be in a part of it.
+    cuts = [
+        [_Cut(0, prompt) if special else _cut(encoding, ids, prompt, anchors) for prompt in prompts]
+        for (encoding, ids), (_, prompts) in zip(encodings, texts, strict=True)
+    ]
+    tails = list({cut.tail for made in cuts for cut in made})
+    known = {tail: ids for tail, (_, ids) in zip(tails, _encode(tokenizer, tails, special), strict=True)}
+    return [(ids, [_end(ids, cut, known) for cut in made]) for (_, ids), made in zip(encodings, cuts, strict=True)]
+
+
+def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[Any, list[int]]]:
+    """Each text's encoding and ids."""
+    if not texts:
+        return []
+    found = tokenizer(
+        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return list(zip(found.encodings, found["input_ids"], strict=True))
+
+
+def _anchors(tokenizer: Any) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """The ids of the added tokens that are cut out of the raw text, whatever stands beside them."""
+    added = tokenizer.added_tokens_decoder.items()
+    return np.array(sorted(id for id, token in added if not (token.normalized or token.single_word)), dtype=np.int64)
+
+
+def _cut(encoding: Any, ids: list[int], prompt: str, anchors: Any) -> _Cut:
+    last = _Cut(0, prompt)
+    for index in _places(ids, anchors):
+        begin, end = encoding.token_to_chars(index)
+        if end > len(prompt):
+            break
+        last = _Cut(index, prompt[begin:])
+    return last
+
+
+def _places(ids: list[int], anchors: Any) -> Iterator[int]:
+    """Where the anchors are among the ids."""
+    array = np.array(ids, dtype=np.int64)
+    yield from map(int, np.flatnonzero(np.isin(array, anchors)))
+
+
+def _end(ids: list[int], cut: _Cut, known: dict[str, list[int]]) -> int | None:
+    tail = known[cut.tail]
+    end = cut.head + len(tail)
+    return end if ids[cut.head : end] == tail else None
