@@ -28,7 +28,8 @@ class Layout:
 
     @property
     def data(self) -> str:
-        """Folder of the frozen split that preflight wrote: train, validation and test, one JSON line an example."""
+        """Folder of the frozen split that preflight wrote: train, validation and test, one JSON line an example, and
+        corpus/train and corpus/validation, the same as token ids."""
         return f"{self.root}/data"
 
     @property

@@ -68,6 +68,7 @@ def load(
 ) -> Manifest:
     """Downloads a complete folder and checks every file. Raises NotFound, or Corrupt when a hash differs.
 
+    What lies in `local` already, as it should be, is not fetched again.
     expected: the SHA-256 that the manifest must have; only: the files to take, absent all of them.
     """
     found = manifest(store, uri)
@@ -86,12 +87,19 @@ def _fetch(store: storage.Storage, uri: str, file: File, local: pathlib.Path) ->
     path = local / file.path
     if not path.resolve().is_relative_to(local.resolve()):
         raise Corrupt(f"{uri}: the manifest names {file.path!r}, which lies outside of the folder")
+    if _same(path, file):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         store.download(f"{uri}/{file.path}", path)
     except errors.NotFound:
         raise Corrupt(f"{uri}/{file.path} is missing, although the manifest lists it") from None
-    if path.stat().st_size != file.size or sha256(path) != file.sha256:
+    if not _same(path, file):
         raise Corrupt(f"{uri}/{file.path}: size or SHA-256 differ from the manifest's; the file was changed or damaged")
+
+
+def _same(path: pathlib.Path, file: File) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and sha256(path) == file.sha256
 
 
 def parse(data: bytes, uri: str) -> Manifest:

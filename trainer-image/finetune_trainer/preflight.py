@@ -4,16 +4,19 @@ Reachability of output, model and data; every row's format; tokens; the split, f
 memory estimate; a verdict with advice. Runs on a CPU without the model's weights. An attempt repeated gives the same.
 """
 
-import array
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
 import tempfile
 from typing import Any
 
+import numpy as np
+
 from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer import (
+    corpus,
     dataset,
     errors,
     estimate,
@@ -22,7 +25,6 @@ from finetune_trainer import (
     machine,
     objects,
     rows,
-    signals,
     sources,
     split,
     storage,
@@ -39,13 +41,31 @@ class Part:
     """What was read for one split, or for all that is to be split: the rows are on the disk, here are their numbers."""
 
     path: pathlib.Path
+    writer: corpus.Writer
+    inputs: list[objects.Entry]
     prompts: list[split.Prompts] = dataclasses.field(default_factory=list)
-    lengths: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("l"))
-    trainable: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("l"))
-    truncated: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("b"))
-    inputs: list[objects.Entry] = dataclasses.field(default_factory=list)
+    pairs: bool = False
+    """Whether the examples are preference pairs."""
     untrainable: list[str] = dataclasses.field(default_factory=list)
     """Places of examples without a token to learn."""
+
+    @classmethod
+    def of(cls, work: pathlib.Path, name: str, inputs: list[objects.Entry]) -> "Part":
+        return cls(work / f"{name}.rows", corpus.Writer(work / f"{name}.corpus"), inputs)
+
+    @functools.cached_property
+    def corpus(self) -> corpus.Corpus:
+        """The tokens of all examples, once all are taken."""
+        return self.writer.finish("", pairs=bool(self.pairs), template=None)
+
+    def take(self, example: dataset.Example, encoded: tuple[tokens.Encoded, ...]) -> None:
+        """Notes an example's numbers."""
+        self.pairs = example.rejected is not None
+        for row in encoded:
+            self.writer.add(row.ids, row.learned, row.truncated)
+        if not all(row.trainable for row in encoded) and len(self.untrainable) < FINDINGS:
+            self.untrainable.append(example.source)
+        self.prompts.append(split.Prompts(example.key(), tuple(example.keys())))
 
 
 FIRST_CONTACT = 20.0
@@ -68,7 +88,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
         places = split.assign(parts["train"].prompts, *fractions, spec.training.seed)
         facts = measure(spec, parts, places, folder)
-        freeze(spec, store, parts, places, work)
+        freeze(spec, store, parts, places, encoder, work)
     return answer(spec, store, facts, inputs(parts))
 
 
@@ -114,21 +134,25 @@ def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work:
     """Every row of every file, checked and tokenized. Raises Failure(DatasetInvalid), naming up to FINDINGS places."""
     wanted = {"train": spec.dataset.train}
     wanted |= {name: chosen.uris for name, chosen in held_out(spec).items() if chosen.uris}
-    parts, findings = {}, []
+    parts: dict[str, Part] = {}
+    findings: list[str] = []
     files = {name: rows.find(store, patterns) for name, patterns in wanted.items()}  # all of them first: it is quick
     for name, entries in files.items():
-        part = parts[name] = Part(work / f"{name}.rows", inputs=entries)
+        parts[name] = part = Part.of(work, name, entries)
+        pairs = parts["train"].pairs if name != "train" else None
+        kind = spec.dataset.format
+        found = dataset.alike(
+            (one for entry in entries for one in dataset.parse(rows.read(store, entry.uri), kind)), pairs
+        )
         with part.path.open("w", encoding="utf-8") as spool:
-            for entry in entries:
-                for found in dataset.parse(rows.read(store, entry.uri), spec.dataset.format):
-                    signals.check()
-                    problem = found if isinstance(found, rows.Bad) else take(found, part, encoder)
-                    if problem is None and isinstance(found, dataset.Example):
-                        spool.write(found.line())
-                    elif problem is not None:
-                        findings.append(f"{problem.source}: {problem.problem}")
-                    if len(findings) >= FINDINGS:
-                        raise invalid(findings, parts, stopped=True)
+            for one in corpus.encode(found, encoder):
+                if isinstance(one, rows.Bad):
+                    findings.append(f"{one.source}: {one.problem}")
+                else:
+                    spool.write(one[0].line())
+                    part.take(*one)
+                if len(findings) >= FINDINGS:
+                    raise invalid(findings, parts, stopped=True)
         if not part.prompts and not findings:
             names = ", ".join(entry.uri for entry in entries[:3])
             raise errors.Failure(
@@ -145,21 +169,6 @@ def held_out(spec: run.Run) -> dict[str, job.Split]:
     return {"validation": spec.dataset.validation, "test": spec.dataset.test}
 
 
-def take(example: dataset.Example, part: Part, encoder: tokens.Encoder) -> rows.Bad | None:
-    """Notes an example's numbers; the reason when the model's template refuses it."""
-    try:
-        encoded = encoder.encode(example)
-    except dataset.Wrong as wrong:
-        return rows.Bad(example.source, str(wrong))
-    if not encoded.trainable and len(part.untrainable) < FINDINGS:
-        part.untrainable.append(example.source)
-    part.prompts.append(split.Prompts(example.key(), tuple(example.keys())))
-    part.lengths.append(len(encoded.ids))
-    part.trainable.append(encoded.trainable)
-    part.truncated.append(encoded.truncated)
-    return None
-
-
 def invalid(findings: list[str], parts: dict[str, Part], *, stopped: bool) -> errors.Failure:
     """The failure of broken rows, the first ones in words."""
     more = len(findings) - 3
@@ -172,16 +181,22 @@ def invalid(findings: list[str], parts: dict[str, Part], *, stopped: bool) -> er
             verdict="NotRecommended",
             findings=findings,
             examples=good,
-            tokens=sum(parts["train"].lengths),
+            tokens=parts["train"].writer.written,
             trainable_tokens=0,
         ),
     )
 
 
 def freeze(
-    spec: run.Run, store: storage.Storage, parts: dict[str, Part], places: list[int], work: pathlib.Path
+    spec: run.Run,
+    store: storage.Storage,
+    parts: dict[str, Part],
+    places: list[int],
+    encoder: tokens.Encoder,
+    work: pathlib.Path,
 ) -> None:
-    """Writes train, validation and test as they will be used, with the inputs' sizes and tags."""
+    """Writes train, validation and test as they will be used, with the inputs' sizes and tags; what training reads also as
+    tokens."""
     local = work / "data"
     local.mkdir()
     outputs = [(local / f"{name}.jsonl").open("wb") for name in dataset.SPLITS]
@@ -196,7 +211,11 @@ def freeze(
     finally:
         for output in outputs:
             output.close()
-    folders.save(store, local, spec.layout.data, {"inputs": inputs(parts)})
+    for index, name in enumerate(dataset.SPLITS[:2]):
+        own = index and name in parts
+        found = parts[name].corpus if own else parts["train"].corpus.select(np.flatnonzero(np.equal(places, index)))
+        corpus.write(local, name, found, encoder)
+    folders.save(store, local, spec.layout.data, {"inputs": inputs(parts), "encoder": encoder.identity})
 
 
 def inputs(parts: dict[str, Part]) -> list[dict[str, Any]]:
@@ -205,11 +224,8 @@ def inputs(parts: dict[str, Part]) -> list[dict[str, Any]]:
 
 def measure(spec: run.Run, parts: dict[str, Part], places: list[int], folder: pathlib.Path) -> verdict.Facts:
     """The numbers of the split. Raises Failure(DatasetInvalid) when nothing could be learned."""
-    part = parts["train"]
-    chosen = [index for index, place in enumerate(places) if place == 0]
-    lengths = [part.lengths[index] for index in chosen]
-    trainable = sum(part.trainable[index] for index in chosen)
-    if not chosen or not trainable:
+    train = parts["train"].corpus.select(np.flatnonzero(np.equal(places, 0)))
+    if not train.teaching.any():
         raise errors.Failure(
             reasons.Reason.DATASET_INVALID,
             "no training example has a token to learn within training.maxSequenceLength "
@@ -217,19 +233,19 @@ def measure(spec: run.Run, parts: dict[str, Part], places: list[int], folder: pa
         )
     findings = [
         f"{source}: no token of the answer is learned: the prompt alone fills maxSequenceLength"
-        for source in part.untrainable
+        for source in parts["train"].untrainable
     ]
     findings += leaks(parts, places)
-    memory = estimated(spec, folder, lengths)
+    memory = estimated(spec, folder, train.lengths.tolist())
     counts = {
         name: len(parts[name].prompts) if index and name in parts else places.count(index)
         for index, name in enumerate(dataset.SPLITS)
     }
     return verdict.Facts(
         **counts,
-        tokens=sum(lengths),
-        trainable=trainable,
-        truncated=sum(part.truncated[index] for index in chosen) / len(chosen),
+        tokens=int(train.lengths.sum()),
+        trainable=int(train.trainable.sum()),
+        truncated=float(train.truncated.mean()),
         findings=findings[:FINDINGS],
         memory=estimate.text(memory.total) if memory else None,
     )
