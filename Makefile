@@ -72,6 +72,12 @@ verify-chart:
 	$$helm lint --strict --kube-version $(KUBERNETES) $(CHART) && \
 	$$helm template finetune-operator $(CHART) --kube-version $(KUBERNETES) --include-crds > /dev/null
 
+# --- Benchmarks: each writes its table below docs/benchmarks/ ---
+
+.PHONY: bench-startup
+bench-startup: venv ## From exec to the first optimizer step
+	$(VENV)/python tests/bench/startup.py
+
 # --- Clusters and images ---
 
 .PHONY: cluster cluster-down images
