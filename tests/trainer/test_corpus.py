@@ -162,7 +162,9 @@ def test_examples_are_encoded_without_holding_all_of_them(
     real: tokens.Encoder, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "EXAMPLES", 64)
-    split = written(tmp_path / "big.jsonl", [dataset.Example("x", text=f"{n} " + "the fox " * 100) for n in range(2000)])
+    split = written(
+        tmp_path / "big.jsonl", [dataset.Example("x", text=f"{n} " + "the fox " * 100) for n in range(2000)]
+    )
     tracemalloc.start()
     made = corpus.build(split, real, tmp_path / "cache")
     peak = tracemalloc.get_traced_memory()[1]
