@@ -24,6 +24,7 @@ class Format(enum.StrEnum):
     PROMPT_COMPLETION = "PromptCompletion"
     INSTRUCTION = "Instruction"
     TEXT = "Text"
+    PREFERENCE = "Preference"
 
 
 class Split(model.Model):
@@ -72,8 +73,9 @@ class Dataset(model.Model):
     format: Format = Field(
         default=Format.AUTO,
         description="How the examples are written. Chat: a list `messages` of {role, content}. PromptCompletion: "
-        "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Auto (the "
-        "default) tells by the fields of the first example.",
+        "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Preference "
+        "(for training.objective DPO): `prompt`, `chosen` and `rejected`, as texts or as lists of messages; or `chosen` "
+        "and `rejected` alone, two chats that begin alike. Auto (the default) tells by the fields of the first example.",
     )
     train: UriList = Field(
         description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "

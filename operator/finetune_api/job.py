@@ -13,20 +13,24 @@ from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
 from finetune_api.evaluation import LOWER_IS_BETTER, Contender, Evaluation, Gate, Generation, Metric
 from finetune_api.intent import Advice, Intent
-from finetune_api.resources import Labels, LabelValue, Quantity, Requests, Resources, Toleration
+from finetune_api.resources import Labels, LabelValue, Quantity, Requests, Resources, Toleration, TrainingResources
 from finetune_api.storage import Storage
 from finetune_api.training import (
+    DPO,
     Checkpoints,
     EarlyStopping,
     GradientCheckpointing,
     LoRA,
     LossOn,
+    Method,
     Modules,
+    Objective,
     Precision,
     Training,
 )
 
 __all__ = [
+    "DPO",
     "LOWER_IS_BETTER",
     "MAXIMUM_NAME",
     "NAME_RULES",
@@ -49,8 +53,10 @@ __all__ = [
     "Labels",
     "LoRA",
     "LossOn",
+    "Method",
     "Metric",
     "Modules",
+    "Objective",
     "Precision",
     "Quantity",
     "Requests",
@@ -60,6 +66,7 @@ __all__ = [
     "Storage",
     "Toleration",
     "Training",
+    "TrainingResources",
     "Uri",
     "UriList",
 ]
@@ -71,12 +78,31 @@ MAXIMUM_NAME = 40
 class FineTuneJobSpec(model.Model):
     """One job from data to a served, measured model."""
 
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "self.training.objective != 'DPO' || self.dataset.format in ['Preference', 'Auto']",
+                "training.objective DPO learns from preferences: set dataset.format to Preference or Auto",
+            ),
+            (
+                "self.training.objective == 'DPO' || self.dataset.format != 'Preference'",
+                "dataset.format Preference needs training.objective DPO: set it, or choose another format",
+            ),
+            (
+                "self.training.batchSize >= self.resources.nodes * (self.resources.gpus > 0 ? self.resources.gpus : 1)",
+                "training.batchSize must be at least resources.nodes times resources.gpus, one example of each step for "
+                "every GPU: raise it, or take fewer",
+            ),
+        )
+    }
     intent: Intent = Field(default_factory=Intent, description="Why the job exists, and how strict advice is.")
     base_model: BaseModelReference = Field(description="The model to start from: exactly one of name and source.")
     dataset: Dataset = Field(description="The examples.")
     storage: Storage = Field(description="Where results go, and how S3 is reached.")
     training: Training = Field(default_factory=Training, description="How the adapter is trained.")
-    resources: Resources = Field(default_factory=Resources, description="What the training pod needs.")
+    resources: TrainingResources = Field(
+        default_factory=TrainingResources, description="What the training needs: its pods, and each of them."
+    )
     evaluation: Evaluation = Field(
         default_factory=Evaluation, description="How the tuned model is compared with the base, and what it must reach."
     )

@@ -114,8 +114,8 @@ class Resources(model.Model):
         default=1,
         ge=0,
         le=16,
-        description="GPUs of a pod; 0 runs on the CPU. A server splits its model over them; training and evaluation use one "
-        "so far. Default: 1.",
+        description="GPUs of a pod; 0 runs on the CPU. Training runs one process on each, a server splits its model over "
+        "them, an evaluation uses one. Default: 1.",
     )
     gpu_type: (
         Annotated[
@@ -135,3 +135,15 @@ class Resources(model.Model):
         default_factory=list, max_length=32, description="Taints that the pods tolerate, besides those of the gpuType."
     )
     priority_class_name: model.Name | None = Field(default=None, description="The PriorityClass of the pods.")
+
+
+class TrainingResources(Resources):
+    """What the pods of the training stage need: `nodes` of them, all alike."""
+
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Pods that train together, each with these gpus and requests; training begins when all of them have a "
+        "place. Every other stage has one pod. Default: 1.",
+    )

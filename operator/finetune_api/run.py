@@ -51,7 +51,8 @@ class Run(model.Model):
     storage: job.Storage
     training: job.Training = Field(description="As in the spec; baseModel.learningRate counts where it names none.")
     evaluation: job.Evaluation = Field(default_factory=job.Evaluation)
-    gpus: int = Field(default=0, description="GPUs of the training pod.")
+    gpus: int = Field(default=0, description="GPUs of each training pod; the trainer runs one process on each.")
+    nodes: int = Field(default=1, description="Pods that the spec wants for training; an attempt knows its own number.")
     served_model_name: str
     progress_config_map: str | None = Field(
         default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."

@@ -8,6 +8,28 @@ from pydantic import Field
 from finetune_api import model
 
 
+class Objective(enum.StrEnum):
+    SFT = "SFT"
+    DPO = "DPO"
+
+
+class Method(enum.StrEnum):
+    LORA = "LoRA"
+    QLORA = "QLoRA"
+
+
+class DPO(model.Model):
+    """Direct preference optimisation (arXiv 2305.18290)."""
+
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="How strongly the tuned model is held to the base model: small values let it move further. "
+        "Default: 0.1.",
+    )
+
+
 class Modules(enum.StrEnum):
     ALL_LINEAR = "AllLinear"
     ATTENTION = "Attention"
@@ -81,9 +103,24 @@ class Training(model.Model):
 
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
-            ("!(has(self.epochs) && has(self.maxSteps))", "set at most one of training.epochs and training.maxSteps")
+            ("!(has(self.epochs) && has(self.maxSteps))", "set at most one of training.epochs and training.maxSteps"),
+            (
+                "!has(self.dpo) || self.objective == 'DPO'",
+                "training.dpo needs training.objective DPO: set it, or remove training.dpo",
+            ),
         )
     }
+    objective: Objective = Field(
+        default=Objective.SFT,
+        description="What is learned. SFT (the default): the answers of the examples. DPO: to prefer the chosen answer "
+        "to the rejected one, from examples of format Preference.",
+    )
+    dpo: DPO | None = Field(default=None, description="Settings of objective DPO. Absent: their defaults.")
+    method: Method = Field(
+        default=Method.LORA,
+        description="How the frozen base is held while the adapter is trained. LoRA (the default): in its precision. "
+        "QLoRA: in 4 bits (nf4), for a base that does not fit otherwise, at 1.5 to 2 times the work.",
+    )
     lora: LoRA = Field(default_factory=LoRA, description="The adapter's shape.")
     epochs: float | None = Field(
         default=None,
@@ -101,7 +138,7 @@ class Training(model.Model):
         "billion parameters and 1e-4 from there on.",
     )
     batch_size: int = Field(
-        default=16, ge=1, le=4096, description="Examples of one optimizer step over all GPUs. Default: 16."
+        default=16, ge=1, le=4096, description="Examples of one optimizer step over all GPUs and nodes. Default: 16."
     )
     max_sequence_length: int = Field(
         default=2048,
