@@ -21,6 +21,13 @@ METRICS_PORT = 9400
 SERVER_PORT = 8000
 """Port of vLLM, and of the Service before it."""
 
+RENDEZVOUS_PORT = 29500
+"""Port at which the first of several training pods is found by the others."""
+
+NODES, NODE, RENDEZVOUS = "FINETUNE_NODES", "FINETUNE_NODE", "FINETUNE_RENDEZVOUS"
+"""Environment of training pods that work together: how many they are, which one this is (from 0), and host:port of the first.
+Absent for a single pod. The run file speaks of the spec, these of the attempt that was started."""
+
 PROGRESS_KEY = "progress.json"
 """Key of the progress ConfigMap: an `outcome.ProgressReport`."""
 
