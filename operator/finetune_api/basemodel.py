@@ -1,4 +1,4 @@
-"""BaseModel: an entry of the platform team's catalogue, from which jobs choose by name."""
+"""BaseModel: an entry of the platform team's catalogue, from which jobs choose by name; and how a job names its model."""
 
 from typing import Annotated, Any
 
@@ -137,6 +137,32 @@ class BaseModelSpec(model.Model):
         description="The name of a Secret in the job's namespace whose key HF_TOKEN opens a gated hf:// model.",
     )
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for jobs that choose this model.")
+
+
+class BaseModelReference(model.Model):
+    """The model to start from."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "has(self.name) != has(self.source)",
+                "set exactly one of baseModel.name (an entry of `kubectl get basemodels`) and baseModel.source",
+            ),
+            (
+                "!has(self.revision) || has(self.source)",
+                "baseModel.revision belongs to baseModel.source; an entry has its own",
+            ),
+        )
+    }
+    name: model.Name | None = Field(
+        default=None, description="The name of a BaseModel of the catalogue (`kubectl get basemodels`)."
+    )
+    source: Source | None = None
+    revision: str | None = Field(
+        default=None,
+        max_length=128,
+        description="The commit, tag or branch of an hf:// source. Absent: the main branch.",
+    )
 
 
 PRINTER_COLUMNS: list[dict[str, Any]] = [

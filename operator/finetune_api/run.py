@@ -21,6 +21,13 @@ METRICS_PORT = 9400
 SERVER_PORT = 8000
 """Port of vLLM, and of the Service before it."""
 
+RENDEZVOUS_PORT = 29500
+"""Port at which the first of several training pods is found by the others."""
+
+NODES, NODE, RENDEZVOUS = "FINETUNE_NODES", "FINETUNE_NODE", "FINETUNE_RENDEZVOUS"
+"""Environment of training pods that work together: how many they are, which one this is (from 0), and host:port of the first.
+Absent for a single pod. The run file speaks of the spec, these of the attempt that was started."""
+
 PROGRESS_KEY = "progress.json"
 """Key of the progress ConfigMap: an `outcome.ProgressReport`."""
 
@@ -51,7 +58,8 @@ class Run(model.Model):
     storage: job.Storage
     training: job.Training = Field(description="As in the spec; baseModel.learningRate counts where it names none.")
     evaluation: job.Evaluation = Field(default_factory=job.Evaluation)
-    gpus: int = Field(default=0, description="GPUs of the training pod.")
+    gpus: int = Field(default=0, description="GPUs of each training pod; the trainer runs one process on each.")
+    nodes: int = Field(default=1, description="Pods that the spec wants for training; an attempt knows its own number.")
     served_model_name: str
     progress_config_map: str | None = Field(
         default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."

@@ -25,6 +25,8 @@ STAGE = "finetune.dev/stage"
 REVISION = "finetune.dev/revision"
 RELEASE = "finetune.dev/release"
 ATTEMPT = "finetune.dev/attempt"
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Label and annotation that the Job controller gives the pods of an Indexed Job."""
 HASH = "finetune.dev/spec-hash"
 """Annotation: the digest of the manifest as we wrote it."""
 
@@ -52,6 +54,10 @@ class StageJob:
     hash: str
     created: datetime.datetime | None
     finished: datetime.datetime | None
+    nodes: int
+    """Pods that it has at a time."""
+    ending: bool
+    """Its end is decided, and its last pods are being stopped."""
     succeeded: bool
     failed: bool
     failure: str
@@ -82,10 +88,12 @@ class Terminated:
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """A pod of a stage or of a release. `parent` is the name of its Job or Deployment."""
+    """A pod of a stage or of a release. `parent` is the name of its Job or Deployment, `node` its number among the pods of a Job
+    that work together."""
 
     name: str
     parent: str
+    node: int
     phase: str
     ready: bool
     created: datetime.datetime | None
@@ -94,8 +102,13 @@ class Pod:
     terminated: Terminated | None
     unschedulable: str
     restarts: int
-    disrupted: bool
+    disruption: str
+    """Why it was taken from its machine (evicted, preempted, ...); empty if it was not."""
     deleting: bool
+
+    @property
+    def disrupted(self) -> bool:
+        return bool(self.disruption)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +159,7 @@ def uid_of(raw: Raw) -> str | None:
 
 
 def stage_job(raw: Raw) -> StageJob:
-    meta, state = raw["metadata"], raw.get("status") or {}
+    meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or [] if c.get("status") == "True"}
     over = conditions.get("Complete") or conditions.get("Failed")
     attempt = _labels(raw).get(ATTEMPT, "1")
@@ -158,6 +171,8 @@ def stage_job(raw: Raw) -> StageJob:
         hash=_hash(raw),
         created=_time(meta.get("creationTimestamp")),
         finished=_time(over.get("lastTransitionTime")) if over else None,
+        nodes=int(spec.get("completions") or 1),
+        ending=bool({"FailureTarget", "SuccessCriteriaMet"} & set(conditions)),
         succeeded="Complete" in conditions,
         failed="Failed" in conditions,
         failure=str(conditions.get("Failed", {}).get("reason", "")),
@@ -201,7 +216,7 @@ def _terminated(state: Raw) -> Terminated | None:
 def pod(raw: Raw) -> Pod:
     meta, state = raw["metadata"], raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or []}
-    scheduled = conditions.get("PodScheduled", {})
+    scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     statuses = _statuses(state)
     starts = [
         _time((s.get("state") or {}).get(k, {}).get("startedAt")) for s in statuses for k in ("running", "terminated")
@@ -209,6 +224,7 @@ def pod(raw: Raw) -> Pod:
     return Pod(
         name=meta["name"],
         parent=_labels(raw).get(RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
+        node=int(node) if (node := _labels(raw).get(COMPLETION_INDEX, "0")).isdigit() else 0,
         phase=str(state.get("phase", "Pending")),
         ready=conditions.get("Ready", {}).get("status") == "True",
         created=_time(meta.get("creationTimestamp")),
@@ -217,7 +233,7 @@ def pod(raw: Raw) -> Pod:
         terminated=_terminated(state),
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
         restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
-        disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+        disruption=str(disrupted.get("reason") or "disrupted") if disrupted.get("status") == "True" else "",
         deleting=bool(meta.get("deletionTimestamp")),
     )
 
@@ -248,9 +264,13 @@ def server(raw: Raw) -> Server:
 def service(raw: Raw) -> Service:
     spec = raw.get("spec") or {}
     # A port that somebody added stays: server-side apply would not take it away.
-    ours = [p for p in spec.get("ports") or [] if p.get("port") == run.SERVER_PORT]
-    ports = [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in ours]
-    return Service(name=raw["metadata"]["name"], guarded={"selector": spec.get("selector"), "ports": ports})
+    ours = [p for p in spec.get("ports") or [] if p.get("port") in {run.SERVER_PORT, run.RENDEZVOUS_PORT}]
+    guarded = {
+        "selector": spec.get("selector"),
+        "ports": [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in ours],
+        "unready": bool(spec.get("publishNotReadyAddresses")),
+    }
+    return Service(name=raw["metadata"]["name"], guarded=guarded)
 
 
 def config(raw: Raw) -> Config:
@@ -341,7 +361,7 @@ class Observation:
     services: Mapping[str, Service]
     configs: Mapping[str, Config]
     refusals: Mapping[str, str]
-    """Name of a Job without a pod -> why the API server refuses its pod (quota, admission)."""
+    """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
     now: datetime.datetime
     settings: settings.Settings
 

@@ -83,7 +83,8 @@ class Reconciler:
         )
         refusals = {}
         for present in observation.jobs.values():
-            waits = not present.over and not present.deleting and not observation.pods_of(present.name)
+            there = {pod.node for pod in observation.pods_of(present.name)}
+            waits = not (present.over or present.ending or present.deleting) and len(there) < present.nodes
             if waits and present.created and (now - present.created).total_seconds() > observe.PATIENCE:
                 refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
         return observe.with_refusals(observation, refusals)

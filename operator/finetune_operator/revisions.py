@@ -1,10 +1,12 @@
 """Which edit of a spec means which work: a new revision, another evaluation, another release, or nothing.
 
 A revision's inputs are recorded in `status.resolved`, one section for each kind of work. A section has changed when one of the
-*recorded* fields differs: a field that the record lacks (a newer operator's new field) counts as unchanged, so an upgrade or a
-new default never retrains. An edit of the catalogue does not either, since the section holds the entry's name, not its content.
+recorded fields differs. A field that the record lacks (a newer operator's new field) counts as unchanged while it has its
+default, so an upgrade or a new default never retrains; set to something else it is an edit like any other. An edit of the
+catalogue does not retrain either, since the section holds the entry's name, not its content.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -32,41 +34,52 @@ def digest(value: Any, length: int = 64) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:length]
 
 
-def inputs(spec: job.FineTuneJobSpec, run_annotation: str) -> dict[str, dict[str, Any]]:
-    """The spec, sorted into the sections that decide what must be done again. Absent fields are recorded as null."""
-    whole = spec.model_dump(mode="json", by_alias=True)
+def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = False) -> dict[str, dict[str, Any]]:
+    """The spec, sorted into the sections that decide what must be done again. Absent fields are recorded as null.
+
+    `chosen`: without the fields that have their default; what is left of an empty part is null or empty.
+    """
+    whole: dict[str, Any] = collections.defaultdict(
+        dict, spec.model_dump(mode="json", by_alias=True, exclude_defaults=chosen)
+    )
     dataset = dict(whole["dataset"])
     training = {k: v for k, v in whole["training"].items() if k not in {"retries", "checkpoints"}}
-    minimum = dataset.pop("minimumExamples")
+    minimum = dataset.pop("minimumExamples", None)
     evaluation = dict(whole["evaluation"])
     environment = {
         "storage": whole["storage"],
         "resources": whole["resources"],
-        "evaluationResources": evaluation.pop("resources"),
+        "evaluationResources": evaluation.pop("resources", None),
         "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
-        "retries": whole["training"]["retries"],
+        "retries": whole["training"].get("retries"),
     }
     deployment = {k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled"}}
     return {
         TRAINING: {"baseModel": whole["baseModel"], "dataset": dataset, "training": training, "run": run_annotation},
-        PREFLIGHT: {"advice": whole["intent"]["advice"], "minimumExamples": minimum},
+        PREFLIGHT: {"advice": whole["intent"].get("advice"), "minimumExamples": minimum},
         EVALUATION: evaluation,
         RELEASE: deployment,
         ENVIRONMENT: environment,
     }
 
 
-def changes(recorded: Any, wanted: Any, path: str = "") -> list[str]:
-    """Paths of the fields whose wanted value differs from the record. Fields that only one side knows do not count: they are
-    those of an older or newer operator. Maps of the user's own keys are one value."""
+def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str]:
+    """Paths of the fields whose wanted value differs from the record. `chosen` is `wanted` without the fields that have their
+    default. A field that only the record knows does not count: it is an older or newer operator's. Nor does one that only the
+    spec knows, unless it was chosen. Maps of the user's own keys are one value."""
     if isinstance(recorded, Mapping) and isinstance(wanted, Mapping) and path.rpartition(".")[2] not in FREE_MAPS:
+        mine = chosen if isinstance(chosen, Mapping) else {}
         found = []
-        for key, value in recorded.items():
-            if key in wanted:
-                found += changes(value, wanted[key], f"{path}.{key}" if path else key)
+        for key, value in wanted.items():
+            place = f"{path}.{key}" if path else key
+            if key in recorded:
+                found += changes(recorded[key], value, mine.get(key), place)
+            elif mine.get(key) not in (None, {}, []):
+                found.append(place)
         return found
     if isinstance(recorded, list) and isinstance(wanted, list) and len(recorded) == len(wanted):
-        return [p for i, (a, b) in enumerate(zip(recorded, wanted, strict=True)) for p in changes(a, b, f"{path}[{i}]")]
+        items = zip(recorded, wanted, chosen if isinstance(chosen, list) else [None] * len(wanted), strict=True)
+        return [p for i, (a, b, c) in enumerate(items) for p in changes(a, b, c, f"{path}[{i}]")]
     return [] if recorded == wanted else [path]
 
 
@@ -97,8 +110,10 @@ def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, 
     fresh = inputs(spec, run_annotation)
     if recorded is None:
         return Wanted(resolved=fresh, changed={section: [] for section in fresh})
+    chosen = inputs(spec, run_annotation, chosen=True)
     changed = {
-        section: changes(recorded.get(section), fresh[section]) if section in recorded else [] for section in fresh
+        section: changes(recorded[section], fresh[section], chosen[section]) if section in recorded else []
+        for section in fresh
     }
     resolved: dict[str, Any] = {
         section: fresh[section] if changed[section] or section not in recorded else recorded[section]

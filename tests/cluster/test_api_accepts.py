@@ -108,6 +108,8 @@ def test_every_value_of_an_enumeration_is_accepted(dry, path, value):
             "spec.resources.tolerations": [toleration],
             "spec.evaluation.resources.tolerations": [toleration],
             "spec.deployment.resources.tolerations": [toleration],
+            # preferences are learned by one objective only
+            "spec.training.objective": "DPO" if value == "Preference" else "SFT",
             path: value,
         },
     )
@@ -137,6 +139,34 @@ def test_an_entry_of_the_catalogue_is_accepted_and_completed(dry):
 def test_a_base_model_may_come_from(dry, source):
     sent = manifests.changed(manifests.MINIMAL, **{"spec.baseModel": {"source": source}})
     assert dry.create(sent)["spec"]["baseModel"] == {"source": source}
+
+
+def test_an_objective_without_settings_gets_its_defaults_from_the_trainer_and_with_some_from_the_schema(dry):
+    plain = manifests.changed(manifests.MINIMAL, **{"spec.training.objective": "DPO"})
+    assert "dpo" not in dry.create(plain)["spec"]["training"]
+    assert dry.create(manifests.changed(plain, **{"spec.training.dpo": {}}))["spec"]["training"]["dpo"] == {"beta": 0.1}
+    assert job.Training.model_validate({"objective": "DPO"}).dpo is None
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 10])
+def test_the_beta_of_dpo_may_be(dry, beta):
+    sent = manifests.changed(manifests.MINIMAL, **{"spec.training": {"objective": "DPO", "dpo": {"beta": beta}}})
+    assert_round_trip(job.FineTuneJobSpec, sent["spec"], dry.create(sent)["spec"])
+
+
+@pytest.mark.parametrize(
+    "nodes, gpus, batch", [(1, 0, 1), (2, 0, 2), (2, 0, 16), (2, 8, 16), (64, 0, 64), (64, 16, 1024), (1, 16, 16)]
+)
+def test_nodes_may_be_with_gpus_and_without(dry, nodes, gpus, batch):
+    changes = {"spec.resources": {"nodes": nodes, "gpus": gpus}, "spec.training.batchSize": batch}
+    sent = manifests.changed(manifests.MINIMAL, **changes)
+    assert_round_trip(job.FineTuneJobSpec, sent["spec"], dry.create(sent)["spec"])
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_base_in_four_bits_may_be_trained_on(dry, gpus):
+    sent = manifests.changed(manifests.MINIMAL, **{"spec.training.method": "QLoRA", "spec.resources.gpus": gpus})
+    assert_round_trip(job.FineTuneJobSpec, sent["spec"], dry.create(sent)["spec"])
 
 
 @pytest.mark.parametrize("amount", [4, "4", "0.5", "500m"])

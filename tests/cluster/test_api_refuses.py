@@ -15,7 +15,7 @@ ONE_OF = "supported values: "
 
 def full(path: str) -> str:
     """The tables leave out `spec.`, where nearly everything lies."""
-    return path if path.startswith(("metadata", "spec")) else f"spec.{path}"
+    return path if path.startswith(("metadata", "spec")) else f"spec.{path}".rstrip(".")
 
 
 # A sentence, what is changed in the minimal job, the field that is named, words of the message.
@@ -116,6 +116,33 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a region with a space", {"storage.region": "EU West"}, "storage.region", "for example eu-west-1"),
     ("a Secret's name with a slash", {"storage.credentialsSecret": "ml/s3"}, "storage.credentialsSecret", "name of"),
     # training
+    ("an objective that is not there", {"training.objective": "PPO"}, "training.objective", ONE_OF + '"SFT", "DPO"'),
+    ("a method that is not there", {"training.method": "DoRA"}, "training.method", ONE_OF + '"LoRA", "QLoRA"'),
+    ("settings of another objective", {"training.dpo": {"beta": 0.1}}, "training", "training.dpo needs training.objective DPO"),
+    (
+        "a beta of zero",
+        {"training": {"objective": "DPO", "dpo": {"beta": 0}}},
+        "training.dpo.beta",
+        "greater than 0",
+    ),
+    (
+        "a beta above ten",
+        {"training": {"objective": "DPO", "dpo": {"beta": 11}}},
+        "training.dpo.beta",
+        "less than or equal to 10",
+    ),
+    (
+        "chats to prefer",
+        {"training.objective": "DPO", "dataset.format": "Chat"},
+        "",
+        "set dataset.format to Preference or Auto",
+    ),
+    (
+        "preferences to imitate",
+        {"dataset.format": "Preference"},
+        "",
+        "dataset.format Preference needs training.objective DPO",
+    ),
     ("a rank that vLLM does not serve", {"training.lora.rank": 12}, "training.lora.rank", ONE_OF + '"8", "16"'),
     ("a dropout of one", {"training.lora.dropout": 1}, "training.lora.dropout", "less than 1"),
     ("layers by name", {"training.lora.targetModules": ["q_proj"]}, "training.lora.targetModules", "string"),
@@ -133,6 +160,21 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a negative seed", {"training.seed": -1}, "training.seed", "greater than or equal to 0"),
     ("checkpoints that are not kept", {"training.checkpoints.keep": 0}, "training.checkpoints.keep", "equal to 1"),
     # resources
+    ("no nodes", {"resources.nodes": 0}, "resources.nodes", "greater than or equal to 1"),
+    ("65 nodes", {"resources.nodes": 65, "training.batchSize": 65}, "resources.nodes", "less than or equal to 64"),
+    ("half a node", {"resources.nodes": 1.5}, "resources.nodes", "integer"),
+    (
+        "GPUs without an example",
+        {"resources": {"nodes": 3, "gpus": 8}},
+        "",
+        "training.batchSize must be at least resources.nodes times resources.gpus",
+    ),
+    (
+        "nodes without an example",
+        {"resources": {"nodes": 17, "gpus": 0}},
+        "",
+        "training.batchSize must be at least resources.nodes times resources.gpus",
+    ),
     ("17 GPUs in a pod", {"resources.gpus": 17}, "resources.gpus", "less than or equal to 16"),
     ("a GPU type without GPUs", {"resources": {"gpus": 0, "gpuType": "l4"}}, "resources", "gpuType needs"),
     ("cores of nonsense", {"resources.requests.cpu": "four"}, "resources.requests.cpu", "500m, 4 or 32Gi"),
@@ -182,7 +224,15 @@ def test_a_job_is_refused_that_has(dry, changes, field, words):
 
 
 @pytest.mark.parametrize(
-    "path", ["spec.epochs", "spec.training.learning_rate", "spec.deployment.vllm", "spec.dataset.test.split"]
+    "path",
+    [
+        "spec.epochs",
+        "spec.training.learning_rate",
+        "spec.deployment.vllm",
+        "spec.dataset.test.split",
+        "spec.evaluation.resources.nodes",
+        "spec.deployment.resources.nodes",
+    ],
 )
 def test_a_field_that_does_not_exist_is_refused_by_name(dry, path):
     base = manifests.changed(manifests.MINIMAL, **{"spec.dataset.test.fraction": 0.1})

@@ -206,6 +206,63 @@ def test_failures_are_repeated_and_named(scene: installed.Stage, control_plane: 
     assert len(scene.names("Job")) == 2
 
 
+def test_several_nodes_are_one_attempt_that_fails_is_disrupted_and_succeeds_as_a_whole(scene: installed.Stage) -> None:
+    scene.apply(finetunejob(**{"spec.resources": {"nodes": 2, "gpus": 0}, "spec.training.retries": 0}))
+
+    def nodes(attempt: int) -> list[dict]:
+        """The attempt's pods by their number, at work."""
+
+        def there() -> list[dict]:
+            scene.step(until="train")
+            found = scene.pods(**{observe.STAGE: "train", observe.ATTEMPT: str(attempt)})
+            return sorted(found, key=lambda pod: pod["spec"]["hostname"]) if len(found) == 2 else []
+
+        pods = eventually(there, 30)
+        for pod in pods:
+            scene.place(pod)
+            scene.run(pod)
+        return pods
+
+    # each has a name that the others can resolve, and knows its number
+    first, second = nodes(1)
+    job = first["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+    assert [pod["spec"]["hostname"] for pod in (first, second)] == [f"{job}-0", f"{job}-1"]
+    [service] = scene.names("Service")
+    assert first["spec"]["subdomain"] == second["spec"]["subdomain"] == service
+    made = scene.core.read_namespaced_service(service, scene.namespace).spec
+    assert (made.cluster_ip, made.publish_not_ready_addresses) == ("None", True)
+    variables = {v["name"]: v for v in second["spec"]["containers"][0]["env"]}
+    assert variables["FINETUNE_RENDEZVOUS"]["value"] == f"{job}-0.{service}.{scene.namespace}.svc:29500"
+    path = variables["FINETUNE_NODE"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == f"metadata.labels['{observe.COMPLETION_INDEX}']"
+    assert second["metadata"]["labels"][observe.COMPLETION_INDEX] == "1"
+
+    # one runs out of memory: the other is stopped, and both begin anew with half the micro-batch
+    scene.end(second, 137, reason="OOMKilled")
+    scene.stop(first)
+    eventually(lambda: scene.job(NAME)["status"].get("attempt") == 2, 30)
+    failure = scene.job(NAME)["status"]["failure"]
+    assert (failure["reason"], failure["exitCode"]) == ("TrainerOutOfMemory", 137)
+    first, second = nodes(2)
+    arguments = first["spec"]["containers"][0]["args"]
+    assert arguments[arguments.index("--micro-batch-scale") + 1] == "0.5"
+
+    # one is evicted: a third attempt, though none may fail any more
+    scene.evict(first)
+    scene.stop(first)
+    scene.stop(second)
+    eventually(lambda: scene.job(NAME)["status"].get("attempt") == 3, 30)
+    assert scene.job(NAME)["status"]["failedAttempts"] == 0
+
+    # the first is done: what the other still does is stopped
+    first, second = nodes(3)
+    scene.end(first, 0, answer(first["metadata"]["labels"]))
+    scene.stop(second)
+    eventually(lambda: scene.condition(NAME, "Trained").get("status") == "True", 30)
+    eventually(lambda: not scene.names("Service"))
+    assert len(scene.pods(**{observe.STAGE: "evaluate"})) <= 1
+
+
 def test_what_quotas_and_the_scheduler_say_reaches_the_job(
     scene: installed.Stage, control_plane: controlplane.ControlPlane
 ) -> None:

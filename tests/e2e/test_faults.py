@@ -1,15 +1,11 @@
 """What can happen to pods: the operator killed, the training pod killed and evicted. Nothing is lost or doubled."""
 
-import json
-import os
-import signal
 import time
 from collections import Counter
-from pathlib import Path
 
 from demo import install
 from support import site as sites
-from support.site import NAMESPACE, Site, condition
+from support.site import Site, condition
 
 NAME = "faults"
 
@@ -27,33 +23,11 @@ def checkpoint_step(job: sites.Job) -> int:
     return int((job.get("status", {}).get("checkpoint") or {}).get("step") or 0)
 
 
-def kill_from_the_node(pod_uid: str) -> None:
-    """SIGKILL to the training process, as the kernel or a failing node would: by its pid on this machine."""
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            mine = pod_uid in (folder / "cgroup").read_text()
-        except OSError:
-            continue
-        if mine and b"train" in words:
-            os.kill(int(folder.name), signal.SIGKILL)
-            return
-    raise AssertionError(f"no process of pod {pod_uid} trains on this machine")
-
-
 def kill_the_leader(site: Site) -> None:
     lease = site.kube.get("lease", "finetune-operator", install.SYSTEM)
     assert lease is not None
     pod = lease["spec"]["holderIdentity"].rpartition("_")[0]
     site.kube.run("delete", "pod", pod, "--namespace", install.SYSTEM, "--grace-period=0", "--force")
-
-
-def evict(site: Site, pod: str) -> None:
-    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
-    site.kube.run("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
 
 
 def test_a_job_survives_the_death_of_its_operator_and_of_its_training_pods(site: Site) -> None:
@@ -78,7 +52,7 @@ def test_a_job_survives_the_death_of_its_operator_and_of_its_training_pods(site:
 
     # SIGKILL: the second attempt resumes from the checkpoint
     if site.local:
-        kill_from_the_node(before)
+        sites.kill(before)
         second = site.until(NAME, lambda job: job.get("status", {}).get("attempt") == 2, "in its second attempt", 60)
         assert second["status"]["failure"]["exitCode"] == 137
         step = checkpoint_step(second)
@@ -87,7 +61,7 @@ def test_a_job_survives_the_death_of_its_operator_and_of_its_training_pods(site:
     # eviction: Kubernetes replaces the pod, the attempt stays the same
     attempt = site.job(NAME)["status"]["attempt"]
     victim = training(site)[0]
-    evict(site, victim["metadata"]["name"])
+    site.evict(victim["metadata"]["name"])
     site.until(
         NAME, lambda _: any(p["metadata"]["uid"] != victim["metadata"]["uid"] for p in training(site)), "replaced", 120
     )

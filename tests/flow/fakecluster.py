@@ -3,7 +3,8 @@
 The real Reconciler and Cache are driven against it. What is modelled, since the operator leans on it: resourceVersions,
 server-side apply by one manager (fields that are no longer applied go), immutable fields, merge patches of the status with a
 precondition, foreground deletion (a Job stays until its pods have ended), garbage collection by owner, the Job controller with
-backoffLimit 0 and a podFailurePolicy, Deployments, and watch events that may be delivered late.
+backoffLimit 0, a podFailurePolicy, Indexed Jobs and their successPolicy (as a real one was seen to do), Deployments, and watch
+events that may be delivered late.
 """
 
 import copy
@@ -110,7 +111,7 @@ class FakeCluster:
         self.undelivered: list[tuple[str, str, Raw]] = []
         self.refuse: Callable[[str, str, str], cluster.Failure | None] = lambda verb, kind, name: None
         self.refused_pods: dict[str, str] = {}
-        """Name of a Job or Deployment -> why its pods are refused."""
+        """Name of a Job or Deployment, or of a Job with an index -> why its pods are refused."""
         self.stop_slowly = False
         """Pods that were told to stop keep running until this is False again."""
         self.version = 0
@@ -270,7 +271,10 @@ class FakeCluster:
     async def refusal(self, namespace: str, job_uid: str) -> str:
         names = [n for (k, _, n), raw in self.objects.items() if k == "Job" and raw["metadata"]["uid"] == job_uid]
         self._ask("refusal", "Job", names[0] if names else "?")
-        return self.refused_pods.get(names[0], "") if names else ""
+        refused = [
+            name for job in names for name in (job, *(f"{job}-{n}" for n in range(64))) if name in self.refused_pods
+        ]
+        return self.refused_pods[refused[0]] if refused else ""
 
     async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
         self.events.append((kind, reason, message))
@@ -298,19 +302,22 @@ class FakeCluster:
             elif raw["metadata"].get("deletionTimestamp") and kind != "Pod" and not self._children(raw):
                 self._drop(kind, namespace, name)
 
-    def _make_pod(self, owner: Raw, template: Raw) -> None:
+    def _make_pod(self, owner: Raw, template: Raw, index: int | None = None) -> None:
         meta = owner["metadata"]
-        number = self.version + 1
+        number = f"{self.version + 1:05d}"
         labels = dict(template["metadata"]["labels"])
         if owner["kind"] == "Job":
             labels["batch.kubernetes.io/job-name"] = meta["name"]
+        if index is not None:
+            labels[observe.COMPLETION_INDEX] = str(index)
+            number = f"{index}-{number}"
         reference = {"kind": owner["kind"], "name": meta["name"], "uid": meta["uid"], "controller": True}
         self._store(
             "Pod",
             {
                 "kind": "Pod",
                 "metadata": {
-                    "name": f"{meta['name']}-{number:05d}",
+                    "name": f"{meta['name']}-{number}",
                     "namespace": meta["namespace"],
                     "labels": labels,
                     "ownerReferences": [reference],
@@ -327,11 +334,14 @@ class FakeCluster:
             for pod in pods:
                 self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
             return
-        if any(c["status"] == "True" for c in state.get("conditions", [])):
+        if over(raw):
             ttl = raw["spec"].get("ttlSecondsAfterFinished")
-            ended = observe._time(state["conditions"][0]["lastTransitionTime"])
+            ended = observe._time(state["conditions"][-1]["lastTransitionTime"])
             if ttl is not None and ended and (self.now - ended).total_seconds() > ttl:
                 self._drop("Job", meta["namespace"], meta["name"])
+            return
+        if raw["spec"].get("completionMode") == "Indexed":
+            self._indexed_job(raw, pods)
             return
         if meta["name"] in self.refused_pods:
             return
@@ -343,14 +353,43 @@ class FakeCluster:
             self._make_pod(raw, raw["spec"]["template"])
             return
         good = ended[-1]["status"]["phase"] == "Succeeded"
-        condition = {
-            "type": "Complete" if good else "Failed",
-            "status": "True",
-            "reason": "CompletionsReached" if good else "BackoffLimitExceeded",
-            "lastTransitionTime": stamp(self.now),
-        }
-        state["conditions"] = [condition]
+        reason = "CompletionsReached" if good else "BackoffLimitExceeded"
+        self._conclude(raw, "Complete" if good else "Failed", reason)
+
+    def _conclude(self, raw: Raw, kind: str, reason: str) -> None:
+        condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": stamp(self.now)}
+        raw["status"].setdefault("conditions", []).append(condition)
         self._store("Job", raw)
+
+    def _indexed_job(self, raw: Raw, pods: list[Raw]) -> None:
+        """One pod for each index; the first failure, or the success of index 0, decides and stops the rest."""
+        meta, spec = raw["metadata"], raw["spec"]
+        decided = raw["status"].get("conditions", [])
+        if decided:
+            for pod in pods:
+                if pod["metadata"].get("deletionTimestamp") and pod["status"]["phase"] == "Failed":
+                    self._drop("Pod", meta["namespace"], pod["metadata"]["name"])
+                elif pod["status"]["phase"] in {"Pending", "Running"}:
+                    self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
+            if not any(pod["status"]["phase"] in {"Pending", "Running"} for pod in self._children(raw)):
+                kind = "Complete" if decided[0]["type"] == "SuccessCriteriaMet" else "Failed"
+                self._conclude(raw, kind, decided[0]["reason"])
+            return
+        failed = [pod for pod in pods if pod["status"]["phase"] == "Failed"]
+        succeeded = {index_of(pod) for pod in pods if pod["status"]["phase"] == "Succeeded"}
+        if any(map(_disrupted, failed)):
+            assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
+            self._conclude(raw, "FailureTarget", "PodFailurePolicy")
+        elif "successPolicy" in spec and 0 in succeeded:
+            self._conclude(raw, "SuccessCriteriaMet", "SuccessPolicy")
+        elif failed:
+            self._conclude(raw, "FailureTarget", "BackoffLimitExceeded")
+        elif len(succeeded) == spec["completions"]:
+            self._conclude(raw, "Complete", "CompletionsReached")
+        elif meta["name"] not in self.refused_pods:
+            for index in set(range(spec["completions"])) - {index_of(pod) for pod in pods}:
+                if f"{meta['name']}-{index}" not in self.refused_pods:
+                    self._make_pod(raw, spec["template"], index)
 
     def _deployment(self, raw: Raw) -> None:
         meta, spec = raw["metadata"], raw["spec"]
@@ -391,8 +430,16 @@ class FakeCluster:
     def _pod(self, raw: Raw) -> None:
         meta, state = raw["metadata"], raw["status"]
         if meta.get("deletionTimestamp"):
-            if not self.stop_slowly:
+            if self.stop_slowly:
+                return
+            if not self._is_awaited(raw):
                 self._drop("Pod", meta["namespace"], meta["name"])
+            elif state["phase"] in {"Pending", "Running"}:
+                # its Job must see how it ended before it may go
+                running, name = {"startedAt": stamp(self.now)}, raw["spec"]["containers"][0]["name"]
+                ended = [_ended(name, running, 143, "", "Error", self.now)] if state["phase"] == "Running" else []
+                raw["status"] = {**state, "phase": "Failed", "containerStatuses": ended}
+                self._store("Pod", raw)
             return
         if state["phase"] in {"Succeeded", "Failed"}:
             return
@@ -439,6 +486,25 @@ class FakeCluster:
         if new != state:
             raw["status"] = new
             self._store("Pod", raw)
+
+    def _is_awaited(self, raw: Raw) -> bool:
+        """Whether the pod's Indexed Job, undecided so far, has yet to count it."""
+        jobs = [job for job in self.of("Job") if job["metadata"]["uid"] in {o["uid"] for o in _owners(raw)}]
+        return any(
+            job["spec"].get("completionMode") == "Indexed"
+            and not job["metadata"].get("deletionTimestamp")
+            and not job.get("status", {}).get("conditions")
+            for job in jobs
+        )
+
+
+def over(raw: Raw) -> bool:
+    """Whether a Job has ended, its pods too."""
+    return any(c["type"] in {"Complete", "Failed"} for c in raw.get("status", {}).get("conditions", []))
+
+
+def index_of(pod: Raw) -> int:
+    return int(pod["metadata"]["labels"].get(observe.COMPLETION_INDEX, 0))
 
 
 def _ended(name: str, running: Raw, code: int, message: str, reason: str, now: datetime.datetime) -> Raw:

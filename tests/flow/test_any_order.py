@@ -25,7 +25,7 @@ PLAYS: list[Play | None] = [
 ]  # fmt: skip
 ACTIONS = [
     *["step"] * 6, *["hear"] * 6, *["look"] * 6, *["pass"] * 4, "suspend", "resume", "data", "gates", "image", "replicas",
-    "serve", "stop", "evict", "remove", "restart", "upgrade", "outage", "resources",
+    "serve", "stop", "evict", "remove", "restart", "upgrade", "outage", "resources", "nodes", "nodes",
 ]  # fmt: skip
 
 
@@ -80,10 +80,13 @@ class Chaos(world.World):
                 self.edit(**{"spec.deployment.replicas": self.dice.randint(1, 3)})
             case "resources":
                 self.edit(**{"spec.resources.requests.memory": f"{64 + self.number}Gi"})
+            case "nodes":
+                self.edit(**{"spec.resources.nodes": self.dice.randint(1, 3)})
             case "serve" | "stop":
                 self.edit(**{"spec.deployment.enabled": action == "serve"})
             case "evict":
-                for pod in self.cluster.of("Pod")[:1]:
+                if pods := self.cluster.of("Pod"):
+                    pod = self.dice.choice(pods)
                     self._cast[pod["metadata"]["uid"]] = Evicted()
             case "remove":
                 children = [(kind, name) for kind, _, name in self.cluster.objects if kind in observe.PROJECTIONS]
@@ -130,7 +133,7 @@ def judge(chaos: Chaos) -> None:
     names = collections.Counter(name for kind, name, _ in chaos.cluster.created if kind == "Job")
     twice = {name for name, count in names.items() if count > 1} - chaos.removed
     assert not twice, f"the same attempt twice: {twice}"
-    active = [job for job in chaos.cluster.of("Job") if not job.get("status", {}).get("conditions")]
+    active = [job for job in chaos.cluster.of("Job") if not world.fakecluster.over(job)]
     assert not active
     if chaos.phase == Phase.READY:
         state = chaos.state
@@ -144,6 +147,7 @@ def judge(chaos: Chaos) -> None:
         run = chaos.cluster.get("ConfigMap", f"{world.NAME}-{state.revision}-run")["data"]["run.json"]
         assert f'"seed": {chaos.spec.get("spec.training.seed", 42)}' in run
     assert {name.rpartition("-")[2] for name in chaos.cluster.names("ConfigMap")} <= {"run", "progress"}
+    assert not [name for name in chaos.cluster.names("Service") if name.endswith("-nodes")], "nothing trains any more"
     assert len(chaos.cluster.names("ConfigMap")) <= 4
 
 

@@ -4,6 +4,7 @@ There is no kubelet in a control plane, so a stand-in for one patches the status
 """
 
 import base64
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -176,6 +177,28 @@ class Stage:
             "RoleBinding": kubernetes.client.RbacAuthorizationV1Api(self.client).list_namespaced_role_binding,
         }
         return sorted(item.metadata.name for item in lists[kind](self.namespace, label_selector=observe.UID).items)
+
+    def place(self, pod: Raw) -> None:
+        """Be the scheduler: only a pod that has a node is stopped in two steps, as on a real one."""
+        node = {"metadata": {"name": "stage"}}
+        with contextlib.suppress(kubernetes.client.ApiException):
+            self.core.create_node(node)
+        target = {"apiVersion": "v1", "kind": "Node", "name": "stage"}
+        body = {"metadata": {"name": pod["metadata"]["name"]}, "target": target}
+        self.core.create_namespaced_pod_binding(pod["metadata"]["name"], self.namespace, body, _preload_content=False)
+
+    def stop(self, pod: Raw) -> None:
+        """Wait until somebody deletes the pod, then let its container stop and the pod go."""
+        name = pod["metadata"]["name"]
+        eventually(lambda: self.core.read_namespaced_pod(name, self.namespace).metadata.deletion_timestamp)
+        self.end(pod, 143)
+        self.core.delete_namespaced_pod(name, self.namespace, grace_period_seconds=0)
+
+    def evict(self, pod: Raw) -> None:
+        """As `kubectl drain` does."""
+        meta = {"name": pod["metadata"]["name"], "namespace": self.namespace}
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
+        self.core.create_namespaced_pod_eviction(meta["name"], self.namespace, body)
 
     def _patch(self, pod: Raw, status: Raw) -> None:
         try:

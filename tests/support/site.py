@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,12 @@ class Site:
     def logs(self, pod: str) -> str:
         return self.kube.run("logs", pod, "--namespace", NAMESPACE)
 
+    def evict(self, pod: str) -> None:
+        """As `kubectl drain` does."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+        self.kube.run("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+
     def upload_rows(self, key: str, rows: list[Any]) -> str:
         """Rows as JSON lines in the bucket (a string is written as it is); gives the URI."""
         text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
@@ -129,6 +136,29 @@ class Site:
 
 def condition(job: Job, kind: str) -> dict[str, Any]:
     return next((c for c in job.get("status", {}).get("conditions", []) if c["type"] == kind), {})
+
+
+def processes(pod_uid: str, word: str) -> list[Path]:
+    """Folders in /proc of a pod's processes with this word on their command line, the first one first; on the node's own machine
+    only."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            mine = pod_uid in (folder / "cgroup").read_text()
+        except OSError:
+            continue
+        if mine and word.encode() in words:
+            found.append(folder)
+    assert found, f"no process of pod {pod_uid} has {word} on its command line on this machine"
+    return sorted(found, key=lambda folder: int(folder.name))
+
+
+def kill(pod_uid: str) -> None:
+    """SIGKILL to the training process, as the kernel or a failing machine would."""
+    os.kill(int(processes(pod_uid, "train")[0].name), signal.SIGKILL)
 
 
 def chats(count: int, topic: str = "router") -> list[dict[str, Any]]:

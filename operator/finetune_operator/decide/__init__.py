@@ -197,7 +197,8 @@ def training_is_not_done(draft: Draft) -> bool:
         return False
     scale = draft.status.micro_batch_scale
     arguments = ["--micro-batch-scale", str(scale)] if scale else []
-    answer = attempts.advance(draft, Stage.TRAIN, base_of(draft), draft.spec.resources, arguments)
+    wanted = draft.spec.resources
+    answer = attempts.advance(draft, Stage.TRAIN, base_of(draft), wanted, arguments, nodes=wanted.nodes)
     copy_progress(draft)
     if answer is None:
         return True

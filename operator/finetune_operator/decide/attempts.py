@@ -1,13 +1,15 @@
 """A stage and its attempts: one Job each, started, watched, and repeated by the exit-code contract."""
 
+import dataclasses
 import datetime
 
 from finetune_api import job, outcome, run, status
+from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions, observe
-from finetune_operator.decide import diagnosis
-from finetune_operator.decide.draft import Draft, Ended, Ref
-from finetune_operator.manifests import configs, identity, meta, stages
+from finetune_operator.decide import diagnosis, gang
+from finetune_operator.decide.draft import Draft, Ended
+from finetune_operator.manifests import configs, identity, meta, service, stages
 
 LONGEST_PAUSE = 300.0
 SMALLEST_SHARE = 0.5
@@ -33,6 +35,7 @@ def run_of(draft: Draft, revision: str, base: run.ResolvedBaseModel) -> run.Run:
         training=spec.training,
         evaluation=spec.evaluation,
         gpus=spec.resources.gpus,
+        nodes=spec.resources.nodes,
         served_model_name=spec.deployment.served_model_name or parent.name,
         progress_config_map=meta.progress_config(parent, revision),
     )
@@ -54,18 +57,21 @@ def advance(
     base: run.ResolvedBaseModel,
     resources: job.Resources,
     arguments: list[str],
+    nodes: int = 1,
     api_key_secret: str | None = None,
 ) -> outcome.Outcome | None:
     """Take the stage one step further. Returns its answer once it succeeded, else None: it runs, waits, or failed."""
     draft.enter_once(stage)
     attempt = draft.status.attempt or 1
+    name = meta.stage_job(draft.obs.parent, draft.wanted, stage, attempt)
+    present = draft.obs.jobs.get(name)
+    introduce(draft, max(nodes, present.nodes if present else 1))
     if draft.status.retry_at is not None:
         if draft.obs.now < draft.status.retry_at:
             draft.again_at(draft.status.retry_at)
             return None
         draft.edit(retry_at=None)
     content = run_of(draft, draft.wanted.revision, base)
-    name = meta.stage_job(draft.obs.parent, draft.wanted, stage, attempt)
     manifest = stages.build(
         draft.obs.parent,
         draft.obs.settings,
@@ -75,55 +81,44 @@ def advance(
         attempt=attempt,
         wanted=resources,
         arguments=[*arguments, "--attempt", str(attempt)] if stage in {Stage.TRAIN, Stage.EVALUATE} else arguments,
+        nodes=nodes,
         api_key_secret=api_key_secret,
     )
+    account = content.storage.service_account_name
+    rights = identity.build(draft.obs.parent, draft.obs.settings, draft.wanted.revision, account)
     draft.active_job = name
     furnish(draft, content)
-    present = draft.obs.jobs.get(name)
     if present is None:
-        if any(j.stage == stage and j.name != name and not j.over for j in draft.obs.jobs.values()):
-            # an earlier attempt is still saving its checkpoint: never two at once
-            return None
-        chosen = content.storage.service_account_name
-        draft.apply += [*identity.build(draft.obs.parent, draft.obs.settings, draft.wanted.revision, chosen), manifest]
-        draft.say(
-            conditions.STAGE_CONDITIONS[stage],
-            "Unknown",
-            Reason.RETRYING if draft.status.failure is not None else Reason.WAITING,
-            f"{stage} attempt {attempt} waits for its pod",
-        )
+        if not _others_run(draft, stage, name):
+            draft.apply += [*rights, manifest]
+            _waits(draft, stage, nodes, nodes, Reason.RETRYING if draft.status.failure else Reason.WAITING)
         return None
     if present.deleting:
         return None
-    pods = draft.obs.pods_of(name)
-    pod = pods[-1] if pods else None
-    if present.over and present.finished is not None and not any(p.terminated and not p.disrupted for p in pods):
-        late = present.finished + datetime.timedelta(seconds=LATE)
-        if draft.obs.now < late:
-            draft.again_at(late)
-            return None
-    if present.succeeded:
-        return _succeeded(draft, stage, present, pods)
-    if present.failed:
-        _failed(draft, stage, present, diagnosis.failed(stage, pod, present.failure))
-        return None
-    if (pod is None or pod.started is None) and present.hash != meta.hash_of(manifest):
+    pods = gang.of(draft.obs, present)
+    if present.over or present.ending or pods.disrupted:
+        return _ending(draft, stage, pods, resources.gpus)
+    if not pods.begun and present.hash != meta.hash_of(manifest):
         # It has not begun, and it is no longer what is asked for (resources, image): the next attempt replaces it.
-        draft.delete.append(Ref("Job", name))
-        draft.edit(attempt=attempt + 1)
-        draft.again_in(0.2)
+        _next(draft)
         return None
     refusal = draft.obs.refusals.get(name, "")
     if refusal:
         # perhaps for want of the ServiceAccount, which is not watched
-        draft.apply += identity.build(
-            draft.obs.parent, draft.obs.settings, draft.wanted.revision, content.storage.service_account_name
-        )
-    if pod is None:
-        age = (draft.obs.now - present.created).total_seconds() if present.created else 0.0
-        draft.again_in(observe.PATIENCE - age + 0.1 if age < observe.PATIENCE else REFUSED_AGAIN)
-    _watched(draft, stage, attempt, pod, refusal)
+        draft.apply += rights
+    _watched(draft, stage, pods, refusal)
     return None
+
+
+def introduce(draft: Draft, nodes: int) -> None:
+    """Where several pods train, a Service gives each a name by which the others find it."""
+    if nodes == 1:
+        return
+    manifest = service.nodes(draft.obs.parent, draft.obs.settings, draft.wanted.revision)
+    draft.nodes_service = manifest["metadata"]["name"]
+    present = draft.obs.services.get(draft.nodes_service)
+    if present is None or present.guarded != observe.service(manifest).guarded:
+        draft.apply.append(manifest)
 
 
 def had_ended(draft: Draft, stage: Stage) -> bool:
@@ -132,39 +127,102 @@ def had_ended(draft: Draft, stage: Stage) -> bool:
     return job_ is not None and job_.over and not job_.deleting
 
 
-def _watched(draft: Draft, stage: Stage, attempt: int, pod: observe.Pod | None, refusal: str) -> None:
+def _others_run(draft: Draft, stage: Stage, name: str) -> bool:
+    """Whether an earlier attempt is still saving its checkpoint: never two at once."""
+    others = [j for j in draft.obs.jobs.values() if j.stage == stage and j.name != name]
+    pods = [pod for j in others for pod in draft.obs.pods_of(j.name)]
+    return any(not j.over for j in others) or any(pod.deleting and pod.terminated is None for pod in pods)
+
+
+def _next(draft: Draft) -> None:
+    """The next attempt takes over at once; the Job of this one is stopped, since it is not the active one any more."""
+    draft.edit(attempt=(draft.status.attempt or 1) + 1)
+    draft.active_job = None
+    draft.again_in(0.2)
+
+
+def _watched(draft: Draft, stage: Stage, pods: gang.Gang, refusal: str) -> None:
+    """Say what the pods wait for, or that they run."""
+    present = pods.job
+    if None in pods.pods:
+        age = (draft.obs.now - present.created).total_seconds() if present.created else 0.0
+        draft.again_in(observe.PATIENCE - age + 0.1 if age < observe.PATIENCE else REFUSED_AGAIN)
     kind = conditions.STAGE_CONDITIONS[stage]
-    if problem := diagnosis.not_started(pod, refusal):
-        draft.say(kind, "Unknown", problem.reason, problem.message)
-    elif pod is None or pod.started is None:
-        draft.say(kind, "Unknown", Reason.WAITING, f"{stage} attempt {attempt} waits for its pod")
+    problems = [p for p in (diagnosis.not_started(pod, refusal) for pod in pods.pods) if p is not None]
+    if problems:
+        several = f"{len(problems)} of {present.nodes} pods wait: " if present.nodes > 1 else ""
+        draft.say(kind, "Unknown", problems[0].reason, several + problems[0].message)
+    elif not pods.begun:
+        started = sum(pod.started is not None for pod in pods.present)
+        _waits(draft, stage, present.nodes - started, present.nodes, Reason.WAITING)
     else:
-        draft.say(kind, "Unknown", Reason.RUNNING, f"{stage} attempt {attempt} runs in pod {pod.name}")
+        where = f"in pod {pods.present[0].name}" + (f" and {present.nodes - 1} more" if present.nodes > 1 else "")
+        draft.say(kind, "Unknown", Reason.RUNNING, f"{stage} attempt {draft.status.attempt} runs {where}")
 
 
-def _ended(draft: Draft, stage: Stage, present: observe.StageJob, pods: list[observe.Pod], result: str) -> None:
-    if present.created is None or present.finished is None:
-        return
-    starts = [p.started for p in pods if p.started]
-    waited = (min(starts) - present.created).total_seconds() if starts else None
-    draft.ended.append(Ended(stage, result, (present.finished - present.created).total_seconds(), waited))
+def _waits(draft: Draft, stage: Stage, missing: int, nodes: int, reason: Reason) -> None:
+    whom = f"{missing} of its {nodes} pods" if nodes > 1 else "its pod"
+    text = f"{stage} attempt {draft.status.attempt} waits for {whom}"
+    draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", reason, text)
 
 
-def _succeeded(
-    draft: Draft, stage: Stage, present: observe.StageJob, pods: list[observe.Pod]
-) -> outcome.Outcome | None:
-    answers = [a for a in map(diagnosis.answer, pods) if a is not None]
-    if not answers:
-        _failed(draft, stage, present, diagnosis.failed(stage, None, "its answer was lost"))
+def _ending(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int) -> outcome.Outcome | None:
+    """Its end is decided, or one of several pods was taken away. Returns the answer, where there is one; else it is repeated, or
+    the job ends."""
+    present, first = pods.job, pods.first
+    done = first is not None and first.terminated is not None and first.terminated.exit_code == Exit.DONE
+    if done and (answer := diagnosis.answer(first)):
+        # What happened to the others afterwards does not matter.
+        if not present.over:
+            return None
+        _ended(draft, stage, pods, gpus, "succeeded")
+        return answer
+    if pods.disrupted:
+        _disrupted(draft, stage, pods, gpus)
         return None
-    _ended(draft, stage, present, pods, "succeeded")
-    return answers[-1]
+    if not present.over:
+        return None
+    if present.finished is not None and not pods.told:
+        late = present.finished + datetime.timedelta(seconds=LATE)
+        if draft.obs.now < late:
+            draft.again_at(late)
+            return None
+    cause, failure = (None, "its answer was lost") if present.succeeded else (pods.cause, present.failure)
+    problem = diagnosis.failed(stage, cause, failure)
+    if cause is not None and present.nodes > 1:
+        problem = dataclasses.replace(problem, message=f"pod {cause.name}: {problem.message}")
+    _ended(draft, stage, pods, gpus, "failed")
+    _failed(draft, stage, problem)
+    return None
 
 
-def _failed(draft: Draft, stage: Stage, present: observe.StageJob, problem: diagnosis.Problem) -> None:
+def _ended(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int, result: str) -> None:
+    """Note for the metrics how long the attempt took, how long it waited for all its pods, and what it held meanwhile."""
+    present = pods.job
+    if present.created is None:
+        return
+    finished = present.finished or draft.obs.now
+    starts: dict[int, datetime.datetime] = {}
+    for pod in draft.obs.pods_of(present.name):
+        if pod.started is not None:
+            starts.setdefault(pod.node, pod.started)
+    waited = (max(starts.values()) - present.created).total_seconds() if starts else None
+    held = (finished - min(starts.values())).total_seconds() * gpus * present.nodes if starts else 0.0
+    draft.ended.append(Ended(stage, result, (finished - present.created).total_seconds(), waited, max(held, 0.0)))
+
+
+def _disrupted(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int) -> None:
+    """Without one of them the others cannot go on: all are stopped, and the next attempt resumes. It is nobody's failure."""
+    _ended(draft, stage, pods, gpus, "disrupted")
+    attempt = (draft.status.attempt or 1) + 1
+    text = f"{pods.disrupted}: attempt {attempt} of {stage} goes on from the newest checkpoint"
+    draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RETRYING, text)
+    _next(draft)
+
+
+def _failed(draft: Draft, stage: Stage, problem: diagnosis.Problem) -> None:
     """Repeat, or end: 2 and 4 never again, memory once with half the micro-batch, storage until the deadline, the rest up to
     `training.retries`. Only the rest counts as failed attempts."""
-    _ended(draft, stage, present, draft.obs.pods_of(present.name), "failed")
     failures = draft.status.failed_attempts or 0
     scale = draft.status.micro_batch_scale or 1.0
     ends = problem.ends

@@ -29,6 +29,7 @@ class Ended:
     result: str
     seconds: float
     waited: float | None
+    gpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Draft:
     """The release that is being rolled out; None when none is, and it then has no children."""
     active_job: str | None = None
     """The Job that may run now; every other running one is stopped."""
+    nodes_service: str | None = None
+    """The Service by which the pods of the training under way find each other."""
 
     @property
     def spec(self) -> job.FineTuneJobSpec:

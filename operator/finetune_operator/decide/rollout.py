@@ -165,6 +165,7 @@ def retire(draft: Draft) -> None:
             continue
         draft.delete.append(Ref("Deployment", name))
     names = {draft.obs.parent.name} if draft.serving else set()
+    names |= {draft.nodes_service} if draft.nodes_service else set()
     draft.delete += [
         Ref("Service", name)
         for name in draft.obs.services

@@ -32,13 +32,18 @@ def release(parent: observe.Parent, wanted: revisions.Wanted) -> str:
 
 
 def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
-    """At most 63 characters for a name of 40, up to attempt 999: evaluation and verification carry four digits of what they
-    judge."""
+    """At most 63 characters for a name of 40, up to attempt 999, the number of a node included (it is the pod's host name):
+    evaluation and verification carry four digits of what they judge."""
     short = {
         reasons.Stage.EVALUATE: f"eval{wanted.evaluation_hash[:4]}",
         reasons.Stage.VERIFY: f"check{wanted.release_hash}",
     }.get(stage, stage.value)
     return f"{parent.name}-{wanted.revision}-{short}-{attempt}"
+
+
+def nodes_service(parent: observe.Parent, revision: str) -> str:
+    """The headless Service by which the pods of a training attempt find each other."""
+    return f"{parent.name}-{revision}-nodes"
 
 
 def labels(parent: observe.Parent, extra: dict[str, str], **more: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""Services: one of the job, which clients use, and one of each release, by which a candidate is verified."""
+"""Services: one of the job, which clients use; one of each release, by which a candidate is verified; and one of a revision
+whose training has several pods, by which they find each other."""
 
-from finetune_api import run
+from finetune_api import reasons, run
 from finetune_operator import observe, settings
 from finetune_operator.manifests import meta
 
@@ -16,6 +17,29 @@ def build(parent: observe.Parent, chart: settings.Settings, name: str, release: 
             "ports": [{"name": "http", "port": run.SERVER_PORT, "targetPort": run.SERVER_PORT, "protocol": "TCP"}],
         },
     }
+
+
+def nodes(parent: observe.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
+    """The headless Service of a revision's training pods: a DNS name for each, from its start on, ready or not."""
+    stage = reasons.Stage.TRAIN.value
+    labels = meta.labels(parent, chart.labels, **{observe.REVISION: revision, observe.STAGE: stage})
+    port = {"name": "rendezvous", "port": run.RENDEZVOUS_PORT, "targetPort": run.RENDEZVOUS_PORT, "protocol": "TCP"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta.owned(parent, meta.nodes_service(parent, revision), labels),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {observe.UID: parent.uid, observe.STAGE: stage, observe.REVISION: revision},
+            "ports": [port],
+        },
+    }
+
+
+def rendezvous(parent: observe.Parent, revision: str, job: str) -> str:
+    """host:port of the first pod of an Indexed Job."""
+    return f"{job}-0.{meta.nodes_service(parent, revision)}.{parent.namespace}.svc:{run.RENDEZVOUS_PORT}"
 
 
 def endpoint(parent: observe.Parent, name: str) -> str:

@@ -1,17 +1,21 @@
-"""A stage as a Job: one attempt, never repeated by Kubernetes itself except when the node was taken away."""
+"""A stage as a Job: one attempt, never repeated by Kubernetes itself except when the machine below a single pod was taken away.
+
+Training on several nodes is an Indexed Job: its pods begin, fail and end as one (docs/adr/0012-nodes-are-an-indexed-job.md).
+"""
 
 from typing import Any
 
 from finetune_api import job, run
 from finetune_api.reasons import Stage
 from finetune_operator import observe, settings
-from finetune_operator.manifests import meta, pods
+from finetune_operator.manifests import meta, pods, service
 
 CONTAINER = "finetune"
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
 KEEP_SECONDS = 3600
 """How long a finished Job and its pod's log stay to be looked at."""
+DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
 def build(
@@ -24,9 +28,10 @@ def build(
     attempt: int,
     wanted: job.Resources,
     arguments: list[str],
+    nodes: int = 1,
     api_key_secret: str | None = None,
 ) -> meta.Manifest:
-    """The Job of one attempt of a stage.
+    """The Job of one attempt of a stage, with as many pods as `nodes`.
 
     `arguments` follow the stage's name on the command line of the trainer image (see trainer-image/README.md).
     """
@@ -46,6 +51,7 @@ def build(
             *pods.credentials(content.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", content.base_model.access_token_secret, "HF_TOKEN"),
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
+            *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
         "resources": pods.resources(wanted, chart),
         "securityContext": pods.security(),
@@ -68,6 +74,7 @@ def build(
         volumes=[{"name": "run", "configMap": {"name": meta.run_config(parent, content.revision)}}, *volumes],
         restartPolicy="Never",
         terminationGracePeriodSeconds=GRACE_SECONDS,
+        **({"subdomain": meta.nodes_service(parent, content.revision)} if nodes > 1 else {}),
         **pods.placement(wanted, chart),
     )
     return meta.hashed(
@@ -78,11 +85,32 @@ def build(
             "spec": {
                 "backoffLimit": 0,
                 "podReplacementPolicy": "Failed",
-                "podFailurePolicy": {
-                    "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
-                },
+                # A single pod is replaced within its attempt; of several, the others cannot go on without it.
+                "podFailurePolicy": {"rules": [{"action": "Ignore" if nodes == 1 else "FailJob", **DISRUPTED}]},
+                **(indexed(nodes) if nodes > 1 else {}),
                 "ttlSecondsAfterFinished": KEEP_SECONDS,
                 "template": {"metadata": {"labels": labels}, "spec": template},
             },
         }
     )
+
+
+def indexed(nodes: int) -> dict[str, Any]:
+    """One pod for each number below `nodes`, all at once. The first answers for all: what still hangs after it ended well is
+    stopped."""
+    return {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+    }
+
+
+def together(nodes: int, rendezvous: str) -> list[dict[str, Any]]:
+    """What each of several pods must know of the others."""
+    number = {"fieldRef": {"fieldPath": f"metadata.labels['{observe.COMPLETION_INDEX}']"}}
+    return [
+        {"name": run.NODES, "value": str(nodes)},
+        {"name": run.NODE, "valueFrom": number},
+        {"name": run.RENDEZVOUS, "value": rendezvous},
+    ]

@@ -52,12 +52,17 @@ def run_of(wanted: job.FineTuneJobSpec, of: run.ResolvedBaseModel) -> run.Run:
 
 
 def stage(
-    which: Stage = Stage.TRAIN, of: run.ResolvedBaseModel | None = None, key: str | None = None, **changes
+    which: Stage = Stage.TRAIN,
+    of: run.ResolvedBaseModel | None = None,
+    key: str | None = None,
+    nodes: int = 1,
+    **changes,
 ) -> dict:
     wanted = spec(**changes)
     return stages.build(
         parent(), CHART, run_of(wanted, of or base()),
-        name="n", stage=which, attempt=2, wanted=wanted.resources, arguments=["--attempt", "2"], api_key_secret=key,
+        name="n", stage=which, attempt=2, wanted=wanted.resources, arguments=["--attempt", "2"], nodes=nodes,
+        api_key_secret=key,
     )  # fmt: skip
 
 
@@ -81,7 +86,11 @@ def environment(container: dict) -> dict:
     return {e["name"]: e.get("value", e.get("valueFrom", {}).get("secretKeyRef")) for e in container["env"]}
 
 
-EVERYTHING = [*[pytest.param(stage(which), id=which) for which in Stage], pytest.param(server(), id="server")]
+EVERYTHING = [
+    *[pytest.param(stage(which), id=which) for which in Stage],
+    pytest.param(stage(nodes=2), id="train on two nodes"),
+    pytest.param(server(), id="server"),
+]
 
 
 # -- the restricted Pod Security Standard, and more --
@@ -209,8 +218,9 @@ def test_every_name_fits_for_a_job_of_forty_characters() -> None:
     long = parent("n" * 40)
     wanted = revisions.want(spec(), "", None)
     names = [meta.stage_job(long, wanted, which, 99) for which in Stage]
+    names += [f"{meta.stage_job(long, wanted, Stage.TRAIN, 999)}-63"]  # the host name of the last of 64 pods
     names += [meta.release(long, wanted), meta.run_config(long, "1" * 8), meta.progress_config(long, "1" * 8)]
-    names += [meta.identity(long)]
+    names += [meta.identity(long), meta.nodes_service(long, "1" * 8)]
     assert max(map(len, names)) <= 63
     assert len(set(names)) == len(names)
 
@@ -220,6 +230,7 @@ def test_children_belong_to_the_job_and_block_its_foreground_deletion() -> None:
         stage(),
         server(),
         service.build(parent(), CHART, "s", "r"),
+        service.nodes(parent(), CHART, "12345678"),
         *identity.build(parent(), CHART, "1", None),
     ]
     for child in children:
@@ -253,6 +264,50 @@ def test_an_attempt_is_one_pod_that_only_evictions_replace() -> None:
     assert made["podFailurePolicy"]["rules"] == [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     ]
+
+
+def test_several_nodes_are_one_indexed_job_whose_first_pod_decides_the_success() -> None:
+    made = stage(nodes=4)["spec"]
+    assert (made["completionMode"], made["completions"], made["parallelism"]) == ("Indexed", 4, 4)
+    assert (made["backoffLimit"], made["podReplacementPolicy"]) == (0, "Failed")
+    assert made["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert made["podFailurePolicy"]["rules"] == [
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    ]
+
+
+def test_every_node_learns_its_number_how_many_they_are_and_where_the_first_is() -> None:
+    made = stage(nodes=4, **{"resources.gpus": 2})
+    variables = {v["name"]: v for v in containers(made)[0]["env"]}
+    assert variables["FINETUNE_NODES"]["value"] == "4"
+    assert variables["FINETUNE_NODE"]["valueFrom"] == {
+        "fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-completion-index']"}
+    }
+    assert variables["FINETUNE_RENDEZVOUS"]["value"] == f"n-0.{NAME}-12345678-nodes.ml.svc:29500"
+    assert pod_of(made)["subdomain"] == f"{NAME}-12345678-nodes"
+    assert containers(made)[0]["resources"]["limits"]["nvidia.com/gpu"] == "2", "the GPUs are those of one node"
+
+
+def test_the_service_of_the_nodes_gives_each_a_name_before_it_is_ready() -> None:
+    made = service.nodes(parent(), CHART, "12345678")
+    assert made["metadata"]["name"] == pod_of(stage(nodes=2))["subdomain"]
+    assert (made["spec"]["clusterIP"], made["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert [port["port"] for port in made["spec"]["ports"]] == [29500]
+    selector = made["spec"]["selector"]
+    assert selector.items() <= stage(nodes=2)["spec"]["template"]["metadata"]["labels"].items()
+    for other in [stage(which) for which in Stage if which is not Stage.TRAIN] + [server()]:
+        assert not selector.items() <= other["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_a_single_node_learns_nothing_of_this() -> None:
+    made = stage()
+    assert not {v["name"] for v in containers(made)[0]["env"]} & {
+        "FINETUNE_NODES",
+        "FINETUNE_NODE",
+        "FINETUNE_RENDEZVOUS",
+    }
+    assert not {"completions", "parallelism", "completionMode", "successPolicy"} & set(made["spec"])
+    assert "subdomain" not in pod_of(made)
 
 
 def test_the_command_line_of_a_stage() -> None:

@@ -74,6 +74,49 @@ def test_an_init_containers_good_end_is_not_the_pods() -> None:
     assert seen.terminated is None
 
 
+@pytest.mark.parametrize(
+    "found, ending",
+    [
+        ([], False),
+        ([{"type": "FailureTarget", "status": "True"}], True),
+        ([{"type": "SuccessCriteriaMet", "status": "True"}], True),
+        ([{"type": "FailureTarget", "status": "False"}], False),
+    ],
+)
+def test_a_job_is_ending_while_its_last_pods_are_being_stopped(found: list, ending: bool) -> None:
+    assert observe.stage_job(raw() | {"status": {"conditions": found}}).ending is ending
+
+
+@pytest.mark.parametrize("spec, nodes", [(None, 1), ({}, 1), ({"completions": 1}, 1), ({"completions": 4}, 4)])
+def test_a_job_has_as_many_nodes_as_completions(spec: dict | None, nodes: int) -> None:
+    assert observe.stage_job(raw() | {"spec": spec}).nodes == nodes
+
+
+@pytest.mark.parametrize("label, node", [("0", 0), ("3", 3), ("", 0), ("three", 0)])
+def test_a_pod_knows_its_number_among_the_nodes(label: str, node: int) -> None:
+    assert observe.pod(raw(labels={observe.COMPLETION_INDEX: label})).node == node
+    assert observe.pod(raw()).node == 0
+
+
+@pytest.mark.parametrize(
+    "condition, why",
+    [
+        ({"status": "True", "reason": "PreemptionByScheduler"}, "PreemptionByScheduler"),
+        ({"status": "True"}, "disrupted"),
+        ({"status": "False", "reason": "PreemptionByScheduler"}, ""),
+    ],
+)
+def test_a_pod_that_was_taken_from_its_machine_says_why(condition: dict, why: str) -> None:
+    seen = observe.pod(raw() | {"status": {"conditions": [{"type": "DisruptionTarget", **condition}]}})
+    assert (seen.disruption, seen.disrupted) == (why, bool(why))
+
+
+def test_the_port_by_which_nodes_meet_is_guarded_as_the_servers_is() -> None:
+    ports = [{"port": 29500, "targetPort": 29500}, {"port": 1, "targetPort": 1}]
+    seen = observe.service(raw() | {"spec": {"ports": ports, "publishNotReadyAddresses": True}})
+    assert seen.guarded == {"selector": None, "ports": ports[:1], "unready": True}
+
+
 def test_a_pods_parent_is_its_release_or_its_job() -> None:
     assert observe.pod(raw(labels={observe.RELEASE: "r", "batch.kubernetes.io/job-name": "j"})).parent == "r"
     assert observe.pod(raw(labels={"batch.kubernetes.io/job-name": "j"})).parent == "j"

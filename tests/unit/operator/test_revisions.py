@@ -39,6 +39,9 @@ TRAINS = [
     {"training.seed": 1},
     {"training.lossOn": "All"},
     {"training.earlyStopping.patience": 5},
+    {"training.objective": "DPO"},
+    {"training.method": "QLoRA"},
+    {"training.objective": "DPO", "training.dpo": {"beta": 0.2}},
 ]
 EVALUATES = [
     {"evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]},
@@ -57,6 +60,7 @@ SURROUNDS = [
     {"storage.endpoint": "https://minio.example"},
     {"storage.credentialsSecret": "another"},
     {"resources.gpus": 4},
+    {"resources.nodes": 2},
     {"resources.requests.memory": "64Gi"},
     {"resources.nodeSelector": {"disk": "fast"}},
     {"evaluation.resources": {"gpus": 0}},
@@ -107,12 +111,57 @@ def test_every_kind_of_work_changes_just_its_own_hash(edit: dict) -> None:
 def test_a_field_that_the_record_lacks_is_unchanged_and_keeps_the_hash() -> None:
     """An operator's upgrade brought a new field with a default."""
     old = record()
+    del old["environment"]["resources"]["nodes"]
     del old["training"]["training"]["lossOn"]
     old["training"]["dataset"].pop("format")
     wanted = revisions.want(spec(), "", old)
     assert not any(wanted.changed.values())
     assert wanted.revision == revisions.digest(old["training"], 8)
     assert wanted.resolved["training"] == old["training"]
+
+
+NEW = {"objective", "dpo", "method"}
+"""Fields of spec.training that records of the first release lack."""
+
+
+def of_the_first_release() -> dict:
+    """A record as it was written before these fields existed."""
+    old = record()
+    old["training"]["training"] = {k: v for k, v in old["training"]["training"].items() if k not in NEW}
+    del old["environment"]["resources"]["nodes"]
+    return old
+
+
+def test_a_job_of_the_first_release_keeps_its_hash_and_its_record() -> None:
+    old = of_the_first_release()
+    wanted = revisions.want(spec(), "", old)
+    assert not any(wanted.changed.values())
+    assert wanted.revision == revisions.digest(old["training"], 8)
+    assert {section: wanted.resolved[section] for section in old} == old
+
+
+@pytest.mark.parametrize(
+    "edit, section, path",
+    [
+        ({"training.objective": "DPO"}, "training", "training.objective"),
+        ({"training.method": "QLoRA"}, "training", "training.method"),
+        ({"resources.nodes": 2}, "environment", "resources.nodes"),
+    ],
+)
+def test_a_new_field_that_is_set_is_an_edit_also_of_a_job_of_the_first_release(edit, section, path) -> None:
+    """The record says nothing of it, but it was made with what is the default now."""
+    wanted = revisions.want(spec(**edit), "", of_the_first_release())
+    assert wanted.changed == {name: [path] if name == section else [] for name in wanted.changed}
+
+
+def test_a_new_field_deep_in_a_list_is_an_edit_only_when_it_is_set() -> None:
+    tolerations = [{"key": "a", "operator": "Exists"}]
+    old = record(**{"resources.tolerations": tolerations})
+    del old["environment"]["resources"]["tolerations"][0]["effect"]
+    del old["environment"]["resources"]["tolerations"][0]["operator"]
+    assert sections(old, spec(**{"resources.tolerations": [{"key": "a"}]})) == set()
+    wanted = revisions.want(spec(**{"resources.tolerations": [{"key": "a", "effect": "NoSchedule"}]}), "", old)
+    assert wanted.changed["environment"] == ["resources.tolerations[0].effect"]
 
 
 def test_a_field_that_only_the_record_knows_is_unchanged() -> None:
@@ -161,7 +210,7 @@ def test_after_a_real_edit_the_whole_section_is_recorded_anew() -> None:
     ],
 )
 def test_what_counts_as_a_change(recorded: dict, wanted: dict, paths: list[str]) -> None:
-    assert revisions.changes(recorded, wanted) == paths
+    assert revisions.changes(recorded, wanted, chosen={}) == paths
 
 
 def test_numbers_as_the_api_server_stores_them_are_no_change() -> None:
@@ -195,7 +244,7 @@ JSON = some.recursive(
 
 @given(JSON)
 def test_nothing_differs_from_itself(value) -> None:
-    assert revisions.changes(value, json.loads(json.dumps(value))) == []
+    assert revisions.changes(value, json.loads(json.dumps(value)), chosen=value) == []
 
 
 def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() -> None:

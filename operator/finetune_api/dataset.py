@@ -1,0 +1,98 @@
+"""The examples of a job: where they lie, how they are written, how they are split."""
+
+import enum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api import model
+
+Uri = Annotated[
+    str,
+    model.text(
+        r"^(s3://[^/\s]+/\S+|file:///\S+)$",
+        "must be s3://bucket/path or file:///path, without spaces",
+        1024,
+    ),
+]
+UriList = Annotated[list[Uri], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})]
+
+
+class Format(enum.StrEnum):
+    AUTO = "Auto"
+    CHAT = "Chat"
+    PROMPT_COMPLETION = "PromptCompletion"
+    INSTRUCTION = "Instruction"
+    TEXT = "Text"
+    PREFERENCE = "Preference"
+
+
+class Split(model.Model):
+    """Held-out examples: of their own files, or a share of the training files, split by prompt so that none leaks."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            ("has(self.fraction) != has(self.uris)", "set exactly one of fraction and uris for a held-out split")
+        )
+    }
+    fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=0.5,
+        json_schema_extra={"x-message": "must be above 0 and at most 0.5: write 0.1 for 10 %"},
+        description="The share of the training files' examples to hold out, above 0 and at most 0.5. Examples with "
+        "the same prompt stay on one side.",
+    )
+    uris: UriList | None = Field(
+        default=None, description="Files of held-out examples, in the same formats as dataset.train."
+    )
+
+
+class Dataset(model.Model):
+    """The examples: where they lie and how they are split."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "(has(self.validation.fraction) ? self.validation.fraction : 0.0)"
+                " + (has(self.test.fraction) ? self.test.fraction : 0.0) < 1.0",
+                "dataset.validation.fraction and dataset.test.fraction together must stay below 1, or nothing is "
+                "left to train on",
+            ),
+            (
+                "!has(self.test.uris) || self.test.uris.all(u, !(u in self.train))",
+                "dataset.test.uris must not name a file of dataset.train: the model would be scored on what it learned",
+            ),
+            (
+                "!has(self.validation.uris) || self.validation.uris.all(u, !(u in self.train))",
+                "dataset.validation.uris must not name a file of dataset.train: early stopping would watch what is "
+                "learned",
+            ),
+        )
+    }
+    format: Format = Field(
+        default=Format.AUTO,
+        description="How the examples are written. Chat: a list `messages` of {role, content}. PromptCompletion: "
+        "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Preference "
+        "(for training.objective DPO): `prompt`, `chosen` and `rejected`, as texts or as lists of messages; or `chosen` "
+        "and `rejected` alone, two chats that begin alike. Auto (the default) tells by the fields of the first example.",
+    )
+    train: UriList = Field(
+        description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "
+        "Parquet, plain or compressed (.gz, .zst); * and ? match within a folder, ** across folders."
+    )
+    validation: Split = Field(
+        default_factory=lambda: Split(fraction=0.05),
+        description="Examples that early stopping watches. Default: a fraction of 0.05 of the training files.",
+    )
+    test: Split = Field(
+        default_factory=lambda: Split(fraction=0.1),
+        description="Examples that the evaluation scores, never seen in training. Default: a fraction of 0.1 of the "
+        "training files.",
+    )
+    minimum_examples: int = Field(
+        default=200,
+        ge=1,
+        le=1_000_000_000,
+        description="Fewer training examples than this give the advice TooFewExamples. Default: 200.",
+    )

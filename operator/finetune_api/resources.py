@@ -1,0 +1,149 @@
+"""What pods need: GPUs, CPU and memory, and where they may run."""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from finetune_api import model
+
+
+def _quantity(value: Any) -> Any:
+    """`cpu: 4` is as good as `cpu: "4"`; everything else is left to the schema."""
+    return str(value) if type(value) is int else value
+
+
+Quantity = Annotated[
+    str,
+    # First the pattern, then the conversion: the other way round the pattern would not reach the schema.
+    Field(
+        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$",
+        max_length=32,
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "x-message": "must be a quantity, for example 500m, 4 or 32Gi",
+        },
+    ),
+    pydantic.BeforeValidator(_quantity),
+]
+_CORES = model.rules(
+    (
+        "!isQuantity(string(self)) || (quantity(string(self)).isGreaterThan(quantity('0'))"
+        " && !quantity(string(self)).isGreaterThan(quantity('1024')))",
+        "cpu is in cores, above 0 and at most 1024: write 4, or 500m for half a core",
+    )
+)
+_MEMORY = model.rules(
+    (
+        "!isQuantity(string(self)) || !quantity(string(self)).isLessThan(quantity('64Mi'))",
+        "memory is in bytes and must be at least 64Mi: write 32Gi, not 32",
+    )
+)
+_LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)"
+LabelValue = Annotated[
+    str,
+    model.text(
+        f"^{_LABEL}?$", "must be a label's value: letters, digits, '-', '_' and '.', a letter or digit at both ends", 63
+    ),
+]
+Labels = Annotated[
+    dict[str, LabelValue],
+    Field(
+        max_length=32,
+        json_schema_extra=model.rules(
+            (
+                f"self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_LABEL}$'))",
+                "every key must be a label's name, for example kubernetes.io/arch",
+            )
+        ),
+    ),
+]
+
+
+class Toleration(model.Model):
+    """A taint that the pods tolerate, as in a pod's spec."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            ("self.operator == 'Equal' || !has(self.value)", "a toleration with operator Exists must not have a value"),
+            ("self.operator == 'Exists' || has(self.key)", "a toleration without a key needs operator Exists"),
+            (
+                "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                "tolerationSeconds needs effect NoExecute",
+            ),
+        )
+    }
+    key: str | None = Field(
+        default=None, min_length=1, max_length=317, description="The taint's key; absent with Exists: every taint."
+    )
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Exists or Equal. Default: Equal.")
+    value: LabelValue | None = Field(default=None, description="The taint's value, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="The taint's effect; absent: all effects."
+    )
+    toleration_seconds: int | None = Field(
+        default=None, description="For NoExecute: how many seconds the pod stays. Absent: for good."
+    )
+
+
+class Requests(model.Model):
+    """CPU and memory requests."""
+
+    cpu: Quantity | None = Field(
+        default=None, description="CPU cores requested, for example 4 or 500m.", json_schema_extra=_CORES
+    )
+    memory: Quantity | None = Field(
+        default=None,
+        description="Memory requested, for example 32Gi. It is also the limit, so that the node stays safe.",
+        json_schema_extra=_MEMORY,
+    )
+
+
+class Resources(model.Model):
+    """What the pods of a stage need."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "!has(self.gpuType) || self.gpus > 0",
+                "resources.gpuType needs resources.gpus of at least 1: remove one of them",
+            )
+        )
+    }
+    gpus: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="GPUs of a pod; 0 runs on the CPU. Training runs one process on each, a server splits its model over "
+        "them, an evaluation uses one. Default: 1.",
+    )
+    gpu_type: (
+        Annotated[
+            str, model.text(f"^{_LABEL}$", "must be a GPU type of the operator's settings, for example nvidia-l4", 63)
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="A GPU type of the operator's settings, for example nvidia-l4; it stands for a node selector and "
+        "tolerations. Absent: any GPU.",
+    )
+    requests: Requests = Field(default_factory=Requests, description="CPU and memory requests.")
+    node_selector: Labels = Field(
+        default_factory=dict, description="Labels that a node must have, besides those of the gpuType."
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list, max_length=32, description="Taints that the pods tolerate, besides those of the gpuType."
+    )
+    priority_class_name: model.Name | None = Field(default=None, description="The PriorityClass of the pods.")
+
+
+class TrainingResources(Resources):
+    """What the pods of the training stage need: `nodes` of them, all alike."""
+
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Pods that train together, each with these gpus and requests; training begins when all of them have a "
+        "place. Every other stage has one pod. Default: 1.",
+    )

@@ -1,0 +1,50 @@
+"""Where a job's results go, and how S3 is reached."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api import model
+
+
+class Storage(model.Model):
+    """Where results go, and how S3 is reached; data and results use the same store."""
+
+    output: str = Field(
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?*#]*)?|file:///\S+)$",
+        max_length=512,
+        description="The place for everything that the job writes, below <output>/<namespace>/<name>/<revision>/. It "
+        "cannot be changed later.",
+        json_schema_extra={"x-message": "must be s3://bucket/prefix or file:///folder, without spaces and wildcards"}
+        | model.rules(
+            ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another place"),
+            ("!self.contains('/../') && !self.endsWith('/..')", "storage.output must not contain '..'"),
+        ),
+    )
+    endpoint: (
+        Annotated[
+            str,
+            model.text(
+                r"^https?://[^\s/@]+/?$",
+                "must be a URL of scheme, host and port alone, for example https://minio.example:9000",
+                256,
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="The URL of an S3-compatible store, for example https://minio.example:9000. Absent: Amazon S3.",
+    )
+    region: Annotated[str, model.text(r"^[a-z0-9-]+$", "must be a region's name, for example eu-west-1", 64)] | None = (
+        Field(default=None, description="The store's region, for example eu-west-1.")
+    )
+    credentials_secret: model.Name | None = Field(
+        default=None,
+        description="The name of a Secret in the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, "
+        "where needed, AWS_SESSION_TOKEN. Absent: the pods' own identity (IRSA, workload identity).",
+    )
+    service_account_name: model.Name | None = Field(
+        default=None,
+        description="The ServiceAccount of the job's pods, for example one with a cloud identity. Absent: the "
+        "operator creates one for the job.",
+    )

@@ -1,0 +1,171 @@
+"""How a job's adapter is trained."""
+
+import enum
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api import model
+
+
+class Objective(enum.StrEnum):
+    SFT = "SFT"
+    DPO = "DPO"
+
+
+class Method(enum.StrEnum):
+    LORA = "LoRA"
+    QLORA = "QLoRA"
+
+
+class DPO(model.Model):
+    """Direct preference optimisation (arXiv 2305.18290)."""
+
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="How strongly the tuned model is held to the base model: small values let it move further. "
+        "Default: 0.1.",
+    )
+
+
+class Modules(enum.StrEnum):
+    ALL_LINEAR = "AllLinear"
+    ATTENTION = "Attention"
+    MLP = "MLP"
+
+
+class LoRA(model.Model):
+    """The adapter's shape."""
+
+    rank: Literal[8, 16, 32, 64, 128, 256] = Field(
+        default=16,
+        description="The rank of the update: 8, 16, 32, 64, 128 or 256, the ones that vLLM serves. Default: 16.",
+    )
+    alpha: int = Field(
+        default=32, ge=1, le=1024, description="The scale: updates are multiplied by alpha / rank. Default: 32."
+    )
+    dropout: float = Field(
+        default=0, ge=0, lt=1, description="The share of the adapter's inputs dropped in training. Default: 0."
+    )
+    target_modules: Modules = Field(
+        default=Modules.ALL_LINEAR,
+        description="Which layers get an adapter. AllLinear: attention and feed-forward (the default), Attention, or "
+        "MLP. The output head never does.",
+    )
+
+
+class GradientCheckpointing(enum.StrEnum):
+    AUTO = "Auto"
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
+class Precision(enum.StrEnum):
+    AUTO = "Auto"
+    BFLOAT16 = "BFloat16"
+    FLOAT32 = "Float32"
+
+
+class LossOn(enum.StrEnum):
+    ASSISTANT = "Assistant"
+    LAST_ASSISTANT = "LastAssistant"
+    ALL = "All"
+
+
+class EarlyStopping(model.Model):
+    """When to stop before the last epoch."""
+
+    patience: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="The number of validations in a row without a better loss after which training stops. Default: 3.",
+    )
+
+
+class Checkpoints(model.Model):
+    """How often progress is saved."""
+
+    every_minutes: float = Field(
+        default=10,
+        ge=0.01,
+        le=1440,
+        json_schema_extra={"x-message": "must be from 0.01 to 1440 minutes"},
+        description="Minutes between checkpoints; what is lost with a node is at most this much work. Default: 10.",
+    )
+    keep: int = Field(default=2, ge=1, le=100, description="The number of newest checkpoints to keep. Default: 2.")
+
+
+class Training(model.Model):
+    """How the adapter is trained."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            ("!(has(self.epochs) && has(self.maxSteps))", "set at most one of training.epochs and training.maxSteps"),
+            (
+                "!has(self.dpo) || self.objective == 'DPO'",
+                "training.dpo needs training.objective DPO: set it, or remove training.dpo",
+            ),
+        )
+    }
+    objective: Objective = Field(
+        default=Objective.SFT,
+        description="What is learned. SFT (the default): the answers of the examples. DPO: to prefer the chosen answer "
+        "to the rejected one, from examples of format Preference.",
+    )
+    dpo: DPO | None = Field(default=None, description="Settings of objective DPO. Absent: their defaults.")
+    method: Method = Field(
+        default=Method.LORA,
+        description="How the frozen base is held while the adapter is trained. LoRA (the default): in its precision. "
+        "QLoRA: in 4 bits (nf4), for a base that does not fit otherwise, at 1.5 to 2 times the work.",
+    )
+    lora: LoRA = Field(default_factory=LoRA, description="The adapter's shape.")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Passes over the training examples. Absent, and maxSteps too: 3; more for fewer than 34 "
+        "examples, fewer for more than 8,333.",
+    )
+    max_steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="The peak learning rate after the warm-up. Absent: the BaseModel's default, else 2e-4 below 30 "
+        "billion parameters and 1e-4 from there on.",
+    )
+    batch_size: int = Field(
+        default=16, ge=1, le=4096, description="Examples of one optimizer step over all GPUs and nodes. Default: 16."
+    )
+    max_sequence_length: int = Field(
+        default=2048,
+        ge=16,
+        le=1_048_576,
+        description="Tokens of the longest example; longer ones are cut. Default: 2048.",
+    )
+    gradient_checkpointing: GradientCheckpointing = Field(
+        default=GradientCheckpointing.AUTO,
+        description="Computing activations twice to save memory, at about 1.5 times the work. Auto (the default) "
+        "does it only when the memory estimate says so.",
+    )
+    precision: Precision = Field(
+        default=Precision.AUTO,
+        description="The precision of the frozen base: Auto (the default: bfloat16 where the machine has it), "
+        "BFloat16 or Float32. The adapter is always float32.",
+    )
+    loss_on: LossOn = Field(
+        default=LossOn.ASSISTANT,
+        description="Which tokens are learned: Assistant (all answers, the default), LastAssistant (the last answer "
+        "of each chat) or All (prompts too).",
+    )
+    early_stopping: EarlyStopping = Field(
+        default_factory=EarlyStopping, description="When to stop before the last epoch."
+    )
+    checkpoints: Checkpoints = Field(default_factory=Checkpoints, description="How often progress is saved to S3.")
+    retries: int = Field(
+        default=2, ge=0, le=20, description="Further attempts of a stage after failures that may pass. Default: 2."
+    )
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="The seed of every random choice. Default: 42.")

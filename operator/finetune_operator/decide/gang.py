@@ -1,0 +1,76 @@
+"""The pods of one attempt, seen together: one for each node. They begin when all have started, and end as one."""
+
+import dataclasses
+
+from finetune_api.exits import Exit
+from finetune_operator import observe
+
+TELLING = {Exit.INVALID, Exit.OUT_OF_MEMORY, Exit.DIVERGED, Exit.STORAGE}
+"""Exit codes that name a cause, which no pod has for the mere reason that another one left."""
+SIGKILL = 137
+
+
+@dataclasses.dataclass(frozen=True)
+class Gang:
+    """An attempt's Job and its pods by their number: the newest of each, None where there is none."""
+
+    job: observe.StageJob
+    pods: tuple[observe.Pod | None, ...]
+
+    @property
+    def first(self) -> observe.Pod | None:
+        """The pod that speaks for all."""
+        return self.pods[0]
+
+    @property
+    def present(self) -> list[observe.Pod]:
+        return [pod for pod in self.pods if pod is not None]
+
+    @property
+    def begun(self) -> bool:
+        """Whether every container has started, so that work may have been done."""
+        return all(pod is not None and pod.started is not None for pod in self.pods)
+
+    @property
+    def told(self) -> bool:
+        """Whether the news of how the pods ended are here: they come by another watch than those of the Job."""
+        if self.job.succeeded:
+            return self.first is not None and self.first.terminated is not None
+        ended = [pod for pod in self.present if pod.terminated is not None]
+        return any(not pod.disrupted for pod in ended) and len(ended) == len(self.present)
+
+    @property
+    def disrupted(self) -> str | None:
+        """Which pod of several was taken from its machine, and why. A single one is replaced by its Job, and never told."""
+        if self.job.nodes == 1:
+            return None
+        gone = [
+            f"pod {pod.name} was taken from its machine ({pod.disruption})" for pod in self.present if pod.disrupted
+        ]
+        if not gone and self.job.failure == "PodFailurePolicy":
+            gone = ["a pod was taken from its machine"]
+        return gone[0] if gone else None
+
+    @property
+    def cause(self) -> observe.Pod | None:
+        """The pod whose end tells most of why all ended; None when none could tell.
+
+        A pod that leaves takes the others with it: those break off within moments (exit code 1 or a signal), or are stopped
+        (143). So a code that names a cause comes first, wherever clocks differ; then the earliest end, a kill first.
+        """
+        return min((pod for pod in self.present if pod.terminated is not None), key=_tells, default=None)
+
+
+def _tells(pod: observe.Pod) -> tuple[int, float, bool, int]:
+    end = pod.terminated
+    assert end is not None
+    named = end.reason == "OOMKilled" or end.exit_code in TELLING
+    rank = 0 if named else 2 if end.exit_code in {Exit.STOPPED, Exit.DONE} else 1
+    finished = end.finished.timestamp() if end.finished else float("inf")
+    return rank, finished, end.exit_code != SIGKILL, pod.node
+
+
+def of(observation: observe.Observation, job: observe.StageJob) -> Gang:
+    """The gang of a Job."""
+    newest = {pod.node: pod for pod in observation.pods_of(job.name)}
+    return Gang(job, tuple(newest.get(node) for node in range(job.nodes)))

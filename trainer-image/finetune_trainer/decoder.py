@@ -1,0 +1,527 @@
+"""The decoder's forward and backward pass, written out for the families of the catalogue: the trainer's hot loop.
+
+One description (`Shape` of each layer) fits Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3; the modules of transformers hold the
+weights, and `of` compares the states of both on a probe before it is trusted. Unlike autograd it
+
+- keeps of each layer only what its backward pass cannot make again cheaply (normalised inputs and the activation are made again),
+- works on blocks of rows that fit into a core's cache from one product to the next,
+- computes the last layer's feed-forward part for the states that predict a label only,
+- and goes no deeper than the first adapted layer.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from finetune_trainer import arena, attention, forest, fused, log, lora
+
+ROWS = 512
+"""Rows of a block on a CPU: inputs, outputs and weights of one product fit into its caches."""
+
+
+class Unknown(Exception):
+    """The model is of a family that is not described here; the message says what differs."""
+
+
+class Norm:
+    """RMSNorm in float32. Llama's multiplies by the weight after rounding, Gemma's by 1 + weight before it."""
+
+    def __init__(self, module: Any) -> None:
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if eps is None or not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise Unknown(f"the norm {type(module).__name__}")
+        self.eps = eps
+        weight = module.weight.data
+        with torch.no_grad():
+            probe = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
+            wanted = module(probe)
+            for plus in (False, True):
+                self.plus = plus
+                self.weight = weight.float() + 1 if plus else weight
+                found = torch.empty_like(probe)
+                self.forward(probe, found)
+                if torch.allclose(found.float(), wanted.float(), rtol=1e-2 if weight.dtype != torch.float32 else 1e-5):
+                    return
+        raise Unknown(f"the norm {type(module).__name__}")
+
+    def forward(self, x: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes [n, d]; returns the normalised rows and the factor of each, in float32, for `backward`."""
+        unit = x.float() if x.dtype != torch.float32 else x.clone()
+        factor = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).square_()
+        factor = factor.div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        unit.mul_(factor)
+        if self.plus:
+            torch.mul(unit, self.weight, out=out) if out.dtype == unit.dtype else out.copy_(unit * self.weight)
+        else:
+            out.copy_(unit)
+            out.mul_(self.weight)
+        return unit, factor
+
+    def backward(self, upstream: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The gradient of the input [n, d], in float32."""
+        slope = upstream * self.weight if self.plus or upstream.dtype == torch.float32 else upstream.float().mul_(self.weight)
+        along = (slope * unit).sum(-1, keepdim=True).div_(unit.shape[-1])
+        return slope.addcmul_(unit, along, value=-1).mul_(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One decoder layer. Its linear layers are fused by input; norms that a family lacks are None."""
+
+    number: int
+    qkv: fused.Fused
+    out: fused.Fused
+    up: fused.Fused
+    down: fused.Fused
+    before_attention: Norm
+    after_attention: Norm | None
+    before_mlp: Norm
+    after_mlp: Norm | None
+    query_norm: Norm | None
+    key_norm: Norm | None
+    heads: int
+    shared: int
+    """Key-value heads."""
+    width: int
+    kind: attention.Kind
+    rope: str | None
+    """The layer type whose rotary embedding it uses; None where the model has one."""
+    gelu: bool
+
+    @property
+    def linears(self) -> tuple[fused.Fused, ...]:
+        return self.qkv, self.out, self.up, self.down
+
+
+@dataclasses.dataclass
+class Kept:
+    """What a layer's forward pass leaves for its backward pass."""
+
+    x: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    chances: list[torch.Tensor]
+    raw: torch.Tensor | None
+    """Queries and keys before their norms."""
+    mixed: torch.Tensor
+    """The attention's output with the rank's columns."""
+    attended: torch.Tensor | None
+    """The attention's projection before its norm."""
+    middle: torch.Tensor
+    gates: torch.Tensor
+    projected: torch.Tensor | None
+    """The feed-forward projection before its norm."""
+
+
+class Decoder:
+    """The layers between the embedding and the output head. One batch at a time: forward, then backward."""
+
+    def __init__(self, inner: Any, where: torch.device) -> None:
+        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it. Raises Unknown."""
+        config = inner.config.get_text_config()
+        self._inner, self._where = inner, where
+        dtype = next(inner.parameters()).dtype if not hasattr(inner, "embed_tokens") else inner.embed_tokens.weight.dtype
+        self.memory = arena.Arena(dtype, where)
+        self._dtype = dtype
+        self._final = Norm(inner.norm)
+        by_type = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
+        self.layers = [
+            dataclasses.replace(
+                _layer(number, module, config, self.memory),
+                rope=module.self_attn.layer_type if by_type else None,
+            )
+            for number, module in enumerate(inner.layers)
+        ]
+        self._first = next((layer.number for layer in self.layers if any(part.rank for part in layer.linears)), None)
+        self._ropes = {layer.rope for layer in self.layers}
+        self.checkpointing = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the adapters' weights as they are now; to be called whenever they changed."""
+        with torch.no_grad():
+            for layer in self.layers:
+                for linear in layer.linears:
+                    linear.refresh()
+
+    # -- one batch --
+
+    @torch.no_grad()
+    def forward(self, batch: forest.Batch, *, keep: bool, adapted: bool = True) -> torch.Tensor:
+        """The normed states [n, hidden] that predict the batch's labels, one for each label."""
+        self._batch = batch
+        self._tiles = attention.Tiles(batch, self.memory)
+        self._rotations = {name: self._rotation(name) for name in self._ropes}
+        rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
+        self._learned = len(rows)
+        # Filled up as the batch is: see forest.ROUND. The gradient of what is filled in is zero.
+        self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % forest.ROUND)])
+        self._kept: list[Kept | torch.Tensor] = []
+        self._keep = keep
+        x = self._inner.embed_tokens(batch.ids)
+        for layer in self.layers:
+            slot = layer.number if keep and not self.checkpointing else -1
+            y, kept = self._layer_forward(layer, x, slot, adapted)
+            if keep:
+                self._kept.append(x if self.checkpointing else kept)
+            x = y
+        states = torch.empty_like(x)
+        self._last = (x, *self._final.forward(x, states))
+        return states[self._label]
+
+    @torch.no_grad()
+    def backward(self, upstream: torch.Tensor) -> None:
+        """Adds to the gradients of the adapters; `upstream` [n, hidden] is the gradient of what `forward` returned."""
+        if self._first is None:
+            return
+        summed = torch.zeros(len(self._rows), upstream.shape[1], dtype=torch.float32, device=upstream.device)
+        summed.index_add_(0, self._label, upstream.float())
+        x, unit, factor = self._last
+        slope = self._final.backward(summed.to(x.dtype), unit, factor).to(x.dtype)
+        for layer in reversed(self.layers[self._first :]):
+            kept = self._kept.pop()
+            if not isinstance(kept, Kept):
+                kept = self._layer_forward(layer, kept, -1, True)[1]
+            slope = self._layer_backward(layer, kept, slope)
+        self._kept.clear()
+
+    # -- one layer --
+
+    def _layer_forward(self, layer: Layer, x: torch.Tensor, slot: int, adapted: bool) -> tuple[torch.Tensor, Kept]:
+        take, size = self.memory.take, len(x)
+        group = layer.heads // layer.shared
+        q = take(("q", slot), layer.shared, size + 1, group * layer.width)
+        k = take(("k", slot), layer.shared, size + 1, layer.width)
+        v = take(("v", slot), layer.shared, size + 1, layer.width)
+        normed = layer.query_norm is not None
+        raw = take(("raw", slot), size, (layer.heads + layer.shared) * layer.width) if normed else None
+        for rows in self._blocks(size):
+            inputs = take("inputs", rows.stop - rows.start, layer.qkv.width)
+            layer.before_attention.forward(x[rows], inputs[:, : layer.qkv.inputs])
+            flat = layer.qkv.forward(inputs, take("qkv", len(inputs), layer.qkv.outputs), adapted)
+            self._turn(layer, flat, rows, q, k, v, raw)
+        for part in (q, k, v):
+            part[:, size].zero_()
+        mixed = take(("mixed", slot), size, layer.out.width)
+        chances = self._tiles.forward(q, k, v, layer.kind, slot, mixed[:, : layer.out.inputs])
+
+        residual = x
+        if layer is self.layers[-1]:
+            residual, mixed = x[self._rows], mixed[self._rows]
+            size = len(residual)
+        middle = take(("middle", slot), size, x.shape[1])
+        attended = take(("attended", slot), size, x.shape[1]) if layer.after_attention else None
+        gates = take(("gates", slot), size, layer.up.outputs)
+        projected = take(("projected", slot), size, x.shape[1]) if layer.after_mlp else None
+        # The next layer's input: kept where the backward pass wants it, else one of two that take turns.
+        y = take(("y", layer.number if self._keep else layer.number % 2), size, x.shape[1])
+        for rows in self._blocks(size):
+            self._add_projection(layer.out, layer.after_attention, mixed[rows], residual[rows], attended, rows, middle, adapted)
+            inputs = take("inputs", rows.stop - rows.start, layer.up.width)
+            layer.before_mlp.forward(middle[rows], inputs[:, : layer.up.inputs])
+            layer.up.forward(inputs, gates[rows], adapted)
+            active = take("active", len(inputs), layer.down.width)
+            _activate(layer, gates[rows], active[:, : layer.down.inputs])
+            self._add_projection(layer.down, layer.after_mlp, active, middle[rows], projected, rows, y, adapted)
+        return y, Kept(x, q, k, v, chances, raw, mixed, attended, middle, gates, projected)
+
+    def _add_projection(
+        self,
+        linear: fused.Fused,
+        norm: Norm | None,
+        inputs: torch.Tensor,
+        residual: torch.Tensor,
+        before_norm: torch.Tensor | None,
+        rows: slice,
+        out: torch.Tensor,
+        adapted: bool,
+    ) -> None:
+        """out[rows] = residual + norm(linear(inputs)); what comes before the norm is kept."""
+        if norm is None or before_norm is None:
+            linear.forward(inputs, out[rows], adapted)
+        else:
+            linear.forward(inputs, before_norm[rows], adapted)
+            norm.forward(before_norm[rows], out[rows])
+        out[rows].add_(residual)
+
+    def _layer_backward(self, layer: Layer, kept: Kept, slope: torch.Tensor) -> torch.Tensor:
+        take, size = self.memory.take, len(kept.middle)
+        deepest = layer.number == self._first
+        attention_learns = bool(layer.qkv.rank or layer.out.rank)
+        above = take("above", size, layer.out.inputs)
+        for rows in self._blocks(size):
+            # feed-forward
+            active = take("active", rows.stop - rows.start, layer.down.width)
+            unit_slope = _through(layer.after_mlp, kept.projected, slope, rows)
+            gates = kept.gates[rows]
+            gate = _activate(layer, gates, active[:, : layer.down.inputs])
+            layer.down.fill(active)
+            below = layer.down.backward(unit_slope, active)
+            assert below is not None
+            _activate_backward(layer, gates, gate, below)
+            inputs = take("inputs", len(active), layer.up.width)
+            unit, factor = layer.before_mlp.forward(kept.middle[rows], inputs[:, : layer.up.inputs])
+            layer.up.fill(inputs)
+            through = not deepest or attention_learns
+            below = layer.up.backward(gates, inputs, through)
+            if below is None:
+                continue
+            slope[rows] += layer.before_mlp.backward(below, unit, factor).to(slope.dtype)
+            # the attention's projection
+            unit_slope = _through(layer.after_attention, kept.attended, slope, rows)
+            below = layer.out.backward(unit_slope, kept.mixed[rows], not deepest or bool(layer.qkv.rank))
+            if below is not None:
+                above[rows] = below
+        if deepest and not layer.qkv.rank:
+            return slope
+        return self._attention_backward(layer, kept, slope, above, deepest)
+
+    def _attention_backward(
+        self, layer: Layer, kept: Kept, slope: torch.Tensor, above: torch.Tensor, deepest: bool
+    ) -> torch.Tensor:
+        take, size = self.memory.take, kept.q.shape[1] - 1
+        if layer is self.layers[-1]:
+            whole = torch.zeros(size, above.shape[1], dtype=above.dtype, device=above.device)
+            learned = self._rows[: self._learned]
+            whole[learned] = above[: self._learned]
+            above = whole
+            wide = torch.zeros(size, slope.shape[1], dtype=slope.dtype, device=slope.device)
+            wide[learned] = slope[: self._learned]
+            slope = wide
+        upstream = take("upstream", *kept.q.shape)
+        upstream[:, :size].copy_(above.view(size, layer.shared, -1).transpose(0, 1))
+        upstream[:, size].zero_()
+        grads = tuple(take(name, *part.shape) for name, part in (("dq", kept.q), ("dk", kept.k), ("dv", kept.v)))
+        self._tiles.backward(kept.q, kept.k, kept.v, kept.chances, layer.kind, upstream, grads)  # type: ignore[arg-type]
+        for rows in self._blocks(size):
+            flat = take("qkv", rows.stop - rows.start, layer.qkv.outputs)
+            self._turn_back(layer, flat, rows, *grads, kept.raw)
+            inputs = take("inputs", len(flat), layer.qkv.width)
+            unit, factor = layer.before_attention.forward(kept.x[rows], inputs[:, : layer.qkv.inputs])
+            layer.qkv.fill(inputs)
+            below = layer.qkv.backward(flat, inputs, not deepest)
+            if below is not None:
+                slope[rows] += layer.before_attention.backward(below, unit, factor).to(slope.dtype)
+        return slope
+
+    # -- rotary embedding --
+
+    def _rotation(self, name: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine [T, 1, width / 2] of the batch's positions."""
+        sample = torch.empty(0, dtype=self._dtype, device=self._where)
+        arguments = (sample, self._batch.positions[None]) + ((name,) if name else ())
+        cosine, sine = self._inner.rotary_emb(*arguments)
+        half = cosine.shape[-1] // 2
+        return cosine[0, :, None, :half].contiguous(), sine[0, :, None, :half].contiguous()
+
+    def _turn(
+        self,
+        layer: Layer,
+        flat: torch.Tensor,
+        rows: slice,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        raw: torch.Tensor | None,
+    ) -> None:
+        """A block's queries, keys and values [n, ...] to where the attention wants them: normed, turned, by heads."""
+        size, width = len(flat), layer.width
+        turned = (layer.heads + layer.shared) * width
+        both = flat[:, :turned]
+        if raw is not None:
+            raw[rows] = both
+            normed = self.memory.take("normed", size, turned)
+            for norm, part in self._normed_parts(layer, turned):
+                shape = (size, -1, width)
+                norm.forward(both[:, part].view(shape), normed[:, part].view(shape))
+            both = normed
+        cosine, sine = (part[rows] for part in self._rotations[layer.rope])
+        _rotate(both[:, : layer.heads * width], cosine, sine, q[:, rows].view(layer.shared, size, -1, width))
+        _rotate(both[:, layer.heads * width :], cosine, sine, k[:, rows].view(layer.shared, size, -1, width))
+        v[:, rows].copy_(flat[:, turned:].view(size, layer.shared, width).transpose(0, 1))
+
+    def _turn_back(
+        self,
+        layer: Layer,
+        flat: torch.Tensor,
+        rows: slice,
+        dq: torch.Tensor,
+        dk: torch.Tensor,
+        dv: torch.Tensor,
+        raw: torch.Tensor | None,
+    ) -> None:
+        """The gradients of a block's queries, keys and values as that of the fused layer's output [n, ...]."""
+        size, width = len(flat), layer.width
+        here, turned = layer.heads * width, (layer.heads + layer.shared) * width
+        cosine, sine = (part[rows] for part in self._rotations[layer.rope])
+        for grad, begin, end in ((dq, 0, here), (dk, here, turned)):
+            heads = grad[:, rows].view(layer.shared, size, -1, width)
+            _rotate_back(heads, cosine, sine, flat[:, begin:end].view(size, layer.shared, -1, width))
+        flat[:, turned:].view(size, layer.shared, width).copy_(dv[:, rows].transpose(0, 1))
+        if raw is not None:
+            for norm, part in self._normed_parts(layer, turned):
+                heads, slopes = raw[rows, part].view(size, -1, width), flat[:, part].view(size, -1, width)
+                slopes.copy_(norm.backward(slopes, *norm.forward(heads, torch.empty_like(heads))))
+
+    def _normed_parts(self, layer: Layer, turned: int) -> list[tuple[Norm, slice]]:
+        here = layer.heads * layer.width
+        parts = ((layer.query_norm, slice(0, here)), (layer.key_norm, slice(here, turned)))
+        return [(norm, part) for norm, part in parts if norm is not None]
+
+    def _blocks(self, size: int) -> Iterator[slice]:
+        step = ROWS if self._where.type == "cpu" else max(size, 1)
+        for begin in range(0, size, step):
+            yield slice(begin, min(begin + step, size))
+
+
+# -- pieces of a layer --
+
+
+def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
+    """x [n, heads · width], turned by its positions, into out [shared, n, group, width]."""
+    heads = x.view(len(x), out.shape[0], out.shape[2], out.shape[3]).transpose(0, 1)
+    (left, right), (low, high) = heads.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(left, cosine, out=low)
+    low.addcmul_(right, sine, value=-1)
+    torch.mul(right, cosine, out=high)
+    high.addcmul_(left, sine)
+
+
+def _rotate_back(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
+    """The gradient of `_rotate`: x [shared, n, group, width] into out [n, shared, group, width]."""
+    (left, right), (low, high) = x.chunk(2, -1), out.transpose(0, 1).chunk(2, -1)
+    torch.mul(left, cosine, out=low)
+    low.addcmul_(right, sine)
+    torch.mul(right, cosine, out=high)
+    high.addcmul_(left, sine, value=-1)
+
+
+def _activate(layer: Layer, gates: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Writes activation(gate) · up into out [n, width]; gates [n, 2 · width] holds both. Returns activation(gate)."""
+    gate, up = gates.chunk(2, -1)
+    if layer.gelu:
+        active = torch.nn.functional.gelu(gate, approximate="tanh")
+    else:
+        active = torch.nn.functional.silu(gate)
+    torch.mul(active, up, out=out)
+    return active
+
+
+def _activate_backward(layer: Layer, gates: torch.Tensor, active: torch.Tensor, upstream: torch.Tensor) -> None:
+    """Puts the gradients of gate and up in the place of gates [n, 2 · width]."""
+    gate, up = gates.chunk(2, -1)
+    slope = upstream * up
+    torch.mul(upstream, active, out=up)
+    if layer.gelu:
+        gate.copy_(torch.ops.aten.gelu_backward(slope, gate, approximate="tanh"))
+    else:
+        gate.copy_(torch.ops.aten.silu_backward(slope, gate))
+
+
+def _through(norm: Norm | None, before: torch.Tensor | None, slope: torch.Tensor, rows: slice) -> torch.Tensor:
+    """The gradient of what comes before a norm, or the gradient itself where there is none."""
+    if norm is None or before is None:
+        return slope[rows]
+    unit, factor = norm.forward(before[rows], torch.empty_like(before[rows]))
+    return norm.backward(slope[rows], unit, factor).to(slope.dtype)
+
+
+# -- what a model is made of --
+
+
+def _layer(number: int, module: Any, config: Any, memory: arena.Arena) -> Layer:
+    """Raises Unknown."""
+    try:
+        self_attention, mlp = module.self_attn, module.mlp
+        linears = (
+            [self_attention.q_proj, self_attention.k_proj, self_attention.v_proj],
+            [self_attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
+        )
+        gemma = hasattr(module, "pre_feedforward_layernorm")
+        norms = {
+            "before_attention": module.input_layernorm,
+            "after_attention": module.post_attention_layernorm if gemma else None,
+            "before_mlp": module.pre_feedforward_layernorm if gemma else module.post_attention_layernorm,
+            "after_mlp": module.post_feedforward_layernorm if gemma else None,
+            "query_norm": getattr(self_attention, "q_norm", None),
+            "key_norm": getattr(self_attention, "k_norm", None),
+        }
+        scale = self_attention.scaling
+    except AttributeError as error:
+        raise Unknown(str(error)) from None
+    for layer in (layer for group in linears for layer in group):
+        _check(layer)
+    if getattr(self_attention, "attention_dropout", 0) or not getattr(self_attention, "is_causal", True):
+        raise Unknown("attention with dropout, or in both directions")
+    width = self_attention.head_dim
+    names = ("qkv", "out", "up", "down")
+    fused_layers = {
+        name: fused.Fused(group, name, memory) for name, group in zip(names, linears, strict=True)
+    }
+    window = self_attention.sliding_window if hasattr(self_attention, "sliding_window") else config.sliding_window if hasattr(config, "sliding_window") else None
+    return Layer(
+        number=number,
+        **fused_layers,
+        **{name: None if norm is None else Norm(norm) for name, norm in norms.items()},
+        heads=fused_layers["out"].inputs // width,
+        shared=fused_layers["qkv"].parts[1].end // width - fused_layers["qkv"].parts[1].begin // width,
+        width=width,
+        kind=attention.Kind(scale, getattr(self_attention, "attn_logit_softcapping", None), window),
+        rope=None,
+        gelu=_is_gelu(mlp.act_fn),
+    )
+
+
+def _check(layer: Any) -> None:
+    """Raises Unknown unless a layer is a plain linear one, perhaps with an adapter that drops nothing."""
+    base = getattr(layer, "base_layer", layer)
+    if type(base) is not torch.nn.Linear:
+        raise Unknown(f"a linear layer of the kind {type(base).__name__}")
+    if layer is not base and not isinstance(layer.lora_dropout[lora.ADAPTER], torch.nn.Identity):
+        raise Unknown("an adapter with dropout")
+
+
+def _is_gelu(activation: Any) -> bool:
+    probe = torch.linspace(-3, 3, 64)
+    found = activation(probe)
+    if torch.allclose(found, torch.nn.functional.silu(probe), atol=1e-6):
+        return False
+    if torch.allclose(found, torch.nn.functional.gelu(probe, approximate="tanh"), atol=1e-6):
+        return True
+    raise Unknown(f"the activation {type(activation).__name__}")
+
+
+def of(inner: Any, where: torch.device) -> Decoder | None:
+    """The decoder of a model of transformers below its head, after comparing both on a probe; None where it is unknown."""
+    try:
+        found = Decoder(inner, where)
+        _compare(found, inner, where)
+    except Unknown as unknown:
+        log.warning("the model's family is not known to the fast trainer; a slower path is taken", differs=str(unknown))
+        return None
+    return found
+
+
+def _compare(found: Decoder, inner: Any, where: torch.device) -> None:
+    """Two examples that share a beginning, by both. Raises Unknown when the states differ."""
+    import numpy as np
+
+    size = inner.embed_tokens.weight.shape[0]
+    common = np.arange(1, 18)
+    rows = [np.concatenate([common, tail]) % size for tail in (np.arange(20, 33), np.arange(40, 47))]
+    batch = forest.plant([forest.Row(ids, np.arange(len(ids)) >= len(ids) - 4) for ids in rows]).to(where)
+    states = found.forward(batch, keep=False).float()
+    with torch.no_grad():
+        expected = [inner(input_ids=torch.tensor(ids, device=where)[None], use_cache=False).last_hidden_state[0] for ids in rows]
+    for index, theirs in enumerate(expected):
+        mine = states[batch.rows == index]
+        wanted = theirs[len(theirs) - 5 : -1].float()
+        difference = float((mine - wanted).norm() / wanted.norm())
+        if difference > (1e-4 if theirs.dtype == torch.float32 else 5e-2):
+            raise Unknown(f"its states differ by {difference:.2g}")
