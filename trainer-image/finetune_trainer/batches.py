@@ -1,14 +1,17 @@
 """Which examples each optimizer step sees, and how a step is cut into micro-batches. Pure and seeded.
 
 What is random is the order of examples within each epoch, drawn from the seed and the epoch's number; steps follow one
-another in that order. What is not: within a step, examples are sorted by length and cut by a budget of tokens, which
-changes neither the step's loss nor its gradient. So the position of a run is its step alone: nothing else is to be resumed.
+another in that order. What is not: within a step, examples are sorted by their tokens, so that those which begin alike meet,
+and cut by a budget of tokens, which changes neither the step's loss nor its gradient. So sharing prefixes never decides what
+is learned together, and the position of a run is its step alone: nothing else is to be resumed.
 """
 
 import dataclasses
 import math
 import random
 from collections.abc import Sequence
+
+from finetune_trainer import forest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,4 +75,45 @@ def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
             found[-1].append(index)
         else:
             found.append([index])
+    return found
+
+
+def cut(units: Sequence[Sequence[forest.Row]], budget: int) -> list[list[int]]:
+    """A step's examples in micro-batches of at most `budget` tokens, those of shared prefixes counted once.
+
+    A unit is the rows of one example, which stay together. Neighbours in the order of their tokens come together.
+    """
+    found: list[list[int]] = []
+    room = 0
+    last: forest.Row | None = None
+    for index in ordered(units):
+        rows = units[index]
+        fresh = [forest.needed(row) - (forest.common(rows[at - 1], row) if at else 0) for at, row in enumerate(rows)]
+        shared = forest.common(last, rows[0]) if last is not None else 0
+        if found and sum(fresh) - shared <= room:
+            found[-1].append(index)
+            room -= sum(fresh) - shared
+        else:
+            found.append([index])
+            room = budget - sum(fresh)
+        last = rows[0]
+    return found
+
+
+def ordered(units: Sequence[Sequence[forest.Row]]) -> list[int]:
+    """The units in the order of their first rows' tokens."""
+    return sorted(range(len(units)), key=lambda index: (forest.key(units[index][0].ids), index))
+
+
+def portion(units: Sequence[Sequence[forest.Row]], rank: int, size: int) -> list[int]:
+    """The units of one process of several: neighbours in the order of their tokens, about as many tokens for each."""
+    order = ordered(units)
+    if size == 1:
+        return order
+    costs = [sum(len(row.ids) for row in units[index]) for index in order]
+    total, before, found = sum(costs), 0, []
+    for index, cost in zip(order, costs, strict=True):
+        if min(size - 1, int((before + cost / 2) * size / total)) == rank:
+            found.append(index)
+        before += cost
     return found

@@ -62,7 +62,11 @@ class Norm:
 
     def backward(self, upstream: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The gradient of the input [n, d], in float32."""
-        slope = upstream * self.weight if self.plus or upstream.dtype == torch.float32 else upstream.float().mul_(self.weight)
+        slope = (
+            upstream * self.weight
+            if self.plus or upstream.dtype == torch.float32
+            else upstream.float().mul_(self.weight)
+        )
         along = (slope * unit).sum(-1, keepdim=True).div_(unit.shape[-1])
         return slope.addcmul_(unit, along, value=-1).mul_(factor)
 
@@ -124,18 +128,14 @@ class Decoder:
         """`inner`: the decoder of transformers, below its head, with PEFT's layers in it. Raises Unknown."""
         config = inner.config.get_text_config()
         self._inner, self._where = inner, where
-        dtype = next(inner.parameters()).dtype if not hasattr(inner, "embed_tokens") else inner.embed_tokens.weight.dtype
-        self.memory = arena.Arena(dtype, where)
-        self._dtype = dtype
+        for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
+            if not hasattr(inner, name):
+                raise Unknown(f"a model without {name}")
+        self._dtype = inner.embed_tokens.weight.dtype
+        self.memory = arena.Arena(self._dtype, where)
         self._final = Norm(inner.norm)
-        by_type = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
-        self.layers = [
-            dataclasses.replace(
-                _layer(number, module, config, self.memory),
-                rope=module.self_attn.layer_type if by_type else None,
-            )
-            for number, module in enumerate(inner.layers)
-        ]
+        typed = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
+        self.layers = [_layer(number, module, config, self.memory, typed) for number, module in enumerate(inner.layers)]
         self._first = next((layer.number for layer in self.layers if any(part.rank for part in layer.linears)), None)
         self._ropes = {layer.rope for layer in self.layers}
         self.checkpointing = False
@@ -220,7 +220,9 @@ class Decoder:
         # The next layer's input: kept where the backward pass wants it, else one of two that take turns.
         y = take(("y", layer.number if self._keep else layer.number % 2), size, x.shape[1])
         for rows in self._blocks(size):
-            self._add_projection(layer.out, layer.after_attention, mixed[rows], residual[rows], attended, rows, middle, adapted)
+            self._add_projection(
+                layer.out, layer.after_attention, mixed[rows], residual[rows], attended, rows, middle, adapted
+            )
             inputs = take("inputs", rows.stop - rows.start, layer.up.width)
             layer.before_mlp.forward(middle[rows], inputs[:, : layer.up.inputs])
             layer.up.forward(inputs, gates[rows], adapted)
@@ -295,11 +297,11 @@ class Decoder:
         upstream = take("upstream", *kept.q.shape)
         upstream[:, :size].copy_(above.view(size, layer.shared, -1).transpose(0, 1))
         upstream[:, size].zero_()
-        grads = tuple(take(name, *part.shape) for name, part in (("dq", kept.q), ("dk", kept.k), ("dv", kept.v)))
-        self._tiles.backward(kept.q, kept.k, kept.v, kept.chances, layer.kind, upstream, grads)  # type: ignore[arg-type]
+        grads = (take("dq", *kept.q.shape), take("dk", *kept.k.shape), take("dv", *kept.v.shape))
+        self._tiles.backward(kept.q, kept.k, kept.v, kept.chances, layer.kind, upstream, grads)
         for rows in self._blocks(size):
             flat = take("qkv", rows.stop - rows.start, layer.qkv.outputs)
-            self._turn_back(layer, flat, rows, *grads, kept.raw)
+            self._turn_back(layer, flat, rows, grads, kept.raw)
             inputs = take("inputs", len(flat), layer.qkv.width)
             unit, factor = layer.before_attention.forward(kept.x[rows], inputs[:, : layer.qkv.inputs])
             layer.qkv.fill(inputs)
@@ -349,19 +351,17 @@ class Decoder:
         layer: Layer,
         flat: torch.Tensor,
         rows: slice,
-        dq: torch.Tensor,
-        dk: torch.Tensor,
-        dv: torch.Tensor,
+        grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         raw: torch.Tensor | None,
     ) -> None:
         """The gradients of a block's queries, keys and values as that of the fused layer's output [n, ...]."""
         size, width = len(flat), layer.width
         here, turned = layer.heads * width, (layer.heads + layer.shared) * width
         cosine, sine = (part[rows] for part in self._rotations[layer.rope])
-        for grad, begin, end in ((dq, 0, here), (dk, here, turned)):
+        for grad, begin, end in ((grads[0], 0, here), (grads[1], here, turned)):
             heads = grad[:, rows].view(layer.shared, size, -1, width)
             _rotate_back(heads, cosine, sine, flat[:, begin:end].view(size, layer.shared, -1, width))
-        flat[:, turned:].view(size, layer.shared, width).copy_(dv[:, rows].transpose(0, 1))
+        flat[:, turned:].view(size, layer.shared, width).copy_(grads[2][:, rows].transpose(0, 1))
         if raw is not None:
             for norm, part in self._normed_parts(layer, turned):
                 heads, slopes = raw[rows, part].view(size, -1, width), flat[:, part].view(size, -1, width)
@@ -403,10 +403,8 @@ def _rotate_back(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out:
 def _activate(layer: Layer, gates: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Writes activation(gate) · up into out [n, width]; gates [n, 2 · width] holds both. Returns activation(gate)."""
     gate, up = gates.chunk(2, -1)
-    if layer.gelu:
-        active = torch.nn.functional.gelu(gate, approximate="tanh")
-    else:
-        active = torch.nn.functional.silu(gate)
+    functional = torch.nn.functional
+    active = functional.gelu(gate, approximate="tanh") if layer.gelu else functional.silu(gate)
     torch.mul(active, up, out=out)
     return active
 
@@ -433,49 +431,53 @@ def _through(norm: Norm | None, before: torch.Tensor | None, slope: torch.Tensor
 # -- what a model is made of --
 
 
-def _layer(number: int, module: Any, config: Any, memory: arena.Arena) -> Layer:
-    """Raises Unknown."""
+def _layer(number: int, module: Any, config: Any, memory: arena.Arena, typed: bool) -> Layer:
+    """Raises Unknown. typed: whether rotary embeddings differ by the layer's type."""
     try:
-        self_attention, mlp = module.self_attn, module.mlp
-        linears = (
-            [self_attention.q_proj, self_attention.k_proj, self_attention.v_proj],
-            [self_attention.o_proj],
-            [mlp.gate_proj, mlp.up_proj],
-            [mlp.down_proj],
-        )
-        gemma = hasattr(module, "pre_feedforward_layernorm")
-        norms = {
-            "before_attention": module.input_layernorm,
-            "after_attention": module.post_attention_layernorm if gemma else None,
-            "before_mlp": module.pre_feedforward_layernorm if gemma else module.post_attention_layernorm,
-            "after_mlp": module.post_feedforward_layernorm if gemma else None,
-            "query_norm": getattr(self_attention, "q_norm", None),
-            "key_norm": getattr(self_attention, "k_norm", None),
+        attended, mlp = module.self_attn, module.mlp
+        groups = {
+            "qkv": [attended.q_proj, attended.k_proj, attended.v_proj],
+            "out": [attended.o_proj],
+            "up": [mlp.gate_proj, mlp.up_proj],
+            "down": [mlp.down_proj],
         }
-        scale = self_attention.scaling
-    except AttributeError as error:
+        # Gemma norms what a block adds too; elsewhere post_attention_layernorm is the norm before the feed-forward block.
+        around = hasattr(module, "pre_feedforward_layernorm")
+        before_mlp = module.pre_feedforward_layernorm if around else module.post_attention_layernorm
+        for layer in (layer for group in groups.values() for layer in group):
+            _check(layer)
+        if getattr(attended, "attention_dropout", 0) or not getattr(attended, "is_causal", True):
+            raise Unknown("attention with dropout, or in both directions")
+        width, scale = attended.head_dim, attended.scaling
+        linears = {name: fused.Fused(group, name, memory) for name, group in groups.items()}
+        queries, keys = linears["qkv"].parts[:2]
+        return Layer(
+            number=number,
+            qkv=linears["qkv"],
+            out=linears["out"],
+            up=linears["up"],
+            down=linears["down"],
+            before_attention=Norm(module.input_layernorm),
+            after_attention=Norm(module.post_attention_layernorm) if around else None,
+            before_mlp=Norm(before_mlp),
+            after_mlp=Norm(module.post_feedforward_layernorm) if around else None,
+            query_norm=Norm(attended.q_norm) if hasattr(attended, "q_norm") else None,
+            key_norm=Norm(attended.k_norm) if hasattr(attended, "k_norm") else None,
+            heads=queries.end // width,
+            shared=(keys.end - keys.begin) // width,
+            width=width,
+            kind=attention.Kind(scale, getattr(attended, "attn_logit_softcapping", None), _window(attended, config)),
+            rope=attended.layer_type if typed else None,
+            gelu=_is_gelu(mlp.act_fn),
+        )
+    except (AttributeError, ValueError) as error:
         raise Unknown(str(error)) from None
-    for layer in (layer for group in linears for layer in group):
-        _check(layer)
-    if getattr(self_attention, "attention_dropout", 0) or not getattr(self_attention, "is_causal", True):
-        raise Unknown("attention with dropout, or in both directions")
-    width = self_attention.head_dim
-    names = ("qkv", "out", "up", "down")
-    fused_layers = {
-        name: fused.Fused(group, name, memory) for name, group in zip(names, linears, strict=True)
-    }
-    window = self_attention.sliding_window if hasattr(self_attention, "sliding_window") else config.sliding_window if hasattr(config, "sliding_window") else None
-    return Layer(
-        number=number,
-        **fused_layers,
-        **{name: None if norm is None else Norm(norm) for name, norm in norms.items()},
-        heads=fused_layers["out"].inputs // width,
-        shared=fused_layers["qkv"].parts[1].end // width - fused_layers["qkv"].parts[1].begin // width,
-        width=width,
-        kind=attention.Kind(scale, getattr(self_attention, "attn_logit_softcapping", None), window),
-        rope=None,
-        gelu=_is_gelu(mlp.act_fn),
-    )
+
+
+def _window(attended: Any, config: Any) -> int | None:
+    """Tokens that a layer sees; Mistral's attention leaves that to the configuration."""
+    found: int | None = getattr(attended, "sliding_window", getattr(config, "sliding_window", None))
+    return found
 
 
 def _check(layer: Any) -> None:
@@ -518,7 +520,9 @@ def _compare(found: Decoder, inner: Any, where: torch.device) -> None:
     batch = forest.plant([forest.Row(ids, np.arange(len(ids)) >= len(ids) - 4) for ids in rows]).to(where)
     states = found.forward(batch, keep=False).float()
     with torch.no_grad():
-        expected = [inner(input_ids=torch.tensor(ids, device=where)[None], use_cache=False).last_hidden_state[0] for ids in rows]
+        expected = [
+            inner(input_ids=torch.tensor(ids, device=where)[None], use_cache=False).last_hidden_state[0] for ids in rows
+        ]
     for index, theirs in enumerate(expected):
         mine = states[batch.rows == index]
         wanted = theirs[len(theirs) - 5 : -1].float()

@@ -9,10 +9,14 @@ What no learned token depends on (the last token of an example, and what comes a
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 SHORTEST = 8
 """Tokens that a shared prefix has at least, and that sharing must save eight times over."""
@@ -36,10 +40,10 @@ EVEN = 16
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An example: ids [n], learned [n] (whether a token is a target, predicted from those before it), its weight in the loss."""
+    """An example: ids [n], and learned [n]: whether a token is a target, predicted from those before it."""
 
-    ids: np.ndarray
-    learned: np.ndarray
+    ids: Array
+    learned: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Batch:
 class _Node:
     depth: int
     """Position of its first token."""
-    ids: np.ndarray
+    ids: Array
     seen: tuple[tuple[int, int], ...] = ()
     children: "list[_Node]" = dataclasses.field(default_factory=list)
     rows: list[int] = dataclasses.field(default_factory=list)
@@ -119,24 +123,30 @@ def needed(row: Row) -> int:
 def plant(rows: Sequence[Row], *, share: bool = True) -> Batch:
     """The forest of some examples; with share=False one tree for each."""
     cut = [row.ids[: needed(row)] for row in rows]
-    order = sorted((index for index in range(len(rows)) if len(cut[index])), key=lambda index: _key(cut[index]))
-    common = [_common(cut[one], cut[other]) if share else 0 for one, other in zip(order, order[1:], strict=False)]
+    order = sorted((index for index in range(len(rows)) if len(cut[index])), key=lambda index: key(cut[index]))
+    common = [_common(cut[one], cut[other]) if share else 0 for one, other in itertools.pairwise(order)]
     roots = _grow(order, cut, common, 0, len(order), 0)
     return _flatten(roots, rows, cut)
 
 
-def _key(ids: np.ndarray) -> bytes:
+def key(ids: Array) -> bytes:
+    """Rows sort by this as by their tokens."""
     return ids.astype(">u4").tobytes()
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
+def common(one: Row, other: Row) -> int:
+    """Tokens that both rows begin with, of those that count."""
+    return _common(one.ids[: needed(one)], other.ids[: needed(other)])
+
+
+def _common(one: Array, other: Array) -> int:
     """Tokens that two rows begin with."""
     length = min(len(one), len(other))
     different = np.flatnonzero(one[:length] != other[:length])
     return int(different[0]) if len(different) else length
 
 
-def _grow(order: list[int], cut: list[np.ndarray], common: list[int], begin: int, end: int, depth: int) -> list[_Node]:
+def _grow(order: list[int], cut: list[Array], common: list[int], begin: int, end: int, depth: int) -> list[_Node]:
     """Nodes of the sorted examples begin:end, which share their first `depth` tokens. Long chains do not recurse deeply:
     a node's depth grows by SHORTEST at least."""
     nodes: list[_Node] = []
@@ -165,9 +175,9 @@ def _grow(order: list[int], cut: list[np.ndarray], common: list[int], begin: int
     return nodes
 
 
-def _flatten(roots: list[_Node], rows: Sequence[Row], cut: list[np.ndarray]) -> Batch:
-    ids: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
+def _flatten(roots: list[_Node], rows: Sequence[Row], cut: list[Array]) -> Batch:
+    ids: list[Array] = []
+    positions: list[Array] = []
     tiles: list[Tile] = []
     paths: dict[int, tuple[tuple[int, int], ...]] = {}
     """Of each example: the flat ranges of its tokens, in order."""
@@ -175,7 +185,7 @@ def _flatten(roots: list[_Node], rows: Sequence[Row], cut: list[np.ndarray]) -> 
     """(begin, end, end of what goes on from it) of flat ranges."""
     size = 0
 
-    def put(part: np.ndarray, depth: int) -> tuple[int, int]:
+    def put(part: Array, depth: int) -> tuple[int, int]:
         nonlocal size
         ids.append(part)
         positions.append(np.arange(depth, depth + len(part)))
@@ -252,8 +262,8 @@ def _joined(seen: tuple[tuple[int, int], ...], place: tuple[int, int]) -> tuple[
 
 
 def _labels(
-    rows: Sequence[Row], cut: list[np.ndarray], paths: dict[int, tuple[tuple[int, int], ...]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows: Sequence[Row], cut: list[Array], paths: dict[int, tuple[tuple[int, int], ...]]
+) -> tuple[Array, Array, Array]:
     """(state, target, example) of every learned token, sorted by state."""
     found = []
     for index, row in enumerate(rows):

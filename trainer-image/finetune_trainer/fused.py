@@ -48,7 +48,8 @@ class Fused:
         if len(set(scales)) > 1:
             raise ValueError("adapters of one input differ in their scale")
         first = getattr(layers[0], "base_layer", layers[0])
-        self.inputs, self.outputs, self.rank = first.in_features, outputs, rank
+        self.inputs: int = first.in_features
+        self.outputs, self.rank = outputs, rank
         self.scale = scales[0] if scales else 0.0
         self._take_weights([getattr(layer, "base_layer", layer) for layer in layers])
         self.down = self.weight.new_zeros(rank, self.inputs)
@@ -65,7 +66,9 @@ class Fused:
         self.bias = None
         if any(bias is not None for bias in biases):
             zero = [sample.new_zeros(part.end - part.begin) for part in self.parts]
-            self.bias = torch.cat([other if bias is None else bias.data for bias, other in zip(biases, zero, strict=True)])
+            self.bias = torch.cat(
+                [other if bias is None else bias.data for bias, other in zip(biases, zero, strict=True)]
+            )
 
     @property
     def width(self) -> int:

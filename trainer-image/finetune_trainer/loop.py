@@ -11,21 +11,26 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune_api import reasons, run, status
 from finetune_trainer import (
     batches,
     checkpoint,
+    corpus,
+    engine,
     errors,
     estimate,
+    forest,
     log,
-    loss,
     model,
+    objective,
     objects,
     progress,
+    ranks,
     signals,
-    tokens,
+    watchdogs,
 )
 
 WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
@@ -34,17 +39,11 @@ WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
 HURRY = 12.0
 """Seconds that the store may take to answer when a pod must end: of the 30 that it has, the upload needs some too."""
 
+BUNDLE = 256
+"""Examples of a validation that are sorted, cut and shared together."""
+
 VALIDATIONS = 5
 """A run validates at least so often, however few epochs it has."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The frozen split as token ids."""
-
-    train: list[tokens.Encoded]
-    validation: list[tokens.Encoded]
-    sha256: str
 
 
 def learning_rate(spec: run.Run) -> float:
@@ -69,11 +68,12 @@ class Loop:
     """The steps of a run."""
 
     spec: run.Run
-    data: Data
+    data: corpus.Splits
     plan: batches.Plan
     setup: estimate.Setup
-    tuned: Any
-    head: loss.Head
+    engine: engine.Engine
+    objective: objective.Objective
+    ranks: ranks.Ranks
     weights: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     saver: checkpoint.Saver
@@ -83,6 +83,7 @@ class Loop:
     best: checkpoint.Tensors | None = None
     random: checkpoint.Tensors = dataclasses.field(default_factory=checkpoint.randomness)
     saved_step: int = 0
+    spike: watchdogs.Spike = dataclasses.field(default_factory=watchdogs.Spike)
     pace: float = 0.0
     """Seconds of a step, averaged."""
     speed: float = 0.0
@@ -90,8 +91,11 @@ class Loop:
 
     def resume(self, found: checkpoint.Snapshot) -> None:
         checkpoint.restore(found, self.weights, self.optimizer)
+        self.engine.refresh()
         self.state, self.best, self.random = found.state, found.best, found.random
         self.saved_step = found.state.step
+        for point in self.state.history:
+            self.spike.see(int(point["step"]), point["loss"], point["learningRate"])
         log.info("resumed", step=found.state.step)
 
     @contextlib.contextmanager
@@ -113,64 +117,112 @@ class Loop:
     def save_now(self) -> None:
         """Saves the last whole step unless it is saved already. Raises Failure when the store does not answer soon."""
         objects.hurry(HURRY)
-        if self.state.step > self.saved_step:
+        if self.ranks.first and self.state.step > self.saved_step:
             log.info("ending early; saving a checkpoint", step=self.state.step)
             self.saver.save(self.snapshot())
 
     def run(self) -> None:
         """All steps that are left."""
+        self.probe()
         last_saved = time.monotonic()
-        while True:
-            if self.validation_due():
-                self.validate()
-            if self.state.step >= self.plan.steps or self.exhausted():
-                return
-            self.step()
-            if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
-                with signals.held():
-                    self.saver.submit(self.snapshot())
-                last_saved = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if self.ranks.size > 1:  # all processes stop after the same step
+                stack.enter_context(signals.held())
+            while True:
+                if self.validation_due():
+                    self.validate()
+                if self.state.step >= self.plan.steps or self.exhausted():
+                    return
+                self.step()
+                if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
+                    if self.ranks.first:
+                        with signals.held():
+                            self.saver.submit(self.snapshot())
+                    last_saved = time.monotonic()
+
+    def probe(self) -> None:
+        """The largest micro-batch there can be, for nothing: where memory is short, this is known in the first minute."""
+        begun, lengths = time.monotonic(), self.data.train.lengths
+        longest = sorted(range(self.data.train.examples), key=lambda index: -self.length(index, lengths))
+        rows: list[forest.Row] = []
+        size = 0
+        for index in longest[: self.plan.batch_size]:
+            if size and size + self.length(index, lengths) > self.setup.tokens:
+                break
+            rows += self.rows(self.data.train, index)
+            size += self.length(index, lengths)
+        # Other tokens, so that nothing is shared: the first ones differ.
+        distinct = [forest.Row(np.concatenate([[at], row.ids[1:]]), row.learned) for at, row in enumerate(rows)]
+        random = checkpoint.randomness()
+        signals.check()
+        self.objective.learn(self.engine, distinct, max(1, self.objective.units(distinct)))
+        self.optimizer.zero_grad(set_to_none=True)
+        checkpoint.restore_randomness(random)
+        log.info("the largest micro-batch fits", tokens=size, seconds=round(time.monotonic() - begun, 2))
+
+    def length(self, index: int, lengths: Any) -> int:
+        """Tokens of an example."""
+        each = self.objective.rows
+        return int(lengths[index * each : (index + 1) * each].sum())
+
+    def rows(self, source: corpus.Corpus, index: int) -> list[forest.Row]:
+        """The rows of an example."""
+        each = self.objective.rows
+        return [forest.Row(source.ids(row), source.learned(row)) for row in range(index * each, (index + 1) * each)]
+
+    def micro(self, units: list[list[forest.Row]]) -> Iterator[list[forest.Row]]:
+        """Examples in micro-batches that fit into memory."""
+        if self.engine.shares:
+            parts = batches.cut(units, self.setup.tokens)
+        else:
+            lengths = [max(len(row.ids) for row in unit) * len(unit) for unit in units]
+            parts = batches.micro(range(len(units)), lengths, self.setup.tokens)
+        for part in parts:
+            signals.check()
+            yield [row for index in part for row in units[index]]
 
     def step(self) -> None:
-        """One optimizer step: gradients of micro-batches, divided by the tokens learned in the whole step."""
+        """One optimizer step: gradients of micro-batches, divided by the units of the whole step."""
         begun = time.monotonic()
         self.random = checkpoint.randomness()
         chosen = self.plan.step(self.state.step)
-        examples = self.data.train
-        learned = sum(examples[index].trainable for index in chosen)
-        self.tuned.train()
+        examples = [self.rows(self.data.train, index) for index in chosen]
+        total = sum(self.objective.units(example) for example in examples)
+        mine = [examples[at] for at in batches.portion(examples, self.ranks.rank, self.ranks.size)]
         self.optimizer.zero_grad(set_to_none=True)
-        value = torch.zeros((), device=self.where)
-        for part in batches.micro(chosen, [len(example.ids) for example in examples], self.setup.tokens):
-            signals.check()
-            rows = [examples[index] for index in part]
-            states, targets = model.labelled(
-                self.tuned, self.head, [row.ids for row in rows], [row.learned for row in rows], self.where
-            )
-            share = loss.total(states, targets, self.head) / learned
-            share.backward()  # type: ignore[no-untyped-call]
-            value += share.detach()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
-        self.guard(float(value), norm)
+        value = 0.0
+        for rows in self.micro(mine):
+            value += self.objective.learn(self.engine, rows, total)
+        value = self.together(value)
         rate = learning_rate(self.spec) * schedule(self.state.step, self.plan.steps)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
+        watchdogs.step(self.state.step + 1, value, norm, rate)
         with signals.held():
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-            self.account(chosen, float(value), rate, norm, time.monotonic() - begun)
+            self.engine.refresh()
+            self.account(sum(len(row.ids) for example in examples for row in example), value, rate, norm, begun)
+        if self.state.step == watchdogs.MOVED_AFTER:
+            watchdogs.moved(self.state.step, self.weights)
+        self.spike.see(self.state.step, value, rate)
 
-    def guard(self, value: float, norm: float) -> None:
-        if math.isfinite(value) and math.isfinite(norm):
-            return
-        raise errors.Failure(
-            reasons.Reason.LOSS_DIVERGED,
-            f"the loss is {value} and its gradient {norm} at step {self.state.step + 1}; lower training.learningRate (now "
-            f"{learning_rate(self.spec):g}), or look for broken examples",
-        )
+    def together(self, value: float) -> float:
+        """The value of all processes; their gradients are added up. Raises Stopped on all of them when one is to stop."""
+        if self.ranks.size == 1:
+            return value
+        for weight in self.weights.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        value, stop = self.ranks.add(gradients, [value, float(signals.asked())])
+        if stop:
+            raise errors.Stopped
+        return value
 
-    def account(self, chosen: list[int], value: float, rate: float, norm: float, seconds: float) -> None:
-        """Notes a step that is done, and tells of it."""
-        state, count = self.state, sum(len(self.data.train[index].ids) for index in chosen)
+    def account(self, count: int, value: float, rate: float, norm: float, begun: float) -> None:
+        """Notes a step of so many tokens that is done, and tells of it."""
+        state, seconds = self.state, time.monotonic() - begun
         state.step += 1
         state.tokens += count
         state.seconds += seconds
@@ -222,7 +274,7 @@ class Loop:
     def validation_due(self) -> bool:
         """About once an epoch, at least VALIDATIONS times a run, and after the last step."""
         state = self.state
-        if not self.data.validation or state.step == 0:
+        if not len(self.data.validation) or state.step == 0:
             return False
         every = max(1, min(math.ceil(self.plan.examples / self.plan.batch_size), self.plan.steps // VALIDATIONS))
         if state.validations and state.validations[-1]["step"] == state.step:
@@ -232,10 +284,10 @@ class Loop:
     def validate(self) -> None:
         """The loss of the validation split; the best adapter so far is kept."""
         begun = time.monotonic()
-        value = mean_loss(self.tuned, self.head, self.data.validation, self.setup.tokens, self.where)
+        value = self.mean(self.data.validation)
         state = self.state
         if not math.isfinite(value):
-            self.guard(value, 0.0)
+            watchdogs.step(state.step, value, 1.0, learning_rate(self.spec))
         with signals.held():
             state.validations.append({"step": state.step, "loss": value})
             if state.best_loss is None or value < state.best_loss:
@@ -247,6 +299,17 @@ class Loop:
             log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
             self.report.metrics.set(validation_loss=value)
             self.tell((self.plan.steps - state.step) * self.pace)
+
+    def mean(self, source: corpus.Corpus) -> float:
+        """The objective's mean over all examples, each process taking every so-manieth."""
+        mine = range(self.ranks.rank, source.examples, self.ranks.size)
+        value, units = 0.0, 0
+        for begin in range(0, len(mine), BUNDLE):
+            examples = [self.rows(source, index) for index in mine[begin : begin + BUNDLE]]
+            units += sum(self.objective.units(example) for example in examples)
+            value += sum(self.objective.value(self.engine, rows) for rows in self.micro(examples))
+        value, every = self.ranks.add([], [value, units])
+        return value / every
 
     def exhausted(self) -> bool:
         """Whether the validation loss has not improved for too long."""
@@ -261,19 +324,3 @@ class Loop:
     def chosen(self) -> checkpoint.Tensors:
         """The adapter to keep: of the best validation, or of the last step where nothing was validated."""
         return self.best if self.best is not None else checkpoint.copy(self.weights)
-
-
-def mean_loss(tuned: Any, head: loss.Head, examples: list[tokens.Encoded], budget: int, where: torch.device) -> float:
-    """Nats per learned token over all examples."""
-    tuned.eval()
-    total = torch.zeros((), device=where)
-    lengths = [len(example.ids) for example in examples]
-    with torch.no_grad():
-        for part in batches.micro(range(len(examples)), lengths, budget):
-            signals.check()
-            rows = [examples[index] for index in part]
-            states, targets = model.labelled(
-                tuned, head, [row.ids for row in rows], [row.learned for row in rows], where
-            )
-            total += loss.total(states, targets, head)
-    return float(total) / sum(example.trainable for example in examples)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-CHUNK = 512
+CHUNK = 128
 """Labelled positions whose logits exist at a time."""
 
 
@@ -38,51 +38,39 @@ def head_of(model: Any) -> Head:
     return Head(output.weight.detach(), getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """The sum of the losses of `hidden` [n, d] against `targets` [n]."""
+def total(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, weights: torch.Tensor | None = None
+) -> tuple[float, torch.Tensor]:
+    """The weighted sum of the cross-entropies in nats, and its gradient with respect to the hidden states.
 
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        wanted = hidden.requires_grad
-        gradient = torch.empty_like(hidden) if wanted else None
-        for begin in range(0, hidden.shape[0], chunk):
-            part, target = hidden[begin : begin + chunk], targets[begin : begin + chunk]
-            logits = head.logits(part)
-            normaliser = torch.logsumexp(logits, dim=-1)
-            total += (normaliser - logits.gather(1, target[:, None])[:, 0]).sum()
-            if gradient is not None:
-                capped = None if head.softcap is None else 1 - (logits / head.softcap).square_()
-                slope = logits.sub_(normaliser[:, None]).exp_()
-                slope[torch.arange(len(target), device=target.device), target] -= 1
-                if capped is not None:
-                    slope *= capped
-                weight = head.weight
-                assert weight is not None
-                torch.mm(slope.to(weight.dtype), weight, out=gradient[begin : begin + chunk])
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None, None
+    hidden [n, d], targets [n], weights [n] (absent: all 1) -> a float, [n, d] in the precision of hidden.
+    """
+    value = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    gradient = torch.empty_like(hidden)
+    for begin in range(0, hidden.shape[0], CHUNK):
+        here = slice(begin, begin + CHUNK)
+        logits, target = head.logits(hidden[here]), targets[here, None]
+        slope = torch.log_softmax(logits, -1)
+        losses = slope.gather(1, target).neg_()
+        slope.exp_().scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+        if weights is not None:
+            losses *= weights[here, None]
+            slope *= weights[here, None]
+        value += losses.sum(dtype=torch.float64)
+        if head.weight is None:
+            gradient[here] = slope
+            continue
+        if head.softcap is not None:
+            slope *= 1 - (logits / head.softcap).square_()
+        torch.mm(slope.to(head.weight.dtype), head.weight, out=gradient[here])
+    return float(value), gradient
 
 
-def total(hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int = CHUNK) -> torch.Tensor:
-    """The sum of the cross-entropies in nats: hidden [n, d], targets [n] -> a float32 scalar."""
-    if head.weight is None:
-        return torch.nn.functional.cross_entropy(hidden.float(), targets, reduction="sum")
-    result: torch.Tensor = _CrossEntropy.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
-    return result
-
-
-def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int = CHUNK) -> torch.Tensor:
+def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
     """The log-probability of each target [n] in float32, without gradients."""
     found = []
-    for begin in range(0, hidden.shape[0], chunk):
-        logits = head.logits(hidden[begin : begin + chunk])
-        chosen = logits.gather(1, targets[begin : begin + chunk, None])[:, 0]
+    for begin in range(0, hidden.shape[0], CHUNK):
+        logits = head.logits(hidden[begin : begin + CHUNK])
+        chosen = logits.gather(1, targets[begin : begin + CHUNK, None])[:, 0]
         found.append(chosen - torch.logsumexp(logits, dim=-1))
     return torch.cat(found) if found else torch.zeros(0)

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from finetune_api import job, reasons
-from finetune_trainer import attention, errors, log, loss, machine
+from finetune_trainer import errors, log, loss, machine
 
 IGNORED = -1
 """Target of a position that is not learned."""
 
 
-def device() -> torch.device:
-    """The accelerator where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(number: int = 0) -> torch.device:
+    """The accelerator of this number where there is one."""
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def dtype(precision: job.Precision, where: torch.device) -> torch.dtype:
@@ -51,9 +51,19 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device) ->
         ) from error
     loaded.requires_grad_(False)
     loaded.eval()
-    attention.install(loaded)
+    own(loaded)
     log.info("base model loaded", kind=type(loaded).__name__, dtype=str(kind).removeprefix("torch."), device=str(where))
     return loaded
+
+
+def own(loaded: Any) -> None:
+    """Copies what is neither a linear layer's weight nor small from the mapped file, and all that is small: the file's pages
+    are given back once the linear layers are copied too, see `fused`."""
+    layers = {id(module.weight) for module in loaded.modules() if isinstance(module, torch.nn.Linear)}
+    layers -= {id(loaded.get_input_embeddings().weight), id(loaded.get_output_embeddings().weight)}
+    for weight in loaded.parameters():
+        if weight.device.type == "cpu" and id(weight) not in layers:
+            weight.data = weight.data.clone()
 
 
 def pad(rows: list[list[int]], fill: int, where: torch.device) -> torch.Tensor:

@@ -33,6 +33,11 @@ def _handle(*_: Any) -> None:
         raise errors.Stopped
 
 
+def asked() -> bool:
+    """Whether SIGTERM has come."""
+    return _stop.asked
+
+
 def check() -> None:
     """Raises Stopped when SIGTERM has come."""
     if _stop.asked and not _stop.held:

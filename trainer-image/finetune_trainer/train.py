@@ -17,7 +17,8 @@ from finetune_trainer import (
     adapter,
     batches,
     checkpoint,
-    dataset,
+    corpus,
+    engine,
     errors,
     estimate,
     folders,
@@ -26,10 +27,11 @@ from finetune_trainer import (
     lora,
     machine,
     model,
+    objective,
     progress,
+    ranks,
     sources,
     storage,
-    tokens,
 )
 
 
@@ -39,12 +41,24 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
     if done := finished(spec, store):
         return done
 
-    # data and model
+    # processes, data and model
     torch.set_num_threads(machine.threads())
-    where = model.device()
+    others = ranks.start_others(spec.gpus)
+    where = model.device(ranks.number("LOCAL_RANK", 0))
+    us = ranks.join(where)
+    try:
+        return together(spec, store, us, where, attempt, scale)
+    finally:
+        ranks.leave(us)
+        others.stop()
+
+
+def together(
+    spec: run.Run, store: storage.Storage, us: ranks.Ranks, where: torch.device, attempt: int, scale: float
+) -> outcome.Outcome:
+    """The part of one process; with a single one, all there is."""
     folder = sources.resolve(spec.base_model, store, machine.work() / "base")
-    encoder = tokens.load(folder, spec.training)
-    data = read(spec, store, encoder)
+    data = corpus.load(store, spec.layout.data, folder, spec.training)
     fits(spec, folder, where)
     base = model.load(folder, spec.training.precision, where)
     head = model.head(base)
@@ -57,30 +71,37 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
 
     # plan
     plan = batches.plan(
-        len(data.train),
+        data.train.examples,
         batch_size=spec.training.batch_size,
         seed=spec.training.seed,
         epochs=spec.training.epochs,
         max_steps=spec.training.max_steps,
     )
     setup = arrange(base, folder, spec.training, data, where, scale)
-    report = progress.Progress(spec, "train", attempt)
+    motor = engine.of(tuned, head, where, setup.checkpointing)
+    aim = objective.of(spec.training)
+    report = progress.Progress(
+        spec if us.first else spec.model_copy(update={"progress_config_map": None}), "train", attempt
+    )
     fingerprint = identity(spec, data)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, report.saved)
-    course = loop.Loop(spec, data, plan, setup, tuned, head, weights, optimizer, saver, report, where)
+    course = loop.Loop(spec, data, plan, setup, motor, aim, us, weights, optimizer, saver, report, where)
 
     # steps
     found = checkpoint.newest(store, spec.layout, fingerprint)
     if found is not None:
         course.resume(found)
+    agreed(us, course.state.step)
     log.info(
         "training",
         steps=plan.steps,
         from_step=course.state.step,
-        examples=len(data.train),
+        examples=data.train.examples,
         parameters=sum(weight.numel() for weight in weights.values()),
         micro_batch_tokens=setup.tokens,
         gradient_checkpointing=setup.checkpointing,
+        engine=type(motor).__name__.lower(),
+        processes=us.size,
         threads=torch.get_num_threads(),
     )
     resumed_from = course.state.step or None
@@ -88,9 +109,21 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
         course.run()
 
         # adapter
-        result = deliver(spec, store, course, encoder, base.dtype, resumed_from)
+        if us.first:
+            result = deliver(spec, store, course, tuned, base.dtype, resumed_from)
+        else:
+            result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {us.rank} of {us.size} is done")
     report.end()
     return result
+
+
+def agreed(us: ranks.Ranks, step: int) -> None:
+    """Raises Failure when processes would go on from different checkpoints: one came while another was choosing."""
+    (total,) = us.add([], [step])
+    if total != step * us.size:
+        raise errors.Failure(
+            reasons.Reason.TRAINER_ERROR, "the training processes chose different checkpoints; the next attempt goes on"
+        )
 
 
 def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
@@ -109,41 +142,11 @@ def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
 
-def read(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> loop.Data:
-    """The frozen split, encoded. Examples without a learned token teach nothing and are left out."""
-    local = machine.work() / "data"
-    try:
-        manifest = folders.load(store, spec.layout.data, local, only={"train.jsonl", "validation.jsonl"})
-    except errors.NotFound:
-        raise errors.Failure(
-            reasons.Reason.DATASET_NOT_FOUND,
-            f"{spec.layout.data} holds no frozen split; run the preflight stage of this revision first",
-        ) from None
-    found = {}
-    for split in ("train", "validation"):
-        examples = dataset.frozen(local / f"{split}.jsonl")
-        try:
-            encoded = [encoder.encode(example) for example in examples]
-        except dataset.Wrong as wrong:
-            raise errors.Failure(
-                reasons.Reason.DATASET_INVALID, f"{spec.layout.data}/{split}.jsonl: {wrong}"
-            ) from wrong
-        found[split] = [example for example in encoded if example.trainable]
-    if not found["train"]:
-        raise errors.Failure(
-            reasons.Reason.DATASET_INVALID,
-            "no training example has a token to learn; raise training.maxSequenceLength or check training.lossOn",
-        )
-    return loop.Data(found["train"], found["validation"], manifest.sha256)
-
-
 def fits(spec: run.Run, folder: pathlib.Path, where: torch.device) -> None:
     """Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPU has."""
     arch = estimate.architecture(json.loads((folder / "config.json").read_text()))
     if where.type != "cuda" or arch is None:
         return
-    if spec.gpus > 1:
-        log.warning("one GPU is used; training over several is not there yet", gpus=spec.gpus)
     least = estimate.memory(arch, spec.training, 1, checkpointing=True, device="cuda")
     if least.weights + least.adapter > model.memory(where):
         raise errors.Failure(
@@ -154,20 +157,22 @@ def fits(spec: run.Run, folder: pathlib.Path, where: torch.device) -> None:
 
 
 def arrange(
-    base: Any, folder: pathlib.Path, training: job.Training, data: loop.Data, where: torch.device, scale: float
+    base: Any, folder: pathlib.Path, training: job.Training, data: corpus.Splits, where: torch.device, scale: float
 ) -> estimate.Setup:
     """Micro-batch and gradient checkpointing by the memory estimate; `scale` is below 1 after an out-of-memory."""
-    lengths = [len(example.ids) for example in data.train]
+    each = 2 if data.train.pairs else 1
+    lengths = data.train.lengths.reshape(-1, each).sum(1)
+    longest, average = int(lengths.max()), float(lengths.mean())
     config = json.loads((folder / "config.json").read_text())
     arch = estimate.architecture(config)
     if arch is None:
-        setup = estimate.Setup(max(lengths), True, estimate.Memory(0, 0, 0, 0, 0))
+        setup = estimate.Setup(longest, True, estimate.Memory(0, 0, 0, 0, 0))
     else:
         setup = estimate.setup(
             arch,
             training,
-            longest=max(lengths),
-            average=sum(lengths) / len(lengths),
+            longest=longest,
+            average=average,
             available=model.memory(where),
             device=where.type,
             weights=sum(weight.numel() for weight in base.parameters()),
@@ -178,12 +183,10 @@ def arrange(
         setup = dataclasses.replace(
             setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=setup.checkpointing or wanted
         )
-    if setup.checkpointing:
-        lora.checkpoint_activations(base)
     return setup
 
 
-def identity(spec: run.Run, data: loop.Data) -> str:
+def identity(spec: run.Run, data: corpus.Splits) -> str:
     """What a checkpoint must have been made with to be resumed: data, model and every setting that shapes the weights."""
     settings = {**spec.training.wire(exclude={"checkpoints", "retries"}), "peak": loop.learning_rate(spec)}
     parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
@@ -194,15 +197,15 @@ def deliver(
     spec: run.Run,
     store: storage.Storage,
     course: loop.Loop,
-    encoder: tokens.Encoder,
+    tuned: Any,
     dtype: torch.dtype,
     resumed_from: int | None,
 ) -> outcome.Outcome:
     """Writes, checks and uploads the adapter. The checkpoints have done their work and go."""
     state = course.state
     folder = machine.work() / "adapter"
-    adapter.write(folder, course.tuned, course.chosen(), encoder.tokenizer.chat_template, dtype)
-    adapter.check(folder, spec.base_model.name, course.tuned)
+    adapter.write(folder, tuned, course.chosen(), course.data.template, dtype)
+    adapter.check(folder, spec.base_model.name, tuned)
     facts = {
         "steps": state.step,
         "loss": state.history[-1]["loss"],
