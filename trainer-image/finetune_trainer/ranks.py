@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from finetune_api import run
-from finetune_trainer import errors, log
+from finetune_trainer import errors, log, machine
 
 PATIENCE = datetime.timedelta(minutes=30)
 """How long a process waits for the others: they load the model, or validate, at their own pace."""
@@ -80,6 +80,12 @@ def number(name: str, otherwise: int) -> int:
     return int(os.environ.get(name) or otherwise)
 
 
+def shared() -> pathlib.Path:
+    """The working folder of the node's first process."""
+    named = os.environ.get("FINETUNE_SHARED")
+    return pathlib.Path(named) if named else machine.work()
+
+
 def join(where: torch.device) -> Ranks:
     """Meets the other processes. Raises Stopped when they do not come."""
     nodes, per_node = number(run.NODES, 1), number("LOCAL_WORLD_SIZE", 1)
@@ -120,7 +126,8 @@ def start_others(gpus: int) -> "Others":
             "LOCAL_RANK": str(local),
             "FINETUNE_METRICS_PORT": "0",
             "FINETUNE_TERMINATION_PATH": os.devnull,
-            "FINETUNE_WORK": str(pathlib.Path(os.environ.get("FINETUNE_WORK", "/tmp/finetune")) / f"rank{local}"),  # noqa: S108
+            "FINETUNE_SHARED": str(machine.work()),
+            "FINETUNE_WORK": str(machine.work() / f"rank{local}"),
         }
         started.append(subprocess.Popen([sys.executable, "-m", "finetune_trainer", *sys.argv[1:]], env=environment))
     os.environ["LOCAL_RANK"] = "0"

@@ -57,7 +57,11 @@ def together(
     spec: run.Run, store: storage.Storage, us: ranks.Ranks, where: torch.device, attempt: int, scale: float
 ) -> outcome.Outcome:
     """The part of one process; with a single one, all there is."""
-    folder = sources.resolve(spec.base_model, store, machine.work() / "base")
+    if us.local:
+        us.wait()  # the first process of the node fetches the base model for all
+    folder = sources.resolve(spec.base_model, store, ranks.shared() / "base")
+    if not us.local:
+        us.wait()
     data = corpus.load(store, spec.layout.data, folder, spec.training)
     fits(spec, folder, where)
     base = model.load(folder, spec.training.precision, where)

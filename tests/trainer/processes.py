@@ -1,0 +1,75 @@
+"""Training in processes of their own that start in a moment: forked from one that has torch and transformers loaded."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import socket
+from multiprocessing.process import BaseProcess
+
+from finetune_api import run
+
+PRELOADED = [
+    "torch",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "finetune_trainer.__main__",
+    "finetune_trainer.train",
+    "finetune_trainer.preflight",
+]
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(PRELOADED)
+
+
+def _main(run_file: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    from finetune_trainer import __main__
+
+    code = __main__.main(["train", "--run", run_file])
+    os._exit(code)
+
+
+def start(spec: run.Run, folder: pathlib.Path, **environment: str) -> BaseProcess:
+    """`finetune-trainer train` of a run, with its log in `folder`/log."""
+    run_file = folder / f"{spec.revision}.json"
+    run_file.write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
+    own = {
+        "FINETUNE_WORK": str(folder / f"work-{len(list(folder.iterdir()))}"),
+        "FINETUNE_METRICS_PORT": "0",
+        "FINETUNE_TERMINATION_PATH": str(folder / "termination"),
+        "FINETUNE_LOG_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": "1",
+    }
+    process = context.Process(target=_main, args=(str(run_file), own | environment))
+    process.start()
+    return process
+
+
+def together(spec: run.Run, folder: pathlib.Path, count: int) -> list[BaseProcess]:
+    """Several processes that train together, as the pods of several nodes would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for node in range(count):
+        place = folder / f"node{node}"
+        place.mkdir(exist_ok=True)
+        environment = {run.NODES: str(count), run.NODE: str(node), run.RENDEZVOUS: f"127.0.0.1:{port}"}
+        started.append(start(spec, place, **environment))
+    return started
+
+
+def ended(process: BaseProcess, seconds: float = 120) -> int:
+    """The exit code; a process that does not end is an error."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError(f"the process did not end within {seconds} s")
+    return process.exitcode
+
+
+def losses(spec: run.Run) -> list[float]:
+    """The loss of every step of a finished run."""
+    path = pathlib.Path(spec.layout.adapter.removeprefix("file://")) / "training.json"
+    return [point["loss"] for point in json.loads(path.read_text())["history"]]

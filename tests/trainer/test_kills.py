@@ -1,0 +1,97 @@
+"""Training killed or stopped at random moments: whenever that is, the loss curve is the one of a run left alone."""
+
+import pathlib
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from tests.trainer import processes, tiny
+
+from finetune_api import exits, run
+from finetune_trainer import folders, preflight, train
+
+World = Callable[..., run.Run]
+
+ROUNDS = 50
+TOGETHER = 6
+STEPS = 40
+TRAINING = {"maxSteps": STEPS, "checkpoints": {"everyMinutes": 0.01}, "earlyStopping": {"patience": 100}}
+
+
+def weights(spec: run.Run) -> str:
+    return folders.sha256(pathlib.Path(spec.layout.adapter.removeprefix("file://")) / "adapter_model.safetensors")
+
+
+def fresh(spec: run.Run, revision: str) -> run.Run:
+    """The same run as a revision of its own, with its frozen split."""
+    other = spec.model_copy(update={"revision": revision})
+    preflight.preflight(other)
+    return other
+
+
+def reference(world: World, base: pathlib.Path, folder: pathlib.Path, count: int) -> tuple[run.Run, float]:
+    """A run left alone, and the seconds of one: the first also loads what later ones find loaded."""
+    first = world(tiny.examples(60), training=TRAINING)
+    for revision in ("first", "alone"):
+        spec = fresh(first, revision)
+        begun = time.monotonic()
+        if count == 1:
+            assert processes.ended(processes.start(spec, folder)) == exits.Exit.DONE
+        else:
+            assert [processes.ended(process) for process in processes.together(spec, folder, count)] == [0] * count
+    return spec, time.monotonic() - begun
+
+
+def test_a_run_killed_or_stopped_at_any_moment_has_the_curve_of_one_left_alone(
+    world: World, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    alone, seconds = reference(world, base, tmp_path, 1)
+    chance = random.Random(7)
+    resumed = 0
+    for number in range(ROUNDS):
+        spec = fresh(alone, f"round{number}")
+        how = chance.choice([signal.SIGKILL, signal.SIGTERM])
+        process = processes.start(spec, tmp_path)
+        process.join(chance.uniform(0, seconds))
+        if process.is_alive() and process.pid is not None:
+            (process.kill if how == signal.SIGKILL else process.terminate)()
+        code = processes.ended(process)
+        assert code in (exits.Exit.DONE, exits.Exit.STOPPED, -signal.SIGKILL, -signal.SIGTERM), code
+        if code != exits.Exit.DONE:
+            resumed += 1
+            assert processes.ended(processes.start(spec, tmp_path)) == exits.Exit.DONE
+        assert processes.losses(spec) == processes.losses(alone), f"round {number}, {how.name}"
+        assert weights(spec) == weights(alone)
+    assert resumed > ROUNDS // 2, "most rounds are cut short"
+
+
+def test_of_two_processes_one_is_killed_at_any_moment(world: World, base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    alone, seconds = reference(world, base, tmp_path, 2)
+    chance = random.Random(8)
+    for number in range(TOGETHER):
+        spec = fresh(alone, f"round{number}")
+        both = processes.together(spec, tmp_path, 2)
+        time.sleep(chance.uniform(0.3, 1) * seconds)
+        victim = chance.choice(both)
+        if victim.is_alive():
+            chance.choice([victim.kill, victim.terminate])()
+        codes = [processes.ended(process) for process in both]
+        allowed = {exits.Exit.DONE, exits.Exit.STOPPED, -signal.SIGKILL, -signal.SIGTERM}
+        assert set(codes) <= allowed, codes
+        if codes != [exits.Exit.DONE] * 2:
+            assert [processes.ended(process) for process in processes.together(spec, tmp_path, 2)] == [0, 0]
+        assert processes.losses(spec) == processes.losses(alone), f"round {number}"
+        assert weights(spec) == weights(alone)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_have_the_curve_of_one(world: World, tmp_path: pathlib.Path, count: int) -> None:
+    """The same effective batch, in float32: sums in another order, nothing else."""
+    training = {**TRAINING, "precision": "Float32", "maxSteps": 20}
+    one = fresh(world(tiny.examples(60), training=training), "one")
+    assert train.train(one, 1, 1.0).training is not None
+    several = fresh(one, "several")
+    assert [processes.ended(process) for process in processes.together(several, tmp_path, count)] == [0] * count
+    assert processes.losses(several) == pytest.approx(processes.losses(one), rel=2e-3)
