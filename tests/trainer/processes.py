@@ -46,7 +46,7 @@ def start(spec: run.Run, folder: pathlib.Path, **environment: str) -> BaseProces
     return process
 
 
-def together(spec: run.Run, folder: pathlib.Path, count: int) -> list[BaseProcess]:
+def together(spec: run.Run, folder: pathlib.Path, count: int, **more: str) -> list[BaseProcess]:
     """Several processes that train together, as the pods of several nodes would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def together(spec: run.Run, folder: pathlib.Path, count: int) -> list[BaseProces
         place = folder / f"node{node}"
         place.mkdir(exist_ok=True)
         environment = {run.NODES: str(count), run.NODE: str(node), run.RENDEZVOUS: f"127.0.0.1:{port}"}
-        started.append(start(spec, place, **environment))
+        started.append(start(spec, place, **environment, **more))
     return started
 
 

@@ -14,7 +14,8 @@ class Arena:
     """Named buffers on one device; each grows to the largest size that was asked for."""
 
     def __init__(self, dtype: torch.dtype, where: torch.device) -> None:
-        self._dtype, self._where = dtype, where
+        self.dtype, self.where = dtype, where
+        self._owners: dict[Hashable, object] = {}
         self._held: dict[Hashable, torch.Tensor] = {}
 
     def take(self, name: Hashable, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -23,8 +24,19 @@ class Arena:
         found = self._held.get(name)
         if found is None or found.numel() < size:
             self._held.pop(name, None)  # the old one goes before the new one comes
-            found = self._held[name] = torch.zeros(size, dtype=dtype or self._dtype, device=self._where)
+            self._owners.pop(name, None)
+            found = self._held[name] = torch.zeros(size, dtype=dtype or self.dtype, device=self.where)
         return found[:size].view(shape)
+
+    def claim(self, name: Hashable, owner: object) -> bool:
+        """Makes what is in a buffer an owner's; whether it was another's, or nobody's, before."""
+        changed = self._owners.get(name) is not owner
+        self._owners[name] = owner
+        return changed
+
+    def release(self, name: Hashable) -> None:
+        """What is in a buffer is nobody's any more."""
+        self._owners.pop(name, None)
 
     @property
     def bytes(self) -> int:

@@ -124,8 +124,8 @@ class Kept:
 class Decoder:
     """The layers between the embedding and the output head. One batch at a time: forward, then backward."""
 
-    def __init__(self, inner: Any, where: torch.device) -> None:
-        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it. Raises Unknown."""
+    def __init__(self, inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -> None:
+        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it; shards: see Fused. Raises Unknown."""
         config = inner.config.get_text_config()
         self._inner, self._where = inner, where
         for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
@@ -135,7 +135,9 @@ class Decoder:
         self.memory = arena.Arena(self._dtype, where)
         self._final = Norm(inner.norm)
         typed = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
-        self.layers = [_layer(number, module, config, self.memory, typed) for number, module in enumerate(inner.layers)]
+        self.layers = [
+            _layer(number, module, config, self.memory, typed, shards) for number, module in enumerate(inner.layers)
+        ]
         self._first = next((layer.number for layer in self.layers if any(part.rank for part in layer.linears)), None)
         self._ropes = {layer.rope for layer in self.layers}
         self.checkpointing = False
@@ -431,7 +433,9 @@ def _through(norm: Norm | None, before: torch.Tensor | None, slope: torch.Tensor
 # -- what a model is made of --
 
 
-def _layer(number: int, module: Any, config: Any, memory: arena.Arena, typed: bool) -> Layer:
+def _layer(
+    number: int, module: Any, config: Any, memory: arena.Arena, typed: bool, shards: tuple[int, int] | None
+) -> Layer:
     """Raises Unknown. typed: whether rotary embeddings differ by the layer's type."""
     try:
         attended, mlp = module.self_attn, module.mlp
@@ -449,7 +453,7 @@ def _layer(number: int, module: Any, config: Any, memory: arena.Arena, typed: bo
         if getattr(attended, "attention_dropout", 0) or not getattr(attended, "is_causal", True):
             raise Unknown("attention with dropout, or in both directions")
         width, scale = attended.head_dim, attended.scaling
-        linears = {name: fused.Fused(group, name, memory) for name, group in groups.items()}
+        linears = {name: fused.Fused(group, name, memory, shards) for name, group in groups.items()}
         queries, keys = linears["qkv"].parts[:2]
         return Layer(
             number=number,
@@ -483,7 +487,7 @@ def _window(attended: Any, config: Any) -> int | None:
 def _check(layer: Any) -> None:
     """Raises Unknown unless a layer is a plain linear one, perhaps with an adapter that drops nothing."""
     base = getattr(layer, "base_layer", layer)
-    if type(base) is not torch.nn.Linear:
+    if type(base) is not torch.nn.Linear and not hasattr(base.weight, "quant_state"):
         raise Unknown(f"a linear layer of the kind {type(base).__name__}")
     if layer is not base and not isinstance(layer.lora_dropout[lora.ADAPTER], torch.nn.Identity):
         raise Unknown("an adapter with dropout")
@@ -499,11 +503,13 @@ def _is_gelu(activation: Any) -> bool:
     raise Unknown(f"the activation {type(activation).__name__}")
 
 
-def of(inner: Any, where: torch.device) -> Decoder | None:
-    """The decoder of a model of transformers below its head, after comparing both on a probe; None where it is unknown."""
+def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -> Decoder | None:
+    """The decoder of a model of transformers below its head, after comparing both on a probe (not where weights are shared
+    among processes: then only it has them); None where it is unknown."""
     try:
-        found = Decoder(inner, where)
-        _compare(found, inner, where)
+        found = Decoder(inner, where, shards)
+        if shards is None:
+            _compare(found, inner, where)
     except Unknown as unknown:
         log.warning("the model's family is not known to the fast trainer; a slower path is taken", differs=str(unknown))
         return None

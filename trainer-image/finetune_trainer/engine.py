@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune_trainer import decoder, forest, lora, loss, model
+from finetune_api import reasons
+from finetune_trainer import decoder, errors, forest, lora, loss, model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +93,20 @@ class Plain:
         """Nothing is copied here."""
 
 
-def of(tuned: Any, head: loss.Head, where: torch.device, checkpointing: bool) -> Engine:
-    """The fast engine where the model's family is known and its output head too, else the plain one."""
-    found = None if head.weight is None else decoder.of(model.decoder(tuned), where)
+def of(
+    tuned: Any, head: loss.Head, where: torch.device, checkpointing: bool, shards: tuple[int, int] | None = None
+) -> Engine:
+    """The fast engine where the model's family is known and its output head too, else the plain one.
+
+    shards: this process's number and how many there are, to hold the frozen layers together; see `fused.Sharded`.
+    """
+    found = None if head.weight is None else decoder.of(model.decoder(tuned), where, shards)
+    if found is None and shards is not None:
+        raise errors.Failure(
+            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+            "the base model does not fit into one GPU, and its family is not one whose layers can be shared among several "
+            "(Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3); choose a larger resources.gpuType or a smaller base model",
+        )
     if found is None:
         if checkpointing:
             lora.checkpoint_activations(tuned.get_base_model())

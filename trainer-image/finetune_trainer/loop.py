@@ -82,6 +82,8 @@ class Loop:
     state: checkpoint.State = dataclasses.field(default_factory=checkpoint.State)
     best: checkpoint.Tensors | None = None
     random: checkpoint.Tensors = dataclasses.field(default_factory=checkpoint.randomness)
+    sharded: bool = False
+    """Whether the processes hold the frozen layers together, and must run each pass together."""
     saved_step: int = 0
     spike: watchdogs.Spike = dataclasses.field(default_factory=watchdogs.Spike)
     pace: float = 0.0
@@ -178,8 +180,13 @@ class Loop:
             lengths = [max(len(row.ids) for row in unit) * len(unit) for unit in units]
             parts = batches.micro(range(len(units)), lengths, self.setup.tokens)
         for part in parts:
-            signals.check()
             yield [row for index in part for row in units[index]]
+
+    def paced(self, parts: list[list[forest.Row]], idle: list[forest.Row]) -> Iterator[tuple[list[forest.Row], float]]:
+        """Micro-batches and their share: all processes run as many passes where they hold the frozen layers together."""
+        yield from ((rows, 1.0) for rows in parts)
+        if self.sharded:
+            yield from ((idle, 0.0) for _ in range(self.ranks.most(len(parts)) - len(parts)))
 
     def step(self) -> None:
         """One optimizer step: gradients of micro-batches, divided by the units of the whole step."""
@@ -191,8 +198,9 @@ class Loop:
         mine = [examples[at] for at in batches.portion(examples, self.ranks.rank, self.ranks.size)]
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        for rows in self.micro(mine):
-            value += self.objective.learn(self.engine, rows, total)
+        for rows, share in self.paced(list(self.micro(mine)), examples[0]):
+            signals.check()
+            value += self.objective.learn(self.engine, rows, total, share)
         value = self.together(value)
         rate = learning_rate(self.spec) * schedule(self.state.step, self.plan.steps)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
@@ -304,10 +312,12 @@ class Loop:
         """The objective's mean over all examples, each process taking every so-manieth."""
         mine = range(self.ranks.rank, source.examples, self.ranks.size)
         value, units = 0.0, 0
-        for begin in range(0, len(mine), BUNDLE):
+        for begin in range(0, -(-source.examples // self.ranks.size), BUNDLE):
             examples = [self.rows(source, index) for index in mine[begin : begin + BUNDLE]]
             units += sum(self.objective.units(example) for example in examples)
-            value += sum(self.objective.value(self.engine, rows) for rows in self.micro(examples))
+            for rows, share in self.paced(list(self.micro(examples)), self.rows(source, 0)):
+                signals.check()
+                value += share * self.objective.value(self.engine, rows)
         value, every = self.ranks.add([], [value, units])
         return value / every
 

@@ -68,7 +68,8 @@ def _forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return plain
     a, b, scale = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
     dropout = layer.lora_dropout[ADAPTER]
-    if layer.training and not isinstance(dropout, torch.nn.Identity):
+    quantised = hasattr(base.weight, "quant_state")
+    if quantised or (layer.training and not isinstance(dropout, torch.nn.Identity)):
         linear = torch.nn.functional.linear
         result: torch.Tensor = base(x) + linear(linear(dropout(x), a.to(x.dtype)), b.to(x.dtype)) * scale
         return result

@@ -28,8 +28,11 @@ def dtype(precision: job.Precision, where: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision is job.Precision.BFLOAT16 else torch.float32
 
 
-def load(folder: pathlib.Path, precision: job.Precision, where: torch.device) -> Any:
-    """The frozen base model. Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid)."""
+def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, quantised: bool = False) -> Any:
+    """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), the head apart.
+
+    Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid).
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -41,7 +44,8 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device) ->
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            device_map={"": where} if where.type == "cuda" else None,
+            device_map={"": where} if where.type == "cuda" or quantised else None,
+            quantization_config=nf4(kind) if quantised else None,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -56,13 +60,37 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device) ->
     return loaded
 
 
+def nf4(kind: torch.dtype) -> Any:
+    """QLoRA's way to hold frozen weights (arXiv 2305.14314)."""
+    import transformers
+
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=kind,
+    )
+
+
+def place(loaded: Any, head: loss.Head, where: torch.device) -> loss.Head:
+    """Moves all but the linear layers of a model to a device, and gives its head there."""
+    for module in loaded.modules():
+        if not isinstance(module, torch.nn.Linear):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(where)
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(where))
+    loaded.get_output_embeddings().to(where)
+    return loss.head_of(loaded) if head.weight is not None else head
+
+
 def own(loaded: Any) -> None:
     """Copies what is neither a linear layer's weight nor small from the mapped file, and all that is small: the file's pages
     are given back once the linear layers are copied too, see `fused`."""
     layers = {id(module.weight) for module in loaded.modules() if isinstance(module, torch.nn.Linear)}
     layers -= {id(loaded.get_input_embeddings().weight), id(loaded.get_output_embeddings().weight)}
     for weight in loaded.parameters():
-        if weight.device.type == "cpu" and id(weight) not in layers:
+        if weight.device.type == "cpu" and weight.is_floating_point() and id(weight) not in layers:
             weight.data = weight.data.clone()
 
 

@@ -22,8 +22,8 @@ class Objective(Protocol):
     def units(self, rows: Sequence[forest.Row]) -> int:
         """How many terms the rows have."""
 
-    def learn(self, model: engine.Engine, rows: Sequence[forest.Row], units: int) -> float:
-        """The rows' share of the mean over `units`; its gradient is added to the adapter's."""
+    def learn(self, model: engine.Engine, rows: Sequence[forest.Row], units: int, share: float = 1.0) -> float:
+        """The rows' part of the mean over `units`, times `share`; its gradient is added to the adapter's."""
 
     def value(self, model: engine.Engine, rows: Sequence[forest.Row]) -> float:
         """The sum over the rows, without a gradient."""
@@ -37,9 +37,9 @@ class Supervised:
     def units(self, rows: Sequence[forest.Row]) -> int:
         return sum(int(row.learned[1:].sum()) for row in rows)
 
-    def learn(self, model: engine.Engine, rows: Sequence[forest.Row], units: int) -> float:
+    def learn(self, model: engine.Engine, rows: Sequence[forest.Row], units: int, share: float = 1.0) -> float:
         found = model.forward(rows, keep=True)
-        weights = torch.full(found.targets.shape, 1 / units, dtype=torch.float32, device=found.targets.device)
+        weights = torch.full(found.targets.shape, share / units, dtype=torch.float32, device=found.targets.device)
         value, gradient = loss.total(found.states, found.targets, model.head, weights)
         model.backward(gradient)
         return value
@@ -65,16 +65,16 @@ class Preference:
     def units(self, rows: Sequence[forest.Row]) -> int:
         return len(rows) // 2
 
-    def learn(self, model: engine.Engine, rows: Sequence[forest.Row], units: int) -> float:
+    def learn(self, model: engine.Engine, rows: Sequence[forest.Row], units: int, share: float = 1.0) -> float:
         reference = self._scores(model, model.forward(rows, keep=False, adapted=False), len(rows))
         found = model.forward(rows, keep=True)
         margins = self._margins(self._scores(model, found, len(rows)), reference)
         # The slope of the value with respect to each answer's log-probability; cross-entropies are their negatives.
-        slopes = self.beta * torch.sigmoid(-margins) / units
+        slopes = self.beta * torch.sigmoid(-margins) * (share / units)
         signed = torch.stack([slopes, -slopes], 1).reshape(-1).float()
         _, gradient = loss.total(found.states, found.targets, model.head, signed[found.rows])
         model.backward(gradient)
-        return float(-torch.nn.functional.logsigmoid(margins).sum() / units)
+        return float(-torch.nn.functional.logsigmoid(margins).sum() * (share / units))
 
     def value(self, model: engine.Engine, rows: Sequence[forest.Row]) -> float:
         reference = self._scores(model, model.forward(rows, keep=False, adapted=False), len(rows))

@@ -59,6 +59,17 @@ class Ranks:
         found: list[float] = exact.tolist()
         return found
 
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        if torch.distributed.get_backend() == "nccl":
+            found = found.cuda()
+        with lost():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:

@@ -7,6 +7,7 @@ same as k steps, a kill, and N - k steps of the next attempt.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -33,6 +34,9 @@ from finetune_trainer import (
     sources,
     storage,
 )
+
+SHARE = 0.7
+"""Of a GPU's memory that frozen weights and adapter may take; the rest is for activations."""
 
 
 def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
@@ -63,13 +67,18 @@ def together(
     if not us.local:
         us.wait()
     data = corpus.load(store, spec.layout.data, folder, spec.training)
-    fits(spec, folder, where)
-    base = model.load(folder, spec.training.precision, where)
+    shards = sharing(spec, folder, us, where)
+    quantised = spec.training.method is job.Method.QLORA
+    base = model.load(folder, spec.training.precision, torch.device("cpu") if shards else where, quantised)
     head = model.head(base)
+    if shards:
+        head = model.place(base, head, where)
 
     # adapter and optimizer
     torch.manual_seed(spec.training.seed)
     tuned = lora.add(base, spec.training.lora, spec.base_model.name)
+    for weight in lora.parameters(tuned).values():
+        weight.data = weight.data.to(where)
     weights = lora.parameters(tuned)
     optimizer = torch.optim.AdamW(weights.values(), lr=0.0, weight_decay=0.0, fused=True)
 
@@ -82,14 +91,16 @@ def together(
         max_steps=spec.training.max_steps,
     )
     setup = arrange(base, folder, spec.training, data, where, scale)
-    motor = engine.of(tuned, head, where, setup.checkpointing)
+    motor = engine.of(tuned, head, where, setup.checkpointing, shards)
     aim = objective.of(spec.training)
     report = progress.Progress(
         spec if us.first else spec.model_copy(update={"progress_config_map": None}), "train", attempt
     )
     fingerprint = identity(spec, data)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, report.saved)
-    course = loop.Loop(spec, data, plan, setup, motor, aim, us, weights, optimizer, saver, report, where)
+    course = loop.Loop(
+        spec, data, plan, setup, motor, aim, us, weights, optimizer, saver, report, where, sharded=shards is not None
+    )
 
     # steps
     found = checkpoint.newest(store, spec.layout, fingerprint)
@@ -146,18 +157,30 @@ def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
 
-def fits(spec: run.Run, folder: pathlib.Path, where: torch.device) -> None:
-    """Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPU has."""
+def sharing(spec: run.Run, folder: pathlib.Path, us: ranks.Ranks, where: torch.device) -> tuple[int, int] | None:
+    """Whether the processes hold the frozen layers together, since one GPU cannot: (number, how many) or None.
+
+    Raises Failure(InsufficientGpuMemory) when the weights do not fit in any way.
+    """
+    if forced := os.environ.get("FINETUNE_SHARD"):
+        return (us.rank, us.size) if forced == "1" and us.size > 1 else None
     arch = estimate.architecture(json.loads((folder / "config.json").read_text()))
     if where.type != "cuda" or arch is None:
-        return
-    least = estimate.memory(arch, spec.training, 1, checkpointing=True, device="cuda")
-    if least.weights + least.adapter > model.memory(where):
-        raise errors.Failure(
-            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
-            f"weights and adapter take {estimate.text(least.weights + least.adapter)}, the GPU has "
-            f"{estimate.text(model.memory(where))}; choose a larger resources.gpuType or a smaller base model",
+        return None
+    least, there = estimate.memory(arch, spec.training, 1, checkpointing=True, device="cuda"), model.memory(where)
+    if least.weights + least.adapter <= SHARE * there:
+        return None
+    if us.size > 1 and least.weights / us.size + least.adapter <= SHARE * there:
+        log.info(
+            "the base model is shared among the processes", weights=estimate.text(least.weights), processes=us.size
         )
+        return us.rank, us.size
+    raise errors.Failure(
+        reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+        f"weights and adapter take {estimate.text(least.weights + least.adapter)}, each of {us.size} GPUs has "
+        f"{estimate.text(there)}; choose a larger resources.gpuType, more resources.gpus, training.method QLoRA, or a smaller "
+        "base model",
+    )
 
 
 def arrange(
