@@ -525,6 +525,7 @@ def _compare(found: Decoder, inner: Any, where: torch.device) -> None:
     rows = [np.concatenate([common, tail]) % size for tail in (np.arange(20, 33), np.arange(40, 47))]
     batch = forest.plant([forest.Row(ids, np.arange(len(ids)) >= len(ids) - 4) for ids in rows]).to(where)
     states = found.forward(batch, keep=False).float()
+    quantised = any(hasattr(weight, "quant_state") for weight in inner.parameters())
     with torch.no_grad():
         expected = [
             inner(input_ids=torch.tensor(ids, device=where)[None], use_cache=False).last_hidden_state[0] for ids in rows
@@ -533,5 +534,6 @@ def _compare(found: Decoder, inner: Any, where: torch.device) -> None:
         mine = states[batch.rows == index]
         wanted = theirs[len(theirs) - 5 : -1].float()
         difference = float((mine - wanted).norm() / wanted.norm())
-        if difference > (1e-4 if theirs.dtype == torch.float32 else 5e-2):
+        # bitsandbytes rounds on its way through a layer, whatever the precision
+        if difference > (5e-2 if theirs.dtype != torch.float32 or quantised else 1e-4):
             raise Unknown(f"its states differ by {difference:.2g}")
