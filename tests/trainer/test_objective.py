@@ -72,7 +72,9 @@ def test_dpo_has_the_loss_and_gradients_of_trl(base: pathlib.Path, tmp_path: pat
     assert aim.value(motor, alternating) == pytest.approx(6 * expected.item(), rel=1e-5)
     shared = forest.plant(alternating).tokens
     prompts = sum(int((~row.learned).sum()) for row in alternating[::2])
-    assert shared <= forest.plant(alternating, share=False).tokens - prompts // 2, "the prompt of a pair is computed once"
+    assert shared <= forest.plant(alternating, share=False).tokens - prompts // 2, (
+        "the prompt of a pair is computed once"
+    )
 
 
 World = Callable[..., run.Run]

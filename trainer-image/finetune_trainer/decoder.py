@@ -156,7 +156,7 @@ class Decoder:
     def forward(self, batch: forest.Batch, *, keep: bool, adapted: bool = True) -> torch.Tensor:
         """The normed states [n, hidden] that predict the batch's labels, one for each label."""
         self._batch = batch
-        self._tiles = attention.Tiles(batch, self.memory)
+        self._attention = attention.of(batch, self.memory)
         self._rotations = {name: self._rotation(name) for name in self._ropes}
         rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
         self._learned = len(rows)
@@ -209,7 +209,7 @@ class Decoder:
         for part in (q, k, v):
             part[:, size].zero_()
         mixed = take(("mixed", slot), size, layer.out.width)
-        chances = self._tiles.forward(q, k, v, layer.kind, slot, mixed[:, : layer.out.inputs])
+        chances = self._attention.forward(q, k, v, layer.kind, slot, mixed[:, : layer.out.inputs])
 
         residual = x
         if layer is self.layers[-1]:
@@ -300,7 +300,7 @@ class Decoder:
         upstream[:, :size].copy_(above.view(size, layer.shared, -1).transpose(0, 1))
         upstream[:, size].zero_()
         grads = (take("dq", *kept.q.shape), take("dk", *kept.k.shape), take("dv", *kept.v.shape))
-        self._tiles.backward(kept.q, kept.k, kept.v, kept.chances, layer.kind, upstream, grads)
+        self._attention.backward(kept.q, kept.k, kept.v, kept.chances, layer.kind, upstream, grads)
         for rows in self._blocks(size):
             flat = take("qkv", rows.stop - rows.start, layer.qkv.outputs)
             self._turn_back(layer, flat, rows, grads, kept.raw)

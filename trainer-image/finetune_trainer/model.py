@@ -58,7 +58,9 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
     own(loaded)
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # it would lay the weights out anew, and no other code can read them then
+            module.support_avx512bf16_for_cpu = (
+                False  # it would lay the weights out anew, and no other code can read them then
+            )
     log.info("base model loaded", kind=type(loaded).__name__, dtype=str(kind).removeprefix("torch."), device=str(where))
     return loaded
 
