@@ -18,6 +18,7 @@ QUIET = (
     "huggingface_hub",
     "transformers",
     "peft",
+    "bitsandbytes",
     "filelock",
     "httpx",
 )
