@@ -72,6 +72,12 @@ verify-chart:
 	$$helm lint --strict --kube-version $(KUBERNETES) $(CHART) && \
 	$$helm template finetune-operator $(CHART) --kube-version $(KUBERNETES) --include-crds > /dev/null
 
+# --- Measure ---
+
+.PHONY: bench-trainer
+bench-trainer: venv ## Measure the trainer against TRL and others, about an hour; ARGS="--workload short --repetitions 1" for a part
+	$(VENV)/python -m tests.bench.trainer $(ARGS)
+
 # --- Clusters and images ---
 
 .PHONY: cluster cluster-down images

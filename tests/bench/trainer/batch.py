@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from finetune_trainer import batches
-
 from tests.bench.trainer import course, lengths, recipe, workloads
+
+from finetune_trainer import batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jinja2.sandbox
 import tokenizers
-
 from tests.bench.trainer import workloads
 
 

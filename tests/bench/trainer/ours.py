@@ -9,10 +9,10 @@ import pathlib
 import sys
 from typing import Any
 
+from tests.bench.trainer import batch, course, process, recipe, workloads
+
 from finetune_api import run
 from toolbox import say
-
-from tests.bench.trainer import batch, course, process, recipe, workloads
 
 NAME = "finetune-trainer"
 
@@ -76,9 +76,7 @@ def _write(model: pathlib.Path, work: pathlib.Path, given: batch.Batches) -> run
     return run.Run.model_validate_json(text)
 
 
-def _course(
-    work: pathlib.Path, spec: run.Run, given: batch.Batches, finished: process.Finished
-) -> course.Course:
+def _course(work: pathlib.Path, spec: run.Run, given: batch.Batches, finished: process.Finished) -> course.Course:
     steps = [line for line in _lines(work / "train.log") if line.get("message") == "step"]
     folder = pathlib.Path(spec.layout.adapter.removeprefix("file://"))
     history = json.loads((folder / "training.json").read_text())["history"]

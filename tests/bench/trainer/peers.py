@@ -8,9 +8,9 @@ import json
 import pathlib
 from typing import Any
 
-from toolbox import say
+from tests.bench.trainer import batch, course, environment, models, process, recipe, workloads
 
-from tests.bench.trainer import batch, course, environment, process, recipe
+from toolbox import say
 
 SIDES = pathlib.Path(__file__).parent / "sides"
 
@@ -37,9 +37,15 @@ class Peer:
     """Names its environment's lock and its program."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    everywhere: bool = True
+    """Whether it runs in every cell; else only where the larger model does too, on the small one."""
+
+    def takes(self, workload: workloads.Workload, model: str) -> bool:
+        """Whether it takes part in a cell when nobody asks for it by name."""
+        return self.everywhere or (workload.large and model == models.SMALL)
 
 
-TRL_DEFAULTS = Peer("trl-defaults", "TRL's SFTTrainer as it comes", "trl")
+TRL_DEFAULTS = Peer("trl-defaults", "TRL's SFTTrainer as it comes", "trl", everywhere=False)
 
 TRL = Peer(
     "trl",

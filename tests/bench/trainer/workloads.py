@@ -27,26 +27,35 @@ class Workload:
     turns: int = 1
     system: int = 0
     """A system prompt that all examples share; 0: none, so that the template says what it says without one."""
+    large: bool = False
+    """Whether the larger model trains on it too."""
 
 
 ALL = (
-    Workload("short", "short prompts, short answers", prompt=52, answer=42),
-    Workload("long-prompts", "long private prompts, short answers", prompt=300, answer=32),
+    Workload("short", "short prompts, short answers", prompt=48, answer=40, large=True),
+    Workload("long-prompts", "long private prompts, short answers", prompt=300, answer=36),
     Workload("long-answers", "short prompts, long answers", prompt=50, answer=270),
-    Workload("shared-system", "a shared system prompt of 400 tokens", prompt=56, answer=46, system=400),
-    Workload("multi-turn", "chats of four turns", prompt=32, answer=32, turns=4),
+    Workload("shared-system", "a shared system prompt of 400 tokens", prompt=56, answer=46, system=400, large=True),
+    Workload("multi-turn", "chats of four turns", prompt=34, answer=34, turns=4),
 )
 BY_NAME = {workload.name: workload for workload in ALL}
 
 WARM_UP = Workload("warm-up", "the first step, which is not counted", prompt=12, answer=8)
 
-NOUNS = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS = _words(
     "lamp ladder kettle harbor meadow engine basket pillow tunnel mirror bridge candle garden hammer island jacket "
     "needle orchard pencil quarry ribbon saddle ticket umbrella valley wagon blanket compass drawer feather"
-).split()
-ADJECTIVES = "quiet heavy golden narrow broken early gentle hollow modern polite rapid silver tidy wooden yellow".split()
-VERBS = "follows carries repairs answers borrows covers delivers enters finds guards holds joins measures opens".split()
-PLACES = "under behind near above beside inside around before after across".split()
+)
+ADJECTIVES = _words(
+    "quiet heavy golden narrow broken early gentle hollow modern polite rapid silver tidy wooden yellow"
+)
+VERBS = _words("follows carries repairs answers borrows covers delivers enters finds guards holds joins measures opens")
+PLACES = _words("under behind near above beside inside around before after across")
 
 
 @dataclasses.dataclass
