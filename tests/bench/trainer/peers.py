@@ -54,7 +54,15 @@ TRL = Peer(
     {"dtype": "bfloat16", "gradient_checkpointing": False, "per_device_train_batch_size": 4},
 )
 
-ALL = (TRL, TRL_DEFAULTS)
+LLAMA_FACTORY = Peer(
+    "llama-factory",
+    "LLaMA-Factory in bfloat16 without checkpointing",
+    "llama-factory",
+    {"bf16": True, "disable_gradient_checkpointing": True, "flash_attn": "sdpa", "per_device_train_batch_size": 4},
+    everywhere=False,
+)
+
+ALL = (TRL, TRL_DEFAULTS, LLAMA_FACTORY)
 BY_NAME = {peer.name: peer for peer in ALL}
 
 
