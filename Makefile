@@ -14,7 +14,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' hack/tools/g
 
 .PHONY: help
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- See it work ---
 
@@ -65,6 +65,7 @@ verify-imports: venv
 verify-generated: venv
 	$(VENV)/python -m finetune_api.crd --check
 	$(VENV)/python -m finetune_api.reference --check
+	$(VENV)/python -m tests.bench.trainer --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
 verify-chart:
@@ -75,7 +76,7 @@ verify-chart:
 # --- Measure ---
 
 .PHONY: bench-trainer
-bench-trainer: venv ## Measure the trainer against TRL and others, about an hour; ARGS="--workload short --repetitions 1" for a part
+bench-trainer: venv ## Measure the trainer against its peers, an hour on a quiet machine; ARGS="--workload short" for a part
 	$(VENV)/python -m tests.bench.trainer $(ARGS)
 
 # --- Clusters and images ---

@@ -2,15 +2,20 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 from toolbox import say
+
+LAUNCHER = pathlib.Path(__file__).parent / "sides" / "launcher.py"
+
+LIMIT = 1800.0
+"""Seconds after which a run is ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,45 +29,36 @@ class Finished:
 
 
 def run(
-    argv: Sequence[str | pathlib.Path], environment: Mapping[str, str], log: pathlib.Path, *, limit: float = 1800
+    argv: Sequence[str | pathlib.Path], environment: Mapping[str, str], log: pathlib.Path, *, limit: float = LIMIT
 ) -> Finished:
     """Runs a program to its end, its output in `log`. Raises say.Problem when it fails or takes more than `limit` seconds."""
+    note = log.with_suffix(".usage.json")
+    note.unlink(missing_ok=True)
+    words = [str(word) for word in argv]
     with log.open("wb") as sink:
-        started = time.time()
         child = subprocess.Popen(
-            [str(word) for word in argv],
+            [sys.executable, "-I", "-S", LAUNCHER, note, *words],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        with _ended(child, limit):
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-    took = time.time() - started
-    if child.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-15:]
-        how = f"was ended after {limit:.0f} s" if took >= limit else f"ended with exit code {child.returncode}"
-        raise say.Problem("\n    ".join([f"{' '.join(map(str, argv))} {how}:", *last]))
-    return Finished(started, took, usage.ru_maxrss * 1024)
+        try:
+            child.wait(limit)
+        except BaseException as problem:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            if isinstance(problem, subprocess.TimeoutExpired):
+                raise _problem(words, f"was ended after {limit:g} s", log) from None
+            raise
+    found = json.loads(note.read_text()) if note.exists() else {"code": child.returncode}
+    if found["code"]:
+        raise _problem(words, f"ended with exit code {found['code']}", log)
+    return Finished(found["started"], found["seconds"], found["peak"])
 
 
-@contextlib.contextmanager
-def _ended(child: "subprocess.Popen[bytes]", limit: float) -> Iterator[None]:
-    """Ends the process and what it started when the time is over, or when this program is interrupted."""
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-
-    timer = threading.Timer(limit, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except BaseException:
-        end()
-        raise
-    finally:
-        timer.cancel()
+def _problem(words: list[str], how: str, log: pathlib.Path) -> say.Problem:
+    last = log.read_text(errors="replace").strip().splitlines()[-15:]
+    return say.Problem("\n    ".join([f"{' '.join(words)} {how}:", *last]))

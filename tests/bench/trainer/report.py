@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from tests.bench.trainer import course, models, ours, peers, recipe, results, workloads
+from tests.bench.trainer import course, models, ours, peers, recipe, results, search, workloads
 
 GOALS = {"shared-system": 15.0}
 GOAL = 5.0
@@ -42,8 +42,8 @@ its micro-batches are padded little.
 """
 
 
-def render(found: results.Results) -> str:
-    """The whole page."""
+def render(found: results.Results, searched: Sequence[search.Found] = ()) -> str:
+    """The whole page; `searched`: what is known of TRL's settings."""
     rows = results.rows(found)
     parts = [
         "# The trainer against its peers",
@@ -57,6 +57,7 @@ def render(found: results.Results) -> str:
             batch=recipe.BATCH, rank=recipe.RANK, alpha=recipe.ALPHA, clip=recipe.CLIP, rate=recipe.LEARNING_RATE
         ).rstrip(),
         _settings(found),
+        _searched(searched),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -173,4 +174,24 @@ def _settings(found: results.Results) -> str:
         settings = peer.settings | peer.environment
         said = ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "none: its own defaults"
         lines.append(f"- **{name}**, {peer.title}: {said}")
+    return "\n".join(lines)
+
+
+def _searched(searched: Sequence[search.Found]) -> str:
+    if not searched:
+        return ""
+    lines = [
+        "## How TRL's best settings were found",
+        "",
+        f"On {models.TITLES[models.SMALL]}, one run each (`make bench-trainer ARGS=--search`). What `trl` takes is bold.",
+        "",
+        "| variant | workload | tokens/s | MiB | loss |",
+        "|---|---|---|---|---|",
+    ]
+    for one in sorted(searched, key=lambda one: (one.workload, -one.tokens_per_second)):
+        mark = "**" if search.VARIANTS.get(one.variant) == peers.TRL.settings else ""
+        lines.append(
+            f"| {mark}{one.variant}{mark} | {one.workload} | {one.tokens_per_second:.0f} | {one.peak_mib} "
+            f"| {one.final_loss:.4f} |"
+        )
     return "\n".join(lines)

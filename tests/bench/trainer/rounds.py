@@ -1,12 +1,11 @@
-"""The run: cells of workload and model, each side in turn, repetition after repetition."""
+"""Cells of workload and model, each side in turn, repetition after repetition."""
 
 import dataclasses
 import pathlib
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from tests.bench.trainer import batch, course, lengths, models, ours, peers, workloads
+from tests.bench.trainer import batch, course, models, workloads
 
 from toolbox import say
 
@@ -15,6 +14,9 @@ MINUTE = 50.0
 
 STEPS = 12
 """Counted steps at most."""
+
+Train = Callable[[pathlib.Path, pathlib.Path, batch.Batches], course.Course]
+"""A side: trains a model folder, in an empty folder, on the batches. Raises say.Problem."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """A run that failed, and what it said."""
+    """A side that failed in a cell, and what it said."""
 
     workload: str
     model: str
@@ -48,10 +50,10 @@ class Missing:
 
 
 def cells(wanted_workloads: Sequence[str], wanted_models: Sequence[str]) -> list[Cell]:
-    """All workloads on the small model, those of LARGE_WORKLOADS on the large one; or just the wanted of them."""
+    """All workloads on the small model and some on the large one; of those what is wanted, or just that."""
     return [
         Cell(workload, model)
-        for model in (models.SMALL, models.LARGE)
+        for model in models.TITLES
         for workload in workloads.ALL
         if model in (wanted_models or models.TITLES)
         and (workload.name in wanted_workloads if wanted_workloads else model == models.SMALL or workload.large)
@@ -63,47 +65,37 @@ def steps(rate: float, tokens: float) -> int:
     return max(1, min(STEPS, int(MINUTE * rate / tokens)))
 
 
-def probe(model: pathlib.Path, slowest: peers.Peer, counter: lengths.Counter) -> float:
-    """Tokens per second of a peer, roughly: one step of the first workload."""
-    return _train(slowest.name, model, batch.make(workloads.ALL[0], 1, counter)).rate
-
-
 def run(
     cell: Cell,
     model: pathlib.Path,
     given: batch.Batches,
-    chosen: Sequence[peers.Peer],
+    sides: Mapping[str, Train],
     repetitions: int,
     done: Callable[[Record | Missing], None],
 ) -> None:
     """All repetitions of a cell; each result goes to `done` as soon as it is there. A side that fails is left out."""
-    sides = [ours.NAME, *(peer.name for peer in chosen)]
-    failed: set[str] = set()
+    names, failed = list(sides), set()
     for repetition in range(repetitions):
         # Each round begins with another side, so that none always comes after the same.
-        turn = repetition % len(sides)
-        for side in [*sides[turn:], *sides[:turn]]:
-            if side in failed:
+        turn = repetition % len(names)
+        for name in [*names[turn:], *names[:turn]]:
+            if name in failed:
                 continue
             try:
-                result = _train(side, model, given)
+                result = once(sides[name], model, given)
             except say.Problem as problem:
-                failed.add(side)
-                say.line(f"    {side}: {problem}")
-                done(Missing(cell.workload.name, cell.model, side, str(problem).splitlines()[-1].strip()))
+                failed.add(name)
+                say.line(f"    {name}: {problem}")
+                done(Missing(cell.workload.name, cell.model, name, str(problem).splitlines()[-1].strip()))
                 continue
             say.line(
-                f"    {repetition + 1}/{repetitions} {side:18} {result.rate:7.0f} tokens/s  {result.peak >> 20:6} MiB  "
+                f"    {repetition + 1}/{repetitions} {name:18} {result.rate:7.0f} tokens/s  {result.peak >> 20:6} MiB  "
                 f"loss {result.final_loss:.4f}  first step after {result.first_step:.1f} s"
             )
-            done(Record(cell.workload.name, cell.model, side, repetition, result))
+            done(Record(cell.workload.name, cell.model, name, repetition, result))
 
 
-def _train(side: str, model: pathlib.Path, given: batch.Batches) -> course.Course:
-    work = pathlib.Path(tempfile.mkdtemp(prefix="bench-trainer-"))
-    try:
-        if side == ours.NAME:
-            return ours.train(model, work, given)
-        return peers.train(peers.BY_NAME[side], model, work, given)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def once(side: Train, model: pathlib.Path, given: batch.Batches) -> course.Course:
+    """One run, in a folder of its own that goes away."""
+    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as work:
+        return side(model, pathlib.Path(work), given)
