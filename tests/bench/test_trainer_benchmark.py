@@ -134,7 +134,7 @@ def test_the_peak_is_that_of_the_process_and_not_of_what_started_it(tmp_path: pa
         return process.run([sys.executable, "-c", program], {}, tmp_path / "log").peak
 
     idle, busy = peak("pass"), peak("text = b'x' * (200 * 2**20)")
-    assert 200 * 2**20 <= busy - idle < 300 * 2**20
+    assert 190 * 2**20 < busy - idle < 300 * 2**20
 
 
 def test_a_failed_run_is_told_with_its_last_words(tmp_path: pathlib.Path) -> None:
@@ -161,15 +161,17 @@ def test_the_work_is_that_of_the_linear_layers() -> None:
     with torch.device("meta"):
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**models.SHAPE))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert work.head(models.SHAPE) == layers.pop("lm_head").weight.numel()
-    assert work.body(models.SHAPE) == sum(layer.weight.numel() for layer in layers.values())
+    weights = work.weights(models.SHAPE)
+    assert weights.head == layers.pop("lm_head").weight.numel()
+    assert weights.body == sum(layer.weight.numel() for layer in layers.values())
+    assert weights.needed(10, 3) == 4 * (10 * weights.body + 3 * weights.head)
 
 
 def test_a_side_that_fails_is_left_out_and_the_others_go_on() -> None:
     seen: list[Any] = []
 
     def fails(*_: Any) -> course.Course:
-        raise say.Problem("it ended:\n    out of memory")
+        raise say.Problem("it ended:\n    /tmp/somewhere/model.py: out of memory")
 
     def works(*_: Any) -> course.Course:
         return run_of(2.0)
@@ -180,7 +182,7 @@ def test_a_side_that_fails_is_left_out_and_the_others_go_on() -> None:
     records = [one for one in seen if isinstance(one, rounds.Record)]
     missing = [one for one in seen if isinstance(one, rounds.Missing)]
     assert [(one.side, one.repetition) for one in records] == [("ours", 0), ("ours", 1), ("ours", 2)]
-    assert [one.problem for one in missing] == ["out of memory"]
+    assert [one.problem for one in missing] == ["model.py: out of memory"]
 
 
 # --- results ---
@@ -195,7 +197,9 @@ def run_of(seconds: float, peak: int = 2**30, loss: float = 2.0, first: float = 
 def found() -> results.Results:
     """Three repetitions on one cell; the third peer's run is missing a partner."""
     here = machine.Machine("a processor", 2, 2**34, ["avx2"], "Linux x86_64", "3.11.7", 500.0)
-    made = results.Results(here, {"finetune-trainer": {"torch": "1"}}, {models.SMALL: models.SHAPE}, "make it")
+    made = results.Results(
+        here, {"finetune-trainer": {"torch": "1"}}, {models.SMALL: work.Weights(10**8, 10**7)}, "make it"
+    )
     for repetition, (mine, theirs) in enumerate([(1.0, 10.0), (2.0, 10.0), (1.0, 30.0)]):
         made.add(rounds.Record("short", models.SMALL, ours.NAME, repetition, run_of(mine, (repetition + 1) * 2**30)))
         made.add(rounds.Record("short", models.SMALL, "trl", repetition, run_of(theirs, 8 * 2**30, 2.001, 4.0)))
@@ -223,8 +227,7 @@ def test_a_row_has_the_promised_fields_and_the_median_of_the_pairs(found: result
     assert row["peer_tokens_per_second"] == 100
     assert row["ratio"] == 10  # of 10, 5 and 30
     assert (row["ours_peak_mib"], row["peer_peak_mib"]) == (3 * 1024, 8 * 1024)
-    needed = work.needed(models.SHAPE, 1000, 300)
-    assert row["share_of_matmul_rate"] == pytest.approx(needed / 500e9, rel=1e-2)
+    assert row["share_of_matmul_rate"] == round((4e8 * 1000 + 4e7 * 300) / 500e9, 3)
 
 
 def test_what_was_written_is_read_back(found: results.Results, tmp_path: pathlib.Path) -> None:

@@ -23,6 +23,7 @@ from tests.bench.trainer import (
     results,
     rounds,
     search,
+    work,
     workloads,
 )
 
@@ -80,7 +81,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> results.Result
     found = results.Results(
         machine.describe(),
         versions(chosen),
-        {name: models.shape(path) for name, path in folders.items()},
+        {name: work.weights(models.shape(path)) for name, path in folders.items()},
         " ".join(["make bench-trainer", *([f'ARGS="{" ".join(sys.argv[1:])}"'] if sys.argv[1:] else [])]),
     )
     rates: dict[str, float] = {}

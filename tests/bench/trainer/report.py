@@ -14,6 +14,11 @@ MEMORY = 0.5
 CLOSE = 0.01
 """Final losses this share apart are called equal: both sides round to bfloat16, in different orders."""
 
+AXOLOTL = (
+    "- Axolotl 0.19.0 is missing since it does not train without a GPU: in bfloat16 its configuration is refused (it cannot say "
+    "`use_cpu`), in float32 the first step asks for an NVIDIA driver."
+)
+
 METHOD = """\
 ## What is the same, and what is not
 
@@ -174,6 +179,7 @@ def _settings(found: results.Results) -> str:
         settings = peer.settings | peer.environment
         said = ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "none: its own defaults"
         lines.append(f"- **{name}**, {peer.title}: {said}")
+    lines.append(AXOLOTL)
     return "\n".join(lines)
 
 

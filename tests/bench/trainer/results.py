@@ -19,8 +19,8 @@ class Results:
     machine: machine.Machine
     versions: dict[str, dict[str, str]]
     """Of each side's packages."""
-    shapes: dict[str, dict[str, Any]]
-    """config.json of each base model."""
+    weights: dict[str, work.Weights]
+    """Of each base model."""
     command: str
     records: list[rounds.Record] = dataclasses.field(default_factory=list)
     missing: list[rounds.Missing] = dataclasses.field(default_factory=list)
@@ -48,7 +48,7 @@ class Row:
     ours_final_loss: float
     peer_final_loss: float
     share_of_matmul_rate: float
-    """Of ours; see `work.needed`."""
+    """Of ours; see `work.Weights.needed`."""
 
 
 def rows(results: Results) -> list[Row]:
@@ -80,7 +80,7 @@ def _row(results: Results, model: str, workload: str, peer: str) -> Row | None:
     first = mine[0]
     counted = slice(course.WARM_UP, None)
     tokens, labelled = sum(first.tokens[counted]), sum(first.labelled[counted])
-    operations = work.needed(results.shapes[model], tokens, labelled) / tokens * rate
+    operations = results.weights[model].needed(tokens, labelled) / tokens * rate
     return Row(
         workload=workload,
         model=model,
@@ -124,6 +124,7 @@ def read(folder: pathlib.Path) -> Results:
     """What `write` wrote."""
     found = json.loads((folder / RUNS).read_text())
     found["machine"] = machine.Machine(**found["machine"])
+    found["weights"] = {name: work.Weights(**one) for name, one in found["weights"].items()}
     found["records"] = [rounds.Record(**one | {"course": course.Course(**one["course"])}) for one in found["records"]]
     found["missing"] = [rounds.Missing(**one) for one in found["missing"]]
     return Results(**found)
