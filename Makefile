@@ -14,7 +14,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' hack/tools/g
 
 .PHONY: help
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- See it work ---
 
@@ -65,6 +65,7 @@ verify-imports: venv
 verify-generated: venv
 	$(VENV)/python -m finetune_api.crd --check
 	$(VENV)/python -m finetune_api.reference --check
+	$(VENV)/python -m tests.bench.trainer --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
 verify-chart:
@@ -72,11 +73,14 @@ verify-chart:
 	$$helm lint --strict --kube-version $(KUBERNETES) $(CHART) && \
 	$$helm template finetune-operator $(CHART) --kube-version $(KUBERNETES) --include-crds > /dev/null
 
-# --- Benchmarks: each writes its table below docs/benchmarks/ ---
+# --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup
-bench-startup: venv ## From exec to the first optimizer step
+.PHONY: bench-startup bench-trainer
+bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
+
+bench-trainer: venv ## Measure the trainer against its peers, an hour on a quiet machine; ARGS="--workload short" for a part
+	$(VENV)/python -m tests.bench.trainer $(ARGS)
 
 # --- Clusters and images ---
 

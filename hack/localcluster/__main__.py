@@ -32,7 +32,7 @@ def main() -> int:
     programs = verbs.add_parser("binaries", help="make programs available; prints the folder that has them")
     programs.add_argument("program", nargs="*", help="default: all")
     clean = verbs.add_parser("clean", help="free images, build caches and stores of stopped clusters")
-    clean.add_argument("--all", action="store_true", help="binaries, base model and logs too")
+    clean.add_argument("--all", action="store_true", help="binaries, models, peers of the benchmark and logs too")
     given = parser.parse_args()
     if platform.system() != "Linux":
         raise say.Problem(

@@ -9,7 +9,7 @@ from toolbox import cache, mounts, say
 
 # Made again by building and pushing images; the rest takes minutes or a network to make again.
 _IMAGES = ("images", "registry", "containerd")
-_REST = ("bin", "model", "logs")
+_REST = ("bin", "model", "bench", "logs")
 
 
 def usage() -> dict[str, int]:
@@ -52,4 +52,7 @@ def clean(*, everything: bool) -> None:
         shutil.rmtree(folder)
         freed += amount
         say.line(f"  removed {folder}: {say.size(amount)}")
-    say.line(f"  {say.size(freed)} freed" + ("" if everything else "; --all removes binaries, base model and logs too"))
+    say.line(
+        f"  {say.size(freed)} freed"
+        + ("" if everything else "; --all removes models, benchmark, binaries and logs too")
+    )

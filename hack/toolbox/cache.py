@@ -5,6 +5,7 @@ images/       base image, image builds (buildah's storage), the list of the imag
 registry/     the local registry's blobs: kept, so that an unchanged image is not pushed again
 containerd/   the node's images: kept, so that an unchanged image is not pulled again
 model/        the base model of the demo
+bench/        the benchmark's peers, an environment each, and its random model
 clusters/     state of the running clusters, one folder each: gone after `down`
 logs/         logs of the clusters, kept after `down`; those of the run before as NAME.previous
 """

@@ -13,7 +13,7 @@ from toolbox import say
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "RECORD", tmp_path / "none")
-    for name in ("images", "registry", "containerd", "bin", "model", "logs"):
+    for name in ("images", "registry", "containerd", "bin", "model", "bench", "logs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(b"x" * 8192)
     return tmp_path
@@ -21,7 +21,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_clean_frees_images_and_keeps_binaries_model_and_logs(cache_folder: Path) -> None:
     disk.clean(everything=False)
-    assert sorted(path.name for path in cache_folder.iterdir()) == ["bin", "logs", "model"]
+    assert sorted(path.name for path in cache_folder.iterdir()) == ["bench", "bin", "logs", "model"]
 
 
 def test_clean_all_frees_everything(cache_folder: Path) -> None:
