@@ -201,6 +201,17 @@ async def test_out_of_memory_on_one_node_halves_the_micro_batch_of_all_once(oom)
     assert '"batchSize": 24' in run, "the effective batch stays"
 
 
+async def test_the_smaller_micro_batch_stays_over_other_failures_and_disruptions_of_the_same_training() -> None:
+    oom = Ends(137, "", "OOMKilled")
+    played = start([BROKEN, oom, Hangs(), Evicted(), Ends(1), Hangs(), oom, Hangs()], **{"spec.training.retries": 5})
+    for attempt, halved in ((1, False), (2, True), (3, True), (4, True)):
+        await played.settle(until=lambda attempt=attempt: len(played.attempts("train")) == attempt)
+        assert ("0.5" in arguments(played, attempt)) is halved
+    await played.rest()
+    assert len(played.attempts("train")) == 4
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.TRAINER_OUT_OF_MEMORY)
+
+
 # -- machines that go --
 
 
