@@ -27,9 +27,6 @@ queue_wait = Histogram(
     ["stage"],
     buckets=WAIT_SECONDS,
 )
-gpu_seconds = Counter(
-    "finetune_gpu_seconds", "GPU-seconds that attempts held, over all their pods.", ["stage", "result"]
-)
 retries = Counter("finetune_retries", "Attempts that failed and are repeated.", ["stage", "reason"])
 reconcile_duration = Histogram(
     "finetune_reconcile_duration_seconds",
@@ -44,7 +41,6 @@ def ended(facts: Iterable[decide.Ended]) -> None:
     """Observe attempts that ended."""
     for fact in facts:
         stage_duration.labels(fact.stage, fact.result).observe(fact.seconds)
-        gpu_seconds.labels(fact.stage, fact.result).inc(fact.gpu_seconds)
         if fact.waited is not None:
             queue_wait.labels(fact.stage).observe(max(fact.waited, 0))
 

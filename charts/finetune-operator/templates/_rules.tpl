@@ -23,7 +23,8 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [list, watch, create, patch, delete]
-# before the servers: the name that clients use, and one of each release for its verification
+# before the servers: the name that clients use, and one of each release for its verification; while several nodes train:
+# the one by which they find each other
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch, create, patch, delete]

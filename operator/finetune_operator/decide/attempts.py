@@ -97,7 +97,7 @@ def advance(
         return None
     pods = gang.of(draft.obs, present)
     if present.over or present.ending or pods.disrupted:
-        return _ending(draft, stage, pods, resources.gpus)
+        return _ending(draft, stage, pods)
     if not pods.begun and present.hash != meta.hash_of(manifest):
         # It has not begun, and it is no longer what is asked for (resources, image): the next attempt replaces it.
         _next(draft)
@@ -166,7 +166,7 @@ def _waits(draft: Draft, stage: Stage, missing: int, nodes: int, reason: Reason)
     draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", reason, text)
 
 
-def _ending(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int) -> outcome.Outcome | None:
+def _ending(draft: Draft, stage: Stage, pods: gang.Gang) -> outcome.Outcome | None:
     """Its end is decided, or one of several pods was taken away. Returns the answer, where there is one; else it is repeated, or
     the job ends."""
     present, first = pods.job, pods.first
@@ -175,10 +175,10 @@ def _ending(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int) -> outcome.O
         # What happened to the others afterwards does not matter.
         if not present.over:
             return None
-        _ended(draft, stage, pods, gpus, "succeeded")
+        _ended(draft, stage, pods, "succeeded")
         return answer
     if pods.disrupted:
-        _disrupted(draft, stage, pods, gpus)
+        _uncounted(draft, stage, pods, pods.disrupted)
         return None
     if not present.over:
         return None
@@ -187,17 +187,22 @@ def _ending(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int) -> outcome.O
         if draft.obs.now < late:
             draft.again_at(late)
             return None
+    said = conditions.get(draft.status, conditions.STAGE_CONDITIONS[stage])
+    if pods.stopped and (said is None or said.reason != Reason.RUNNING):
+        why = f"attempt {present.attempt} of {stage} ended before its {present.nodes} pods had met"
+        _uncounted(draft, stage, pods, why, _pause(draft))
+        return None
     cause, failure = (None, "its answer was lost") if present.succeeded else (pods.cause, present.failure)
     problem = diagnosis.failed(stage, cause, failure)
     if cause is not None and present.nodes > 1:
         problem = dataclasses.replace(problem, message=f"pod {cause.name}: {problem.message}")
-    _ended(draft, stage, pods, gpus, "failed")
+    _ended(draft, stage, pods, "failed")
     _failed(draft, stage, problem)
     return None
 
 
-def _ended(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int, result: str) -> None:
-    """Note for the metrics how long the attempt took, how long it waited for all its pods, and what it held meanwhile."""
+def _ended(draft: Draft, stage: Stage, pods: gang.Gang, result: str) -> None:
+    """Note for the metrics how long the attempt took, and how long it waited for the last of its pods."""
     present = pods.job
     if present.created is None:
         return
@@ -207,17 +212,23 @@ def _ended(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int, result: str) 
         if pod.started is not None:
             starts.setdefault(pod.node, pod.started)
     waited = (max(starts.values()) - present.created).total_seconds() if starts else None
-    held = (finished - min(starts.values())).total_seconds() * gpus * present.nodes if starts else 0.0
-    draft.ended.append(Ended(stage, result, (finished - present.created).total_seconds(), waited, max(held, 0.0)))
+    draft.ended.append(Ended(stage, result, (finished - present.created).total_seconds(), waited))
 
 
-def _disrupted(draft: Draft, stage: Stage, pods: gang.Gang, gpus: int) -> None:
-    """Without one of them the others cannot go on: all are stopped, and the next attempt resumes. It is nobody's failure."""
-    _ended(draft, stage, pods, gpus, "disrupted")
-    attempt = (draft.status.attempt or 1) + 1
-    text = f"{pods.disrupted}: attempt {attempt} of {stage} goes on from the newest checkpoint"
-    draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RETRYING, text)
+def _uncounted(draft: Draft, stage: Stage, pods: gang.Gang, why: str, pause: float = 0.0) -> None:
+    """Several pods cannot go on without one of them: all are stopped, and the next attempt resumes. It is nobody's failure."""
+    _ended(draft, stage, pods, "disrupted")
     _next(draft)
+    if pause:
+        draft.edit(retry_at=draft.obs.now.replace(microsecond=0) + datetime.timedelta(seconds=pause))
+    text = f"{why}: attempt {draft.status.attempt} of {stage} goes on from the newest checkpoint, if there is one"
+    draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RETRYING, text)
+
+
+def _pause(draft: Draft) -> float:
+    """Seconds before the next attempt, growing with each."""
+    attempt = draft.status.attempt or 1
+    return min(draft.obs.settings.retry_backoff_seconds * 2.0 ** min(attempt - 1, 16), LONGEST_PAUSE)
 
 
 def _failed(draft: Draft, stage: Stage, problem: diagnosis.Problem) -> None:
@@ -236,7 +247,7 @@ def _failed(draft: Draft, stage: Stage, problem: diagnosis.Problem) -> None:
         draft.fail(stage, problem.reason, problem.message, exit_code=problem.exit_code, log_tail=problem.log_tail)
         return
     attempt = draft.status.attempt or 1
-    pause = min(draft.obs.settings.retry_backoff_seconds * 2.0 ** min(attempt - 1, 16), LONGEST_PAUSE)
+    pause = _pause(draft)
     draft.edit(
         attempt=attempt + 1,
         failed_attempts=failures,

@@ -29,7 +29,6 @@ class Ended:
     result: str
     seconds: float
     waited: float | None
-    gpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

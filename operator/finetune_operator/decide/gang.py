@@ -52,11 +52,19 @@ class Gang:
         return gone[0] if gone else None
 
     @property
+    def stopped(self) -> bool:
+        """Whether several pods ended and none of them failed: each was asked to, or lost another one."""
+        cause = self.cause
+        if self.job.nodes == 1 or self.job.succeeded:
+            return False
+        return cause is None or (cause.terminated is not None and cause.terminated.exit_code == Exit.STOPPED)
+
+    @property
     def cause(self) -> observe.Pod | None:
         """The pod whose end tells most of why all ended; None when none could tell.
 
-        A pod that leaves takes the others with it: those break off within moments (exit code 1 or a signal), or are stopped
-        (143). So a code that names a cause comes first, wherever clocks differ; then the earliest end, a kill first.
+        A pod that leaves takes the others with it: those end as if they were asked to (143), are stopped, or break off. So a
+        code that names a cause comes first, wherever clocks differ; then the earliest end, a kill first.
         """
         return min((pod for pod in self.present if pod.terminated is not None), key=_tells, default=None)
 
