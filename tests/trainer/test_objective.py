@@ -10,7 +10,7 @@ import torch
 from tests.trainer import test_engine, tiny
 
 from finetune_api import job, run
-from finetune_trainer import adapter, engine, forest, lora, loss, model, objective, preflight, tokens, train
+from finetune_trainer import adapter, engine, evaluate, forest, lora, loss, model, objective, preflight, tokens, train
 
 CPU = torch.device("cpu")
 
@@ -87,6 +87,9 @@ def test_a_dpo_job_learns_to_prefer_the_chosen_answers(world: World) -> None:
     found = train.train(spec, 1, 1.0).training
     assert found is not None
     assert found.loss < 0.3 < 0.69, "it begins at log 2"
+    scored = evaluate.evaluate(spec, None, None, 1).evaluation
+    assert scored is not None
+    assert scored.examples > 0, "held-out chosen answers are what it is measured by"
 
 
 def test_qlora_computes_with_the_base_in_4_bits(base: pathlib.Path) -> None:

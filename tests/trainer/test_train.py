@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -308,14 +309,21 @@ def test_checkpoints_hold_no_pickle(world: World, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_training_goes_on_while_checkpoints_cannot_be_saved(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "problem",
+    [errors.Failure(reasons.Reason.STORAGE_UNAVAILABLE, "gone"), OSError(errno.ENOSPC, "No space left on device")],
+    ids=["outage", "full disk"],
+)
+def test_training_goes_on_while_checkpoints_cannot_be_saved(
+    problem: Exception, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = world(training={"checkpoints": {"everyMinutes": 0.01}})
     preflight.preflight(spec)
     saved = folders.save
 
     def save(store: storage.Storage, local: pathlib.Path, uri: str, extra: Any = None) -> folders.Manifest:
         if "checkpoints" in uri:
-            raise errors.Failure(reasons.Reason.STORAGE_UNAVAILABLE, "gone")
+            raise problem
         return saved(store, local, uri, extra)
 
     monkeypatch.setattr(folders, "save", save)
