@@ -1,8 +1,11 @@
 """Training killed or stopped at random moments: whenever that is, the loss curve is the one of a run left alone."""
 
+import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -106,3 +109,17 @@ def test_processes_that_hold_the_frozen_layers_together_learn_the_same(world: Wo
     shards = {"FINETUNE_SHARD": "1"}
     assert [processes.ended(process) for process in processes.together(parts, tmp_path, 2, **shards)] == [0, 0]
     assert processes.losses(parts) == pytest.approx(processes.losses(whole), rel=1e-4)
+
+
+def test_torchrun_may_start_the_processes(world: World, tmp_path: pathlib.Path) -> None:
+    training = {**TRAINING, "precision": "Float32", "maxSteps": 12}
+    ours = fresh(world(tiny.examples(60), training=training), "ours")
+    assert [processes.ended(process) for process in processes.together(ours, tmp_path, 2)] == [0, 0]
+    theirs = fresh(ours, "theirs")
+    run_file = tmp_path / "theirs.json"
+    run_file.write_text(theirs.model_dump_json(by_alias=True, exclude_none=True))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"FINETUNE_WORK": str(tmp_path / "torchrun"), "FINETUNE_METRICS_PORT": "0"}
+    command = [*torchrun, "-m", "--", "finetune_trainer", "train", "--run", str(run_file)]
+    assert subprocess.run(command, env=environment, timeout=300).returncode == 0
+    assert processes.losses(theirs) == processes.losses(ours)

@@ -125,24 +125,32 @@ def leave(ranks: Ranks) -> None:
 
 
 def start_others(gpus: int) -> "Others":
-    """Starts one more process of this very command for each GPU of the node but the first."""
-    if gpus < 2 or "LOCAL_RANK" in os.environ:
+    """Starts one more process of this very command for each GPU of the node but the first, unless torchrun did."""
+    if "LOCAL_RANK" in os.environ:
+        keep_apart()
+        return Others([])
+    if gpus < 2:
         return Others([])
     os.environ["LOCAL_WORLD_SIZE"] = str(gpus)
     if number(run.NODES, 1) == 1:
         os.environ.setdefault(run.RENDEZVOUS, f"127.0.0.1:{run.RENDEZVOUS_PORT}")
-    started = []
-    for local in range(1, gpus):
-        environment = os.environ | {
-            "LOCAL_RANK": str(local),
-            "FINETUNE_METRICS_PORT": "0",
-            "FINETUNE_TERMINATION_PATH": os.devnull,
-            "FINETUNE_SHARED": str(machine.work()),
-            "FINETUNE_WORK": str(machine.work() / f"rank{local}"),
-        }
-        started.append(subprocess.Popen([sys.executable, "-m", "finetune_trainer", *sys.argv[1:]], env=environment))
+    command = [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]]
+    started = [subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(at)}) for at in range(1, gpus)]
     os.environ["LOCAL_RANK"] = "0"
     return Others(started)
+
+
+def keep_apart() -> None:
+    """A node's further processes share its base model with the first, and nothing else: no folder, no port, no answer."""
+    local = number("LOCAL_RANK", 0)
+    if local and "FINETUNE_SHARED" not in os.environ:
+        work = machine.work()
+        os.environ |= {
+            "FINETUNE_SHARED": str(work),
+            "FINETUNE_WORK": str(work / f"rank{local}"),
+            "FINETUNE_METRICS_PORT": "0",
+            "FINETUNE_TERMINATION_PATH": os.devnull,
+        }
 
 
 @dataclasses.dataclass
