@@ -50,19 +50,24 @@ def log_to_stdout(level: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-async def serve_health(host: str, port: int) -> web.AppRunner:
+async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> web.AppRunner:
     """/metrics, /healthz (the process answers) and /readyz (it leads or stands by)."""
 
     async def text(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def exposition(_: web.Request) -> web.Response:
-        return web.Response(
-            body=prometheus_client.generate_latest(), headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
-        )
+    async def measured(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
+        response.enable_compression()
+        await response.prepare(request)
+        parts = exposition.parts()
+        while part := await asyncio.to_thread(next, parts, b""):
+            await response.write(part)
+        await response.write_eof()
+        return response
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", text), web.get("/readyz", text), web.get("/metrics", exposition)])
+    app.add_routes([web.get("/healthz", text), web.get("/readyz", text), web.get("/metrics", measured)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
@@ -82,8 +87,8 @@ async def operate(options: argparse.Namespace) -> int:
 
     take_signals()
     controller = handlers.Controller(api, chart, take_signals)
-    metrics.register(controller.facts, lambda: controller.leads)
-    health = await serve_health(options.host, options.port)
+    exposition = metrics.Exposition(controller.facts, lambda: controller.leads)
+    health = await serve_health(options.host, options.port, exposition)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
     LOG.info("standing by for the lease %s/%s as %s", namespace, LEASE, identity)

@@ -215,7 +215,13 @@ class Stage:
         container = {"name": name, "ready": server, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
         state = {"running": {"startedAt": now()}}
         self._patch(
-            pod, {"phase": "Running", "conditions": [ready], "containerStatuses": [container | {"state": state}]}
+            pod,
+            {
+                "phase": "Running",
+                "startTime": now(),
+                "conditions": [ready],
+                "containerStatuses": [container | {"state": state}],
+            },
         )
 
     def end(self, pod: Raw, code: int = 0, message: str = "", reason: str = "") -> None:
