@@ -86,7 +86,7 @@ SUFFIXES = r"_(bucket|count|sum)$"
 def metrics_in(query: str) -> set[str]:
     """Names of the metrics of a query: the words before a selector or a range, or alone."""
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"", " ", query)
-    bare = re.sub(r"\b(by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)", " ", bare)
+    bare = re.sub(r"\b(by|on|ignoring|without)\s*\([^)]*\)|\bgroup_(left|right)\b", " ", bare)
     words = set(re.findall(r"[a-zA-Z_:][\w:]*(?!\w*\s*\()", bare))
     return {word for word in words if ":" in word or "_" in word} - {"histogram_quantile", "label_replace"}
 
