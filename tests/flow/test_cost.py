@@ -40,6 +40,15 @@ async def test_the_hours_of_training_and_evaluation_are_counted_with_their_price
     assert played.state.cost.currency == "EUR"
 
 
+async def test_every_node_of_a_training_counts() -> None:
+    played = start({"train": [Hangs(), Hangs()]}, **{"spec.resources.nodes": 2})
+    await run_for(played, "train", HOUR)
+    assert len(played.pods("train")) == 2
+    played.let_go("train")
+    await played.rest()
+    assert hours(played) == pytest.approx(4.0, abs=0.01)
+
+
 async def test_what_serves_is_not_counted() -> None:
     played = start(**{"spec.deployment.resources.gpus": 1})
     await played.rest()
