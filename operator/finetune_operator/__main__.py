@@ -3,51 +3,20 @@
 import argparse
 import asyncio
 import contextlib
-import datetime
-import json
 import logging
 import os
 import pathlib
 import signal
 import socket
-import sys
 
 import prometheus_client
 from aiohttp import web
 
-from finetune_operator import cluster, handlers, metrics, settings
+from finetune_operator import cluster, handlers, log, metrics, settings
 
 LOG = logging.getLogger("finetune_operator")
 PORT = 8080
 LEASE = "finetune-operator"
-QUIET = ("kopf", "kubernetes", "aiohttp.access", "asyncio")
-"""Libraries whose every-day words are not ours to log."""
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and namespace, job, revision where they are known."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for field in ("namespace", "job", "revision"):
-            if value := getattr(record, field, None):
-                line[field] = value
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_to_stdout(level: str) -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> web.AppRunner:
@@ -76,7 +45,7 @@ async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> 
 
 async def operate(options: argparse.Namespace) -> int:
     chart = settings.load(options.settings)
-    log_to_stdout(chart.log_level)
+    log.configure(chart.log_level)
     api = await cluster.Cluster.connect()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
