@@ -95,12 +95,6 @@ BOARD = Dashboard(
             kind="bargauge",
         ),
         Panel(
-            "GPU-hours by result",
-            "What attempts held that ended within the chosen span of time; failed and disrupted ones bore little or nothing.",
-            {"{{stage}} {{result}}": "sum by (stage, result) (increase(finetune_gpu_seconds_total[$__range])) / 3600"},
-            kind="bargauge",
-        ),
-        Panel(
             "Price of the jobs that exist",
             "Training and evaluation, all attempts and revisions, by the chart's gpuTypes.*.pricePerHour.",
             {"{{namespace}} {{currency}}": f"sum by (namespace, currency) (finetune_job_cost_total{{{JOBS}}})"},
