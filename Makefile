@@ -27,7 +27,7 @@ demo-down: ## Stop the demo; leaves no process, mount or network rule
 
 # --- Develop ---
 
-.PHONY: venv test verify format crds lock
+.PHONY: venv test verify format crds dashboards lock
 venv: .venv/.ready ## Make the Python environment .venv from requirements/dev.txt
 
 .venv/.ready: requirements/dev.txt pyproject.toml hack/environment.py
@@ -45,6 +45,9 @@ format: venv ## Format the code and repair what the linter can
 crds: venv ## Write the CRDs and the API reference from the models
 	$(VENV)/python -m finetune_api.crd
 	$(VENV)/python -m finetune_api.reference
+
+dashboards: venv ## Write the chart's Grafana dashboards
+	$(VENV)/python hack/dashboards
 
 lock: venv ## Choose the newest versions that pyproject.toml allows and write requirements/
 	hack/lock.sh
@@ -66,6 +69,7 @@ verify-generated: venv
 	$(VENV)/python -m finetune_api.crd --check
 	$(VENV)/python -m finetune_api.reference --check
 	$(VENV)/python -m tests.bench.trainer --check
+	$(VENV)/python hack/dashboards --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
 verify-chart:

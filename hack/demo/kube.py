@@ -73,6 +73,20 @@ class Kube:
             child.end(process)
 
     @contextmanager
+    def proxy(self) -> Iterator[str]:
+        """The API server without credentials on this machine, for programs that bring none; gives host and port."""
+        process = child.start([self.kubectl, "proxy", "--port=0"], environment=self.environment)
+        try:
+            assert process.stdout
+            first = process.stdout.readline()
+            found = re.search(r"127\.0\.0\.1:\d+", first)
+            if not found:
+                raise say.Problem(f"`kubectl proxy` gave no port: {first.strip() or 'see above'}")
+            yield found[0]
+        finally:
+            child.end(process)
+
+    @contextmanager
     def watch(self, kind: str, name: str, namespace: str) -> Iterator["queue.Queue[Manifest | None]"]:
         """A queue that gets the object now and after every change, and None when the watch ended."""
         process = child.start(

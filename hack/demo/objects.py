@@ -63,6 +63,12 @@ class Objects:
             raise say.Problem(f"{uri} cannot be read: {error}") from error
         return body
 
+    def names(self, prefix: str) -> list[str]:
+        """URIs of everything below a prefix."""
+        bucket, key = split(prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        return [f"s3://{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", [])]
+
 
 def split(uri: str) -> tuple[str, str]:
     """s3://bucket/key -> bucket, key"""

@@ -22,6 +22,8 @@ PACKAGES = {
     "docker-registry": "docker-registry",
     "buildah": "buildah",
     "debootstrap": "debootstrap",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")

@@ -7,12 +7,12 @@ import inspect
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import finetune_api
-from finetune_api import basemodel, crd, exits, job, reasons, status
+from finetune_api import basemodel, crd, exits, job, metrics, reasons, status
 
 FOLDER = crd.REPOSITORY / "docs" / "reference"
 HEADER = (
@@ -22,7 +22,8 @@ HEADER = (
 
 def files() -> dict[Path, str]:
     """What every generated file must contain."""
-    return {FOLDER / "api.md": HEADER + api(), FOLDER / "conditions.md": HEADER + conditions()}
+    texts = {"api.md": api(), "conditions.md": conditions(), "metrics.md": measures()}
+    return {FOLDER / name: HEADER + text for name, text in texts.items()}
 
 
 def api() -> str:
@@ -68,6 +69,43 @@ def conditions() -> str:
         _table(("Code", "Meaning"), meanings(exits.Exit)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def measures() -> str:
+    """Prometheus' metrics: what each means, its unit and its labels."""
+    parts = [
+        "# Metrics",
+        f"What is said of one job carries the labels {_names(metrics.JOB)}, whoever says it. Their values are names and "
+        "words of the API, never numbers or texts that grow with the data, and a job's series end with the job. "
+        "[The operations guide](../guides/operations.md) tells how Prometheus finds them.",
+        "## Of each job, by the operator",
+        "Read from the job's status when Prometheus asks, on port 8080 of the replica that leads. They are there for as long "
+        "as the job is, so that last week's training still shows its last loss. Counters here are sums of the job's life: "
+        "`increase()` over a month works across restarts of the operator.",
+        _metrics_table(metrics.JOBS),
+        "## Of the operator's own work",
+        "On port 8080 of each replica; counted since its process began.",
+        _metrics_table(metrics.OPERATOR),
+        "The client library adds its `process_` and `python_` metrics.",
+        "## Of a running stage, by the trainer",
+        "On port 9400 of the pods of training and evaluation, at every step. A metric appears when it is first known.",
+        _metrics_table(metrics.TRAINER.values()),
+        "## Of a server, by vLLM",
+        "On port 8000 of the server's pods. vLLM has many more; these are the ones that the dashboards read. The labels "
+        f"{_names(metrics.JOB)} are put onto them by the scrape rules of the chart, with `stage` being `{metrics.SERVE}`; "
+        "vLLM's own are `model_name`, which is the base model, and `engine`.",
+        _metrics_table(metrics.VLLM),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _names(labels: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in labels)
+
+
+def _metrics_table(listed: Iterable[metrics.Metric]) -> str:
+    rows = [(f"`{m.name}`", m.kind.value, m.unit, _names(m.labels), m.help) for m in listed]
+    return _table(("Metric", "Type", "Unit", "Labels", "Meaning"), rows)
 
 
 def meanings(kind: type[enum.Enum]) -> list[tuple[str, str]]:

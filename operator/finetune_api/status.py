@@ -129,6 +129,22 @@ class Deployment(Reported):
     )
 
 
+class Cost(Reported):
+    """What the job has cost so far, over all its stages, attempts and revisions."""
+
+    gpu_hours: str = Field(
+        description="GPU-hours that the pods of its stages held, from their placement on a node to their end, for example "
+        "1.250000. What serves is not counted."
+    )
+    amount: str | None = Field(
+        default=None,
+        description="Their price by the chart's gpuTypes.*.pricePerHour, for example 0.875000. GPUs without a price count "
+        "nothing; absent: none had one.",
+    )
+    currency: str | None = Field(default=None, description="The currency of the amount.")
+    counted_until: Time = Field(description="Up to when it was counted.")
+
+
 class Failure(Reported):
     """Why the job failed or was last retried."""
 
@@ -185,6 +201,7 @@ class Status(Reported):
     artifacts: Artifacts | None = Field(default=None, description="What the job made.")
     evaluation: Evaluation | None = Field(default=None, description="How the tuned model compares.")
     deployment: Deployment | None = Field(default=None, description="The server, as it serves now.")
+    cost: Cost | None = Field(default=None, description="What the job has cost so far; absent: no GPU was held.")
     failure: Failure | None = Field(default=None, description="Why the job failed, or why its last attempt did.")
     history: list[Revision] = Field(
         default_factory=list, max_length=10, description="The last ten revisions, newest first."

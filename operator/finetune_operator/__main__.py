@@ -3,66 +3,40 @@
 import argparse
 import asyncio
 import contextlib
-import datetime
-import json
 import logging
 import os
 import pathlib
 import signal
 import socket
-import sys
 
 import prometheus_client
 from aiohttp import web
 
-from finetune_operator import cluster, handlers, metrics, settings
+from finetune_operator import cluster, handlers, log, metrics, settings
 
 LOG = logging.getLogger("finetune_operator")
 PORT = 8080
 LEASE = "finetune-operator"
-QUIET = ("kopf", "kubernetes", "aiohttp.access", "asyncio")
-"""Libraries whose every-day words are not ours to log."""
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and namespace, job, revision where they are known."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for field in ("namespace", "job", "revision"):
-            if value := getattr(record, field, None):
-                line[field] = value
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_to_stdout(level: str) -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-async def serve_health(host: str, port: int) -> web.AppRunner:
+async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> web.AppRunner:
     """/metrics, /healthz (the process answers) and /readyz (it leads or stands by)."""
 
     async def text(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def exposition(_: web.Request) -> web.Response:
-        return web.Response(
-            body=prometheus_client.generate_latest(), headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
-        )
+    async def measured(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
+        response.enable_compression()
+        await response.prepare(request)
+        parts = exposition.parts()
+        while part := await asyncio.to_thread(next, parts, b""):
+            await response.write(part)
+        await response.write_eof()
+        return response
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", text), web.get("/readyz", text), web.get("/metrics", exposition)])
+    app.add_routes([web.get("/healthz", text), web.get("/readyz", text), web.get("/metrics", measured)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
@@ -71,7 +45,7 @@ async def serve_health(host: str, port: int) -> web.AppRunner:
 
 async def operate(options: argparse.Namespace) -> int:
     chart = settings.load(options.settings)
-    log_to_stdout(chart.log_level)
+    log.configure(chart.log_level)
     api = await cluster.Cluster.connect()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -82,8 +56,8 @@ async def operate(options: argparse.Namespace) -> int:
 
     take_signals()
     controller = handlers.Controller(api, chart, take_signals)
-    metrics.register(controller.facts, lambda: controller.leads)
-    health = await serve_health(options.host, options.port)
+    exposition = metrics.Exposition(controller.facts, lambda: controller.leads)
+    health = await serve_health(options.host, options.port, exposition)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
     LOG.info("standing by for the lease %s/%s as %s", namespace, LEASE, identity)

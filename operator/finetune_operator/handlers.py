@@ -52,7 +52,7 @@ class Controller:
         except cluster.OUTAGES as outage:
             self._retry(uid, "unreachable", str(outage))
         except Exception:
-            LOG.exception("a reconcile failed: this is a defect of the operator")
+            LOG.exception("a reconcile failed: this is a defect of the operator", extra=self._about(uid))
             self._retry(uid, "defect", "see the traceback")
         else:
             self._failures.pop(uid, None)
@@ -65,10 +65,15 @@ class Controller:
         metrics.reconcile_errors.labels(kind).inc()
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
         pause = min(0.5 * 2.0 ** min(failures, 16), longest)
-        meta = self.facts.parents.get(uid, {}).get("metadata", {})
-        about = {"namespace": meta.get("namespace"), "job": meta.get("name")}
-        LOG.warning("the API server did not take it, again in %.0f s: %s", pause, message[:500], extra=about)
+        LOG.warning("the API server did not take it, again in %.0f s: %s", pause, message[:500], extra=self._about(uid))
         self._queue.add_after(uid, pause)
+
+    def _about(self, uid: str) -> dict[str, Any]:
+        """Fields of a log line about a job whose status may be unreadable."""
+        raw = self.facts.parents.get(uid, {})
+        meta, state = raw.get("metadata", {}), raw.get("status") or {}
+        name = {"namespace": meta.get("namespace"), "job": meta.get("name")}
+        return name | {"revision": state.get("revision"), "stage": state.get("stage")}
 
     def heard(self, event: str | None, body: dict[str, Any]) -> None:
         if event == "DELETED":

@@ -27,6 +27,8 @@ RELEASE = "finetune.dev/release"
 ATTEMPT = "finetune.dev/attempt"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Label and annotation that the Job controller gives the pods of an Indexed Job."""
+GPUS = "finetune.dev/gpus"
+GPU_TYPE = "finetune.dev/gpu-type"
 HASH = "finetune.dev/spec-hash"
 """Annotation: the digest of the manifest as we wrote it."""
 
@@ -89,15 +91,22 @@ class Terminated:
 @dataclasses.dataclass(frozen=True)
 class Pod:
     """A pod of a stage or of a release. `parent` is the name of its Job or Deployment, `node` its number among the pods of a Job
-    that work together."""
+    that work together; `stage` is empty for a server's."""
 
     name: str
     parent: str
     node: int
+    stage: str
+    gpus: int
+    gpu_type: str
     phase: str
     ready: bool
     created: datetime.datetime | None
+    placed: datetime.datetime | None
+    """When the node took it: from then on it holds its GPUs, whether its images are there or not."""
     started: datetime.datetime | None
+    ended: datetime.datetime | None
+    """When the last of its containers ended for good."""
     waiting: Waiting | None
     terminated: Terminated | None
     unschedulable: str
@@ -213,6 +222,16 @@ def _terminated(state: Raw) -> Terminated | None:
     )
 
 
+def _ended(state: Raw) -> datetime.datetime | None:
+    """The end of a pod that is over. One that never ran (evicted at once, or its node lost) ended when that was said."""
+    if state.get("phase") not in {"Succeeded", "Failed"}:
+        return None
+    ends = [(s.get("state") or {}).get("terminated") or {} for s in _statuses(state)]
+    said = [_time(end.get("finishedAt")) for end in ends]
+    said = said if any(said) else [_time(c.get("lastTransitionTime")) for c in state.get("conditions") or []]
+    return max((time for time in said if time), default=_time(state.get("startTime")))
+
+
 def pod(raw: Raw) -> Pod:
     meta, state = raw["metadata"], raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or []}
@@ -225,10 +244,15 @@ def pod(raw: Raw) -> Pod:
         name=meta["name"],
         parent=_labels(raw).get(RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
         node=int(node) if (node := _labels(raw).get(COMPLETION_INDEX, "0")).isdigit() else 0,
+        stage=_labels(raw).get(STAGE, ""),
+        gpus=int(gpus) if (gpus := _labels(raw).get(GPUS, "0")).isdigit() else 0,
+        gpu_type=_labels(raw).get(GPU_TYPE, ""),
         phase=str(state.get("phase", "Pending")),
         ready=conditions.get("Ready", {}).get("status") == "True",
         created=_time(meta.get("creationTimestamp")),
+        placed=_time(state.get("startTime")),
         started=min((s for s in starts if s), default=None),
+        ended=_ended(state),
         waiting=_waiting(state),
         terminated=_terminated(state),
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",

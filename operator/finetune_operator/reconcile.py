@@ -93,7 +93,7 @@ class Reconciler:
         self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision, now: datetime.datetime
     ) -> None:
         if decision.remove_parent:
-            LOG.info("time to live is over: the job is deleted", extra=about(parent))
+            LOG.info("time to live is over: the job is deleted", extra=about(parent, decision.status))
             with _conflicts():
                 version = str(raw["metadata"]["resourceVersion"])
                 await self._api.delete("FineTuneJob", parent.namespace, parent.name, version)
@@ -103,18 +103,18 @@ class Reconciler:
             self._facts.drop_parent(parent.uid)
             return
         state, before = decision.status, raw
-        refusal = await self._apply(parent, [m for m in decision.apply if m["kind"] != "Job"])
+        refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"])
         if refusal is None:
             # Jobs after the status: each is on record before it exists, and none is made for a spec that has changed by now.
             raw = await self._write(parent, raw, state)
-            refusal = await self._apply(parent, [m for m in decision.apply if m["kind"] == "Job"])
+            refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"])
         else:
             state = parent.status
         if refusal is not None:
             state = refusal.said_in(state, parent.generation, now)
             raw = await self._write(parent, raw, state)
         for ref in decision.delete:
-            LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent))
+            LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent, state))
             await self._api.delete(ref.kind, parent.namespace, ref.name)
         if raw is not before:
             await self._say(parent, raw, state)
@@ -125,10 +125,12 @@ class Reconciler:
             for stage, reason in decision.retried:
                 metrics.retries.labels(stage, reason).inc()
 
-    async def _apply(self, parent: observe.Parent, wanted: list[dict[str, Any]]) -> "Refusal | None":
+    async def _apply(
+        self, parent: observe.Parent, state: status.Status, wanted: list[dict[str, Any]]
+    ) -> "Refusal | None":
         """Apply in this order, until the API server refuses one for what it says."""
         for manifest in wanted:
-            LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent))
+            LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
             try:
                 self._facts.wrote_child(await self._api.apply(manifest, self._is_ours(parent, manifest)))
             except cluster.Failure as failure:
@@ -164,7 +166,7 @@ class Reconciler:
         """Events are a courtesy: one that cannot be written changes nothing."""
         for flip in conditions.flips(parent.status, new):
             kind = "Warning" if conditions.is_bad(flip) else "Normal"
-            LOG.info("%s=%s %s: %s", flip.type, flip.status, flip.reason, flip.message, extra=about(parent))
+            LOG.info("%s=%s %s: %s", flip.type, flip.status, flip.reason, flip.message, extra=about(parent, new))
             with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
                 await self._api.event(dict(raw), kind, flip.reason, f"{flip.type}: {flip.message}")
 
@@ -207,9 +209,9 @@ CONDITIONS_OF_A_REFUSAL: tuple[tuple[Condition, conditions.State], ...] = (
 )
 
 
-def about(parent: observe.Parent) -> dict[str, Any]:
-    """Fields of a log line."""
-    return {"namespace": parent.namespace, "job": parent.name, "revision": parent.status.revision}
+def about(parent: observe.Parent, state: status.Status) -> dict[str, Any]:
+    """Fields of a log line: the revision and stage are those that were just decided."""
+    return {"namespace": parent.namespace, "job": parent.name, "revision": state.revision, "stage": state.stage}
 
 
 def difference(old: observe.Raw, new: observe.Raw) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class GpuType(model.Model):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[job.Toleration] = Field(default_factory=list)
     memory_gi_b: float | None = Field(default=None, gt=0, alias="memoryGiB")
+    price_per_hour: float | None = Field(default=None, ge=0, description="Of one GPU, in Settings.currency.")
 
 
 class Serving(model.Model):
@@ -44,6 +45,7 @@ class Settings(model.Model):
     namespaces: list[str] = Field(default_factory=list, description="Empty: all namespaces.")
     gpu_resource: str = "nvidia.com/gpu"
     gpu_types: dict[str, GpuType] = Field(default_factory=dict)
+    currency: str = Field(default="USD", min_length=1, max_length=16, description="What prices are in.")
     serving: Serving = Field(default_factory=Serving)
     preflight: SmallStage = Field(default_factory=SmallStage)
     verify: SmallStage = Field(default_factory=SmallStage)

@@ -119,8 +119,9 @@ def test_monitors_come_only_when_asked_for(render: Render) -> None:
     )
     pods, services = both["PodMonitor"]["finetune-operator"], both["ServiceMonitor"]["finetune-operator"]
     assert pods["metadata"]["labels"]["release"] == "prometheus"
-    assert pods["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "path": "/metrics", "interval": "30s"}]
-    assert services["spec"]["endpoints"] == [{"port": "metrics", "path": "/metrics", "interval": "15s"}]
+    endpoint = {"port": "metrics", "path": "/metrics", "honorLabels": True}
+    assert pods["spec"]["podMetricsEndpoints"] == [endpoint | {"interval": "30s"}]
+    assert services["spec"]["endpoints"] == [endpoint | {"interval": "15s"}]
     labels = both["Service"]["finetune-operator-metrics"]["metadata"]["labels"]
     assert services["spec"]["selector"]["matchLabels"].items() <= labels.items()
 

@@ -81,6 +81,16 @@ def test_gpu_types_are_added_and_dropped(render: Render) -> None:
     assert "nvidia-l4" in read.gpu_types
 
 
+def test_prices_arrive_with_their_currency_and_nobody_has_one_by_default(render: Render) -> None:
+    assert {
+        kind.price_per_hour for kind in settings.Settings.model_validate_json(text_of(render())).gpu_types.values()
+    } == {None}
+    values = {"currency": "EUR", "gpuTypes": {"nvidia-l4": {"pricePerHour": 0.8}}}
+    read = settings.Settings.model_validate_json(text_of(render(values)))
+    assert (read.currency, read.gpu_types["nvidia-l4"].price_per_hour) == ("EUR", 0.8)
+    assert read.gpu_types["nvidia-l4"].memory_gi_b == 22
+
+
 def test_new_settings_roll_the_operator_and_equal_ones_do_not(render: Render) -> None:
     def checksum(values: Manifest) -> str:
         pod = render(values)["Deployment"]["finetune-operator"]["spec"]["template"]

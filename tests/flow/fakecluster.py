@@ -447,6 +447,8 @@ class FakeCluster:
         play = self.play(raw)
         name = raw["spec"]["containers"][0]["name"]
         new: Raw = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+        if not isinstance(play, Unschedulable):
+            new["startTime"] = state.get("startTime", stamp(self.now))
         running = {"startedAt": stamp(self.now)}
         if state["phase"] == "Running":
             running = state["containerStatuses"][0]["state"].get("running", running)

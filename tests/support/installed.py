@@ -32,21 +32,30 @@ CHART = controlplane.REPOSITORY / "charts" / "finetune-operator"
 NOT_HERE = {"Deployment", "PodDisruptionBudget"}
 """Kinds of the chart that need a node: the process takes their place."""
 QUICK = {"retryBackoffSeconds": 0.2, "drainSeconds": 1, "progressSeconds": 0.2}
+ADDRESS = "127.0.0.1"
+"""Of every pod that is said to run."""
 Raw = dict[str, Any]
 
 
-def install(
-    plane: controlplane.ControlPlane, folder: Path, values: Raw | None = None, release: str = "finetune-operator"
-) -> tuple[Path, Path]:
-    """The chart's objects but its pods; a kubeconfig of its ServiceAccount, and its settings file."""
-    rendered = subprocess.run(
+def rendered(
+    plane: controlplane.ControlPlane, values: Raw | None = None, release: str = "finetune-operator"
+) -> list[Raw]:
+    """The chart's objects."""
+    text = subprocess.run(
         [plane.bin / "helm", "template", release, CHART, f"--namespace={SYSTEM}", "--kube-version=1.30", "--values=-"],
         input=json.dumps(QUICK | (values or {})),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    manifests = [m for m in yaml.safe_load_all(rendered) if m and m["kind"] not in NOT_HERE]
+    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def install(
+    plane: controlplane.ControlPlane, folder: Path, values: Raw | None = None, release: str = "finetune-operator"
+) -> tuple[Path, Path]:
+    """The chart's objects but its pods; a kubeconfig of its ServiceAccount, and its settings file."""
+    manifests = [m for m in rendered(plane, values, release) if m["kind"] not in NOT_HERE]
     if plane.run("get", "namespace", SYSTEM).returncode:
         plane.kubectl("create", "namespace", SYSTEM)
     plane.kubectl(
@@ -100,10 +109,14 @@ class Replica:
         return self.process.wait(20)
 
 
-def start(name: str, folder: Path, kubeconfig: Path, file: Path) -> Replica:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def start(name: str, folder: Path, kubeconfig: Path, file: Path) -> Replica:
+    port = free_port()
     log = folder / f"{name}.log"
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
     with log.open("wb") as out:
@@ -215,7 +228,15 @@ class Stage:
         container = {"name": name, "ready": server, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
         state = {"running": {"startedAt": now()}}
         self._patch(
-            pod, {"phase": "Running", "conditions": [ready], "containerStatuses": [container | {"state": state}]}
+            pod,
+            {
+                "phase": "Running",
+                "startTime": now(),
+                "podIP": ADDRESS,
+                "podIPs": [{"ip": ADDRESS}],
+                "conditions": [ready],
+                "containerStatuses": [container | {"state": state}],
+            },
         )
 
     def end(self, pod: Raw, code: int = 0, message: str = "", reason: str = "") -> None:

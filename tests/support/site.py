@@ -25,6 +25,8 @@ NAMESPACE = "ml"
 BUCKET = "finetune-e2e"
 SECRET = "s3-credentials"
 MODEL = "tiny"
+PRICED = "any"
+"""A gpuType that every node with a GPU has, and a price."""
 IMAGES = ["operator", "fetch", "trainer", "vllm-cpu"]
 Job = dict[str, Any]
 
@@ -214,6 +216,10 @@ def _install(kube: Kube, store: place.ObjectStore, images: dict[str, str]) -> No
     install.credentials(kube, NAMESPACE, SECRET, store)
     values = install.values(images, "s3://unused/model")
     values["catalogue"] = {MODEL: {"source": f"s3://{BUCKET}/models/{MODEL}", "family": "llama"}}
-    values["gpuTypes"] = {"nvidia-l4": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}}}
+    values["gpuTypes"] = {
+        "nvidia-l4": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}},
+        PRICED: {"nodeSelector": {}, "pricePerHour": 0.8},
+    }
+    values["currency"] = "EUR"
     values["retryBackoffSeconds"] = 1
     install.chart(kube, values)

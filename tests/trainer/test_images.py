@@ -67,7 +67,7 @@ def test_fetch_runs_in_the_slim_image(world: Callable[..., run.Run], tmp_path: p
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "to" / "chat_template.jinja").is_file()
-    assert all(json.loads(line)["level"] == "info" for line in done.stderr.splitlines())
+    assert all(json.loads(line)["level"] == "INFO" for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize("scheme", ["s3", "file"])

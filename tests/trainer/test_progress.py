@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api import outcome, run, status
+from finetune_api import metrics, outcome, run, status
 from finetune_trainer import progress
+from support import prometheus
 
 World = Callable[..., run.Run]
 
@@ -136,20 +137,46 @@ def test_outside_a_cluster_nothing_is_sent(world: World) -> None:
     assert progress.address(world(progressConfigMap="x")) is None
 
 
-def test_metrics_are_served_with_the_jobs_labels(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A free port, on which the metrics are."""
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("FINETUNE_METRICS_PORT", str(port))
+        number = int(free.getsockname()[1])
+    monkeypatch.setenv("FINETUNE_METRICS_PORT", str(number))
+    return number
+
+
+def scraped(port: int) -> str:
+    return str(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
+
+
+def test_metrics_are_served_with_the_jobs_labels(world: World, port: int) -> None:
     report = progress.Progress(world(), "train", 1)
     report.metrics.set(loss=0.5, step=7)
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    text = scraped(port)
     labels = '{finetunejob="tiny",namespace="ml",revision="r1",stage="train"}'
     assert f"finetune_trainer_loss{labels} 0.5" in text
     assert f"finetune_trainer_step{labels} 7.0" in text
+    assert "finetune_trainer_validation_loss{" not in text, "what is not known yet is not 0"
     progress.Progress(world(), "train", 1)  # the port is taken: a warning, no end
+
+
+def test_how_far_a_stage_is_is_a_metric_of_every_stage(world: World, port: int) -> None:
+    progress.Progress(world(), "evaluate", 1).tell(at(43))
+    assert 'finetune_trainer_progress_ratio{finetunejob="tiny",namespace="ml",revision="r1",stage="evaluate"} 0.43' in (
+        scraped(port)
+    )
+
+
+def test_promtool_likes_what_the_trainer_exports(world: World, port: int) -> None:
+    report = progress.Progress(world(), "train", 1)
+    report.metrics.set(**dict.fromkeys(metrics.TRAINER, 1.0))
+    text = scraped(port)
+    assert text.count("# TYPE ") == len(metrics.TRAINER)
+    assert prometheus.problems(text) == ""
 
 
 @pytest.mark.parametrize("seconds, text", [(0.4, "0s"), (45, "45s"), (750, "12m30s"), (11_130, "3h05m")])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pydantic
 
 from finetune_api import exits, outcome, reasons, run
-from finetune_trainer import errors, log, machine, signals
+from finetune_trainer import errors, log, machine, secrets, signals
 
 Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
 
@@ -108,7 +108,9 @@ def _run(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
     """The stage's outcome and exit code, whatever happens in it."""
     stage = options.stage
     try:
-        return STAGES[stage][0](_read(options.run), options), exits.Exit.DONE
+        spec = _read(options.run)
+        log.about(namespace=spec.namespace, job=spec.name, revision=spec.revision, stage=stage)
+        return STAGES[stage][0](spec, options), exits.Exit.DONE
     except errors.Stopped:
         return outcome.Outcome(stage=stage, message="stopped on request"), exits.Exit.STOPPED
     except errors.Failure as failure:
@@ -158,7 +160,7 @@ def _read(path: pathlib.Path) -> run.Run:
 
 def _answer(result: outcome.Outcome) -> None:
     """The outcome to where the kubelet reads it; without a kubelet, to stdout."""
-    message = result.termination_message()
+    message = secrets.redact(result.termination_message())
     named = os.environ.get("FINETUNE_TERMINATION_PATH")
     path = pathlib.Path(named or outcome.TERMINATION_PATH)
     if named or (path.is_file() and os.access(path, os.W_OK)):

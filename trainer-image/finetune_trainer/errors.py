@@ -8,6 +8,7 @@ Stopped            SIGTERM arrived (a BaseException, so that no `except Exceptio
 import re
 
 from finetune_api import exits, reasons, status
+from finetune_trainer import secrets
 
 EXITS: dict[reasons.Reason, int] = {
     reasons.Reason.STORAGE_UNAVAILABLE: exits.Exit.STORAGE,
@@ -47,5 +48,5 @@ class Stopped(BaseException):
 
 def describe(error: BaseException) -> str:
     """An error in one line, without what could be a secret."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = secrets.redact(" ".join(f"{type(error).__name__}: {error}".split()))
     return re.sub(r"(AKIA|ASIA)[A-Z0-9]{8,}", r"\1…", text)[:300]

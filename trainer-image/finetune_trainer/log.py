@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from finetune_trainer import secrets
+
 LOGGER = logging.getLogger("finetune")
 
 QUIET = (
@@ -24,16 +26,24 @@ QUIET = (
 )
 
 
+_about: dict[str, str] = {}
+
+
 class Formatter(logging.Formatter):
-    """A record as one JSON line: time, level, message, and the fields given with it."""
+    """A record as one JSON line: time, level, message, what the process is about, and the fields given with it."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
+        line: dict[str, Any] = {"time": time, "level": record.levelname, "message": record.getMessage(), **_about}
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return secrets.redact(json.dumps(line, ensure_ascii=False, default=str))
+
+
+def about(**fields: str) -> None:
+    """What all further lines of this process are about: namespace, job, revision and stage, as in the operator's log."""
+    _about.update(fields)
 
 
 def configure() -> None:

@@ -11,8 +11,9 @@ import pathlib
 import ssl
 import threading
 import urllib.request
-from typing import Any, ClassVar
+from typing import Any
 
+from finetune_api import metrics as contract
 from finetune_api import outcome, run, status
 from finetune_trainer import errors, log
 
@@ -39,6 +40,7 @@ class Progress:
 
     def tell(self, progress: status.Progress) -> None:
         """The latest state; returns at once."""
+        self.metrics.set(progress_ratio=progress.percent / 100)
         self._put(progress, self._checkpoint)
 
     def saved(self, checkpoint: status.Checkpoint) -> None:
@@ -117,30 +119,16 @@ def patch(url: str, body: dict[str, Any]) -> None:
 
 
 class Metrics:
-    """Prometheus gauges of one stage on run.METRICS_PORT."""
-
-    NAMES: ClassVar = {
-        "step": "Optimizer steps done",
-        "total_steps": "Optimizer steps planned",
-        "epoch": "Passes over the data done",
-        "loss": "Loss of the last step in nats per learned token",
-        "validation_loss": "Loss of the last validation in nats per learned token",
-        "learning_rate": "Learning rate of the last step",
-        "gradient_norm": "Norm of the last step's gradient before clipping",
-        "tokens_per_second": "Tokens trained on per second",
-        "eta_seconds": "Estimated seconds until the stage ends",
-        "memory_bytes": "Peak memory of the GPU, or of the process on a CPU",
-    }
+    """Prometheus gauges of one stage on run.METRICS_PORT. A gauge appears when it is first set: no loss is not a loss of 0."""
 
     def __init__(self, job: run.Run, stage: str) -> None:
         import prometheus_client
 
         registry = prometheus_client.CollectorRegistry()
-        names = ("namespace", "finetunejob", "revision", "stage")
-        values = (job.namespace, job.name, job.revision, stage)
+        self._labels = (job.namespace, job.name, job.revision, stage)
         self._gauges = {
-            name: prometheus_client.Gauge(f"finetune_trainer_{name}", text, names, registry=registry).labels(*values)
-            for name, text in self.NAMES.items()
+            key: prometheus_client.Gauge(metric.family, metric.help, metric.labels, registry=registry)
+            for key, metric in contract.TRAINER.items()
         }
         port = int(os.environ.get("FINETUNE_METRICS_PORT", run.METRICS_PORT))
         try:
@@ -150,9 +138,9 @@ class Metrics:
             log.warning("no metrics port", port=port, problem=str(error))
 
     def set(self, **values: float | None) -> None:
-        for name, value in values.items():
+        for key, value in values.items():
             if value is not None:
-                self._gauges[name].set(value)
+                self._gauges[key].labels(*self._labels).set(value)
 
 
 def now() -> datetime.datetime:

@@ -13,7 +13,7 @@ import urllib.request
 from typing import Any
 
 from finetune_api import outcome, reasons, run
-from finetune_trainer import errors, log, signals, storage
+from finetune_trainer import errors, log, secrets, signals, storage
 
 TOLERANCE = 0.15
 """Mean nats per token that served and recorded log-probabilities may differ: other kernels round bfloat16 otherwise.
@@ -171,7 +171,7 @@ class Server:
             try:
                 return self._call(path, body, TIMEOUT)
             except urllib.error.HTTPError as error:
-                said = error.read(500).decode(errors="replace")
+                said = secrets.redact(error.read(500).decode(errors="replace"))
                 if error.code < 500 or attempt == 3:
                     raise Refused(f"{self._endpoint}{path} answers {error.code}: {said}") from error
             except (OSError, http.client.HTTPException) as error:

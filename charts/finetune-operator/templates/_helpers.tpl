@@ -28,6 +28,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* Where the pods of jobs are, for what selects them across namespaces. */}}
+{{- define "finetune-operator.namespaceselector" -}}
+{{- if .Values.namespaces -}}
+matchNames: {{ toJson .Values.namespaces }}
+{{- else -}}
+any: true
+{{- end -}}
+{{- end }}
+
 {{/* An image reference: list of context, image and whether images.registry stands before it. */}}
 {{- define "finetune-operator.image" -}}
 {{- $context := index . 0 -}}
@@ -55,6 +64,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "namespaces" .Values.namespaces
   "gpuResource" .Values.gpuResource
   "gpuTypes" .Values.gpuTypes
+  "currency" .Values.currency
   "serving" .Values.serving
   "preflight" .Values.preflight
   "verify" .Values.verify

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from finetune_api import run, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
-from finetune_operator.decide import attempts, edits, rollout, summary
+from finetune_operator.decide import attempts, cost, edits, rollout, summary
 from finetune_operator.decide.draft import ENDS, Decision, Draft, Ended, Ref
 from finetune_operator.manifests import meta
 
@@ -39,6 +39,7 @@ def decide(obs: observe.Observation) -> Decision:
         rollout.keep_serving(draft)
         rollout.retire(draft)
         stop_what_is_not_wanted(draft)
+        cost.settle(draft)
         summary.sum_up(draft)
     return draft.decision()
 

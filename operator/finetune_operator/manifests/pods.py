@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_api import job, run
-from finetune_operator import settings
+from finetune_operator import observe, settings
 
 USER = 65532
 WORK = {"name": "tmp", "emptyDir": {}}
@@ -48,6 +48,13 @@ def resources(wanted: job.Resources, chart: settings.Settings, default: job.Requ
         limits[chart.gpu_resource] = str(wanted.gpus)
         requests = {**requests, chart.gpu_resource: str(wanted.gpus)}
     return {"requests": requests, "limits": limits}
+
+
+def gpu_labels(wanted: job.Resources) -> dict[str, str]:
+    """What a pod holds, for those who count: our cost, and the tools of others."""
+    if not wanted.gpus:
+        return {}
+    return {observe.GPUS: str(wanted.gpus), **({observe.GPU_TYPE: wanted.gpu_type} if wanted.gpu_type else {})}
 
 
 def placement(wanted: job.Resources, chart: settings.Settings) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from finetune_operator.manifests import meta, pods, service
 CONTAINER = "finetune"
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
+REPORTING = {Stage.TRAIN, Stage.EVALUATE}
+"""Stages that say how far they are, to the API server and to Prometheus."""
 KEEP_SECONDS = 3600
 """How long a finished Job and its pod's log stay to be looked at."""
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -39,6 +41,7 @@ def build(
         parent,
         chart.labels,
         **{observe.REVISION: content.revision, observe.STAGE: stage, observe.ATTEMPT: str(attempt)},
+        **pods.gpu_labels(wanted),
     )
     volumes, mounts = pods.base_volume(content.base_model) if stage is not Stage.VERIFY else ([], [])
     container: dict[str, Any] = {
@@ -61,7 +64,7 @@ def build(
             {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
             *mounts,
         ],
-        **({"ports": [{"name": "metrics", "containerPort": run.METRICS_PORT}]} if stage is Stage.TRAIN else {}),
+        **({"ports": [{"name": "metrics", "containerPort": run.METRICS_PORT}]} if stage in REPORTING else {}),
     }
     if wanted.gpus > 1:
         container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
@@ -69,7 +72,7 @@ def build(
     template = pods.pod(
         chart,
         service_account=meta.service_account(parent, content.storage.service_account_name),
-        token=stage in {Stage.TRAIN, Stage.EVALUATE},
+        token=stage in REPORTING,
         containers=[container],
         volumes=[{"name": "run", "configMap": {"name": meta.run_config(parent, content.revision)}}, *volumes],
         restartPolicy="Never",

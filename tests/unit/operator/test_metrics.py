@@ -1,23 +1,63 @@
-"""The operator's own metrics."""
+"""The operator's own metrics, and all that it exports together."""
 
+import re
+
+from finetune_api import metrics as contract
 from finetune_api.reasons import Phase
 from finetune_operator import cache, metrics
+from support import prometheus
 
 
-def jobs(leads: bool) -> dict[str, float]:
+def fleet(leads: bool) -> dict[str, float]:
     facts = cache.Cache(lambda uid: None)
     facts.put_parent({"metadata": {"uid": "a", "name": "one", "namespace": "ml"}, "status": {"phase": "Ready"}})
     facts.put_parent({"metadata": {"uid": "b", "name": "two", "namespace": "ml"}})
-    found = metrics.Jobs(facts, lambda: leads).collect()
+    found = metrics.Fleet(facts, lambda: leads).collect()
     return {sample.labels["phase"]: sample.value for family in found for sample in family.samples}
 
 
 def test_the_leader_counts_jobs_by_phase_and_a_new_one_is_pending() -> None:
-    counted = jobs(leads=True)
+    counted = fleet(leads=True)
     assert counted["Ready"] == 1
     assert counted["Pending"] == 1
     assert set(counted) == {phase.value for phase in Phase}
 
 
 def test_a_replica_that_stands_by_says_nothing_of_jobs_so_that_sums_and_first_answers_are_right() -> None:
-    assert jobs(leads=False) == {}
+    assert fleet(leads=False) == {}
+
+
+def exposed(leads: bool) -> str:
+    facts = cache.Cache(lambda uid: None)
+    facts.put_parent({"metadata": {"uid": "a", "name": "one", "namespace": "ml"}})
+    try:
+        exposition = metrics.Exposition(facts, lambda: leads)
+        return b"".join(exposition.parts()).decode()
+    finally:
+        metrics.prometheus_client.REGISTRY.unregister(exposition.fleet)
+
+
+def test_what_the_operator_exports_pleases_promtool() -> None:
+    text = exposed(leads=True)
+    assert "finetune_job_status" in text
+    assert prometheus.problems(text) == ""
+
+
+def test_promtool_would_say_what_it_does_not_like() -> None:
+    assert "no help text" in prometheus.problems("# TYPE x counter\nx 1\n")
+
+
+def test_jobs_are_told_of_by_the_leader_alone() -> None:
+    assert "finetune_job_" not in exposed(leads=False)
+
+
+def test_everything_that_is_exported_is_in_the_contract() -> None:
+    found = set(re.findall(r"^# TYPE (finetune_\w+) ", exposed(leads=True), re.MULTILINE))
+    assert found - {metric.name for metric in contract.JOBS} == {metric.name for metric in contract.OPERATOR}
+
+
+def test_what_will_be_counted_begins_with_zero_so_that_the_first_one_is_an_increase() -> None:
+    text = exposed(leads=True)
+    assert re.search(r'^finetune_stage_duration_seconds_count\{result="failed",stage="train"\} \d', text, re.MULTILINE)
+    assert re.search(r'^finetune_retries_total\{reason="StorageUnavailable",stage="train"\} \d', text, re.MULTILINE)
+    assert re.search(r'^finetune_reconcile_errors_total\{kind="defect"\} \d', text, re.MULTILINE)

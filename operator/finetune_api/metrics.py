@@ -1,0 +1,219 @@
+"""Every Prometheus metric of ours: what operator and trainer export, and what the documentation and dashboards speak of.
+
+One set: what is said of a job carries the labels of JOB, whoever says it. Values of labels are names and words of the
+contract, never numbers or texts that grow with the data, and a job's series end with the job.
+"""
+
+import dataclasses
+import enum
+
+JOB = ("namespace", "finetunejob", "revision", "stage")
+"""Labels of everything that is said of a job; scrape rules put the same ones onto the series of vLLM."""
+
+SERVE = "serve"
+"""The value of `stage` for what serves, which is no stage of its own in the API."""
+
+
+class Kind(enum.StrEnum):
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric family. `name` is as in a query: counters end in _total."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """The name by which Prometheus' Python client makes it."""
+        return self.name.removesuffix("_total")
+
+
+def _gauge(name: str, unit: str, help_: str, *labels: str) -> Metric:
+    return Metric(name, Kind.GAUGE, unit, help_, labels)
+
+
+def _counter(name: str, unit: str, help_: str, *labels: str) -> Metric:
+    return Metric(name, Kind.COUNTER, unit, help_, labels)
+
+
+# --- the operator at work: counted since its process began ---
+
+STAGE_DURATION = Metric(
+    "finetune_stage_duration_seconds",
+    Kind.HISTOGRAM,
+    "seconds",
+    "Time from the creation of a stage's Job to its end, waiting for a node included.",
+    ("stage", "result"),
+    (5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600),
+)
+QUEUE_WAIT = Metric(
+    "finetune_queue_wait_seconds",
+    Kind.HISTOGRAM,
+    "seconds",
+    "Time from the creation of a stage's Job to the start of its container.",
+    ("stage",),
+    (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600),
+)
+RETRIES = _counter("finetune_retries_total", "attempts", "Attempts that failed and are repeated.", "stage", "reason")
+RECONCILE_DURATION = Metric(
+    "finetune_reconcile_duration_seconds",
+    Kind.HISTOGRAM,
+    "seconds",
+    "Time of one reconcile of one job, its requests to the API server included.",
+    (),
+    (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)
+RECONCILE_ERRORS = _counter(
+    "finetune_reconcile_errors_total",
+    "reconciles",
+    "Reconciles that failed and are repeated: refused or unreachable by the API server, or a defect of the operator.",
+    "kind",
+)
+LEADER = _gauge("finetune_leader", "0 or 1", "1 on the replica that reconciles, 0 on those that stand by.")
+FLEET = _gauge("finetune_jobs", "jobs", "FineTuneJobs by phase; on the replica that reconciles.", "phase")
+
+OPERATOR = (STAGE_DURATION, QUEUE_WAIT, RETRIES, RECONCILE_DURATION, RECONCILE_ERRORS, LEADER, FLEET)
+
+# --- each job, as its status has it: exported by the operator for as long as the job exists ---
+
+STATUS = _gauge(
+    "finetune_job_status",
+    "always 1",
+    "The job's phase, the stage that is under way, and the reason of its Ready condition.",
+    *JOB,
+    "phase",
+    "reason",
+)
+START = _gauge(
+    "finetune_job_start_timestamp_seconds", "Unix time", "When the revision began, or was resumed.", *JOB[:3]
+)
+COMPLETION = _gauge(
+    "finetune_job_completion_timestamp_seconds", "Unix time", "When the revision ended, well or badly.", *JOB[:3]
+)
+PROGRESS = _gauge("finetune_job_progress_ratio", "0 to 1", "Share of the optimizer steps that are done.", *JOB)
+STEPS = _gauge("finetune_job_steps", "steps", "Optimizer steps done.", *JOB)
+PLANNED_STEPS = _gauge("finetune_job_planned_steps", "steps", "Optimizer steps planned.", *JOB)
+EPOCHS = _gauge("finetune_job_epochs", "epochs", "Passes over the training data done.", *JOB)
+LOSS = _gauge("finetune_job_loss", "nats per learned token", "Loss of the last step.", *JOB)
+VALIDATION_LOSS = _gauge("finetune_job_validation_loss", "nats per learned token", "Loss of the last validation.", *JOB)
+SPEED = _gauge("finetune_job_tokens_per_second", "tokens per second", "Tokens trained on per second.", *JOB)
+ETA = _gauge("finetune_job_eta_seconds", "seconds", "Estimated time until training ends, while it runs.", *JOB)
+CHECKPOINT_STEP = _gauge(
+    "finetune_job_checkpoint_step", "steps", "Optimizer step of the newest checkpoint in S3.", *JOB
+)
+CHECKPOINT_TIME = _gauge(
+    "finetune_job_checkpoint_timestamp_seconds", "Unix time", "When the newest checkpoint was complete in S3.", *JOB
+)
+EVALUATION = _gauge(
+    "finetune_job_evaluation_value",
+    "the metric's own",
+    "A metric of the evaluation for one contender (Base, Tuned, ...), on examples that training never saw.",
+    *JOB,
+    "metric",
+    "contender",
+)
+PASSED = _gauge("finetune_job_evaluation_passed", "0 or 1", "Whether every gate of the evaluation passed.", *JOB)
+REPLICAS = _gauge("finetune_job_replicas", "pods", "Servers that are asked for, of the revision that serves.", *JOB)
+READY_REPLICAS = _gauge(
+    "finetune_job_ready_replicas", "pods", "Servers that are ready, of the revision that serves.", *JOB
+)
+SERVED_SPEED = _gauge(
+    "finetune_job_verified_tokens_per_second",
+    "tokens per second",
+    "Speed of one request when the serving release was verified.",
+    *JOB,
+)
+GPUS = _gauge(
+    "finetune_job_gpus", "GPUs", "GPUs that the job's pods hold now, by stage and GPU type.", *JOB, "gpu_type"
+)
+GPU_SECONDS = _counter(
+    "finetune_job_gpu_seconds_total",
+    "GPU-seconds",
+    "GPU time that the pods of all stages, attempts and revisions held, from their placement to their end; serving is "
+    "not counted.",
+    *JOB[:2],
+)
+COST = _counter(
+    "finetune_job_cost_total",
+    "the currency",
+    "Price of that GPU time, by the pricePerHour of each GPU type.",
+    *JOB[:2],
+    "currency",
+)
+
+JOBS = (
+    STATUS,
+    START,
+    COMPLETION,
+    PROGRESS,
+    STEPS,
+    PLANNED_STEPS,
+    EPOCHS,
+    LOSS,
+    VALIDATION_LOSS,
+    SPEED,
+    ETA,
+    CHECKPOINT_STEP,
+    CHECKPOINT_TIME,
+    EVALUATION,
+    PASSED,
+    REPLICAS,
+    READY_REPLICAS,
+    SERVED_SPEED,
+    GPUS,
+    GPU_SECONDS,
+    COST,
+)
+
+# --- a stage's pod: exported by the trainer for as long as the pod runs, at every step ---
+
+
+def _trainer(name: str, unit: str, help_: str) -> Metric:
+    return _gauge(f"finetune_trainer_{name}", unit, help_, *JOB)
+
+
+TRAINER = {
+    "progress_ratio": _trainer("progress_ratio", "0 to 1", "Share of the stage's work that is done."),
+    "step": _trainer("step", "steps", "Optimizer steps done."),
+    "total_steps": _trainer("total_steps", "steps", "Optimizer steps planned."),
+    "epoch": _trainer("epoch", "epochs", "Passes over the training data done."),
+    "loss": _trainer("loss", "nats per learned token", "Loss of the last step."),
+    "validation_loss": _trainer("validation_loss", "nats per learned token", "Loss of the last validation."),
+    "learning_rate": _trainer("learning_rate", "none", "Learning rate of the last step."),
+    "gradient_norm": _trainer("gradient_norm", "none", "Norm of the last step's gradient before clipping."),
+    "tokens_per_second": _trainer("tokens_per_second", "tokens per second", "Tokens trained on per second."),
+    "eta_seconds": _trainer("eta_seconds", "seconds", "Estimated time until training ends."),
+    "memory_bytes": _trainer("memory_bytes", "bytes", "Peak memory of the GPU, or of the process on a CPU."),
+}
+"""Key: what the training loop calls it."""
+
+# --- vLLM's own, which the serving dashboard and the alerts read ---
+
+VLLM = (
+    _gauge("vllm:num_requests_running", "requests", "Requests that are being answered."),
+    _gauge("vllm:num_requests_waiting", "requests", "Requests that wait for a place in a batch."),
+    _gauge("vllm:kv_cache_usage_perc", "0 to 1", "Share of the KV cache that is in use."),
+    _counter("vllm:prefix_cache_queries_total", "tokens", "Tokens of prompts that were looked for in the prefix cache."),
+    _counter("vllm:prefix_cache_hits_total", "tokens", "Those that were found there, and not computed again."),
+    _counter("vllm:prompt_tokens_total", "tokens", "Tokens of prompts that were read."),
+    _counter("vllm:generation_tokens_total", "tokens", "Tokens that were written."),
+    _counter(
+        "vllm:request_success_total", "requests", "Requests that were answered, by the reason why they ended.",
+        "finished_reason",
+    ),
+    Metric(
+        "vllm:time_to_first_token_seconds", Kind.HISTOGRAM, "seconds", "Time from a request to its first token."
+    ),
+    Metric("vllm:inter_token_latency_seconds", Kind.HISTOGRAM, "seconds", "Time between two tokens of one answer."),
+    Metric("vllm:e2e_request_latency_seconds", Kind.HISTOGRAM, "seconds", "Time from a request to its last token."),
+)  # fmt: skip
+"""The labels of JOB come from the scrape rules; vLLM adds model_name (the base model) and engine."""

@@ -1,0 +1,60 @@
+"""What a job costs: the GPU time that the pods of its stages held, and its price. An integral over time, kept in the status.
+
+    cost(now) = cost(counted until) + what the pods held between then and now
+
+Pods are counted from their placement on a node, when nobody else can have their GPUs, to the end of their last container. As
+the status says up to when it was counted, an operator that was away counts what it missed from the pods that are still
+there, and nothing is counted twice.
+"""
+
+import datetime
+
+from finetune_api import status
+from finetune_operator import observe, settings
+from finetune_operator.decide.draft import Draft
+
+PAUSE = datetime.timedelta(seconds=60)
+"""The least time between two counts of pods that run on; the end of a pod is counted at once."""
+
+
+def settle(draft: Draft) -> None:
+    """Count up to now, where there is something new to count."""
+    now = draft.obs.now.replace(microsecond=0)
+    before = draft.status.cost
+    since = before.counted_until if before else None
+    holding = [pod for pod in draft.obs.pods if pod.stage and held(pod, since, now)]
+    if not holding:
+        return
+    uncounted = now - (since or min(pod.placed for pod in holding if pod.placed))
+    if uncounted < PAUSE and not any(pod.ended for pod in holding):
+        return
+    draft.edit(cost=counted(before, holding, now, draft.obs.settings))
+
+
+def held(pod: observe.Pod, since: datetime.datetime | None, until: datetime.datetime) -> float:
+    """GPU-seconds that a pod held between two times; `since` None: from its placement on."""
+    if pod.placed is None:
+        return 0.0
+    begin = max(pod.placed, since) if since else pod.placed
+    end = min(pod.ended, until) if pod.ended else until
+    return pod.gpus * max(0.0, (end - begin).total_seconds())
+
+
+def counted(
+    before: status.Cost | None, pods: list[observe.Pod], until: datetime.datetime, chart: settings.Settings
+) -> status.Cost:
+    """The cost up to `until`, the shares of these pods added."""
+    since = before.counted_until if before else None
+    hours, amount = float(before.gpu_hours) if before else 0.0, before.amount if before else None
+    for pod in pods:
+        share = held(pod, since, until) / 3600
+        hours += share
+        price = chart.gpu_types.get(pod.gpu_type, settings.GpuType()).price_per_hour
+        if price is not None:
+            amount = f"{float(amount or 0) + share * price:.6f}"
+    return status.Cost(
+        gpu_hours=f"{hours:.6f}",
+        amount=amount,
+        currency=chart.currency if amount is not None else None,
+        counted_until=until,
+    )

@@ -1,0 +1,194 @@
+"""Canary secrets are planted wherever a pod gets some, and looked for in everything that a stage says or leaves behind.
+
+The stages are processes, as in a pod; the store and the server repeat what they are sent, as badly made ones do.
+"""
+
+import http.server
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+
+from finetune_trainer import secrets
+
+CANARIES = {
+    "AWS_ACCESS_KEY_ID": "AKIACANARY1234567890",
+    "AWS_SECRET_ACCESS_KEY": "canary/S3+secret/8d1f0c",
+    "AWS_SESSION_TOKEN": "canary-session-token-5b77",
+    "HF_TOKEN": "hf_canaryhubtoken42",
+    "API_KEY": "canary-api-key-93ae",
+}
+ABOUT = {"namespace": "ml", "job": "tiny", "revision": "r1"}
+
+
+class Told:
+    """Everything that a stage said, and how it ended."""
+
+    def __init__(self, code: int, log: str, outcome: str, arguments: str) -> None:
+        self.code, self.log, self.outcome, self.arguments = code, log, outcome, arguments
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.splitlines()]
+
+
+Stage = Callable[..., Told]
+
+
+@pytest.fixture
+def stage(tmp_path: pathlib.Path) -> Stage:
+    """Runs a stage with the canaries in its environment."""
+
+    def run(document: dict[str, Any], *words: str, **environment: str) -> Told:
+        (tmp_path / "run.json").write_text(json.dumps(document))
+        (tmp_path / "termination").write_text("")
+        command = [sys.executable, "-m", "finetune_trainer", words[0], "--run", str(tmp_path / "run.json"), *words[1:]]
+        kept = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        own = {
+            "FINETUNE_WORK": str(tmp_path / "work"),
+            "FINETUNE_TERMINATION_PATH": str(tmp_path / "termination"),
+            "FINETUNE_METRICS_PORT": "0",
+            "FINETUNE_STORAGE_PATIENCE": "2",
+        }
+        process = subprocess.Popen(
+            command,
+            env=kept | own | CANARIES | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        arguments = pathlib.Path(f"/proc/{process.pid}/cmdline").read_text()
+        log, _ = process.communicate(timeout=300)
+        return Told(process.returncode, log, (tmp_path / "termination").read_text(), arguments)
+
+    return run
+
+
+def leaks(text: str) -> list[str]:
+    return [name for name, value in CANARIES.items() if value in text or json.dumps(value)[1:-1] in text]
+
+
+def nothing_leaks(told: Told) -> None:
+    for place in (told.log, told.outcome, told.arguments):
+        assert not leaks(place), place
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """The URL of a server that refuses everything and repeats all headers that it got, in whatever shape is asked for."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            heard = " ".join(f"{name}: {value}" for name, value in self.headers.items())
+            heard = f"you sent {heard} with key {CANARIES['AWS_ACCESS_KEY_ID']}"
+            xml = f"<Error><Code>InvalidAccessKeyId</Code><Message>{heard}</Message></Error>".encode()
+            listed = self.path == "/v1/models"
+            body = json.dumps({"data": [{"id": "tiny-tuned"}, {"id": "tiny-base"}]}).encode() if listed else xml
+            # an answer to HEAD has no words: what is not there is asked for again, in a way that has some
+            self.send_response(404 if self.command == "HEAD" else 200 if listed else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.command != "HEAD" else b"")
+
+        do_GET = do_PUT = do_POST = do_HEAD = answer
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def in_bucket(base: pathlib.Path, endpoint: str, **changes: Any) -> dict[str, Any]:
+    document = tiny.run_document(f"file://{base}", ["s3://data/train.jsonl"], "s3://data/out", **changes)
+    document["storage"]["endpoint"] = endpoint
+    return document
+
+
+def test_no_stage_tells_or_leaves_a_secret_on_the_good_road(
+    stage: Stage, s3: Any, s3_server: str, base: pathlib.Path
+) -> None:
+    s3.put_object(Bucket="data", Key="train.jsonl", Body=tiny.jsonl(tiny.examples(60)))
+    document = in_bucket(base, s3_server, evaluation={"maximumExamples": 4, "generation": {"maxNewTokens": 4}})
+    for name in ("preflight", "train", "evaluate"):
+        told = stage(document, name)
+        assert told.code == 0, told.log
+        nothing_leaks(told)
+        assert told.lines
+        for line in told.lines:
+            assert {"time", "level", "message"} <= set(line)
+            assert (ABOUT | {"stage": name}).items() <= line.items()
+    left = [entry["Key"] for entry in s3.list_objects_v2(Bucket="data", Prefix="out/")["Contents"]]
+    assert any(key.endswith("report.html") for key in left)
+    for key in left:
+        assert not leaks(s3.get_object(Bucket="data", Key=key)["Body"].read().decode(errors="replace")), key
+
+
+def test_a_store_that_repeats_what_it_was_sent_is_not_quoted_with_it(
+    stage: Stage, echo: str, base: pathlib.Path
+) -> None:
+    told = stage(in_bucket(base, echo), "preflight")
+    assert told.code == 2
+    assert "S3AccessDenied" in told.outcome
+    assert "you sent" in told.outcome
+    nothing_leaks(told)
+
+
+def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
+    stage: Stage, echo: str, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    examples = [{"prompt": [5, 6], "answer": [8], "tuned": [-0.1], "base": [-3.0]}]
+    (tmp_path / "canary.json").write_text(json.dumps({"examples": examples, "request": {"maxTokens": 4}}))
+    document = tiny.run_document(f"file://{base}", ["file:///none"], f"file://{tmp_path}/out")
+    told = stage(document, "verify", "--endpoint", echo, "--canary", f"file://{tmp_path}/canary.json")
+    assert "AdapterNotServed" in told.outcome
+    assert "you sent" in told.outcome
+    assert secrets.GONE in told.outcome
+    nothing_leaks(told)
+
+
+def test_a_hub_that_repeats_the_token_is_not_quoted_with_it(
+    stage: Stage, echo: str, tmp_path: pathlib.Path, base: pathlib.Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text(tiny.jsonl(tiny.examples(60)))
+    document = tiny.run_document("hf://acme/gated", [f"file://{tmp_path}/train.jsonl"], f"file://{tmp_path}/out")
+    told = stage(document, "preflight", HF_ENDPOINT=echo)
+    assert told.code != 0
+    nothing_leaks(told)
+
+
+@pytest.mark.parametrize("broken", ['{"name": 7', '{"name": "tiny", "canary-api-key-93ae": 1}'])
+def test_a_run_file_that_cannot_be_read_is_not_quoted_with_secrets(
+    stage: Stage, broken: str, tmp_path: pathlib.Path
+) -> None:
+    command = [sys.executable, "-m", "finetune_trainer", "train", "--run", str(tmp_path / "broken.json")]
+    (tmp_path / "broken.json").write_text(broken)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **CANARIES}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert not leaks(done.stdout + done.stderr)
+
+
+def test_a_secret_is_taken_out_in_every_form_and_when_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", 'quote"and\\slash')
+    assert secrets.redact('raw quote"and\\slash end') == "raw [secret] end"
+    assert secrets.redact('{"said": "quote\\"and\\\\slash"}') == '{"said": "[secret]"}'
+    assert secrets.redact('it ends with quote"and') == "it ends with [secret]"
+    assert secrets.redact("a quote and a slash") == "a quote and a slash"
+
+
+def test_short_values_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "none")
+    assert secrets.redact("there is none") == "there is none"
+
+
+def test_the_search_finds_a_leak() -> None:
+    assert leaks('{"message": "canary-api-key-93ae"}') == ["API_KEY"]

@@ -1,0 +1,52 @@
+"""Every line that the process says is one JSON object, with the job that it is about."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from finetune_operator import log
+
+
+def line(**extra: object) -> dict[str, str]:
+    record = logging.LogRecord("finetune_operator.x", logging.INFO, "", 0, "said %s", ("this\nand that",), None)
+    record.__dict__ |= extra
+    text = log.JsonLines().format(record)
+    assert "\n" not in text
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
+def test_a_line_about_a_job_names_it() -> None:
+    about = {"namespace": "ml", "job": "support-tone", "revision": "0123abcd", "stage": "train"}
+    assert about.items() <= line(**about).items()
+    assert line(**about)["message"] == "said this\nand that"
+
+
+def test_a_line_about_no_job_leaves_the_fields_out() -> None:
+    assert set(line(namespace=None)) == {"time", "level", "logger", "message"}
+
+
+SCRIPT = """
+import logging, warnings
+from finetune_operator import log
+log.configure("INFO")
+logging.getLogger("kopf").info("not ours to log")
+logging.getLogger("finetune_operator").info("ours")
+warnings.warn("of a library", stacklevel=1)
+raise {error}
+"""
+
+
+@pytest.mark.parametrize("error, words", [("RuntimeError('so it ends')", "so it ends"), ("KeyError(7)", "KeyError(7)")])
+def test_warnings_and_the_last_words_of_a_crash_are_lines_too(error: str, words: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(error=error)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    said = [json.loads(text) for text in done.stdout.splitlines()]
+    assert [one["level"] for one in said] == ["INFO", "WARNING", "CRITICAL"]
+    assert "of a library" in said[1]["message"]
+    assert words in said[2]["message"]
+    assert "Traceback" in said[2]["traceback"]
