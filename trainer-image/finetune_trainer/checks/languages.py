@@ -54,10 +54,10 @@ def language(text: str) -> int:
         found = _script(text)
         if found != UNKNOWN:
             return found
-    words = _WORD.findall(text.lower())
+    words = set(_WORD.findall(text.lower()))
     if len(words) < 5:
         return UNKNOWN
-    counted = sorted(((sum(word in known for word in words), index) for index, known in _LATIN), reverse=True)
+    counted = sorted(((len(known & words), index) for index, known in _LATIN), reverse=True)
     (best, index), (second, _) = counted[:2]
     return index if best >= 3 and best >= 1.5 * second and best >= 0.08 * len(words) else UNKNOWN
 
