@@ -1,5 +1,6 @@
 import json
 import pathlib
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ from tests.trainer.checks import data, judged
 
 from finetune_api import checks as api
 from finetune_api import reasons, run
-from finetune_trainer import dataset, errors, preflight
-from finetune_trainer.checks import review
+from finetune_trainer import dataset, errors, preflight, tokens
+from finetune_trainer.checks import review, similar
 
 World = Callable[..., run.Run]
 GOOD = data.examples(80)
@@ -85,6 +86,14 @@ def test_findings_name_the_first_twenty_places_and_count_all() -> None:
     assert (document["severity"], document["policy"], document["count"]) == ("warning", "Warn", 80)
     assert document["means"]
     assert document["advice"]
+
+
+def test_a_line_for_the_status_has_a_bound() -> None:
+    places = tuple(f"s3://bucket/folder/train.jsonl:{n}: {'a long story ' * 40}" for n in range(20))
+    finding = review.Finding("schema", api.Policy.FAIL, 20, "20 rows are no examples", places)
+    assert len(finding.line()) == review.LONGEST
+    assert finding.line().startswith("schema: 20 rows are no examples: train.jsonl:0: a long story")
+    assert list(places) == finding.document()["places"]
 
 
 # --- From the job to the status ---
@@ -200,3 +209,23 @@ def test_too_few_is_judged_by_what_is_left(world: World) -> None:
     assert answer.preflight is not None
     assert answer.preflight.examples == 1
     assert "299 left out" in answer.preflight.findings[0]
+
+
+def test_a_row_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its text: some 120 bytes, of which 65 are the sketch."""
+    made = review.Review({}, judged.encoder())
+    details = judged.encoder().details(GOOD)
+    monkeypatch.setattr(similar, "BATCH", 2**14)
+
+    def take(times: int) -> None:
+        for number in range(times):
+            found = details[number % 80]
+            assert isinstance(found, tokens.Details)
+            made.take(0, GOOD[number % 80], found)
+
+    take(4000)
+    tracemalloc.start()
+    take(10_000)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert size < 10_000 * 160 + 2**18

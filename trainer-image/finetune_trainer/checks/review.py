@@ -20,6 +20,9 @@ from finetune_trainer.checks import answers, encodings, repeats, rule, table, te
 PLACES = 20
 """Places that a finding names; and broken rows after which reading stops where they end the job: enough to see the pattern."""
 
+LONGEST = 500
+"""Characters of a finding in the status."""
+
 WORTH_A_WORD = {"truncation": 0.05, "nearDuplicates": 0.05, "nearLeakage": 0.05}
 """Shares below which a rule says nothing, as such a share changes little; what it drops, it drops all the same."""
 
@@ -76,7 +79,8 @@ class Finding:
             f"; and {more} more" if more > 0 else ""
         )
         dropped = f"; {self.dropped} left out" if self.dropped else ""
-        return f"{self.rule}: {self.message}{dropped}" + (f": {places}" if places else "")
+        text = f"{self.rule}: {self.message}{dropped}" + (f": {places}" if places else "")
+        return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
     def document(self) -> dict[str, Any]:
         """The finding for preflight.json."""
