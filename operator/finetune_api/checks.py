@@ -28,11 +28,12 @@ class Policy(enum.StrEnum):
 
 class Severity(enum.StrEnum):
     ERROR = "error"
-    """Training or evaluation would be wrong."""
+    """Training or evaluation would be wrong. The verdict becomes Caution."""
     WARNING = "warning"
-    """Training or evaluation would be worse, or a model would give away what should stay private. The verdict becomes Caution."""
+    """Training or evaluation would be worse, or a model would give away what should stay private. The verdict becomes Caution
+    from one example in a hundred on."""
     NOTE = "note"
-    """Worth knowing."""
+    """Worth knowing; the verdict stays as it is."""
 
 
 class Scope(enum.StrEnum):

@@ -9,6 +9,9 @@ from typing import Any
 
 from finetune_api import checks, job, outcome, reasons, run, status
 
+WEIGHTY = 0.01
+"""Share of the rows from which a warning changes the verdict; an error does in any case, a note never."""
+
 SPOKEN_OF = 4
 """Findings that the advice speaks of; all of them are in preflight.json."""
 
@@ -34,7 +37,7 @@ def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
     """Verdict and advice; under Enforce too few examples end the job."""
     ignored = spec.advice is job.Advice.IGNORE
     few = facts.train < spec.dataset.minimum_examples and not ignored
-    serious = [finding for finding in facts.findings if finding["severity"] != checks.Severity.NOTE]
+    serious = [finding for finding in facts.findings if weighty(finding)]
     advice = []
     if few:
         advice.append(
@@ -61,3 +64,10 @@ def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
         message=advice[0] if few else f"{counts}, {facts.tokens} tokens, {facts.trainable} of them learned",
         preflight=status.Preflight(**numbers),
     )
+
+
+def weighty(finding: dict[str, Any]) -> bool:
+    """Whether a finding is worth a Caution."""
+    if finding["severity"] == checks.Severity.WARNING:
+        return bool(finding["share"] >= WEIGHTY)
+    return bool(finding["severity"] == checks.Severity.ERROR)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.trainer import tiny
 from tests.trainer.checks import data, judged
 
@@ -141,6 +143,16 @@ def test_a_note_alone_does_not_change_the_verdict(world: World) -> None:
     assert (answer.verdict, answer.advice) == ("Recommended", [])
 
 
+@pytest.mark.parametrize("count, verdict", [(1, "Recommended"), (3, "Caution")])
+def test_a_warning_changes_the_verdict_from_one_example_in_a_hundred_on(world: World, count: int, verdict: str) -> None:
+    rows = data.examples(200)
+    rows[:count] = data.answered(rows[:count], [f"As an AI, I have no number {n}." for n in range(count)])
+    answer = preflight.preflight(world(data.rows(rows))).preflight
+    assert answer is not None
+    assert answer.findings[0].startswith(f"refusals: {count} of 200 examples")
+    assert answer.verdict == verdict
+
+
 def broken(rows: list[Any]) -> str:
     lines = tiny.jsonl(rows).splitlines()
     bad = [
@@ -229,3 +241,45 @@ def test_a_row_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert size < 10_000 * 160 + 2**18
+
+
+TEXTS = st.sampled_from(
+    ["dog", "the fox", "yes", "<think>a</think> no", '{"a": 1}', '{"a": ', "As an AI, no.", "<|im_end|>", "a@b.io"]
+)
+
+
+@st.composite
+def example(draw: st.DrawFn) -> dataset.Example:
+    turns = []
+    for _ in range(draw(st.integers(1, 2))):
+        turns += [dataset.Message("user", draw(TEXTS)), dataset.Message("assistant", draw(TEXTS))]
+    return dataset.Example("x:1", tuple(turns))
+
+
+POLICIES = st.fixed_dictionaries({}, optional={rule.id: st.sampled_from(api.ALLOWED[rule.scope]) for rule in api.RULES})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(example(), max_size=30), st.lists(example(), max_size=8), POLICIES)
+def test_rows_are_dropped_once_and_for_the_reason_that_is_said(
+    train: list[dataset.Example], test: list[dataset.Example], policies: dict[str, api.Policy]
+) -> None:
+    found = judged.judge(train, test=test, checks={id: str(policy) for id, policy in policies.items()})
+    every = [*train, *test]
+    assert len(found.left) == len(every) - sum(finding.dropped for finding in found.findings.values())
+    for id, finding in found.findings.items():
+        assert finding.policy is api.policy(policies, id)
+        assert finding.policy is not api.Policy.IGNORE
+        assert 0 < finding.count <= len(every)
+        assert len(finding.places) == min(finding.count, review.PLACES)
+        assert not finding.dropped or finding.policy is api.Policy.DROP
+    kept_train, kept_test = (
+        [one for one in found.left if any(one is other for other in part)] for part in (train, test)
+    )
+    if api.policy(policies, "duplicates") is api.Policy.DROP:
+        for part in (kept_train, kept_test):
+            assert len({one.line() for one in part}) == len(part)
+    if api.policy(policies, "leakage") is api.Policy.DROP:
+        assert not {one.key() for one in kept_test} & set().union(*(one.keys() for one in kept_train))
+    if api.policy(policies, "contradictions") is api.Policy.DROP:
+        assert len({one.key() for one in found.left}) == len({(one.key(), one.answer) for one in found.left})

@@ -67,6 +67,8 @@ class Finding:
     """The first ones: `uri:line`, some with a word on what is there."""
     dropped: int = 0
     """Rows left out."""
+    share: float = 1.0
+    """Of the rows that the rule looked at; 1 for the data as a whole and for broken rows."""
 
     @property
     def severity(self) -> api.Severity:
@@ -214,7 +216,8 @@ class Judgement:
         self.keep[gone] = False
         count = len(hits.rows)
         message = hits.text if hits.whole else f"{count} of {hits.of} examples {hits.text}"
-        self.findings.append(Finding(id, self.policies[id], count, message, self._places(hits), len(gone)))
+        share = 1.0 if hits.whole else count / hits.of
+        self.findings.append(Finding(id, self.policies[id], count, message, self._places(hits), len(gone), share))
         return gone
 
     def after_split(self, place: table.Array) -> table.Array:
