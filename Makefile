@@ -79,9 +79,12 @@ verify-chart:
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-trainer
+.PHONY: bench-startup bench-checks bench-trainer
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
+
+bench-checks: venv ## Measure the data checks on a million rows
+	$(VENV)/python tests/bench/checks.py
 
 bench-trainer: venv ## Measure the trainer against its peers, an hour on a quiet machine; ARGS="--workload short" for a part
 	$(VENV)/python -m tests.bench.trainer $(ARGS)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from finetune_api import checks as data_checks
 from finetune_api import model
 
 Uri = Annotated[
@@ -95,4 +96,10 @@ class Dataset(model.Model):
         ge=1,
         le=1_000_000_000,
         description="Fewer training examples than this give the advice TooFewExamples. Default: 200.",
+    )
+    checks: data_checks.Checks = Field(
+        default_factory=dict,
+        description="What to do about findings in the examples: a rule's id with Drop (leave the rows out), Warn (say so), "
+        "Fail (end the job with DatasetInvalid) or Ignore (do not look), for example {duplicates: Drop, secrets: Fail}. Every "
+        "rule has a default; docs/reference/checks.md lists them.",
     )

@@ -123,7 +123,7 @@ class Reason(enum.StrEnum):
     S3_ACCESS_DENIED = "S3AccessDenied"
     """The store refuses the credentials, or they may not read the data or write the output."""
     DATASET_INVALID = "DatasetInvalid"
-    """Examples cannot be read; the message names file and line."""
+    """Examples cannot be read, or a data check whose policy is Fail found something; the message names rule, file and line."""
     MODEL_INVALID = "ModelInvalid"
     """The base model's files cannot be loaded."""
     TOO_FEW_EXAMPLES = "TooFewExamples"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune_api
-from finetune_api import basemodel, crd, exits, job, metrics, reasons, status
+from finetune_api import basemodel, checks, crd, exits, job, metrics, reasons, status
 
 FOLDER = crd.REPOSITORY / "docs" / "reference"
 HEADER = (
@@ -22,8 +22,8 @@ HEADER = (
 
 def files() -> dict[Path, str]:
     """What every generated file must contain."""
-    texts = {"api.md": api(), "conditions.md": conditions(), "metrics.md": measures()}
-    return {FOLDER / name: HEADER + text for name, text in texts.items()}
+    made = {"api.md": api, "conditions.md": conditions, "checks.md": data_checks, "metrics.md": measures}
+    return {FOLDER / name: HEADER + make() for name, make in made.items()}
 
 
 def api() -> str:
@@ -95,6 +95,35 @@ def measures() -> str:
         f"{_names(metrics.JOB)} are put onto them by the scrape rules of the chart, with `stage` being `{metrics.SERVE}`; "
         "vLLM's own are `model_name`, which is the base model, and `engine`.",
         _metrics_table(metrics.VLLM),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def data_checks() -> str:
+    """The rules of preflight: a table, and a section for each."""
+    parts = [
+        "# Data checks",
+        "Before a GPU is asked for, preflight reads every example and applies these rules. What it finds is in "
+        "`status.preflight.findings` and, whole, in `preflight.json`: for each rule the number of rows, how many of them were "
+        "left out, and the first 20 places as `file:line`. `spec.dataset.checks` says what to do about a rule:",
+        "```yaml\ndataset:\n  checks: {duplicates: Drop, contradictions: Fail, personalData: Ignore}\n```",
+        _table(("Policy", "Meaning"), meanings(checks.Policy)),
+        "Rules are applied in the order of the table: a row that one rule leaves out is not counted by those below it. Only "
+        "`nearLeakage` comes last, after the split.",
+        _table(
+            ("Rule", "Severity", "Default", "Allowed"),
+            [
+                (
+                    f"[`{rule.id}`](#{rule.id.lower()})",
+                    rule.severity,
+                    rule.default,
+                    ", ".join(checks.ALLOWED[rule.scope]),
+                )
+                for rule in checks.RULES
+            ],
+        ),
+        _table(("Severity", "Meaning"), meanings(checks.Severity)),
+        *(f"## {rule.id}\n\n{rule.means} {rule.matters}\n\n*What to do:* {rule.advice}" for rule in checks.RULES),
     ]
     return "\n\n".join(parts) + "\n"
 

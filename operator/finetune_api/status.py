@@ -34,7 +34,10 @@ class Preflight(Reported):
         description="Whether fine-tuning fits, so far as seen."
     )
     advice: list[str] = Field(default_factory=list, description="Short sentences on what to do.")
-    findings: list[str] = Field(default_factory=list, description="What is wrong with the data, with file and line.")
+    findings: list[str] = Field(
+        default_factory=list,
+        description="What the data checks found: rule, rows, file and line. preflight.json has all places.",
+    )
     examples: int = Field(description="Training examples.")
     validation_examples: int = Field(default=0, description="Validation examples.")
     test_examples: int = Field(default=0, description="Test examples.")

@@ -25,7 +25,7 @@ RELEASE = "release"
 ENVIRONMENT = "environment"
 """Where and with what the stages run: changes no result, but an edit gives a failed stage another try."""
 BASE_MODEL = "baseModel"
-FREE_MAPS = {"nodeSelector"}
+FREE_MAPS = {"nodeSelector", "checks"}
 """Fields whose keys are the user's."""
 
 

@@ -100,6 +100,11 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "dataset",
         "dataset.validation.uris must not name a file of dataset.train",
     ),
+    ("a check that does not exist", {"dataset.checks": {"typos": "Drop"}}, "dataset.checks", "knows the rules unreadable"),
+    ("a policy that YAML reads as false", {"dataset.checks": {"leakage": False}}, "dataset.checks.leakage", "type string"),
+    ("a policy that does not exist", {"dataset.checks": {"secrets": "Off"}}, "dataset.checks.secrets", ONE_OF + '"Drop"'),
+    ("a warning of what is no example", {"dataset.checks": {"schema": "Warn"}}, "dataset.checks", "write Drop or Fail"),
+    ("dropping what is no row", {"dataset.checks": {"constantAnswers": "Drop"}}, "dataset.checks", "write Warn, Fail or Ignore"),
     ("zero minimum examples", {"dataset.minimumExamples": 0}, "dataset.minimumExamples", "greater than or equal to 1"),
     # storage
     ("an output without scheme", {"storage.output": "acme/x"}, "storage.output", "must be s3://bucket/prefix"),

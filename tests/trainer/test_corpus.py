@@ -177,7 +177,7 @@ def test_what_was_encoded_before_is_not_encoded_again(
     split: pathlib.Path, real: tokens.Encoder, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = list(corpus.build(split, real, tmp_path / "cache"))
-    monkeypatch.setattr(tokens.Encoder, "batch", lambda *given: pytest.fail("encoded again"))
+    monkeypatch.setattr(tokens.Encoder, "details", lambda *given: pytest.fail("encoded again"))
     assert list(corpus.build(split, real, tmp_path / "cache")) == first
 
 
@@ -209,15 +209,15 @@ def test_other_examples_settings_or_tokenizers_are_another_corpus(split: pathlib
 def test_an_encoding_that_is_interrupted_leaves_nothing(
     split: pathlib.Path, real: tokens.Encoder, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, calls = tokens.Encoder.batch, []
+    details, calls = tokens.Encoder.details, []
 
     def dying(self: tokens.Encoder, examples: Any) -> Any:
         calls.append(len(examples))
         if len(calls) == 2:
             raise errors.Stopped
-        return batch(self, examples)
+        return details(self, examples)
 
-    monkeypatch.setattr(tokens.Encoder, "batch", dying)
+    monkeypatch.setattr(tokens.Encoder, "details", dying)
     with pytest.raises(errors.Stopped):
         corpus.build(split, real, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

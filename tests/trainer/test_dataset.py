@@ -10,7 +10,7 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import job, reasons
-from finetune_trainer import dataset, errors, rows, split, storage
+from finetune_trainer import dataset, errors, rows, storage
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -265,48 +265,6 @@ def test_rows_are_streamed(tmp_path: pathlib.Path) -> None:
     assert count == 20_000
     assert path.stat().st_size > 10e6
     assert peak < 8e6
-
-
-def prompts(count: int, copies: int = 1) -> list[split.Prompts]:
-    found = []
-    for number in range(count):
-        key = dataset.digest(["prompt", number])
-        found += [split.Prompts(key, (key,))] * copies
-    return found
-
-
-def test_the_split_has_the_asked_shares() -> None:
-    places = split.assign(prompts(320), 0.05, 0.1, seed=42)
-    assert [places.count(place) for place in range(3)] == [272, 16, 32]
-
-
-def test_examples_of_one_prompt_stay_together() -> None:
-    places = split.assign(prompts(50, copies=4), 0.1, 0.1, seed=1)
-    assert all(len(set(places[index : index + 4])) == 1 for index in range(0, 200, 4))
-
-
-def test_the_split_depends_on_prompts_and_seed_not_on_order() -> None:
-    found = prompts(100)
-    places = split.assign(found, 0.1, 0.1, seed=3)
-    backwards = split.assign(found[::-1], 0.1, 0.1, seed=3)
-    assert places == backwards[::-1]
-    assert places != split.assign(found, 0.1, 0.1, seed=4)
-
-
-def test_a_chat_that_contains_another_goes_with_it() -> None:
-    short = dataset.example(CHAT, job.Format.CHAT, "x:1")
-    more = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "Bye"}]
-    long = dataset.example({"messages": CHAT["messages"] + more}, job.Format.CHAT, "x:2")
-    found = [split.Prompts(one.key(), tuple(one.keys())) for one in (short, long)]
-    assert len(set(split.group(found + prompts(5)))) == 6
-    assert split.group(found)[0] == split.group(found)[1]
-
-
-def test_tiny_data_keeps_examples_to_train_on() -> None:
-    assert split.assign(prompts(3), 0.05, 0.1, seed=0) == [0, 0, 0]
-    places = split.assign(prompts(12), 0.05, 0.1, seed=0)
-    assert [places.count(place) for place in range(3)] == [10, 1, 1]
-    assert split.assign(prompts(40), None, None, seed=0) == [0] * 40
 
 
 def test_frozen_examples_come_back_as_they_were(tmp_path: pathlib.Path) -> None:

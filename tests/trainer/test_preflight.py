@@ -15,8 +15,13 @@ World = Callable[..., run.Run]
 def refused(spec: run.Run) -> errors.Failure:
     with pytest.raises(errors.Failure) as caught:
         preflight.preflight(spec)
-    assert not storage.Storage().exists(spec.layout.preflight)
+    assert "facts" not in kept(spec), "what did not pass must be looked at again"
     return caught.value
+
+
+def kept(spec: run.Run) -> Any:
+    path = pathlib.Path(spec.layout.preflight.removeprefix("file://"))
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def frozen(spec: run.Run) -> dict[str, list[dataset.Example]]:
@@ -45,7 +50,7 @@ def test_good_data_is_recommended_counted_and_frozen(world: World) -> None:
 
 def test_no_prompt_is_on_two_sides_of_the_split(world: World) -> None:
     twice = [row for row in tiny.examples(60) for _ in range(3)]
-    parts = frozen_after(world(twice))
+    parts = frozen_after(world(twice, dataset={"checks": {"duplicates": "Ignore"}}))
     keys = {name: {example.key() for example in parts[name]} for name in parts}
     assert not keys["train"] & (keys["test"] | keys["validation"])
     assert len(parts["test"]) >= 18
@@ -94,10 +99,12 @@ def test_a_broken_line_is_named_with_its_number(world: World) -> None:
 
 
 def test_reading_stops_after_twenty_broken_rows(world: World) -> None:
-    failure = refused(world("{}\n" * 1000))
-    assert failure.preflight is not None
-    assert len(failure.preflight.findings) == 20
-    assert "17 more (reading stopped there)" in failure.message
+    spec = world("{}\n" * 1000)
+    failure = refused(spec)
+    assert "schema: 20 rows are no examples (reading stopped there)" in failure.message
+    assert "and 17 more" in failure.message
+    (finding,) = kept(spec)["findings"]
+    assert len(finding["places"]) == 20
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])
@@ -131,25 +138,45 @@ def test_twelve_examples_are_too_few(world: World, advice: str, reason: Any, ver
     assert answer.preflight.examples == 10
 
 
-def test_held_out_files_are_taken_as_they_are_and_leaks_are_found(world: World, tmp_path: pathlib.Path) -> None:
+def with_a_leak(world: World, tmp_path: pathlib.Path, policy: str) -> run.Run:
+    """The last of six test examples asks what a training example asks."""
     (tmp_path / "test.jsonl").write_text(tiny.jsonl([*tiny.examples(5, start=900), tiny.examples(1, start=4)[0]]))
-    spec = world(dataset={"test": {"uris": [f"file://{tmp_path}/test.jsonl"]}, "validation": {"fraction": 0.05}})
-    answer = preflight.preflight(spec)
+    return world(dataset={"test": {"uris": [f"file://{tmp_path}/test.jsonl"]}, "checks": {"leakage": policy}})
+
+
+def test_held_out_files_are_taken_as_they_are_and_leaks_are_found(world: World, tmp_path: pathlib.Path) -> None:
+    answer = preflight.preflight(with_a_leak(world, tmp_path, "Warn"))
     assert answer.preflight is not None
     assert answer.preflight.test_examples == 6
     (finding,) = answer.preflight.findings
-    assert finding.endswith("test.jsonl:6: the test example's prompt is also in the training data")
+    assert finding.startswith("leakage: 1 of 6 examples held out have a prompt that is also in the training data")
+    assert finding.endswith("test.jsonl:6")
     assert answer.preflight.verdict == "Caution"
 
 
-def test_rows_whose_answer_is_cut_away_are_findings(world: World) -> None:
+def test_a_leak_ends_the_job_or_leaves_the_training_data(world: World, tmp_path: pathlib.Path) -> None:
+    assert "test.jsonl:6" in refused(with_a_leak(world, tmp_path, "Fail")).message
+    spec = with_a_leak(world, tmp_path, "Drop")
+    answer = preflight.preflight(spec)
+    assert answer.preflight is not None
+    assert "1 left out" in answer.preflight.findings[0]
+    parts = frozen(spec)
+    assert sum(map(len, parts.values())) == 65
+    asked = {one.key() for one in parts["test"]}
+    assert len(asked) == 6
+    assert not asked & {one.key() for one in [*parts["train"], *parts["validation"]]}
+
+
+def test_rows_whose_answer_is_cut_away_are_left_out(world: World) -> None:
     long = tiny.examples(1, start=999)[0]
     long["messages"][1]["content"] = "Thank you " * 300
     spec = world([*tiny.examples(60), long], training={"maxSequenceLength": 128})
     answer = preflight.preflight(spec)
     assert answer.preflight is not None
-    assert "train.jsonl:61: no token of the answer is learned" in answer.preflight.findings[0]
+    assert answer.preflight.findings[0].startswith("untrainable: 1 of 61 examples have no token to learn")
+    assert "train.jsonl:61" in answer.preflight.findings[0]
     assert answer.preflight.verdict == "Caution"
+    assert sum(map(len, frozen(spec).values())) == 60
 
 
 def test_nothing_to_learn_at_all_is_invalid(world: World) -> None:
@@ -165,7 +192,8 @@ def test_many_cut_examples_are_worth_a_word(world: World) -> None:
     answer = preflight.preflight(world(rows_, training={"maxSequenceLength": 128}))
     assert answer.preflight is not None
     assert answer.preflight.verdict == "Caution"
-    assert "longer than maxSequenceLength 128" in answer.preflight.advice[0]
+    assert answer.preflight.findings[0].startswith("truncation: 30 of 60 examples are longer than")
+    assert answer.preflight.advice[0].startswith("truncation: Raise training.maxSequenceLength")
 
 
 def test_a_row_that_the_template_refuses_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ again, and that is mostly the same few words ("assistant\\n") for all examples.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 Found = tuple[list[int], list[int | None]]
+Mask = np.ndarray[Any, np.dtype[np.bool]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +54,22 @@ def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[Any, 
     return list(zip(found.encodings, found["input_ids"], strict=True))
 
 
-def _anchors(tokenizer: Any) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """The ids of the added tokens that are cut out of the raw text, whatever stands beside them."""
-    added = tokenizer.added_tokens_decoder.items()
-    return np.array(sorted(id for id, token in added if not (token.normalized or token.single_word)), dtype=np.int64)
+def _anchors(tokenizer: Any) -> Mask:
+    """For each id whether it is an added token that is cut out of the raw text, whatever stands beside it."""
+    found = np.zeros(max(tokenizer.vocab_size, len(tokenizer)) + 1, dtype=bool)
+    for id, token in tokenizer.added_tokens_decoder.items():
+        found[id] = not (token.normalized or token.single_word)
+    return found
 
 
-def _cut(encoding: Any, ids: list[int], prompt: str, anchors: Any) -> _Cut:
+def _cut(encoding: Any, ids: list[int], prompt: str, anchors: Mask) -> _Cut:
     last = _Cut(0, prompt)
-    for index in _places(ids, anchors):
+    for index in np.flatnonzero(anchors[ids]).tolist():
         begin, end = encoding.token_to_chars(index)
         if end > len(prompt):
             break
         last = _Cut(index, prompt[begin:])
     return last
-
-
-def _places(ids: list[int], anchors: Any) -> Iterator[int]:
-    """Where the anchors are among the ids."""
-    array = np.array(ids, dtype=np.int64)
-    yield from map(int, np.flatnonzero(np.isin(array, anchors)))
 
 
 def _end(ids: list[int], cut: _Cut, known: dict[str, list[int]]) -> int | None:

@@ -161,8 +161,8 @@ def hashes(folder: pathlib.Path) -> dict[str, str]:
 
 def encode(
     found: Iterable[dataset.Example | rows.Bad], encoder: tokens.Encoder
-) -> Iterator[tuple[dataset.Example, tuple[tokens.Encoded, ...]] | rows.Bad]:
-    """Each example with its rows of tokens, many at once, in the order they came; Bad where the template refuses one."""
+) -> Iterator[tuple[dataset.Example, tokens.Details] | rows.Bad]:
+    """Each example with its tokens, many at once, in the order they came; Bad where the template refuses one."""
     waiting: list[dataset.Example | rows.Bad] = []
     characters = 0
     for one in found:
@@ -176,15 +176,15 @@ def encode(
 
 def _encoded(
     found: list[dataset.Example | rows.Bad], encoder: tokens.Encoder
-) -> Iterator[tuple[dataset.Example, tuple[tokens.Encoded, ...]] | rows.Bad]:
-    encoded = iter(encoder.batch([one for one in found if isinstance(one, dataset.Example)]))
+) -> Iterator[tuple[dataset.Example, tokens.Details] | rows.Bad]:
+    encoded = iter(encoder.details([one for one in found if isinstance(one, dataset.Example)]))
     for one in found:
         signals.check()
         if isinstance(one, rows.Bad):
             yield one
             continue
         made = next(encoded)
-        yield rows.Bad(one.source, str(made)) if isinstance(made, dataset.Wrong) else (one, made)
+        yield rows.Bad(one.source, str(made), "template") if isinstance(made, dataset.Wrong) else (one, made)
 
 
 def key(split_sha256: str, identity: str) -> str:
@@ -211,7 +211,7 @@ def build(split: pathlib.Path, encoder: tokens.Encoder, cache: pathlib.Path) -> 
                 raise errors.Failure(reasons.Reason.DATASET_INVALID, f"{one.source}: {one.problem}")
             example, encoded = one
             pairs = example.rejected is not None
-            for row in encoded:
+            for row in encoded.rows:
                 writer.add(row.ids, row.learned, row.truncated)
         writer.finish(made_of, pairs=pairs, template=encoder.tokenizer.chat_template)
         folder.rename(target)

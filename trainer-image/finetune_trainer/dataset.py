@@ -18,6 +18,9 @@ SPLITS = ("train", "validation", "test")
 
 ROLES = ("system", "user", "assistant")
 
+ORDER = "roleOrder"
+"""The data check of turns that do not follow one another as they should."""
+
 EXPECTED = {
     job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
     job.Format.CHAT: '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
@@ -36,7 +39,11 @@ FIELDS = {
 
 
 class Wrong(ValueError):
-    """A row that is no example; the message says what was seen and expected."""
+    """A row that is no example; the message says what was seen and expected. `rule`: the data check that it breaks."""
+
+    def __init__(self, message: str, rule: str = "schema") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,23 +270,26 @@ def _turn(value: Any, place: str) -> Message:
 
 def _check(turns: tuple[Message, ...]) -> None:
     if turns[-1].role != "assistant":
-        raise Wrong(f"the last turn is of the role {turns[-1].role}; an example ends with the assistant's answer")
+        raise Wrong(
+            f"the last turn is of the role {turns[-1].role}; an example ends with the assistant's answer", ORDER
+        )
     if not any(turn.role == "user" for turn in turns):
-        raise Wrong("there is no turn of the user before the answer")
+        raise Wrong("there is no turn of the user before the answer", ORDER)
     if any(turn.role == "system" for turn in turns[1:]):
-        raise Wrong("a system turn comes after the first turn; only the first may be one")
+        raise Wrong("a system turn comes after the first turn; only the first may be one", ORDER)
     chat = turns[1:] if turns[0].role == "system" else turns
     for index, turn in enumerate(chat):
         if turn.role != ("user", "assistant")[index % 2]:
             expected = ("user", "assistant")[index % 2]
-            raise Wrong(f"turn {index + 1} of the chat is of the role {turn.role}, expected {expected}: they alternate")
+            seen = f"turn {index + 1} of the chat is of the role {turn.role}"
+            raise Wrong(f"{seen}, expected {expected}: they alternate", ORDER)
 
 
 def _text(value: Any, field: str, *, empty: bool = False) -> str:
     if not isinstance(value, str):
         raise Wrong(f"'{field}' must be text, found {_name(value)}")
     if not value.strip() and not empty:
-        raise Wrong(f"'{field}' is empty")
+        raise Wrong(f"'{field}' is empty", "emptyAnswers")
     return value
 
 
@@ -320,7 +330,7 @@ def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Ex
                 kind = detect(row.value)
             yield example(row.value, kind, row.source)
         except Wrong as wrong:
-            yield rows.Bad(row.source, str(wrong))
+            yield rows.Bad(row.source, str(wrong), wrong.rule)
 
 
 def alike(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Iterator[Example | rows.Bad]:
@@ -331,5 +341,5 @@ def alike(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Ite
             pairs = kind if pairs is None else pairs
             if kind is not pairs:
                 seen = "a preference pair among other examples" if kind else "no preference pair, as the others are"
-                one = rows.Bad(one.source, f"{seen}; a dataset holds only pairs or none")
+                one = rows.Bad(one.source, f"{seen}; a dataset holds only pairs or none", "schema")
         yield one

@@ -1,15 +1,15 @@
 """The preflight stage: is everything there and right, before an accelerator is requested?
 
-Reachability of output, model and data; every row's format; tokens; the split, frozen in storage for all later stages; a
-memory estimate; a verdict with advice. Runs on a CPU without the model's weights. An attempt repeated gives the same.
+Reachability of output, model and data; every row read once, encoded and checked; the split, frozen in storage for all later
+stages; a memory estimate; a verdict with advice. Runs on a CPU without the model's weights. An attempt repeated gives the same.
 """
 
 import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,74 +31,89 @@ from finetune_trainer import (
     tokens,
     verdict,
 )
+from finetune_trainer.checks import review, rule
 
-FINDINGS = 20
-"""Broken rows after which reading stops: enough to see the pattern."""
+FIRST_CONTACT = 20.0
+"""Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
 
 
 @dataclasses.dataclass
-class Part:
-    """What was read for one split, or for all that is to be split: the rows are on the disk, here are their numbers."""
+class Gathered:
+    """All examples of all files: their text and tokens are on the disk, their numbers in the review."""
 
     path: pathlib.Path
     writer: corpus.Writer
-    inputs: list[objects.Entry]
-    prompts: list[split.Prompts] = dataclasses.field(default_factory=list)
-    pairs: bool = False
-    """Whether the examples are preference pairs."""
-    untrainable: list[str] = dataclasses.field(default_factory=list)
-    """Places of examples without a token to learn."""
-
-    @classmethod
-    def of(cls, work: pathlib.Path, name: str, inputs: list[objects.Entry]) -> "Part":
-        return cls(work / f"{name}.rows", corpus.Writer(work / f"{name}.corpus"), inputs)
+    review: review.Review
+    inputs: list[objects.Entry] = dataclasses.field(default_factory=list)
+    pairs: bool | None = None
+    """Whether the examples are preference pairs; None before the first one."""
 
     @functools.cached_property
     def corpus(self) -> corpus.Corpus:
         """The tokens of all examples, once all are taken."""
         return self.writer.finish("", pairs=bool(self.pairs), template=None)
 
-    def take(self, example: dataset.Example, encoded: tuple[tokens.Encoded, ...]) -> None:
-        """Notes an example's numbers."""
+    def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
         self.pairs = example.rejected is not None
-        for row in encoded:
+        for row in details.rows:
             self.writer.add(row.ids, row.learned, row.truncated)
-        if not all(row.trainable for row in encoded) and len(self.untrainable) < FINDINGS:
-            self.untrainable.append(example.source)
-        self.prompts.append(split.Prompts(example.key(), tuple(example.keys())))
+        self.review.take(part, example, details)
 
-
-FIRST_CONTACT = 20.0
-"""Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
+    def examples(self, wanted: rule.Rows) -> dict[int, dataset.Example]:
+        """A few examples, read again."""
+        numbers = set(wanted.tolist())
+        found: dict[int, dataset.Example] = {}
+        with self.path.open("rb") as spool:
+            for number, line in enumerate(spool):
+                if len(found) == len(numbers):
+                    break
+                if number in numbers:
+                    found[number] = dataset.thaw(json.loads(line))
+        return found
 
 
 def preflight(spec: run.Run) -> outcome.Outcome:
     """Checks everything and freezes the split. Raises Failure."""
     store = storage.of(spec.storage, FIRST_CONTACT)
-    if store.exists(spec.layout.preflight):
-        log.info("preflight was done before", uri=spec.layout.preflight)
-        document = json.loads(store.read(spec.layout.preflight))
-        return answer(spec, store, verdict.Facts(**document["facts"]), document["inputs"])
+    if done := finished(spec, store):
+        return done
     writable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
-        parts = gather(spec, store, encoder, work)
-        fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
-        places = split.assign(parts["train"].prompts, *fractions, spec.training.seed)
-        facts = measure(spec, parts, places, folder)
-        freeze(spec, store, parts, places, encoder, work)
-    return answer(spec, store, facts, inputs(parts))
+        gathered = gather(spec, store, encoder, work)
+        judgement = gathered.review.judge(gathered.corpus, gathered.examples)
+        place = judgement.after_split(assign(spec, judgement))
+        files = [dataclasses.asdict(entry) for entry in gathered.inputs]
+        passes(spec, store, judgement, place, files)
+        facts = measure(spec, gathered.corpus, judgement, place, folder)
+        freeze(spec, store, gathered, place, encoder, work / "data")
+    return answer(spec, store, facts, files)
+
+
+def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
+    """The answer of an earlier attempt that froze the split, judged by what the job says now."""
+    try:
+        document = json.loads(store.read(spec.layout.preflight))
+    except errors.NotFound:
+        return None
+    if "facts" not in document:  # the data did not pass
+        return None
+    log.info("preflight was done before", uri=spec.layout.preflight)
+    return answer(spec, store, verdict.Facts(**document["facts"]), document["inputs"])
 
 
 def answer(spec: run.Run, store: storage.Storage, facts: verdict.Facts, files: list[dict[str, Any]]) -> outcome.Outcome:
     """The outcome, kept with the facts it follows from."""
     result = verdict.judge(spec, facts)
-    document = {"outcome": result.wire(), "facts": dataclasses.asdict(facts), "inputs": files}
-    store.write(spec.layout.preflight, (json.dumps(document, indent=1) + "\n").encode())
+    write(spec, store, {"outcome": result.wire(), "facts": dataclasses.asdict(facts), "inputs": files})
     log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
     return result
+
+
+def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> None:
+    store.write(spec.layout.preflight, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def writable(spec: run.Run, store: storage.Storage) -> None:
@@ -130,146 +145,127 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
         ) from error
 
 
-def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> dict[str, Part]:
-    """Every row of every file, checked and tokenized. Raises Failure(DatasetInvalid), naming up to FINDINGS places."""
+def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Gathered:
+    """Every row of every file, encoded and looked at. Raises Failure(DatasetInvalid) when there is none."""
     wanted = {"train": spec.dataset.train}
-    wanted |= {name: chosen.uris for name, chosen in held_out(spec).items() if chosen.uris}
-    parts: dict[str, Part] = {}
-    findings: list[str] = []
+    held_out = {"validation": spec.dataset.validation, "test": spec.dataset.test}
+    wanted |= {name: chosen.uris for name, chosen in held_out.items() if chosen.uris}
     files = {name: rows.find(store, patterns) for name, patterns in wanted.items()}  # all of them first: it is quick
-    for name, entries in files.items():
-        parts[name] = part = Part.of(work, name, entries)
-        pairs = parts["train"].pairs if name != "train" else None
-        kind = spec.dataset.format
-        found = dataset.alike(
-            (one for entry in entries for one in dataset.parse(rows.read(store, entry.uri), kind)), pairs
-        )
-        with part.path.open("w", encoding="utf-8") as spool:
-            for one in corpus.encode(found, encoder):
+    found = Gathered(work / "rows.jsonl", corpus.Writer(work / "corpus"), review.Review(spec.dataset.checks, encoder))
+    with found.path.open("w", encoding="utf-8") as spool:
+        for name, entries in files.items():
+            found.inputs += entries
+            before, broken = found.review.taken, False
+            for one in corpus.encode(dataset.alike(read(spec, store, entries), found.pairs), encoder):
                 if isinstance(one, rows.Bad):
-                    findings.append(f"{one.source}: {one.problem}")
+                    broken = True
+                    found.review.broken(one)
+                    if found.review.hopeless:
+                        return found
                 else:
                     spool.write(one[0].line())
-                    part.take(*one)
-                if len(findings) >= FINDINGS:
-                    raise invalid(findings, parts, stopped=True)
-        if not part.prompts and not findings:
-            names = ", ".join(entry.uri for entry in entries[:3])
-            raise errors.Failure(
-                reasons.Reason.DATASET_INVALID,
-                f"{names}: no examples, the {name} files are empty ({sum(entry.size for entry in entries)} bytes). Upload "
-                f"examples such as {dataset.EXPECTED[job.Format.CHAT]}, one a line.",
-            )
-    if findings:
-        raise invalid(findings, parts, stopped=False)
-    return parts
+                    found.take(dataset.SPLITS.index(name), *one)
+            if found.review.taken == before and not broken:
+                raise nothing(name, entries)
+    return found
 
 
-def held_out(spec: run.Run) -> dict[str, job.Split]:
-    return {"validation": spec.dataset.validation, "test": spec.dataset.test}
+def read(spec: run.Run, store: storage.Storage, entries: list[objects.Entry]) -> Iterator[dataset.Example | rows.Bad]:
+    for entry in entries:
+        yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format)
 
 
-def invalid(findings: list[str], parts: dict[str, Part], *, stopped: bool) -> errors.Failure:
-    """The failure of broken rows, the first ones in words."""
-    more = len(findings) - 3
-    tail = f" ... and {more} more{' (reading stopped there)' if stopped else ''}" if more > 0 else ""
-    good = len(parts["train"].prompts)
+def nothing(name: str, entries: list[objects.Entry]) -> errors.Failure:
+    names = ", ".join(entry.uri for entry in entries[:3])
     return errors.Failure(
         reasons.Reason.DATASET_INVALID,
-        f"{len(findings)} broken rows: " + " | ".join(findings[:3]) + tail + ". Correct them and run again.",
-        status.Preflight(
-            verdict="NotRecommended",
-            findings=findings,
-            examples=good,
-            tokens=parts["train"].writer.written,
-            trainable_tokens=0,
-        ),
+        f"{names}: no examples, the {name} files are empty ({sum(entry.size for entry in entries)} bytes). Upload "
+        f"examples such as {dataset.EXPECTED[job.Format.CHAT]}, one a line.",
     )
+
+
+def assign(spec: run.Run, judgement: review.Judgement) -> split.Array:
+    """int8 [rows]: where each example goes: 0 train, 1 validation, 2 test, -1 nowhere."""
+    place = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
+    mine = rule.rows(place == 0)
+    fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
+    place[mine] = split.assign(judgement.columns.prompts.take(mine), *fractions, spec.training.seed)
+    return place
+
+
+def passes(
+    spec: run.Run, store: storage.Storage, judgement: review.Judgement, place: split.Array, files: list[dict[str, Any]]
+) -> None:
+    """Raises Failure(DatasetInvalid), the findings whole in storage, when a rule ends the job or nothing is left to train on."""
+    failing = judgement.failing
+    if failing:
+        shown = failing[:5]
+        more = f" | and {len(failing) - 5} more rules" if len(failing) > 5 else ""
+        message = (
+            f"the data do not pass: {' | '.join(finding.line() for finding in shown)}{more}. Repair the data, or set "
+            f"dataset.checks ({', '.join(finding.rule for finding in shown)}) to another policy."
+        )
+    elif not (place == 0).any() or not judgement.columns.teaching[place == 0].any():
+        dropped = " | ".join(finding.line() for finding in judgement.findings if finding.dropped)
+        message = f"no training example with a token to learn is left: {dropped or 'raise training.maxSequenceLength'}"
+    else:
+        return
+    found = status.Preflight(
+        verdict="NotRecommended",
+        findings=[finding.line() for finding in [*failing, *(one for one in judgement.findings if one not in failing)]],
+        examples=int((place == 0).sum()),
+        tokens=0,
+        trainable_tokens=0,
+    )
+    failure = errors.Failure(reasons.Reason.DATASET_INVALID, message, found)
+    result = outcome.Outcome(
+        stage=reasons.Stage.PREFLIGHT, reason=failure.reason, message=message, preflight=failure.preflight
+    )
+    findings = [finding.document() for finding in judgement.findings]
+    write(spec, store, {"outcome": result.wire(), "findings": findings, "inputs": files})
+    raise failure
 
 
 def freeze(
     spec: run.Run,
     store: storage.Storage,
-    parts: dict[str, Part],
-    places: list[int],
+    gathered: Gathered,
+    place: split.Array,
     encoder: tokens.Encoder,
-    work: pathlib.Path,
+    local: pathlib.Path,
 ) -> None:
     """Writes train, validation and test as they will be used, with the inputs' sizes and tags; what training reads also as
     tokens."""
-    local = work / "data"
     local.mkdir()
     outputs = [(local / f"{name}.jsonl").open("wb") for name in dataset.SPLITS]
     try:
-        with parts["train"].path.open("rb") as spool:
-            for place, line in zip(places, spool, strict=True):
-                outputs[place].write(line)
-        for index, name in enumerate(dataset.SPLITS[1:], 1):
-            if name in parts:
-                with parts[name].path.open("rb") as spool:
-                    shutil.copyfileobj(spool, outputs[index])
+        with gathered.path.open("rb") as spool:
+            for where, line in zip(place.tolist(), spool, strict=True):
+                if where >= 0:
+                    outputs[where].write(line)
     finally:
         for output in outputs:
             output.close()
     for index, name in enumerate(dataset.SPLITS[:2]):
-        own = index and name in parts
-        found = parts[name].corpus if own else parts["train"].corpus.select(np.flatnonzero(np.equal(places, index)))
-        corpus.write(local, name, found, encoder)
-    folders.save(store, local, spec.layout.data, {"inputs": inputs(parts), "encoder": encoder.identity})
+        corpus.write(local, name, gathered.corpus.select(rule.rows(place == index)), encoder)
+    inputs = [dataclasses.asdict(entry) for entry in gathered.inputs]
+    folders.save(store, local, spec.layout.data, {"inputs": inputs, "encoder": encoder.identity})
 
 
-def inputs(parts: dict[str, Part]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(entry) for part in parts.values() for entry in part.inputs]
-
-
-def measure(spec: run.Run, parts: dict[str, Part], places: list[int], folder: pathlib.Path) -> verdict.Facts:
-    """The numbers of the split. Raises Failure(DatasetInvalid) when nothing could be learned."""
-    train = parts["train"].corpus.select(np.flatnonzero(np.equal(places, 0)))
-    if not train.teaching.any():
-        raise errors.Failure(
-            reasons.Reason.DATASET_INVALID,
-            "no training example has a token to learn within training.maxSequenceLength "
-            f"({spec.training.max_sequence_length}): raise it, or check training.lossOn",
-        )
-    findings = [
-        f"{source}: no token of the answer is learned: the prompt alone fills maxSequenceLength"
-        for source in parts["train"].untrainable
-    ]
-    findings += leaks(parts, places)
+def measure(
+    spec: run.Run, found: corpus.Corpus, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
+) -> verdict.Facts:
+    """The numbers of the split."""
+    train = found.select(rule.rows(place == 0))
     memory = estimated(spec, folder, train.lengths.tolist())
-    counts = {
-        name: len(parts[name].prompts) if index and name in parts else places.count(index)
-        for index, name in enumerate(dataset.SPLITS)
-    }
     return verdict.Facts(
-        **counts,
+        **{name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)},
         tokens=int(train.lengths.sum()),
         trainable=int(train.trainable.sum()),
         truncated=float(train.truncated.mean()),
-        findings=findings[:FINDINGS],
+        findings=[finding.document() for finding in judgement.findings],
         memory=estimate.text(memory.total) if memory else None,
     )
-
-
-def leaks(parts: dict[str, Part], places: list[int]) -> list[str]:
-    """Held-out examples of their own files whose prompt is learned in training."""
-    learned = {
-        key for prompts, place in zip(parts["train"].prompts, places, strict=True) if place == 0 for key in prompts.all
-    }
-    findings = []
-    for name in dataset.SPLITS[1:]:
-        if name not in parts:
-            continue
-        with parts[name].path.open(encoding="utf-8") as spool:
-            found = [
-                json.loads(line)["source"]
-                for prompts, line in zip(parts[name].prompts, spool, strict=True)
-                if prompts.last in learned
-            ]
-        findings += [f"{source}: the {name} example's prompt is also in the training data" for source in found[:5]]
-        if len(found) > 5:
-            findings.append(f"{len(found) - 5} more {name} examples have a prompt that is also in the training data")
-    return findings
 
 
 def estimated(spec: run.Run, folder: pathlib.Path, lengths: list[int]) -> estimate.Memory | None:

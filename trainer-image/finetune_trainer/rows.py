@@ -40,6 +40,10 @@ class Bad:
 
     source: str
     problem: str
+    rule: str = "unreadable"
+    """The data check that it breaks."""
+    ends: bool = False
+    """Whether nothing of the file is read after it."""
 
 
 def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
@@ -105,10 +109,10 @@ def read(store: storage.Storage, uri: str) -> Iterator[Row | Bad]:
                 stream = stack.enter_context(_decompress(stream, compression))
             yield from readers[suffix](stream, uri)
         except (EOFError, gzip.BadGzipFile) as error:
-            yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again")
+            yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again", ends=True)
         except Exception as error:
             if type(error).__module__.startswith("zstandard"):
-                yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again")
+                yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again", ends=True)
             else:
                 raise
 
@@ -128,7 +132,9 @@ def _jsonl(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
         number += 1
         source = f"{uri}:{number}"
         if len(line) > LONGEST_LINE:
-            yield Bad(source, f"a line of more than {LONGEST_LINE >> 20} MiB; .jsonl holds one example a line")
+            yield Bad(
+                source, f"a line of more than {LONGEST_LINE >> 20} MiB; .jsonl holds one example a line", ends=True
+            )
             return
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -164,7 +170,9 @@ def _json(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
                 return
             if not buffer and ended:
                 if inside:
-                    yield Bad(f"{uri}:{line}", "not valid JSON: the array is not closed; the file breaks off")
+                    yield Bad(
+                        f"{uri}:{line}", "not valid JSON: the array is not closed; the file breaks off", ends=True
+                    )
                 return
             try:
                 value, end = decoder.raw_decode(buffer) if buffer else (None, 0)
@@ -178,13 +186,14 @@ def _json(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
                 if not ended:
                     ended = True
                     continue
-                yield Bad(f"{uri}:{line + error.lineno - 1}", f"not valid JSON: {error.msg} at column {error.colno}")
+                problem = f"not valid JSON: {error.msg} at column {error.colno}"
+                yield Bad(f"{uri}:{line + error.lineno - 1}", problem, ends=True)
                 return
             yield Row(f"{uri}:{line}", value)
             line += buffer.count("\n", 0, end)
             buffer = buffer[end:]
     except UnicodeDecodeError as error:
-        yield Bad(f"{uri}:{line}", f"not UTF-8: {error.reason}; save it as UTF-8")
+        yield Bad(f"{uri}:{line}", f"not UTF-8: {error.reason}; save it as UTF-8", ends=True)
 
 
 def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
@@ -201,9 +210,9 @@ def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
             else:
                 yield Row(source, dict(record))
     except csv.Error as error:
-        yield Bad(f"{uri}:{reader.line_num}", f"not valid CSV: {error}")
+        yield Bad(f"{uri}:{reader.line_num}", f"not valid CSV: {error}", ends=True)
     except UnicodeDecodeError as error:
-        yield Bad(f"{uri}:{start}", f"not UTF-8: {error.reason}; save it as UTF-8")
+        yield Bad(f"{uri}:{start}", f"not UTF-8: {error.reason}; save it as UTF-8", ends=True)
 
 
 def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
@@ -224,4 +233,4 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
                         number += 1
                         yield Row(f"{uri}:{number}", value)
         except pyarrow.ArrowException as error:
-            yield Bad(f"{uri}:{number + 1}", f"not valid Parquet: {error}")
+            yield Bad(f"{uri}:{number + 1}", f"not valid Parquet: {error}", ends=True)

@@ -1,59 +1,118 @@
 """The split into train, validation and test, by groups of examples that share a prompt, so that none leaks.
 
-Pure: works on hashes that `preflight` gathered while it read the files. A group's place depends on the seed and on the
-prompt alone, not on the order of rows or files.
+Pure: works on hashes that preflight gathered while it read the files, in columns, so that a million examples fit into memory.
+A group's place depends on the seed and on the prompt alone, not on the order of rows or files.
 """
 
+import array
 import dataclasses
-import hashlib
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompt hashes of one example: `last` of its last answer, `all` of every answer in the chat."""
+    """The prompt hashes of all examples, as columns."""
 
-    last: int
-    all: tuple[int, ...]
+    last: Array
+    """uint64 [rows]: of the last answer."""
+    flat: Array
+    """uint64: of every answer, example after example; an example's last one is its `last`."""
+    ends: Array
+    """int64 [rows]: where an example's hashes end in `flat`."""
+
+    @property
+    def owner(self) -> Array:
+        """int64: the row of each hash of `flat`."""
+        return np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
+
+    def take(self, rows: Array) -> "Prompts":
+        """Those of some rows."""
+        counts = np.diff(self.ends, prepend=0)[rows]
+        ends = np.cumsum(counts)
+        # For each hash its place in `flat`: where its row's hashes begin there, and how far it is into them.
+        index = np.arange(counts.sum()) + np.repeat(self.ends[rows] - ends, counts)
+        return Prompts(self.last[rows], self.flat[index], ends)
+
+    def any_in(self, rows: Array, asked: Array) -> Array:
+        """bool [len(rows)]: whether any of a row's hashes is among these."""
+        mine = self.take(rows)
+        found: Array = np.bincount(mine.owner[np.isin(mine.flat, asked)], minlength=len(rows)) > 0
+        return found
 
 
-def assign(prompts: Sequence[Prompts], validation: float | None, test: float | None, seed: int) -> list[int]:
-    """The split of each example: 0 train, 1 validation, 2 test.
+class Builder:
+    """Takes the hashes of one example after the other."""
+
+    def __init__(self) -> None:
+        self._last, self._flat, self._ends = array.array("Q"), array.array("Q"), array.array("q")
+
+    def add(self, keys: Sequence[int]) -> None:
+        """keys: the prompts of every answer, the last one's at the end."""
+        self._last.append(keys[-1])
+        self._flat.extend(keys)
+        self._ends.append(len(self._flat))
+
+    def finish(self) -> Prompts:
+        return Prompts(
+            np.frombuffer(self._last, dtype=np.uint64),
+            np.frombuffer(self._flat, dtype=np.uint64),
+            np.frombuffer(self._ends, dtype=np.int64),
+        )
+
+
+def assign(prompts: Prompts, validation: float | None, test: float | None, seed: int) -> Array:
+    """int8 [rows]: 0 train, 1 validation, 2 test.
 
     Fractions are of all examples and None where the split has files of its own. Whole groups move, in the order of their
     seeded hash, until the fraction is reached; a group never moves when fewer than three would be left to train on.
     """
-    groups = group(prompts)
-    sizes: dict[int, int] = {}
-    for number in groups:
-        sizes[number] = sizes.get(number, 0) + 1
-    order = sorted(sizes, key=lambda number: hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest())
-    places: dict[int, int] = {}
-    position = 0
+    groups, inverse, sizes = np.unique(group(prompts), return_inverse=True, return_counts=True)
+    order = np.lexsort((groups, _shuffled(groups, seed)))
+    places = np.zeros(len(groups), dtype=np.int8)
+    position, count = 0, len(prompts.last)
     for split, fraction in ((2, test), (1, validation)):
-        wanted = max(1, round(fraction * len(prompts))) if fraction else 0
-        taken = 0
-        while taken < wanted and len(order) - position > 3:
-            places[order[position]] = split
-            taken += sizes[order[position]]
-            position += 1
-    return [places.get(number, 0) for number in groups]
+        wanted = max(1, round(fraction * count)) if fraction else 0
+        reached = np.cumsum(sizes[order[position:]])
+        needed = int(np.searchsorted(reached, wanted)) + 1 if wanted else 0
+        taken = max(0, min(needed, len(order) - position - 3))
+        places[order[position : position + taken]] = split
+        position += taken
+    return places[inverse.reshape(-1)]
 
 
-def group(prompts: Sequence[Prompts]) -> list[int]:
-    """A group number of each example: equal where the prompt of one's last answer is among the other's prompts."""
-    asked = {prompt.last for prompt in prompts}
-    parents = {last: last for last in asked}
+def group(prompts: Prompts) -> Array:
+    """uint64 [rows]: equal where the prompt of one's last answer is among the other's prompts, or by a chain of such."""
+    asked, mine = np.unique(prompts.last, return_inverse=True)
+    known = np.isin(prompts.flat, asked)
+    one = mine.reshape(-1)[prompts.owner[known]]
+    other = np.searchsorted(asked, prompts.flat[known])
+    linked = one != other
+    one, other = one[linked], other[linked]
+    # The smallest hash of a group leads, so that the order of the rows does not matter.
+    lead = np.arange(len(asked))
+    while True:
+        before = lead.copy()
+        low = np.minimum(lead[one], lead[other])
+        np.minimum.at(lead, one, low)
+        np.minimum.at(lead, other, low)
+        lead = lead[lead]
+        if np.array_equal(lead, before):
+            return asked[lead[mine.reshape(-1)]]
 
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = parents[number]
-        return number
 
-    for prompt in prompts:
-        for key in prompt.all:
-            if key in asked:
-                one, other = sorted((root(prompt.last), root(key)))
-                parents[other] = one  # the smaller hash leads, so that the order of the rows does not matter
-    return [root(prompt.last) for prompt in prompts]
+def _shuffled(numbers: Array, seed: int) -> Array:
+    """uint64: the numbers, mixed with the seed."""
+    return mixed(numbers + np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
+
+
+def mixed(numbers: Array) -> Array:
+    """uint64: other numbers for other numbers, every bit depending on all bits (splitmix64)."""
+    found = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        found = (found ^ (found >> np.uint64(shift))) * np.uint64(factor)
+    return found ^ (found >> np.uint64(31))

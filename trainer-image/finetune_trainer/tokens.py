@@ -11,7 +11,7 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
@@ -30,6 +30,17 @@ class Encoded:
     def trainable(self) -> int:
         """How many tokens are learned; the first token is never predicted."""
         return sum(self.learned[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """An example as rows of tokens, with what the data checks want to know of how they came about."""
+
+    rows: tuple[Encoded, ...]
+    merged: bool = False
+    """Whether an answer would have merged with its prompt's end, so that each side was tokenized on its own."""
+    unended: bool = False
+    """Whether a learned answer has no stop token before the next one begins, or at the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +81,18 @@ class Encoder:
 
     def batch(self, examples: Sequence[dataset.Example]) -> list[tuple[Encoded, ...] | dataset.Wrong]:
         """`rows` of many examples, tokenized at once and in parallel; of an example that cannot be rendered, the reason."""
+        return [found.rows if isinstance(found, Details) else found for found in self.details(examples)]
+
+    def details(self, examples: Sequence[dataset.Example]) -> list[Details | dataset.Wrong]:
+        """As `batch`, with more to know."""
         made: list[list[Script] | dataset.Wrong] = []
         for example in examples:
             try:
                 made.append(self._scripts(example))
             except dataset.Wrong as wrong:
                 made.append(wrong)
-        scripts = [script for one in made if isinstance(one, list) for script in one]
-        encoded = self._many(scripts)
-        return [tuple(itertools.islice(encoded, len(one))) if isinstance(one, list) else one for one in made]
+        encoded = self._many([script for one in made if isinstance(one, list) for script in one])
+        return [_details(itertools.islice(encoded, len(one))) if isinstance(one, list) else one for one in made]
 
     def prompt(self, example: dataset.Example) -> list[int]:
         """The ids that the server gets when it must give the last answer."""
@@ -138,37 +152,45 @@ class Encoder:
     # --- A text as tokens ---
 
     def _one(self, script: Script) -> Encoded:
+        return self._encoded(script, *self._alone(script))[0]
+
+    def _alone(self, script: Script) -> borders.Found:
+        """What borders.find says of many, for one."""
         ids = self._ids(script.text, special=script.plain)
-        starts = []
+        starts: list[int | None] = []
         for prompt in script.prompts:
             begin = self._ids(prompt)
             starts.append(len(begin) if ids[: len(begin)] == begin else None)
-        return self._encoded(script, ids, starts)
+        return ids, starts
 
-    def _many(self, scripts: Sequence[Script]) -> Iterator[Encoded]:
-        """The same as `_one` of each script, in their order."""
-        if not getattr(self.tokenizer, "is_fast", False):
-            return map(self._one, scripts)
-        found: dict[int, Encoded] = {}
+    def _many(self, scripts: Sequence[Script]) -> Iterator[Details]:
+        """The same as `_one` of each script, in their order, with more to know."""
+        found: dict[int, borders.Found] = {}
         for special in (False, True):
             part = [index for index, script in enumerate(scripts) if self._special(script.plain) is special]
-            texts = [(scripts[index].text, scripts[index].prompts) for index in part]
-            for index, (ids, starts) in zip(part, borders.find(self.tokenizer, texts, special=special), strict=True):
-                found[index] = self._encoded(scripts[index], ids, starts)
-        return (found[index] for index in range(len(scripts)))
+            if getattr(self.tokenizer, "is_fast", False):
+                texts = [(scripts[index].text, scripts[index].prompts) for index in part]
+                found |= zip(part, borders.find(self.tokenizer, texts, special=special), strict=True)
+            else:
+                found |= ((index, self._alone(scripts[index])) for index in part)
+        for index, script in enumerate(scripts):
+            ids, starts = found.pop(index)
+            encoded, ended = self._encoded(script, ids, starts)
+            yield Details((encoded,), merged=None in starts, unended=not ended)
 
-    def _encoded(self, script: Script, ids: list[int], starts: Sequence[int | None]) -> Encoded:
-        """The learned tokens of a tokenized text; `starts` has None for a prompt whose ids the text's do not begin with."""
+    def _encoded(self, script: Script, ids: list[int], starts: Sequence[int | None]) -> tuple[Encoded, bool]:
+        """The learned tokens of a tokenized text, and whether all answers end; `starts` has None for a prompt whose ids the
+        text's do not begin with."""
         if script.plain:
             ids = [*ids, *self._end()]
-            learned = [True] * len(ids)
+            learned, ended = [True] * len(ids), bool(self._end())
         else:
             if None in starts:
                 ids, starts = self._pieces(script)
-            ids, learned = self._learned(ids, [start for start in starts if start is not None])
+            ids, learned, ended = self._learned(ids, [start for start in starts if start is not None])
         if script.everything:
             learned = [True] * len(ids)
-        return Encoded(ids[: self.max_length], learned[: self.max_length], len(ids) > self.max_length)
+        return Encoded(ids[: self.max_length], learned[: self.max_length], len(ids) > self.max_length), ended
 
     def _pieces(self, script: Script) -> tuple[list[int], list[int]]:
         """Each side of a border on its own, as the server does: for answers that would merge with their prompt's end."""
@@ -180,18 +202,19 @@ class Encoder:
             starts.append(len(ids))
         return ids + self._ids(script.text[position:], first=False), starts
 
-    def _learned(self, ids: list[int], starts: list[int]) -> tuple[list[int], list[bool]]:
-        """Each answer from its start to its stop token; an answer at the end without one gets it."""
-        learned = [False] * len(ids)
+    def _learned(self, ids: list[int], starts: list[int]) -> tuple[list[int], list[bool], bool]:
+        """Each answer from its start to its stop token; an answer at the end without one gets it. And whether all have one."""
+        learned, ended = [False] * len(ids), True
         for start, following in zip(starts, [*starts[1:], None], strict=True):
             limit = len(ids) if following is None else following
             stop = next((i for i in range(start, limit) if ids[i] in self.stops), None)
             if stop is None and following is None:
                 ids, learned = [*ids, *self._end()], [*learned, *[False for _ in self._end()]]
-                stop = len(ids) - 1
+                stop = len(ids) - 1 if self._end() else None
+            ended = ended and stop is not None
             for i in range(start, limit if stop is None else stop + 1):
                 learned[i] = True
-        return ids, learned
+        return ids, learned, ended
 
     def _end(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
@@ -204,6 +227,12 @@ class Encoder:
         """Whether the tokenizer adds its special tokens: a chat template writes its own begin-of-sequence token, and a second
         one would be one too many."""
         return plain or not self.tokenizer.chat_template
+
+
+def _details(found: Iterable[Details]) -> Details:
+    sides = list(found)
+    rows = tuple(row for side in sides for row in side.rows)
+    return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides))
 
 
 def load(folder: pathlib.Path, training: job.Training) -> Encoder:

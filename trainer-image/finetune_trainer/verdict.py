@@ -1,15 +1,19 @@
 """The verdict of preflight, pure: what was measured of the data, and what that means for this job.
 
-preflight.json keeps the facts, so that a later attempt under another threshold or advice judges the same frozen split.
+preflight.json keeps the facts, findings included, so that a later attempt under another threshold or advice judges the
+same frozen split.
 """
 
 import dataclasses
 from typing import Any
 
-from finetune_api import job, outcome, reasons, run, status
+from finetune_api import checks, job, outcome, reasons, run, status
 
-TRUNCATED = 0.05
-"""Share of truncated examples from which it is worth a word."""
+WEIGHTY = 0.01
+"""Share of the rows from which a warning changes the verdict; an error does in any case, a note never."""
+
+SPOKEN_OF = 4
+"""Findings that the advice speaks of; all of them are in preflight.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Facts:
     trainable: int
     truncated: float
     """Share of the training examples."""
-    findings: list[str]
+    findings: list[dict[str, Any]]
+    """What the data checks found: `checks.review.Finding.document` of each rule."""
     memory: str | None
     """Estimated memory of training, for people."""
 
@@ -32,24 +37,19 @@ def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
     """Verdict and advice; under Enforce too few examples end the job."""
     ignored = spec.advice is job.Advice.IGNORE
     few = facts.train < spec.dataset.minimum_examples and not ignored
-    many_cut = facts.truncated > TRUNCATED
+    serious = [finding for finding in facts.findings if weighty(finding)]
     advice = []
     if few:
         advice.append(
             f"{facts.train} training examples are fewer than the {spec.dataset.minimum_examples} of "
             "dataset.minimumExamples: collect hundreds, or use a prompt with a few of them as examples."
         )
-    if many_cut and not ignored:
-        advice.append(
-            f"{facts.truncated:.0%} of the training examples are longer than maxSequenceLength "
-            f"{spec.training.max_sequence_length} and are cut; raise it or shorten them."
-        )
-    if facts.findings and not ignored:
-        advice.append("Repair the findings: they make training or the evaluation less than it seems.")
+    if not ignored:
+        advice += [f"{finding['rule']}: {finding['advice']}" for finding in serious[:SPOKEN_OF]]
     numbers: dict[str, Any] = {
-        "verdict": "NotRecommended" if few else "Caution" if facts.findings or many_cut else "Recommended",
+        "verdict": "NotRecommended" if few else "Caution" if serious else "Recommended",
         "advice": advice,
-        "findings": facts.findings,
+        "findings": [finding["line"] for finding in facts.findings],
         "examples": facts.train,
         "validation_examples": facts.validation,
         "test_examples": facts.test,
@@ -64,3 +64,10 @@ def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
         message=advice[0] if few else f"{counts}, {facts.tokens} tokens, {facts.trainable} of them learned",
         preflight=status.Preflight(**numbers),
     )
+
+
+def weighty(finding: dict[str, Any]) -> bool:
+    """Whether a finding is worth a Caution."""
+    if finding["severity"] == checks.Severity.WARNING:
+        return bool(finding["share"] >= WEIGHTY)
+    return bool(finding["severity"] == checks.Severity.ERROR)

@@ -3,7 +3,7 @@
 import pydantic
 import pytest
 
-from finetune_api import basemodel, job, layout, outcome, run, status
+from finetune_api import basemodel, checks, job, layout, outcome, run, status
 from support import manifests
 
 
@@ -39,6 +39,30 @@ def test_the_defaults_are_those_of_good_practice():
 def test_an_unknown_field_is_named_in_the_refusal():
     with pytest.raises(pydantic.ValidationError, match=r"training\.learningrate"):
         spec(**{"spec.training.learningrate": 1})
+
+
+@pytest.mark.parametrize(
+    "chosen, words",
+    [
+        ({"typos": "Drop"}, "'typos' is no rule: dataset.checks knows the rules unreadable, schema"),
+        ({"schema": "Ignore"}, "schema cannot be Ignore: write Drop, Fail"),
+        ({"labelImbalance": "Drop"}, "labelImbalance cannot be Drop: write Warn, Fail, Ignore"),
+        ({"secrets": "Off"}, "'Drop', 'Warn', 'Fail' or 'Ignore'"),
+    ],
+)
+def test_a_check_that_cannot_be_done_is_refused_with_what_can(chosen, words):
+    with pytest.raises(pydantic.ValidationError) as caught:
+        spec(**{"spec.dataset.checks": chosen})
+    assert words in str(caught.value)
+
+
+def test_every_check_has_a_default_that_it_allows():
+    for rule in checks.RULES:
+        assert rule.default in checks.ALLOWED[rule.scope]
+        assert all(sentence.endswith(".") for sentence in (rule.means, rule.matters, rule.advice))
+    assert len(checks.BY_ID) == len(checks.RULES)
+    assert checks.policy({"secrets": checks.Policy.DROP}, "secrets") is checks.Policy.DROP
+    assert checks.policy({}, "secrets") is checks.Policy.FAIL
 
 
 def test_a_value_cannot_be_changed_after_it_was_read():

@@ -26,6 +26,7 @@ def sections(recorded: dict, wanted: job.FineTuneJobSpec, annotation: str = "") 
 
 
 TRAINS = [
+    {"dataset.checks": {"duplicates": "Warn"}},
     {"dataset.train": ["s3://acme/support/other.jsonl"]},
     {"dataset.format": "Chat"},
     {"dataset.test": {"uris": ["s3://acme/test.jsonl"]}},

@@ -1,0 +1,46 @@
+"""Rules of one row that look at its tokens. What the corpus counts anyway (lengths, cuts) is judged in `review`."""
+
+import dataclasses
+
+from finetune_trainer import dataset
+from finetune_trainer.checks import rule
+
+
+@dataclasses.dataclass(frozen=True)
+class StopToken:
+    """Fires where a learned answer does not end with a token that ends an answer."""
+
+    id: str = "stopToken"
+
+    def fires(self, row: rule.Row) -> bool:
+        return row.details.unended
+
+    def words(self, example: dataset.Example) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubleBos:
+    """Fires where the begin-of-sequence token stands twice at the beginning."""
+
+    bos: int | None
+    id: str = "doubleBos"
+
+    def fires(self, row: rule.Row) -> bool:
+        return self.bos is not None and any(encoded.ids[:2] == [self.bos, self.bos] for encoded in row.details.rows)
+
+    def words(self, example: dataset.Example) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptPrefix:
+    """Fires where the tokens of the prompt are not those that prompt and answer together begin with."""
+
+    id: str = "promptPrefix"
+
+    def fires(self, row: rule.Row) -> bool:
+        return row.details.merged
+
+    def words(self, example: dataset.Example) -> str:
+        return ""

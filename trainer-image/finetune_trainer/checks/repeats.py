@@ -1,0 +1,90 @@
+"""Rules of the table about rows that are equal or nearly so: duplicates, contradictions, leakage."""
+
+import numpy as np
+
+from finetune_trainer import split
+from finetune_trainer.checks import rule, similar, table
+
+
+def duplicates(found: table.Table, keep: rule.Mask) -> rule.Hits:
+    rows = rule.rows(keep)
+    same = split.mixed(found.same[rows]) + found.part[rows]
+    _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
+    earlier = rows[first[inverse.reshape(-1)]]
+    again = earlier != rows
+    return rule.Hits(rows[again], len(rows), "repeat an earlier one", beside=earlier[again])
+
+
+def near_duplicates(found: table.Table, keep: rule.Mask) -> rule.Hits:
+    if found.sketches is None:
+        return rule.NONE
+    rows = rule.rows(keep)
+    hits, beside = [], []
+    for part in range(3):
+        mine = rows[found.part[rows] == part]
+        distinct = mine[np.unique(found.same[mine], return_index=True)[1]] if len(mine) else mine
+        linked = similar.pairs(found.sketches, np.sort(distinct))
+        first = similar.first_of_group(len(found), linked)
+        later = np.flatnonzero(first != np.arange(len(found)))
+        hits.append(later)
+        beside.append(first[later])
+    return rule.Hits(
+        np.concatenate(hits), len(rows), "are nearly the same as an earlier one", beside=np.concatenate(beside)
+    )
+
+
+def contradictions(found: table.Table, keep: rule.Mask) -> rule.Hits:
+    rows = rule.rows(keep & (found.answer != 0))
+    prompt, answer, rejected = found.prompts.last[rows], found.answer[rows], found.rejected[rows]
+    if rejected.any():
+        # Of pairs many per prompt are usual; a contradiction is an answer that is the better one here, the worse one there.
+        better = np.stack([prompt, answer], axis=1)
+        worse = np.stack([prompt, rejected], axis=1)
+        number = np.unique(np.concatenate([better, worse]), axis=0, return_inverse=True)[1].reshape(-1)
+        chosen, refused = number[: len(rows)], number[len(rows) :]
+        wrong = np.isin(chosen, refused) | np.isin(refused, chosen)
+        return rule.Hits(rows[wrong], len(rows), "choose an answer that another one rejects, or the other way round")
+    _, group = np.unique(prompt, return_inverse=True)
+    low = np.full(group.max(initial=-1) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    high = np.zeros_like(low)
+    np.minimum.at(low, group.reshape(-1), answer)
+    np.maximum.at(high, group.reshape(-1), answer)
+    return rule.Hits(
+        rows[(low != high)[group.reshape(-1)]],
+        len(rows),
+        "have a prompt that has different answers elsewhere in the data",
+    )
+
+
+def leakage(found: table.Table, keep: rule.Mask) -> rule.Hits:
+    """A held-out prompt among the prompts of any answer that is learned, or watched, before it is asked."""
+    hits, drop = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for part in (1, 2):
+        held = rule.rows(keep & (found.part == part))
+        seen = rule.rows(keep & (found.part < part))
+        asked = found.prompts.last[held]
+        hits.append(held[np.isin(asked, found.prompts.take(seen).flat)])
+        drop.append(seen[found.prompts.any_in(seen, asked)])
+    held_out = int((keep & (found.part > 0)).sum())
+    text = "held out have a prompt that is also in the training data"
+    return rule.Hits(np.unique(np.concatenate(hits)), held_out, text, drop=np.unique(np.concatenate(drop)))
+
+
+def near_leakage(found: table.Table, place: table.Array) -> rule.Hits:
+    """After the split; place: int8 [rows], 0 train, 1 validation, 2 test, -1 left out."""
+    held = rule.rows(place > 0)
+    if found.sketches is None or not len(held):
+        return rule.NONE
+    rows = rule.rows(place >= 0)
+    # Of equal rows on one side one is enough.
+    side = split.mixed(found.same[rows]) + (place[rows] > 0)
+    distinct = np.sort(rows[np.unique(side, return_index=True)[1]])
+    linked = similar.pairs(found.sketches, distinct)
+    one, other = linked[:, 0], linked[:, 1]
+    across = (place[one] > 0) != (place[other] > 0)
+    one, other = one[across], other[across]
+    held_out = np.where(place[one] > 0, one, other)
+    learned = np.where(place[one] > 0, other, one)
+    hits, index = np.unique(held_out, return_index=True)
+    text = "held out are nearly the same as a training example"
+    return rule.Hits(hits, len(held), text, drop=np.unique(learned), beside=learned[index])

@@ -1,0 +1,250 @@
+"""The review of a job's examples: one pass over the rows, then the judgement of all rules, in the order of the API's table.
+
+review = Review(policies, tokenizer, stops)
+review.broken(bad) / review.take(part, example, details)      as the rows are read
+judgement = review.judge(corpus, source)                      who stays, and the findings
+judgement.after_split(place)                                  what only the split shows
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from finetune_api import checks as api
+from finetune_trainer import corpus, dataset, rows, tokens
+from finetune_trainer.checks import answers, encodings, repeats, rule, table, texts
+
+PLACES = 20
+"""Places that a finding names; and broken rows after which reading stops where they end the job: enough to see the pattern."""
+
+LONGEST = 500
+"""Characters of a finding in the status."""
+
+WORTH_A_WORD = {"truncation": 0.05, "nearDuplicates": 0.05, "nearLeakage": 0.05}
+"""Shares below which a rule says nothing, as such a share changes little; what it drops, it drops all the same."""
+
+_FOLDER = re.compile(r"\b[a-z0-9]+://\S*/")
+
+TableRule = Callable[[table.Table, rule.Mask], rule.Hits]
+
+TABLE_RULES: dict[str, TableRule] = {
+    "duplicates": repeats.duplicates,
+    "nearDuplicates": repeats.near_duplicates,
+    "contradictions": repeats.contradictions,
+    "leakage": repeats.leakage,
+    "labelImbalance": answers.label_imbalance,
+    "constantAnswers": answers.constant_answers,
+    "jsonAnswers": answers.json_answers,
+    "reasoningTags": answers.reasoning_tags,
+    "languageMix": answers.language_mix,
+}
+
+SAID = {
+    "secrets": "have what looks like a secret",
+    "personalData": "have what looks like personal data",
+    "refusals": "have an answer that refuses or speaks of itself as an AI",
+    "specialTokens": "have a special token of the model in their text",
+    "stopToken": "have a learned answer that does not end with a stop token",
+    "doubleBos": "begin with two begin-of-sequence tokens",
+    "promptPrefix": "have an answer that would merge with its prompt's last token",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a rule found, and what was done about it."""
+
+    rule: str
+    policy: api.Policy
+    count: int
+    """Rows (of a rule about the data as a whole: 1)."""
+    message: str
+    """What was seen, as a sentence without an end."""
+    places: tuple[str, ...]
+    """The first ones: `uri:line`, some with a word on what is there."""
+    dropped: int = 0
+    """Rows left out."""
+    share: float = 1.0
+    """Of the rows that the rule looked at; 1 for the data as a whole and for broken rows."""
+
+    @property
+    def severity(self) -> api.Severity:
+        return api.BY_ID[self.rule].severity
+
+    def line(self, shown: int = 3) -> str:
+        """The finding for the status: one line, a few places, without their folders."""
+        more = self.count - shown if len(self.places) > shown else 0
+        places = "; ".join(_FOLDER.sub("", place) for place in self.places[:shown]) + (
+            f"; and {more} more" if more > 0 else ""
+        )
+        dropped = f"; {self.dropped} left out" if self.dropped else ""
+        text = f"{self.rule}: {self.message}{dropped}" + (f": {places}" if places else "")
+        return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+    def document(self) -> dict[str, Any]:
+        """The finding for preflight.json."""
+        known = api.BY_ID[self.rule]
+        facts = {
+            **dataclasses.asdict(self),
+            "severity": known.severity,
+            "places": list(self.places),
+            "line": self.line(),
+        }
+        return {**facts, "means": f"{known.means} {known.matters}", "advice": known.advice}
+
+
+Sources = Callable[[rule.Rows], Mapping[int, dataset.Example]]
+"""The examples of a few rows, read again."""
+
+
+class Review:
+    """Gathers columns and broken rows while the files are read."""
+
+    def __init__(self, chosen: Mapping[str, api.Policy], encoder: tokens.Encoder) -> None:
+        self.policies = {known.id: api.policy(dict(chosen), known.id) for known in api.RULES}
+        every: tuple[rule.RowRule, ...] = (
+            encodings.StopToken(),
+            encodings.PromptPrefix(),
+            encodings.DoubleBos(getattr(encoder.tokenizer, "bos_token_id", None)),
+            texts.special_tokens(encoder.tokenizer),
+            texts.Refusals(),
+            texts.SECRETS,
+            texts.PERSONAL_DATA,
+        )
+        self._row_rules = tuple(one for one in every if self._applies(one.id))
+        self._builder = table.Builder(
+            sketched=self._applies("nearDuplicates") or self._applies("nearLeakage"),
+            spoken=self._applies("languageMix"),
+        )
+        self._broken: dict[str, list[rows.Bad]] = {}
+        self._counts: dict[str, int] = {}
+        self._lost = False
+        """Whether a file broke off, so that dropping single rows does not help."""
+
+    def _applies(self, id: str) -> bool:
+        return self.policies[id] is not api.Policy.IGNORE
+
+    def broken(self, bad: rows.Bad) -> None:
+        """Notes a row that is no example."""
+        self._counts[bad.rule] = self._counts.get(bad.rule, 0) + 1
+        found = self._broken.setdefault(bad.rule, [])
+        if bad.ends:
+            self._lost = True
+            found.insert(0, bad)
+        else:
+            found.append(bad)
+        del found[PLACES:]
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many rows are broken that the job will end, and reading on shows nothing new."""
+        fatal = (count for id, count in self._counts.items() if self.policies[id] is api.Policy.FAIL)
+        return sum(fatal) >= PLACES
+
+    @property
+    def taken(self) -> int:
+        """Examples so far."""
+        return len(self._builder)
+
+    def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
+        """Looks at an example. part: 0 train, 1 validation, 2 test: whose files it came from."""
+        row = rule.Row(example, details)
+        fired = sum(1 << bit for bit, one in enumerate(self._row_rules) if one.fires(row))
+        self._builder.add(part, fired, row)
+
+    def judge(self, found: corpus.Corpus, sources: Sources) -> "Judgement":
+        """Applies all rules but those that wait for the split."""
+        columns = self._builder.finish(found)
+        made = Judgement(columns, np.ones(len(columns), dtype=bool), self.policies, sources, self._about_broken())
+        for known in () if self.hopeless else api.RULES:
+            if known.scope is api.Scope.BROKEN or known.id == "nearLeakage" or not self._applies(known.id):
+                continue
+            made.add(known.id, self._hits(known.id, columns, made.keep))
+        return made
+
+    def _hits(self, id: str, columns: table.Table, keep: rule.Mask) -> rule.Hits:
+        if id in TABLE_RULES:
+            return TABLE_RULES[id](columns, keep)
+        kept = int(keep.sum())
+        if id == "untrainable":
+            text = "have no token to learn within training.maxSequenceLength"
+            return rule.Hits(rule.rows(keep & ~columns.teaching), kept, text)
+        if id == "truncation":
+            text = "are longer than training.maxSequenceLength and are cut"
+            return rule.Hits(rule.rows(keep & columns.truncated), kept, text)
+        bit, one = next((bit, one) for bit, one in enumerate(self._row_rules) if one.id == id)
+        fired = keep & ((columns.fired >> np.uint32(bit)) & np.uint32(1) > 0)
+        return rule.Hits(rule.rows(fired), kept, SAID[id], words=one.words)
+
+    def _about_broken(self) -> list[Finding]:
+        made = []
+        for known in api.RULES:
+            if known.id not in self._broken:
+                continue
+            count, bad = self._counts[known.id], self._broken[known.id]
+            policy = self.policies[known.id]
+            if policy is api.Policy.DROP and any(one.ends for one in bad):
+                policy = api.Policy.FAIL
+            stopped = " (reading stopped there)" if self.hopeless else ""
+            message = f"{count} row{'s are' if count > 1 else ' is'} no example{'s' if count > 1 else ''}{stopped}"
+            places = tuple(f"{one.source}: {one.problem}" for one in bad)
+            made.append(Finding(known.id, policy, count, message, places, count if policy is api.Policy.DROP else 0))
+        return made
+
+
+@dataclasses.dataclass
+class Judgement:
+    """Who stays, and why the others do not."""
+
+    columns: table.Table
+    keep: rule.Mask
+    policies: Mapping[str, api.Policy]
+    sources: Sources
+    findings: list[Finding]
+
+    def add(self, id: str, hits: rule.Hits) -> rule.Rows:
+        """Notes what a rule found and leaves out what it drops; the rows that were left out."""
+        none = np.zeros(0, dtype=np.int64)
+        drops = self.policies[id] is api.Policy.DROP
+        few = len(hits.rows) < WORTH_A_WORD.get(id, 0) * hits.of and not drops
+        if few or not len(hits.rows):
+            return none
+        gone = (hits.rows if hits.drop is None else hits.drop) if drops else none
+        self.keep[gone] = False
+        count = len(hits.rows)
+        message = hits.text if hits.whole else f"{count} of {hits.of} examples {hits.text}"
+        share = 1.0 if hits.whole else count / hits.of
+        self.findings.append(Finding(id, self.policies[id], count, message, self._places(hits), len(gone), share))
+        return gone
+
+    def after_split(self, place: table.Array) -> table.Array:
+        """The places (int8: 0 train, 1 validation, 2 test, -1 left out) once the rules that need them are applied too."""
+        id = "nearLeakage"
+        if self.policies[id] is api.Policy.IGNORE:
+            return place
+        gone = self.add(id, repeats.near_leakage(self.columns, place))
+        place = place.copy()
+        place[gone] = -1
+        order = [known.id for known in api.RULES]
+        self.findings.sort(key=lambda finding: order.index(finding.rule))
+        return place
+
+    @property
+    def failing(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.policy is api.Policy.FAIL]
+
+    def _places(self, hits: rule.Hits) -> tuple[str, ...]:
+        first = hits.rows[:PLACES]
+        wanted = first if hits.beside is None else np.concatenate([first, hits.beside[:PLACES]])
+        examples = self.sources(np.unique(wanted))
+        made = []
+        for index, row in enumerate(first.tolist()):
+            example = examples[row]
+            words = hits.words(example) if hits.words else ""
+            if hits.beside is not None:
+                words = f"like {examples[int(hits.beside[index])].source}"
+            made.append(example.source + (f" ({words})" if words else ""))
+        return tuple(made)

@@ -1,0 +1,76 @@
+"""What a rule is, and what it answers. Rules are pure: rows or columns in, hits out."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from finetune_trainer import dataset, tokens
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+"""Row numbers, ascending."""
+
+Mask = np.ndarray[Any, np.dtype[np.bool]]
+"""bool [rows]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An example with its tokens, as the rules of one row see it."""
+
+    example: dataset.Example
+    details: tokens.Details
+
+    @functools.cached_property
+    def text(self) -> str:
+        """All texts of the example."""
+        example = self.example
+        return "\n".join([*(turn.content for turn in example.messages), example.text or "", example.rejected or ""])
+
+    @functools.cached_property
+    def answers(self) -> list[str]:
+        """What is learned, as text; all of a plain text."""
+        if self.example.text is not None:
+            return [self.example.text]
+        return [turn.content for turn in self.example.messages if turn.role == "assistant"]
+
+
+class RowRule(Protocol):
+    """A rule of one row."""
+
+    @property
+    def id(self) -> str: ...
+
+    def fires(self, row: Row) -> bool: ...
+
+    def words(self, example: dataset.Example) -> str:
+        """What is to be said of one place besides where it is; empty for nothing."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """What a rule found."""
+
+    rows: Rows
+    of: int
+    """How many rows it looked at."""
+    text: str
+    """What was seen, as the end of a sentence that begins with "12 of 300 examples"; or a whole sentence, see `whole`."""
+    drop: Rows | None = None
+    """The rows to leave out, where these are not the rows that were found."""
+    beside: Rows | None = None
+    """For each row another one to name with it, such as the one that it repeats."""
+    words: Callable[[dataset.Example], str] | None = None
+    """What is to be said of one place."""
+    whole: bool = False
+    """Whether `text` is a sentence of its own."""
+
+
+NONE = Hits(np.zeros(0, dtype=np.int64), 0, "")
+
+
+def rows(mask: Mask) -> Rows:
+    return np.flatnonzero(mask)

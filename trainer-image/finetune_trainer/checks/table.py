@@ -1,0 +1,127 @@
+"""The columns of all rows that were read: numbers and never text, about 120 bytes a row, the MinHash sketch included."""
+
+import array
+import dataclasses
+import functools
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from finetune_trainer import corpus, dataset, split
+from finetune_trainer.checks import languages, rule, similar
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+JSON, BROKEN_JSON, REASONING, UNCLOSED = 1, 2, 4, 8
+"""Marks of an answer: it is a JSON object or list; it begins like one and does not parse; it has a reasoning block; and one
+that is not closed."""
+
+_REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)>", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One row for each example, in the order they were read: training files first, then validation's and test's own."""
+
+    part: Array
+    """uint8: 0 train, 1 validation, 2 test: whose files the row came from."""
+    fired: Array
+    """uint32: a bit for each rule of one row."""
+    prompts: split.Prompts
+    answer: Array
+    """uint64: a hash of the last answer; 0 for plain text."""
+    rejected: Array
+    """uint64: the same of a preference pair's rejected answer; 0 where there is none."""
+    marks: Array
+    """uint8: JSON, REASONING and so on."""
+    answer_language: Array
+    prompt_language: Array
+    """uint8: indexes of languages.NAMES."""
+    sketches: similar.Sketches | None
+    teaching: Array
+    truncated: Array
+    """bool: from the corpus."""
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @functools.cached_property
+    def same(self) -> Array:
+        """uint64 [rows]: a hash of each row as a whole, the same for rows with the same prompt and answers."""
+        return split.mixed(split.mixed(split.mixed(self.rejected) ^ self.answer) ^ self.prompts.last)
+
+
+class Builder:
+    """Takes the rows one by one."""
+
+    def __init__(self, *, sketched: bool, spoken: bool) -> None:
+        """sketched: whether rows are compared for likeness; spoken: whether their languages are told."""
+        self._part, self._fired = array.array("B"), array.array("I")
+        self._prompts = split.Builder()
+        self._answer, self._rejected = array.array("Q"), array.array("Q")
+        self._marks, self._said, self._asked = array.array("B"), array.array("B"), array.array("B")
+        self._sketcher = similar.Sketcher() if sketched else None
+        self._spoken = spoken
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def add(self, part: int, fired: int, row: rule.Row) -> None:
+        example = row.example
+        answer = example.answer
+        self._part.append(part)
+        self._fired.append(fired)
+        self._prompts.add(list(example.keys()))
+        self._answer.append(0 if answer is None else dataset.digest(answer.strip()))
+        self._rejected.append(0 if example.rejected is None else dataset.digest(example.rejected.strip()))
+        self._marks.append(marks(answer) if answer is not None else 0)
+        asked = next((turn.content for turn in reversed(example.prompt) if turn.role == "user"), "")
+        spoken = self._spoken and answer is not None
+        self._said.append(languages.language(answer or "") if spoken else languages.UNKNOWN)
+        self._asked.append(languages.language(asked) if spoken else languages.UNKNOWN)
+        if self._sketcher is not None:
+            self._sketcher.add(
+                "\n".join(turn.content for turn in example.messages) if example.text is None else example.text
+            )
+
+    def finish(self, found: corpus.Corpus) -> Table:
+        """The table, with what the rows' tokens tell."""
+        truncated: Array = found.truncated.reshape(-1, 2 if found.pairs else 1).max(axis=1, initial=False)
+        return Table(
+            np.frombuffer(self._part, dtype=np.uint8),
+            np.frombuffer(self._fired, dtype=np.uint32),
+            self._prompts.finish(),
+            np.frombuffer(self._answer, dtype=np.uint64),
+            np.frombuffer(self._rejected, dtype=np.uint64),
+            np.frombuffer(self._marks, dtype=np.uint8),
+            np.frombuffer(self._said, dtype=np.uint8),
+            np.frombuffer(self._asked, dtype=np.uint8),
+            None if self._sketcher is None else self._sketcher.finish(),
+            found.teaching,
+            truncated,
+        )
+
+
+def marks(answer: str) -> int:
+    """What kind of answer it is."""
+    found = 0
+    text = answer.strip()
+    if text[:1] in ("{", "["):
+        found |= JSON if _parses(text) else BROKEN_JSON
+    if "<" in text:
+        tags = [match[1] for match in _REASONING.finditer(text)]
+        if tags:
+            found |= REASONING
+        # Qwen's templates write the opening tag themselves, so that an answer may begin inside of its block.
+        if tags.count("") > tags.count("/"):
+            found |= UNCLOSED
+    return found
+
+
+def _parses(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
