@@ -30,7 +30,7 @@ SHAPE = {
 }
 """config.json of Qwen/Qwen2.5-0.5B."""
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+PROGRAM = pathlib.Path(__file__).parent / "sides" / "random_model.py"
 
 
 def prepare(name: str) -> pathlib.Path:
@@ -43,41 +43,20 @@ def prepare(name: str) -> pathlib.Path:
     target = cache.folder("bench") / name
     if not target.exists():
         with say.step(f"{name}: writing random weights to {target}", "20 s"):
-            _run(pathlib.Path(__file__), small, target)
+            _run(PROGRAM, json.dumps(SHAPE), small, target)
     return target
 
 
-def _run(*words: pathlib.Path) -> None:
+def _run(program: pathlib.Path, *words: str | pathlib.Path) -> None:
     # In a process of its own: what this one keeps in memory would count in the peaks of those that it starts.
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, program, *words], stdout=subprocess.DEVNULL, env={**os.environ, "TQDM_DISABLE": "1"}
+    )
     if done.returncode:
-        raise say.Problem(f"`{' '.join(map(str, words))}` failed with exit code {done.returncode}")
+        raise say.Problem(f"`{program}` failed with exit code {done.returncode}")
 
 
 def shape(folder: pathlib.Path) -> dict[str, Any]:
     """The model's config.json."""
     found: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return found
-
-
-def _write(small: pathlib.Path, target: pathlib.Path) -> None:
-    """A model of SHAPE in bfloat16, as a publisher would upload it."""
-    import shutil
-
-    import torch
-    import transformers
-
-    scratch = target.with_name(f".making-{target.name}-{os.getpid()}")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(small)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    torch.manual_seed(0)
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, **ends)).to(torch.bfloat16)
-    model.generation_config = transformers.GenerationConfig(**ends)
-    model.save_pretrained(scratch)
-    for name in TOKENIZER:
-        shutil.copy(small / name, scratch / name)
-    scratch.rename(target)
-
-
-if __name__ == "__main__":
-    _write(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
