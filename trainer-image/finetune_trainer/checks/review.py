@@ -53,6 +53,10 @@ SAID = {
 }
 
 
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """What a rule found, and what was done about it."""
@@ -77,12 +81,12 @@ class Finding:
     def line(self, shown: int = 3) -> str:
         """The finding for the status: one line, a few places, without their folders."""
         more = self.count - shown if len(self.places) > shown else 0
-        places = "; ".join(_FOLDER.sub("", place) for place in self.places[:shown]) + (
-            f"; and {more} more" if more > 0 else ""
-        )
+        tail = f"; and {more} more" if more > 0 else ""
         dropped = f"; {self.dropped} left out" if self.dropped else ""
-        text = f"{self.rule}: {self.message}{dropped}" + (f": {places}" if places else "")
-        return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+        head = _cut(f"{self.rule}: {self.message}{dropped}", LONGEST - len(tail))
+        places = "; ".join(_FOLDER.sub("", place) for place in self.places[:shown])
+        room = LONGEST - len(head) - len(tail) - 2
+        return head + (f": {_cut(places, room)}" if places and room > 0 else "") + tail
 
     def document(self) -> dict[str, Any]:
         """The finding for preflight.json."""
