@@ -68,8 +68,8 @@ def finetunejob(name: str, place: Path) -> dict[str, Any]:
             "lora": {"rank": 8, "alpha": 16},
             "learningRate": 0.01,
             "batchSize": 8,
-            "maxSteps": 150,
-            "checkpoints": {"everyMinutes": 0.05},
+            "maxSteps": 1500,
+            "checkpoints": {"everyMinutes": 0.03},
             "earlyStopping": {"patience": 100},
         },
         "spec.evaluation": {
