@@ -394,6 +394,9 @@ class FakeCluster:
     def _deployment(self, raw: Raw) -> None:
         meta, spec = raw["metadata"], raw["spec"]
         template = spec["template"]
+        for pod in self._children(raw):
+            if pod["status"]["phase"] == "Failed":  # evicted: its ReplicaSet does not count it any more
+                self._drop("Pod", meta["namespace"], pod["metadata"]["name"])
         mine = [p for p in self._children(raw) if not p["metadata"].get("deletionTimestamp")]
         outdated = [p for p in mine if p["spec"] != template["spec"]]
         current = [p for p in mine if p["spec"] == template["spec"]]
