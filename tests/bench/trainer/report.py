@@ -180,7 +180,7 @@ def _settings(found: results.Results) -> str:
         peer = peers.BY_NAME[name]
         said = _said(peer.settings | peer.environment) or "none: its own defaults"
         if peer.long:
-            said += f"; for examples of more than {peers.LONG} tokens {_said(peer.long)}"
+            said += f"; for examples of more than {peers.LONG} tokens {_said(peer.long)}, nearly as fast with far less memory"
         lines.append(f"- **{name}**, {peer.title}: {said}.")
     lines.append(AXOLOTL)
     return "\n".join(lines)
