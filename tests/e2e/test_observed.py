@@ -22,10 +22,12 @@ NAME, BROKEN = "observed", "observed-broken"
 RULES = install.CHART / "monitoring" / "scrape-configs.yaml"
 
 
-def spec(site: Site, data: str) -> dict:
+def spec(site: Site, data: str, held_out: str) -> dict:
+    """Each stage lasts long enough to be found and read a few times."""
     gpu = {"gpus": 1, "gpuType": sites.PRICED}
     return site.spec(
         data,
+        dataset={"train": [data], "test": {"uris": [held_out]}, "minimumExamples": 20},
         training={
             "maxSteps": 3000,
             "batchSize": 8,
@@ -36,8 +38,8 @@ def spec(site: Site, data: str) -> dict:
         },
         resources={**gpu, "requests": {"cpu": "250m", "memory": "2Gi"}},
         evaluation={
-            "maximumExamples": 8,
-            "generation": {"maxNewTokens": 8},
+            "maximumExamples": 400,
+            "generation": {"maxNewTokens": 64},
             "gates": [{"metric": "Loss", "over": "Base", "improvement": 0.01}],
         },
         deployment={
@@ -62,14 +64,15 @@ def observed(
 ) -> Iterator[tuple[prometheus.Prometheus, float, sites.Job]]:
     """A Prometheus that watched a job from its beginning until it answered requests, and another one fail."""
     data = site.upload_rows("observed/train.jsonl", sites.chats(60))
+    held_out = site.upload_rows("observed/test.jsonl", sites.chats(400, "switch"))
     with contextlib.ExitStack() as stack:
         discovery = stack.enter_context(prometheus.discovering(lambda selector: site.kube.items("pods", selector)))
         proxy = None if site.local else stack.enter_context(site.kube.proxy())
-        config = prometheus.of_cluster(RULES, discovery, proxy=proxy)
+        config = prometheus.of_cluster(RULES, discovery, proxy=proxy, interval="1s")
         server = stack.enter_context(prometheus.running(tmp_path_factory.mktemp("prometheus"), config))
         begun = time.time()
         site.apply(BROKEN, site.spec("s3://no-such-bucket-here/train.jsonl"))
-        site.apply(NAME, spec(site, data))
+        site.apply(NAME, spec(site, data, held_out))
         served = site.until_condition(NAME, "Ready", seconds=600)
         url = stack.enter_context(site.kube.forward(f"service/{NAME}", 8000, NAMESPACE))
         for number in range(20):

@@ -84,6 +84,7 @@ def evaluate(spec: run.Run, uri: str | None, sha256: str | None, attempt: int) -
     if done := finished(spec, store, manifest.sha256):
         return done
     contest = prepare(spec, store, attempt)
+    contest.tell(0)
     history = training(work / "tuned")
 
     begun = time.monotonic()
@@ -120,6 +121,7 @@ def prepare(spec: run.Run, store: storage.Storage, attempt: int) -> Contest:
     """Examples, model and adapter in memory."""
     torch.set_num_threads(machine.threads())
     where = model.device()
+    report_to = progress.Progress(spec, "evaluate", attempt)
     try:
         folders.load(store, spec.layout.data, machine.work() / "data", only={"test.jsonl"})
     except errors.NotFound:
@@ -135,7 +137,6 @@ def prepare(spec: run.Run, store: storage.Storage, attempt: int) -> Contest:
     tuned = lora.add(base, spec.training.lora, spec.base_model.name)
     adapter.load(machine.work() / "tuned", tuned)
     tuned.eval()
-    report_to = progress.Progress(spec, "evaluate", attempt)
     limit = spec.evaluation.generation.max_new_tokens
     log.info("evaluating", examples=len(examples), maximum_new_tokens=limit, threads=torch.get_num_threads())
     return Contest(tuned, head, encoder, examples, limit, where, report_to)
