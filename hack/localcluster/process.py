@@ -70,13 +70,15 @@ def load(records: Path) -> dict[str, Record]:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None when there is none, or only its unreaped remains."""
+    """When a process began, in clock ticks since boot; None when there is none, or only its unreaped remains. While other threads
+    of a killed one are still ending, it holds its ports and files."""
     try:
         # The program's name, in parentheses, may itself hold blanks and parentheses: count from the last one.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if fields[0] in "ZX" and threads <= 1 else int(fields[19])
 
 
 def boot_id() -> str:

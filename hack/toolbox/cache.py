@@ -1,6 +1,6 @@
 """The one folder that the development tools write to: `$FINETUNE_CACHE`, by default ~/.cache/finetune-operator.
 
-bin/          binaries of the local cluster, one folder per set of locked versions
+bin/          binaries of the local cluster, one folder per set of locked versions; Go programs of our own, one folder each
 images/       base image, image builds (buildah's storage), the list of the images last pushed
 registry/     the local registry's blobs: kept, so that an unchanged image is not pushed again
 containerd/   the node's images: kept, so that an unchanged image is not pulled again

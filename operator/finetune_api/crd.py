@@ -151,6 +151,18 @@ def _open_enumerations(schema: Schema) -> Schema:
     return opened
 
 
+UNSEEN = -1
+"""The observedGeneration of a job that the operator has not seen yet."""
+
+
+def _status() -> Schema:
+    """The status, which a new job has from its first moment: kstatus takes an object without one for finished."""
+    schema = _open_enumerations(schema_of(status.Status)) | {"default": {}}
+    seen = schema["properties"]["observedGeneration"]
+    schema["properties"]["observedGeneration"] = {**seen, "default": UNSEEN}
+    return {key: schema[key] for key in sorted(schema, key=_position)}
+
+
 _METADATA: dict[str, Schema] = {
     "apiVersion": {"type": "string"},
     "kind": {"type": "string"},
@@ -177,8 +189,7 @@ def finetunejob() -> Schema:
                     "description": "FineTuneJob takes one base model from data in S3 to a served, measured model.",
                     "type": "object",
                     "required": ["spec"],
-                    "properties": _METADATA
-                    | {"spec": schema_of(job.FineTuneJobSpec), "status": _open_enumerations(schema_of(status.Status))},
+                    "properties": _METADATA | {"spec": schema_of(job.FineTuneJobSpec), "status": _status()},
                     "x-kubernetes-validations": [
                         rule | {"fieldPath": ".metadata.name"} for rule in job.NAME_RULES["x-kubernetes-validations"]
                     ],

@@ -262,7 +262,10 @@ def test_a_page_that_is_not_of_its_runs_is_noticed(found: results.Results, tmp_p
 
 
 def test_what_trl_takes_was_searched_for() -> None:
-    assert peers.TRL.settings in search.VARIANTS.values()
+    for tokens in (100, 500):
+        assert peers.TRL.chosen(tokens) in search.VARIANTS.values()
+    assert peers.TRL.chosen(500) != peers.TRL.chosen(100) == peers.TRL.settings
+    assert search.chosen(search.Found("bfloat16 base, micro-batch 1", "shared-system", 100.0, 1000, 2.0))
     assert peers.TRL_DEFAULTS.settings == {}
 
 

@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import pathlib
 import re
 from typing import Any
 
 import pytest
 import yaml
-from tests.chart.conftest import CHART, Manifest, Render
+from tests.chart.conftest import CHART, REPOSITORY, Manifest, Render
 
 from dashboards import catalogue
 from finetune_api import metrics, run
@@ -142,3 +143,23 @@ def test_dashboards_are_current() -> None:
 def test_the_names_of_metrics_are_found_in_a_query() -> None:
     query = 'sum by (le, stage) (rate(a_b_bucket{x="c_d"}[1h])) / on (e_f) max(v:g) + histogram_quantile(0.5, h_i)'
     assert metrics_in(query) == {"a_b_bucket", "v:g", "h_i"}
+
+
+GUIDE = REPOSITORY / "docs" / "guides" / "operations.md"
+
+
+def test_the_values_of_the_guide_give_what_it_promises(render: Render) -> None:
+    text = re.search(r"```yaml\n# observed.yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert text
+    found = render(yaml.safe_load(text[1]))
+    assert {"finetune-operator", "finetune-operator-stages", "finetune-operator-servers"} == set(found["PodMonitor"])
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert {m["metadata"]["labels"]["release"] for m in found[kind].values()} == {"monitoring"}
+    assert len([name for name in found["ConfigMap"] if "dashboard" in name]) == len(boards.names())
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_every_page_that_is_linked_is_there(page: pathlib.Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{page}: {link}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import kubernetes.client
 import pytest
 
+from finetune_api import crd
 from finetune_operator import observe
 from flow import world
 from support import controlplane, installed, manifests
@@ -414,7 +415,7 @@ def test_it_works_with_rights_in_some_namespaces_only(
     replica = installed.start("narrow-0", tmp_path, *files)
     try:
         inside.play(NAME, "Training")
-        assert "status" not in outside.job(NAME)
+        assert outside.job(NAME)["status"] == {"observedGeneration": crd.UNSEEN}
         said = replica.said()
         assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
     finally:

@@ -27,7 +27,7 @@ def spec(site: Site, data: str) -> dict:
     return site.spec(
         data,
         training={
-            "maxSteps": 300,
+            "maxSteps": 3000,
             "batchSize": 8,
             "learningRate": 0.01,
             "lora": {"rank": 8},

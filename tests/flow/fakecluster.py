@@ -13,8 +13,9 @@ import datetime
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from finetune_api import job
+from finetune_api import crd, job
 from finetune_operator import cluster, observe
+from flow import recorder
 
 Raw = dict[str, Any]
 Key = tuple[str, str, str]
@@ -140,6 +141,8 @@ class FakeCluster:
             meta.setdefault("creationTimestamp", stamp(self.now))
             self.created.append((kind, meta["name"], meta["uid"]))
         self.objects[key] = raw
+        if kind == "FineTuneJob":
+            recorder.note(self, raw)
         self._tell("MODIFIED" if old else "ADDED", kind, raw)
         return copy.deepcopy(raw)
 
@@ -176,6 +179,8 @@ class FakeCluster:
         old = self.objects.get((kind, namespace, meta["name"]))
         if old is None:
             raw: Raw = {**manifest, "metadata": {**meta, "namespace": namespace, "generation": 1}, "spec": spec}
+            if kind == "FineTuneJob":
+                raw["status"] = {"observedGeneration": crd.UNSEEN}
         else:
             raw = copy.deepcopy(old)
             if raw["spec"] != spec:
@@ -394,6 +399,9 @@ class FakeCluster:
     def _deployment(self, raw: Raw) -> None:
         meta, spec = raw["metadata"], raw["spec"]
         template = spec["template"]
+        for pod in self._children(raw):
+            if pod["status"]["phase"] == "Failed":  # evicted: its ReplicaSet does not count it any more
+                self._drop("Pod", meta["namespace"], pod["metadata"]["name"])
         mine = [p for p in self._children(raw) if not p["metadata"].get("deletionTimestamp")]
         outdated = [p for p in mine if p["spec"] != template["spec"]]
         current = [p for p in mine if p["spec"] == template["spec"]]

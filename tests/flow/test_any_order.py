@@ -19,21 +19,35 @@ from finetune_operator import observe
 from flow import world
 from flow.fakecluster import Ends, Evicted, Hangs, Play, Unschedulable, Waits
 
+ROLES = ("preflight", "train", "evaluate", "verify", "server")
 PLAYS: list[Play | None] = [
     *[None] * 8, Hangs(), Hangs(), Ends(1, "boom"), Ends(137, "", "OOMKilled"), Ends(5), Ends(0, "?"), Evicted(), Evicted(),
     Unschedulable(), Waits("ErrImagePull", "no such image"),
 ]  # fmt: skip
+PLAYS_TOGETHER: list[Play | None] = [
+    None, Hangs(), Hangs(), Hangs(), Ends(1, "boom"), Ends(137, "", "OOMKilled"), Ends(143), Ends(5), Evicted(), Evicted(),
+    Unschedulable(), Waits("ErrImagePull", "no such image"),
+]  # fmt: skip
+"""Of several pods of an attempt: mostly one of them ends while the others are at work."""
 ACTIONS = [
     *["step"] * 6, *["hear"] * 6, *["look"] * 6, *["pass"] * 4, "suspend", "resume", "data", "gates", "image", "replicas",
     "serve", "stop", "evict", "remove", "restart", "upgrade", "outage", "resources", "nodes", "nodes",
 ]  # fmt: skip
 
 
-class Chaos(world.World):
-    """A World that is driven by dice."""
+FATE = [
+    *["step"] * 8, *["hear"] * 8, *["look"] * 8, *["pass"] * 4, "evict", "evict", "remove", "restart", "outage", "suspend",
+    "resume", "resume", "nodes", "resources",
+]  # fmt: skip
+"""What happens to a job that nobody edits much: it gets as far as training, and further."""
 
-    def __init__(self, seed: int) -> None:
+
+class Chaos(world.World):
+    """A World that is driven by dice. Only the pods of `roles` fare badly."""
+
+    def __init__(self, seed: int, roles: tuple[str, ...] = ROLES) -> None:
         super().__init__()
+        self.roles = roles
         self.dice = random.Random(seed)
         self.spec: dict[str, Any] = {"spec.training.retries": 20}
         self.number = 0
@@ -43,7 +57,8 @@ class Chaos(world.World):
         self.apply(**self.spec)
 
     def _usual(self, role: str, labels: dict[str, str]) -> Play:  # type: ignore[override]
-        play = self.dice.choice(PLAYS) if not self.deaf else None
+        plays = PLAYS_TOGETHER if observe.COMPLETION_INDEX in labels else PLAYS
+        play = self.dice.choice(plays) if not self.deaf and role in self.roles else None
         if role == "server" and isinstance(play, Ends):
             play = Hangs()
         return play or world.World._usual(role, labels)
@@ -111,13 +126,13 @@ class Chaos(world.World):
         self.deaf = True
         self.cluster.refuse = lambda *_: None
         self.edit(**{"spec.suspend": False, "spec.deployment.enabled": True})
-        for role in ("preflight", "train", "evaluate", "verify", "server"):
+        for role in ROLES:
             self.let_go(role)
         await self.rest()
 
 
-def play(seed: int, actions: list[str]) -> Chaos:
-    chaos = Chaos(seed)
+def play(seed: int, actions: list[str], roles: tuple[str, ...] = ROLES) -> Chaos:
+    chaos = Chaos(seed, roles)
 
     async def story() -> None:
         for action in actions:
@@ -161,3 +176,9 @@ def test_it_converges_whatever_happens(seed: int, actions: list[str]) -> None:
 def test_it_converges_after_a_long_life(seed: int) -> None:
     dice = random.Random(seed)
     judge(play(seed, [dice.choice(ACTIONS) for _ in range(300)]))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_converges_after_many_attempts_to_train_on_several_nodes(seed: int) -> None:
+    dice = random.Random(seed)
+    judge(play(seed, ["nodes", *(dice.choice(FATE) for _ in range(400))], roles=("train",)))

@@ -58,6 +58,25 @@ def test_a_process_that_died_but_was_not_reaped_counts_as_dead(tmp_path: Path) -
     assert Path(f"/proc/{record.pid}").exists(), "its parent, this test, has not asked for its end"
 
 
+def test_a_process_counts_as_alive_until_its_last_thread_has_ended(tmp_path: Path) -> None:
+    """So it is for a moment after a SIGKILL on a busy machine: its ports are still taken."""
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('two', flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    record = start(tmp_path, [sys.executable, "-c", code])
+    wait_for(Path(record.log), "two\n")
+    deadline = time.monotonic() + 10
+    while ") Z " not in Path(f"/proc/{record.pid}/stat").read_text():
+        assert time.monotonic() < deadline, "the first thread did not end"
+        time.sleep(0.01)
+    assert process.alive(record)
+    process.end([record], grace=0)
+    assert not process.alive(record)
+
+
 def test_a_record_that_was_cut_off_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "etcd.json").write_text('{"name": "etcd", "pid": 1')
     (tmp_path / "kubelet.json").write_text("{}")

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from finetune_api import job
-from finetune_trainer import attention, decoder, engine, forest, lora, loss, model, objective
+from finetune_trainer import attention, decoder, engine, flexible, forest, lora, loss, model, objective
 
 CPU = torch.device("cpu")
 
@@ -122,7 +122,7 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but FlexAttention's kernel, which has no backward pass on a CPU: its mask, its layouts, its arguments."""
-    monkeypatch.setattr(attention, "of", lambda batch, _: attention.Flexible(batch))
+    monkeypatch.setattr(attention, "of", lambda batch, _: flexible.Flexible(batch))
     tuned = made(FAMILIES[family]())
     total, wanted = one_by_one(tuned, rows())
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)

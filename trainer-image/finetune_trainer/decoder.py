@@ -1,6 +1,6 @@
 """The decoder's forward and backward pass, written out for the families of the catalogue: the trainer's hot loop.
 
-One description (`Shape` of each layer) fits Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3; the modules of transformers hold the
+One description (`layers.Layer`) fits Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3; the modules of transformers hold the
 weights, and `of` compares the states of both on a probe before it is trusted. Unlike autograd it
 
 - keeps of each layer only what its backward pass cannot make again cheaply (normalised inputs and the activation are made again),
@@ -16,88 +16,10 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import arena, attention, forest, fused, log, lora
+from finetune_trainer import arena, attention, elementwise, forest, fused, layers, log
 
 ROWS = 512
 """Rows of a block on a CPU: inputs, outputs and weights of one product fit into its caches."""
-
-
-class Unknown(Exception):
-    """The model is of a family that is not described here; the message says what differs."""
-
-
-class Norm:
-    """RMSNorm in float32. Llama's multiplies by the weight after rounding, Gemma's by 1 + weight before it."""
-
-    def __init__(self, module: Any) -> None:
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if eps is None or not isinstance(getattr(module, "weight", None), torch.Tensor):
-            raise Unknown(f"the norm {type(module).__name__}")
-        self.eps = eps
-        weight = module.weight.data
-        with torch.no_grad():
-            probe = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
-            wanted = module(probe)
-            for plus in (False, True):
-                self.plus = plus
-                self.weight = weight.float() + 1 if plus else weight
-                found = torch.empty_like(probe)
-                self.forward(probe, found)
-                if torch.allclose(found.float(), wanted.float(), rtol=1e-2 if weight.dtype != torch.float32 else 1e-5):
-                    return
-        raise Unknown(f"the norm {type(module).__name__}")
-
-    def forward(self, x: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes [n, d]; returns the normalised rows and the factor of each, in float32, for `backward`."""
-        unit = x.float() if x.dtype != torch.float32 else x.clone()
-        factor = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).square_()
-        factor = factor.div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        unit.mul_(factor)
-        if self.plus:
-            torch.mul(unit, self.weight, out=out) if out.dtype == unit.dtype else out.copy_(unit * self.weight)
-        else:
-            out.copy_(unit)
-            out.mul_(self.weight)
-        return unit, factor
-
-    def backward(self, upstream: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The gradient of the input [n, d], in float32."""
-        slope = (
-            upstream * self.weight
-            if self.plus or upstream.dtype == torch.float32
-            else upstream.float().mul_(self.weight)
-        )
-        along = (slope * unit).sum(-1, keepdim=True).div_(unit.shape[-1])
-        return slope.addcmul_(unit, along, value=-1).mul_(factor)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One decoder layer. Its linear layers are fused by input; norms that a family lacks are None."""
-
-    number: int
-    qkv: fused.Fused
-    out: fused.Fused
-    up: fused.Fused
-    down: fused.Fused
-    before_attention: Norm
-    after_attention: Norm | None
-    before_mlp: Norm
-    after_mlp: Norm | None
-    query_norm: Norm | None
-    key_norm: Norm | None
-    heads: int
-    shared: int
-    """Key-value heads."""
-    width: int
-    kind: attention.Kind
-    rope: str | None
-    """The layer type whose rotary embedding it uses; None where the model has one."""
-    gelu: bool
-
-    @property
-    def linears(self) -> tuple[fused.Fused, ...]:
-        return self.qkv, self.out, self.up, self.down
 
 
 @dataclasses.dataclass
@@ -130,13 +52,13 @@ class Decoder:
         self._inner, self._where = inner, where
         for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
             if not hasattr(inner, name):
-                raise Unknown(f"a model without {name}")
+                raise layers.Unknown(f"a model without {name}")
         self._dtype = inner.embed_tokens.weight.dtype
         self.memory = arena.Arena(self._dtype, where)
-        self._final = Norm(inner.norm)
+        self._final = layers.Norm(inner.norm)
         typed = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
         self.layers = [
-            _layer(number, module, config, self.memory, typed, shards) for number, module in enumerate(inner.layers)
+            layers.of(number, module, config, self.memory, typed, shards) for number, module in enumerate(inner.layers)
         ]
         self._first = next((layer.number for layer in self.layers if any(part.rank for part in layer.linears)), None)
         self._ropes = {layer.rope for layer in self.layers}
@@ -193,7 +115,9 @@ class Decoder:
 
     # -- one layer --
 
-    def _layer_forward(self, layer: Layer, x: torch.Tensor, slot: int, adapted: bool) -> tuple[torch.Tensor, Kept]:
+    def _layer_forward(
+        self, layer: layers.Layer, x: torch.Tensor, slot: int, adapted: bool
+    ) -> tuple[torch.Tensor, Kept]:
         take, size = self.memory.take, len(x)
         group = layer.heads // layer.shared
         q = take(("q", slot), layer.shared, size + 1, group * layer.width)
@@ -229,14 +153,14 @@ class Decoder:
             layer.before_mlp.forward(middle[rows], inputs[:, : layer.up.inputs])
             layer.up.forward(inputs, gates[rows], adapted)
             active = take("active", len(inputs), layer.down.width)
-            _activate(layer, gates[rows], active[:, : layer.down.inputs])
+            elementwise.activate(layer.gelu, gates[rows], active[:, : layer.down.inputs])
             self._add_projection(layer.down, layer.after_mlp, active, middle[rows], projected, rows, y, adapted)
         return y, Kept(x, q, k, v, chances, raw, mixed, attended, middle, gates, projected)
 
     def _add_projection(
         self,
         linear: fused.Fused,
-        norm: Norm | None,
+        norm: layers.Norm | None,
         inputs: torch.Tensor,
         residual: torch.Tensor,
         before_norm: torch.Tensor | None,
@@ -252,7 +176,7 @@ class Decoder:
             norm.forward(before_norm[rows], out[rows])
         out[rows].add_(residual)
 
-    def _layer_backward(self, layer: Layer, kept: Kept, slope: torch.Tensor) -> torch.Tensor:
+    def _layer_backward(self, layer: layers.Layer, kept: Kept, slope: torch.Tensor) -> torch.Tensor:
         take, size = self.memory.take, len(kept.middle)
         deepest = layer.number == self._first
         attention_learns = bool(layer.qkv.rank or layer.out.rank)
@@ -262,11 +186,11 @@ class Decoder:
             active = take("active", rows.stop - rows.start, layer.down.width)
             unit_slope = _through(layer.after_mlp, kept.projected, slope, rows)
             gates = kept.gates[rows]
-            gate = _activate(layer, gates, active[:, : layer.down.inputs])
+            gate = elementwise.activate(layer.gelu, gates, active[:, : layer.down.inputs])
             layer.down.fill(active)
             below = layer.down.backward(unit_slope, active)
             assert below is not None
-            _activate_backward(layer, gates, gate, below)
+            elementwise.activate_backward(layer.gelu, gates, gate, below)
             inputs = take("inputs", len(active), layer.up.width)
             unit, factor = layer.before_mlp.forward(kept.middle[rows], inputs[:, : layer.up.inputs])
             layer.up.fill(inputs)
@@ -285,7 +209,7 @@ class Decoder:
         return self._attention_backward(layer, kept, slope, above, deepest)
 
     def _attention_backward(
-        self, layer: Layer, kept: Kept, slope: torch.Tensor, above: torch.Tensor, deepest: bool
+        self, layer: layers.Layer, kept: Kept, slope: torch.Tensor, above: torch.Tensor, deepest: bool
     ) -> torch.Tensor:
         take, size = self.memory.take, kept.q.shape[1] - 1
         if layer is self.layers[-1]:
@@ -324,7 +248,7 @@ class Decoder:
 
     def _turn(
         self,
-        layer: Layer,
+        layer: layers.Layer,
         flat: torch.Tensor,
         rows: slice,
         q: torch.Tensor,
@@ -344,13 +268,13 @@ class Decoder:
                 norm.forward(both[:, part].view(shape), normed[:, part].view(shape))
             both = normed
         cosine, sine = (part[rows] for part in self._rotations[layer.rope])
-        _rotate(both[:, : layer.heads * width], cosine, sine, q[:, rows].view(layer.shared, size, -1, width))
-        _rotate(both[:, layer.heads * width :], cosine, sine, k[:, rows].view(layer.shared, size, -1, width))
+        elementwise.rotate(both[:, : layer.heads * width], cosine, sine, q[:, rows].view(layer.shared, size, -1, width))
+        elementwise.rotate(both[:, layer.heads * width :], cosine, sine, k[:, rows].view(layer.shared, size, -1, width))
         v[:, rows].copy_(flat[:, turned:].view(size, layer.shared, width).transpose(0, 1))
 
     def _turn_back(
         self,
-        layer: Layer,
+        layer: layers.Layer,
         flat: torch.Tensor,
         rows: slice,
         grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
@@ -362,14 +286,14 @@ class Decoder:
         cosine, sine = (part[rows] for part in self._rotations[layer.rope])
         for grad, begin, end in ((grads[0], 0, here), (grads[1], here, turned)):
             heads = grad[:, rows].view(layer.shared, size, -1, width)
-            _rotate_back(heads, cosine, sine, flat[:, begin:end].view(size, layer.shared, -1, width))
+            elementwise.rotate_back(heads, cosine, sine, flat[:, begin:end].view(size, layer.shared, -1, width))
         flat[:, turned:].view(size, layer.shared, width).copy_(grads[2][:, rows].transpose(0, 1))
         if raw is not None:
             for norm, part in self._normed_parts(layer, turned):
                 heads, slopes = raw[rows, part].view(size, -1, width), flat[:, part].view(size, -1, width)
                 slopes.copy_(norm.backward(slopes, *norm.forward(heads, torch.empty_like(heads))))
 
-    def _normed_parts(self, layer: Layer, turned: int) -> list[tuple[Norm, slice]]:
+    def _normed_parts(self, layer: layers.Layer, turned: int) -> list[tuple[layers.Norm, slice]]:
         here = layer.heads * layer.width
         parts = ((layer.query_norm, slice(0, here)), (layer.key_norm, slice(here, turned)))
         return [(norm, part) for norm, part in parts if norm is not None]
@@ -380,127 +304,12 @@ class Decoder:
             yield slice(begin, min(begin + step, size))
 
 
-# -- pieces of a layer --
-
-
-def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
-    """x [n, heads · width], turned by its positions, into out [shared, n, group, width]."""
-    heads = x.view(len(x), out.shape[0], out.shape[2], out.shape[3]).transpose(0, 1)
-    (left, right), (low, high) = heads.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(left, cosine, out=low)
-    low.addcmul_(right, sine, value=-1)
-    torch.mul(right, cosine, out=high)
-    high.addcmul_(left, sine)
-
-
-def _rotate_back(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
-    """The gradient of `_rotate`: x [shared, n, group, width] into out [n, shared, group, width]."""
-    (left, right), (low, high) = x.chunk(2, -1), out.transpose(0, 1).chunk(2, -1)
-    torch.mul(left, cosine, out=low)
-    low.addcmul_(right, sine)
-    torch.mul(right, cosine, out=high)
-    high.addcmul_(left, sine, value=-1)
-
-
-def _activate(layer: Layer, gates: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Writes activation(gate) · up into out [n, width]; gates [n, 2 · width] holds both. Returns activation(gate)."""
-    gate, up = gates.chunk(2, -1)
-    functional = torch.nn.functional
-    active = functional.gelu(gate, approximate="tanh") if layer.gelu else functional.silu(gate)
-    torch.mul(active, up, out=out)
-    return active
-
-
-def _activate_backward(layer: Layer, gates: torch.Tensor, active: torch.Tensor, upstream: torch.Tensor) -> None:
-    """Puts the gradients of gate and up in the place of gates [n, 2 · width]."""
-    gate, up = gates.chunk(2, -1)
-    slope = upstream * up
-    torch.mul(upstream, active, out=up)
-    if layer.gelu:
-        gate.copy_(torch.ops.aten.gelu_backward(slope, gate, approximate="tanh"))
-    else:
-        gate.copy_(torch.ops.aten.silu_backward(slope, gate))
-
-
-def _through(norm: Norm | None, before: torch.Tensor | None, slope: torch.Tensor, rows: slice) -> torch.Tensor:
+def _through(norm: layers.Norm | None, before: torch.Tensor | None, slope: torch.Tensor, rows: slice) -> torch.Tensor:
     """The gradient of what comes before a norm, or the gradient itself where there is none."""
     if norm is None or before is None:
         return slope[rows]
     unit, factor = norm.forward(before[rows], torch.empty_like(before[rows]))
     return norm.backward(slope[rows], unit, factor).to(slope.dtype)
-
-
-# -- what a model is made of --
-
-
-def _layer(
-    number: int, module: Any, config: Any, memory: arena.Arena, typed: bool, shards: tuple[int, int] | None
-) -> Layer:
-    """Raises Unknown. typed: whether rotary embeddings differ by the layer's type."""
-    try:
-        attended, mlp = module.self_attn, module.mlp
-        groups = {
-            "qkv": [attended.q_proj, attended.k_proj, attended.v_proj],
-            "out": [attended.o_proj],
-            "up": [mlp.gate_proj, mlp.up_proj],
-            "down": [mlp.down_proj],
-        }
-        # Gemma norms what a block adds too; elsewhere post_attention_layernorm is the norm before the feed-forward block.
-        around = hasattr(module, "pre_feedforward_layernorm")
-        before_mlp = module.pre_feedforward_layernorm if around else module.post_attention_layernorm
-        for layer in (layer for group in groups.values() for layer in group):
-            _check(layer)
-        if getattr(attended, "attention_dropout", 0) or not getattr(attended, "is_causal", True):
-            raise Unknown("attention with dropout, or in both directions")
-        width, scale = attended.head_dim, attended.scaling
-        linears = {name: fused.Fused(group, name, memory, shards) for name, group in groups.items()}
-        queries, keys = linears["qkv"].parts[:2]
-        return Layer(
-            number=number,
-            qkv=linears["qkv"],
-            out=linears["out"],
-            up=linears["up"],
-            down=linears["down"],
-            before_attention=Norm(module.input_layernorm),
-            after_attention=Norm(module.post_attention_layernorm) if around else None,
-            before_mlp=Norm(before_mlp),
-            after_mlp=Norm(module.post_feedforward_layernorm) if around else None,
-            query_norm=Norm(attended.q_norm) if hasattr(attended, "q_norm") else None,
-            key_norm=Norm(attended.k_norm) if hasattr(attended, "k_norm") else None,
-            heads=queries.end // width,
-            shared=(keys.end - keys.begin) // width,
-            width=width,
-            kind=attention.Kind(scale, getattr(attended, "attn_logit_softcapping", None), _window(attended, config)),
-            rope=attended.layer_type if typed else None,
-            gelu=_is_gelu(mlp.act_fn),
-        )
-    except (AttributeError, ValueError) as error:
-        raise Unknown(str(error)) from None
-
-
-def _window(attended: Any, config: Any) -> int | None:
-    """Tokens that a layer sees; Mistral's attention leaves that to the configuration."""
-    found: int | None = getattr(attended, "sliding_window", getattr(config, "sliding_window", None))
-    return found
-
-
-def _check(layer: Any) -> None:
-    """Raises Unknown unless a layer is a plain linear one, perhaps with an adapter that drops nothing."""
-    base = getattr(layer, "base_layer", layer)
-    if type(base) is not torch.nn.Linear and not hasattr(base.weight, "quant_state"):
-        raise Unknown(f"a linear layer of the kind {type(base).__name__}")
-    if layer is not base and not isinstance(layer.lora_dropout[lora.ADAPTER], torch.nn.Identity):
-        raise Unknown("an adapter with dropout")
-
-
-def _is_gelu(activation: Any) -> bool:
-    probe = torch.linspace(-3, 3, 64)
-    found = activation(probe)
-    if torch.allclose(found, torch.nn.functional.silu(probe), atol=1e-6):
-        return False
-    if torch.allclose(found, torch.nn.functional.gelu(probe, approximate="tanh"), atol=1e-6):
-        return True
-    raise Unknown(f"the activation {type(activation).__name__}")
 
 
 def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -> Decoder | None:
@@ -510,7 +319,7 @@ def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -
         found = Decoder(inner, where, shards)
         if shards is None:
             _compare(found, inner, where)
-    except Unknown as unknown:
+    except layers.Unknown as unknown:
         log.warning("the model's family is not known to the fast trainer; a slower path is taken", differs=str(unknown))
         return None
     return found
@@ -536,4 +345,4 @@ def _compare(found: Decoder, inner: Any, where: torch.device) -> None:
         difference = float((mine - wanted).norm() / wanted.norm())
         # bitsandbytes rounds on its way through a layer, whatever the precision
         if difference > (5e-2 if theirs.dtype != torch.float32 or quantised else 1e-4):
-            raise Unknown(f"its states differ by {difference:.2g}")
+            raise layers.Unknown(f"its states differ by {difference:.2g}")

@@ -49,7 +49,7 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
 
     # processes, data and model
     torch.set_num_threads(machine.threads())
-    others = ranks.start_others(spec.gpus)
+    others = ranks.start_others(min(spec.gpus, torch.cuda.device_count()))  # the spec may have been edited since
     where = model.device(ranks.number("LOCAL_RANK", 0))
     us = ranks.join(where)
     try:
@@ -217,7 +217,11 @@ def arrange(
 
 def identity(spec: run.Run, data: corpus.Splits) -> str:
     """What a checkpoint must have been made with to be resumed: data, model and every setting that shapes the weights."""
-    settings = {**spec.training.wire(exclude={"checkpoints", "retries"}), "peak": loop.learning_rate(spec)}
+    # Without defaults: a field that a later version adds does not make a checkpoint strange.
+    chosen = spec.training.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"checkpoints", "retries"}
+    )
+    settings = {**chosen, "peak": loop.learning_rate(spec)}
     parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

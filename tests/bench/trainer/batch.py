@@ -29,6 +29,11 @@ class Batches:
     def tokens(self) -> list[int]:
         return [sum(self.counts[index].tokens for index in step) for step in self.steps]
 
+    def mean(self) -> float:
+        """Tokens of an example of the counted steps."""
+        counted = self.tokens()[course.WARM_UP :]
+        return sum(counted) / (len(counted) * recipe.BATCH)
+
     def labelled(self) -> list[int]:
         return [sum(self.counts[index].labelled for index in step) for step in self.steps]
 

@@ -13,7 +13,7 @@ SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-0.5b-random"
 
 TITLES = {
     SMALL: "SmolLM2-135M-Instruct, pretrained",
-    LARGE: "the shape of Qwen2.5-0.5B with random weights and SmolLM2's tokenizer",
+    LARGE: "The shape of Qwen2.5-0.5B with random weights and SmolLM2's tokenizer",
 }
 
 SHAPE = {

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from tests.bench.trainer import course, models, ours, peers, recipe, results, search, workloads
 
@@ -25,14 +26,15 @@ METHOD = """\
 The same on both sides: model files, examples, the {batch} examples of each optimizer step (those that our seeded shuffle
 draws), tokens and learned tokens (counted on both sides and compared; a difference ends the run), LoRA of rank {rank}, alpha
 {alpha}, no dropout, on all linear layers, AdamW without weight decay, clipping at {clip:g}, the learning rate of each step
-(peak {rate:g}), loss on the assistant's tokens only, divided by the learned tokens of the step. The versions of torch,
-transformers and peft are the same too. Each run is a process of its own that starts at the public entry: `finetune-trainer
-train` with a run file on our side (after `finetune-trainer preflight`, which is not measured), `SFTTrainer.train()` on TRL's.
+(peak {rate:g}), loss on the assistant's tokens only, divided by the learned tokens of the step. Each run is a process of its own
+that starts at the public entry: `finetune-trainer train` with a run file on our side (after `finetune-trainer preflight`, which
+is not measured), `SFTTrainer.train()` on TRL's, `run_exp()` on LLaMA-Factory's. TRL has our versions of torch, transformers
+and peft, LLaMA-Factory those that it allows.
 
 Not the same: how each side loads, batches, pads, computes and stores. The initial adapters are drawn from different random
-numbers (its effect is zero at the first step). Our side also does what its users get: a validation on one example after every
-step, an adapter that is checked, hashed and stored at the end. TRL reads the examples of a step sorted by length, so that
-its micro-batches are padded little.
+numbers (their effect is zero at the first step). Our side also does what its users get: a validation on one example after
+every step, an adapter that is checked, hashed and stored at the end. The peers read the examples of a step sorted by length, so
+that they pad little; LLaMA-Factory gets them as tokens, since its own template learns the line break after an answer too.
 
 - **Tokens per second**: real tokens (no padding; a token that examples share counts for each of them) of all optimizer steps
   but the first, divided by the time from the end of the first step to the end of the last. The first step is a warm-up: a
@@ -176,11 +178,16 @@ def _settings(found: results.Results) -> str:
     lines = ["## Settings of the peers", "", "Beside what is the same on both sides:", ""]
     for name in used:
         peer = peers.BY_NAME[name]
-        settings = peer.settings | peer.environment
-        said = ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "none: its own defaults"
-        lines.append(f"- **{name}**, {peer.title}: {said}")
+        said = _said(peer.settings | peer.environment) or "none: its own defaults"
+        if peer.long:
+            said += f"; for examples of more than {peers.LONG} tokens {_said(peer.long)}, nearly as fast with far less memory"
+        lines.append(f"- **{name}**, {peer.title}: {said}.")
     lines.append(AXOLOTL)
     return "\n".join(lines)
+
+
+def _said(settings: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}={value}`" for key, value in settings.items())
 
 
 def _searched(searched: Sequence[search.Found]) -> str:
@@ -195,7 +202,7 @@ def _searched(searched: Sequence[search.Found]) -> str:
         "|---|---|---|---|---|",
     ]
     for one in sorted(searched, key=lambda one: (one.workload, -one.tokens_per_second)):
-        mark = "**" if search.VARIANTS.get(one.variant) == peers.TRL.settings else ""
+        mark = "**" if search.chosen(one) else ""
         lines.append(
             f"| {mark}{one.variant}{mark} | {one.workload} | {one.tokens_per_second:.0f} | {one.peak_mib} "
             f"| {one.final_loss:.4f} |"

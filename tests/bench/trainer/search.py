@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import Any
 
-from tests.bench.trainer import course, peers
+from tests.bench.trainer import course, peers, workloads
 
 FILE = "trainer-search.json"
 
@@ -55,7 +55,16 @@ class Found:
 
 
 def candidates() -> list[peers.Peer]:
-    return [dataclasses.replace(peers.TRL, name=name, settings=settings) for name, settings in VARIANTS.items()]
+    return [
+        dataclasses.replace(peers.TRL, name=name, settings=settings, long={}) for name, settings in VARIANTS.items()
+    ]
+
+
+def chosen(one: Found) -> bool:
+    """Whether it is what `peers.TRL` takes for that workload."""
+    texts = workloads.BY_NAME[one.workload]
+    tokens = texts.system + texts.turns * (texts.prompt + texts.answer)
+    return VARIANTS.get(one.variant) == peers.TRL.chosen(tokens)
 
 
 def found(variant: str, workload: str, run: course.Course) -> Found:

@@ -20,8 +20,8 @@ from finetune_trainer.checks import answers, encodings, repeats, rule, table, te
 PLACES = 20
 """Places that a finding names; and broken rows after which reading stops where they end the job: enough to see the pattern."""
 
-LONGEST = 500
-"""Characters of a finding in the status."""
+LONGEST = 120
+"""Characters of a place in the status."""
 
 WORTH_A_WORD = {"truncation": 0.05, "nearDuplicates": 0.05, "nearLeakage": 0.05}
 """Shares below which a rule says nothing, as such a share changes little; what it drops, it drops all the same."""
@@ -53,10 +53,6 @@ SAID = {
 }
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """What a rule found, and what was done about it."""
@@ -81,12 +77,11 @@ class Finding:
     def line(self, shown: int = 3) -> str:
         """The finding for the status: one line, a few places, without their folders."""
         more = self.count - shown if len(self.places) > shown else 0
-        tail = f"; and {more} more" if more > 0 else ""
+        places = "; ".join(_short(_FOLDER.sub("", place)) for place in self.places[:shown]) + (
+            f"; and {more} more" if more > 0 else ""
+        )
         dropped = f"; {self.dropped} left out" if self.dropped else ""
-        head = _cut(f"{self.rule}: {self.message}{dropped}", LONGEST - len(tail))
-        places = "; ".join(_FOLDER.sub("", place) for place in self.places[:shown])
-        room = LONGEST - len(head) - len(tail) - 2
-        return head + (f": {_cut(places, room)}" if places and room > 0 else "") + tail
+        return f"{self.rule}: {self.message}{dropped}" + (f": {places}" if places else "")
 
     def document(self) -> dict[str, Any]:
         """The finding for preflight.json."""
@@ -98,6 +93,10 @@ class Finding:
             "line": self.line(),
         }
         return {**facts, "means": f"{known.means} {known.matters}", "advice": known.advice}
+
+
+def _short(place: str) -> str:
+    return place if len(place) <= LONGEST else place[: LONGEST - 1] + "…"
 
 
 Sources = Callable[[rule.Rows], Mapping[int, dataset.Example]]

@@ -1,0 +1,30 @@
+"""Small Go programs of our own, each a module of its own below hack/tools: built once for their contents.
+
+A module of its own, so that its versions do not move those of the cluster's programs, which all come from one module.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from toolbox import cache, golang, say, shell
+
+_ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false"}
+
+
+def build(name: str, usually: str) -> Path:
+    """The program of the module hack/tools/NAME. `usually`: how long a cold build takes."""
+    folder = golang.MODULE / name
+    contents = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        contents.update(file.name.encode() + b"\0" + file.read_bytes())
+    program = cache.folder("bin", f"{name}-{contents.hexdigest()[:8]}") / name
+    if program.exists():
+        return program
+    part = program.with_name(f".{name}.{os.getpid()}")
+    with say.step(f"{name}: building it from Go modules, once", usually):
+        shell.run(
+            [golang.find(), "build", "-ldflags", "-s -w", "-o", part, "."], folder=folder, environment=_ENVIRONMENT
+        )
+    part.replace(program)
+    return program
