@@ -69,6 +69,7 @@ verify-generated: venv
 	$(VENV)/python -m finetune_api.crd --check
 	$(VENV)/python -m finetune_api.reference --check
 	$(VENV)/python -m tests.bench.trainer --check
+	$(VENV)/python -m tests.bench.estimate --check
 	$(VENV)/python hack/dashboards --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
@@ -79,7 +80,7 @@ verify-chart:
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer
+.PHONY: bench-startup bench-checks bench-trainer bench-estimate
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -88,6 +89,9 @@ bench-checks: venv ## Measure the data checks on a million rows
 
 bench-trainer: venv ## Measure the trainer against its peers, an hour on a quiet machine; ARGS="--workload short" for a part
 	$(VENV)/python -m tests.bench.trainer $(ARGS)
+
+bench-estimate: venv ## Measure peaks of training against the memory estimate; ARGS="--only short" for a part
+	$(VENV)/python -m tests.bench.estimate $(ARGS)
 
 # --- Clusters and images ---
 

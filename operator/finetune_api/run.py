@@ -60,6 +60,10 @@ class Run(model.Model):
     evaluation: job.Evaluation = Field(default_factory=job.Evaluation)
     gpus: int = Field(default=0, description="GPUs of each training pod; the trainer runs one process on each.")
     nodes: int = Field(default=1, description="Pods that the spec wants for training; an attempt knows its own number.")
+    memory: job.Quantity | None = Field(
+        default=None,
+        description="Memory that training may use: of each GPU by its gpuType, or of a pod on CPUs; absent: unknown.",
+    )
     served_model_name: str
     progress_config_map: str | None = Field(
         default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."

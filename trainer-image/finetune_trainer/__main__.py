@@ -1,6 +1,7 @@
 """`finetune-trainer STAGE --run FILE`: chooses the stage, and turns how it ends into an outcome and an exit code.
 
-Heavy imports wait until a stage needs them: --help, fetch and verify run without torch.
+`finetune-trainer estimate` is no stage: it answers a person. Heavy imports wait until a stage needs them: --help, estimate, fetch
+and verify run without torch.
 """
 
 import argparse
@@ -57,6 +58,25 @@ STAGES: dict[str, tuple[Stage, str]] = {
 }
 
 
+ESTIMATE = "estimate"
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    """Prints what training will take; the exit code says whether that fits."""
+    import json
+
+    from finetune_trainer import sizing
+
+    try:
+        found = sizing.size(_read(options.run), options.memory)
+    except (errors.Failure, ValueError) as problem:
+        message = problem.message if isinstance(problem, errors.Failure) else str(problem)
+        print(f"finetune-trainer estimate: {message}", file=sys.stderr)
+        return problem.exit if isinstance(problem, errors.Failure) else exits.Exit.INVALID
+    print(json.dumps(found.document(), indent=1) if options.output == "json" else sizing.text(found))
+    return exits.Exit.INVALID if found.chosen.fits is False else exits.Exit.DONE
+
+
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="finetune-trainer",
@@ -65,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
     )
     stages = whole.add_subparsers(dest="stage", required=True, metavar="STAGE")
     made = {}
-    for name, (_, text) in STAGES.items():
+    described = {name: text for name, (_, text) in STAGES.items()}
+    described[ESTIMATE] = "print what memory training will take, and what to change where that does not fit"
+    for name, text in described.items():
         made[name] = stages.add_parser(name, help=text, description=text)
         made[name].add_argument("--run", type=pathlib.Path, default=pathlib.Path(run.PATH), help="the run file (JSON)")
     for name in ("train", "evaluate"):
@@ -82,6 +104,10 @@ def parser() -> argparse.ArgumentParser:
     made["fetch"].add_argument("--sha256", required=True, help="SHA-256 of the adapter's manifest")
     made["fetch"].add_argument("--base-to", type=pathlib.Path, default=pathlib.Path(run.MODEL_PATH))
     made["fetch"].add_argument("--adapter-to", type=pathlib.Path, default=pathlib.Path(run.ADAPTER_PATH))
+    made[ESTIMATE].add_argument(
+        "--memory", help="what training may use, for example 22Gi; absent: as the run file says"
+    )
+    made[ESTIMATE].add_argument("--output", choices=("table", "json"), default="table")
     return whole
 
 
@@ -90,12 +116,15 @@ def main(arguments: list[str] | None = None) -> int:
     signals.install()
     log.configure()
     options = parser().parse_args(arguments)
+    if options.stage == ESTIMATE:
+        return _estimate(options)
     # OpenMP reads this once, when torch is imported; by itself it would take the host's cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads()))
     # Threads that wait must sleep: on a core that others share too, spinning costs up to two thirds of the speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # oneDNN makes code for every shape of a product, 0.6 MiB each: ours are few.
-    os.environ.setdefault("DNNL_PRIMITIVE_CACHE_CAPACITY", "256")
+    # oneDNN makes code for every shape of a product, 0.65 MiB each, and torch keeps what oneDNN forgets: two caches of 1,024.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(machine.CODES))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(machine.CODES))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     begun = time.monotonic()
     result, code = _run(options)

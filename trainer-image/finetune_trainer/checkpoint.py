@@ -202,6 +202,7 @@ class Saver:
 
     def _work(self) -> None:
         while True:
+            snapshot = None  # the last one goes while the next is waited for
             with self._lock:
                 self._lock.wait_for(lambda: self._waiting is not None)
                 snapshot, self._waiting, self._busy = self._waiting, None, True

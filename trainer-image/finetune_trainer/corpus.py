@@ -8,6 +8,7 @@ A corpus is complete when it has its corpus.json, which is written last.
 import array
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -23,6 +24,12 @@ from finetune_trainer import dataset, errors, folders, log, machine, rows, signa
 Array = np.ndarray[Any, np.dtype[Any]]
 
 INFO = "corpus.json"
+
+DRAWS = 8
+"""Steps that are drawn to see how much their examples share."""
+
+SHARED = 8
+"""Tokens that a shared beginning has at least, as in `forest`."""
 
 EXAMPLES, CHARACTERS = 1024, 2**22
 """How many examples are tokenized at once, and how long they may be together."""
@@ -89,6 +96,25 @@ class Corpus:
         """bool [examples]: whether an example teaches something."""
         found: Array = np.min((self.trainable > 0).reshape(-1, 2 if self.pairs else 1), axis=1)
         return found
+
+    def step(self, count: int, seed: int = 0) -> float:
+        """Tokens of `count` examples drawn at random, those that rows begin with together counted once: the mean of DRAWS."""
+        each, number = 2 if self.pairs else 1, np.random.default_rng(seed)
+        found, taken = 0, min(count, self.examples)
+        for _ in range(DRAWS):
+            chosen = number.choice(self.examples, taken, replace=False)
+            rows = [self.ids(example * each + at) for example in chosen for at in range(each)]
+            rows.sort(key=lambda ids: ids.astype(">u4").tobytes())
+            found += sum(map(len, rows)) - sum(_common(*two) for two in itertools.pairwise(rows))
+        return found / DRAWS * count / taken
+
+
+def _common(one: Array, other: Array) -> int:
+    """Tokens that two rows begin with, where `forest` would share them."""
+    length = min(len(one), len(other))
+    different = np.flatnonzero(one[:length] != other[:length])
+    common = int(different[0]) if len(different) else length
+    return common if common >= SHARED else 0
 
 
 class Writer:

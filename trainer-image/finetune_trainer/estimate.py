@@ -1,46 +1,100 @@
-"""Memory of LoRA training from the architecture's numbers: pure arithmetic, no weights needed.
+"""Memory of LoRA training from a model's numbers, buffer by buffer: pure arithmetic, no weights and no torch needed.
 
-    total = weights + adapter with optimizer + activations of a micro-batch + loss chunk + overhead
+case.Case -> Memory (a table of terms) -> Setup: micro-batch and gradient checkpointing
 
-preflight reports it; train chooses micro-batch and gradient checkpointing by it. Bytes everywhere.
+preflight reports it, train chooses by it, `forecast` says what to change. Bytes everywhere. Each term counts buffers of
+`decoder`, `attention`, `fused`, `loss` or `checkpoint`; docs/benchmarks/estimate.md has how far the sum is from measured peaks.
 """
 
 import dataclasses
-from typing import Any
+import enum
+import math
 
-from finetune_api import basemodel, job
+from finetune_api import job
+from finetune_trainer import machine
+from finetune_trainer.case import Case, Device
 
-BYTES = 2
-"""Of a base weight and an activation: bfloat16. Float32 doubles both."""
+MIB = 1 << 20
 
 MASTER = 16
 """Of an adapter weight: float32 value, gradient and AdamW's two moments."""
 
-OVERHEAD = {"cuda": 1 << 30, "cpu": 1300 << 20}
-"""The libraries, and on a GPU the context. Of a CPU measured: SmolLM2-135M peaks at 2.3 and 2.9 GiB with micro-batches of
-679 and 1,357 tokens, the estimate says 2.4 and 3.0."""
+COPIES = 20
+"""Of an adapter weight, on the host: the best adapter (4), its successor while it is taken (4), and a checkpoint on its way:
+value and moments (12)."""
 
-FRAGMENTATION = 1.2
-CHUNK = 512
-"""Positions of a loss chunk; see `loss`."""
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits with double quantisation: half a byte, a byte for each block of 64, 4 for each 256 of these
+(arXiv 2305.14314)."""
 
-SHARE = 0.85
+CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 128, 512, 256, 2048, 64, 16
+"""As in `loss`, `decoder` and `forest`, which need torch: a test compares them."""
+
+LIBRARIES = {"cpu": 760 * MIB, "cuda": 1024 * MIB}
+"""On a CPU what Python, torch, transformers and peft take once all is imported, measured; on a GPU the context and the
+libraries' workspaces, by common experience: not measured here."""
+
+CODE = 680 << 10
+"""Of the code that oneDNN makes for each shape of a bfloat16 product on a CPU, measured."""
+
+SPARE = {"cpu": 0.03, "cuda": 0.10}
+"""Of activations and work, for what the allocator cannot use again."""
+
+PLAIN = 1.2
+"""Of the plain engine's activations, for what autograd and the allocator keep besides."""
+
+SHARE = {"cpu": 0.9, "cuda": 0.85}
 """Of the device's memory that may be planned for."""
+
+MUCH = 0.2
+"""Share of a step's tokens from which prefixes are worth keeping in one micro-batch."""
+
+
+class Purpose(enum.StrEnum):
+    WEIGHTS = "weights"
+    ADAPTER = "adapter"
+    ACTIVATIONS = "activations"
+    WORK = "work"
+    LOSS = "loss"
+    OVERHEAD = "overhead"
+    LOADING = "loading"
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One line of the table."""
+
+    purpose: Purpose
+    name: str
+    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes by purpose."""
 
-    weights: int
-    adapter: int
-    activations: int
-    loss: int
-    overhead: int
+    terms: tuple[Term, ...] = ()
+
+    def of(self, *purposes: Purpose) -> int:
+        return sum(term.bytes for term in self.terms if term.purpose in purposes)
+
+    @property
+    def weights(self) -> int:
+        return self.of(Purpose.WEIGHTS)
+
+    @property
+    def adapter(self) -> int:
+        return self.of(Purpose.ADAPTER)
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.loss + self.overhead
+        """The peak that is to be expected."""
+        return sum(term.bytes for term in self.terms)
+
+    @property
+    def needed(self) -> int:
+        """The peak without the pages of the model's file, which the kernel takes back where memory is short."""
+        return self.total - self.of(Purpose.LOADING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,117 +102,212 @@ class Setup:
     """What train runs with."""
 
     tokens: int
-    """Tokens of a micro-batch, padding included."""
+    """Tokens of a micro-batch: of its forest, or padding included on the plain engine."""
     checkpointing: bool
     memory: Memory
 
 
-def architecture(config: dict[str, Any]) -> basemodel.Architecture | None:
-    """The numbers of a config.json; None where a model names them otherwise."""
-    config = config.get("text_config", config)
-    try:
-        heads = config["num_attention_heads"]
-        return basemodel.Architecture(
-            layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            attention_heads=heads,
-            key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocabulary_size=config["vocab_size"],
-            max_positions=config.get("max_position_embeddings") or 2048,
-            tied_embeddings=config.get("tie_word_embeddings", False),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
+# -- the table --
 
 
-def shapes(arch: basemodel.Architecture, modules: job.Modules) -> list[tuple[int, int]]:
-    """(in, out) of the linear layers of one decoder layer that the adapter targets."""
-    h, i = arch.hidden_size, arch.intermediate_size
-    q, kv = arch.attention_heads * arch.head_dim, arch.key_value_heads * arch.head_dim
-    attention, mlp = [(h, q), (h, kv), (h, kv), (q, h)], [(h, i), (h, i), (i, h)]
-    if modules is job.Modules.ATTENTION:
-        return attention
-    return mlp if modules is job.Modules.MLP else attention + mlp
-
-
-def parameters(arch: basemodel.Architecture) -> int:
-    """Weights of the base model."""
-    layer = sum(one * other for one, other in shapes(arch, job.Modules.ALL_LINEAR)) + 2 * arch.hidden_size
-    embeddings = arch.vocabulary_size * arch.hidden_size * (1 if arch.tied_embeddings else 2)
-    return arch.layers * layer + embeddings + arch.hidden_size
-
-
-def adapter_parameters(arch: basemodel.Architecture, lora: job.LoRA) -> int:
-    return arch.layers * sum(lora.rank * (one + other) for one, other in shapes(arch, lora.target_modules))
-
-
-def activations(arch: basemodel.Architecture, tokens: int, checkpointing: bool, width: int = BYTES) -> int:
-    """What the backward pass keeps of a micro-batch.
-
-    A layer keeps per token: two norms' float32 inputs and their outputs, queries, keys and values (repeated to all heads),
-    the attention's output twice, and four feed-forward activations. With checkpointing: each layer's input, and one layer.
-    """
-    q = arch.attention_heads * arch.head_dim
-    layer = 2 * (4 + width) * arch.hidden_size + 5 * width * q + 4 * width * arch.intermediate_size
-    kept = arch.layers * layer if not checkpointing else arch.layers * width * arch.hidden_size + layer
-    return round(tokens * kept * FRAGMENTATION)
-
-
-def memory(
-    arch: basemodel.Architecture,
-    training: job.Training,
-    tokens: int,
-    *,
-    checkpointing: bool,
-    device: str = "cuda",
-    weights: int | None = None,
-    width: int = BYTES,
-) -> Memory:
+def memory(case: Case, tokens: int, *, checkpointing: bool) -> Memory:
     """The estimate for micro-batches of `tokens`."""
-    return Memory(
-        weights=(weights or parameters(arch)) * width,
-        adapter=adapter_parameters(arch, training.lora) * MASTER,
-        activations=activations(arch, tokens, checkpointing, width),
-        loss=min(CHUNK, tokens) * arch.vocabulary_size * (2 * 4 + width),
-        overhead=OVERHEAD[device],
+    tokens = -(-tokens // ROUND) * ROUND
+    terms = [*_weights(case), *_adapter(case)]
+    if case.fast:
+        terms += _activations(case, tokens, checkpointing)
+        terms += _work(case, tokens)
+    else:
+        terms += _plain(case, tokens, checkpointing)
+    terms += _loss(case, tokens)
+    terms += _overhead(case, sum(term.bytes for term in terms if term.purpose in (Purpose.ACTIVATIONS, Purpose.WORK)))
+    return Memory(tuple(term for term in [*terms, *_loading(case, terms)] if term.bytes > 0))
+
+
+def _weights(case: Case) -> list[Term]:
+    device, layers = case.device, case.shape.numbers.layers
+    linear = layers * sum(one.weights for one in case.linears)
+    rest = case.parameters - linear
+    held = math.ceil(linear * (NF4 if case.quantised else device.width) / device.shards)
+    found = [
+        Term(Purpose.WEIGHTS, "embedding, output head, norms", rest * device.width),
+        Term(Purpose.WEIGHTS, "linear layers" + (" in 4 bits" if case.quantised else ""), held),
+    ]
+    if case.fast:
+        columns = layers * sum(one.adapter for one in case.linears)
+        found.append(Term(Purpose.WEIGHTS, "adapter's columns beside them", columns * device.width))
+    if case.quantised or device.shards > 1:
+        kinds = [one.outputs * (one.inputs + one.rank) for one in case.linears]
+        text = "one layer's weights put together"
+        found.append(Term(Purpose.WEIGHTS, text, (sum(kinds) + max(kinds)) * device.width))
+    return found
+
+
+def _adapter(case: Case) -> list[Term]:
+    size = case.adapter
+    found = [Term(Purpose.ADAPTER, "weights, gradients, AdamW's moments", size * MASTER)]
+    if case.device.cpu:
+        found.append(Term(Purpose.ADAPTER, "best adapter, checkpoint on its way", size * COPIES))
+    if case.device.processes > 1:
+        found.append(Term(Purpose.ADAPTER, "sum of all processes' gradients", size * 4))
+    return found
+
+
+def span(length: int) -> float:
+    """Keys that a token of an example of `length` tokens has probabilities for in `attention.Tiles`, padding included; on
+    average."""
+    total = 0
+    for begin in range(0, length, PIECE):
+        own = -(-min(PIECE, length - begin) // EVEN) * EVEN
+        total += own * (begin + own)
+    return total / max(length, 1)
+
+
+def _activations(case: Case, tokens: int, checkpointing: bool) -> list[Term]:
+    """`decoder.Kept`: of all layers, or of one with checkpointing; and of one more, for validation and DPO's reference."""
+    shape, numbers, device = case.shape, case.shape.numbers, case.device
+    held = 1 if checkpointing else numbers.layers + 1
+    # The last layer's feed-forward part is kept for learned tokens only.
+    blocks = 1 if checkpointing else numbers.layers + case.examples.learned
+    hidden, heads = numbers.hidden_size, numbers.attention_heads
+    columns = sum(one.rank for one in case.linears if one.name == "out")
+    each = {  # elements a token
+        "inputs of the layers": (numbers.layers + 1) * hidden,
+        "queries, keys, values": held * (shape.queries + 2 * shape.keys),
+        "queries and keys before their norms": held * (shape.queries + shape.keys) * shape.heads_normed,
+        "attention's output": held * (shape.queries + columns),
+        "stream after attention": blocks * hidden,
+        "feed-forward gates": blocks * 2 * numbers.intermediate_size,
+        "what blocks add, before its norm": blocks * 2 * hidden * shape.blocks_normed,
+    }
+    if device.cpu:
+        each["attention's probabilities"] = held * heads * span(case.examples.row)
+    else:
+        each["attention's copies for autograd"] = held * (2 * shape.queries + 2 * shape.keys + 4 * heads / device.width)
+        if not device.compiled:
+            # torch's kernels take no mask together with shared key-value heads but the one that keeps all scores.
+            each["attention's probabilities"] = held * heads * tokens
+    return [Term(Purpose.ACTIVATIONS, name, math.ceil(tokens * size * device.width)) for name, size in each.items()]
+
+
+def _work(case: Case, tokens: int) -> list[Term]:
+    """The arena's buffers that all layers use in turn, and what a layer's backward pass makes and forgets."""
+    shape, numbers, device = case.shape, case.shape.numbers, case.device
+    rows = min(ROWS, tokens) if device.cpu else tokens
+    hidden, middle = numbers.hidden_size, numbers.intermediate_size
+    widths = {one.name: one.inputs + one.rank for one in case.linears}
+    block = max(widths["qkv"], widths["up"]) + widths["down"] + sum(widths.values()) + 3 * middle
+    block += shape.queries + 2 * shape.keys + (shape.queries + shape.keys) * shape.heads_normed
+    norms = 3 * 4 * hidden
+    whole = 4 * shape.queries + 2 * shape.keys + 2 * hidden
+    states = case.examples.learned * hidden * (4 + 8 / device.width)
+    found = [
+        Term(Purpose.WORK, "a block of rows in one layer", rows * (block * device.width + norms)),
+        Term(Purpose.WORK, "a layer's gradients", math.ceil(tokens * (whole + states) * device.width)),
+    ]
+    longest = case.examples.row
+    if device.cpu:
+        own = -(-min(longest, PIECE) // EVEN) * EVEN
+        tile = PIECE if longest > PIECE else max(own, min(tokens, TOGETHER // own * own))
+        scores = 3 * numbers.attention_heads * (-(-longest // EVEN) * EVEN)
+        size = tile * (scores + 4 * shape.queries + 2 * shape.keys)
+    else:
+        size = tokens * (2 * shape.queries + 2 * shape.keys)
+        if not device.compiled:
+            size += tokens * tokens * (2 * numbers.attention_heads + 2)
+    return [*found, Term(Purpose.WORK, "attention of one layer", size * device.width)]
+
+
+def _plain(case: Case, tokens: int, checkpointing: bool) -> list[Term]:
+    """What autograd keeps of transformers' modules, a layer and token: two norms' float32 inputs and their outputs, queries, keys
+    and values (repeated to all heads), the attention's output twice, four feed-forward activations. With checkpointing: each
+    layer's input, and one layer."""
+    numbers, width = case.shape.numbers, case.device.width
+    layer = (
+        2 * (4 + width) * numbers.hidden_size + 5 * width * case.shape.queries + 4 * width * numbers.intermediate_size
     )
+    kept = numbers.layers * layer if not checkpointing else numbers.layers * width * numbers.hidden_size + layer
+    return [Term(Purpose.ACTIVATIONS, "what autograd keeps", round(tokens * kept * PLAIN))]
 
 
-def setup(
-    arch: basemodel.Architecture,
-    training: job.Training,
-    *,
-    longest: int,
-    average: float,
-    available: int,
-    device: str,
-    weights: int | None = None,
-    width: int = BYTES,
-) -> Setup:
-    """The micro-batch that fits into `available` bytes, and whether checkpointing is needed for it.
+def _loss(case: Case, tokens: int) -> list[Term]:
+    """Logits of a chunk in both precisions, their slopes, and those of the chunk before; Gemma 2's tanh takes two more."""
+    width = case.device.width
+    each = 8 + 4 + (width if width < 4 else 0) + 8 * case.shape.softcap
+    size = min(CHUNK, tokens) * case.shape.numbers.vocabulary_size * each
+    return [Term(Purpose.LOSS, "logits of a chunk and their slopes", size)]
 
-    As many tokens as one step has, but no more than the device gains from, and never fewer than the longest example.
-    """
-    wanted = max(longest, min(round(average * training.batch_size * 1.1), 16_384 if device == "cuda" else 2_048))
-    modes = {
-        job.GradientCheckpointing.AUTO: (False, True),
-        job.GradientCheckpointing.ENABLED: (True,),
-        job.GradientCheckpointing.DISABLED: (False,),
-    }[training.gradient_checkpointing]
+
+def _overhead(case: Case, moving: int) -> list[Term]:
+    device = case.device
+    name = "Python, torch, transformers, peft" if device.cpu else "CUDA's context and libraries"
+    found = [Term(Purpose.OVERHEAD, name, LIBRARIES[device.kind])]
+    if device.cpu and device.width == 2:
+        found.append(Term(Purpose.OVERHEAD, "code for shapes of products", machine.CODES * CODE))
+    return [*found, Term(Purpose.OVERHEAD, "fragmentation", round(moving * SPARE[device.kind]))]
+
+
+def _loading(case: Case, terms: list[Term]) -> list[Term]:
+    """While the weights are copied, the model's file is mapped too: what that takes beyond what training takes later."""
+    if not (case.device.cpu and case.fast):
+        return []
+    begun = LIBRARIES["cpu"] + case.adapter * 4 + sum(term.bytes for term in terms if term.purpose is Purpose.WEIGHTS)
+    later = sum(term.bytes for term in terms)
+    return [
+        Term(Purpose.LOADING, "model file, until it is copied", begun + case.parameters * case.shape.stored - later)
+    ]
+
+
+# -- what train runs with --
+
+MODES = {
+    job.GradientCheckpointing.AUTO: (False, True),
+    job.GradientCheckpointing.ENABLED: (True,),
+    job.GradientCheckpointing.DISABLED: (False,),
+}
+
+SMALLEST = {"cpu": 256, "cuda": 2048}
+"""Tokens of a micro-batch below which checkpointing costs less than making it still smaller."""
+
+
+def most(case: Case) -> int:
+    """Tokens of a micro-batch beyond which the device gains nothing."""
+    if not case.device.cpu:
+        return 16_384 if case.device.compiled else 4_096
+    examples = case.examples
+    shared = 1 - examples.step / max(1.0, examples.average * case.training.batch_size)
+    return 2_048 if shared >= MUCH and case.fast else 1_024
+
+
+def wanted(case: Case) -> int:
+    """The micro-batch that training is fastest with: a step, or equal parts of it, with a tenth for steps that are larger than
+    others; never less than the longest example."""
+    step = case.examples.step / case.device.processes * 1.1
+    parts = math.ceil(step / most(case))
+    room = case.examples.average if parts > 1 else 0
+    return max(case.examples.longest, min(most(case), math.ceil((step / parts + room) / ROUND) * ROUND))
+
+
+def setup(case: Case, available: int) -> Setup:
+    """The micro-batch that fits into `available` bytes, and whether checkpointing is needed for it."""
+    best = None
+    modes = MODES[case.training.gradient_checkpointing]
     for checkpointing in modes:
-        tokens = wanted
+        tokens, longest = wanted(case), case.examples.longest
+        least = longest if checkpointing is modes[-1] else max(longest, min(tokens, SMALLEST[case.device.kind]))
         while True:
-            found = memory(
-                arch, training, tokens, checkpointing=checkpointing, device=device, weights=weights, width=width
-            )
-            if found.total <= available * SHARE or tokens == longest:
+            best = Setup(tokens, checkpointing, memory(case, tokens, checkpointing=checkpointing))
+            if fits(best.memory, available, case.device):
+                return best
+            if tokens <= least:
                 break
-            tokens = max(longest, tokens // 2)
-        if found.total <= available * SHARE:
-            break
-    return Setup(tokens, checkpointing, found)
+            tokens = max(least, tokens // 2)
+    assert best is not None
+    return best
+
+
+def fits(found: Memory, available: int, device: Device) -> bool:
+    return found.needed <= available * SHARE[device.kind]
 
 
 def text(size: int) -> str:

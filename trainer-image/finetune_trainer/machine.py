@@ -2,6 +2,10 @@
 
 import os
 import pathlib
+import re
+
+CODES = 256
+"""Shapes of products whose code oneDNN keeps; a step has about half as many."""
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -33,6 +37,15 @@ def memory() -> int:
         except (OSError, ValueError):
             continue
     return physical
+
+
+def bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16: what `model.dtype` asks of torch."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_tile"}.isdisjoint(flags[1].split())
 
 
 def peak() -> int:

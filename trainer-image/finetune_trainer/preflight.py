@@ -16,11 +16,13 @@ import numpy as np
 
 from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer import (
+    case,
     corpus,
     dataset,
     errors,
     estimate,
     folders,
+    forecast,
     log,
     machine,
     objects,
@@ -257,30 +259,31 @@ def measure(
 ) -> verdict.Facts:
     """The numbers of the split."""
     train = found.select(rule.rows(place == 0))
-    memory = estimated(spec, folder, train.lengths.tolist())
+    lengths = forecast.examples(train, spec.training.batch_size)
+    memory, remedy = estimated(spec, folder, lengths)
     return verdict.Facts(
         **{name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)},
         tokens=int(train.lengths.sum()),
         trainable=int(train.trainable.sum()),
         truncated=float(train.truncated.mean()),
         findings=[finding.document() for finding in judgement.findings],
-        memory=estimate.text(memory.total) if memory else None,
+        memory=memory,
+        memory_advice=remedy,
+        lengths=dataclasses.asdict(lengths),
     )
 
 
-def estimated(spec: run.Run, folder: pathlib.Path, lengths: list[int]) -> estimate.Memory | None:
-    """Memory of training, by the catalogue's numbers or those of config.json; None where neither tells."""
-    config = json.loads((folder / "config.json").read_text())
-    arch = spec.base_model.architecture or estimate.architecture(config)
-    if arch is None:
-        return None
-    device = "cuda" if spec.gpus else "cpu"
-    return estimate.setup(
-        arch,
-        spec.training,
-        longest=max(lengths),
-        average=sum(lengths) / len(lengths),
-        available=2**62,
-        device=device,
-        weights=spec.base_model.parameters,
-    ).memory
+def estimated(spec: run.Run, folder: pathlib.Path, lengths: case.Examples) -> tuple[str | None, str | None]:
+    """Memory of training, and what to change where that is more than there is; None where neither config.json nor the catalogue
+    tells the model's numbers.
+
+    Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPUs have.
+    """
+    wanted = forecast.of_run(spec, folder, lengths)
+    if wanted is None:
+        return None, None
+    there = forecast.available(spec)
+    remedy = forecast.advice(wanted, there)
+    if remedy and spec.gpus and forecast.hopeless(wanted, there):
+        raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, remedy)
+    return estimate.text(estimate.setup(wanted, there).memory.total), remedy

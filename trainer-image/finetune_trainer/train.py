@@ -17,12 +17,14 @@ from finetune_api import job, outcome, reasons, run
 from finetune_trainer import (
     adapter,
     batches,
+    case,
     checkpoint,
     corpus,
     engine,
     errors,
     estimate,
     folders,
+    forecast,
     log,
     loop,
     lora,
@@ -90,7 +92,7 @@ def together(
         epochs=spec.training.epochs,
         max_steps=spec.training.max_steps,
     )
-    setup = arrange(base, folder, spec.training, data, where, scale)
+    setup = arrange(base, folder, spec.training, data, where, scale, us.size, us.size if shards else 1)
     motor = engine.of(tuned, head, where, setup.checkpointing, shards)
     aim = objective.of(spec.training)
     report = progress.Progress(
@@ -164,10 +166,13 @@ def sharing(spec: run.Run, folder: pathlib.Path, us: ranks.Ranks, where: torch.d
     """
     if forced := os.environ.get("FINETUNE_SHARD"):
         return (us.rank, us.size) if forced == "1" and us.size > 1 else None
-    arch = estimate.architecture(json.loads((folder / "config.json").read_text()))
-    if where.type != "cuda" or arch is None:
+    if where.type != "cuda":
         return None
-    least, there = estimate.memory(arch, spec.training, 1, checkpointing=True, device="cuda"), model.memory(where)
+    device = case.Device("cuda", processes=us.size)
+    wanted = forecast.of_folder(folder, spec.training, case.Examples.alike(1, 1), device)
+    if wanted is None:
+        return None
+    least, there = estimate.memory(wanted, 1, checkpointing=True), model.memory(where)
     if least.weights + least.adapter <= SHARE * there:
         return None
     if us.size > 1 and least.weights / us.size + least.adapter <= SHARE * there:
@@ -184,32 +189,29 @@ def sharing(spec: run.Run, folder: pathlib.Path, us: ranks.Ranks, where: torch.d
 
 
 def arrange(
-    base: Any, folder: pathlib.Path, training: job.Training, data: corpus.Splits, where: torch.device, scale: float
+    base: Any,
+    folder: pathlib.Path,
+    training: job.Training,
+    data: corpus.Splits,
+    where: torch.device,
+    scale: float,
+    processes: int = 1,
+    shards: int = 1,
 ) -> estimate.Setup:
     """Micro-batch and gradient checkpointing by the memory estimate; `scale` is below 1 after an out-of-memory."""
-    each = 2 if data.train.pairs else 1
-    lengths = data.train.lengths.reshape(-1, each).sum(1)
-    longest, average = int(lengths.max()), float(lengths.mean())
-    config = json.loads((folder / "config.json").read_text())
-    arch = estimate.architecture(config)
-    if arch is None:
-        setup = estimate.Setup(longest, True, estimate.Memory(0, 0, 0, 0, 0))
+    device = case.Device(where.type, base.dtype.itemsize, processes, shards, case.compiler())
+    examples = forecast.examples(data.train, training.batch_size)
+    wanted = forecast.of_folder(folder, training, examples, device)
+    if wanted is None:
+        setup = estimate.Setup(examples.longest, True, estimate.Memory())
     else:
-        setup = estimate.setup(
-            arch,
-            training,
-            longest=longest,
-            average=average,
-            available=model.memory(where),
-            device=where.type,
-            weights=sum(weight.numel() for weight in base.parameters()),
-            width=base.dtype.itemsize,
-        )
+        if not wanted.quantised:  # bitsandbytes puts two weights into a number
+            counted = sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
+            wanted = dataclasses.replace(wanted, counted=counted)
+        setup = estimate.setup(wanted, model.memory(where))
     if scale < 1:
-        wanted = training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
-        setup = dataclasses.replace(
-            setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=setup.checkpointing or wanted
-        )
+        again = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
+        setup = dataclasses.replace(setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=again)
     return setup
 
 

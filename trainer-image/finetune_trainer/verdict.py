@@ -31,6 +31,10 @@ class Facts:
     """What the data checks found: `checks.review.Finding.document` of each rule."""
     memory: str | None
     """Estimated memory of training, for people."""
+    memory_advice: str | None = None
+    """What to change where that is more than there is."""
+    lengths: dict[str, float] | None = None
+    """Of the training examples: estimate.Examples."""
 
 
 def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
@@ -44,10 +48,12 @@ def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
             f"{facts.train} training examples are fewer than the {spec.dataset.minimum_examples} of "
             "dataset.minimumExamples: collect hundreds, or use a prompt with a few of them as examples."
         )
+    if facts.memory_advice and not ignored:
+        advice.append(facts.memory_advice)
     if not ignored:
         advice += [f"{finding['rule']}: {finding['advice']}" for finding in serious[:SPOKEN_OF]]
     numbers: dict[str, Any] = {
-        "verdict": "NotRecommended" if few else "Caution" if serious else "Recommended",
+        "verdict": "NotRecommended" if few else "Caution" if serious or facts.memory_advice else "Recommended",
         "advice": advice,
         "findings": [finding["line"] for finding in facts.findings],
         "examples": facts.train,

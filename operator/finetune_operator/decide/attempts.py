@@ -36,9 +36,19 @@ def run_of(draft: Draft, revision: str, base: run.ResolvedBaseModel) -> run.Run:
         evaluation=spec.evaluation,
         gpus=spec.resources.gpus,
         nodes=spec.resources.nodes,
+        memory=_memory(draft),
         served_model_name=spec.deployment.served_model_name or parent.name,
         progress_config_map=meta.progress_config(parent, revision),
     )
+
+
+def _memory(draft: Draft) -> str | None:
+    """What training may use, as far as chart and spec tell."""
+    wanted = draft.spec.resources
+    if not wanted.gpus:
+        return wanted.requests.memory
+    known = draft.obs.settings.gpu_types.get(wanted.gpu_type or "")
+    return f"{known.memory_gi_b:g}Gi" if known is not None and known.memory_gi_b else None
 
 
 def furnish(draft: Draft, content: run.Run) -> None:
