@@ -160,7 +160,7 @@ class Tiles:
             self._write(torch.bmm(own.transpose(1, 2), own_above), place, dv, nodes)
 
             # dS = P (dP - sum P dP): torch's own softmax backward, in place of the scores' gradient
-            slopes = torch._softmax_backward_data(slopes, chances, -1, slopes.dtype)
+            torch.ops.aten._softmax_backward_data.out(slopes, chances, -1, slopes.dtype, grad_input=slopes)
             if kind.softcap is not None:
                 scores = self._scores(queries, keys, k, place, kind, "scores").div_(kind.softcap).tanh_()
                 slopes.mul_(scores.square_().neg_().add_(1))

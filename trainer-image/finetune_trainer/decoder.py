@@ -18,8 +18,8 @@ import torch
 
 from finetune_trainer import arena, attention, elementwise, forest, fused, layers, log
 
-ROWS = 512
-"""Rows of a block on a CPU: inputs, outputs and weights of one product fit into its caches."""
+ROWS = 1280
+"""Rows of a block on a CPU, whose buffers all layers use in turn. More rows make fewer calls, and larger buffers."""
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ class Decoder:
                 raise layers.Unknown(f"a model without {name}")
         self._dtype = inner.embed_tokens.weight.dtype
         self.memory = arena.Arena(self._dtype, where)
-        self._final = layers.Norm(inner.norm)
+        self._final = layers.Norm(inner.norm, self.memory, "final norm")
         typed = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
         self.layers = [
             layers.of(number, module, config, self.memory, typed, shards) for number, module in enumerate(inner.layers)
@@ -153,7 +153,8 @@ class Decoder:
             layer.before_mlp.forward(middle[rows], inputs[:, : layer.up.inputs])
             layer.up.forward(inputs, gates[rows], adapted)
             active = take("active", len(inputs), layer.down.width)
-            elementwise.activate(layer.gelu, gates[rows], active[:, : layer.down.inputs])
+            gate = take("gate", len(inputs), layer.down.inputs)
+            elementwise.activate(layer.gelu, gates[rows], gate, active[:, : layer.down.inputs])
             self._add_projection(layer.down, layer.after_mlp, active, middle[rows], projected, rows, y, adapted)
         return y, Kept(x, q, k, v, chances, raw, mixed, attended, middle, gates, projected)
 
@@ -186,7 +187,8 @@ class Decoder:
             active = take("active", rows.stop - rows.start, layer.down.width)
             unit_slope = _through(layer.after_mlp, kept.projected, slope, rows)
             gates = kept.gates[rows]
-            gate = elementwise.activate(layer.gelu, gates, active[:, : layer.down.inputs])
+            gate = take("gate", len(active), layer.down.inputs)
+            elementwise.activate(layer.gelu, gates, gate, active[:, : layer.down.inputs])
             layer.down.fill(active)
             below = layer.down.backward(unit_slope, active)
             assert below is not None

@@ -22,21 +22,24 @@ def rotate_back(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: 
     high.addcmul_(left, sine, value=-1)
 
 
-def activate(gelu: bool, gates: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Writes activation(gate) · up into out [n, width]; gates [n, 2 · width] holds both. Returns activation(gate)."""
-    gate, up = gates.chunk(2, -1)
-    functional = torch.nn.functional
-    active = functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)
-    torch.mul(active, up, out=out)
-    return active
-
-
-def activate_backward(gelu: bool, gates: torch.Tensor, active: torch.Tensor, upstream: torch.Tensor) -> None:
-    """Puts the gradients of gate and up in the place of gates [n, 2 · width]."""
-    gate, up = gates.chunk(2, -1)
-    slope = upstream * up
-    torch.mul(upstream, active, out=up)
+def activate(gelu: bool, gates: torch.Tensor, gate: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes activation(gate) into `gate` [n, width] and that · up into `out` [n, width]; gates [n, 2 · width] holds both."""
+    before, up = gates.chunk(2, -1)
     if gelu:
-        gate.copy_(torch.ops.aten.gelu_backward(slope, gate, approximate="tanh"))
+        torch.ops.aten.gelu.out(before, approximate="tanh", out=gate)
     else:
-        gate.copy_(torch.ops.aten.silu_backward(slope, gate))
+        torch.ops.aten.silu.out(before, out=gate)
+    torch.mul(gate, up, out=out)
+
+
+def activate_backward(gelu: bool, gates: torch.Tensor, gate: torch.Tensor, upstream: torch.Tensor) -> None:
+    """Puts the gradients of gate and up in the place of gates [n, 2 · width]. `gate` holds activation(gate); it and `upstream`
+    [n, width] are used up: no memory is taken."""
+    before, up = gates.chunk(2, -1)
+    gate.mul_(upstream)
+    upstream.mul_(up)
+    up.copy_(gate)
+    if gelu:
+        torch.ops.aten.gelu_backward.grad_input(upstream, before, approximate="tanh", grad_input=before)
+    else:
+        torch.ops.aten.silu_backward.grad_input(upstream, before, grad_input=before)

@@ -27,10 +27,10 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits with double quantisation: half a byte, a byte for each block of 64, 4 for each 256 of these
 (arXiv 2305.14314)."""
 
-CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 128, 512, 256, 2048, 64, 16
+CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 512, 1280, 256, 2048, 64, 16
 """As in `loss`, `decoder` and `forest`, which need torch: a test compares them."""
 
-LIBRARIES = {"cpu": 760 * MIB, "cuda": 1024 * MIB}
+LIBRARIES = {"cpu": 610 * MIB, "cuda": 1024 * MIB}
 """On a CPU what Python, torch, transformers and peft take once all is imported, measured; on a GPU the context and the
 libraries' workspaces, by common experience: not measured here."""
 
@@ -230,12 +230,16 @@ def _plain(case: Case, tokens: int, checkpointing: bool) -> list[Term]:
     return [Term(Purpose.ACTIVATIONS, "what autograd keeps", round(tokens * kept * PLAIN))]
 
 
+SLOPES = {"cpu": 32, "cuda": 256}
+"""`loss.PIECE`"""
+
+
 def _loss(case: Case, tokens: int) -> list[Term]:
-    """Logits of a chunk in both precisions, their slopes, and those of the chunk before; Gemma 2's tanh takes two more."""
-    width = case.device.width
-    each = 8 + 4 + (width if width < 4 else 0) + 8 * case.shape.softcap
-    size = min(CHUNK, tokens) * case.shape.numbers.vocabulary_size * each
-    return [Term(Purpose.LOSS, "logits of a chunk and their slopes", size)]
+    """Logits of a chunk, and those of a piece of it in float32; Gemma 2's tanh takes one more."""
+    learned = max(1, math.ceil(tokens * case.examples.learned))
+    chunk, piece = min(CHUNK, learned), min(SLOPES[case.device.kind], learned)
+    size = chunk * case.device.width + piece * 4 * (1 + case.shape.softcap)
+    return [Term(Purpose.LOSS, "logits of a chunk and their slopes", size * case.shape.numbers.vocabulary_size)]
 
 
 def _overhead(case: Case, moving: int) -> list[Term]:

@@ -15,7 +15,9 @@ class Unknown(Exception):
 class Norm:
     """RMSNorm in float32. Llama's multiplies by the weight after rounding, Gemma's by 1 + weight before it."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, memory: arena.Arena, name: str = "norm") -> None:
+        """`name`: of the buffers that it shares with others; what `forward` returns lives until one of them runs."""
+        self._memory, self._name = memory, name
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if eps is None or not isinstance(getattr(module, "weight", None), torch.Tensor):
             raise Unknown(f"the norm {type(module).__name__}")
@@ -35,7 +37,7 @@ class Norm:
 
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes [n, d]; returns the normalised rows and the factor of each, in float32, for `backward`."""
-        unit = x.float() if x.dtype != torch.float32 else x.clone()
+        unit = self._take("unit", x.shape).copy_(x)
         factor = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).square_()
         factor = factor.div_(x.shape[-1]).add_(self.eps).rsqrt_()
         unit.mul_(factor)
@@ -48,13 +50,12 @@ class Norm:
 
     def backward(self, upstream: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The gradient of the input [n, d], in float32."""
-        slope = (
-            upstream * self.weight
-            if self.plus or upstream.dtype == torch.float32
-            else upstream.float().mul_(self.weight)
-        )
-        along = (slope * unit).sum(-1, keepdim=True).div_(unit.shape[-1])
+        slope = self._take("slope", upstream.shape).copy_(upstream).mul_(self.weight)
+        along = torch.mul(slope, unit, out=self._take("product", unit.shape)).sum(-1, keepdim=True).div_(unit.shape[-1])
         return slope.addcmul_(unit, along, value=-1).mul_(factor)
+
+    def _take(self, name: str, shape: torch.Size) -> torch.Tensor:
+        return self._memory.take((self._name, name), *shape, dtype=torch.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +115,12 @@ def of(
             out=linears["out"],
             up=linears["up"],
             down=linears["down"],
-            before_attention=Norm(module.input_layernorm),
-            after_attention=Norm(module.post_attention_layernorm) if around else None,
-            before_mlp=Norm(before_mlp),
-            after_mlp=Norm(module.post_feedforward_layernorm) if around else None,
-            query_norm=Norm(attended.q_norm) if hasattr(attended, "q_norm") else None,
-            key_norm=Norm(attended.k_norm) if hasattr(attended, "k_norm") else None,
+            before_attention=Norm(module.input_layernorm, memory),
+            after_attention=Norm(module.post_attention_layernorm, memory) if around else None,
+            before_mlp=Norm(before_mlp, memory),
+            after_mlp=Norm(module.post_feedforward_layernorm, memory) if around else None,
+            query_norm=Norm(attended.q_norm, memory) if hasattr(attended, "q_norm") else None,
+            key_norm=Norm(attended.k_norm, memory) if hasattr(attended, "k_norm") else None,
             heads=queries.end // width,
             shared=(keys.end - keys.begin) // width,
             width=width,

@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 
-CHUNK = 128
-"""Labelled positions whose logits exist at a time."""
+from finetune_trainer import arena
+
+CHUNK = 512
+"""Labelled positions whose logits exist at a time, in the head's precision; their slopes take the same place."""
+
+PIECE = {"cpu": 32, "cuda": 256}
+"""Of these, positions that exist in float32 too: on a CPU as many as stay in its caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Head:
     bias: torch.Tensor | None = None
     softcap: float | None = None
     """Gemma 2: logits = softcap * tanh(logits / softcap)."""
+    memory: arena.Arena | None = None
+    """For the logits of a chunk; absent: new memory for each."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, vocabulary] in float32."""
@@ -35,7 +42,8 @@ def head_of(model: Any) -> Head:
     """The head of a causal language model of transformers."""
     output = model.get_output_embeddings()
     config = model.config.get_text_config()
-    return Head(output.weight.detach(), getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
+    weight, bias, softcap = output.weight.detach(), output.bias, getattr(config, "final_logit_softcapping", None)
+    return Head(weight, bias, softcap, arena.Arena(weight.dtype, weight.device))
 
 
 def total(
@@ -47,23 +55,54 @@ def total(
     """
     value = torch.zeros((), dtype=torch.float64, device=hidden.device)
     gradient = torch.empty_like(hidden)
+    memory = head.memory or arena.Arena(hidden.dtype, hidden.device)
     for begin in range(0, hidden.shape[0], CHUNK):
         here = slice(begin, begin + CHUNK)
-        logits, target = head.logits(hidden[here]), targets[here, None]
-        slope = torch.log_softmax(logits, -1)
-        losses = slope.gather(1, target).neg_()
-        slope.exp_().scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+        if head.weight is None:
+            logits = gradient[here].copy_(hidden[here])
+        else:
+            logits = memory.take("logits", len(hidden[here]), len(head.weight))
+            torch.mm(hidden[here], head.weight.t(), out=logits)
+            if head.bias is not None:
+                logits += head.bias
+        chunk = None if weights is None else weights[here]
+        value += _slopes(logits, targets[here], head.softcap, chunk, memory)
+        if head.weight is not None:
+            torch.mm(logits, head.weight, out=gradient[here])
+    return float(value), gradient
+
+
+def _slopes(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    softcap: float | None,
+    weights: torch.Tensor | None,
+    memory: arena.Arena,
+) -> torch.Tensor:
+    """The weighted sum of the cross-entropies; each one's slope takes the place of its logits [n, vocabulary]."""
+    value = torch.zeros((), dtype=torch.float64, device=logits.device)
+    size = PIECE[logits.device.type]
+    for begin in range(0, len(logits), size):
+        here = slice(begin, begin + size)
+        part, target = logits[here], targets[here, None]
+        full = memory.take("slopes", *part.shape, dtype=torch.float32).copy_(part)
+        bent = None
+        if softcap is not None:
+            bent = full.div_(softcap).tanh_().square()
+            full.mul_(softcap)
+        full.sub_(full.amax(-1, keepdim=True))
+        wanted = full.gather(1, target)
+        sums = full.exp_().sum(-1, keepdim=True)
+        losses = sums.log() - wanted
+        full.div_(sums).scatter_add_(1, target, full.new_full(target.shape, -1.0))
         if weights is not None:
             losses *= weights[here, None]
-            slope *= weights[here, None]
+            full *= weights[here, None]
+        if bent is not None:
+            full *= bent.neg_().add_(1)
         value += losses.sum(dtype=torch.float64)
-        if head.weight is None:
-            gradient[here] = slope
-            continue
-        if head.softcap is not None:
-            slope *= 1 - (logits / head.softcap).square_()
-        torch.mm(slope.to(head.weight.dtype), head.weight, out=gradient[here])
-    return float(value), gradient
+        part.copy_(full)
+    return value
 
 
 def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:

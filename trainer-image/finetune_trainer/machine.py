@@ -39,6 +39,11 @@ def memory() -> int:
     return physical
 
 
+def accelerated() -> bool:
+    """Whether there is a GPU, without asking torch."""
+    return any(pathlib.Path("/dev").glob("nvidia[0-9]*")) or pathlib.Path("/dev/kfd").exists()
+
+
 def bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16: what `model.dtype` asks of torch."""
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api import job, reasons
-from finetune_trainer import errors, log, loss, machine
+from finetune_trainer import errors, log, loss, machine, uncompiled
 
 IGNORED = -1
 """Target of a position that is not learned."""
@@ -33,6 +33,8 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
 
     Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid).
     """
+    if quantised:
+        uncompiled.bring_back()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
