@@ -74,8 +74,9 @@ def test_the_same_seed_writes_the_same_chats() -> None:
 
 def test_each_step_has_its_examples_and_the_first_step_has_the_small_ones(base: pathlib.Path) -> None:
     given = batch.make(workloads.BY_NAME["short"], 3, lengths.load(base))
-    assert sorted(index for step in given.steps for index in step) == list(range(4 * recipe.BATCH))
-    assert len({json.dumps(row) for row in given.rows}) == 4 * recipe.BATCH
+    total = (3 + course.UNCOUNTED) * recipe.BATCH
+    assert sorted(index for step in given.steps for index in step) == list(range(total))
+    assert len({json.dumps(row) for row in given.rows}) == total
     first, *others = given.tokens()
     assert first < 0.7 * min(others)
     assert all(0 < learned < tokens for learned, tokens in zip(given.labelled(), given.tokens(), strict=True))
@@ -121,7 +122,7 @@ def test_a_template_that_cannot_be_marked_is_refused() -> None:
 def test_our_side_runs_the_product_and_reports_every_step(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     given = batch.make(workloads.BY_NAME["short"], 2, lengths.load(base))
     found = ours.train(base, tmp_path, given)
-    assert len(found.ends) == len(found.losses) == len(found.tokens) == 3
+    assert len(found.ends) == len(found.losses) == len(found.tokens) == 2 + course.UNCOUNTED
     assert found.ends == sorted(found.ends)
     assert found.started < found.ends[0]
     assert found.peak > 100 * 2**20
@@ -148,8 +149,9 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: pathlib.Path) -> None:
         process.run([sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log", limit=1)
 
 
-def test_the_rate_leaves_out_the_warm_up() -> None:
-    run = course.Course(100.0, [110.0, 112.0, 114.0], [3.0, 2.0, 1.0], [1000, 40, 60], [1, 1, 1], 0, 20.0)
+def test_the_rate_leaves_out_the_warm_up_and_the_first_step_of_the_workload() -> None:
+    ends, tokens = [110.0, 115.0, 117.0, 119.0], [1000, 900, 40, 60]
+    run = course.Course(100.0, ends, [4.0, 3.0, 2.0, 1.0], tokens, [1, 1, 1, 1], 0, 20.0)
     assert run.rate == 100 / 4
     assert run.first_step == 10.0
 
@@ -190,7 +192,8 @@ def test_a_side_that_fails_is_left_out_and_the_others_go_on() -> None:
 
 def run_of(seconds: float, peak: int = 2**30, loss: float = 2.0, first: float = 5.0) -> course.Course:
     """A run of one counted step of 1,000 tokens."""
-    return course.Course(0.0, [first, first + seconds], [3.0, loss], [100, 1000], [20, 300], peak, first + seconds)
+    ends = [first, first + 1, first + 1 + seconds]
+    return course.Course(0.0, ends, [4.0, 3.0, loss], [100, 1000, 1000], [20, 300, 300], peak, ends[-1])
 
 
 @pytest.fixture

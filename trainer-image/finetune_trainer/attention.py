@@ -156,7 +156,7 @@ class Tiles:
                     torch.mm(above[head], v[head, begin:end].t(), out=slopes[head, :, here])
                     dv[head, begin:end].addmm_(chances[head, :, here].t(), above[head])
                 offset += end - begin
-            own = chances.view(nodewise)[:, :, before:]
+            own = self._own(chances, nodewise, before)
             self._write(torch.bmm(own.transpose(1, 2), own_above), place, dv, nodes)
 
             # dS = P (dP - sum P dP): torch's own softmax backward, in place of the scores' gradient
@@ -164,10 +164,10 @@ class Tiles:
             if kind.softcap is not None:
                 scores = self._scores(queries, keys, k, place, kind, "scores").div_(kind.softcap).tanh_()
                 slopes.mul_(scores.square_().neg_().add_(1))
-            slopes.mul_(kind.scale)
+            queries.mul_(kind.scale)  # instead of the scores' gradient, which is larger
 
             below = self._memory.take("below", *queries.shape)
-            own = slopes.view(nodewise)[:, :, before:]
+            own = self._own(slopes, nodewise, before)
             torch.bmm(own, keys, out=below.view(kv * nodes, -1, width))
             offset = 0
             for begin, end in tile.seen:
@@ -177,7 +177,12 @@ class Tiles:
                     dk[head, begin:end].addmm_(slopes[head, :, here].t(), queries[head])
                 offset += end - begin
             self._write(torch.bmm(own.transpose(1, 2), own_queries), place, dk, nodes)
-            self._write(below.view(kv * nodes, longest, -1), place, dq, nodes)
+            self._write(below.mul_(kind.scale).view(kv * nodes, longest, -1), place, dq, nodes)
+
+    def _own(self, scores: torch.Tensor, nodewise: tuple[int, ...], before: int) -> torch.Tensor:
+        """What the nodes' own keys have of scores, in one piece: a product would copy it, transposed and slowly."""
+        part = scores.view(nodewise)[:, :, before:]
+        return self._memory.take("own", *part.shape).copy_(part) if before else part
 
     def _scores(
         self, queries: torch.Tensor, keys: torch.Tensor, k: torch.Tensor, place: Place, kind: Kind, name: str

@@ -27,7 +27,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits with double quantisation: half a byte, a byte for each block of 64, 4 for each 256 of these
 (arXiv 2305.14314)."""
 
-CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 512, 1280, 256, 2048, 64, 16
+CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 512, 1280, 256, 2048, 32, 16
 """As in `loss`, `decoder` and `forest`, which need torch: a test compares them."""
 
 LIBRARIES = {"cpu": 610 * MIB, "cuda": 1024 * MIB}
@@ -280,7 +280,7 @@ def most(case: Case) -> int:
         return 16_384 if case.device.compiled else 4_096
     examples = case.examples
     shared = 1 - examples.step / max(1.0, examples.average * case.training.batch_size)
-    return 2_048 if shared >= MUCH and case.fast else 1_024
+    return 2_560 if shared >= MUCH and case.fast else 640
 
 
 def wanted(case: Case) -> int:

@@ -30,7 +30,7 @@ SLACK = 0.7
 TOGETHER = 2048
 """Tokens of nodes that are attended together: their scores should stay in the cache."""
 
-ROUND = 64
+ROUND = 32
 """Micro-batches have a multiple of so many tokens: a matrix product of a new shape costs a CPU half a millisecond and
 0.6 MiB once, for the code that is made for it. What is missing is filled by tokens that nothing depends on."""
 

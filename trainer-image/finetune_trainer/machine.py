@@ -4,8 +4,8 @@ import os
 import pathlib
 import re
 
-CODES = 256
-"""Shapes of products whose code oneDNN keeps; a step has about half as many."""
+CODES = 128
+"""Shapes of products whose code oneDNN keeps: about as many as a step has."""
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 

@@ -30,7 +30,7 @@ class Batches:
         return [sum(self.counts[index].tokens for index in step) for step in self.steps]
 
     def mean(self) -> float:
-        """Tokens of an example of the counted steps."""
+        """Tokens of an example of the workload."""
         counted = self.tokens()[course.WARM_UP :]
         return sum(counted) / (len(counted) * recipe.BATCH)
 
@@ -39,11 +39,11 @@ class Batches:
 
 
 def make(workload: workloads.Workload, counted: int, counter: lengths.Counter) -> Batches:
-    """Batches of the warm-up and of `counted` steps after it."""
-    total = course.WARM_UP + counted
+    """Batches of the steps that are not counted, and of `counted` steps after them."""
+    total = course.UNCOUNTED + counted
     steps = order(total)
     small = workloads.chats(workloads.WARM_UP, course.WARM_UP * recipe.BATCH, recipe.SEED, counter.text)
-    large = workloads.chats(workload, counted * recipe.BATCH, recipe.SEED, counter.text)
+    large = workloads.chats(workload, (total - course.WARM_UP) * recipe.BATCH, recipe.SEED, counter.text)
     rows: list[workloads.Chat] = [[]] * (total * recipe.BATCH)
     for chosen in steps:
         source = small if small else large

@@ -3,7 +3,10 @@
 import dataclasses
 
 WARM_UP = 1
-"""Steps at the beginning that are not counted: a small batch, on which threads start and buffers are made."""
+"""Steps of a small batch at the beginning, on which threads start."""
+
+UNCOUNTED = WARM_UP + 1
+"""Steps that are not counted: the warm-up, and the first one of the workload, for which both sides make code and buffers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Course:
 
     @property
     def rate(self) -> float:
-        """Real tokens per second: of all steps after the warm-up, from its end to the end of the last step."""
-        return sum(self.tokens[WARM_UP:]) / (self.ends[-1] - self.ends[WARM_UP - 1])
+        """Real tokens per second of the counted steps, from the end of the one before to the end of the last."""
+        return sum(self.tokens[UNCOUNTED:]) / (self.ends[-1] - self.ends[UNCOUNTED - 1])
 
     @property
     def first_step(self) -> float:

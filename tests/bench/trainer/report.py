@@ -37,8 +37,8 @@ every step, an adapter that is checked, hashed and stored at the end. The peers 
 that they pad little; LLaMA-Factory gets them as tokens, since its own template learns the line break after an answer too.
 
 - **Tokens per second**: real tokens (no padding; a token that examples share counts for each of them) of all optimizer steps
-  but the first, divided by the time from the end of the first step to the end of the last. The first step is a warm-up: a
-  batch of {batch} short chats, the same for all workloads.
+  but the first two, divided by the time from the end of the second step to the end of the last. The first step is a batch of
+  {batch} short chats, the same for all workloads; in the second, the workload's first, both sides make code and buffers.
 - **Ratio**: the median over the repetitions of ours divided by the peer's rate of the same repetition; the sides take turns.
 - **Memory**: the largest resident set of the process that the kernel saw (`ru_maxrss`), over all repetitions.
 - **First step**: from the execution of the process to the end of its first optimizer step: imports, model, data, warm-up batch.
@@ -162,9 +162,9 @@ def _workloads(found: results.Results) -> str:
         if record.side != ours.NAME or (record.workload, record.model) in seen:
             continue
         seen.add((record.workload, record.model))
-        counted = slice(course.WARM_UP, None)
+        counted = slice(course.UNCOUNTED, None)
         tokens, labelled = sum(record.course.tokens[counted]), sum(record.course.labelled[counted])
-        steps = len(record.course.tokens) - course.WARM_UP
+        steps = len(record.course.tokens) - course.UNCOUNTED
         note = "" if record.model == models.SMALL else f", {record.model}"
         lines.append(
             f"| {record.workload}{note} | {workloads.BY_NAME[record.workload].title} | {tokens / steps / recipe.BATCH:.0f} "

@@ -78,7 +78,7 @@ def _row(results: Results, model: str, workload: str, peer: str) -> Row | None:
     mine, theirs = zip(*both, strict=True)
     rate = statistics.median(one.rate for one in mine)
     first = mine[0]
-    counted = slice(course.WARM_UP, None)
+    counted = slice(course.UNCOUNTED, None)
     tokens, labelled = sum(first.tokens[counted]), sum(first.labelled[counted])
     operations = results.weights[model].needed(tokens, labelled) / tokens * rate
     return Row(

@@ -11,7 +11,7 @@ from tests.bench.trainer import batch, course, models, workloads
 from toolbox import say
 
 MINUTE = 40.0
-"""Seconds that a peer's counted steps should take at most, where more than one fits in; start and end make it a minute."""
+"""Seconds that a peer's steps should take at most, where more than two fit in; start and end make it a minute."""
 
 STEPS = 12
 """Counted steps at most."""
@@ -63,7 +63,7 @@ def cells(wanted_workloads: Sequence[str], wanted_models: Sequence[str]) -> list
 
 def steps(rate: float, tokens: float) -> int:
     """Counted steps of a cell for a peer that trains on `rate` tokens per second; `tokens`: of one step."""
-    return max(1, min(STEPS, int(MINUTE * rate / tokens)))
+    return max(1, min(STEPS, int(MINUTE * rate / tokens) - 1))
 
 
 def run(
