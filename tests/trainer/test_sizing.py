@@ -151,7 +151,7 @@ def test_preflight_ends_a_job_whose_weights_no_gpu_of_it_can_hold(world: World) 
 
 
 def test_preflight_advises_where_memory_is_short(world: World) -> None:
-    found = preflight.preflight(world(memory="1Gi")).preflight
+    found = preflight.preflight(world(memory="768Mi")).preflight
     assert found is not None
     assert found.verdict == "Caution"
     assert any("resources.requests.memory" in line for line in found.advice)

@@ -204,6 +204,7 @@ def _answer(result: outcome.Outcome) -> None:
 
 def entry() -> None:
     """Ends the process at once: threads that wait for a dead store must not hold it up."""
+    machine.allocate()
     if not machine.accelerated():
         uncompiled.leave_out()
     code = main()

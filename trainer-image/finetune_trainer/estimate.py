@@ -19,9 +19,9 @@ MIB = 1 << 20
 MASTER = 16
 """Of an adapter weight: float32 value, gradient and AdamW's two moments."""
 
-COPIES = 20
+COPIES = 28
 """Of an adapter weight, on the host: the best adapter (4), its successor while it is taken (4), and a checkpoint on its way:
-value and moments (12)."""
+value and moments (12), and the moments once more as the bytes of their file (8)."""
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits with double quantisation: half a byte, a byte for each block of 64, 4 for each 256 of these
@@ -30,7 +30,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 512, 1280, 256, 2048, 32, 16
 """As in `loss`, `decoder` and `forest`, which need torch: a test compares them."""
 
-LIBRARIES = {"cpu": 610 * MIB, "cuda": 1024 * MIB}
+LIBRARIES = {"cpu": 660 * MIB, "cuda": 1024 * MIB}
 """On a CPU what Python, torch, transformers and peft take once all is imported, measured; on a GPU the context and the
 libraries' workspaces, by common experience: not measured here."""
 

@@ -107,9 +107,9 @@ def _slopes(
 
 def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
     """The log-probability of each target [n] in float32, without gradients."""
-    found = []
-    for begin in range(0, hidden.shape[0], CHUNK):
-        logits = head.logits(hidden[begin : begin + CHUNK])
-        chosen = logits.gather(1, targets[begin : begin + CHUNK, None])[:, 0]
+    found, size = [], 4 * PIECE[hidden.device.type]
+    for begin in range(0, hidden.shape[0], size):
+        logits = head.logits(hidden[begin : begin + size])
+        chosen = logits.gather(1, targets[begin : begin + size, None])[:, 0]
         found.append(chosen - torch.logsumexp(logits, dim=-1))
     return torch.cat(found) if found else torch.zeros(0)

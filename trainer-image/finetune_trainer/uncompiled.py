@@ -23,6 +23,8 @@ def leave_out() -> None:
     compiler.__path__ = []
     compiler.disable = compiler.allow_in_graph = compiler.assume_constant_result = _mark  # type: ignore[attr-defined]
     compiler.graph_break = compiler.mark_static_address = _nothing  # type: ignore[attr-defined]
+    # torch.distributed clears a cache of the compiler's where it sees it imported.
+    compiler.trace_rules = types.SimpleNamespace(clear_lru_cache=_nothing)  # type: ignore[attr-defined]
     indexing.TransformGetItemToIndex = _Absent  # type: ignore[attr-defined]
     sys.modules |= {COMPILER: compiler, INDEXING: indexing}
     sys.modules.setdefault(QUANTISER, None)  # type: ignore[arg-type]
