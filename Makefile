@@ -80,7 +80,7 @@ verify-chart:
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-estimate
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -89,6 +89,9 @@ bench-checks: venv ## Measure the data checks on a million rows
 
 bench-trainer: venv ## Measure the trainer against its peers, an hour on a quiet machine; ARGS="--workload short" for a part
 	$(VENV)/python -m tests.bench.trainer $(ARGS)
+
+bench-trainer-profile: venv ## Measure where a step of the trainer spends its time
+	$(VENV)/python -m tests.bench.trainer.profile
 
 bench-estimate: venv ## Measure peaks of training against the memory estimate; ARGS="--only short" for a part
 	$(VENV)/python -m tests.bench.estimate $(ARGS)

@@ -141,8 +141,8 @@ def _run(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
         spec = _read(options.run)
         log.about(namespace=spec.namespace, job=spec.name, revision=spec.revision, stage=stage)
         return STAGES[stage][0](spec, options), exits.Exit.DONE
-    except errors.Stopped:
-        return outcome.Outcome(stage=stage, message="stopped on request"), exits.Exit.STOPPED
+    except errors.Stopped as stopped:
+        return outcome.Outcome(stage=stage, message=str(stopped) or "stopped on request"), exits.Exit.STOPPED
     except errors.Failure as failure:
         log.warning(failure.message, reason=failure.reason)
         result = outcome.Outcome(

@@ -84,7 +84,7 @@ def lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         log.warning("another training process is gone; ending too", problem=errors.describe(error))
-        raise errors.Stopped from error
+        raise errors.Stopped("another training process is gone; the next attempt resumes") from error
 
 
 def number(name: str, otherwise: int) -> int:

@@ -178,7 +178,7 @@ def base(name: str) -> pathlib.Path:
 
 def document(name: str, wanted: Configuration, folder: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
     """The run file."""
-    training = {"batchSize": wanted.batch, "maxSteps": 12, "checkpoints": {"everyMinutes": 0.01}}
+    training = {"batchSize": wanted.batch, "maxSteps": 8, "checkpoints": {"everyMinutes": 0.01}}
     return {
         "name": name,
         "namespace": "bench",
@@ -234,7 +234,7 @@ def report(found: list[Measurement]) -> str:
             "# The memory estimate against measured peaks",
             "",
             "`finetune-trainer train` in a process of its own, on a CPU, in bfloat16 unless named; LoRA of rank 16 on all linear "
-            "layers unless named. Twelve steps, each run with checkpoints and validations. Estimated is what `finetune-trainer "
+            "layers unless named. Eight steps, each run with checkpoints and validations. Estimated is what `finetune-trainer "
             "estimate` says after preflight, with the micro-batch that both choose; measured is the largest resident set that "
             "the kernel saw, shared libraries and mapped files included. Written by `make bench-estimate`.",
             "",
