@@ -166,7 +166,7 @@ def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, le
 
     shape = architecture.of(tuned.config.to_dict())
     assert shape is not None
-    training = job.Training(lora=job.LoRA(rank=8))
+    training = job.Training(lora=job.LoRA(rank=8), batch_size=count)
     one = case.Case(shape, training, case.Examples.alike(length, count), case.Device("cpu", 4))
     found = estimate.memory(one, length * count, checkpointing=checkpointing)
     held: dict[str, int] = {}
@@ -191,6 +191,19 @@ def test_the_estimate_counts_with_the_trainers_own_numbers() -> None:
     theirs = (forest.PIECE, forest.TOGETHER, forest.ROUND, forest.EVEN)
     assert theirs == (estimate.PIECE, estimate.TOGETHER, estimate.ROUND, estimate.EVEN)
     assert corpus.SHARED == forest.SHORTEST
+
+
+@pytest.mark.parametrize("shared, own, count", [(0, 100, 8), (400, 100, 16), (900, 60, 4), (40, 300, 8)])
+def test_tokens_after_a_shared_beginning_have_probabilities_for_it(shared: int, own: int, count: int) -> None:
+    number = np.random.default_rng(0)
+    beginning = number.integers(1, 384, shared)
+    rows = [np.concatenate([beginning, [at + 1], number.integers(1, 384, own)]) for at in range(count)]
+    batch = forest.plant([forest.Row(ids, np.ones(len(ids), dtype=bool)) for ids in rows])
+    found = sum(len(tile.lengths) * tile.longest * (tile.before + tile.longest) for tile in batch.tiles)
+    length, distinct = shared + own, shared + own * count
+    examples = case.Examples(length, length, length, distinct)
+    one = case.Case(LLAMA_8B, job.Training(batch_size=count), examples, case.Device("cpu"))
+    assert estimate.reach(one) * distinct == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("length", [1, 16, 100, 256, 300, 1024])

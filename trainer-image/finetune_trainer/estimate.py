@@ -34,6 +34,9 @@ LIBRARIES = {"cpu": 660 * MIB, "cuda": 1024 * MIB}
 """On a CPU what Python, torch, transformers and peft take once all is imported, measured; on a GPU the context and the
 libraries' workspaces, by common experience: not measured here."""
 
+COMPILER = 150 * MIB
+"""What bitsandbytes brings with it on a CPU, torch's compiler included; see `uncompiled`."""
+
 CODE = 680 << 10
 """Of the code that oneDNN makes for each shape of a bfloat16 product on a CPU, measured."""
 
@@ -163,6 +166,17 @@ def span(length: int) -> float:
     return total / max(length, 1)
 
 
+def reach(case: Case) -> float:
+    """The same for the different tokens of a step: those after a shared beginning see all of it."""
+    examples, count = case.examples, case.training.batch_size
+    if count < 2 or examples.step <= 0:
+        return span(examples.row)
+    shared = (examples.average * count - examples.step) / (count - 1)
+    shared = min(max(0.0, shared), examples.row - 1.0, examples.step)
+    share = shared / examples.step
+    return share * span(round(shared)) + (1 - share) * (shared + span(examples.row - round(shared)))
+
+
 def _activations(case: Case, tokens: int, checkpointing: bool) -> list[Term]:
     """`decoder.Kept`: of all layers, or of one with checkpointing; and of one more, for validation and DPO's reference."""
     shape, numbers, device = case.shape, case.shape.numbers, case.device
@@ -181,7 +195,7 @@ def _activations(case: Case, tokens: int, checkpointing: bool) -> list[Term]:
         "what blocks add, before its norm": blocks * 2 * hidden * shape.blocks_normed,
     }
     if device.cpu:
-        each["attention's probabilities"] = held * heads * span(case.examples.row)
+        each["attention's probabilities"] = held * heads * reach(case)
     else:
         each["attention's copies for autograd"] = held * (2 * shape.queries + 2 * shape.keys + 4 * heads / device.width)
         if not device.compiled:
@@ -246,6 +260,8 @@ def _overhead(case: Case, moving: int) -> list[Term]:
     device = case.device
     name = "Python, torch, transformers, peft" if device.cpu else "CUDA's context and libraries"
     found = [Term(Purpose.OVERHEAD, name, LIBRARIES[device.kind])]
+    if device.cpu and case.quantised:
+        found.append(Term(Purpose.OVERHEAD, "bitsandbytes, torch's compiler", COMPILER))
     if device.cpu and device.width == 2:
         found.append(Term(Purpose.OVERHEAD, "code for shapes of products", machine.CODES * CODE))
     return [*found, Term(Purpose.OVERHEAD, "fragmentation", round(moving * SPARE[device.kind]))]

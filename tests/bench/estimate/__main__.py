@@ -47,12 +47,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """A run. `prompt` and `answer` are words of an example, `shared` those of a system prompt that all have."""
+    """A run. `prompt` and `answer` are words of an example, `shared` those of a system prompt that all have; the words are made up,
+    of two or three tokens each."""
 
     title: str
     model: str = models.SMALL
-    prompt: int = 50
-    answer: int = 35
+    prompt: int = 24
+    answer: int = 16
     shared: int = 0
     batch: int = 16
     pairs: bool = False
@@ -63,12 +64,12 @@ LORA = {"lora": {"rank": 16, "alpha": 32}}
 ALL: dict[str, Configuration] = {
     "short": Configuration("short chats, 16 a step"),
     "few": Configuration("short chats, 4 a step", batch=4),
-    "shared": Configuration("a shared system prompt of 400 words", shared=400),
-    "long": Configuration("rows of about 1,000 tokens", prompt=650, answer=250, batch=4),
+    "shared": Configuration("a shared system prompt of 400 tokens", shared=160),
+    "long": Configuration("rows of about 1,000 tokens", prompt=260, answer=100, batch=4),
     "checkpointing": Configuration(
         "rows of about 1,000 tokens, checkpointing",
-        prompt=650,
-        answer=250,
+        prompt=260,
+        answer=100,
         batch=4,
         training={"gradientCheckpointing": "Enabled"},
     ),

@@ -72,15 +72,12 @@ def measure(name: str) -> dict[str, Any]:
 
 def child(run_file: str, answer: pathlib.Path) -> int:
     """Trains, with the profiler around the last step."""
-    from finetune_trainer import __main__ as trainer
-    from finetune_trainer import uncompiled
-
-    uncompiled.leave_out()
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as __main__ does, but before torch is here
     import time
 
     import torch
 
+    from finetune_trainer import __main__ as trainer
     from finetune_trainer import decoder, loop
 
     step, forward = loop.Loop.step, decoder.Decoder.forward
