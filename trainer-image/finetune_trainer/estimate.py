@@ -49,8 +49,8 @@ PLAIN = 1.2
 SHARE = {"cpu": 0.9, "cuda": 0.85}
 """Of the device's memory that may be planned for."""
 
-MUCH = 0.2
-"""Share of a step's tokens from which prefixes are worth keeping in one micro-batch."""
+MUCH = 128
+"""Tokens of a shared beginning from which on computing it once a step is worth a larger micro-batch."""
 
 
 class Purpose(enum.StrEnum):
@@ -166,15 +166,20 @@ def span(length: int) -> float:
     return total / max(length, 1)
 
 
+def beginning(case: Case) -> float:
+    """Tokens that the examples of a step begin with together, on average."""
+    examples, count = case.examples, case.training.batch_size
+    if count < 2:
+        return 0.0
+    shared = (examples.average * count - examples.step) / (count - 1)
+    return min(max(0.0, shared), examples.row - 1.0, examples.step)
+
+
 def reach(case: Case) -> float:
     """The same for the different tokens of a step: those after a shared beginning see all of it."""
-    examples, count = case.examples, case.training.batch_size
-    if count < 2 or examples.step <= 0:
-        return span(examples.row)
-    shared = (examples.average * count - examples.step) / (count - 1)
-    shared = min(max(0.0, shared), examples.row - 1.0, examples.step)
-    share = shared / examples.step
-    return share * span(round(shared)) + (1 - share) * (shared + span(examples.row - round(shared)))
+    shared = beginning(case)
+    share = shared / case.examples.step if shared else 0.0
+    return share * span(round(shared)) + (1 - share) * (shared + span(case.examples.row - round(shared)))
 
 
 def _activations(case: Case, tokens: int, checkpointing: bool) -> list[Term]:
@@ -294,9 +299,7 @@ def most(case: Case) -> int:
     """Tokens of a micro-batch beyond which the device gains nothing."""
     if not case.device.cpu:
         return 16_384 if case.device.compiled else 4_096
-    examples = case.examples
-    shared = 1 - examples.step / max(1.0, examples.average * case.training.batch_size)
-    return 2_560 if shared >= MUCH and case.fast else 640
+    return 2_560 if case.fast and beginning(case) >= MUCH else 640
 
 
 def wanted(case: Case) -> int:

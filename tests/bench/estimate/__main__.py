@@ -47,7 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """A run. `prompt` and `answer` are words of an example, `shared` those of a system prompt that all have; the words are made up,
+    """A run. `prompt` and `answer` are words of an example, `shared` those of a system prompt that all have. Words are made up,
     of two or three tokens each."""
 
     title: str
