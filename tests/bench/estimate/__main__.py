@@ -171,7 +171,7 @@ def base(name: str) -> pathlib.Path:
         return models.prepare(name)
     target = cache.folder("bench") / name
     if not target.exists():
-        program = pathlib.Path(__file__).parent / "random_model.py"
+        program = models.PROGRAM
         words = [json.dumps(SHAPES[name]), models.prepare(models.SMALL), target]
         subprocess.run([sys.executable, program, *words], check=True, stdout=subprocess.DEVNULL)
     return target

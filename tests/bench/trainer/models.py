@@ -43,7 +43,7 @@ def prepare(name: str) -> pathlib.Path:
     target = cache.folder("bench") / name
     if not target.exists():
         with say.step(f"{name}: writing random weights to {target}", "20 s"):
-            _run(PROGRAM, json.dumps(SHAPE), small, target)
+            _run(PROGRAM, json.dumps({"model_type": "qwen2"} | SHAPE), small, target)
     return target
 
 

@@ -1,6 +1,6 @@
-"""Writes a Qwen2 model of random weights as a publisher would upload it: `python random_model.py SHAPE TOKENIZER TARGET`.
+"""Writes a model of random weights as a publisher would upload it: `python random_model.py CONFIG TOKENIZER TARGET`.
 
-SHAPE is its config as JSON; the tokenizer is that of another model's folder. A folder that exists is complete.
+CONFIG is a config.json as text, model_type included; the tokenizer is that of another model's folder.
 """
 
 import json
@@ -15,11 +15,13 @@ import transformers
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def main(shape: str, source: pathlib.Path, target: pathlib.Path) -> None:
+def main(config: str, source: pathlib.Path, target: pathlib.Path) -> None:
+    numbers = json.loads(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**json.loads(shape), **ends)).to(torch.bfloat16)
+    made = transformers.AutoConfig.for_model(numbers.pop("model_type"), **numbers, **ends)
+    model = transformers.AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
     model.generation_config = transformers.GenerationConfig(**ends)
     scratch = target.with_name(f".making-{target.name}-{os.getpid()}")
     model.save_pretrained(scratch)
