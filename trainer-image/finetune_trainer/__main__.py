@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _estimate(options)
     # OpenMP reads this once, when torch is imported; by itself it would take the host's cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads()))
-    # Threads that wait spin for some 20 us, then sleep. Never to spin costs a third of the speed on cores of our own, to spin for
+    # Threads that wait spin for a moment, then sleep. Never to spin costs a third of the speed on cores of our own, to spin for
     # long two thirds of it on cores that others share.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # oneDNN makes code for every shape of a product, 0.65 MiB each, and torch keeps what oneDNN forgets: two caches of 1,024.

@@ -4,7 +4,7 @@ One description (`layers.Layer`) fits Llama, Mistral, Qwen 2 and 3, Gemma 2 and 
 weights, and `of` compares the states of both on a probe before it is trusted. Unlike autograd it
 
 - keeps of each layer only what its backward pass cannot make again cheaply (normalised inputs and the activation are made again),
-- works on blocks of rows that fit into a core's cache from one product to the next,
+- works on blocks of rows in buffers that all layers use in turn,
 - computes the last layer's feed-forward part for the states that predict a label only,
 - and goes no deeper than the first adapted layer.
 """

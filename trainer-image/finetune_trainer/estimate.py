@@ -296,7 +296,7 @@ SMALLEST = {"cpu": 256, "cuda": 2048}
 
 
 def most(case: Case) -> int:
-    """Tokens of a micro-batch beyond which the device gains nothing."""
+    """Tokens of a micro-batch beyond which the device gains little."""
     if not case.device.cpu:
         return 16_384 if case.device.compiled else 4_096
     return 2_560 if case.fast and beginning(case) >= MUCH else 640

@@ -27,7 +27,7 @@ SMALL = 64
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_"}
 CURVES = {"softmax", "silu", "gelu", "exp", "log", "tanh"}
 MOVES = {"copy", "index", "fill", "zero", "scatter", "gather", "cat", "embedding"}
-NOTHING = {"view", "slice", "select", "strided", "empty", "transpose", "split", "narrow", "expand", "detach", "aten::t"}
+NOTHING = {"view", "slice", "select", "strided", "empty", "transpose", "split", "narrow", "expand", "detach"}
 KINDS = {
     "large": "matrix products of the linear layers and the output head",
     "small": "matrix products of the attention and of the adapter's rank",
