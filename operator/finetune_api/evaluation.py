@@ -1,7 +1,7 @@
-"""How base and tuned model are compared, and what the tuned one must reach."""
+"""How the tuned model is compared with what a prompt reaches, and what it must reach itself."""
 
 import enum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -11,18 +11,69 @@ from finetune_api.resources import Resources
 
 class Metric(enum.StrEnum):
     EXACT_MATCH = "ExactMatch"
-    ROUGE_L = "RougeL"
+    NORMALIZED_MATCH = "NormalizedMatch"
+    ACCURACY = "Accuracy"
+    MACRO_F1 = "MacroF1"
+    INVALID_LABELS = "InvalidLabels"
     JSON_VALID = "JsonValid"
+    JSON_SCHEMA = "JsonSchema"
+    FIELD_F1 = "FieldF1"
+    ROUGE_L = "RougeL"
+    CHRF = "Chrf"
+    BLEU = "Bleu"
+    STOPPED = "Stopped"
+    REPETITION = "Repetition"
+    LENGTH_RATIO = "LengthRatio"
     LOSS = "Loss"
     PERPLEXITY = "Perplexity"
+    FORGETTING = "Forgetting"
+    GENERAL_ACCURACY = "GeneralAccuracy"
+    CONSISTENCY = "Consistency"
 
 
-LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
+LOWER_IS_BETTER = frozenset(
+    {Metric.INVALID_LABELS, Metric.REPETITION, Metric.LOSS, Metric.PERPLEXITY, Metric.FORGETTING}
+)
+
+SHARES = frozenset(Metric) - {Metric.LENGTH_RATIO, Metric.LOSS, Metric.PERPLEXITY, Metric.FORGETTING}
+"""Metrics from 0 to 1."""
+
+TUNED_ONLY = frozenset({Metric.FORGETTING})
+"""Metrics that compare with the base model by themselves, so that a gate cannot name another contender."""
+
+MEANINGS = {
+    Metric.EXACT_MATCH: "share of answers equal to the expected one, white space around them aside",
+    Metric.NORMALIZED_MATCH: "the same without regard to case, punctuation and runs of white space",
+    Metric.ACCURACY: "share of answers that are the expected one of evaluation.labels",
+    Metric.MACRO_F1: "F1 of each label of evaluation.labels that was expected, averaged",
+    Metric.INVALID_LABELS: "share of answers that are none of evaluation.labels",
+    Metric.JSON_VALID: "share of answers that parse as JSON",
+    Metric.JSON_SCHEMA: "share of answers that parse as JSON and fit evaluation.outputSchema",
+    Metric.FIELD_F1: "F1 of the fields of an answer in JSON: right with the expected value at the expected place",
+    Metric.ROUGE_L: "F-measure of the longest common subsequence of words",
+    Metric.CHRF: "chrF, F-score of character n-grams",
+    Metric.BLEU: "BLEU of single answers with smoothed counts, averaged",
+    Metric.STOPPED: "share of answers that ended by themselves before generation.maxNewTokens",
+    Metric.REPETITION: "share of word 4-grams of an answer that occurred in it before",
+    Metric.LENGTH_RATIO: "characters of the answer by those of the expected one, averaged",
+    Metric.LOSS: "nats per token of the expected answers",
+    Metric.PERPLEXITY: "e to the power of Loss",
+    Metric.FORGETTING: "rise of the loss on general questions over the base model, as a share of it",
+    Metric.GENERAL_ACCURACY: "share of general questions whose right answer is the most likely of four",
+    Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree",
+}
+"""Each metric in a phrase; the reference documentation has them."""
 
 
 class Contender(enum.StrEnum):
     BASE = "Base"
+    PROMPT = "Prompt"
+    FEW_SHOT = "FewShot"
+    SERVING = "Serving"
     TUNED = "Tuned"
+
+
+_SHARES = ", ".join(f"'{metric}'" for metric in Metric if metric in SHARES)
 
 
 class Gate(model.Model):
@@ -40,27 +91,43 @@ class Gate(model.Model):
                 "a gate's minimum must not be above its maximum",
             ),
             (
-                "!(self.metric in ['ExactMatch', 'RougeL', 'JsonValid']) || [has(self.minimum) ? self.minimum : 0.0, "
+                f"!(self.metric in [{_SHARES}]) || [has(self.minimum) ? self.minimum : 0.0, "
                 "has(self.maximum) ? self.maximum : 0.0, has(self.improvement) ? self.improvement : 0.0]"
                 ".all(share, share >= 0.0 && share <= 1.0)",
-                "ExactMatch, RougeL and JsonValid are shares from 0 to 1: write 0.8 for 80 %",
+                "this metric is a share from 0 to 1: write 0.8 for 80 %",
+            ),
+            (
+                "self.metric != 'Forgetting' || !has(self.over)",
+                "Forgetting compares with the base model by itself: set maximum, for example 0.05",
             ),
         )
     }
     metric: Metric = Field(
-        description="ExactMatch (share of answers equal to the expected one after trimming), RougeL (0 to 1), "
-        "JsonValid (share of answers that parse as JSON), Loss (nats per answer token) or Perplexity."
+        description="What is compared; docs/reference/evaluation.md says how each is measured. Accuracy, MacroF1 and "
+        "InvalidLabels need evaluation.labels, JsonSchema needs evaluation.outputSchema, Consistency needs "
+        "evaluation.consistency."
     )
     minimum: float | None = Field(default=None, description="The tuned model's value must be at least this.")
     maximum: float | None = Field(default=None, description="The tuned model's value must be at most this.")
-    over: Literal[Contender.BASE] | None = Field(
-        default=None, description="The contender to be better than: Base, the same model without the adapter."
+    over: Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.SERVING] | None = Field(
+        default=None,
+        description="The contender to be better than. Base: the model without the adapter. Prompt: the base model with "
+        "intent.prompt.system. FewShot: with examples before each question, too. Serving: the revision that serves now; while "
+        "none does, this holds.",
     )
     improvement: float | None = Field(
         default=None,
         ge=0,
-        description="With over: by how much the tuned model must be better, in the metric's unit (lower is better "
-        "for Loss and Perplexity). Absent: better by however little.",
+        description="With over: by how much the tuned model must be better, in the metric's unit. Absent: better by however "
+        "little; over Serving: not worse.",
+    )
+    confidence: float = Field(
+        default=0.95,
+        ge=0.5,
+        le=0.9999,
+        json_schema_extra={"x-message": "must be from 0.5 to 0.9999: write 0.95 for 95 %"},
+        description="How sure the test examples must make it: a bound holds when a model that just misses it would have passed "
+        "with a probability of at most 1 - confidence. 0.5: the measured value alone decides. Default: 0.95.",
     )
 
 
@@ -75,9 +142,57 @@ class Generation(model.Model):
     )
 
 
-class Evaluation(model.Model):
-    """How base and tuned model are compared on the held-out test examples."""
+class Consistency(model.Model):
+    """Several sampled answers to one question: do they agree?"""
 
+    samples: int = Field(default=5, ge=2, le=32, description="Answers sampled for each question. Default: 5.")
+    temperature: float = Field(
+        default=0.7,
+        gt=0,
+        le=2,
+        json_schema_extra={"x-message": "must be above 0 and at most 2"},
+        description="The temperature at which they are sampled. Default: 0.7.",
+    )
+    maximum_examples: int = Field(
+        default=50, ge=1, le=10_000, description="At most this many test examples are asked. Default: 50."
+    )
+
+
+Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT]
+
+SchemaObject = dict[str, Any]
+
+
+class Evaluation(model.Model):
+    """How the contenders are compared on the held-out test examples."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "!self.gates.exists(g, g.metric in ['Accuracy', 'MacroF1', 'InvalidLabels']) || has(self.labels)",
+                "a gate on Accuracy, MacroF1 or InvalidLabels needs evaluation.labels, the list of answers that exist",
+            ),
+            (
+                "!self.gates.exists(g, g.metric == 'JsonSchema') || has(self.outputSchema)",
+                "a gate on JsonSchema needs evaluation.outputSchema",
+            ),
+            (
+                "!self.gates.exists(g, g.metric == 'Consistency') || has(self.consistency)",
+                "a gate on Consistency needs evaluation.consistency, for example {samples: 5}",
+            ),
+            (
+                "self.gates.all(g, !has(g.over) || g.over == 'Serving' || g.over in self.baselines)",
+                "a gate's over must be one of evaluation.baselines, or Serving",
+            ),
+        )
+    }
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: [Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT],
+        max_length=3,
+        description="What the tuned model is compared with. Prompt takes part where intent.prompt.system is set, FewShot where "
+        "intent.prompt.fewShot is not 0. Default: all three.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
     maximum_examples: int = Field(
         default=500,
         ge=1,
@@ -85,6 +200,22 @@ class Evaluation(model.Model):
         description="At most this many test examples are scored, chosen by the seed. Default: 500.",
     )
     generation: Generation = Field(default_factory=Generation, description="How answers are generated.")
+    labels: list[str] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=1000,
+        description="The answers that exist, of a classification; case and white space around them do not count. Absent: no "
+        "classification.",
+    )
+    output_schema: SchemaObject | None = Field(
+        default=None,
+        description="A JSON Schema that answers must fit. References to other documents are not followed. Absent: none.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+    consistency: Consistency | None = Field(
+        default=None,
+        description="Whether sampled answers to one question agree, of base and tuned model. Absent: not measured.",
+    )
     gates: list[Gate] = Field(
         default_factory=list,
         max_length=16,
@@ -92,5 +223,6 @@ class Evaluation(model.Model):
         "score. Empty: every model passes.",
     )
     resources: Resources | None = Field(
-        default=None, description="What the evaluation's pod needs. Absent: as spec.resources."
+        default=None,
+        description="What the pods of the evaluation, and of the baseline before training, need. Absent: as spec.resources.",
     )

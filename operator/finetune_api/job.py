@@ -11,8 +11,17 @@ from finetune_api import model
 from finetune_api.basemodel import BaseModelReference
 from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
-from finetune_api.evaluation import LOWER_IS_BETTER, Contender, Evaluation, Gate, Generation, Metric
-from finetune_api.intent import Advice, Intent
+from finetune_api.evaluation import (
+    LOWER_IS_BETTER,
+    SHARES,
+    Consistency,
+    Contender,
+    Evaluation,
+    Gate,
+    Generation,
+    Metric,
+)
+from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
 from finetune_api.resources import Labels, LabelValue, Quantity, Requests, Resources, Toleration, TrainingResources
 from finetune_api.storage import Storage
 from finetune_api.training import (
@@ -35,9 +44,12 @@ __all__ = [
     "MAXIMUM_NAME",
     "NAME_RULES",
     "PRINTER_COLUMNS",
+    "SHARES",
     "Advice",
     "BaseModelReference",
+    "ChangeFrequency",
     "Checkpoints",
+    "Consistency",
     "Contender",
     "Dataset",
     "Deployment",
@@ -47,6 +59,7 @@ __all__ = [
     "Format",
     "Gate",
     "Generation",
+    "Goal",
     "GradientCheckpointing",
     "Intent",
     "LabelValue",
@@ -58,6 +71,7 @@ __all__ = [
     "Modules",
     "Objective",
     "Precision",
+    "Prompt",
     "Quantity",
     "Requests",
     "Resources",
@@ -89,6 +103,14 @@ class FineTuneJobSpec(model.Model):
                 "dataset.format Preference needs training.objective DPO: set it, or choose another format",
             ),
             (
+                "!self.evaluation.gates.exists(g, has(g.over) && g.over == 'Prompt') || has(self.intent.prompt.system)",
+                "a gate over Prompt needs intent.prompt.system, the prompt to beat",
+            ),
+            (
+                "!self.evaluation.gates.exists(g, has(g.over) && g.over == 'FewShot') || self.intent.prompt.fewShot > 0",
+                "a gate over FewShot needs intent.prompt.fewShot of at least 1",
+            ),
+            (
                 "self.training.batchSize >= self.resources.nodes * (self.resources.gpus > 0 ? self.resources.gpus : 1)",
                 "training.batchSize must be at least resources.nodes times resources.gpus, one example of each step for "
                 "every GPU: raise it, or take fewer",
@@ -104,7 +126,7 @@ class FineTuneJobSpec(model.Model):
         default_factory=TrainingResources, description="What the training needs: its pods, and each of them."
     )
     evaluation: Evaluation = Field(
-        default_factory=Evaluation, description="How the tuned model is compared with the base, and what it must reach."
+        default_factory=Evaluation, description="How the tuned model is compared with its baselines, and what it must reach."
     )
     deployment: Deployment = Field(default_factory=Deployment, description="How the tuned model is served.")
     suspend: bool = Field(

@@ -32,6 +32,10 @@ class Layout:
         corpus/train and corpus/validation, the same as token ids."""
         return f"{self.root}/data"
 
+    def baseline(self, evaluation_hash: str) -> str:
+        """Folder of results.json and samples.jsonl of what a prompt alone reaches."""
+        return f"{self.root}/baseline/{evaluation_hash}"
+
     @property
     def checkpoints(self) -> str:
         """Folder of checkpoints, one folder a step."""

@@ -43,6 +43,7 @@ class Outcome(status.Reported):
     reason: reasons.Reason | None = None
     message: str = ""
     preflight: status.Preflight | None = None
+    baseline: status.Baseline | None = None
     training: Training | None = None
     evaluation: status.Evaluation | None = None
     report: str | None = None
@@ -66,6 +67,7 @@ _SHORTENED: tuple[tuple[_Path, int], ...] = (
     (("preflight", "findings"), 0),
     (("preflight", "advice"), 1),
     (("evaluation", "metrics"), 0),
+    (("baseline", "metrics"), 0),
     (("message",), 300),
 )
 _LAST: tuple[tuple[_Path, int], ...] = (

@@ -52,7 +52,7 @@ class Run(model.Model):
     namespace: str
     revision: str
     evaluation_hash: str
-    advice: job.Advice = job.Advice.WARN
+    intent: job.Intent = Field(default_factory=job.Intent)
     base_model: ResolvedBaseModel
     dataset: job.Dataset
     storage: job.Storage
@@ -64,6 +64,9 @@ class Run(model.Model):
         default=None,
         description="Memory that training may use: of each GPU by its gpuType, or of a pod on CPUs; absent: unknown.",
     )
+    gpu_type: str | None = Field(default=None, description="resources.gpuType of the training.")
+    price_per_gpu_hour: float | None = Field(default=None, description="The chart's price of that type; absent: unknown.")
+    currency: str = Field(default="USD", description="The currency of the price.")
     served_model_name: str
     progress_config_map: str | None = Field(
         default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."

@@ -46,6 +46,12 @@ class Preflight(Reported):
     estimated_memory: str | None = Field(
         default=None, description="Estimated accelerator memory of training, for example 21Gi."
     )
+    estimated_duration: str | None = Field(
+        default=None, description="Estimated time of training, for example 1h20m; absent: the accelerator is unknown."
+    )
+    estimated_cost: str | None = Field(
+        default=None, description="Estimated price of training, for example 3.10 USD; absent: the chart has no price."
+    )
 
 
 class Progress(Reported):
@@ -94,6 +100,8 @@ class MetricValue(Reported):
     name: job.Metric = Field(description="The metric.")
     contender: job.Contender = Field(description="Which model was measured.")
     value: str = Field(description="The value, for example 0.9250.")
+    low: str | None = Field(default=None, description="The lower end of its 95 % interval.")
+    high: str | None = Field(default=None, description="The upper end of its 95 % interval.")
 
 
 class GateResult(Reported):
@@ -105,6 +113,17 @@ class GateResult(Reported):
     passed: bool = Field(description="Whether the gate let the model through.")
 
 
+class Baseline(Reported):
+    """What a prompt alone reaches, measured before training on validation examples."""
+
+    sufficient: job.Contender | None = Field(
+        default=None, description="The contender that passes the gates without training; absent: none does."
+    )
+    examples: int = Field(description="Validation examples asked.")
+    metrics: list[MetricValue] = Field(default_factory=list, description="The gates' metrics of each contender.")
+    message: str = Field(default="", description="What that means, in a sentence.")
+
+
 class Evaluation(Reported):
     """How the tuned model compares."""
 
@@ -114,6 +133,10 @@ class Evaluation(Reported):
     metrics: list[MetricValue] = Field(default_factory=list, description="All metrics of all contenders.")
     gates: list[GateResult] = Field(default_factory=list, description="Each gate with what was measured.")
     canary: str | None = Field(default=None, description="Recorded answers that the served model must reproduce.")
+    tokens_saved_per_request: int | None = Field(
+        default=None,
+        description="Prompt tokens of the best baseline less those of the tuned model, the mean of the test examples.",
+    )
 
 
 class Deployment(Reported):
@@ -179,7 +202,7 @@ class Status(Reported):
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="The stages (Accepted, PreflightPassed, Trained, Evaluated, Deployed), their sum (Ready, "
+        description="The stages (Accepted, PreflightPassed, BaselineMeasured, Trained, Evaluated, Deployed), their sum (Ready, "
         "Reconciling, Stalled) and the end (Complete, Failed, Suspended).",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
@@ -199,6 +222,7 @@ class Status(Reported):
     start_time: Time | None = Field(default=None, description="When the revision began, or was resumed.")
     completion_time: Time | None = Field(default=None, description="When the revision ended.")
     preflight: Preflight | None = Field(default=None, description="What preflight found.")
+    baseline: Baseline | None = Field(default=None, description="What a prompt alone reaches; absent: not asked.")
     progress: Progress | None = Field(default=None, description="How far training is.")
     checkpoint: Checkpoint | None = Field(default=None, description="The newest checkpoint.")
     artifacts: Artifacts | None = Field(default=None, description="What the job made.")

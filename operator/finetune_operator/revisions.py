@@ -25,7 +25,7 @@ RELEASE = "release"
 ENVIRONMENT = "environment"
 """Where and with what the stages run: changes no result, but an edit gives a failed stage another try."""
 BASE_MODEL = "baseModel"
-FREE_MAPS = {"nodeSelector", "checks"}
+FREE_MAPS = {"nodeSelector", "checks", "outputSchema"}
 """Fields whose keys are the user's."""
 
 
@@ -45,7 +45,8 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     dataset = dict(whole["dataset"])
     training = {k: v for k, v in whole["training"].items() if k not in {"retries", "checkpoints"}}
     minimum = dataset.pop("minimumExamples", None)
-    evaluation = dict(whole["evaluation"])
+    intent = dict(whole["intent"])
+    evaluation = {**whole["evaluation"], "prompt": intent.pop("prompt", None)}
     environment = {
         "storage": whole["storage"],
         "resources": whole["resources"],
@@ -56,7 +57,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     deployment = {k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled"}}
     return {
         TRAINING: {"baseModel": whole["baseModel"], "dataset": dataset, "training": training, "run": run_annotation},
-        PREFLIGHT: {"advice": whole["intent"].get("advice"), "minimumExamples": minimum},
+        PREFLIGHT: {**intent, "minimumExamples": minimum},
         EVALUATION: evaluation,
         RELEASE: deployment,
         ENVIRONMENT: environment,

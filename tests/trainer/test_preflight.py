@@ -72,7 +72,7 @@ def test_another_threshold_judges_the_same_frozen_split(world: World) -> None:
     spec = world()
     preflight.preflight(spec)
     before = frozen(spec)
-    strict = world(tiny.examples(30), advice="Enforce", dataset={"minimumExamples": 1000})
+    strict = world(tiny.examples(30), intent={"advice": "Enforce"}, dataset={"minimumExamples": 1000})
     answer = preflight.preflight(strict)
     assert answer.reason is reasons.Reason.TOO_FEW_EXAMPLES
     assert answer.preflight is not None
@@ -129,7 +129,7 @@ def test_a_missing_file_is_not_found(world: World) -> None:
     ],
 )
 def test_twelve_examples_are_too_few(world: World, advice: str, reason: Any, verdict: str, said: bool) -> None:
-    spec = world(tiny.examples(12), advice=advice, dataset={"minimumExamples": 200})
+    spec = world(tiny.examples(12), intent={"advice": advice}, dataset={"minimumExamples": 200})
     answer = preflight.preflight(spec)
     assert answer.preflight is not None
     assert answer.reason is reason

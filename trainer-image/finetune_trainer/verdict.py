@@ -39,7 +39,7 @@ class Facts:
 
 def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
     """Verdict and advice; under Enforce too few examples end the job."""
-    ignored = spec.advice is job.Advice.IGNORE
+    ignored = spec.intent.advice is job.Advice.IGNORE
     few = facts.train < spec.dataset.minimum_examples and not ignored
     serious = [finding for finding in facts.findings if weighty(finding)]
     advice = []
@@ -66,7 +66,7 @@ def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
     counts = f"{facts.train} training, {facts.validation} validation and {facts.test} test examples"
     return outcome.Outcome(
         stage=reasons.Stage.PREFLIGHT,
-        reason=reasons.Reason.TOO_FEW_EXAMPLES if few and spec.advice is job.Advice.ENFORCE else None,
+        reason=reasons.Reason.TOO_FEW_EXAMPLES if few and spec.intent.advice is job.Advice.ENFORCE else None,
         message=advice[0] if few else f"{counts}, {facts.tokens} tokens, {facts.trainable} of them learned",
         preflight=status.Preflight(**numbers),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+from typing import Any
 
 from finetune_api import job, outcome, run, status
 from finetune_api.exits import Exit
@@ -28,7 +29,7 @@ def run_of(draft: Draft, revision: str, base: run.ResolvedBaseModel) -> run.Run:
         namespace=parent.namespace,
         revision=revision,
         evaluation_hash=draft.wanted.evaluation_hash,
-        advice=spec.intent.advice,
+        intent=spec.intent,
         base_model=base,
         dataset=spec.dataset,
         storage=spec.storage,
@@ -37,6 +38,8 @@ def run_of(draft: Draft, revision: str, base: run.ResolvedBaseModel) -> run.Run:
         gpus=spec.resources.gpus,
         nodes=spec.resources.nodes,
         memory=_memory(draft),
+        gpu_type=spec.resources.gpu_type,
+        **_price(draft),
         served_model_name=spec.deployment.served_model_name or parent.name,
         progress_config_map=meta.progress_config(parent, revision),
     )
@@ -49,6 +52,14 @@ def _memory(draft: Draft) -> str | None:
         return wanted.requests.memory
     known = draft.obs.settings.gpu_types.get(wanted.gpu_type or "")
     return f"{known.memory_gi_b:g}Gi" if known is not None and known.memory_gi_b else None
+
+
+def _price(draft: Draft) -> dict[str, Any]:
+    """What an hour of the training's GPUs costs, where the chart knows."""
+    known = draft.obs.settings.gpu_types.get(draft.spec.resources.gpu_type or "")
+    if known is None or known.price_per_hour is None:
+        return {}
+    return {"price_per_gpu_hour": known.price_per_hour, "currency": draft.obs.settings.currency}
 
 
 def furnish(draft: Draft, content: run.Run) -> None:

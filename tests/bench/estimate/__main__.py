@@ -186,7 +186,7 @@ def document(name: str, wanted: Configuration, folder: pathlib.Path, work: pathl
         "revision": "r1",
         "evaluationHash": "e1",
         "servedModelName": "tuned",
-        "advice": "Ignore",
+        "intent": {"advice": "Ignore"},
         "baseModel": {"name": wanted.model, "source": f"file://{folder}"},
         "dataset": {"train": [f"file://{work}/train.jsonl"], "minimumExamples": 1},
         "storage": {"output": f"file://{work}/out"},

@@ -51,7 +51,7 @@ def _write(model: pathlib.Path, work: pathlib.Path, given: batch.Batches) -> run
         "revision": "r1",
         "evaluationHash": "e1",
         "servedModelName": "bench-tuned",
-        "advice": "Ignore",
+        "intent": {"advice": "Ignore"},
         "baseModel": {"name": "bench-base", "source": f"file://{model}"},
         "dataset": {
             "train": [f"file://{work}/train.jsonl"],

@@ -217,7 +217,7 @@ def test_nothing_left_to_train_on_is_said_with_what_took_it(world: World) -> Non
 
 def test_too_few_is_judged_by_what_is_left(world: World) -> None:
     same = [GOOD[0]] * 300
-    answer = preflight.preflight(world(data.rows(same), advice="Enforce", dataset={"minimumExamples": 200}))
+    answer = preflight.preflight(world(data.rows(same), intent={"advice": "Enforce"}, dataset={"minimumExamples": 200}))
     assert answer.reason is reasons.Reason.TOO_FEW_EXAMPLES
     assert answer.preflight is not None
     assert answer.preflight.examples == 1

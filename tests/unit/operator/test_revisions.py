@@ -255,8 +255,9 @@ def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() 
         "intent", "baseModel", "dataset", "storage", "training", "resources", "evaluation", "deployment", "suspend",
         "activeDeadlineSeconds", "ttlSecondsAfterFinished",
     }  # fmt: skip
-    assert set(whole["intent"]) == {"advice"}
     inputs = revisions.inputs(spec(), "")
+    assert set(whole["intent"]) - set(inputs["preflight"]) == {"prompt"}
+    assert inputs["evaluation"]["prompt"] == whole["intent"]["prompt"]
     assert set(whole["training"]) - set(inputs["training"]["training"]) == {"retries", "checkpoints"}
     assert set(whole["deployment"]) - set(inputs["release"]) == {"enabled", "replicas", "rollout"}
     assert set(whole["evaluation"]) - set(inputs["evaluation"]) == {"resources"}

@@ -1,0 +1,91 @@
+"""results.json: all that an evaluation found, for the report and for programs. Its JSON Schema is docs/reference/results.schema.json."""
+
+from typing import Any
+
+from pydantic import Field
+
+from finetune_api import job, status
+
+
+class Value(status.Reported):
+    """One metric of one contender on the test examples."""
+
+    metric: job.Metric
+    contender: job.Contender
+    value: float
+    low: float | None = Field(default=None, description="Lower end of the 95 % interval; absent: not defined.")
+    high: float | None = Field(default=None, description="Upper end of the 95 % interval.")
+    examples: int = Field(description="Examples, questions or pairs that the value was measured on.")
+
+
+class Comparison(status.Reported):
+    """The tuned model against another contender on the same examples."""
+
+    metric: job.Metric
+    over: job.Contender
+    gain: float = Field(description="By how much the tuned model is better, in the metric's unit; negative: worse.")
+    low: float = Field(description="Lower end of the 95 % interval of the gain.")
+    high: float = Field(description="Upper end of the 95 % interval of the gain.")
+    p_value: float = Field(
+        description="Probability of at least such a gain if the tuned model were no better (one-sided, paired)."
+    )
+    examples: int
+
+
+class Tokens(status.Reported):
+    """What a request costs in tokens, the means of the test examples."""
+
+    contender: job.Contender
+    prompt: float
+    answer: float
+
+
+class Sample(status.Reported):
+    """One test example with every contender's answer."""
+
+    source: str = Field(description="File and line that it came from.")
+    messages: list[dict[str, str]] | None = Field(default=None, description="The turns before the answer.")
+    text: str | None = Field(default=None, description="A plain text, which has no answer.")
+    expected: str | None = None
+    answers: dict[job.Contender, str | None] = Field(default_factory=dict)
+
+
+class Training(status.Reported):
+    """How the adapter was trained; absent parts: the adapter came from elsewhere."""
+
+    history: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every step.")
+    validations: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every validation.")
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory: int | None = Field(default=None, description="Bytes.")
+    gpu_hours: float | None = Field(default=None, description="GPUs times hours of the training loop.")
+    cost: float | None = Field(default=None, description="gpu_hours at the chart's price.")
+    currency: str | None = None
+
+
+class Results(status.Reported):
+    """One evaluation of one revision."""
+
+    namespace: str
+    name: str
+    revision: str
+    base_model: str
+    served_model_name: str
+    rank: int
+    adapter: str = Field(description="SHA-256 of the adapter's manifest.")
+    intent: job.Intent
+    evaluation: status.Evaluation = Field(description="As in the job's status: gates and whether all passed.")
+    values: list[Value] = Field(default_factory=list)
+    comparisons: list[Comparison] = Field(default_factory=list)
+    tokens: list[Tokens] = Field(default_factory=list)
+    break_even_requests: int | None = Field(
+        default=None,
+        description="Requests after which the saved prompt tokens have paid for the training, at the price of a GPU hour and the "
+        "measured speed of reading prompts; absent: nothing is saved, or the price is unknown.",
+    )
+    training: Training = Field(default_factory=Training)
+    preflight: status.Preflight | None = None
+    baseline: status.Baseline | None = None
+    findings: list[dict[str, Any]] = Field(default_factory=list, description="As in preflight.json.")
+    seconds: float = Field(description="Duration of the evaluation.")
+    samples: list[Sample] = Field(default_factory=list, description="The first of samples.jsonl.")
