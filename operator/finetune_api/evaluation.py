@@ -1,7 +1,7 @@
 """How the tuned model is compared with what a prompt reaches, and what it must reach itself."""
 
 import enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -160,6 +160,8 @@ class Consistency(model.Model):
 
 Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT]
 
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+
 SchemaObject = dict[str, Any]
 
 
@@ -200,7 +202,7 @@ class Evaluation(model.Model):
         description="At most this many test examples are scored, chosen by the seed. Default: 500.",
     )
     generation: Generation = Field(default_factory=Generation, description="How answers are generated.")
-    labels: list[str] | None = Field(
+    labels: list[Label] | None = Field(
         default=None,
         min_length=2,
         max_length=1000,
