@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune_api import model
+from finetune_api.dataset import UriList
 from finetune_api.resources import Resources
 
 
@@ -158,6 +159,16 @@ class Consistency(model.Model):
     )
 
 
+class Forgetting(model.Model):
+    """Does the tuned model get worse at what it was not trained for?"""
+
+    uris: UriList | None = Field(
+        default=None,
+        description="Files of general questions with answers, in the formats of dataset.train. Absent: the 64 questions that "
+        "ship with the trainer, in English.",
+    )
+
+
 Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT]
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -217,6 +228,9 @@ class Evaluation(model.Model):
     consistency: Consistency | None = Field(
         default=None,
         description="Whether sampled answers to one question agree, of base and tuned model. Absent: not measured.",
+    )
+    forgetting: Forgetting = Field(
+        default_factory=Forgetting, description="What Forgetting and GeneralAccuracy are measured on."
     )
     gates: list[Gate] = Field(
         default_factory=list,

@@ -1,13 +1,27 @@
-"""Metrics of answers, pure: what a contender wrote against what was expected."""
+"""Metrics of answers, pure: what a contender wrote against what was expected, example by example.
 
+Each metric is a column of `evidence`, so that it comes with its interval and can be compared in pairs. What a metric means is
+said in finetune_api.evaluation.MEANINGS.
+"""
+
+import collections
 import dataclasses
 import functools
 import json
-import math
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from finetune_api import job
+from finetune_trainer import evidence
+
+GRAM = 4
+"""Words of the sequences whose repetition is counted."""
+
+Columns = dict[job.Metric, evidence.Column]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,55 +33,246 @@ class Answer:
     nats: float
     """The loss of the expected answer, summed over its tokens."""
     tokens: int
+    stopped: bool = True
+    """Whether the answer ended by itself."""
 
 
-def measure(answers: list[Answer]) -> dict[job.Metric, float]:
-    """Each metric that is defined for these answers."""
-    found: dict[job.Metric, float] = {}
-    tokens = sum(answer.tokens for answer in answers)
-    if tokens:
-        found[job.Metric.LOSS] = sum(answer.nats for answer in answers) / tokens
-        found[job.Metric.PERPLEXITY] = math.exp(min(found[job.Metric.LOSS], 700))
-    compared = [
-        (answer.text, answer.expected) for answer in answers if answer.text is not None and answer.expected is not None
-    ]
-    if compared:
+def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
+    """Each metric that is defined for these answers; the columns have a row for each."""
+    found: Columns = {}
+    totals = np.array([[answer.nats, answer.tokens] for answer in answers], dtype=np.float64).reshape(-1, 2)
+    if totals[:, 1].any():
+        defined = totals[:, 1] > 0
+        found[job.Metric.LOSS] = evidence.Column(totals, evidence.ratio, defined)
+        found[job.Metric.PERPLEXITY] = evidence.Column(totals, _perplexity, defined)
+    pairs = [(one.text, one.expected) if one.expected is not None else None for one in answers]
+    if any(pairs):
         for metric, score in SCORES.items():
-            found[metric] = sum(score(text, expected) for text, expected in compared) / len(compared)
-    return {metric: found[metric] for metric in job.Metric if metric in found}
+            found[metric] = evidence.mean([score(*pair) if pair else np.nan for pair in pairs], share=metric in BINARY)
+        found[job.Metric.STOPPED] = evidence.mean(
+            [one.stopped if pair else np.nan for one, pair in zip(answers, pairs, strict=True)], share=True
+        )
+        found[job.Metric.REPETITION] = _sums([repetition(pair[0]) if pair else None for pair in pairs])
+        found[job.Metric.FIELD_F1] = _sums([fields(*pair) if pair else None for pair in pairs], _f1)
+        if rules.labels:
+            found |= classification(pairs, rules.labels)
+        if rules.output_schema is not None:
+            fits = validator(rules.output_schema)
+            found[job.Metric.JSON_SCHEMA] = evidence.mean([fits(pair[0]) if pair else np.nan for pair in pairs], share=True)
+    return {metric: found[metric] for metric in job.Metric if metric in found and found[metric].examples}
 
 
-def exact_match(text: str, expected: str) -> float:
-    return float(text.strip() == expected.strip())
+def _perplexity(sums: evidence.Array) -> evidence.Array:
+    return np.exp(np.minimum(evidence.ratio(sums), 700))
 
 
-def json_valid(text: str, _: str) -> float:
-    """1 when the whole answer parses as JSON; NaN and the like, which JSON does not know, do not."""
+def _sums(rows: list[tuple[float, ...] | None], of: Callable[[Any], Any] = evidence.ratio) -> evidence.Column:
+    """A column of what each example adds; None: not defined for it."""
+    width = max((len(row) for row in rows if row), default=2)
+    parts = np.array([row or (0.0,) * width for row in rows], dtype=np.float64)
+    return evidence.Column(parts, of, np.array([row is not None for row in rows]))
+
+
+# --- Of one answer ---
+
+
+def exact_match(text: str | None, expected: str) -> float:
+    return float((text or "").strip() == expected.strip())
+
+
+def normalized_match(text: str | None, expected: str) -> float:
+    return float(normalized(text or "") == normalized(expected))
+
+
+@functools.lru_cache(maxsize=65_536)
+def normalized(text: str) -> str:
+    """Without case, punctuation and runs of white space. What has nothing but these stays as it is."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    words = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in plain).split()
+    return " ".join(words) or text.strip()
+
+
+def parsed(text: str | None) -> Any:
+    """The value of a whole answer in JSON. Raises ValueError; NaN and the like, which JSON does not know, do too."""
     try:
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return 0.0
-    return 1.0
+        return json.loads(text or "", parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _refuse(name: str) -> Any:
     raise ValueError(name)
 
 
-def rouge_l(text: str, expected: str) -> float:
-    """F-measure of the longest common subsequence of words."""
-    return float(_scorer().score(expected, text)["rougeL"].fmeasure)
+def json_valid(text: str | None, _: str) -> float:
+    try:
+        parsed(text)
+    except ValueError:
+        return 0.0
+    return 1.0
+
+
+def rouge_l(text: str | None, expected: str) -> float:
+    return float(_rouge().score(expected, text or "")["rougeL"].fmeasure)
 
 
 @functools.cache
-def _scorer() -> Any:
+def _rouge() -> Any:
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
 
 
-SCORES: dict[job.Metric, Callable[[str, str], float]] = {
+def chrf(text: str | None, expected: str) -> float:
+    return float(_sacrebleu("CHRF").sentence_score(text or "", [expected]).score) / 100
+
+
+def bleu(text: str | None, expected: str) -> float:
+    return float(_sacrebleu("BLEU", effective_order=True).sentence_score(text or "", [expected]).score) / 100
+
+
+@functools.cache
+def _sacrebleu(name: str, **options: Any) -> Any:
+    from sacrebleu import metrics
+
+    return getattr(metrics, name)(**options)
+
+
+def length_ratio(text: str | None, expected: str) -> float:
+    return len((text or "").strip()) / max(1, len(expected.strip()))
+
+
+def repetition(text: str | None) -> tuple[float, float] | None:
+    """How many word sequences of four occurred before, of how many; None for shorter answers."""
+    words = (text or "").split()
+    grams = [tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)]
+    return (float(len(grams) - len(set(grams))), float(len(grams))) if grams else None
+
+
+def fields(text: str | None, expected: str) -> tuple[float, float, float] | None:
+    """Fields that are right, that are wrong or too many, and that are missing; None where no JSON with fields is expected."""
+    try:
+        wanted = collections.Counter(_leaves(parsed(expected)))
+    except ValueError:
+        return None
+    if not any(path for path, _ in wanted):
+        return None
+    try:
+        found = collections.Counter(_leaves(parsed(text)))
+    except ValueError:
+        found = collections.Counter()
+    right = (wanted & found).total()
+    return float(right), float(found.total() - right), float(wanted.total() - right)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Places and values of a JSON document; an empty object or list is a value. Lists are compared by place."""
+    if isinstance(value, dict) and value:
+        for key, one in value.items():
+            yield from _leaves(one, f"{path}/{key}")
+    elif isinstance(value, list) and value:
+        for index, one in enumerate(value):
+            yield from _leaves(one, f"{path}/{index}")
+    else:
+        yield path, json.dumps(value, sort_keys=True)
+
+
+def _f1(sums: evidence.Array) -> evidence.Array:
+    right, extra, missing = sums[..., 0], sums[..., 1], sums[..., 2]
+    total = 2 * right + extra + missing
+    return 2 * right / np.where(total == 0, np.nan, total)
+
+
+SCORES: dict[job.Metric, Callable[[str | None, str], float]] = {
     job.Metric.EXACT_MATCH: exact_match,
-    job.Metric.ROUGE_L: rouge_l,
+    job.Metric.NORMALIZED_MATCH: normalized_match,
     job.Metric.JSON_VALID: json_valid,
+    job.Metric.ROUGE_L: rouge_l,
+    job.Metric.CHRF: chrf,
+    job.Metric.BLEU: bleu,
+    job.Metric.LENGTH_RATIO: length_ratio,
 }
+BINARY = frozenset({job.Metric.EXACT_MATCH, job.Metric.NORMALIZED_MATCH, job.Metric.JSON_VALID})
+
+
+# --- By rules of the job ---
+
+
+def classification(pairs: Sequence[tuple[str | None, str] | None], labels: Sequence[str]) -> Columns:
+    """Accuracy, macro F1 and the share of invalid labels; examples whose expected answer is no label are left out."""
+    number = {normalized(label): index for index, label in enumerate(labels)}
+    right: list[float] = []
+    invalid: list[float] = []
+    # Of each label: expected and answered, expected, answered.
+    counts = np.zeros((len(pairs), 3, len(labels)))
+    for row, pair in enumerate(pairs):
+        wanted = number.get(normalized(pair[1])) if pair else None
+        if pair is None or wanted is None:
+            right.append(np.nan)
+            invalid.append(np.nan)
+            continue
+        found = number.get(normalized(pair[0] or ""))
+        right.append(float(found == wanted))
+        invalid.append(float(found is None))
+        counts[row, 1, wanted] = 1
+        if found is not None:
+            counts[row, 2, found] = 1
+            counts[row, 0, wanted] = float(found == wanted)
+    defined = ~np.isnan(np.array(right))
+    macro = evidence.Column(counts.reshape(len(pairs), -1), functools.partial(_macro, len(labels)), defined)
+    return {
+        job.Metric.ACCURACY: evidence.mean(right, share=True),
+        job.Metric.MACRO_F1: macro,
+        job.Metric.INVALID_LABELS: evidence.mean(invalid, share=True),
+    }
+
+
+def _macro(labels: int, sums: evidence.Array) -> evidence.Array:
+    """The mean F1 of the labels that were expected; float [..., 3 * labels] -> [...]."""
+    right, expected, answered = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, labels), -2, 0)
+    each = np.divide(2 * right, expected + answered, out=np.zeros_like(right), where=expected + answered > 0)
+    there = expected > 0
+    return np.where(there, each, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+
+
+def validator(schema: dict[str, Any]) -> Callable[[str | None], float]:
+    """1 for an answer in JSON that fits the schema, else 0. References to other documents are not followed.
+
+    Raises ValueError: the schema is none, or refers to what it does not hold; the text says where.
+    """
+    import jsonschema
+    import referencing
+    import referencing.exceptions
+
+    try:
+        made = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        made.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"{error.json_path}: {error.message}") from None
+    for reference in _references(schema):
+        if not reference.startswith("#"):
+            raise ValueError(f"$ref {reference!r} leads to another document; write it into the schema")
+    ready = made(schema, registry=referencing.Registry())
+    try:
+        ready.is_valid(None)
+    except referencing.exceptions.Unresolvable as error:
+        raise ValueError(f"$ref {error.ref!r} leads nowhere") from None
+
+    def fits(text: str | None) -> float:
+        try:
+            return float(ready.is_valid(parsed(text)))
+        except (ValueError, RecursionError, re.error, referencing.exceptions.Unresolvable):
+            return 0.0
+
+    return fits
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key in {"$ref", "$dynamicRef"} and isinstance(one, str):
+                yield one
+            yield from _references(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _references(one)

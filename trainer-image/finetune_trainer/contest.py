@@ -1,0 +1,174 @@
+"""A contest: one loaded model, the examples, and every contender asked the same questions. Used before training and after."""
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from finetune_api import job, run
+from finetune_trainer import (
+    batches,
+    contenders,
+    dataset,
+    errors,
+    folders,
+    generate,
+    log,
+    lora,
+    loss,
+    machine,
+    metrics,
+    model,
+    signals,
+    sources,
+    storage,
+    tokens,
+)
+from finetune_api import reasons
+
+TOKENS = {"cuda": 16_384, "cpu": 2_048}
+"""Tokens of a batch whose losses are computed."""
+
+TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
+
+
+@dataclasses.dataclass
+class Contest:
+    """The loaded model, with an adapter or without, and what it is asked."""
+
+    model: Any
+    head: loss.Head
+    encoder: tokens.Encoder
+    script: contenders.Script
+    rules: job.Evaluation
+    where: torch.device
+
+    @contextlib.contextmanager
+    def playing(self, which: job.Contender) -> Iterator[Any]:
+        """The model as this contender, for as long as the context lasts."""
+        adapted = hasattr(self.model, "disable_adapter")
+        with lora.disabled(self.model) if adapted and which not in TUNED else lora.enabled():
+            yield self.model
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a contender answered to the examples, in their order."""
+
+    answers: list[metrics.Answer]
+    generated: list[list[int]]
+    """Token ids of each answer; empty for plain text."""
+    prompts: list[list[int]]
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Tokens of a prompt, the mean."""
+        return sum(map(len, self.prompts)) / max(1, len(self.prompts))
+
+    @property
+    def answer_tokens(self) -> float:
+        return sum(map(len, self.generated)) / max(1, len(self.generated))
+
+
+def load(spec: run.Run, store: storage.Storage) -> Contest:
+    """The base model without an adapter, and the frozen split's training examples for FewShot. Raises Failure."""
+    torch.set_num_threads(machine.threads())
+    where = model.device()
+    folder = sources.resolve(spec.base_model, store, machine.work() / "base")
+    encoder = tokens.load(folder, spec.training)
+    base = model.load(folder, spec.training.precision, where)
+    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
+    wanted = spec.intent.prompt.few_shot if job.Contender.FEW_SHOT in spec.evaluation.baselines else 0
+    shots: tuple[dataset.Example, ...] = ()
+    if wanted and encoder.tokenizer.chat_template:
+        training = list(dataset.stream(machine.work() / "data" / "train.jsonl"))
+        room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
+        shots = contenders.few(training, wanted, spec.evaluation.labels, spec.training.seed, room=room, encoder=encoder)
+        if len(shots) < wanted:
+            log.info("fewer examples are shown than wanted", shown=len(shots), wanted=wanted, tokens=room)
+    script = contenders.Script(spec.intent.prompt, shots)
+    return Contest(base, model.head(base), encoder, script, spec.evaluation, where)
+
+
+def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> None:
+    """Files of the frozen split into the working folder. Raises Failure when preflight did not write it."""
+    try:
+        folders.load(store, spec.layout.data, machine.work() / "data", only=names)
+    except errors.NotFound:
+        raise errors.Failure(
+            reasons.Reason.DATASET_NOT_FOUND,
+            f"{spec.layout.data} holds no frozen split; run the preflight stage of this revision first",
+        ) from None
+
+
+def choose(examples: list[dataset.Example], maximum: int, seed: int) -> list[dataset.Example]:
+    """At most so many, drawn by the seed, in their order."""
+    if len(examples) <= maximum:
+        return examples
+    drawn = random.Random(f"{seed}:evaluation").sample(range(len(examples)), maximum)  # noqa: S311
+    return [examples[index] for index in sorted(drawn)]
+
+
+def askable(contest: Contest, which: job.Contender, examples: list[dataset.Example]) -> str | None:
+    """Why the model's chat template cannot put the questions as this contender gets them; None: it can."""
+    try:
+        for example in examples[:1]:
+            contest.encoder.answered(contest.script.ask(example, which))
+    except dataset.Wrong as wrong:
+        return str(wrong)
+    return None
+
+
+def ask(
+    contest: Contest, which: job.Contender, examples: list[dataset.Example], done: Callable[[float], None] = lambda share: None
+) -> Answers:
+    """What the contender answers to each example, and the loss it gives to what was expected. `done` hears the share done."""
+    asked = [contest.script.ask(example, which) for example in examples]
+    places = [place for place, example in enumerate(examples) if example.answer is not None]
+    prompts = [contest.encoder.prompt(asked[place]) for place in places]
+    limit = contest.rules.generation.max_new_tokens
+    with contest.playing(which):
+        found = generate.greedy(
+            contest.model,
+            contest.head,
+            prompts,
+            contest.encoder.stops,
+            limit,
+            contest.where,
+            lambda count: done(0.9 * count / max(1, len(prompts))),
+        )
+        losses = nats(contest, asked)
+    done(1.0)
+    texts: list[tuple[str | None, bool]] = [(None, True)] * len(examples)
+    for place, ids in zip(places, found, strict=True):
+        stopped = bool(ids) and ids[-1] in contest.encoder.stops
+        texts[place] = contest.encoder.tokenizer.decode(ids, skip_special_tokens=True), stopped
+    log.info("answered", contender=which, answers=len(found), tokens=sum(map(len, found)))
+    answers = [
+        metrics.Answer(text, example.answer, total, count, stopped)
+        for (text, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
+    ]
+    return Answers(answers, found, prompts)
+
+
+@torch.inference_mode()
+def nats(contest: Contest, asked: list[dataset.Example]) -> list[tuple[float, int]]:
+    """The loss of each example's last answer, summed over its tokens, and how many these are."""
+    encoded = [contest.encoder.answered(example) for example in asked]
+    found = [(0.0, 0)] * len(encoded)
+    budget = TOKENS[contest.where.type]
+    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], budget):
+        signals.check()
+        rows = [encoded[index] for index in part]
+        states, targets = model.labelled(
+            contest.model, contest.head, [row.ids for row in rows], [row.learned for row in rows], contest.where
+        )
+        values = loss.log_probabilities(states, targets, contest.head).tolist()
+        position = 0
+        for index, row in zip(part, rows, strict=True):
+            found[index] = (-sum(values[position : position + row.trainable]), row.trainable)
+            position += row.trainable
+    return found

@@ -1,0 +1,203 @@
+"""How sure the test examples make a figure, pure: intervals, bounds and paired tests.
+
+Every metric is a function of sums over examples (`Column`), so that resampling examples, or swapping two contenders' answers to an
+example, is one matrix product, whatever the metric.
+
+- Interval of a share: Wilson (1927). Of anything else: percentiles of the bootstrap over examples (Efron 1979), widened by
+  sqrt(n / (n - 1)) since few examples vary less than their population.
+- Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
+- Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with the
+  larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the bootstrap.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+RESAMPLES = 4_000
+UNITS = 2_000
+"""Examples beyond this number are put together into as many groups of equal size, which are resampled instead."""
+SEED = 20_26
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+    """One metric of one contender.
+
+    parts: float [n, k], what each example adds to the sums; an example for which the metric is not defined adds zeros.
+    of: the metric of sums [..., k] -> [...]. defined: bool [n]. share: whether it is a mean of zeros and ones in parts[:, 0].
+    """
+
+    parts: Array
+    of: Callable[[Array], Array]
+    defined: Any
+    share: bool = False
+
+    @functools.cached_property
+    def value(self) -> float:
+        return float(self.of(self.parts.sum(0)))
+
+    @property
+    def examples(self) -> int:
+        return int(self.defined.sum())
+
+    @property
+    def hits(self) -> int:
+        return round(float(self.parts[:, 0].sum()))
+
+
+def mean(values: Any, *, share: bool = False) -> Column:
+    """The mean of values [n]; NaN: not defined for the example."""
+    values = np.asarray(values, dtype=np.float64)
+    defined = ~np.isnan(values)
+    return Column(np.stack([np.where(defined, values, 0.0), defined], 1), ratio, defined, share)
+
+
+def ratio(sums: Array) -> Array:
+    return sums[..., 0] / np.where(sums[..., 1] == 0, np.nan, sums[..., 1])
+
+
+# --- One contender ---
+
+
+def interval(column: Column, confidence: float = 0.95) -> tuple[float, float] | None:
+    """The two-sided interval of a metric; None for fewer than two examples."""
+    if column.examples < 2:
+        return None
+    if column.share:
+        from scipy import stats
+
+        found = stats.binomtest(column.hits, column.examples).proportion_ci(confidence, method="wilson")
+        return float(found.low), float(found.high)
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(_resampled(column), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def chance_at_least(column: Column, minimum: float) -> float:
+    """The probability of a value this high if the true one were just below `minimum`."""
+    if column.share:
+        from scipy import stats
+
+        return float(stats.binomtest(column.hits, column.examples, min(minimum, 1.0), alternative="greater").pvalue)
+    return float(np.mean(_resampled(column) < minimum)) if column.examples > 1 else 1.0
+
+
+def chance_at_most(column: Column, maximum: float) -> float:
+    """The probability of a value this low if the true one were just above `maximum`."""
+    if column.share:
+        from scipy import stats
+
+        return float(stats.binomtest(column.hits, column.examples, max(maximum, 0.0), alternative="less").pvalue)
+    return float(np.mean(_resampled(column) > maximum)) if column.examples > 1 else 1.0
+
+
+# --- Two contenders on the same examples ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much better the first contender is than the second, in the metric's unit."""
+
+    gain: float
+    low: float
+    high: float
+    chance: float
+    """The probability of such a gain, or a larger one, if the first were not better than the second by more than the margin."""
+
+
+def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin: float = 0.0) -> Difference:
+    """`one` against `other`, paired by example."""
+    sign = -1.0 if lower_is_better else 1.0
+    both = one.defined & other.defined
+    one, other = _only(one, both), _only(other, both)
+    gain = sign * (one.value - other.value)
+    if one.examples < 2:
+        return Difference(gain, -math.inf, math.inf, 1.0)
+    gains = _gains(one, other, sign, gain)
+    low, high = np.nanquantile(gains, [0.025, 0.975])
+    if one.share and other.share:
+        wins = int(((one.parts[:, 0] - other.parts[:, 0]) * sign > 0).sum())
+        losses = int(((one.parts[:, 0] - other.parts[:, 0]) * sign < 0).sum())
+        chance = max(mcnemar(wins, losses), tango(wins, losses, one.examples, margin) if margin > 0 else 0.0)
+    else:
+        chance = max(_swapped(one, other, sign, gain), float(np.mean(gains <= margin)) if margin > 0 else 0.0)
+    return Difference(gain, float(low), float(high), chance)
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """The exact one-sided probability of at least so many wins among the examples on which the contenders differ."""
+    from scipy import stats
+
+    return float(stats.binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue) if wins + losses else 1.0
+
+
+def tango(wins: int, losses: int, examples: int, margin: float) -> float:
+    """The one-sided probability of Tango's score test that one paired share is larger than the other by at most `margin`.
+
+    Statistics in Medicine 17 (1998), 891-908: the variance is that of the most likely shares under the margin. With the
+    correction for continuity of half an example, since the counts are whole.
+    """
+    from scipy import stats
+
+    a = 2 * examples
+    b = -wins - losses + (2 * examples - wins + losses) * margin
+    c = -losses * margin * (1 - margin)
+    least = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = examples * (2 * least + margin * (1 - margin))
+    if variance <= 0:
+        return 1.0
+    return float(stats.norm.sf((wins - losses - examples * margin - 0.5) / math.sqrt(variance)))
+
+
+# --- Resampling ---
+
+
+def _only(column: Column, kept: Any) -> Column:
+    return dataclasses.replace(column, parts=np.where(kept[:, None], column.parts, 0.0), defined=kept)
+
+
+def _units(column: Column) -> Array:
+    """float [units, k]: the defined examples, or groups of them."""
+    parts = column.parts[column.defined]
+    if len(parts) <= UNITS:
+        return parts
+    order = np.random.default_rng(SEED).permutation(len(parts))
+    return np.stack([parts[group].sum(0) for group in np.array_split(order, UNITS)])
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(units: int) -> Array:
+    """float [RESAMPLES, units]: how often each is drawn."""
+    even = np.full(units, 1 / units)
+    return np.random.default_rng(SEED).multinomial(units, even, size=RESAMPLES).astype(np.float64)
+
+
+def _resampled(column: Column) -> Array:
+    """float [RESAMPLES]: the metric of examples drawn again."""
+    units = _units(column)
+    found = column.of(_draws(len(units)) @ units)
+    return column.value + (found - column.value) * math.sqrt(len(units) / (len(units) - 1))
+
+
+def _gains(one: Column, other: Column, sign: float, gain: float) -> Array:
+    first, second = _units(one), _units(other)
+    draws = _draws(len(first))
+    found = sign * (one.of(draws @ first) - other.of(draws @ second))
+    return gain + (found - gain) * math.sqrt(len(first) / (len(first) - 1))
+
+
+def _swapped(one: Column, other: Column, sign: float, gain: float) -> float:
+    """The share of swaps of answers between the contenders that give at least the gain."""
+    first, second = _units(one), _units(other)
+    swaps = np.random.default_rng(SEED).integers(0, 2, size=(RESAMPLES, len(first))).astype(np.float64)
+    moved = swaps @ (second - first)
+    found = sign * (one.of(first.sum(0) + moved) - other.of(second.sum(0) - moved))
+    # A gain is counted as reached within the error of the sums.
+    return float((1 + np.sum(found >= gain - 1e-12)) / (RESAMPLES + 1))
