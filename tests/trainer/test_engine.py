@@ -6,63 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tests.trainer import decoders
 
 from finetune_api import job
 from finetune_trainer import attention, decoder, engine, flexible, forest, lora, loss, model, objective
 
 CPU = torch.device("cpu")
-
-SIZE: dict[str, Any] = {
-    "vocab_size": 384,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-}
-ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-GEMMA = {"sliding_window": 24, "query_pre_attn_scalar": 32, "head_dim": 16}
-FAMILIES: dict[str, Any] = {
-    "llama 3": lambda: transformers.LlamaConfig(**SIZE, rope_parameters=ROPE),
-    "llama, untied, with biases": lambda: transformers.LlamaConfig(
-        **SIZE, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
-    ),
-    "qwen 2.5": lambda: transformers.Qwen2Config(**SIZE),
-    "qwen 3": lambda: transformers.Qwen3Config(**SIZE, head_dim=16),
-    "mistral, sliding window": lambda: transformers.MistralConfig(**SIZE, sliding_window=24),
-    "gemma 2, soft-capping": lambda: transformers.Gemma2Config(
-        **SIZE, **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
-    ),
-    "gemma 3, alternating windows": lambda: transformers.Gemma3TextConfig(
-        **SIZE, **GEMMA, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
-}
-
-
-def made(config: Any, modules: job.Modules = job.Modules.ALL_LINEAR, dropout: float = 0.0) -> Any:
-    """A random model with an adapter that already does something."""
-    torch.manual_seed(1)
-    config._attn_implementation = "eager"
-    base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, weight in base.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.normal_(weight, std=0.3)
-    base.requires_grad_(False).eval()
-    tuned = lora.add(base, job.LoRA(rank=8, alpha=24, target_modules=modules, dropout=dropout), "base")
-    for weight in lora.parameters(tuned).values():
-        torch.nn.init.normal_(weight, std=0.1)
-    return tuned
 
 
 def rows() -> list[forest.Row]:
@@ -106,9 +55,9 @@ def close(mine: dict[str, torch.nn.Parameter], wanted: dict[str, torch.Tensor]) 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("modules", list(job.Modules))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, checkpointing: bool) -> None:
-    tuned = made(FAMILIES[family](), modules)
+    tuned = decoders.made(decoders.FAMILIES[family](), modules)
     total, wanted = one_by_one(tuned, rows())
     head = model.head(tuned.get_base_model())
     motor = engine.of(tuned, head, CPU, checkpointing)
@@ -119,11 +68,11 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
     assert objective.Supervised().value(motor, rows()) == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but FlexAttention's kernel, which has no backward pass on a CPU: its mask, its layouts, its arguments."""
     monkeypatch.setattr(attention, "of", lambda batch, _: flexible.Flexible(batch))
-    tuned = made(FAMILIES[family]())
+    tuned = decoders.made(decoders.FAMILIES[family]())
     total, wanted = one_by_one(tuned, rows())
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     assert isinstance(motor, engine.Fast)
@@ -134,7 +83,7 @@ def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytes
 @pytest.mark.parametrize("rows_of_a_block", [64, 256])
 def test_blocks_of_rows_change_nothing(rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "ROWS", rows_of_a_block)
-    tuned = made(FAMILIES["qwen 3"]())
+    tuned = decoders.made(decoders.FAMILIES["qwen 3"]())
     total, wanted = one_by_one(tuned, rows())
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
@@ -143,7 +92,7 @@ def test_blocks_of_rows_change_nothing(rows_of_a_block: int, monkeypatch: pytest
 
 def test_one_micro_batch_leaves_nothing_behind_for_the_next() -> None:
     """Buffers are used again: a large batch before a small one must not show."""
-    tuned = made(FAMILIES["gemma 2, soft-capping"]())
+    tuned = decoders.made(decoders.FAMILIES["gemma 2, soft-capping"]())
     few = rows()[2:4]
     _, wanted = one_by_one(tuned, few)
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
@@ -155,7 +104,7 @@ def test_one_micro_batch_leaves_nothing_behind_for_the_next() -> None:
 
 
 def test_the_optimizers_changes_reach_the_next_pass() -> None:
-    tuned = made(FAMILIES["llama 3"]())
+    tuned = decoders.made(decoders.FAMILIES["llama 3"]())
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     with torch.no_grad():
         for weight in lora.parameters(tuned).values():
@@ -167,7 +116,7 @@ def test_the_optimizers_changes_reach_the_next_pass() -> None:
 
 
 def test_in_bfloat16_the_loss_is_that_of_transformers() -> None:
-    tuned = made(FAMILIES["qwen 2.5"]())
+    tuned = decoders.made(decoders.FAMILIES["qwen 2.5"]())
     exact, _ = one_by_one(tuned, rows())
     for name, weight in tuned.named_parameters():
         if "lora_" not in name:
@@ -181,15 +130,15 @@ UNKNOWN: dict[str, Any] = {
     "another attention": lambda: transformers.GPTNeoXConfig(
         vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
     ),
-    "residuals that are scaled": lambda: transformers.GraniteConfig(**SIZE, residual_multiplier=0.5),
-    "an unknown head": lambda: transformers.GraniteConfig(**SIZE, logits_scaling=4.0),
-    "half of each head turned": lambda: transformers.PhiConfig(**SIZE, partial_rotary_factor=0.5),
+    "residuals that are scaled": lambda: transformers.GraniteConfig(**decoders.SIZE, residual_multiplier=0.5),
+    "an unknown head": lambda: transformers.GraniteConfig(**decoders.SIZE, logits_scaling=4.0),
+    "half of each head turned": lambda: transformers.PhiConfig(**decoders.SIZE, partial_rotary_factor=0.5),
 }
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tuned = made(UNKNOWN[kind]())
+    tuned = decoders.made(UNKNOWN[kind]())
     total, wanted = one_by_one(tuned, rows())
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     assert isinstance(motor, engine.Plain)
@@ -199,7 +148,7 @@ def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, capsys: 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_takes_the_slower_path(checkpointing: bool) -> None:
-    tuned = made(FAMILIES["llama 3"](), dropout=0.2)
+    tuned = decoders.made(decoders.FAMILIES["llama 3"](), dropout=0.2)
     motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, checkpointing)
     assert isinstance(motor, engine.Plain)
     torch.manual_seed(5)
@@ -211,7 +160,7 @@ def test_dropout_takes_the_slower_path(checkpointing: bool) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_with_the_adapters_off_it_is_the_base_model(plain: bool) -> None:
-    tuned = made(FAMILIES["gemma 3, alternating windows"](), dropout=0.1 if plain else 0.0)
+    tuned = decoders.made(decoders.FAMILIES["gemma 3, alternating windows"](), dropout=0.1 if plain else 0.0)
     head = model.head(tuned.get_base_model())
     motor = engine.of(tuned, head, CPU, False)
     assert isinstance(motor, engine.Plain if plain else engine.Fast)

@@ -10,7 +10,7 @@ import transformers
 from tests.trainer import tiny
 
 from finetune_api import job, reasons, run, status
-from finetune_trainer import errors, evaluate, gates, generate, loss, metrics, model, preflight, report, train
+from finetune_trainer import errors, evaluate, gates, metrics, preflight, report, train
 
 World = Callable[..., run.Run]
 CPU = torch.device("cpu")
@@ -73,30 +73,6 @@ def test_gates_are_said_in_words() -> None:
     assert found.requirement == "ExactMatch at least 0.8 and better than Base by at least 0.05"
     assert found.observed == "0.9000, Base 0.5000"
     assert "not measured" in check({"metric": "RougeL", "minimum": 0.8}, None).observed
-
-
-def test_batched_greedy_answers_equal_transformers_own(base: pathlib.Path) -> None:
-    made = model.load(base, job.Precision.FLOAT32, CPU)
-    torch.manual_seed(5)
-    prompts = [torch.randint(3, 384, (length,)).tolist() for length in (3, 17, 9, 30, 4)]
-    stops = frozenset({2, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49})
-    found = generate.greedy(made, loss.head_of(made), prompts, stops, 20, CPU)
-    for prompt, answer in zip(prompts, found, strict=True):
-        expected = made.generate(
-            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=sorted(stops), pad_token_id=0
-        )
-        assert answer == expected[0, len(prompt) :].tolist()
-    assert len({len(answer) for answer in found}) > 1, "rows leave the batch at different times"
-
-
-def test_many_prompts_are_answered_in_several_batches(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = model.load(base, job.Precision.FLOAT32, CPU)
-    prompts = [[3 + number, 4, 5] for number in range(9)]
-    whole = generate.greedy(made, loss.head_of(made), prompts, frozenset(), 4, CPU)
-    monkeypatch.setitem(generate.CACHED, "cpu", 15)
-    told: list[int] = []
-    assert generate.greedy(made, loss.head_of(made), prompts, frozenset(), 4, CPU, told.append) == whole
-    assert told == [2, 4, 6, 8, 9]
 
 
 @pytest.fixture

@@ -46,8 +46,11 @@ class Kept:
 class Decoder:
     """The layers between the embedding and the output head. One batch at a time: forward, then backward."""
 
-    def __init__(self, inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -> None:
-        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it; shards: see Fused. Raises Unknown."""
+    def __init__(
+        self, inner: Any, where: torch.device, shards: tuple[int, int] | None = None, learns: bool = True
+    ) -> None:
+        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it; shards: see Fused; learns: whether
+        the adapters do, so that what they drop would matter. Raises Unknown."""
         config = inner.config.get_text_config()
         self._inner, self._where = inner, where
         for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
@@ -55,10 +58,11 @@ class Decoder:
                 raise layers.Unknown(f"a model without {name}")
         self._dtype = inner.embed_tokens.weight.dtype
         self.memory = arena.Arena(self._dtype, where)
-        self._final = layers.Norm(inner.norm, self.memory, "final norm")
+        self.final = layers.Norm(inner.norm, self.memory, "final norm")
         typed = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
         self.layers = [
-            layers.of(number, module, config, self.memory, typed, shards) for number, module in enumerate(inner.layers)
+            layers.of(number, module, config, self.memory, typed, shards, learns)
+            for number, module in enumerate(inner.layers)
         ]
         self._first = next((layer.number for layer in self.layers if any(part.rank for part in layer.linears)), None)
         self._ropes = {layer.rope for layer in self.layers}
@@ -72,6 +76,11 @@ class Decoder:
                 for linear in layer.linears:
                     linear.refresh()
 
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads: [T, hidden] of ids [T]."""
+        found: torch.Tensor = self._inner.embed_tokens(ids)
+        return found
+
     # -- one batch --
 
     @torch.no_grad()
@@ -79,14 +88,14 @@ class Decoder:
         """The normed states [n, hidden] that predict the batch's labels, one for each label."""
         self._batch = batch
         self._attention = attention.of(batch, self.memory)
-        self._rotations = {name: self._rotation(name) for name in self._ropes}
+        self._rotations = self.rotations(batch.positions)
         rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
         self._learned = len(rows)
         # Filled up as the batch is: see forest.ROUND. The gradient of what is filled in is zero.
         self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % forest.ROUND)])
         self._kept: list[Kept | torch.Tensor] = []
         self._keep = keep
-        x = self._inner.embed_tokens(batch.ids)
+        x = self.embed(batch.ids)
         for layer in self.layers:
             slot = layer.number if keep and not self.checkpointing else -1
             y, kept = self._layer_forward(layer, x, slot, adapted)
@@ -94,7 +103,7 @@ class Decoder:
                 self._kept.append(x if self.checkpointing else kept)
             x = y
         states = torch.empty_like(x)
-        self._last = (x, *self._final.forward(x, states))
+        self._last = (x, *self.final.forward(x, states))
         return states[self._label]
 
     @torch.no_grad()
@@ -105,7 +114,7 @@ class Decoder:
         summed = torch.zeros(len(self._rows), upstream.shape[1], dtype=torch.float32, device=upstream.device)
         summed.index_add_(0, self._label, upstream.float())
         x, unit, factor = self._last
-        slope = self._final.backward(summed.to(x.dtype), unit, factor).to(x.dtype)
+        slope = self.final.backward(summed.to(x.dtype), unit, factor).to(x.dtype)
         for layer in reversed(self.layers[self._first :]):
             kept = self._kept.pop()
             if not isinstance(kept, Kept):
@@ -240,13 +249,15 @@ class Decoder:
 
     # -- rotary embedding --
 
-    def _rotation(self, name: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine [T, 1, width / 2] of the batch's positions."""
+    def rotations(self, positions: torch.Tensor) -> dict[str | None, tuple[torch.Tensor, torch.Tensor]]:
+        """Cosine and sine [T, 1, width / 2] of the positions [T], for each kind of rotary embedding that a layer uses."""
         sample = torch.empty(0, dtype=self._dtype, device=self._where)
-        arguments = (sample, self._batch.positions[None]) + ((name,) if name else ())
-        cosine, sine = self._inner.rotary_emb(*arguments)
-        half = cosine.shape[-1] // 2
-        return cosine[0, :, None, :half].contiguous(), sine[0, :, None, :half].contiguous()
+        found = {}
+        for name in self._ropes:
+            cosine, sine = self._inner.rotary_emb(sample, positions[None], *((name,) if name else ()))
+            half = cosine.shape[-1] // 2
+            found[name] = cosine[0, :, None, :half].contiguous(), sine[0, :, None, :half].contiguous()
+        return found
 
     def _turn(
         self,

@@ -88,9 +88,15 @@ class Layer:
 
 
 def of(
-    number: int, module: Any, config: Any, memory: arena.Arena, typed: bool, shards: tuple[int, int] | None
+    number: int,
+    module: Any,
+    config: Any,
+    memory: arena.Arena,
+    typed: bool,
+    shards: tuple[int, int] | None,
+    learns: bool,
 ) -> Layer:
-    """Raises Unknown. typed: whether rotary embeddings differ by the layer's type."""
+    """Raises Unknown. typed: whether rotary embeddings differ by the layer's type; learns: whether dropout matters."""
     try:
         attended, mlp = module.self_attn, module.mlp
         groups = {
@@ -103,7 +109,7 @@ def of(
         around = hasattr(module, "pre_feedforward_layernorm")
         before_mlp = module.pre_feedforward_layernorm if around else module.post_attention_layernorm
         for layer in (layer for group in groups.values() for layer in group):
-            _check(layer)
+            _check(layer, learns)
         if getattr(attended, "attention_dropout", 0) or not getattr(attended, "is_causal", True):
             raise Unknown("attention with dropout, or in both directions")
         width, scale = attended.head_dim, attended.scaling
@@ -138,12 +144,12 @@ def _window(attended: Any, config: Any) -> int | None:
     return found
 
 
-def _check(layer: Any) -> None:
-    """Raises Unknown unless a layer is a plain linear one, perhaps with an adapter that drops nothing."""
+def _check(layer: Any, learns: bool) -> None:
+    """Raises Unknown unless a layer is a plain linear one, perhaps with an adapter that, where it learns, drops nothing."""
     base = getattr(layer, "base_layer", layer)
     if type(base) is not torch.nn.Linear and not hasattr(base.weight, "quant_state"):
         raise Unknown(f"a linear layer of the kind {type(base).__name__}")
-    if layer is not base and not isinstance(layer.lora_dropout[lora.ADAPTER], torch.nn.Identity):
+    if learns and layer is not base and not isinstance(layer.lora_dropout[lora.ADAPTER], torch.nn.Identity):
         raise Unknown("an adapter with dropout")
 
 

@@ -128,6 +128,11 @@ def parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+def active(model: Any) -> bool:
+    """Whether the model is an adapted one at present."""
+    return any(not layer.disable_adapters for layer in layers(model))
+
+
 @contextlib.contextmanager
 def disabled(model: Any) -> Iterator[None]:
     """The base model, for as long as the context lasts."""

@@ -1,0 +1,236 @@
+"""Answers of many prompts together against transformers' own `generate`, one prompt at a time, in float32."""
+
+import pathlib
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tests.trainer import decoders
+
+from finetune_api import job
+from finetune_trainer import cache, decoding, errors, generate, lora, loss, model, signals
+
+CPU = torch.device("cpu")
+STOPS = frozenset(range(40, 64))
+LIMIT = 14
+
+
+def prompts(shared: int = 0, count: int = 7) -> list[list[int]]:
+    """Of unequal lengths, two of them equal; all begin with the same `shared` tokens."""
+    numbers = np.random.default_rng(3)
+    common = numbers.integers(64, 384, shared)
+    tails = [numbers.integers(64, 384, length) for length in (3, 19, 9, 40, 1, 9, 5, 12, 33)[:count]]
+    return [np.concatenate([common, tail]).tolist() for tail in [*tails, tails[1]]]
+
+
+def one_by_one(tuned: Any, asked: list[list[int]], limit: int = LIMIT) -> list[list[int]]:
+    found = []
+    for prompt in asked:
+        answer = tuned.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=sorted(STOPS),
+            pad_token_id=0,
+        )
+        found.append(answer[0, len(prompt) :].tolist())
+    return found
+
+
+def greedy(tuned: Any, asked: list[list[int]], limit: int = LIMIT, **more: Any) -> list[list[int]]:
+    head = model.head(tuned.get_base_model() if hasattr(tuned, "get_base_model") else tuned)
+    return generate.greedy(tuned, head, asked, STOPS, limit, CPU, **more)
+
+
+def made(family: str) -> Any:
+    return decoders.made(decoders.FAMILIES[family]()).eval()
+
+
+@pytest.mark.parametrize("shared", [0, 50])
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_answers_are_those_of_transformers(family: str, shared: int) -> None:
+    tuned = made(family)
+    wanted = one_by_one(tuned, prompts(shared))
+    found = greedy(tuned, prompts(shared))
+    assert decoding.of(model.decoder(tuned), CPU) is not None, "the family is known"
+    assert found == wanted
+    assert len(set(map(len, found))) > 1, "rows end at different times"
+
+
+@pytest.mark.parametrize("family", ["llama 3", "gemma 3, alternating windows"])
+def test_long_prompts_are_read_piece_by_piece(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made(family)
+    wanted = one_by_one(tuned, prompts(50))
+    monkeypatch.setattr(decoding, "PIECE", 16)
+    monkeypatch.setitem(decoding.TOGETHER, "cpu", 48)
+    assert greedy(tuned, prompts(50)) == wanted
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_with_the_adapters_off_it_is_the_base_model(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("qwen 3")
+    if plain:
+        monkeypatch.setattr(decoding, "of", lambda *_: None)
+    with lora.disabled(tuned):
+        base = greedy(tuned, prompts(30))
+        assert base == one_by_one(tuned, prompts(30))
+    assert greedy(tuned, prompts(30)) == one_by_one(tuned, prompts(30)) != base
+
+
+def test_a_model_without_adapter_answers_too(base: pathlib.Path) -> None:
+    loaded = model.load(base, job.Precision.FLOAT32, CPU)
+    assert greedy(loaded, prompts()) == one_by_one(loaded, prompts())
+
+
+def test_what_the_adapter_learned_since_is_used() -> None:
+    tuned = made("llama 3")
+    before = greedy(tuned, prompts())
+    with torch.no_grad():
+        for weight in lora.parameters(tuned).values():
+            weight.mul_(-1.5)
+    found = greedy(tuned, prompts())
+    assert found == one_by_one(tuned, prompts()) != before
+
+
+def test_an_adapter_that_came_later_is_used() -> None:
+    torch.manual_seed(2)
+    loaded = transformers.AutoModelForCausalLM.from_config(decoders.FAMILIES["llama 3"]()).eval().requires_grad_(False)
+    before = greedy(loaded, prompts())
+    tuned = lora.add(loaded, job.LoRA(rank=8), "base").eval()
+    for weight in lora.parameters(tuned).values():
+        torch.nn.init.normal_(weight, std=0.1)
+    found = greedy(tuned, prompts())
+    assert found == one_by_one(tuned, prompts()) != before
+
+
+def test_dropout_is_no_obstacle() -> None:
+    tuned = decoders.made(decoders.FAMILIES["qwen 2.5"](), dropout=0.2).eval()
+    assert greedy(tuned, prompts()) == one_by_one(tuned, prompts())
+    assert decoding.of(model.decoder(tuned), CPU) is not None
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_prompts_wait_for_places(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("llama 3")
+    wanted = one_by_one(tuned, prompts(shared))
+    monkeypatch.setitem(decoding.ROWS, "cpu", 3)
+    told: list[int] = []
+    assert greedy(tuned, prompts(shared), done=told.append) == wanted
+    assert told == sorted(set(told))
+    assert told[-1] == len(wanted)
+    assert len(told) > 2
+
+
+def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("mistral, sliding window")
+    asked = prompts(30)
+    wanted = one_by_one(tuned, asked, 40)
+    again: list[int] = []
+    enter = decoding.Decoding.enter
+
+    def noted(self: decoding.Decoding, rows: list[list[int]], room: int) -> torch.Tensor:
+        again.append(len(rows))
+        return enter(self, rows, room)
+
+    monkeypatch.setattr(generate, "AHEAD", 2)
+    monkeypatch.setattr(cache, "EVEN", 4)
+    monkeypatch.setattr(cache.even, "__defaults__", (4,))
+    monkeypatch.setattr(decoding.Decoding, "enter", noted)
+    monkeypatch.setattr(decoding.Decoding, "_budget", lambda self: 150 * self._cache.bytes)
+    assert greedy(tuned, asked, 40) == wanted
+    assert sum(again) > len(asked), "some began twice"
+
+
+def test_an_unknown_family_is_answered_by_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.GraniteConfig(**decoders.SIZE, residual_multiplier=0.5)
+    tuned = decoders.made(config).eval()
+    found = greedy(tuned, prompts(30))
+    assert decoding.of(model.decoder(tuned), CPU) is None
+    assert found == one_by_one(tuned, prompts(30))
+    assert capsys.readouterr().out.count("slower") == 1
+
+
+def test_a_head_of_an_unknown_kind_is_no_obstacle() -> None:
+    tuned = decoders.made(transformers.GraniteConfig(**decoders.SIZE, logits_scaling=4.0)).eval()
+    found = generate.greedy(tuned, loss.Head(None), prompts(), STOPS, LIMIT, CPU)
+    assert found == one_by_one(tuned, prompts())
+
+
+def test_transformers_batches_are_as_large_as_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("llama 3")
+    whole = greedy(tuned, prompts())
+    monkeypatch.setattr(decoding, "of", lambda *_: None)
+    monkeypatch.setitem(generate.CACHED, "cpu", 60)
+    told: list[int] = []
+    assert greedy(tuned, prompts(), done=told.append) == whole
+    assert told[-1] == len(whole)
+
+
+def test_in_bfloat16_most_answers_begin_alike() -> None:
+    tuned = made("llama 3")
+    for name, weight in tuned.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.bfloat16()
+    found, wanted = greedy(tuned, prompts(50)), one_by_one(tuned, prompts(50))
+    assert sum(one[0] == other[0] for one, other in zip(found, wanted, strict=True)) >= len(wanted) - 2
+
+
+def test_no_prompts_have_no_answers() -> None:
+    assert greedy(made("llama 3"), []) == []
+
+
+def test_sigterm_ends_the_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("llama 3")
+    monkeypatch.setattr(signals._stop, "asked", True)
+    with pytest.raises(errors.Stopped):
+        greedy(tuned, prompts())
+
+
+def drawn(tuned: Any, asked: list[list[int]], seed: int = 1, temperature: float = 1.0) -> list[list[list[int]]]:
+    head = model.head(tuned.get_base_model())
+    return generate.sample(tuned, head, asked, STOPS, LIMIT, CPU, samples=4, temperature=temperature, seed=seed)
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_samples_are_the_same_again_however_they_are_batched(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned, asked = made("gemma 2, soft-capping"), prompts(shared)
+    found = drawn(tuned, asked)
+    assert [len(answers) for answers in found] == [4] * len(asked)
+    assert any(len(set(map(tuple, answers))) > 1 for answers in found)
+    assert drawn(tuned, asked, seed=2) != found
+    monkeypatch.setitem(decoding.ROWS, "cpu", 3)
+    assert drawn(tuned, asked) == found
+    monkeypatch.setattr(decoding, "of", lambda *_: None)
+    assert drawn(tuned, asked) == found
+
+
+def test_a_prompt_is_read_once_for_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("llama 3")
+    read: list[int] = []
+    inner = decoding.Decoding._read
+
+    def noted(self: decoding.Decoding, rows: list[list[int]]) -> torch.Tensor:
+        read.append(len(rows))
+        return inner(self, rows)
+
+    decoding.of(model.decoder(tuned), CPU)
+    monkeypatch.setattr(decoding.Decoding, "_read", noted)
+    drawn(tuned, prompts()[:7])
+    assert sum(read) == 7
+
+
+def test_samples_are_drawn_by_the_models_probabilities() -> None:
+    logits = torch.tensor([2.0, 1.0, -1.0, float("-inf")]).log_softmax(-1)
+    rows = [generate.Row(0, [1], chance=random.Random(number)) for number in range(4000)]
+    found = torch.bincount(torch.tensor(generate._drawn(logits.expand(4000, 4), rows)), minlength=4) / 4000
+    assert found.tolist() == pytest.approx(logits.exp().tolist(), abs=0.03)
+
+
+def test_near_the_temperature_zero_samples_are_the_greedy_answers() -> None:
+    tuned = made("llama 3")
+    wanted = greedy(tuned, prompts())
+    assert drawn(tuned, prompts(), temperature=1e-4) == [[answer] * 4 for answer in wanted]
