@@ -24,6 +24,7 @@ PACKAGES = {
     "debootstrap": "debootstrap",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "chromium-headless-shell": "chromium-headless-shell",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")

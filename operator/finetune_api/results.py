@@ -48,6 +48,11 @@ class Sample(status.Reported):
     text: str | None = Field(default=None, description="A plain text, which has no answer.")
     expected: str | None = None
     answers: dict[job.Contender, str | None] = Field(default_factory=dict)
+    right: dict[job.Contender, bool] = Field(
+        default_factory=dict,
+        description="Whether each answer counts as right in the task's metric; absent: an answer is right that equals the "
+        "expected one, white space around them aside.",
+    )
 
 
 class Training(status.Reported):
@@ -70,6 +75,9 @@ class Results(status.Reported):
     name: str
     revision: str
     base_model: str
+    base_model_revision: str | None = Field(
+        default=None, description="Commit or tag of the base model; absent: none named."
+    )
     served_model_name: str
     rank: int
     adapter: str = Field(description="SHA-256 of the adapter's manifest.")
@@ -88,4 +96,5 @@ class Results(status.Reported):
     baseline: status.Baseline | None = None
     findings: list[dict[str, Any]] = Field(default_factory=list, description="As in preflight.json.")
     seconds: float = Field(description="Duration of the evaluation.")
+    finished_at: status.Time | None = Field(default=None, description="When the evaluation ended.")
     samples: list[Sample] = Field(default_factory=list, description="The first of samples.jsonl.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from finetune_api import job, outcome, reasons, run, status
+from finetune_api import job, outcome, reasons, results, run, status
 from finetune_trainer import (
     adapter,
     batches,
@@ -260,13 +260,51 @@ def deliver(
     first = contest.examples[0] if contest.examples else None
     document = canary.document(recorded, first, spec.served_model_name, spec.base_model.name, contest.limit)
     (folder / "canary.json").write_text(json.dumps(document), encoding="utf-8")
-    results = {"evaluation": found.wire(), "adapter": sha256, "seconds": round(seconds, 1), **history}
-    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    page = report.page(spec, found, samples, history)
-    store.write(spec.layout.report, page.encode())
+    told = {"evaluation": found.wire(), "adapter": sha256, "seconds": round(seconds, 1), **history}
+    (folder / "results.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    store.write(spec.layout.report, report.page(reported(spec, found, samples, history, sha256, seconds)).encode())
     extra = {"adapter": sha256, "evaluation": found.wire()}
     folders.save(store, folder, spec.layout.evaluation(spec.evaluation_hash), extra)
     log.info("evaluated", passed=found.passed, score=found.score, report=spec.layout.report, seconds=round(seconds, 1))
+
+
+def reported(
+    spec: run.Run,
+    found: status.Evaluation,
+    samples: list[dict[str, Any]],
+    history: dict[str, Any],
+    sha256: str,
+    seconds: float,
+) -> results.Results:
+    """What is known so far in the words of results.json."""
+    return results.Results(
+        namespace=spec.namespace,
+        name=spec.name,
+        revision=spec.revision,
+        base_model=spec.base_model.name,
+        base_model_revision=spec.base_model.revision,
+        served_model_name=spec.served_model_name,
+        rank=spec.training.lora.rank,
+        adapter=sha256,
+        intent=spec.intent,
+        evaluation=found,
+        values=[
+            results.Value(metric=one.name, contender=one.contender, value=float(one.value), examples=found.examples)
+            for one in found.metrics
+        ],
+        training=results.Training(**history),
+        seconds=seconds,
+        samples=[
+            results.Sample(
+                source=sample["source"],
+                messages=sample["messages"],
+                text=sample["text"],
+                expected=sample["expected"],
+                answers={which: sample.get(which.lower()) for which in job.Contender},
+            )
+            for sample in samples
+        ],
+    )
 
 
 def training(folder: Any) -> dict[str, Any]:

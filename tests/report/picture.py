@@ -1,0 +1,35 @@
+"""Takes the pictures of an example report for the documentation: `python -m tests.report.picture [results.json]`.
+
+Without a results.json the report of invented numbers is shown (tests/report/example.py).
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from support import browser
+from tests.report import example
+
+from finetune_api import results
+from finetune_trainer import report
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
+WIDTH, HEIGHT = 1140, 1500
+
+
+def main(arguments: list[str]) -> int:
+    found = results.Results.model_validate_json(Path(arguments[0]).read_bytes()) if arguments else example.everything()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, browser.running(Path(name)) as chromium:
+        page = Path(name) / "report.html"
+        page.write_bytes(report.page(found).encode())
+        for scheme in ("light", "dark"):
+            chromium.open(page, width=WIDTH, dark=scheme == "dark")
+            file = FOLDER / f"report-{scheme}.png"
+            chromium.picture(file, HEIGHT)
+            print(file, f"{file.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Numbers and names in words, for all parts of the report. Pure."""
+
+import math
+
+from finetune_api import intent, job
+
+Metric, Contender = job.Metric, job.Contender
+
+_PLACES = {Metric.LOSS: 3, Metric.PERPLEXITY: 2, Metric.LENGTH_RATIO: 2}
+
+
+def number(metric: Metric, value: float | None, *, sign: bool = False) -> str:
+    """A value of a metric as its readers expect it: shares 0.92, forgetting 2.1 %."""
+    if value is None or not math.isfinite(value):
+        return "not defined"
+    plus = "+" if sign else ""
+    if metric is Metric.FORGETTING:
+        return f"{100 * value:{plus}.1f} %"
+    places = _PLACES.get(metric, 2)
+    # What is nearly all or nearly nothing must not read as all or nothing.
+    while (
+        places < 4
+        and metric in job.SHARES
+        and round(value, places) in (0.0, 1.0, -1.0)
+        and round(value, 4) != round(value)
+    ):
+        places += 1
+    return f"{round(value, places) + 0.0:{plus}.{places}f}".replace("-", "−")
+
+
+def interval(metric: Metric, low: float | None, high: float | None, *, sign: bool = False) -> str:
+    """0.85 to 0.96; empty where there is none."""
+    if low is None or high is None:
+        return ""
+    return f"{number(metric, low, sign=sign)} to {number(metric, high, sign=sign)}"
+
+
+def measured(metric: Metric, value: float, low: float | None, high: float | None) -> str:
+    """0.92 (0.85 to 0.96)."""
+    inside = interval(metric, low, high)
+    return number(metric, value) + (f" ({inside})" if inside else "")
+
+
+def name(contender: Contender) -> str:
+    """A contender as the head of a column."""
+    return {
+        Contender.BASE: "Base",
+        Contender.PROMPT: "Prompt",
+        Contender.FEW_SHOT: "Few-shot",
+        Contender.SERVING: "Serving",
+        Contender.TUNED: "Tuned",
+    }[contender]
+
+
+def described(contender: Contender, prompt: intent.Prompt) -> str:
+    """A contender within a sentence: the base model *with a prompt and 3 examples*."""
+    examples = f"{prompt.few_shot} example{'' if prompt.few_shot == 1 else 's'}"
+    return {
+        Contender.BASE: "the base model as it is",
+        Contender.PROMPT: "the base model with a prompt",
+        Contender.FEW_SHOT: f"the base model with {'a prompt and ' if prompt.system else ''}{examples}",
+        Contender.SERVING: "the revision that serves",
+        Contender.TUNED: "the tuned model",
+    }[contender]
+
+
+def chance(p_value: float) -> str:
+    """How often chance alone does that: 1 of 10,000."""
+    if not math.isfinite(p_value):
+        return "an unknown share of cases"
+    if p_value < 0.0001:
+        return "fewer than 1 of 10,000"
+    if p_value < 0.05:
+        return f"1 of {_rounded(1 / p_value):,}"
+    return f"{round(100 * p_value)} of 100"
+
+
+def gained(gain: float, p_value: float) -> str:
+    """A p-value as a clause, after the gain that it belongs to."""
+    if gain <= 0:
+        return "the tuned model is not better"
+    words = f"a difference this large comes by chance in {chance(p_value)}"
+    return words if p_value < 0.05 else f"{words}, so it may be chance"
+
+
+def _rounded(value: float) -> int:
+    """To two digits: 143 is said as 140."""
+    step = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return round(value / step) * step
+
+
+def count(value: float, unit: str = "") -> str:
+    """1,204 tokens."""
+    digits = f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"
+    return f"{digits} {unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    """1 h 20 min, 3 min 12 s, 45 s, 0.4 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def size(octets: float) -> str:
+    """14.2 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if octets < 1024:
+            return f"{octets:.0f} {unit}" if unit == "B" else f"{octets:.1f} {unit}"
+        octets /= 1024
+    return f"{octets:.1f} TiB"
+
+
+def price(amount: float, currency: str | None) -> str:
+    """0.85 USD; amounts below a cent with the digits that they need."""
+    places = 2 if amount >= 0.01 or amount == 0 else 4
+    return f"{amount:,.{places}f} {currency or ''}".strip()
