@@ -39,8 +39,8 @@ LOWER_IS_BETTER = frozenset(
 SHARES = frozenset(Metric) - {Metric.LENGTH_RATIO, Metric.LOSS, Metric.PERPLEXITY, Metric.FORGETTING}
 """Metrics from 0 to 1."""
 
-TUNED_ONLY = frozenset({Metric.FORGETTING})
-"""Metrics that compare with the base model by themselves, so that a gate cannot name another contender."""
+OF_TRAINING = frozenset({Metric.FORGETTING, Metric.GENERAL_ACCURACY, Metric.CONSISTENCY})
+"""Metrics that say nothing about a prompt, or that a few quick questions do not measure."""
 
 MEANINGS = {
     Metric.EXACT_MATCH: "share of answers equal to the expected one, white space around them aside",
@@ -242,3 +242,12 @@ class Evaluation(model.Model):
         default=None,
         description="What the pods of the evaluation, and of the baseline before training, need. Absent: as spec.resources.",
     )
+
+    @property
+    def absolute(self) -> list[Gate]:
+        """The gates with a bound that a prompt could meet as well as a tuned model: what the baseline decides by."""
+        return [
+            gate
+            for gate in self.gates
+            if (gate.minimum is not None or gate.maximum is not None) and gate.metric not in OF_TRAINING
+        ]

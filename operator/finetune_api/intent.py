@@ -19,10 +19,13 @@ class Goal(enum.StrEnum):
     FORMAT = "Format"
     DOMAIN = "Domain"
     COST = "Cost"
-    TOKEN_REDUCTION = "TokenReduction"
+    TOKEN_REDUCTION = "TokenReduction"  # noqa: S105
     CONSISTENCY = "Consistency"
     KNOWLEDGE = "Knowledge"
     GENERAL_CAPABILITY = "GeneralCapability"
+
+
+NOT_OF_PROMPTS = frozenset({Goal.COST, Goal.TOKEN_REDUCTION, Goal.CONSISTENCY})
 
 
 class ChangeFrequency(enum.StrEnum):
@@ -74,3 +77,13 @@ class Intent(model.Model):
         "or a prompt that passes the gates already. Enforce: stop before the training takes a GPU. Warn: say so and go on. "
         "Ignore: say nothing, and measure no baseline before training. Default: Warn.",
     )
+
+    @property
+    def content_with_a_prompt(self) -> bool:
+        """Whether the job shall end when a prompt passes the gates: not where it wants what a prompt cannot give."""
+        return self.advice is Advice.ENFORCE and not self.wants_more
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether a goal is left that a prompt which passes the gates has not reached with that."""
+        return any(goal in NOT_OF_PROMPTS for goal in self.goals)

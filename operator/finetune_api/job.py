@@ -126,7 +126,8 @@ class FineTuneJobSpec(model.Model):
         default_factory=TrainingResources, description="What the training needs: its pods, and each of them."
     )
     evaluation: Evaluation = Field(
-        default_factory=Evaluation, description="How the tuned model is compared with its baselines, and what it must reach."
+        default_factory=Evaluation,
+        description="How the tuned model is compared with its baselines, and what it must reach.",
     )
     deployment: Deployment = Field(default_factory=Deployment, description="How the tuned model is served.")
     suspend: bool = Field(

@@ -105,7 +105,8 @@ class Reason(enum.StrEnum):
     ROLLING_OUT = "RollingOut"
     """The server's pods are being replaced."""
     PROMPT_ALREADY_SUFFICIENT = "PromptAlreadySufficient"
-    """The base model passes the gates with a prompt or a few examples. Under intent.advice: Enforce the job ends well, untrained."""
+    """The base model passes the gates with a prompt or a few examples. Under intent.advice: Enforce the job ends well,
+    untrained."""
     # waits until the world changes
     BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
     """No BaseModel of that name exists. `kubectl get basemodels` lists the catalogue."""
@@ -137,7 +138,7 @@ class Reason(enum.StrEnum):
     TOO_FEW_EXAMPLES = "TooFewExamples"
     """The training split has fewer examples than dataset.minimumExamples."""
     FINE_TUNING_NOT_RECOMMENDED = "FineTuningNotRecommended"
-    """intent.advice is Enforce, and fine-tuning is the wrong tool for what the job wants; the message says what is the right one."""
+    """intent.advice is Enforce, and fine-tuning is the wrong tool for what the job wants; the message says which is right."""
     INSUFFICIENT_GPU_MEMORY = "InsufficientGpuMemory"
     """Training would not fit the GPU by the estimate. Lower maxSequenceLength or choose another gpuType."""
     TRAINER_OUT_OF_MEMORY = "TrainerOutOfMemory"

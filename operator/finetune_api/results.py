@@ -1,4 +1,7 @@
-"""results.json: all that an evaluation found, for the report and for programs. Its JSON Schema is docs/reference/results.schema.json."""
+"""results.json: all that an evaluation found, for the report and for programs.
+
+Its JSON Schema is docs/reference/results.schema.json.
+"""
 
 from typing import Any
 

@@ -65,7 +65,9 @@ class Run(model.Model):
         description="Memory that training may use: of each GPU by its gpuType, or of a pod on CPUs; absent: unknown.",
     )
     gpu_type: str | None = Field(default=None, description="resources.gpuType of the training.")
-    price_per_gpu_hour: float | None = Field(default=None, description="The chart's price of that type; absent: unknown.")
+    price_per_gpu_hour: float | None = Field(
+        default=None, description="The chart's price of that type; absent: unknown."
+    )
     currency: str = Field(default="USD", description="The currency of the price.")
     served_model_name: str
     progress_config_map: str | None = Field(

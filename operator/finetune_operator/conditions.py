@@ -10,6 +10,7 @@ State = Literal["True", "False", "Unknown"]
 
 STAGE_CONDITIONS = {
     Stage.PREFLIGHT: Condition.PREFLIGHT_PASSED,
+    Stage.BASELINE: Condition.BASELINE_MEASURED,
     Stage.TRAIN: Condition.TRAINED,
     Stage.EVALUATE: Condition.EVALUATED,
     Stage.VERIFY: Condition.DEPLOYED,
@@ -76,6 +77,9 @@ def phase(state: status.Status) -> Phase:
     trained = get(state, Condition.TRAINED)
     if not is_true(state, Condition.PREFLIGHT_PASSED):
         return Phase.PREFLIGHT
+    baseline = get(state, Condition.BASELINE_MEASURED)
+    if baseline is not None and baseline.status != "True" and trained is None:
+        return Phase.BASELINE
     if not is_true(state, Condition.TRAINED):
         running = trained is not None and trained.reason in {Reason.RUNNING, Reason.RETRYING}
         return Phase.TRAINING if running else Phase.QUEUED

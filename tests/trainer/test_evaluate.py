@@ -2,7 +2,6 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -15,64 +14,6 @@ from finetune_trainer import errors, evaluate, preflight, train
 World = Callable[..., run.Run]
 CPU = torch.device("cpu")
 EXACT, LOSS = job.Metric.EXACT_MATCH, job.Metric.LOSS
-
-
-def test_metrics_of_answers() -> None:
-    answers = [
-        metrics.Answer(' {"a": 1}\n', '{"a": 1}', 1.0, 2),
-        metrics.Answer("the quick fox", "the quick brown fox", 3.0, 2),
-        metrics.Answer("{'a': 1}", "no", 0.0, 0),
-        metrics.Answer("NaN", "x", 0.0, 0),
-    ]
-    found = metrics.measure(answers)
-    assert found[EXACT] == 0.25
-    assert found[job.Metric.JSON_VALID] == 0.25
-    assert found[LOSS] == 1.0
-    assert found[job.Metric.PERPLEXITY] == pytest.approx(2.71828, rel=1e-5)
-    assert metrics.rouge_l("the quick fox", "the quick brown fox") == pytest.approx(6 / 7)
-    assert 0 < found[job.Metric.ROUGE_L] < 1
-
-
-def test_plain_text_has_only_losses() -> None:
-    assert set(metrics.measure([metrics.Answer(None, None, 4.0, 2)])) == {LOSS, job.Metric.PERPLEXITY}
-    assert metrics.measure([]) == {}
-
-
-def check(gate: dict[str, Any], tuned: float | None, base: float | None = None) -> status.GateResult:
-    metric = job.Metric(gate["metric"])
-    values = {
-        which: {} if value is None else {metric: value}
-        for which, value in ((job.Contender.TUNED, tuned), (job.Contender.BASE, base))
-    }
-    return gates.check([job.Gate.model_validate(gate)], values)[0]
-
-
-@pytest.mark.parametrize(
-    "gate, tuned, base, passed",
-    [
-        ({"metric": "ExactMatch", "minimum": 0.8}, 0.8, None, True),
-        ({"metric": "ExactMatch", "minimum": 0.8}, 0.79, None, False),
-        ({"metric": "Loss", "maximum": 1.5}, 1.6, None, False),
-        ({"metric": "ExactMatch", "over": "Base", "improvement": 0.05}, 0.85, 0.8, True),
-        ({"metric": "ExactMatch", "over": "Base", "improvement": 0.05}, 0.84, 0.8, False),
-        ({"metric": "Loss", "over": "Base", "improvement": 0.5}, 1.0, 1.5, True),
-        ({"metric": "Loss", "over": "Base"}, 1.0, 0.9, False),
-        ({"metric": "ExactMatch", "over": "Base"}, 0.8, 0.8, False),
-        ({"metric": "ExactMatch", "minimum": 0.5, "over": "Base"}, 0.4, 0.0, False),
-        ({"metric": "ExactMatch", "minimum": 0.0}, None, None, False),
-    ],
-)
-def test_gates_compare_in_the_metrics_own_direction(
-    gate: dict[str, Any], tuned: float | None, base: float | None, passed: bool
-) -> None:
-    assert check(gate, tuned, base).passed is passed
-
-
-def test_gates_are_said_in_words() -> None:
-    found = check({"metric": "ExactMatch", "minimum": 0.8, "over": "Base", "improvement": 0.05}, 0.9, 0.5)
-    assert found.requirement == "ExactMatch at least 0.8 and better than Base by at least 0.05"
-    assert found.observed == "0.9000, Base 0.5000"
-    assert "not measured" in check({"metric": "RougeL", "minimum": 0.8}, None).observed
 
 
 @pytest.fixture

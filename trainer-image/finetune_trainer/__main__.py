@@ -25,6 +25,12 @@ def _preflight(spec: run.Run, _: argparse.Namespace) -> outcome.Outcome:
     return preflight.preflight(spec)
 
 
+def _baseline(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
+    from finetune_trainer import baseline
+
+    return baseline.baseline(spec, options.attempt)
+
+
 def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer import train
 
@@ -34,7 +40,8 @@ def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
 def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer import evaluate
 
-    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt)
+    rival = evaluate.Rival(options.serving, options.serving_sha256) if options.serving else None
+    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, rival)
 
 
 def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
@@ -51,8 +58,12 @@ def _fetch(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
 
 STAGES: dict[str, tuple[Stage, str]] = {
     "preflight": (_preflight, "check data and model, freeze the split, estimate, advise"),
+    "baseline": (_baseline, "ask the base model with a prompt and with examples whether that passes the gates"),
     "train": (_train, "train the adapter, or resume from the newest checkpoint"),
-    "evaluate": (_evaluate, "compare base and tuned model on the test examples, check the gates, write the report"),
+    "evaluate": (
+        _evaluate,
+        "compare the tuned model with its baselines on the test examples, check the gates, write the report",
+    ),
     "verify": (_verify, "prove that a running server applies the adapter"),
     "fetch": (_fetch, "put base model and adapter where the server finds them"),
 }
@@ -90,13 +101,15 @@ def parser() -> argparse.ArgumentParser:
     for name, text in described.items():
         made[name] = stages.add_parser(name, help=text, description=text)
         made[name].add_argument("--run", type=pathlib.Path, default=pathlib.Path(run.PATH), help="the run file (JSON)")
-    for name in ("train", "evaluate"):
+    for name in ("baseline", "train", "evaluate"):
         made[name].add_argument("--attempt", type=int, default=1, help="number of this attempt, for progress reports")
     made["train"].add_argument(
         "--micro-batch-scale", type=float, default=1.0, help="share of the usual micro-batch, after an out-of-memory"
     )
     made["evaluate"].add_argument("--adapter", help="folder of the adapter; absent: this revision's")
     made["evaluate"].add_argument("--sha256", help="SHA-256 that the adapter's manifest must have")
+    made["evaluate"].add_argument("--serving", help="folder of the adapter that serves now; absent: none does")
+    made["evaluate"].add_argument("--serving-sha256", help="SHA-256 of that adapter's manifest")
     made["verify"].add_argument("--endpoint", required=True, help="base URL of the server, without /v1")
     made["verify"].add_argument("--canary", required=True, help="canary.json of the evaluation")
     made["verify"].add_argument("--patience", type=float, default=600, help="seconds to wait for the server")

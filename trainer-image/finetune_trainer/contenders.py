@@ -25,6 +25,8 @@ class Script:
 
     prompt: job.Prompt
     shots: tuple[dataset.Example, ...] = ()
+    inline: bool = False
+    """Whether the model's template knows no system turn, so that its text goes before the question."""
 
     def ask(self, example: dataset.Example, which: job.Contender) -> dataset.Example:
         """The example as this contender gets it; only its last answer counts."""
@@ -36,6 +38,11 @@ class Script:
         before: list[dataset.Message] = []
         if which is job.Contender.FEW_SHOT:
             before = [dataclasses.replace(turn, learned=False) for shot in self.shots for turn in without_system(shot)]
+        if system and self.inline:
+            first = turns[0] if not before else before[0]
+            joined = dataclasses.replace(first, content=f"{system.content}\n\n{first.content}")
+            before, turns = ([joined, *before[1:]], turns) if before else (before, (joined, *turns[1:]))
+            system = None
         return dataclasses.replace(example, messages=(*([system] if system else []), *before, *turns))
 
 
@@ -55,7 +62,13 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
 
 
 def few(
-    training: Sequence[dataset.Example], count: int, labels: Sequence[str] | None, seed: int, *, room: int, encoder: tokens.Encoder
+    training: Sequence[dataset.Example],
+    count: int,
+    labels: Sequence[str] | None,
+    seed: int,
+    *,
+    room: int,
+    encoder: tokens.Encoder,
 ) -> tuple[dataset.Example, ...]:
     """At most `count` examples to show, drawn by the seed: short ones, different answers first, together within `room` tokens."""
     chats = [example for example in training if example.messages and len(without_system(example)) == 2]
@@ -73,7 +86,11 @@ def few(
     for repeat in (False, True):
         for example in candidates:
             answer = (example.answer or "").strip().casefold()
-            if len(chosen) == count or example in chosen or (not repeat and (answer in seen or (known and answer not in known))):
+            if (
+                len(chosen) == count
+                or example in chosen
+                or (not repeat and (answer in seen or (known and answer not in known)))
+            ):
                 continue
             size = len(encoder.encode(dataclasses.replace(example, messages=without_system(example))).ids)
             if used + size <= room:

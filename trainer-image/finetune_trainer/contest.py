@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from finetune_api import job, run
+from finetune_api import job, reasons, run
 from finetune_trainer import (
     batches,
     contenders,
@@ -27,7 +28,6 @@ from finetune_trainer import (
     storage,
     tokens,
 )
-from finetune_api import reasons
 
 TOKENS = {"cuda": 16_384, "cpu": 2_048}
 """Tokens of a batch whose losses are computed."""
@@ -62,6 +62,16 @@ class Answers:
     generated: list[list[int]]
     """Token ids of each answer; empty for plain text."""
     prompts: list[list[int]]
+    prefill: float = 0.0
+    """Tokens per second of the losses, which read prompt and answer at once."""
+
+    def and_then(self, more: "Answers") -> "Answers":
+        return Answers(
+            [*self.answers, *more.answers],
+            [*self.generated, *more.generated],
+            [*self.prompts, *more.prompts],
+            more.prefill,
+        )
 
     @property
     def prompt_tokens(self) -> float:
@@ -80,7 +90,9 @@ def load(spec: run.Run, store: storage.Storage) -> Contest:
     folder = sources.resolve(spec.base_model, store, machine.work() / "base")
     encoder = tokens.load(folder, spec.training)
     base = model.load(folder, spec.training.precision, where)
-    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
+    positions = (
+        getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
+    )
     wanted = spec.intent.prompt.few_shot if job.Contender.FEW_SHOT in spec.evaluation.baselines else 0
     shots: tuple[dataset.Example, ...] = ()
     if wanted and encoder.tokenizer.chat_template:
@@ -89,8 +101,17 @@ def load(spec: run.Run, store: storage.Storage) -> Contest:
         shots = contenders.few(training, wanted, spec.evaluation.labels, spec.training.seed, room=room, encoder=encoder)
         if len(shots) < wanted:
             log.info("fewer examples are shown than wanted", shown=len(shots), wanted=wanted, tokens=room)
-    script = contenders.Script(spec.intent.prompt, shots)
+    script = contenders.Script(spec.intent.prompt, shots, inline=not takes_system(encoder))
     return Contest(base, model.head(base), encoder, script, spec.evaluation, where)
+
+
+def takes_system(encoder: tokens.Encoder) -> bool:
+    """Whether the model's chat template renders a system turn."""
+    try:
+        encoder.render([dataset.Message("system", "s"), dataset.Message("user", "u")], answer=True)
+    except dataset.Wrong:
+        return False
+    return True
 
 
 def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> None:
@@ -123,7 +144,10 @@ def askable(contest: Contest, which: job.Contender, examples: list[dataset.Examp
 
 
 def ask(
-    contest: Contest, which: job.Contender, examples: list[dataset.Example], done: Callable[[float], None] = lambda share: None
+    contest: Contest,
+    which: job.Contender,
+    examples: list[dataset.Example],
+    done: Callable[[float], None] = lambda share: None,
 ) -> Answers:
     """What the contender answers to each example, and the loss it gives to what was expected. `done` hears the share done."""
     asked = [contest.script.ask(example, which) for example in examples]
@@ -140,7 +164,9 @@ def ask(
             contest.where,
             lambda count: done(0.9 * count / max(1, len(prompts))),
         )
+        begun = time.monotonic()
         losses = nats(contest, asked)
+        read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
     done(1.0)
     texts: list[tuple[str | None, bool]] = [(None, True)] * len(examples)
     for place, ids in zip(places, found, strict=True):
@@ -151,7 +177,7 @@ def ask(
         metrics.Answer(text, example.answer, total, count, stopped)
         for (text, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
     ]
-    return Answers(answers, found, prompts)
+    return Answers(answers, found, prompts, read)
 
 
 @torch.inference_mode()

@@ -1,13 +1,14 @@
 """How sure the test examples make a figure, pure: intervals, bounds and paired tests.
 
-Every metric is a function of sums over examples (`Column`), so that resampling examples, or swapping two contenders' answers to an
-example, is one matrix product, whatever the metric.
+Every metric is a function of sums over examples (`Column`), so that resampling examples, or swapping two contenders' answers to
+an example, is one matrix product, whatever the metric.
 
 - Interval of a share: Wilson (1927). Of anything else: percentiles of the bootstrap over examples (Efron 1979), widened by
   sqrt(n / (n - 1)) since few examples vary less than their population.
 - Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
-- Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with the
-  larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the bootstrap.
+- Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with
+  the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
+  bootstrap.
 """
 
 import dataclasses

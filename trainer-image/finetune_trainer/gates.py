@@ -1,7 +1,7 @@
 """Gates, pure: whether what was measured lets the tuned model serve, each said in words.
 
-A gate asks for evidence, not for a lucky value: a bound holds when a model that just misses it would seldom have got this far on so
-many examples (`gate.confidence`). Three bounds need no evidence: shares of 0 and of 1, which no number of examples proves, and
+A gate asks for evidence, not for a lucky value: a bound holds when a model that just misses it would seldom have got this far on
+so many examples (`gate.confidence`). Three bounds need no evidence: shares of 0 and of 1, which no number of examples proves, and
 "not worse than the revision that serves", which fails on evidence of the opposite.
 """
 
@@ -17,7 +17,9 @@ POINT = 0.5
 """The confidence at which the measured value alone decides."""
 
 
-def check(gates: list[job.Gate], values: Values, subject: job.Contender = job.Contender.TUNED) -> list[status.GateResult]:
+def check(
+    gates: list[job.Gate], values: Values, subject: job.Contender = job.Contender.TUNED
+) -> list[status.GateResult]:
     """Each gate, with `subject` in the place of the tuned model."""
     return [_check(gate, values, subject) for gate in gates]
 
@@ -25,7 +27,10 @@ def check(gates: list[job.Gate], values: Values, subject: job.Contender = job.Co
 def _check(gate: job.Gate, values: Values, subject: job.Contender) -> status.GateResult:
     column = values.get(subject, {}).get(gate.metric)
     if column is None:
-        seen, passed = f"{gate.metric} was not measured: there are no test examples, or they have no answers to compare", False
+        seen, passed = (
+            f"{gate.metric} was not measured: there are no test examples, or they have no answers to compare",
+            False,
+        )
     else:
         seen, passed = said(column), True
         for good, words in (_above(gate, column), _below(gate, column), _better(gate, column, values)):

@@ -58,7 +58,9 @@ def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
             found |= classification(pairs, rules.labels)
         if rules.output_schema is not None:
             fits = validator(rules.output_schema)
-            found[job.Metric.JSON_SCHEMA] = evidence.mean([fits(pair[0]) if pair else np.nan for pair in pairs], share=True)
+            found[job.Metric.JSON_SCHEMA] = evidence.mean(
+                [fits(pair[0]) if pair else np.nan for pair in pairs], share=True
+            )
     return {metric: found[metric] for metric in job.Metric if metric in found and found[metric].examples}
 
 

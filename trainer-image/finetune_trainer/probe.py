@@ -51,13 +51,15 @@ def built_in() -> Probe:
             one = json.loads(line)
             asked = dataset.Message("user", one["question"])
             for answer in (one["right"], *one["wrong"]):
-                found.append(dataset.Example(f"{BUILT_IN.name}:{number}", (asked, dataset.Message("assistant", answer))))
+                found.append(
+                    dataset.Example(f"{BUILT_IN.name}:{number}", (asked, dataset.Message("assistant", answer)))
+                )
     return Probe(found, 4)
 
 
-def measure(probe: Probe, base: Sequence[tuple[float, int]], tuned: Sequence[tuple[float, int]]) -> dict[
-    job.Contender, metrics.Columns
-]:
+def measure(
+    probe: Probe, base: Sequence[tuple[float, int]], tuned: Sequence[tuple[float, int]]
+) -> dict[job.Contender, metrics.Columns]:
     """How much the tuned model forgot, and the share of right answers of both; nats and tokens of every example are given."""
     before, after = (np.array(one, dtype=np.float64).reshape(-1, probe.choices, 2) for one in (base, tuned))
     # The same tokens on both sides, so that the ratio of sums is that of the losses.

@@ -8,10 +8,10 @@ import datetime
 import json
 from collections.abc import Callable
 
-from finetune_api import run, status
+from finetune_api import status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
-from finetune_operator.decide import attempts, cost, edits, rollout, summary
+from finetune_operator.decide import attempts, baseline, cost, edits, rollout, summary
 from finetune_operator.decide.draft import ENDS, Decision, Draft, Ended, Ref
 from finetune_operator.manifests import meta
 
@@ -123,8 +123,8 @@ def failure_is_final(draft: Draft) -> bool:
 
 
 def everything_is_done(draft: Draft) -> bool:
-    """Complete without a server, or the wanted release serves."""
-    if not draft.spec.deployment.enabled:
+    """Complete without a server, or the wanted release serves, or a prompt was enough."""
+    if not draft.spec.deployment.enabled or baseline.prompt_is_enough(draft):
         return conditions.is_true(draft.status, Condition.COMPLETE)
     serving = draft.serving
     return (
@@ -179,7 +179,9 @@ def preflight_is_not_done(draft: Draft) -> bool:
     if conditions.is_true(draft.status, Condition.PREFLIGHT_PASSED):
         return False
     wanted = draft.spec.resources.model_copy(update={"gpus": 0, "requests": draft.obs.settings.preflight.requests})
-    answer = attempts.advance(draft, Stage.PREFLIGHT, base_of(draft), wanted.model_copy(update={"gpu_type": None}), [])
+    answer = attempts.advance(
+        draft, Stage.PREFLIGHT, draft.base_model, wanted.model_copy(update={"gpu_type": None}), []
+    )
     if answer is None:
         return True
     found = answer.preflight
@@ -199,7 +201,7 @@ def training_is_not_done(draft: Draft) -> bool:
     scale = draft.status.micro_batch_scale
     arguments = ["--micro-batch-scale", str(scale)] if scale else []
     wanted = draft.spec.resources
-    answer = attempts.advance(draft, Stage.TRAIN, base_of(draft), wanted, arguments, nodes=wanted.nodes)
+    answer = attempts.advance(draft, Stage.TRAIN, draft.base_model, wanted, arguments, nodes=wanted.nodes)
     copy_progress(draft)
     if answer is None:
         return True
@@ -235,10 +237,12 @@ def training_is_not_done(draft: Draft) -> bool:
 def evaluation_is_not_done(draft: Draft) -> bool:
     if conditions.is_true(draft.status, Condition.EVALUATED):
         return False
-    adapter = adapter_of(draft)
+    adapter = draft.adapter
     wanted = draft.spec.evaluation.resources or draft.spec.resources
     arguments = ["--adapter", adapter.uri, "--sha256", adapter.sha256]
-    answer = attempts.advance(draft, Stage.EVALUATE, base_of(draft), wanted, arguments)
+    if (serving := draft.serving) is not None and serving.revision != draft.wanted.revision:
+        arguments += ["--serving", serving.adapter.uri, "--serving-sha256", serving.adapter.sha256]
+    answer = attempts.advance(draft, Stage.EVALUATE, draft.base_model, wanted, arguments)
     if answer is None:
         return True
     found = answer.evaluation
@@ -273,7 +277,7 @@ def deployment_is_disabled(draft: Draft) -> bool:
 
 
 def the_release_is_rolled_out(draft: Draft) -> bool:
-    rollout.advance(draft, base_of(draft), adapter_of(draft))
+    rollout.advance(draft, draft.base_model, draft.adapter)
     return True
 
 
@@ -289,22 +293,13 @@ JOURNEY: tuple[Callable[[Draft], bool], ...] = (
     job_is_suspended,
     deadline_has_passed,
     preflight_is_not_done,
+    baseline.baseline_is_not_done,
+    baseline.a_prompt_is_all_it_takes,
     training_is_not_done,
     evaluation_is_not_done,
     deployment_is_disabled,
     the_release_is_rolled_out,
 )
-
-
-def base_of(draft: Draft) -> run.ResolvedBaseModel:
-    return run.ResolvedBaseModel.model_validate(draft.wanted.resolved[revisions.BASE_MODEL])
-
-
-def adapter_of(draft: Draft) -> status.Adapter:
-    """Trained is true, so there is one: both are written in the same status patch."""
-    assert draft.status.artifacts is not None
-    assert draft.status.artifacts.adapter is not None
-    return draft.status.artifacts.adapter
 
 
 def copy_progress(draft: Draft) -> None:

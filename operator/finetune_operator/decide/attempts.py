@@ -101,7 +101,7 @@ def advance(
         stage=stage,
         attempt=attempt,
         wanted=resources,
-        arguments=[*arguments, "--attempt", str(attempt)] if stage in {Stage.TRAIN, Stage.EVALUATE} else arguments,
+        arguments=[*arguments, "--attempt", str(attempt)] if stage in stages.REPORTING else arguments,
         nodes=nodes,
         api_key_secret=api_key_secret,
     )

@@ -3,13 +3,19 @@
 import dataclasses
 import datetime
 
-from finetune_api import job, status
+from finetune_api import job, run, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
 from finetune_operator.manifests import meta, release
 
 HISTORY = 10
-STAGES = (Condition.PREFLIGHT_PASSED, Condition.TRAINED, Condition.EVALUATED, Condition.DEPLOYED)
+STAGES = (
+    Condition.PREFLIGHT_PASSED,
+    Condition.BASELINE_MEASURED,
+    Condition.TRAINED,
+    Condition.EVALUATED,
+    Condition.DEPLOYED,
+)
 ENDS = (Condition.COMPLETE, Condition.FAILED)
 
 
@@ -75,6 +81,18 @@ class Draft:
     @property
     def release_name(self) -> str:
         return meta.release(self.obs.parent, self.wanted)
+
+    @property
+    def base_model(self) -> run.ResolvedBaseModel:
+        """As recorded for this revision."""
+        return run.ResolvedBaseModel.model_validate(self.wanted.resolved[revisions.BASE_MODEL])
+
+    @property
+    def adapter(self) -> status.Adapter:
+        """Of this revision, once Trained is true: both are written in the same status patch."""
+        assert self.status.artifacts is not None
+        assert self.status.artifacts.adapter is not None
+        return self.status.artifacts.adapter
 
     def edit(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)

@@ -21,12 +21,16 @@ def the_spec_asks_for_other_work(draft: Draft) -> bool:
         if old.evaluation_hash != wanted.evaluation_hash:
             draft.forget(Condition.EVALUATED, Condition.DEPLOYED)
             draft.edit(evaluation=None)
-            if old.stage in {Stage.EVALUATE, Stage.VERIFY}:
+            if old.stage == Stage.BASELINE:
+                draft.forget(Condition.BASELINE_MEASURED)
+                draft.edit(baseline=None)
+            if old.stage in {Stage.BASELINE, Stage.EVALUATE, Stage.VERIFY}:
                 begin_again(draft)
         elif old.release != release:
             draft.forget(Condition.DEPLOYED)
             if old.stage == Stage.VERIFY or conditions.is_true(old, Condition.COMPLETE):
                 begin_again(draft)
+        train_after_all(draft)
         another_try(draft)
     base = run.ResolvedBaseModel.model_validate(wanted.resolved[revisions.BASE_MODEL])
     draft.edit(
@@ -39,6 +43,15 @@ def the_spec_asks_for_other_work(draft: Draft) -> bool:
     return False
 
 
+def train_after_all(draft: Draft) -> None:
+    """The job had ended with a prompt that is enough, and now the spec wants the training too."""
+    ended = conditions.is_true(draft.status, Condition.COMPLETE) and not conditions.is_true(
+        draft.status, Condition.TRAINED
+    )
+    if ended and not draft.spec.intent.content_with_a_prompt:
+        begin_again(draft)
+
+
 def another_revision(draft: Draft) -> None:
     old = draft.status
     if old.revision is not None and old.completion_time is None:
@@ -49,6 +62,7 @@ def another_revision(draft: Draft) -> None:
         revision=draft.wanted.revision,
         micro_batch_scale=None,
         preflight=None,
+        baseline=None,
         progress=None,
         checkpoint=None,
         artifacts=None,
@@ -68,6 +82,7 @@ INHERENT = {
     Reason.LOSS_DIVERGED,
     Reason.DATASET_INVALID,
     Reason.TOO_FEW_EXAMPLES,
+    Reason.FINE_TUNING_NOT_RECOMMENDED,
     Reason.ADAPTER_INCOMPATIBLE,
 }
 """Failures of the work itself: with more memory or other credentials it would end the same."""

@@ -17,7 +17,11 @@ def sum_up(draft: Draft) -> None:
             draft.say(Condition.DEPLOYED, "True", rolled, f"revision {serving.revision} serves; the wanted one failed")
         _kstatus(draft, "False", False, True, failed.reason, failed.message + _meanwhile(serving))
     elif conditions.is_true(state, Condition.COMPLETE):
-        _kstatus(draft, "True", False, False, Reason.SUCCEEDED, "done: nothing is to be served")
+        complete = conditions.get(state, Condition.COMPLETE)
+        enough = complete is not None and complete.reason == Reason.PROMPT_ALREADY_SUFFICIENT
+        text = complete.message if complete is not None and enough else "done: nothing is to be served"
+        reason = Reason.PROMPT_ALREADY_SUFFICIENT if enough else Reason.SUCCEEDED
+        _kstatus(draft, "True", False, False, reason, text + _meanwhile(serving))
     elif conditions.is_true(state, Condition.SUSPENDED):
         text = "suspended: set spec.suspend to false to go on" + _meanwhile(serving)
         _kstatus(draft, "False", False, False, Reason.SUSPENDED, text)

@@ -33,8 +33,9 @@ def release(parent: observe.Parent, wanted: revisions.Wanted) -> str:
 
 def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
     """At most 63 characters for a name of 40, up to attempt 999, the number of a node included (it is the pod's host name):
-    evaluation and verification carry four digits of what they judge."""
+    baseline, evaluation and verification carry four digits of what they judge."""
     short = {
+        reasons.Stage.BASELINE: f"base{wanted.evaluation_hash[:4]}",
         reasons.Stage.EVALUATE: f"eval{wanted.evaluation_hash[:4]}",
         reasons.Stage.VERIFY: f"check{wanted.release_hash}",
     }.get(stage, stage.value)

@@ -13,7 +13,7 @@ from finetune_operator.manifests import meta, pods, service
 CONTAINER = "finetune"
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
-REPORTING = {Stage.TRAIN, Stage.EVALUATE}
+REPORTING = {Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE}
 """Stages that say how far they are, to the API server and to Prometheus."""
 KEEP_SECONDS = 3600
 """How long a finished Job and its pod's log stay to be looked at."""
