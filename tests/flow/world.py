@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from finetune_api import outcome, status
+from finetune_api import job, outcome, status
 from finetune_api.reasons import Phase, Reason, Stage
 from finetune_operator import cache, cluster, observe, reconcile, settings
 from flow import fakecluster
@@ -31,6 +31,12 @@ def finetunejob(name: str = NAME, **changes: Any) -> Raw:
 def preflight(**changes: Any) -> str:
     answer = outcome.Outcome(stage=Stage.PREFLIGHT, preflight=FOUND)
     return answer.model_copy(update=changes).termination_message()
+
+
+def baseline(sufficient: job.Contender | None = None, **changes: Any) -> str:
+    words = "the prompt of today passes the gates" if sufficient else "no prompt passes the gates"
+    found = status.Baseline(sufficient=sufficient, examples=32, message=words)
+    return outcome.Outcome(stage=Stage.BASELINE, baseline=found).model_copy(update=changes).termination_message()
 
 
 def train(revision: str = "r", **changes: Any) -> str:
@@ -65,7 +71,9 @@ class Everywhere(dict[str, str]):
 
     def __contains__(self, name: object) -> bool:
         text = str(name)
-        marker = {"evaluate": "-eval", "verify": "-check", "server": ""}.get(self.stage, f"-{self.stage}-")
+        marker = {"baseline": "-base", "evaluate": "-eval", "verify": "-check", "server": ""}.get(
+            self.stage, f"-{self.stage}-"
+        )
         return bool(marker) and marker in text if self.stage != "server" else text.count("-") == 3
 
     def __getitem__(self, name: str) -> str:
@@ -121,6 +129,7 @@ class World:
             "preflight": preflight(),
             # the first of several pods answers for all
             "train": train(labels[observe.REVISION]) if first else "",
+            "baseline": baseline(),
             "evaluate": evaluate(),
             "verify": verify(),
             "server": "",

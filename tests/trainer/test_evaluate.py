@@ -8,8 +8,8 @@ import torch
 import transformers
 from tests.trainer import tiny
 
-from finetune_api import job, reasons, run, status
-from finetune_trainer import errors, evaluate, preflight, train
+from finetune_api import job, reasons, results, run, status
+from finetune_trainer import contest, errors, evaluate, preflight, train
 
 World = Callable[..., run.Run]
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def scored(world: World) -> tuple[run.Run, status.Evaluation]:
         training={"maxSteps": 60},
         evaluation={
             "generation": {"maxNewTokens": 40},
-            "gates": [{"metric": "ExactMatch", "minimum": 0.9}, {"metric": "Loss", "over": "Base"}],
+            "gates": [{"metric": "ExactMatch", "minimum": 0.9, "confidence": 0.5}, {"metric": "Loss", "over": "Base"}],
         },
     )
     preflight.preflight(spec)
@@ -51,7 +51,16 @@ def test_the_tuned_model_beats_the_base_and_everything_is_written(scored: tuple[
     assert {path.name for path in folder.iterdir()} == {"results.json", "samples.jsonl", "canary.json", "manifest.json"}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 6
-    assert all(sample["tuned"] == sample["expected"] != sample["base"] for sample in samples)
+    assert all(sample["answers"]["Tuned"] == sample["expected"] != sample["answers"]["Base"] for sample in samples)
+    told = results.Results.model_validate_json((folder / "results.json").read_text())
+    assert told.evaluation == found
+    assert {value.contender for value in told.values} == {job.Contender.BASE, job.Contender.FEW_SHOT, job.Contender.TUNED}
+    assert job.Metric.GENERAL_ACCURACY in {value.metric for value in told.values}
+    gains = {(one.metric, one.over): one for one in told.comparisons}
+    assert gains[LOSS, job.Contender.BASE].low > 0
+    assert gains[LOSS, job.Contender.BASE].p_value < 0.05
+    few, plain = (next(t.prompt for t in told.tokens if t.contender is which) for which in ("FewShot", "Tuned"))
+    assert few > 2 * plain, "three examples before the question"
     recorded = json.loads((folder / "canary.json").read_text())
     assert len(recorded["examples"]) == 4
     for example in recorded["examples"]:
@@ -78,7 +87,7 @@ def test_a_second_attempt_answers_at_once(
     scored: tuple[run.Run, status.Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, found = scored
-    monkeypatch.setattr(evaluate, "prepare", None)
+    monkeypatch.setattr(evaluate, "measure", None)
     assert evaluate.evaluate(spec, None, None, 2).evaluation == found
 
 
@@ -123,7 +132,7 @@ def test_plain_text_is_trained_and_scored_by_its_loss(world: World) -> None:
     train.train(spec, 1, 1.0)
     answer = evaluate.evaluate(spec, None, None, 1).evaluation
     assert answer is not None
-    assert {value.name for value in answer.metrics} == {LOSS, job.Metric.PERPLEXITY}
+    assert {value.name for value in answer.metrics} == {LOSS, job.Metric.PERPLEXITY, job.Metric.FORGETTING}
     assert not answer.passed
     assert answer.score is None
     recorded = json.loads((path_of(spec.layout.evaluation("e1")) / "canary.json").read_text())
@@ -131,9 +140,8 @@ def test_plain_text_is_trained_and_scored_by_its_loss(world: World) -> None:
     assert recorded["examples"]
 
 
-def test_no_more_than_the_maximum_is_scored_and_always_the_same(world: World) -> None:
-    spec = world(tiny.examples(60), evaluation={"maximumExamples": 3})
-    chosen = evaluate.choose(list(range(100)), spec)  # type: ignore[arg-type]
+def test_no_more_than_the_maximum_is_scored_and_always_the_same() -> None:
+    chosen = contest.choose(list(range(100)), 3, 7)  # type: ignore[arg-type]
     assert len(chosen) == 3
-    assert chosen == evaluate.choose(list(range(100)), spec)  # type: ignore[arg-type]
+    assert chosen == contest.choose(list(range(100)), 3, 7)  # type: ignore[arg-type]
     assert chosen == sorted(chosen)  # type: ignore[type-var]

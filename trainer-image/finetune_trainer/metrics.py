@@ -91,7 +91,7 @@ def normalized(text: str) -> str:
     """Without case, punctuation and runs of white space. What has nothing but these stays as it is."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     words = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in plain).split()
-    return " ".join(words) or text.strip()
+    return " ".join(words) or plain.strip()
 
 
 def parsed(text: str | None) -> Any:

@@ -1,0 +1,105 @@
+import json
+from typing import Any
+
+import pytest
+
+from finetune_api import job
+from finetune_trainer import metrics
+
+M = job.Metric
+
+
+def measure(*pairs: tuple[str, str], **rules: Any) -> dict[job.Metric, float]:
+    answers = [metrics.Answer(text, expected, 1.0, 2) for text, expected in pairs]
+    found = metrics.measure(answers, job.Evaluation.model_validate(rules))
+    return {metric: column.value for metric, column in found.items()}
+
+
+def test_metrics_of_answers() -> None:
+    answers = [
+        metrics.Answer(' {"a": 1}\n', '{"a": 1}', 1.0, 2),
+        metrics.Answer("the quick fox", "the quick brown fox", 3.0, 2, stopped=False),
+        metrics.Answer("{'a': 1}", "no", 0.0, 0),
+        metrics.Answer("NaN", "x", 0.0, 0),
+    ]
+    found = {metric: column.value for metric, column in metrics.measure(answers, job.Evaluation()).items()}
+    assert found[M.EXACT_MATCH] == 0.25
+    assert found[M.JSON_VALID] == 0.25
+    assert found[M.STOPPED] == 0.75
+    assert found[M.LOSS] == 1.0
+    assert found[M.PERPLEXITY] == pytest.approx(2.71828, rel=1e-5)
+    assert metrics.rouge_l("the quick fox", "the quick brown fox") == pytest.approx(6 / 7)
+    assert 0 < found[M.ROUGE_L] < 1
+    assert {M.JSON_SCHEMA, M.ACCURACY} & found.keys() == set(), "nobody said what they would be measured by"
+
+
+def test_plain_text_has_only_losses() -> None:
+    assert set(metrics.measure([metrics.Answer(None, None, 4.0, 2)], job.Evaluation())) == {M.LOSS, M.PERPLEXITY}
+    assert metrics.measure([], job.Evaluation()) == {}
+
+
+def test_an_empty_answer_is_a_wrong_answer() -> None:
+    found = measure(("", "yes"), ("yes", "yes"))
+    assert found[M.EXACT_MATCH] == 0.5
+    assert found[M.CHRF] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "text, expected, same",
+    [("Yes!", "yes", True), ("  a   b ", "A b", True), ("yes", "no", False), ("…", "...", True), ("!", "?", False)],
+)
+def test_normalized_match_sees_words_alone(text: str, expected: str, same: bool) -> None:
+    assert metrics.normalized_match(text, expected) == same
+
+
+def test_classification_counts_labels_and_what_is_none() -> None:
+    pairs = [("spam", "Spam"), ("ham", "spam"), ("Ham.", "ham"), ("I think it is ham", "ham"), ("spam", "other")]
+    found = measure(*pairs, labels=["spam", "ham", "unused"])
+    assert found[M.ACCURACY] == 0.5, "the last one expects what is no label"
+    assert found[M.INVALID_LABELS] == 0.25
+    # spam: 1 right of 2 expected, 1 answered; ham: 1 right of 2 expected, 2 answered; a label that nobody expects is left out.
+    assert found[M.MACRO_F1] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_fields_of_json_are_compared_by_place() -> None:
+    expected = json.dumps({"a": 1, "b": {"c": "x"}, "d": []})
+    found = measure((json.dumps({"a": 1, "b": {"c": "y"}, "d": []}), expected))
+    assert found[M.FIELD_F1] == pytest.approx(2 / 3)
+    assert measure(("nonsense", expected))[M.FIELD_F1] == 0.0
+    assert M.FIELD_F1 not in measure(("yes", "no")), "no fields are expected"
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["a"],
+    "properties": {"a": {"$ref": "#/$defs/n"}},
+    "$defs": {"n": {"type": "integer"}},
+}
+
+
+def test_answers_are_held_against_the_schema() -> None:
+    pairs = [('{"a": 1}', "x"), ('{"a": "1"}', "x"), ("no json", "x"), ("[" * 5000, "x")]
+    assert measure(*pairs, outputSchema=SCHEMA)[M.JSON_SCHEMA] == 0.25
+
+
+@pytest.mark.parametrize(
+    "schema, said",
+    [
+        ({"type": "strin"}, "'strin' is not valid"),
+        ({"$ref": "http://127.0.0.1/schema.json"}, "leads to another document"),
+        ({"$ref": "#/$defs/none"}, "leads nowhere"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_refused(schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        metrics.validator(schema)
+
+
+def test_repetition_is_the_share_of_word_sequences_seen_before() -> None:
+    assert metrics.repetition("a b c d a b c d") == (1.0, 5.0)
+    assert metrics.repetition("a b c") is None
+    assert measure(("go on and on and on and on", "x"))[M.REPETITION] == pytest.approx(2 / 5)
+
+
+def test_lengths_are_compared() -> None:
+    assert measure(("abcd", "ab"), ("a", "ab"))[M.LENGTH_RATIO] == pytest.approx(1.25)
