@@ -7,11 +7,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from support import browser
 from tests.report import example
 
 from finetune_api import results
 from finetune_trainer import report
+from support import browser
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTH, HEIGHT = 1140, 1500

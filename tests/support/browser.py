@@ -87,9 +87,7 @@ class Browser:
 
     def open(self, page: Path, *, width: int = 1200, dark: bool = False, media: str = "screen") -> Seen:
         """Loads a file in a window of this width, in CSS pixels, and waits until all that it asks for is there or refused."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()
@@ -98,14 +96,13 @@ class Browser:
             self.events.append(self._next())
         self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
         requests = [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event["method"] == "Network.requestWillBeSent"
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
         ]
         complaints = [
             json.dumps(event["params"])[:600]
             for event in self.events
-            if event["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Audits.issueAdded")
+            if event["method"]
+            in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Audits.issueAdded")
         ]
         return Seen([url for url in requests if url != page.as_uri()], complaints)
 
