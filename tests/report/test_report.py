@@ -103,6 +103,17 @@ def test_a_baseline_without_a_right_answer_has_no_price() -> None:
     assert cost.mark is Mark.FOR
 
 
+def test_a_training_without_break_even_says_why() -> None:
+    found = example.changed(example.everything(), break_even_requests=None)
+    assert judgement.unpaid(found) == "the speed of reading prompts was not measured"
+    assert (
+        judgement.unpaid(example.changed(found, training=results.Training())) == "the chart has no price of a GPU hour"
+    )
+    nothing = [one.model_copy(update={"prompt": 78.0}) for one in found.tokens]
+    assert judgement.unpaid(example.changed(found, tokens=nothing)) == "no prompt tokens are saved"
+    assert judgement.unpaid(example.changed(found, tokens=[])) == "tokens of requests were not compared"
+
+
 def test_the_headline_is_the_metric_that_tells_something() -> None:
     free = [
         results.Value(metric=metric, contender=who, value=value, examples=80)

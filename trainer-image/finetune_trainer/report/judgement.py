@@ -209,13 +209,25 @@ def _spent(tokens: float) -> str:
 
 
 def _paid_back(found: results.Results) -> str:
-    requests, training = found.break_even_requests, found.training
+    training = found.training
     price = f" of {words.price(training.cost, training.currency)}" if training.cost is not None else ""
-    if requests is not None:
-        return f"The training{price} is paid back after {words.count(requests)} requests."
-    if training.cost is None:
-        return "When the training is paid back is unknown: the chart has no price of a GPU hour."
-    return f"The training{price} is not paid back by tokens: no prompt tokens are saved."
+    if found.break_even_requests is not None:
+        return f"The training{price} is paid back after {words.count(found.break_even_requests)} requests."
+    return f"The training{price} has no break-even: {unpaid(found)}."
+
+
+def unpaid(found: results.Results) -> str:
+    """Why there is no break-even."""
+    if found.training.cost is None:
+        return "the chart has no price of a GPU hour"
+    ours, theirs = (reading.tokens(found, who) if who else None for who in (Contender.TUNED, reading.strongest(found)))
+    if ours is None or theirs is None:
+        return "tokens of requests were not compared"
+    return (
+        "no prompt tokens are saved"
+        if ours.prompt >= theirs.prompt
+        else "the speed of reading prompts was not measured"
+    )
 
 
 def _fewer(found: results.Results) -> Reason:

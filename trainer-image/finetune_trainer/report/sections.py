@@ -135,7 +135,7 @@ def _break_even(found: results.Results) -> str:
             f"Break-even after {words.count(requests)} requests: by then the prompt tokens saved are worth {price} at the "
             "measured speed of reading prompts."
         )
-    return "No break-even: nothing is saved, or the price of a GPU hour is unknown."
+    return f"No break-even: {judgement.unpaid(found)}."
 
 
 def findings(found: results.Results) -> markup.Html:
