@@ -16,7 +16,8 @@ from typing import Any
 
 from finetune_api import job, results, status
 
-Metric, Contender = job.Metric, job.Contender
+Metric = job.Metric
+Contender = job.Contender
 BASE, PROMPT, FEW_SHOT, TUNED = Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.TUNED
 ADAPTER = "9f2b6c1d8e3a47509f2b6c1d8e3a47509f2b6c1d8e3a47509f2b6c1d8e3a4750"
 

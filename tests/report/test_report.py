@@ -13,7 +13,9 @@ from finetune_api import job, reference, results, status
 from finetune_trainer import report
 from finetune_trainer.report import differences, drawings, judgement, reading, samples, sections, words
 
-Metric, Contender, Mark = job.Metric, job.Contender, judgement.Mark
+Metric = job.Metric
+Contender = job.Contender
+Mark = judgement.Mark
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -58,8 +58,9 @@ def _letters(text: str) -> int:
 
 def nearness(expected: str, answer: str) -> float:
     """How much of the words is shared, from 0 to 1; of long texts only the beginning is looked at."""
-    pair = [_PIECES.findall(one)[:400] for one in (expected, answer)]
-    return difflib.SequenceMatcher(None, *pair, autojunk=False).ratio()
+    wanted: list[str] = _PIECES.findall(expected)[:400]
+    got: list[str] = _PIECES.findall(answer)[:400]
+    return difflib.SequenceMatcher(None, wanted, got, autojunk=False).ratio()
 
 
 def _common(a: list[str], b: list[str]) -> int:

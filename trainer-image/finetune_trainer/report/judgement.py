@@ -7,7 +7,9 @@ import math
 from finetune_api import evaluation, job, results
 from finetune_trainer.report import reading, words
 
-Metric, Contender, Goal = job.Metric, job.Contender, job.Goal
+Metric = job.Metric
+Contender = job.Contender
+Goal = job.Goal
 
 SURE = 0.05
 """A gain counts when chance alone brings it about in fewer cases than this."""
@@ -177,15 +179,14 @@ def _cost(found: results.Results) -> Reason:
     title = "Cost"
     metric = reading.chosen(found, tuple(one for one in reading.TASK if one in reading.RIGHT_OR_WRONG))
     other = reading.strongest(found)
-    sides = [_per_answer(found, metric, who) for who in (Contender.TUNED, other)] if metric and other else []
-    if len(sides) < 2 or sides[0] is None or sides[1] is None or other is None:
+    ours, theirs = (_per_answer(found, metric, who) for who in (Contender.TUNED, other))
+    if ours is None or theirs is None or other is None:
         return Reason(
             title,
             "Tokens for each right answer need ExactMatch, Accuracy or NormalizedMatch of the tuned model and of a baseline "
             "(evaluation.baselines). To compare with a larger model, run a job on it with the same test examples.",
             Mark.UNMEASURED,
         )
-    ours, theirs = sides
     said = (
         f"{_spent(ours)}, prompts and wrong answers included, against {_spent(theirs)} "
         f"{words.beside(other, found.intent.prompt)}. {_paid_back(found)}"

@@ -5,7 +5,8 @@ import math
 from finetune_api import evaluation, job, results
 from finetune_trainer.report import drawings, markup, reading, words
 
-Metric, Contender = job.Metric, job.Contender
+Metric = job.Metric
+Contender = job.Contender
 
 
 def contenders(found: results.Results) -> markup.Html:

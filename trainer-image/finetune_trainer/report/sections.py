@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from finetune_api import checks, job, results
 from finetune_trainer.report import drawings, judgement, markup, reading, words
 
-Contender, Mark = job.Contender, judgement.Mark
+Contender = job.Contender
+Mark = judgement.Mark
 
 RISEN = 1.01
 """A validation loss that ends above its least one by more than this factor has risen."""

@@ -4,7 +4,8 @@ import math
 
 from finetune_api import intent, job
 
-Metric, Contender = job.Metric, job.Contender
+Metric = job.Metric
+Contender = job.Contender
 
 _PLACES = {Metric.LOSS: 3, Metric.PERPLEXITY: 2, Metric.LENGTH_RATIO: 2}
 
@@ -93,8 +94,8 @@ def gained(gain: float, p_value: float) -> str:
 
 def _rounded(value: float) -> int:
     """To two digits: 143 is said as 140."""
-    step = 10 ** max(0, math.floor(math.log10(value)) - 1)
-    return round(value / step) * step
+    step = 10.0 ** max(0, math.floor(math.log10(value)) - 1)
+    return int(round(value / step) * step)
 
 
 def count(value: float, unit: str = "") -> str:
