@@ -16,7 +16,8 @@ from typing import Any
 
 from finetune_api import job, results, status
 
-Metric, Contender = job.Metric, job.Contender
+Metric = job.Metric
+Contender = job.Contender
 BASE, PROMPT, FEW_SHOT, TUNED = Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.TUNED
 ADAPTER = "9f2b6c1d8e3a47509f2b6c1d8e3a47509f2b6c1d8e3a47509f2b6c1d8e3a4750"
 
@@ -55,7 +56,11 @@ def everything() -> results.Results:
             examples=200,
             tokens_saved_per_request=802,
             gates=[
-                gate(Metric.EXACT_MATCH, "ExactMatch at least 0.8", "0.9200, surely above 0.8814"),
+                gate(
+                    Metric.EXACT_MATCH,
+                    "ExactMatch at least 0.8",
+                    "0.9200 (95 %: 0.8741 to 0.9501, n 200), a model at 0.8 gets this far in 1 of 10,000",
+                ),
                 gate(Metric.EXACT_MATCH, "ExactMatch better than FewShot by at least 0.05", "0.9200, FewShot 0.6100"),
                 gate(Metric.FORGETTING, "Forgetting at most 0.05", "0.0110"),
             ],
@@ -120,7 +125,7 @@ def values() -> list[results.Value]:
         Metric.EXACT_MATCH: {TUNED: 184, BASE: 0, PROMPT: 46, FEW_SHOT: 122},
         Metric.JSON_SCHEMA: {TUNED: 200, BASE: 0, PROMPT: 131, FEW_SHOT: 188},
         Metric.STOPPED: {TUNED: 200, BASE: 142, PROMPT: 190, FEW_SHOT: 199},
-        Metric.CONSISTENCY: {TUNED: 189, FEW_SHOT: 151},
+        Metric.CONSISTENCY: {TUNED: 189, BASE: 71},
     }
     made = [
         results.Value(metric=metric, contender=who, value=right / 200, low=low, high=high, examples=200)

@@ -14,7 +14,7 @@ from finetune_trainer import report
 from support import browser
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
-WIDTH, HEIGHT = 1140, 1500
+WIDTH, HEIGHT, SCALE = 1140, 1960, 0.8
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         for scheme in ("light", "dark"):
             chromium.open(page, width=WIDTH, dark=scheme == "dark")
             file = FOLDER / f"report-{scheme}.png"
-            chromium.picture(file, HEIGHT)
+            chromium.picture(file, HEIGHT, SCALE)
             print(file, f"{file.stat().st_size / 1000:.0f} kB")
     return 0
 

@@ -112,10 +112,10 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def picture(self, file: Path, height: int) -> None:
-        """A PNG of the upper `height` pixels of the page."""
+    def picture(self, file: Path, height: int, scale: float = 1.0) -> None:
+        """A PNG of the upper `height` pixels of the page, made smaller by `scale`."""
         width = self.run("innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": scale}
         got = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(got["data"]))
 

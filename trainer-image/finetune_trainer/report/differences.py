@@ -9,30 +9,58 @@ from finetune_trainer.report import markup
 WORDS = 1500
 """Words up to which texts are compared; the time grows with the square."""
 
+ALIKE = 0.3
+"""Share of letters and digits that must be common; below it, marks on nearly every word only hide the answer."""
+
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def marked(expected: str, answer: str) -> markup.Html | None:
-    """The answer with what it lacks as <del> and what it adds as <ins>; None: too long to compare word by word."""
+    """The answer with what it lacks as <del> and what it adds as <ins>.
+
+    None: there is nothing to learn from that, since the texts are too long or share too few words.
+    """
     wanted, got = _PIECES.findall(expected), _PIECES.findall(answer)
     begin = _common(wanted, got)
     end = _common(wanted[begin:][::-1], got[begin:][::-1])
     left, right = wanted[begin : len(wanted) - end], got[begin : len(got) - end]
     if len(left) > WORDS or len(right) > WORDS:
         return None
-    parts = [markup.text("".join(got[:begin]))]
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        if kind == "equal":
-            parts.append(markup.text("".join(right[c:d])))
-            continue
-        parts += [_wrapped("del", "".join(left[a:b])), _wrapped("ins", "".join(right[c:d]))]
-    return "".join([*parts, markup.text("".join(got[len(got) - end :]))])
+    changes = [
+        ("".join(left[a:b]), "".join(right[c:d]), kind == "equal")
+        for kind, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+    ]
+    head, tail = "".join(got[:begin]), "".join(got[len(got) - end :])
+    kept = "".join([head, *(new for _, new, same in changes if same), tail])
+    if _letters(kept) < ALIKE * max(_letters(expected), _letters(answer)):
+        return None
+    parts = [markup.text(head)]
+    for old, new, same in _joined(changes):
+        parts += [markup.text(new)] if same else [_wrapped("del", old), _wrapped("ins", new)]
+    return "".join([*parts, markup.text(tail)])
+
+
+def _joined(changes: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
+    """The changes, those with only a space between them as one: a replaced phrase reads better than replaced words."""
+    made: list[tuple[str, str, bool]] = []
+    for index, (old, new, same) in enumerate(changes):
+        blank = same and not new.strip() and 0 < index < len(changes) - 1
+        if made and not made[-1][2] and (blank or not same):
+            made[-1] = (made[-1][0] + old, made[-1][1] + new, False)
+        else:
+            made.append((old, new, same))
+    return made
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
 
 
 def nearness(expected: str, answer: str) -> float:
     """How much of the words is shared, from 0 to 1; of long texts only the beginning is looked at."""
-    pair = [_PIECES.findall(one)[:400] for one in (expected, answer)]
-    return difflib.SequenceMatcher(None, *pair, autojunk=False).ratio()
+    wanted: list[str] = _PIECES.findall(expected)[:400]
+    got: list[str] = _PIECES.findall(answer)[:400]
+    return difflib.SequenceMatcher(None, wanted, got, autojunk=False).ratio()
 
 
 def _common(a: list[str], b: list[str]) -> int:

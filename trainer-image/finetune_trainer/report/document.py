@@ -4,7 +4,7 @@ import functools
 import importlib.resources
 
 from finetune_api import results
-from finetune_trainer.report import markup, samples, sections
+from finetune_trainer.report import markup, samples, scores, sections
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Whatever slipped through: a browser loads nothing and runs nothing of this page."""
@@ -21,8 +21,8 @@ def page(found: results.Results) -> str:
         sections.verdict(found),
         sections.reasons(found),
         sections.gates(found),
-        sections.contenders(found),
-        sections.comparisons(found),
+        scores.contenders(found),
+        scores.comparisons(found),
         sections.losses(found),
         sections.tokens(found),
         samples.section(found),

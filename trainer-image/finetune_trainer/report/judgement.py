@@ -7,7 +7,9 @@ import math
 from finetune_api import evaluation, job, results
 from finetune_trainer.report import reading, words
 
-Metric, Contender, Goal = job.Metric, job.Contender, job.Goal
+Metric = job.Metric
+Contender = job.Contender
+Goal = job.Goal
 
 SURE = 0.05
 """A gain counts when chance alone brings it about in fewer cases than this."""
@@ -41,6 +43,8 @@ class Reason:
     seen: str
     """What was measured, or how to measure it."""
     mark: Mark
+    meaning: str = ""
+    """What the metric is."""
     asked: bool = False
     """Whether the job named it as a goal."""
 
@@ -68,7 +72,7 @@ def _evidence(found: results.Results) -> str:
     """The headline metric of the tuned model against the best baseline; empty where nothing was measured."""
     metric = reading.headline(found)
     tuned = reading.value(found, metric, Contender.TUNED) if metric else None
-    return f"{_first_upper(_against(found, tuned))}." if tuned else ""
+    return f"{words.capital(_against(found, tuned))}." if tuned else ""
 
 
 def _against(found: results.Results, tuned: results.Value) -> str:
@@ -79,7 +83,7 @@ def _against(found: results.Results, tuned: results.Value) -> str:
     other = reading.rival(found, metric)
     if other is None:
         return f"{said}{lower}, with no baseline to compare with"
-    said += f" against {words.number(metric, other.value)} by {words.described(other.contender, found.intent.prompt)}{lower}"
+    said += f" against {words.number(metric, other.value)} {words.beside(other.contender, found.intent.prompt)}{lower}"
     compared = reading.comparison(found, metric, other.contender)
     return f"{said}; {words.gained(compared.gain, compared.p_value)}" if compared else said
 
@@ -89,7 +93,7 @@ def _cautions(found: results.Results) -> list[str]:
     baseline, examples = found.baseline, found.evaluation.examples
     if baseline is not None and baseline.sufficient is not None:
         who = words.described(baseline.sufficient, found.intent.prompt)
-        made.append(f"{_first_upper(who)} passes the gates without any training.")
+        made.append(f"{words.capital(who)} passes the gates without any training.")
     metric = reading.headline(found)
     if metric and _mark(found, metric) is Mark.AGAINST:
         made.append(
@@ -145,10 +149,9 @@ def _by_metric(found: results.Results, title: str, metrics: tuple[Metric, ...], 
     metric = reading.chosen(found, metrics)
     tuned = reading.value(found, metric, Contender.TUNED) if metric else None
     if metric is None or tuned is None:
-        return Reason(title, how, Mark.UNMEASURED, asked)
-    return Reason(
-        title, f"{_against(found, tuned)}. {metric}: {evaluation.MEANINGS[metric]}.", _mark(found, metric), asked
-    )
+        return Reason(title, how, Mark.UNMEASURED, asked=asked)
+    meaning = f"{metric}: {evaluation.MEANINGS[metric]}."
+    return Reason(title, f"{_against(found, tuned)}.", _mark(found, metric), meaning, asked)
 
 
 def _mark(found: results.Results, metric: Metric) -> Mark:
@@ -176,18 +179,17 @@ def _cost(found: results.Results) -> Reason:
     title = "Cost"
     metric = reading.chosen(found, tuple(one for one in reading.TASK if one in reading.RIGHT_OR_WRONG))
     other = reading.strongest(found)
-    sides = [_per_answer(found, metric, who) for who in (Contender.TUNED, other)] if metric and other else []
-    if len(sides) < 2 or sides[0] is None or sides[1] is None or other is None:
+    ours, theirs = (_per_answer(found, metric, who) for who in (Contender.TUNED, other))
+    if ours is None or theirs is None or other is None:
         return Reason(
             title,
             "Tokens for each right answer need ExactMatch, Accuracy or NormalizedMatch of the tuned model and of a baseline "
             "(evaluation.baselines). To compare with a larger model, run a job on it with the same test examples.",
             Mark.UNMEASURED,
         )
-    ours, theirs = sides
     said = (
-        f"{_spent(ours)}, prompts and wrong answers included, against {_spent(theirs)} by "
-        f"{words.described(other, found.intent.prompt)}. {_paid_back(found)}"
+        f"{_spent(ours)}, prompts and wrong answers included, against {_spent(theirs)} "
+        f"{words.beside(other, found.intent.prompt)}. {_paid_back(found)}"
     )
     mark = Mark.FOR if ours < 0.95 * theirs else Mark.AGAINST if ours > 1.05 * theirs else Mark.UNDECIDED
     return Reason(title, said, mark)
@@ -204,19 +206,29 @@ def _per_answer(found: results.Results, metric: Metric | None, who: Contender | 
 
 
 def _spent(tokens: float) -> str:
-    return (
-        f"{words.count(tokens, 'tokens')} for each right answer" if math.isfinite(tokens) else "no right answer at all"
-    )
+    return f"{words.count(tokens, 'tokens')} for each right answer" if math.isfinite(tokens) else "no right answer"
 
 
 def _paid_back(found: results.Results) -> str:
-    requests, training = found.break_even_requests, found.training
+    training = found.training
     price = f" of {words.price(training.cost, training.currency)}" if training.cost is not None else ""
-    if requests is not None:
-        return f"The training{price} is paid back after {words.count(requests)} requests."
-    if training.cost is None:
-        return "When the training is paid back is unknown: the chart has no price of a GPU hour."
-    return f"The training{price} is not paid back by tokens: no prompt tokens are saved."
+    if found.break_even_requests is not None:
+        return f"The training{price} is paid back after {words.count(found.break_even_requests)} requests."
+    return f"The training{price} has no break-even: {unpaid(found)}."
+
+
+def unpaid(found: results.Results) -> str:
+    """Why there is no break-even."""
+    if found.training.cost is None:
+        return "the chart has no price of a GPU hour"
+    ours, theirs = (reading.tokens(found, who) if who else None for who in (Contender.TUNED, reading.strongest(found)))
+    if ours is None or theirs is None:
+        return "tokens of requests were not compared"
+    return (
+        "no prompt tokens are saved"
+        if ours.prompt >= theirs.prompt
+        else "the speed of reading prompts was not measured"
+    )
 
 
 def _fewer(found: results.Results) -> Reason:
@@ -233,8 +245,8 @@ def _fewer(found: results.Results) -> Reason:
     share = saved / theirs.prompt if theirs.prompt else 0.0
     more = f"{words.count(abs(saved))} {'fewer' if saved >= 0 else 'more'} ({100 * abs(share):.0f} %)"
     said = (
-        f"A prompt of {words.count(ours.prompt, 'tokens')} against {words.count(theirs.prompt)} by "
-        f"{words.described(other, found.intent.prompt)}: {more}."
+        f"A prompt of {words.count(ours.prompt, 'tokens')} against {words.count(theirs.prompt)} "
+        f"{words.beside(other, found.intent.prompt)}: {more}."
     )
     mark = Mark.FOR if share >= 0.05 else Mark.AGAINST if share <= -0.05 else Mark.UNDECIDED
     return Reason(title, said, mark)
@@ -247,8 +259,8 @@ def _forgetting(found: results.Results) -> Reason:
     if lost is None:
         return Reason(title, "Forgetting is measured on general questions; this evaluation had none.", Mark.UNMEASURED)
     said = (
-        f"The loss on general questions changed by {words.measured(lost.metric, lost.value, lost.low, lost.high)} "
-        "over the base model; more than nothing is forgetting."
+        f"The loss on general questions changed by "
+        f"{words.measured(lost.metric, lost.value, lost.low, lost.high, sign=True)} over the base model; a rise is forgetting."
     )
     if pair[0] is not None and pair[1] is not None:
         before, after = (words.number(Metric.GENERAL_ACCURACY, one.value) for one in pair if one is not None)
@@ -269,16 +281,12 @@ def _sufficient(found: results.Results) -> Reason:
         )
     who = baseline.sufficient
     said = baseline.message or (
-        f"{_first_upper(words.described(who, found.intent.prompt))} passes the gates."
+        f"{words.capital(words.described(who, found.intent.prompt))} passes the gates."
         if who
         else "No baseline passes the gates."
     )
     counted = f" Asked before training on {words.count(baseline.examples, 'validation examples')}."
     return Reason(title, _ended(said) + counted, Mark.AGAINST if who else Mark.CLEAR)
-
-
-def _first_upper(said: str) -> str:
-    return said[:1].upper() + said[1:]
 
 
 def _ended(said: str) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 from finetune_api import job, results
 
-Metric, Contender = job.Metric, job.Contender
+Metric = job.Metric
+Contender = job.Contender
 
 BASELINES = (Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT)
 """What fine-tuning has to beat, from cheap to costly; the serving revision was tuned itself."""

@@ -157,5 +157,7 @@ def _answer(expected: str | None, answer: str, label: str) -> markup.Html:
         return markup.block(answer, label) + markup.paragraph("As expected.", "soft")
     inner = differences.marked(expected, answer)
     if inner is None:
-        return markup.block(answer, label) + markup.paragraph("Too long for a comparison word by word.", "soft")
+        return markup.block(answer, label) + markup.paragraph(
+            "Too different, or too long, to compare word by word.", "soft"
+        )
     return markup.written(inner, label)

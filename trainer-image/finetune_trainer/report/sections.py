@@ -1,12 +1,13 @@
-"""The parts of the page that are tables, drawings and sentences: each a function of the results, empty where they are silent."""
+"""The parts of the page around its scores and samples: each a function of the results, empty where they are silent."""
 
 import math
 from collections.abc import Iterable, Mapping
 
-from finetune_api import checks, evaluation, job, results
+from finetune_api import checks, job, results
 from finetune_trainer.report import drawings, judgement, markup, reading, words
 
-Metric, Contender, Mark = job.Metric, job.Contender, judgement.Mark
+Contender = job.Contender
+Mark = judgement.Mark
 
 RISEN = 1.01
 """A validation loss that ends above its least one by more than this factor has risen."""
@@ -35,7 +36,7 @@ def verdict(found: results.Results) -> markup.Html:
 
 def reasons(found: results.Results) -> markup.Html:
     """The five reasons for fine-tuning, and the two against it that are measured."""
-    head = ("Reason", "What was measured", "It")
+    head = ("Reason", "What was measured", "For or against")
     return markup.section(
         "reasons",
         "Was fine-tuning the right tool?",
@@ -48,9 +49,10 @@ def reasons(found: results.Results) -> markup.Html:
 def _reason(reason: judgement.Reason) -> list[markup.Html]:
     asked = '<span class="goal">a goal of this job</span>' if reason.asked else ""
     how = "<em>How to measure it:</em> " if reason.mark is Mark.UNMEASURED else ""
+    meaning = f'<span class="soft meaning">{markup.text(reason.meaning)}</span>' if reason.meaning else ""
     return [
         f"{markup.text(reason.title)} {asked}",
-        how + markup.text(reason.seen),
+        how + markup.text(reason.seen) + meaning,
         markup.badge(*_BADGES[reason.mark], reason.mark.value),
     ]
 
@@ -67,106 +69,6 @@ def gates(found: results.Results) -> markup.Html:
         for gate in found.evaluation.gates
     ]
     return markup.section("gates", "Gates", markup.table("Gates", ("Required", "Measured", "Result"), rows))
-
-
-def contenders(found: results.Results) -> markup.Html:
-    """Metrics as rows, contenders as columns, each row on a scale of its own."""
-    columns = reading.contenders(found)
-    metrics = [metric for metric in Metric if any(one.metric is metric for one in found.values)]
-    if not metrics:
-        return ""
-    described = [words.described(who, found.intent.prompt) for who in columns if who is not Contender.TUNED]
-    note = (
-        f"{found.evaluation.examples} held-out test examples. Lines are 95 % intervals; the dashed line is the tuned model's "
-        "value, on the same scale along a row."
-    )
-    legend = "; ".join(
-        f"{words.name(who)}: {text}"
-        for who, text in zip([one for one in columns if one is not Contender.TUNED], described, strict=True)
-    )
-    head = ("Metric", *(words.name(who) for who in columns))
-    return markup.section(
-        "contenders",
-        "Who scores what",
-        markup.paragraph(markup.text(f"{note} {legend}{'.' if legend else ''}"), "soft"),
-        markup.table("Metrics by contender", head, [_row(found, metric, columns) for metric in metrics], "contenders"),
-    )
-
-
-def _row(found: results.Results, metric: Metric, columns: list[Contender]) -> list[markup.Html]:
-    values = {one.contender: one for one in found.values if one.metric is metric}
-    ends = [end for one in values.values() for end in (one.value, one.low, one.high) if end is not None]
-    scale = drawings.Scale(0.0, 1.0) if metric in job.SHARES else drawings.spanning(ends)
-    leader = reading.best(metric)(values.values()) if len(values) > 1 and metric is not Metric.LENGTH_RATIO else None
-    tuned = values.get(Contender.TUNED)
-    direction = "lower is better" if metric in job.LOWER_IS_BETTER else "higher is better"
-    direction = "best is 1" if metric is Metric.LENGTH_RATIO else direction
-    cells = [
-        f'{metric} <span class="soft">{direction}</span>'
-        f'<span class="soft meaning">{markup.text(evaluation.MEANINGS[metric])}</span>'
-    ]
-    for who in columns:
-        one = values.get(who)
-        if one is None:
-            cells.append('<span class="soft">not measured</span>')
-            continue
-        first = leader is not None and one.value == leader.value and any(v.value != one.value for v in values.values())
-        cells.append(_cell(one, scale, tuned.value if tuned else None, first=first))
-    return cells
-
-
-def _cell(one: results.Value, scale: drawings.Scale, line: float | None, *, first: bool) -> markup.Html:
-    shown, inside = words.number(one.metric, one.value), words.interval(one.metric, one.low, one.high)
-    spoken = f"{shown}, 95 % interval {inside}" if inside else f"{shown}, without an interval"
-    drawn = drawings.whisker(one.value, one.low, one.high, scale, spoken, line=line)
-    star = ' <span class="best"><span aria-hidden="true">★</span> best</span>' if first else ""
-    return (
-        f'<span class="value">{shown}</span>{star}{drawn}<span class="soft inside">{inside or "no interval"}'
-        f"</span><span class='soft inside'>n = {words.count(one.examples)}</span>"
-    )
-
-
-def comparisons(found: results.Results) -> markup.Html:
-    """Gains of the tuned model, each around zero on its metric's scale."""
-    order = list(Metric)
-    rows = []
-    for one in sorted(found.comparisons, key=lambda one: (order.index(one.metric), list(Contender).index(one.over))):
-        same = [other for other in found.comparisons if other.metric is one.metric]
-        reach = max(
-            [abs(end) for other in same for end in (other.low, other.high, other.gain) if math.isfinite(end)] or [1.0]
-        )
-        inside = words.interval(one.metric, one.low, one.high, sign=True)
-        gain = words.number(one.metric, one.gain, sign=True)
-        drawn = drawings.whisker(
-            one.gain,
-            one.low,
-            one.high,
-            drawings.spanning([-reach, reach]),
-            f"gain {gain}, 95 % interval {inside}",
-            line=0.0,
-        )
-        rows.append(
-            (
-                f'{one.metric} <span class="soft">over {markup.text(words.name(one.over))}</span>',
-                f'<span class="value">{gain}</span><span class="soft inside">{inside}</span>',
-                drawn,
-                markup.text(_first_upper(words.gained(one.gain, one.p_value))),
-                f"={words.count(one.examples)}",
-            )
-        )
-    if not rows:
-        return ""
-    note = (
-        "By how much the tuned model is better on the same examples, in the metric's unit; negative is worse, also where lower "
-        "values are better. The dashed line is no difference."
-    )
-    head = ("Comparison", "Gain, 95 % interval", "Drawn around 0", "Chance", "=Examples")
-    return markup.section(
-        "comparisons",
-        "Is the difference real?",
-        markup.paragraph(note, "soft"),
-        markup.table("Gains of the tuned model", head, rows),
-    )
 
 
 def losses(found: results.Results) -> markup.Html:
@@ -208,7 +110,7 @@ def tokens(found: results.Results) -> markup.Html:
         saved = "" if ours is None or who is Contender.TUNED else f"{one.prompt - ours.prompt:+,.0f}".replace("-", "−")
         rows.append(
             (
-                markup.text(_first_upper(words.described(who, found.intent.prompt))),
+                markup.text(words.capital(words.described(who, found.intent.prompt))),
                 f"={words.count(one.prompt)}",
                 f"={words.count(one.answer)}",
                 f"={words.count(one.prompt + one.answer)}",
@@ -234,7 +136,7 @@ def _break_even(found: results.Results) -> str:
             f"Break-even after {words.count(requests)} requests: by then the prompt tokens saved are worth {price} at the "
             "measured speed of reading prompts."
         )
-    return "No break-even: nothing is saved, or the price of a GPU hour is unknown."
+    return f"No break-even: {judgement.unpaid(found)}."
 
 
 def findings(found: results.Results) -> markup.Html:
@@ -304,7 +206,3 @@ def facts(found: results.Results) -> markup.Html:
         if value is not None
     )
     return markup.section("facts", "Cost and facts", f'<dl class="facts">{listed}</dl>')
-
-
-def _first_upper(said: str) -> str:
-    return said[:1].upper() + said[1:]

@@ -4,7 +4,8 @@ import math
 
 from finetune_api import intent, job
 
-Metric, Contender = job.Metric, job.Contender
+Metric = job.Metric
+Contender = job.Contender
 
 _PLACES = {Metric.LOSS: 3, Metric.PERPLEXITY: 2, Metric.LENGTH_RATIO: 2}
 
@@ -15,8 +16,9 @@ def number(metric: Metric, value: float | None, *, sign: bool = False) -> str:
         return "not defined"
     plus = "+" if sign else ""
     if metric is Metric.FORGETTING:
-        return f"{100 * value:{plus}.1f} %"
-    places = _PLACES.get(metric, 2)
+        return f"{100 * value:{plus}.1f} %".replace("-", "−")
+    small = sign and abs(value) < 0.1  # a gain of half a percent is not none
+    places = _PLACES.get(metric, 3 if small else 2)
     # What is nearly all or nearly nothing must not read as all or nothing.
     while (
         places < 4
@@ -35,10 +37,10 @@ def interval(metric: Metric, low: float | None, high: float | None, *, sign: boo
     return f"{number(metric, low, sign=sign)} to {number(metric, high, sign=sign)}"
 
 
-def measured(metric: Metric, value: float, low: float | None, high: float | None) -> str:
+def measured(metric: Metric, value: float, low: float | None, high: float | None, *, sign: bool = False) -> str:
     """0.92 (0.85 to 0.96)."""
-    inside = interval(metric, low, high)
-    return number(metric, value) + (f" ({inside})" if inside else "")
+    inside = interval(metric, low, high, sign=sign)
+    return number(metric, value, sign=sign) + (f" ({inside})" if inside else "")
 
 
 def name(contender: Contender) -> str:
@@ -52,11 +54,18 @@ def name(contender: Contender) -> str:
     }[contender]
 
 
+def beside(contender: Contender, prompt: intent.Prompt) -> str:
+    """A contender after the number that it reached: 0.61 *with a prompt and 3 examples*."""
+    if contender in (Contender.PROMPT, Contender.FEW_SHOT):
+        return described(contender, prompt).removeprefix("the base model ")
+    return f"by {described(contender, prompt)}"
+
+
 def described(contender: Contender, prompt: intent.Prompt) -> str:
     """A contender within a sentence: the base model *with a prompt and 3 examples*."""
     examples = f"{prompt.few_shot} example{'' if prompt.few_shot == 1 else 's'}"
     return {
-        Contender.BASE: "the base model as it is",
+        Contender.BASE: "the base model alone",
         Contender.PROMPT: "the base model with a prompt",
         Contender.FEW_SHOT: f"the base model with {'a prompt and ' if prompt.system else ''}{examples}",
         Contender.SERVING: "the revision that serves",
@@ -85,8 +94,8 @@ def gained(gain: float, p_value: float) -> str:
 
 def _rounded(value: float) -> int:
     """To two digits: 143 is said as 140."""
-    step = 10 ** max(0, math.floor(math.log10(value)) - 1)
-    return round(value / step) * step
+    step = 10.0 ** max(0, math.floor(math.log10(value)) - 1)
+    return int(round(value / step) * step)
 
 
 def count(value: float, unit: str = "") -> str:
@@ -119,3 +128,8 @@ def price(amount: float, currency: str | None) -> str:
     """0.85 USD; amounts below a cent with the digits that they need."""
     places = 2 if amount >= 0.01 or amount == 0 else 4
     return f"{amount:,.{places}f} {currency or ''}".strip()
+
+
+def capital(said: str) -> str:
+    """A clause as the beginning of a sentence."""
+    return said[:1].upper() + said[1:]

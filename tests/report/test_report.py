@@ -1,0 +1,274 @@
+"""What the report says, without a browser: verdict, reasons, words, marks, choice of samples, packaging."""
+
+import json
+import math
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from tests.report import example
+
+from finetune_api import job, reference, results, status
+from finetune_trainer import report
+from finetune_trainer.report import differences, drawings, judgement, reading, samples, sections, words
+
+Metric = job.Metric
+Contender = job.Contender
+Mark = judgement.Mark
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_verdict_is_a_sentence_with_its_evidence() -> None:
+    said = judgement.verdict(example.everything())
+    assert said.passed
+    assert said.reason.startswith("All 3 gates hold, first ExactMatch at least 0.8; measured: 0.9200")
+    assert said.evidence == (
+        "ExactMatch 0.92 (0.87 to 0.95) against 0.61 with a prompt and 3 examples; a difference this large comes by chance in 1 "
+        "of 10,000."
+    )
+    assert said.cautions == ()
+
+
+def test_a_missed_gate_is_the_reason_and_doubts_stand_beside_it() -> None:
+    said = judgement.verdict(example.failed())
+    assert not said.passed
+    assert (
+        said.reason == "ExactMatch at least 0.8 was required; measured: 0.6400. 3 of 3 gates failed; this is the first."
+    )
+    assert said.evidence.endswith("against 0.67 with a prompt and 3 examples; the tuned model is not better.")
+    assert said.cautions[0] == "The base model with a prompt and 3 examples passes the gates without any training."
+    assert said.cautions[1].startswith("Only 24 test examples")
+
+
+def test_a_job_without_gates_passes_and_the_page_says_what_that_is_worth() -> None:
+    said = judgement.verdict(example.bare())
+    assert said.reason == "The job has no gates, so nothing was required: every model passes."
+    assert said.evidence == ""
+
+
+def test_a_gain_that_may_be_chance_is_said_beside_the_verdict() -> None:
+    found = example.everything()
+    unsure = [
+        one.model_copy(update={"p_value": 0.2, "low": -0.1}) if one.over is Contender.FEW_SHOT else one
+        for one in found.comparisons
+    ]
+    said = judgement.verdict(example.changed(found, comparisons=unsure))
+    assert "comes by chance in 20 of 100, so it may be chance" in said.evidence
+    assert said.cautions == ("By ExactMatch it is not certain that the tuned model is better than the best baseline.",)
+
+
+def test_the_five_reasons_and_the_two_against() -> None:
+    found = example.everything()
+    reasons = judgement.for_tuning(found)
+    assert [one.title for one in reasons] == ["Style and format", "Domain", "Cost", "Fewer tokens", "Consistency"]
+    assert {one.mark for one in reasons} == {Mark.FOR}
+    assert [one.title for one in reasons if one.asked] == ["Style and format", "Fewer tokens"]
+    # 115 tokens / 0.92 and 919 / 0.61: the wrong answers are paid for, too
+    assert reasons[2].seen.startswith(
+        "125 tokens for each right answer, prompts and wrong answers included, against 1,507"
+    )
+    assert reasons[3].seen == "A prompt of 78 tokens against 880 with a prompt and 3 examples: 802 fewer (91 %)."
+    assert [one.mark for one in judgement.against_tuning(found)] == [Mark.CLEAR, Mark.CLEAR]
+    assert [one.mark for one in judgement.against_tuning(example.failed())] == [Mark.AGAINST, Mark.AGAINST]
+
+
+def test_what_was_not_measured_says_how_to_measure_it() -> None:
+    found = example.bare()
+    every = [*judgement.for_tuning(found), *judgement.against_tuning(found)]
+    assert {one.mark for one in every} == {Mark.UNMEASURED}
+    assert all(len(one.seen) > 40 for one in every)
+    assert report.page(found).count("How to measure it:") == 7
+
+
+def test_without_a_comparison_only_intervals_that_are_apart_decide() -> None:
+    def marked(tuned: tuple[float, float], base: tuple[float, float], metric: job.Metric) -> judgement.Mark:
+        values = [
+            results.Value(metric=metric, contender=who, value=sum(ends) / 2, low=ends[0], high=ends[1], examples=90)
+            for who, ends in ((Contender.TUNED, tuned), (Contender.BASE, base))
+        ]
+        return judgement.for_tuning(example.changed(example.bare(), values=values))[1].mark
+
+    assert marked((0.8, 0.9), (0.5, 0.7), Metric.EXACT_MATCH) is Mark.FOR
+    assert marked((0.5, 0.7), (0.8, 0.9), Metric.EXACT_MATCH) is Mark.AGAINST
+    assert marked((0.6, 0.85), (0.5, 0.7), Metric.EXACT_MATCH) is Mark.UNDECIDED
+    assert marked((0.5, 0.7), (0.8, 0.9), Metric.LOSS) is Mark.FOR
+
+
+def test_a_baseline_without_a_right_answer_has_no_price() -> None:
+    values = [
+        one if one.contender is Contender.TUNED else one.model_copy(update={"value": 0.0})
+        for one in example.everything().values
+    ]
+    cost = judgement.for_tuning(example.changed(example.everything(), values=values))[2]
+    assert "against no right answer by the base model alone" in cost.seen
+    assert cost.mark is Mark.FOR
+
+
+def test_a_training_without_break_even_says_why() -> None:
+    found = example.changed(example.everything(), break_even_requests=None)
+    assert judgement.unpaid(found) == "the speed of reading prompts was not measured"
+    assert (
+        judgement.unpaid(example.changed(found, training=results.Training())) == "the chart has no price of a GPU hour"
+    )
+    nothing = [one.model_copy(update={"prompt": 78.0}) for one in found.tokens]
+    assert judgement.unpaid(example.changed(found, tokens=nothing)) == "no prompt tokens are saved"
+    assert judgement.unpaid(example.changed(found, tokens=[])) == "tokens of requests were not compared"
+
+
+def test_the_headline_is_the_metric_that_tells_something() -> None:
+    free = [
+        results.Value(metric=metric, contender=who, value=value, examples=80)
+        for metric, tuned, base in ((Metric.EXACT_MATCH, 0, 0), (Metric.ROUGE_L, 0.5, 0.3))
+        for who, value in ((Contender.TUNED, tuned), (Contender.BASE, base))
+    ]
+    found = example.changed(example.bare(), values=free)
+    assert reading.headline(found) is Metric.ROUGE_L
+    gates = [example.gate(Metric.EXACT_MATCH, "x", "y", passed=False)]
+    asked = example.changed(found, evaluation=status.Evaluation(passed=False, examples=80, gates=gates))
+    assert reading.headline(asked) is Metric.EXACT_MATCH, "what a gate asks for is not passed over in silence"
+
+
+@pytest.mark.parametrize(
+    "p_value,said",
+    [
+        (0.0, "fewer than 1 of 10,000"),
+        (0.0001, "1 of 10,000"),
+        (0.007, "1 of 140"),
+        (0.049, "1 of 20"),
+        (0.05, "5 of 100"),
+        (0.5, "50 of 100"),
+        (math.nan, "an unknown share of cases"),
+    ],
+)
+def test_a_p_value_in_words(p_value: float, said: str) -> None:
+    assert words.chance(p_value) == said
+
+
+@pytest.mark.parametrize(
+    "metric,value,said",
+    [
+        (Metric.EXACT_MATCH, 0.925, "0.93"),
+        (Metric.EXACT_MATCH, 0.9987, "0.999"),
+        (Metric.EXACT_MATCH, 1.0, "1.00"),
+        (Metric.EXACT_MATCH, 0.0004, "0.0004"),
+        (Metric.LOSS, 0.2119, "0.212"),
+        (Metric.LOSS, math.inf, "not defined"),
+        (Metric.FORGETTING, -0.004, "−0.4 %"),
+    ],
+)
+def test_a_number_is_never_rounded_to_all_or_nothing(metric: job.Metric, value: float, said: str) -> None:
+    assert words.number(metric, value) == said
+
+
+def test_differences_are_marked_by_word() -> None:
+    marked = differences.marked('{"intent": "refund", "urgent": true}', '{"intent": "praise", "urgent": true}')
+    assert marked == "{&quot;intent&quot;: &quot;<del>refund</del><ins>praise</ins>&quot;, &quot;urgent&quot;: true}"
+    phrase = differences.marked("It will come on Monday, we hope.", "It will come two days later, we hope.")
+    assert phrase == "It will come <del>on Monday</del><ins>two days later</ins>, we hope."
+    assert differences.marked("one two three", "one two three four") == "one two three<ins> four</ins>"
+    assert differences.marked("a <b> c", "a <i> c") == "a &lt;<del>b</del><ins>i</ins>&gt; c"
+
+
+def test_answers_that_share_nothing_are_not_dotted_with_marks() -> None:
+    assert differences.marked('{"intent": "refund"}', "Sure, I would be happy to help you with that.") is None
+    assert differences.marked("word " * 4000, "other " * 4000) is None
+
+
+def sample(line: int, tuned: str | None, base: str | None, expected: str | None = "yes") -> results.Sample:
+    answers = {Contender.TUNED: tuned, Contender.BASE: base}
+    return results.Sample(source=f"x:{line}", messages=[], expected=expected, answers=answers)
+
+
+def test_the_samples_that_tell_most_come_first() -> None:
+    listed = [
+        *(sample(line, "yes", "yes") for line in range(30)),
+        *(sample(line, "no", "yes") for line in range(30, 40)),
+        *(sample(line, "no", "no") for line in range(40, 60)),
+        *(sample(line, " yes\n", "no") for line in range(60, 90)),
+    ]
+    kinds = samples.Kind
+    shown = report.choose(listed, Contender.BASE, 20)
+    assert [kind for kind, _ in shown] == [kinds.HELPED] * 8 + [kinds.HURT] * 6 + [kinds.BOTH_WRONG] * 4 + [
+        kinds.BOTH_RIGHT
+    ] * 2
+    assert [one.source for _, one in shown[:2]] == ["x:60", "x:61"]
+    assert len(report.choose(listed, Contender.BASE, 500)) == len(listed)
+    assert {kind for kind, _ in report.choose(listed, None, 500)} == {kinds.RIGHT, kinds.WRONG}
+
+
+def test_what_the_evaluation_calls_right_is_right() -> None:
+    judged = sample(1, "YES", "yes").model_copy(update={"right": {Contender.TUNED: True, Contender.BASE: True}})
+    assert [kind for kind, _ in report.choose([judged], Contender.BASE)] == [samples.Kind.BOTH_RIGHT]
+
+
+def test_free_texts_are_chosen_by_who_is_nearer() -> None:
+    wanted = "we will send the parcel again tomorrow"
+    listed = [
+        sample(1, "we will send the parcel tomorrow", "hello there", wanted),
+        sample(2, "hello there", "we will send a parcel again tomorrow", wanted),
+        sample(3, None, None, wanted),
+    ]
+    kinds = [kind for kind, _ in report.choose(listed, Contender.BASE)]
+    assert kinds == [samples.Kind.NEARER, samples.Kind.FARTHER, samples.Kind.UNANSWERED]
+
+
+def test_overfitting_is_said_where_the_validation_loss_rises() -> None:
+    assert "The model overfits: the validation loss rose from" in report.page(example.failed())
+    assert "No overfitting is seen" in report.page(example.everything())
+    assert "cannot be seen" in sections.course([])
+
+
+@pytest.mark.parametrize(
+    "points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, 1e9), (100_000, 1e-9)], [(step, 2.0) for step in range(5000)]]
+)
+def test_curves_of_any_kind_are_drawn(points: list[drawings.Point]) -> None:
+    drawn = drawings.curves(points, points[:1])
+    assert drawn.count("<svg") == 1
+    assert "nan" not in drawn
+    assert len(drawn) < 20_000
+
+
+def test_values_that_are_no_numbers_are_not_drawn() -> None:
+    values = [
+        results.Value(metric=metric, contender=who, value=math.nan, low=-math.inf, high=math.inf, examples=0)
+        for metric in (Metric.LOSS, Metric.EXACT_MATCH)
+        for who in (Contender.TUNED, Contender.BASE)
+    ]
+    history = [{"step": 1.0, "loss": math.nan}, {"step": 2.0, "loss": 1.0}, {"loss": 3.0}]
+    page = report.page(
+        example.changed(example.bare(), values=values, training=results.Training(history=history, validations=history))
+    )
+    assert "not defined" in page
+    assert 'x="nan"' not in page
+    assert "inf" not in page.split("</style>")[1].replace("information", "")
+
+
+def test_the_page_is_the_same_for_the_same_results_and_asks_for_nothing() -> None:
+    page = report.page(example.everything())
+    assert page == report.page(example.everything())
+    assert "default-src 'none'" in page
+    assert "url(" not in page
+    assert "src=" not in page
+
+
+@pytest.mark.parametrize("name", ["everything", "failed", "bare", "plain_text", "other_scripts"])
+def test_results_survive_the_file_and_fit_their_schema(name: str) -> None:
+    found = getattr(example, name)()
+    document = json.loads(json.dumps(found.wire()))
+    jsonschema.Draft202012Validator(reference.results_schema()).validate(document)
+    assert report.page(results.Results.model_validate(document)) == report.page(found)
+
+
+def test_the_schema_is_one_and_refuses_what_is_no_result() -> None:
+    schema = json.loads((REPOSITORY / "docs/reference/results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = example.everything().wire()
+    for change in ({"values": [{"metric": "Beauty"}]}, {"rank": "many"}, {"evaluation": None}):
+        assert list(jsonschema.Draft202012Validator(schema).iter_errors(document | change))
+    assert not list(jsonschema.Draft202012Validator(schema).iter_errors(document | {"later": 1}))
+
+
+def test_the_style_sheet_travels_with_the_package() -> None:
+    builder = WheelBuilder(str(REPOSITORY))
+    assert "finetune_trainer/report/style.css" in {file.distribution_path for file in builder.recurse_included_files()}
