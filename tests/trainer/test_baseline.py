@@ -1,0 +1,220 @@
+"""Contenders, the baseline before training, and what only an evaluation measures: on a tiny model, really asked."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+
+from finetune_api import job, reasons, results, run, status
+from finetune_trainer import (
+    baseline,
+    consistency,
+    contenders,
+    contest,
+    dataset,
+    errors,
+    evaluate,
+    folders,
+    preflight,
+    probe,
+    storage,
+    train,
+)
+
+World = Callable[..., run.Run]
+BASE, PROMPT, FEW = job.Contender.BASE, job.Contender.PROMPT, job.Contender.FEW_SHOT
+CHAT = dataset.Example(
+    "f:1",
+    (
+        dataset.Message("system", "old"),
+        dataset.Message("user", "question"),
+        dataset.Message("assistant", "answer"),
+    ),
+)
+SHOT = dataset.Example("f:2", (dataset.Message("user", "like this"), dataset.Message("assistant", "so")))
+
+
+def turns(example: dataset.Example) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content) for turn in example.messages]
+
+
+def test_base_is_asked_as_the_examples_are_written() -> None:
+    script = contenders.Script(job.Prompt(system="new"), (SHOT,))
+    assert script.ask(CHAT, BASE) == script.ask(CHAT, job.Contender.TUNED) == CHAT
+
+
+def test_the_prompt_of_today_takes_the_place_of_the_examples_own() -> None:
+    script = contenders.Script(job.Prompt(system="new"), (SHOT,))
+    assert turns(script.ask(CHAT, PROMPT)) == [("system", "new"), ("user", "question"), ("assistant", "answer")]
+
+
+def test_few_examples_come_between_system_prompt_and_question() -> None:
+    asked = contenders.Script(job.Prompt(), (SHOT,)).ask(CHAT, FEW)
+    assert turns(asked) == [
+        ("system", "old"),
+        ("user", "like this"),
+        ("assistant", "so"),
+        ("user", "question"),
+        ("assistant", "answer"),
+    ]
+    assert [turn.learned for turn in asked.messages if turn.role == "assistant"] == [False, True]
+
+
+def test_a_template_without_a_system_turn_gets_its_text_before_the_first_question() -> None:
+    script = contenders.Script(job.Prompt(system="new"), (SHOT,), inline=True)
+    assert turns(script.ask(CHAT, PROMPT))[0] == ("user", "new\n\nquestion")
+    assert [content for _, content in turns(script.ask(CHAT, FEW))] == ["new\n\nlike this", "so", "question", "answer"]
+
+
+def test_different_answers_are_shown_first(base: pathlib.Path, world: World) -> None:
+    spec = world()
+    encoder = contest.tokens.load(base, spec.training)
+    rows = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(40))]
+    chosen = contenders.few(rows, 2, None, 3, room=1000, encoder=encoder)
+    assert len({example.answer for example in chosen}) == 2
+    assert chosen == contenders.few(rows, 2, None, 3, room=1000, encoder=encoder), "by the seed"
+    assert contenders.few(rows, 2, None, 3, room=10, encoder=encoder) == (), "no room"
+    assert len(contenders.few(rows, 9, None, 3, room=1000, encoder=encoder)) == 9
+
+
+def prepared(world: World, minimum: float, **changes: Any) -> run.Run:
+    gates = [{"metric": "JsonValid", "minimum": minimum, "confidence": 0.5}]
+    evaluation = {"generation": {"maxNewTokens": 8}, "gates": gates} | changes.pop("evaluation", {})
+    spec = world(tiny.examples(120), dataset={"validation": {"fraction": 0.4}}, evaluation=evaluation, **changes)
+    preflight.preflight(spec)
+    return spec
+
+
+def test_a_prompt_that_does_not_pass_leaves_training_something_to_win(world: World) -> None:
+    spec = prepared(world, 0.9)
+    answer = baseline.baseline(spec, 1)
+    assert answer.reason is None
+    assert answer.baseline is not None
+    assert answer.baseline.sufficient is None
+    assert answer.baseline.examples == 32, "after the first look no contender can pass any more"
+    assert {value.contender for value in answer.baseline.metrics} == {BASE, FEW}
+    assert "something to win" in answer.message
+
+
+def test_a_prompt_that_passes_is_said_and_ends_the_job_only_where_that_is_wanted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = prepared(world, 0.0)  # anything passes
+    answer = baseline.baseline(spec, 1)
+    assert answer.baseline is not None
+    assert (answer.baseline.sufficient, answer.reason) == (BASE, None)
+    monkeypatch.setattr(contest, "load", None)  # a second attempt loads nothing
+    strict = spec.model_copy(update={"intent": job.Intent(advice=job.Advice.ENFORCE)})
+    assert baseline.baseline(strict, 2).reason is reasons.Reason.PROMPT_ALREADY_SUFFICIENT
+    cheaper = job.Intent(advice=job.Advice.ENFORCE, goals=[job.Goal.TOKEN_REDUCTION])
+    wanting = spec.model_copy(update={"intent": cheaper})
+    assert baseline.baseline(wanting, 3).reason is None, "fewer tokens are still to be won"
+
+
+def test_looks_share_the_doubt() -> None:
+    gate = job.Gate(metric=job.Metric.EXACT_MATCH, minimum=0.5, over=BASE, improvement=0.1)
+    strict = baseline.sure(gate, 4)
+    assert strict.confidence == pytest.approx(1 - 0.05 / 4)
+    assert (strict.over, strict.improvement) == (None, None)
+
+
+def test_only_bounds_that_a_prompt_can_meet_decide() -> None:
+    rules = job.Evaluation.model_validate(
+        {
+            "consistency": {},
+            "gates": [
+                {"metric": "ExactMatch", "minimum": 0.8},
+                {"metric": "ExactMatch", "over": "Base"},
+                {"metric": "Forgetting", "maximum": 0.1},
+                {"metric": "Consistency", "minimum": 0.5},
+            ],
+        }
+    )
+    assert [gate.minimum for gate in rules.absolute] == [0.8]
+
+
+def test_without_preflight_there_is_nothing_to_ask(world: World) -> None:
+    with pytest.raises(errors.Failure, match="run the preflight stage"):
+        baseline.baseline(world(), 1)
+
+
+def test_the_probe_asks_what_is_in_its_file() -> None:
+    built = probe.built_in()
+    assert (built.questions, built.choices) == (64, 4)
+    assert len({example.messages[0].content for example in built.examples}) == 64
+
+
+def test_forgetting_is_the_rise_of_the_loss_on_right_answers() -> None:
+    questions = dataclasses.replace(probe.built_in(), examples=probe.built_in().examples[:8])
+    before = [(1.0, 1), (2.0, 1), (2.0, 1), (2.0, 1)] * 2
+    after = [(1.5, 1), (1.0, 1), (2.0, 1), (2.0, 1), (1.0, 1), (2.0, 1), (2.0, 1), (2.0, 1)]
+    found = probe.measure(questions, before, after)
+    assert found[job.Contender.TUNED][job.Metric.FORGETTING].value == pytest.approx(0.25)
+    assert found[BASE][job.Metric.GENERAL_ACCURACY].value == 1.0
+    assert found[job.Contender.TUNED][job.Metric.GENERAL_ACCURACY].value == 0.5
+
+
+def test_agreement_is_the_share_of_equal_pairs() -> None:
+    assert consistency.agreement(["Yes.", "yes", "no"]) == pytest.approx(1 / 3)
+
+
+def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:
+    """A prompt of today, an own probe, consistency, a schema, labels, and an earlier adapter that serves."""
+    (tmp_path / "general.jsonl").write_text(tiny.jsonl([{"prompt": "the quick brown", "completion": "fox"}] * 4))
+    schema = {"type": "object", "required": ["intent", "reply"]}
+    refund, praise = ('{"intent": "refund", "reply": true}', '{"intent": "praise", "reply": false}')
+    rules = {
+        "generation": {"maxNewTokens": 24},
+        "outputSchema": schema,
+        "labels": [refund, praise],
+        "consistency": {"samples": 3, "maximumExamples": 4},
+        "forgetting": {"uris": [f"file://{tmp_path}/general.jsonl"]},
+        "gates": [{"metric": "JsonSchema", "over": "Prompt"}, {"metric": "Loss", "over": "Serving"}],
+    }
+    spec = world(
+        tiny.examples(80),
+        dataset={"test": {"fraction": 0.2}},
+        training={"maxSteps": 60},
+        evaluation=rules,
+        intent={"prompt": {"system": "Answer with JSON only.", "fewShot": 2}},
+    )
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    other = spec.model_copy(update={"revision": "r2", "training": spec.training.model_copy(update={"max_steps": 4})})
+    preflight.preflight(other)
+    train.train(other, 1, 1.0)
+    store = storage.of(spec.storage)
+    manifest = folders.manifest(store, spec.layout.adapter)
+    assert manifest is not None
+    answer = evaluate.evaluate(other, None, None, 1, evaluate.Rival(spec.layout.adapter, manifest.sha256))
+    assert answer.evaluation is not None
+    folder = pathlib.Path(other.layout.evaluation("e1").removeprefix("file://"))
+    told = results.Results.model_validate_json((folder / "results.json").read_text())
+    values = {(one.metric, one.contender): one.value for one in told.values}
+    assert set(job.Contender) == {contender for _, contender in values}
+    assert values[job.Metric.LOSS, job.Contender.SERVING] < values[job.Metric.LOSS, job.Contender.TUNED]
+    seen: dict[str, status.GateResult] = {gate.requirement: gate for gate in answer.evaluation.gates}
+    assert not seen["Loss not worse than Serving"].passed
+    assert {m for m, _ in values} >= {
+        job.Metric.JSON_SCHEMA,
+        job.Metric.ACCURACY,
+        job.Metric.MACRO_F1,
+        job.Metric.FORGETTING,
+        job.Metric.CONSISTENCY,
+    }
+    assert (job.Metric.GENERAL_ACCURACY, BASE) not in values, "questions of one's own have no wrong answers"
+    asked = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert set(asked[0]["answers"]) == {str(which) for which in job.Contender}
+
+
+def test_an_adapter_of_another_model_is_not_compared_with(world: World, tmp_path: pathlib.Path) -> None:
+    spec = world(training={"maxSteps": 2})
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    answer = evaluate.evaluate(spec, None, None, 1, evaluate.Rival(f"file://{tmp_path}/nothing", "0" * 64))
+    assert answer.evaluation is not None
+    assert job.Contender.SERVING not in {value.contender for value in answer.evaluation.metrics}
