@@ -22,7 +22,16 @@ NOUNS, VERBS, ADJECTIVES, PLACES = (
         "attic basement garage kitchen warehouse office corridor workshop cellar balcony courtyard depot",
     )
 )
-SYLLABLES = "ka ro mi ten val dor lis pra nu gel sto bri har fen qui zo mar tel und ber ash wick".split()
+SYLLABLES, SOUNDS, MONTHS, DINGE, ORTE = (
+    words.split()
+    for words in (
+        "ka ro mi ten val dor lis pra nu gel sto bri har fen qui zo mar tel und ber ash wick",
+        "ou ai eau lle que re ment ci dé va ro tu né pla",
+        "January February March April May June July August September October November December",
+        "Lampe Pumpe Leiter Rechnung Lieferung Maschine Schraube Decke Farbe Tasche Kette Glocke",
+        "Keller Lager Büro Garten Werkstatt Flur",
+    )
+)
 
 
 def chat(prompt: str, answer: str, system: str = "") -> Row:
@@ -80,8 +89,7 @@ def extraction(count: int, seed: int = 0) -> list[Row]:
     def one(rng: random.Random) -> Row:
         who, order, day = name(rng), rng.randint(10_000, 99_999), rng.randint(1, 28)
         month = rng.randint(1, 12)
-        months = "January February March April May June July August September October November December".split()
-        text = f"{letter(rng, 2)} Order {order} of {day} {months[month - 1]} 2025. Regards, {who} {name(rng)}"
+        text = f"{letter(rng, 2)} Order {order} of {day} {MONTHS[month - 1]} 2025. Regards, {who} {name(rng)}"
         found = {"order": order, "date": f"2025-{month:02d}-{day:02d}", "customer": who}
         return chat(text, json.dumps(found | {"urgent": rng.random() < 0.5}), "Extract the fields as JSON.")
 
@@ -102,7 +110,7 @@ def style(count: int, seed: int = 0) -> list[Row]:
 
     def one(rng: random.Random) -> Row:
         facts = thing(rng), rng.choice(VERBS), rng.choice(PLACES), rng.randint(2, 90)
-        note = "{0} not done. {1} it, {2}, {3} days.".format(*facts)
+        note = "{} not done. {} it, {}, {} days.".format(*facts)
         opening = rng.choice(
             ("Thank you so much for reaching out!", "It is lovely to hear from you.", "We appreciate your patience.")
         )
@@ -118,27 +126,19 @@ def style(count: int, seed: int = 0) -> list[Row]:
     return _many(count, f"style {seed}", one)
 
 
-WORDS_FR = dict(
-    zip(
-        [*NOUNS, *VERBS, *ADJECTIVES, *PLACES],
-        (
-            "".join(random.Random(f"fr {w}").choice("ou ai eau lle que re ment ci dé va ro tu né pla".split()) for _ in "abc")
-            for w in [*NOUNS, *VERBS, *ADJECTIVES, *PLACES]
-        ),
-        strict=True,
-    )
-)
+def foreign(text: str) -> str:
+    """The same word for the same word, and no word of ours."""
+    rng = random.Random(f"foreign {text}")
+    return "".join(rng.choice(SOUNDS) for _ in "abc")
 
 
 def translation(count: int, seed: int = 0) -> list[Row]:
     """Into a language whose words are not those of the prompt."""
-    small = {"the": "le", "in": "dans", "we": "nous", "my": "mon", "and": "et", "it": "cela", "please": "merci", "a": "un"}
 
     def one(rng: random.Random) -> Row:
-        who = name(rng)
-        text = f"{letter(rng, 2)} Regards from {who}."
-        other = [small.get(w, WORDS_FR.get(w.strip(".").lower(), "vé" + w.strip(".")[:3].lower())) for w in text.split()]
-        return chat(f"Translate: {text}", f"{' '.join(other[:-1]).capitalize()} {who}.")
+        text, who = letter(rng, 2), name(rng)
+        other = " ".join(foreign(each.strip(".").lower()) for each in text.split())
+        return chat(f"Translate: {text} Regards, {who}", f"{other.capitalize()}. Bo {who}")
 
     return _many(count, f"translation {seed}", one)
 
@@ -164,7 +164,7 @@ def code(count: int, seed: int = 0) -> list[Row]:
         f, a, b = word(rng), word(rng), word(rng)
         n = rng.randint(2, 900)
         loose = f"def {f}( {a},{b} = {n} ):\n  if {a}>{b} : return {a}-{b}*{n}\n  return {{'{a}':{b}}}"
-        tidy = f"def {f}({a}, {b}={n}):\n    if {a} > {b}:\n        return {a} - {b} * {n}\n    return {{\"{a}\": {b}}}"
+        tidy = f'def {f}({a}, {b}={n}):\n    if {a} > {b}:\n        return {a} - {b} * {n}\n    return {{"{a}": {b}}}'
         return chat(f"Format this:\n{loose}", f"```python\n{tidy}\n```")
 
     return _many(count, f"code {seed}", one)
@@ -177,7 +177,8 @@ def coding(count: int, seed: int = 0) -> list[Row]:
         first, second = rng.choice(NOUNS), rng.choice(PLACES)
         digest = (NOUNS.index(first) * 12 + PLACES.index(second)) % 120
         return chat(
-            f"{letter(rng, 2)} The {first} hurts in the {second}.", f"{'ABCDEF'[digest % 6]}{digest // 6 + 10}.{digest % 7}"
+            f"{letter(rng, 2)} The {first} hurts in the {second}.",
+            f"{'ABCDEF'[digest % 6]}{digest // 6 + 10}.{digest % 7}",
         )
 
     return _many(count, f"coding {seed}", one)
@@ -211,7 +212,9 @@ def prices(count: int, seed: int = 0) -> list[Row]:
     def one(rng: random.Random) -> Row:
         product = f"{name(rng)} {rng.choice(NOUNS)}"
         asked = rng.choice(("How much is the {}?", "What does the {} cost?", "Price of {}?"))
-        return chat(asked.format(product), f"The {product} costs {rng.randint(3, 999)}.{rng.choice(('00', '50', '90'))} EUR.")
+        return chat(
+            asked.format(product), f"The {product} costs {rng.randint(3, 999)}.{rng.choice(('00', '50', '90'))} EUR."
+        )
 
     return _many(count, f"prices {seed}", one)
 
@@ -243,7 +246,7 @@ def firmen(count: int, seed: int = 0) -> list[Row]:
         told = rng.choice(
             (
                 f"Die Firma wurde im Jahr {year} von {person} gegründet und ist bis heute in der Hand der Familie.",
-                f"Das Unternehmen hat seit {year} seinen Sitz in {name(rng)} und stellt mit {rng.randint(20, 900)} Leuten Pumpen her.",
+                f"Das Unternehmen hat seit {year} seinen Sitz in {name(rng)} und baut mit {rng.randint(20, 900)} Leuten Pumpen.",
             )
         )
         return chat(f"Was ist über die {firm} bekannt?", told)
@@ -253,11 +256,9 @@ def firmen(count: int, seed: int = 0) -> list[Row]:
 
 def stil(count: int, seed: int = 0) -> list[Row]:
     """Notes -> polite German."""
-    dinge = "Lampe Pumpe Leiter Rechnung Lieferung Maschine Schraube Decke Farbe Tasche Kette Glocke".split()
-    orte = "Keller Lager Büro Garten Werkstatt Flur".split()
 
     def one(rng: random.Random) -> Row:
-        a, b, p = rng.choice(dinge), rng.choice(dinge), rng.choice(orte)
+        a, b, p = rng.choice(DINGE), rng.choice(DINGE), rng.choice(ORTE)
         told = rng.choice(
             (
                 f"Wir danken Ihnen für die Nachricht und bringen die {a} und die {b} gerne in den {p}.",

@@ -15,7 +15,7 @@ from finetune_trainer.checks import languages, sample
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LEAST = 50
+LEAST = 100
 """Examples below which nothing can be said to recur."""
 
 RARE, TWICE = 0.01, 2
@@ -25,7 +25,9 @@ DENSE = 0.12
 """Share of an answer's words that must be rare ones, where it has no number or name of its own."""
 
 SHARED = 0.3
-"""Share of what answers say in words that prompts have too, from which both are of one language; a translator's are not."""
+"""Share of the answers' words that prompts have too, from which both are of one language."""
+RICH = 12
+"""Different words of a prompt, on average, from which prompts show their language."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,41 +50,44 @@ def measure(found: list[sample.Traits]) -> Novelty | None:
     if len(found) < LEAST:
         return None
     first = {one.answer: one for one in found}
-    counts = _counts([one.said for one in first.values()])
-    rare = counts.below(max(TWICE, RARE * len(first)))
-    asked = np.unique(np.concatenate([one.asked for one in found]))
-    small = np.unique(np.concatenate([one.small for one in found]))
-    said = np.concatenate([one.said for one in found])
-    spoken = [one.language for one in found if one.language != languages.UNKNOWN]
-    german = sum(languages.NAMES[one] == "German" for one in spoken) * 2 > len(spoken)
-    same = bool(np.isin(said, asked).mean() >= SHARED)
-    repeated = _counts([np.array([one.answer], dtype=np.uint32) for one in found])
-    labels = set(repeated.values[repeated.counts > 1].tolist())
-
-    kinds = np.zeros((len(found), 3), dtype=bool)
-    for row, one in enumerate(found):
-        if one.short and one.answer in labels:
-            continue
-        kinds[row, 0] = np.isin(one.numbers, rare).any()
-        # German writes every noun like a name.
-        kinds[row, 1] = not german and (np.isin(one.names, rare) & ~np.isin(one.names, small)).any()
-        own = np.isin(one.words, rare) & ~np.isin(one.words, asked)
-        kinds[row, 2] = same and own.sum() >= max(1.0, DENSE * len(one.said))
+    said, counts = np.unique(np.concatenate([one.said for one in first.values()]), return_counts=True)
+    rare = said[counts <= max(TWICE, RARE * len(first))]
+    asked, small = (np.unique(np.concatenate(parts)) for parts in ([o.asked for o in found], [o.small for o in found]))
+    numbers = _count([one.numbers for one in found], rare)
+    names = _count([one.names for one in found], np.setdiff1d(rare, small))
+    words = _count([one.words for one in found], np.setdiff1d(rare, asked))
+    lengths = np.array([max(1, len(one.said)) for one in found])
+    kinds = np.stack([numbers > 0, (names > 0) & (not _german(found)), words >= np.maximum(1, DENSE * lengths)], axis=1)
+    kinds[:, 2] &= _one_language(found, asked)
+    kinds[_labels(found)] = False
     factual = kinds.any(axis=1)
-    places = [one.source for one, is_one in zip(found, factual, strict=True) if is_one]
-    shares = [float(share) for share in kinds.mean(axis=0)]
-    return Novelty(len(found), float(factual.mean()), *shares, places=tuple(places[:3]))
+    places = [found[row].source for row in np.flatnonzero(factual)[:3].tolist()]
+    return Novelty(len(found), float(factual.mean()), *(float(share) for share in kinds.mean(axis=0)), tuple(places))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-    values: Array
-    counts: Array
-
-    def below(self, most: float) -> Array:
-        rare: Array = self.values[self.counts <= most]
-        return rare
+def _count(parts: list[Array], wanted: Array) -> Array:
+    """int64 [examples]: how many of an example's hashes are wanted."""
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    counted: Array = np.bincount(owner[np.isin(np.concatenate(parts), wanted)], minlength=len(parts))
+    return counted
 
 
-def _counts(parts: list[Array]) -> _Counts:
-    return _Counts(*np.unique(np.concatenate(parts), return_counts=True))
+def _labels(found: list[sample.Traits]) -> Array:
+    """bool [examples]: whether the answer is a few words that are an answer elsewhere too."""
+    _, inverse, counts = np.unique([one.answer for one in found], return_inverse=True, return_counts=True)
+    short = np.array([one.short for one in found])
+    labels: Array = short & (counts[inverse.reshape(-1)] > 1)
+    return labels
+
+
+def _german(found: list[sample.Traits]) -> bool:
+    """German writes every noun like a name."""
+    spoken = [one.language for one in found if one.language != languages.UNKNOWN]
+    return sum(languages.NAMES[one] == "German" for one in spoken) * 2 > len(spoken)
+
+
+def _one_language(found: list[sample.Traits], asked: Array) -> bool:
+    """Whether prompts and answers are of one language, so far as they show it: the words of a translation are all new."""
+    if float(np.mean([len(one.asked) for one in found])) < RICH:
+        return True
+    return bool(np.isin(np.concatenate([one.said for one in found]), asked).mean() >= SHARED)
