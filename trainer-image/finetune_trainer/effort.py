@@ -47,7 +47,7 @@ PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("a6000",), 154.8),
 )
 """TFLOP/s of bfloat16 matrix products, dense, of the GPU whose gpuType has these words; the first that fits counts. Source:
-NVIDIA's data sheet of each product (the GB and B series: of the NVL72 and HGX systems, through their GPUs), halved where it counts
+NVIDIA's data sheet of each product (the GB and B series: of the NVL72 and HGX systems), halved where it counts
 sparsity. Older ones (V100, T4) have no bfloat16."""
 
 

@@ -16,7 +16,7 @@ from finetune_trainer.checks import sample
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ALIKE = 0.7
+ALIKE = 0.65
 """Share of what two prompts, and what two answers, say together from which they are near copies."""
 
 BINS = 4096
@@ -24,6 +24,9 @@ BINS = 4096
 
 COMMON = 0.05
 """Weight of a word that every prompt has; others weigh by the logarithm of their rareness besides."""
+
+RAREST = 2.3
+"""Logarithm of the rareness beyond which a word weighs no more, one prompt in ten: a name in a form letter is but one word."""
 
 
 def distinct(found: list[sample.Traits], total: int) -> float | None:
@@ -47,7 +50,7 @@ def _alike(parts: list[Array], *, weighted: bool) -> Array:
     there = table.sum(axis=0)
     weights = np.ones(BINS, dtype=np.float32)
     if weighted:
-        weights = (COMMON + np.log(len(parts) / np.maximum(there, 1))).astype(np.float32)
+        weights = (COMMON + np.minimum(RAREST, np.log(len(parts) / np.maximum(there, 1)))).astype(np.float32)
     table = table[:, there > 0]
     both = (table * weights[there > 0]) @ table.T
     own = np.diag(both)
