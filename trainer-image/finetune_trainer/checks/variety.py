@@ -16,7 +16,7 @@ from finetune_trainer.checks import sample
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ALIKE = 0.65
+ALIKE = 0.6
 """Share of what two prompts, and what two answers, say together from which they are near copies."""
 
 BINS = 4096
@@ -25,8 +25,8 @@ BINS = 4096
 COMMON = 0.05
 """Weight of a word that every prompt has; others weigh by the logarithm of their rareness besides."""
 
-RAREST = 2.3
-"""Logarithm of the rareness beyond which a word weighs no more, one prompt in ten: a name in a form letter is but one word."""
+RAREST = 1.5
+"""Logarithm of the rareness beyond which a word weighs no more, one prompt in five: a name in a form letter is but one word."""
 
 
 def distinct(found: list[sample.Traits], total: int) -> float | None:
