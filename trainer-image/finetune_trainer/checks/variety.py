@@ -22,11 +22,9 @@ ALIKE = 0.6
 BINS = 4096
 """Columns that words are hashed into: two words of one prompt seldom meet."""
 
-COMMON = 0.05
-"""Weight of a word that every prompt has; others weigh by the logarithm of their rareness besides."""
-
-RAREST = 1.5
-"""Logarithm of the rareness beyond which a word weighs no more, one prompt in five: a name in a form letter is but one word."""
+COMMON, RARE = 0.05, 1.0
+"""Weight of a word that every prompt has, and of one that a third or fewer have; between, the logarithm of its rareness counts. A
+name in a form letter is but one word, however rare it is."""
 
 
 def distinct(found: list[sample.Traits], total: int) -> float | None:
@@ -50,9 +48,9 @@ def _alike(parts: list[Array], *, weighted: bool) -> Array:
     there = table.sum(axis=0)
     weights = np.ones(BINS, dtype=np.float32)
     if weighted:
-        weights = (COMMON + np.minimum(RAREST, np.log(len(parts) / np.maximum(there, 1)))).astype(np.float32)
+        weights = (COMMON + np.minimum(RARE, np.log(len(parts) / np.maximum(there, 1)))).astype(np.float32)
     table = table[:, there > 0]
     both = (table * weights[there > 0]) @ table.T
     own = np.diag(both)
-    alike: Array = both >= ALIKE * (own[:, None] + own[None, :] - both)
+    alike: Array = both >= ALIKE * (own[:, None] + own[None, :] - both) - 1e-4
     return alike
