@@ -271,22 +271,23 @@ def measure(
     spec: run.Run, gathered: Gathered, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
 ) -> facts.Facts:
     """The numbers of the split. Raises Failure, see `foreseen`."""
-    rows_ = rule.rows(place == 0)
-    train = gathered.corpus.select(rows_)
+    mine = rule.rows(place == 0)
+    train = gathered.corpus.select(mine)
     lengths = forecast.examples(train, spec.training.batch_size)
     drawn = gathered.sample.among(place == 0)
-    facts_of_answers = novelty.measure(drawn)
-    answers = judgement.columns.answer[rows_]
+    novel = novelty.measure(drawn)
+    answers = judgement.columns.answer[mine]
+    counts: dict[str, Any] = {name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)}
     return facts.Facts(
-        **{name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)},
+        **counts,
         tokens=int(train.lengths.sum()),
         trainable=int(train.trainable.sum()),
         truncated=float(train.truncated.mean()),
         findings=[finding.document() for finding in judgement.findings],
         lengths=dataclasses.asdict(lengths),
-        distinct=variety.distinct(drawn, len(rows_)),
+        distinct=variety.distinct(drawn, len(mine)),
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
-        novelty=None if facts_of_answers is None else dataclasses.asdict(facts_of_answers),
+        novelty=None if novel is None else dataclasses.asdict(novel),
         **foreseen(spec, folder, lengths, train.examples),
     )
 

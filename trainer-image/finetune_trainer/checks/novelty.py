@@ -62,7 +62,8 @@ def measure(found: list[sample.Traits]) -> Novelty | None:
     kinds[_labels(found)] = False
     factual = kinds.any(axis=1)
     places = [found[row].source for row in np.flatnonzero(factual)[:3].tolist()]
-    return Novelty(len(found), float(factual.mean()), *(float(share) for share in kinds.mean(axis=0)), tuple(places))
+    shares = kinds.mean(axis=0).tolist()
+    return Novelty(len(found), float(factual.mean()), shares[0], shares[1], shares[2], tuple(places))
 
 
 def _count(parts: list[Array], wanted: Array) -> Array:
