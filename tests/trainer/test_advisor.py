@@ -98,6 +98,13 @@ def test_near_copies_are_weighed_by_what_is_left(distinct: float, weight: str | 
     assert [one.weight.name for one in found.values()] == ([weight] if weight else [])
 
 
+def test_what_a_sample_cannot_count_is_not_said() -> None:
+    many = changed(train=50_000, distinct=48_000.0)
+    assert advisor.advise(spec(), many)[-1].text == "Enough data? Yes: 50000 training examples."
+    few = advisor.advise(spec(dataset={"minimumExamples": 200}), changed(train=50_000, distinct=6.0))
+    assert few[-1].text == "Enough data? Hardly: 50000 training examples, about 6 of them different."
+
+
 def test_knowledge_seen_in_the_data_is_a_guess_and_says_so() -> None:
     seen = changed(novelty={"share": 0.62, "places": ["train.jsonl:3"]})
     (said,) = spoke(seen).values()

@@ -21,6 +21,9 @@ FEW = 0.25
 COPIED = 0.5
 """Share of the examples that must be near copies before the advisor speaks of them."""
 
+COUNTED = 1000
+"""Examples up to which near copies are counted; of more a sample is seen, which shows few large groups and no small ones."""
+
 CONSTANT, ENOUGH = 0.99, 20
 """Share of one answer from which there is nothing else to learn, and examples from which it is said."""
 
@@ -252,7 +255,8 @@ def can_retrieval_solve_it(spec: run.Run, found: facts.Facts) -> Advice | None:
 def is_there_enough_data(spec: run.Run, found: facts.Facts) -> Advice | None:
     least = spec.dataset.minimum_examples
     answer = "No" if found.train < least else "Hardly" if _copied(spec, found) else "Yes"
-    distinct = "" if found.distinct is None else f", about {_about(found.distinct)} of them different"
+    known = found.distinct is not None and (found.train <= COUNTED or _copied(spec, found))
+    distinct = f", about {_about(found.distinct or 0)} of them different" if known else ""
     return Advice(f"Enough data? {answer}: {found.train} training examples{distinct}.")
 
 

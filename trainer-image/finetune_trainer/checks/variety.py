@@ -28,7 +28,10 @@ name in a form letter is but one word, however rare it is."""
 
 
 def distinct(found: list[sample.Traits], total: int) -> float | None:
-    """How many of `total` examples are no near copies, by a sample of them; None without a sample."""
+    """How many of `total` examples are no near copies, by a sample of them; None without a sample.
+
+    A sample shows few large groups; of groups whose members seldom meet in it the number comes out too high.
+    """
     count = len(found)
     if not count:
         return None
