@@ -200,7 +200,7 @@ class Evaluation(model.Model):
         )
     }
     baselines: list[Baseline] = Field(
-        default_factory=lambda: [Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT],
+        default=[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT],
         max_length=3,
         description="What the tuned model is compared with. Prompt takes part where intent.prompt.system is set, FewShot where "
         "intent.prompt.fewShot is not 0. Default: all three.",

@@ -136,7 +136,7 @@ class Reason(enum.StrEnum):
     MODEL_INVALID = "ModelInvalid"
     """The base model's files cannot be loaded."""
     TOO_FEW_EXAMPLES = "TooFewExamples"
-    """The training split has fewer examples than dataset.minimumExamples."""
+    """The training split has fewer examples than dataset.minimumExamples, or so few once near copies count once."""
     FINE_TUNING_NOT_RECOMMENDED = "FineTuningNotRecommended"
     """intent.advice is Enforce, and fine-tuning is the wrong tool for what the job wants; the message says which is right."""
     INSUFFICIENT_GPU_MEMORY = "InsufficientGpuMemory"

@@ -35,7 +35,12 @@ def test_good_data_is_recommended_counted_and_frozen(world: World) -> None:
     found = answer.preflight
     assert found is not None
     assert answer.reason is None
-    assert (found.verdict, found.findings, found.advice) == ("Recommended", [], [])
+    assert (found.verdict, found.findings) == ("Recommended", [])
+    assert [text.split("?")[0] for text in found.advice] == [
+        "Tried a prompt",
+        "Can retrieval (RAG) solve it",
+        "Enough data",
+    ]
     assert (found.examples, found.validation_examples, found.test_examples) == (51, 3, 6)
     assert 0 < found.trainable_tokens < found.tokens
     assert found.estimated_memory is not None
@@ -46,6 +51,22 @@ def test_good_data_is_recommended_counted_and_frozen(world: World) -> None:
     assert manifest is not None
     assert manifest.extra["inputs"][0]["uri"] == spec.dataset.train[0]
     assert manifest.extra["inputs"][0]["etag"]
+
+
+def test_the_rules_that_spoke_are_kept_and_facts_of_earlier_releases_are_read(world: World) -> None:
+    spec = world(intent={"goals": ["Knowledge"]})
+    preflight.preflight(spec)
+    document = kept(spec)
+    assert document["advice"][0]["rule"] == "goal_is_knowledge"
+    assert document["advice"][0]["weight"] == "Against"
+    for name in ("distinct", "top_answer", "novelty", "parameters", "work"):
+        del document["facts"][name]
+    path = pathlib.Path(spec.layout.preflight.removeprefix("file://"))
+    path.write_text(json.dumps(document))
+    answer = preflight.preflight(world(intent={"goals": ["Style"]}))
+    assert answer.preflight is not None
+    assert answer.preflight.verdict == "Recommended"
+    assert answer.preflight.advice[-1] == "Enough data? Yes: 51 training examples."
 
 
 def test_no_prompt_is_on_two_sides_of_the_split(world: World) -> None:

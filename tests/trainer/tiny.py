@@ -100,7 +100,7 @@ def run_document(base: str, train: list[str], output: str, **changes: Any) -> di
         "evaluationHash": "e1",
         "servedModelName": "tiny-tuned",
         "baseModel": {"name": "tiny-base", "source": base},
-        "dataset": {"train": train, "minimumExamples": 10},
+        "dataset": {"train": train, "minimumExamples": 1},
         "storage": {"output": output},
         "training": {"lora": {"rank": 8, "alpha": 16}, "learningRate": 0.01, "batchSize": 8, "maxSteps": 12},
         "evaluation": {"generation": {"maxNewTokens": 24}},

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from finetune_trainer import forest
+from finetune_trainer import forest, passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +47,11 @@ class Plan:
 
 
 def plan(examples: int, *, batch_size: int, seed: int, epochs: float | None, max_steps: int | None) -> Plan:
-    """The steps for a number of epochs, or of steps, or by `epochs_for` where both are absent."""
+    """The steps for a number of epochs, or of steps, or by `passes.epochs_for` where both are absent."""
     if max_steps is not None:
         return Plan(examples, batch_size, seed, max_steps, max_steps * batch_size)
-    seen = max(1, round((epochs or epochs_for(examples)) * examples))
+    seen = max(1, round((epochs or passes.epochs_for(examples)) * examples))
     return Plan(examples, batch_size, seed, math.ceil(seen / batch_size), seen)
-
-
-def epochs_for(examples: int) -> float:
-    """Three passes; more over few examples (at most 25), fewer over many: the rule of OpenAI's fine-tuning service."""
-    if 3 * examples < 100:
-        return min(25, max(3, 100 // examples))
-    if 3 * examples > 25_000:
-        return max(1, 25_000 // examples)
-    return 3
 
 
 def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

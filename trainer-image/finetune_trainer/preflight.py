@@ -16,11 +16,14 @@ import numpy as np
 
 from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer import (
+    advisor,
     case,
     corpus,
     dataset,
+    effort,
     errors,
     estimate,
+    facts,
     folders,
     forecast,
     log,
@@ -33,7 +36,7 @@ from finetune_trainer import (
     tokens,
     verdict,
 )
-from finetune_trainer.checks import review, rule
+from finetune_trainer.checks import novelty, review, rule, sample, variety
 
 FIRST_CONTACT = 20.0
 """Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
@@ -46,6 +49,7 @@ class Gathered:
     path: pathlib.Path
     writer: corpus.Writer
     review: review.Review
+    sample: sample.Sampler
     inputs: list[objects.Entry] = dataclasses.field(default_factory=list)
     pairs: bool | None = None
     """Whether the examples are preference pairs; None before the first one."""
@@ -59,6 +63,8 @@ class Gathered:
         self.pairs = example.rejected is not None
         for row in details.rows:
             self.writer.add(row.ids, row.learned, row.truncated)
+        if part == 0:
+            self.sample.take(self.review.taken, example)
         self.review.take(part, example, details)
 
     def examples(self, wanted: rule.Rows) -> dict[int, dataset.Example]:
@@ -89,9 +95,9 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         place = judgement.after_split(assign(spec, judgement))
         files = [dataclasses.asdict(entry) for entry in gathered.inputs]
         passes(spec, store, judgement, place, files)
-        facts = measure(spec, gathered.corpus, judgement, place, folder)
+        found = measure(spec, gathered, judgement, place, folder)
         freeze(spec, store, gathered, place, encoder, work / "data")
-    return answer(spec, store, facts, files)
+    return answer(spec, store, found, files)
 
 
 def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
@@ -103,13 +109,15 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
     if "facts" not in document:  # the data did not pass
         return None
     log.info("preflight was done before", uri=spec.layout.preflight)
-    return answer(spec, store, verdict.Facts(**document["facts"]), document["inputs"])
+    return answer(spec, store, facts.Facts(**document["facts"]), document["inputs"])
 
 
-def answer(spec: run.Run, store: storage.Storage, facts: verdict.Facts, files: list[dict[str, Any]]) -> outcome.Outcome:
-    """The outcome, kept with the facts it follows from."""
-    result = verdict.judge(spec, facts)
-    write(spec, store, {"outcome": result.wire(), "facts": dataclasses.asdict(facts), "inputs": files})
+def answer(spec: run.Run, store: storage.Storage, found: facts.Facts, files: list[dict[str, Any]]) -> outcome.Outcome:
+    """The outcome, kept with the facts it follows from and the rules that spoke."""
+    result = verdict.judge(spec, found)
+    advice = [one.document() for one in advisor.advise(spec, found)]
+    known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
+    write(spec, store, known)
     log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
     return result
 
@@ -153,7 +161,12 @@ def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work:
     held_out = {"validation": spec.dataset.validation, "test": spec.dataset.test}
     wanted |= {name: chosen.uris for name, chosen in held_out.items() if chosen.uris}
     files = {name: rows.find(store, patterns) for name, patterns in wanted.items()}  # all of them first: it is quick
-    found = Gathered(work / "rows.jsonl", corpus.Writer(work / "corpus"), review.Review(spec.dataset.checks, encoder))
+    found = Gathered(
+        work / "rows.jsonl",
+        corpus.Writer(work / "corpus"),
+        review.Review(spec.dataset.checks, encoder),
+        sample.Sampler(spec.training.seed),
+    )
     with found.path.open("w", encoding="utf-8") as spool:
         for name, entries in files.items():
             found.inputs += entries
@@ -255,35 +268,47 @@ def freeze(
 
 
 def measure(
-    spec: run.Run, found: corpus.Corpus, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
-) -> verdict.Facts:
-    """The numbers of the split."""
-    train = found.select(rule.rows(place == 0))
+    spec: run.Run, gathered: Gathered, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
+) -> facts.Facts:
+    """The numbers of the split. Raises Failure, see `foreseen`."""
+    mine = rule.rows(place == 0)
+    train = gathered.corpus.select(mine)
     lengths = forecast.examples(train, spec.training.batch_size)
-    memory, remedy = estimated(spec, folder, lengths)
-    return verdict.Facts(
-        **{name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)},
+    drawn = gathered.sample.among(place == 0)
+    novel = novelty.measure(drawn)
+    answers = judgement.columns.answer[mine]
+    counts: dict[str, Any] = {name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)}
+    return facts.Facts(
+        **counts,
         tokens=int(train.lengths.sum()),
         trainable=int(train.trainable.sum()),
         truncated=float(train.truncated.mean()),
         findings=[finding.document() for finding in judgement.findings],
-        memory=memory,
-        memory_advice=remedy,
         lengths=dataclasses.asdict(lengths),
+        distinct=variety.distinct(drawn, len(mine)),
+        top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
+        novelty=None if novel is None else dataclasses.asdict(novel),
+        **foreseen(spec, folder, lengths, train.examples),
     )
 
 
-def estimated(spec: run.Run, folder: pathlib.Path, lengths: case.Examples) -> tuple[str | None, str | None]:
-    """Memory of training, and what to change where that is more than there is; None where neither config.json nor the catalogue
+def foreseen(spec: run.Run, folder: pathlib.Path, lengths: case.Examples, examples: int) -> dict[str, Any]:
+    """Memory and work of training, and what to change where memory is short; None where neither config.json nor the catalogue
     tells the model's numbers.
 
     Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPUs have.
     """
     wanted = forecast.of_run(spec, folder, lengths)
     if wanted is None:
-        return None, None
+        return {"memory": None, "parameters": spec.base_model.parameters}
     there = forecast.available(spec)
     remedy = forecast.advice(wanted, there)
     if remedy and spec.gpus and forecast.hopeless(wanted, there):
         raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, remedy)
-    return estimate.text(estimate.setup(wanted, there).memory.total), remedy
+    setup = estimate.setup(wanted, there)
+    return {
+        "memory": estimate.text(setup.memory.total),
+        "memory_advice": remedy,
+        "parameters": wanted.parameters,
+        "work": effort.work(wanted, setup, examples),
+    }

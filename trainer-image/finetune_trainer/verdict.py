@@ -1,13 +1,12 @@
 """The verdict of preflight, pure: what was measured of the data, and what that means for this job.
 
-preflight.json keeps the facts, findings included, so that a later attempt under another threshold or advice judges the
-same frozen split.
+facts.Facts -> `advisor` -> verdict, advice, and under Enforce the end of the job
 """
 
-import dataclasses
 from typing import Any
 
 from finetune_api import checks, job, outcome, reasons, run, status
+from finetune_trainer import advisor, effort, facts, progress
 
 WEIGHTY = 0.01
 """Share of the rows from which a warning changes the verdict; an error does in any case, a note never."""
@@ -15,59 +14,43 @@ WEIGHTY = 0.01
 SPOKEN_OF = 4
 """Findings that the advice speaks of; all of them are in preflight.json."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """The measured data. Tokens are of the training examples."""
-
-    train: int
-    validation: int
-    test: int
-    tokens: int
-    trainable: int
-    truncated: float
-    """Share of the training examples."""
-    findings: list[dict[str, Any]]
-    """What the data checks found: `checks.review.Finding.document` of each rule."""
-    memory: str | None
-    """Estimated memory of training, for people."""
-    memory_advice: str | None = None
-    """What to change where that is more than there is."""
-    lengths: dict[str, float] | None = None
-    """Of the training examples: estimate.Examples."""
+WORDS = {
+    advisor.Weight.NOTE: "Recommended",
+    advisor.Weight.CAUTION: "Caution",
+    advisor.Weight.AGAINST: "NotRecommended",
+}
 
 
-def judge(spec: run.Run, facts: Facts) -> outcome.Outcome:
-    """Verdict and advice; under Enforce too few examples end the job."""
-    ignored = spec.intent.advice is job.Advice.IGNORE
-    few = facts.train < spec.dataset.minimum_examples and not ignored
-    serious = [finding for finding in facts.findings if weighty(finding)]
-    advice = []
-    if few:
-        advice.append(
-            f"{facts.train} training examples are fewer than the {spec.dataset.minimum_examples} of "
-            "dataset.minimumExamples: collect hundreds, or use a prompt with a few of them as examples."
-        )
-    if facts.memory_advice and not ignored:
-        advice.append(facts.memory_advice)
-    if not ignored:
-        advice += [f"{finding['rule']}: {finding['advice']}" for finding in serious[:SPOKEN_OF]]
+def judge(spec: run.Run, found: facts.Facts) -> outcome.Outcome:
+    """Verdict and advice; what speaks against the job ends it under Enforce."""
+    said = advisor.advise(spec, found)
+    against = [one for one in said if one.weight is advisor.Weight.AGAINST]
+    serious = [finding for finding in found.findings if weighty(finding)]
+    weights = [one.weight for one in said] + [advisor.Weight.CAUTION] * bool(serious)
+    heard = [one.text for one in said if one.weight is not advisor.Weight.NOTE]
+    if spec.intent.advice is not job.Advice.IGNORE:
+        heard += [f"{finding['rule']}: {finding['advice']}" for finding in serious[:SPOKEN_OF]]
+    heard += [one.text for one in said if one.weight is advisor.Weight.NOTE]
+    duration = effort.seconds(spec, found.work)
     numbers: dict[str, Any] = {
-        "verdict": "NotRecommended" if few else "Caution" if serious or facts.memory_advice else "Recommended",
-        "advice": advice,
-        "findings": [finding["line"] for finding in facts.findings],
-        "examples": facts.train,
-        "validation_examples": facts.validation,
-        "test_examples": facts.test,
-        "tokens": facts.tokens,
-        "trainable_tokens": facts.trainable,
-        "estimated_memory": facts.memory,
+        "verdict": WORDS[max(weights, default=advisor.Weight.NOTE)],
+        "advice": heard,
+        "findings": [finding["line"] for finding in found.findings],
+        "examples": found.train,
+        "validation_examples": found.validation,
+        "test_examples": found.test,
+        "tokens": found.tokens,
+        "trainable_tokens": found.trainable,
+        "estimated_memory": found.memory,
+        "estimated_duration": None if duration is None else progress.duration(duration),
+        "estimated_cost": effort.price(spec, duration),
     }
-    counts = f"{facts.train} training, {facts.validation} validation and {facts.test} test examples"
+    counts = f"{found.train} training, {found.validation} validation and {found.test} test examples"
+    ends = bool(against) and spec.intent.advice is job.Advice.ENFORCE
     return outcome.Outcome(
         stage=reasons.Stage.PREFLIGHT,
-        reason=reasons.Reason.TOO_FEW_EXAMPLES if few and spec.intent.advice is job.Advice.ENFORCE else None,
-        message=advice[0] if few else f"{counts}, {facts.tokens} tokens, {facts.trainable} of them learned",
+        reason=against[0].reason if ends else None,
+        message=against[0].text if against else f"{counts}, {found.tokens} tokens, {found.trainable} of them learned",
         preflight=status.Preflight(**numbers),
     )
 

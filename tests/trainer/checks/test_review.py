@@ -141,7 +141,8 @@ def test_a_note_alone_does_not_change_the_verdict(world: World) -> None:
     answer = preflight.preflight(world(rows)).preflight
     assert answer is not None
     assert answer.findings[0].startswith("languageMix")
-    assert (answer.verdict, answer.advice) == ("Recommended", [])
+    assert answer.verdict == "Recommended"
+    assert not any("languageMix" in text for text in answer.advice)
 
 
 @pytest.mark.parametrize("count, verdict", [(1, "Recommended"), (3, "Caution")])

@@ -9,6 +9,9 @@
     repeats   rules of the table about equal rows: duplicates, contradictions, leakage
     similar   rules of the table about nearly equal rows, by MinHash
     languages the language of a text
+    sample    a thousand examples as hashes, for what the advisor asks of the data as a whole:
+    novelty   whether answers carry facts
+    variety   how many examples there are once near copies count once
 
 Names, severities and policies of the rules are part of the API: `finetune_api.checks`.
 """

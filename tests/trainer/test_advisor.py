@@ -1,0 +1,231 @@
+"""The advisor's rules, the effort of a training and its price: pure, without data or model."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+
+from finetune_api import basemodel, job, reasons, run
+from finetune_trainer import advisor, architecture, case, effort, estimate, facts, verdict
+
+LLAMA = basemodel.Architecture(
+    layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    attention_heads=32,
+    key_value_heads=8,
+    head_dim=128,
+    vocabulary_size=128256,
+    max_positions=131072,
+)
+FOUND = facts.Facts(
+    train=800,
+    validation=40,
+    test=90,
+    tokens=200_000,
+    trainable=80_000,
+    truncated=0.0,
+    findings=[],
+    memory="21Gi",
+    distinct=790.0,
+    top_answer=0.1,
+    novelty={"share": 0.1, "places": []},
+    parameters=8_030_261_248,
+    work=1e18,
+)
+
+
+def spec(**changes: Any) -> run.Run:
+    document = tiny.run_document("file:///base", ["file:///train.jsonl"], "file:///out", **changes)
+    return run.Run.model_validate_json(json.dumps(document))
+
+
+def spoke(found: facts.Facts = FOUND, **changes: Any) -> dict[str, advisor.Advice]:
+    return {one.rule: one for one in advisor.advise(spec(**changes), found) if one.weight or one.rule.startswith("tr")}
+
+
+def changed(**fields: Any) -> facts.Facts:
+    return dataclasses.replace(FOUND, **fields)
+
+
+def test_nothing_speaks_against_good_data_for_a_good_reason() -> None:
+    answer = verdict.judge(spec(intent={"goals": ["Style"]}), FOUND)
+    assert answer.preflight is not None
+    assert answer.preflight.verdict == "Recommended"
+    assert answer.message == "800 training, 40 validation and 90 test examples, 200000 tokens, 80000 of them learned"
+    assert answer.preflight.advice == [
+        "Tried a prompt? None is stated: put today's into intent.prompt.system, and it will compete.",
+        "Can retrieval (RAG) solve it? Hardly: 10% of the answers look like facts.",
+        "Enough data? Yes: 800 training examples, about 790 of them different.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "every, weight", [("Rarely", None), ("Monthly", "CAUTION"), ("Weekly", "AGAINST"), ("Daily", "AGAINST")]
+)
+def test_what_changes_faster_than_training_belongs_into_a_prompt(every: str, weight: str | None) -> None:
+    found = spoke(intent={"changeFrequency": every})
+    assert [one.weight.name for one in found.values()] == ([weight] if weight else [])
+
+
+def test_wrong_goals_alone_end_an_enforced_job_and_beside_right_ones_warn() -> None:
+    both = spoke(intent={"goals": ["Knowledge", "GeneralCapability"]})
+    assert {one.weight for one in both.values()} == {advisor.Weight.AGAINST}
+    mixed = spoke(intent={"goals": ["Knowledge", "Style"]})
+    assert [one.weight for one in mixed.values()] == [advisor.Weight.CAUTION]
+    ended = verdict.judge(spec(intent={"goals": ["Knowledge"], "advice": "Enforce"}), FOUND)
+    assert ended.reason is reasons.Reason.FINE_TUNING_NOT_RECOMMENDED
+    assert "RAG" in ended.message
+    assert verdict.judge(spec(intent={"goals": ["Knowledge", "Style"], "advice": "Enforce"}), FOUND).reason is None
+
+
+def test_the_weightiest_comes_first_and_tells_why_the_job_ends() -> None:
+    few = changed(train=12, distinct=12.0, parameters=70_000_000_000, memory_advice="training needs more.")
+    wanted = spec(intent={"advice": "Enforce", "changeFrequency": "Monthly"}, dataset={"minimumExamples": 200})
+    answer = verdict.judge(wanted, few)
+    assert answer.reason is reasons.Reason.TOO_FEW_EXAMPLES
+    assert answer.preflight is not None
+    assert answer.preflight.advice[0] == answer.message
+    assert "training needs more." in answer.preflight.advice
+    assert answer.preflight.advice[-1].startswith("Enough data? No: 12")
+
+
+@pytest.mark.parametrize("distinct, weight", [(790.0, None), (190.0, "CAUTION"), (30.0, "AGAINST")])
+def test_near_copies_are_weighed_by_what_is_left(distinct: float, weight: str | None) -> None:
+    found = spoke(changed(distinct=distinct), dataset={"minimumExamples": 200})
+    assert [one.weight.name for one in found.values()] == ([weight] if weight else [])
+
+
+def test_what_a_sample_cannot_count_is_not_said() -> None:
+    many = changed(train=50_000, distinct=48_000.0)
+    assert advisor.advise(spec(), many)[-1].text == "Enough data? Yes: 50000 training examples."
+    few = advisor.advise(spec(dataset={"minimumExamples": 200}), changed(train=50_000, distinct=6.0))
+    assert few[-1].text == "Enough data? Hardly: 50000 training examples, about 6 of them different."
+
+
+def test_knowledge_seen_in_the_data_is_a_guess_and_says_so() -> None:
+    seen = changed(novelty={"share": 0.62, "places": ["train.jsonl:3"]})
+    (said,) = spoke(seen).values()
+    assert said.weight is advisor.Weight.CAUTION
+    assert "look like knowledge: 62%" in said.text
+    assert "train.jsonl:3" in said.text
+    assert "guess" in said.text
+    assert list(spoke(seen, intent={"goals": ["Knowledge"]})) == ["goal_is_knowledge"]
+
+
+def test_a_large_model_costs_its_parameters() -> None:
+    (said,) = spoke(changed(parameters=70_553_706_496)).values()
+    assert "71 billion parameters" in said.text
+    assert "about 9 times" in said.text
+    assert spoke(changed(parameters=14_000_000_000)) == {}
+
+
+def test_under_ignore_nothing_is_said() -> None:
+    ignored = spec(intent={"goals": ["Knowledge"], "advice": "Ignore", "changeFrequency": "Daily"})
+    answer = verdict.judge(ignored, changed(train=3, parameters=70_000_000_000)).preflight
+    assert answer is not None
+    assert (answer.verdict, answer.advice) == ("Recommended", [])
+
+
+def test_every_rule_is_in_a_list_and_speaks_in_sentences() -> None:
+    bad = changed(
+        train=300,
+        distinct=10.0,
+        top_answer=1.0,
+        novelty={"share": 0.9, "places": []},
+        parameters=70_000_000_000,
+        memory_advice="training needs more.",
+        work=1e24,
+    )
+    wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}
+    said = spoke(bad, intent={"goals": ["GeneralCapability"], "changeFrequency": "Weekly"}, **wanted)
+    said |= spoke(bad, intent={"goals": ["Knowledge"], "changeFrequency": "Monthly"}, **wanted)
+    said |= spoke(changed(train=3), **wanted)
+    assert set(said) == {rule.__name__ for rule in advisor.RULES}
+    for one in said.values():
+        assert one.text[-1] == "."
+        assert len(one.text) < 400
+
+
+# -- effort and price --
+
+
+@pytest.mark.parametrize(
+    "name, tera",
+    [
+        ("nvidia-l4", 121),
+        ("nvidia-a10g", 70),
+        ("nvidia-a10", 125),
+        ("nvidia-l40s", 362),
+        ("nvidia-a100-80gb-pcie", 312),
+        ("NVIDIA-H100-80GB-HBM3", 989),
+        ("h100-pcie", 756),
+        ("nvidia-h200", 989),
+        ("nvidia-b200", 2250),
+        ("nvidia-gb200", 2500),
+        ("nvidia-a100-40gb-mig-1g.5gb", None),
+        ("nvidia-tesla-t4", None),
+        ("somebody-else", None),
+        (None, None),
+    ],
+)
+def test_a_gpu_is_known_by_the_words_of_its_type(name: str | None, tera: float | None) -> None:
+    assert effort.peak(name) == (None if tera is None else tera * 1e12)
+
+
+def eight_billion(**training: Any) -> case.Case:
+    settings = job.Training.model_validate({"maxSteps": 100, "batchSize": 16} | training)
+    device = case.Device("cuda")
+    return case.Case(architecture.Shape(LLAMA), settings, case.Examples.alike(1024, 16), device)
+
+
+def operations(wanted: case.Case, *, checkpointing: bool = False) -> float:
+    setup = estimate.Setup(16 * 1024, checkpointing, estimate.Memory())
+    return effort.work(wanted, setup, 1000)
+
+
+def test_the_work_is_four_operations_a_weight_and_token_and_half_as_much_again_with_checkpointing() -> None:
+    wanted = eight_billion()
+    per_token = operations(wanted) / (100 * 16 * 1024)
+    assert per_token == pytest.approx(4 * 8.03e9, rel=0.08)
+    assert operations(wanted, checkpointing=True) / operations(wanted) == pytest.approx(1.5, abs=0.04)
+    assert operations(eight_billion(objective="DPO")) > 1.3 * operations(wanted)
+    assert operations(eight_billion(method="QLoRA")) == effort.QUANTISED * operations(wanted)
+
+
+def test_what_examples_begin_with_is_computed_once_a_step() -> None:
+    wanted = eight_billion()
+    shared = dataclasses.replace(wanted, examples=dataclasses.replace(wanted.examples, step=1024.0 * 6))
+    assert operations(shared) == pytest.approx(operations(wanted) * 6 / 16)
+
+
+def test_time_and_price_are_those_of_all_gpus_together() -> None:
+    one = spec(gpus=1, gpuType="nvidia-l4", pricePerGpuHour=0.8, currency="EUR")
+    hours = 1e18 / (121e12 * 0.35) / 3600
+    answer = verdict.judge(one, FOUND).preflight
+    assert answer is not None
+    assert answer.estimated_duration == "6h33m"
+    assert answer.estimated_cost == f"{hours * 0.8:.2f} EUR"
+    many = spec(gpus=4, nodes=2, gpuType="nvidia-l4", pricePerGpuHour=0.8)
+    assert effort.seconds(many, 1e18) == pytest.approx(hours * 3600 / 8)
+    assert effort.price(many, effort.seconds(many, 1e18)) == f"{hours * 0.8:.2f} USD"
+    assert effort.price(one, 1.0) == "less than 0.01 EUR"
+
+
+def test_on_cpus_and_unknown_gpus_nothing_is_estimated() -> None:
+    for unknown in (spec(), spec(gpus=1), spec(gpus=1, gpuType="somebody-else")):
+        answer = verdict.judge(unknown, FOUND).preflight
+        assert answer is not None
+        assert answer.estimated_duration is None
+        assert answer.estimated_cost is None
+    priceless = spec(gpus=1, gpuType="nvidia-l4")
+    assert effort.seconds(priceless, 1e18) is not None
+    assert effort.price(priceless, 60.0) is None
+
+
+def test_a_training_of_days_is_a_note() -> None:
+    (said,) = spoke(changed(work=1e20), gpus=1, gpuType="nvidia-l4").values()
+    assert said.rule == "training_takes_days"
+    assert said.weight is advisor.Weight.NOTE
