@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_api.reasons import Stage
 from flow import recorder
 from support import gitops
 
@@ -34,7 +35,9 @@ def is_what_was_asked_for(version: recorder.Version, said: str) -> None:
     """Judged by the cluster, not by the status."""
     state, spec = version.raw["status"], version.raw["spec"]
     assert state["observedGeneration"] == version.raw["metadata"]["generation"], said
-    if spec["deployment"]["enabled"]:
+    if spec["intent"]["advice"] == "Enforce" and Stage.TRAIN not in version.done:
+        assert state["baseline"]["sufficient"], said
+    elif spec["deployment"]["enabled"]:
         assert version.serving == state["revision"], f"{version.serving} serves. {said}"
     else:
         assert state["artifacts"]["adapter"]["uri"], said

@@ -21,15 +21,15 @@ def start(script: dict | None = None, **changes) -> world.World:
 
 @pytest.mark.parametrize("stage", list(Stage))
 async def test_suspending_stops_the_stage_and_resuming_starts_the_next_attempt(stage: Stage) -> None:
-    played = start({stage: [Hangs()]})
+    played = start({stage: [Hangs()]}, **world.ASKED)
     await played.settle(until=played.runs(stage))
-    played.apply(**{"spec.suspend": True})
+    played.apply(**world.ASKED, **{"spec.suspend": True})
     await played.rest()
     assert (played.phase, played.reason("Ready")) == (Phase.SUSPENDED, Reason.SUSPENDED)
     assert not played.pods(stage)
     assert not played.pods("server")
     assert world.kstatus(played.job) == "InProgress"
-    played.apply()
+    played.apply(**world.ASKED)
     await played.rest()
     assert played.phase == Phase.READY
     assert [name.rpartition("-")[2] for name in played.attempts(stage)] == ["1", "2"]
@@ -364,7 +364,7 @@ async def test_an_api_server_that_is_away_now_and_then_costs_time_only(seed: int
     played.cluster.refuse = lambda *_: None
     await played.rest()
     assert played.phase == Phase.READY
-    assert [len(played.attempts(stage)) for stage in Stage] == [1, 1, 1, 1]
+    assert [len(played.attempts(stage)) for stage in world.ALWAYS] == [1, 1, 1, 1]
 
 
 async def test_the_status_stays_small() -> None:

@@ -221,10 +221,10 @@ async def test_the_deadline_says_nothing_of_a_model_that_serves() -> None:
 
 @pytest.mark.parametrize("stage", list(Stage))
 async def test_a_longer_deadline_gives_the_stage_another_try(stage: Stage) -> None:
-    played = start({stage: [Unschedulable()]}, **{"spec.activeDeadlineSeconds": 3600})
+    played = start({stage: [Unschedulable()]}, **world.ASKED, **{"spec.activeDeadlineSeconds": 3600})
     await played.wait(4000)
     assert played.reason("Failed") == Reason.DEADLINE_EXCEEDED
-    played.apply(**{"spec.activeDeadlineSeconds": 7200})
+    played.apply(**world.ASKED, **{"spec.activeDeadlineSeconds": 7200})
     await played.rest()
     assert played.phase == Phase.READY
     assert len(played.attempts(stage)) == 2

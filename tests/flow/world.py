@@ -20,6 +20,10 @@ SETTINGS: dict[str, Any] = {
     "preflight": {"requests": {"cpu": "500m", "memory": "2Gi"}},
     "verify": {"requests": {"cpu": "100m", "memory": "128Mi"}},
 }
+ALWAYS = tuple(stage for stage in Stage if stage is not Stage.BASELINE)
+"""The stages of a job without a gate that a prompt could pass."""
+ASKED: dict[str, Any] = {"spec.evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]}
+"""A job with such a gate."""
 FOUND = status.Preflight(verdict="Recommended", examples=1000, tokens=90_000, trainable_tokens=30_000)
 
 
@@ -293,7 +297,7 @@ class World:
 
     def attempts(self, stage: str) -> list[str]:
         """Names of all Jobs of a stage that ever existed."""
-        marker = {"evaluate": "-eval", "verify": "-check"}.get(stage, f"-{stage}-")
+        marker = {"baseline": "-base", "evaluate": "-eval", "verify": "-check"}.get(stage, f"-{stage}-")
         return [name for kind, name, _ in self.cluster.created if kind == "Job" and marker in name]
 
     def pods(self, role: str) -> list[Raw]:

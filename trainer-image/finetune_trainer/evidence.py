@@ -21,7 +21,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-RESAMPLES = 4_000
+RESAMPLES = 10_000
 UNITS = 2_000
 """Examples beyond this number are put together into as many groups of equal size, which are resampled instead."""
 SEED = 20_26
@@ -184,14 +184,16 @@ def _resampled(column: Column) -> Array:
     """float [RESAMPLES]: the metric of examples drawn again."""
     units = _units(column)
     found = column.of(_draws(len(units)) @ units)
-    return column.value + (found - column.value) * math.sqrt(len(units) / (len(units) - 1))
+    wider: Array = column.value + (found - column.value) * math.sqrt(len(units) / (len(units) - 1))
+    return wider
 
 
 def _gains(one: Column, other: Column, sign: float, gain: float) -> Array:
     first, second = _units(one), _units(other)
     draws = _draws(len(first))
     found = sign * (one.of(draws @ first) - other.of(draws @ second))
-    return gain + (found - gain) * math.sqrt(len(first) / (len(first) - 1))
+    wider: Array = gain + (found - gain) * math.sqrt(len(first) / (len(first) - 1))
+    return wider
 
 
 def _swapped(one: Column, other: Column, sign: float, gain: float) -> float:

@@ -234,7 +234,8 @@ def _macro(labels: int, sums: evidence.Array) -> evidence.Array:
     right, expected, answered = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, labels), -2, 0)
     each = np.divide(2 * right, expected + answered, out=np.zeros_like(right), where=expected + answered > 0)
     there = expected > 0
-    return np.where(there, each, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+    found: evidence.Array = np.where(there, each, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+    return found
 
 
 def validator(schema: dict[str, Any]) -> Callable[[str | None], float]:

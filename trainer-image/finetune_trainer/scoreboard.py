@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import job, results, run, status
@@ -52,7 +53,7 @@ def score(spec: run.Run) -> job.Metric:
     return spec.evaluation.gates[0].metric if spec.evaluation.gates else job.Metric.EXACT_MATCH
 
 
-def best(spec: run.Run, found: Findings, among: list[job.Contender]) -> job.Contender | None:
+def best(spec: run.Run, found: Findings, among: Sequence[job.Contender]) -> job.Contender | None:
     """The contender that is best in the job's metric, else in the loss; the first of equals, which is the simplest."""
     for metric in (score(spec), job.Metric.LOSS):
         there = [(found.values[which][metric].value, which) for which in among if metric in found.values.get(which, {})]

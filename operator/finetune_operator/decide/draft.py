@@ -9,6 +9,8 @@ from finetune_operator import conditions, observe, revisions
 from finetune_operator.manifests import meta, release
 
 HISTORY = 10
+Adapter = status.Adapter
+"""Within the draft `status` is the status itself."""
 STAGES = (
     Condition.PREFLIGHT_PASSED,
     Condition.BASELINE_MEASURED,
@@ -88,7 +90,7 @@ class Draft:
         return run.ResolvedBaseModel.model_validate(self.wanted.resolved[revisions.BASE_MODEL])
 
     @property
-    def adapter(self) -> status.Adapter:
+    def adapter(self) -> Adapter:
         """Of this revision, once Trained is true: both are written in the same status patch."""
         assert self.status.artifacts is not None
         assert self.status.artifacts.adapter is not None

@@ -20,8 +20,8 @@ def sum_up(draft: Draft) -> None:
         complete = conditions.get(state, Condition.COMPLETE)
         enough = complete is not None and complete.reason == Reason.PROMPT_ALREADY_SUFFICIENT
         text = complete.message if complete is not None and enough else "done: nothing is to be served"
-        reason = Reason.PROMPT_ALREADY_SUFFICIENT if enough else Reason.SUCCEEDED
-        _kstatus(draft, "True", False, False, reason, text + _meanwhile(serving))
+        why = Reason.PROMPT_ALREADY_SUFFICIENT if enough else Reason.SUCCEEDED
+        _kstatus(draft, "True", False, False, why, text + _meanwhile(serving))
     elif conditions.is_true(state, Condition.SUSPENDED):
         text = "suspended: set spec.suspend to false to go on" + _meanwhile(serving)
         _kstatus(draft, "False", False, False, Reason.SUSPENDED, text)
