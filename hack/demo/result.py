@@ -22,7 +22,8 @@ def metrics(job: Job) -> str:
         if metric["name"] not in names:
             names.append(metric["name"])
         values[metric["name"], metric["contender"]] = metric["value"]
-    contenders = [c for c in ("Base", "Tuned") if any(c == contender for _, contender in values)]
+    everybody = ("Base", "Prompt", "FewShot", "Serving", "Tuned")
+    contenders = [c for c in everybody if any(c == contender for _, contender in values)]
     lines = [f"  {'metric':<14}" + "".join(f"{c:>12}" for c in contenders)]
     lines += [f"  {name:<14}" + "".join(f"{values.get((name, c), '-'):>12}" for c in contenders) for name in names]
     for gate in measured.get("gates", []):
@@ -36,7 +37,7 @@ def side_by_side(samples: Sequence[dict[str, Any]]) -> str:
     shown = []
     for sample in samples:
         asked = question(sample["messages"])
-        left, right = _wrap(sample["base"]), _wrap(sample["tuned"])
+        left, right = _wrap(sample["answers"]["Base"]), _wrap(sample["answers"]["Tuned"])
         rows = max(len(left), len(right))
         left += [""] * (rows - len(left))
         right += [""] * (rows - len(right))
