@@ -1,6 +1,7 @@
 """What an edit of the spec makes stale: the whole revision, its judgement, its release, or a failure that may now pass.
 
-`finetune_operator.revisions` tells which sections changed; here the status forgets just as much, and the journey goes on from there.
+`finetune_operator.revisions` tells which sections changed; here the status forgets just as much, and the journey goes on from
+there.
 """
 
 import json
