@@ -34,12 +34,15 @@ def _policies(chosen: list[str]) -> dict[str, checks.Policy]:
     """Of rule=Policy pairs. Raises manifests.Invalid."""
     found = {}
     for pair in chosen:
-        id, _, policy = pair.partition("=")
-        try:
-            found[id] = checks.Policy(policy)
-        except ValueError:
-            message = f"--checks {pair}: write RULE=POLICY, the policy one of {', '.join(checks.Policy)}"
-            raise manifests.Invalid([answer.Problem(message=message)]) from None
+        id, _, word = pair.partition("=")
+        if id not in checks.BY_ID:
+            message = f"--checks {pair}: there is no rule {id!r}; known are {', '.join(checks.BY_ID)}"
+            raise manifests.Invalid([answer.Problem(message=message)])
+        allowed = {policy.value: policy for policy in checks.ALLOWED[checks.BY_ID[id].scope]}
+        if word not in allowed:
+            message = f"--checks {pair}: {id} cannot be {word!r}; write {', '.join(allowed)}"
+            raise manifests.Invalid([answer.Problem(message=message)])
+        found[id] = allowed[word]
     return found
 
 
@@ -153,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
         "--work", type=pathlib.Path, metavar="FOLDER", help="for logs and downloads; absent: below ~/.cache/finetune"
     )
     for one in made.values():
-        one.add_argument("--output", choices=("table", "json"), default="table", help="json: one document on stdout")
+        one.add_argument("--output", choices=("table", "json"), default="table", help="how it is printed; json: one document on stdout")
     return whole
 
 

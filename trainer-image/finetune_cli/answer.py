@@ -4,6 +4,8 @@ Its JSON Schema is docs/reference/cli.schema.json. Fields that do not apply are 
 """
 
 import enum
+import re
+import urllib.parse
 from typing import Any, Literal
 
 from pydantic import Field
@@ -149,8 +151,8 @@ def findings(documents: list[dict[str, Any]]) -> list[Finding]:
 
 
 def place(text: str) -> str:
-    """A place of a finding; a local file without file://."""
-    return text.replace("file://", "")
+    """A text with its file:// URIs as the paths that people write."""
+    return re.sub(r"file://(\S+)", lambda found: urllib.parse.unquote(found[1]), text)
 
 
 def counts(found: status.Preflight) -> Counts:

@@ -120,7 +120,9 @@ def described(wanted: Wanted) -> run.Run:
         )
     except pydantic.ValidationError as error:
         problems = [
-            answer.Problem(message=f"{found['msg'].removeprefix('Value error, ')} ({str(found['input'])[:200]})")
+            answer.Problem(
+                message=f"{answer.place(str(found['input'])[:200])}: {found['msg'].removeprefix('Value error, ')}"
+            )
             for found in error.errors()
         ]
         if len(wanted.data) > 64:
