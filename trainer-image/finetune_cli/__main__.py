@@ -156,7 +156,12 @@ def parser() -> argparse.ArgumentParser:
         "--work", type=pathlib.Path, metavar="FOLDER", help="for logs and downloads; absent: below ~/.cache/finetune"
     )
     for one in made.values():
-        one.add_argument("--output", choices=("table", "json"), default="table", help="how it is printed; json: one document on stdout")
+        one.add_argument(
+            "--output",
+            choices=("table", "json"),
+            default="table",
+            help="how it is printed; json: one document on stdout",
+        )
     return whole
 
 

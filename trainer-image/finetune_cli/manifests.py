@@ -128,8 +128,14 @@ def read(file: pathlib.Path) -> list[Document]:
                 )
                 raise Invalid([place])
             if twice := list(_twice(node)):
-                document = Document(file, node, {})
-                raise Invalid([document.problem(path, "is written twice; keep one") for path in twice])
+                raise Invalid(
+                    [
+                        answer.Problem(
+                            file=str(file), line=line, path=words(path), message="is written twice; keep one"
+                        )
+                        for path, line in twice
+                    ]
+                )
             found.append(Document(file, node, _without_nulls(json.loads(json.dumps(data)))))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
@@ -141,13 +147,13 @@ def read(file: pathlib.Path) -> list[Document]:
     return found
 
 
-def _twice(node: Any, path: Path = ()) -> Iterator[Path]:
-    """Paths of keys that an object has more than once."""
+def _twice(node: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Keys that an object has more than once: their paths, and the lines where they come again."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for name, value in node.value:
             if name.value in seen:
-                yield (*path, name.value)
+                yield (*path, name.value), name.start_mark.line + 1
             seen.add(name.value)
             yield from _twice(value, (*path, name.value))
     elif isinstance(node, yaml.SequenceNode):
@@ -180,12 +186,15 @@ def schema(kind: str) -> dict[str, Any]:
 def check(document: Document, model: type[Spec]) -> Spec:
     """The spec of a document, after all that the API server would check. Raises Invalid."""
     problems = list(_headed(document))
+    problems += [
+        document.problem(path, message) for path, message in _strange(schema(document.kind), document.data, ())
+    ]
     spec: Spec | None = None
     try:
         # From JSON, so that "5" is no number; what is an enumeration or a quantity may be text.
         spec = model.model_validate_json(json.dumps(document.data.get("spec", {})), strict=True)
     except pydantic.ValidationError as error:
-        problems += [_problem(document, found) for found in error.errors()]
+        problems += [_problem(document, found) for found in error.errors() if found["type"] != "extra_forbidden"]
     if problems or spec is None:
         raise Invalid(sorted(problems, key=lambda problem: problem.line or 0))
     # With the defaults that the API server would have filled in.
@@ -214,6 +223,22 @@ def _headed(document: Document) -> Iterator[answer.Problem]:
         yield document.problem(("spec",), "is missing, or is no object")
 
 
+def _strange(node: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Fields that the schema does not know, and items that a set has twice."""
+    if isinstance(value, dict) and "properties" in node:
+        for key, child in value.items():
+            # Of metadata the schema knows only what its rules speak of.
+            if path != ("metadata",) and key not in node["properties"]:
+                yield (*path, key), f"is no field that exists here; known are {', '.join(sorted(node['properties']))}"
+            else:
+                yield from _strange(node["properties"].get(key, {}), child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            if node.get("x-kubernetes-list-type") == "set" and child in value[:index]:
+                yield (*path, index), f"is there twice: {json.dumps(child)}"
+            yield from _strange(node.get("items", {}), child, (*path, index))
+
+
 def _problem(document: Document, found: Any) -> answer.Problem:
     """A finding of pydantic in our words: a refused pattern or bound has a message of its own in the schema."""
     path: Path = ("spec", *(key for key in found["loc"] if not str(key).startswith("function-")))
@@ -221,14 +246,11 @@ def _problem(document: Document, found: Any) -> answer.Problem:
     own = [rule["message"] for rule in node.get("x-kubernetes-validations", [])] if node else []
     kind = found["type"]
     message = str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    if kind == "extra_forbidden":
-        known = sorted((_walked(schema(document.kind), path[:-1]) or {}).get("properties", {}))
-        message = f"is no field that exists here; known are {', '.join(known)}"
-    elif kind == "missing":
+    if kind == "missing":
         message = "is missing, and has no default"
     elif kind == "string_pattern_mismatch" or kind.startswith(("greater_than", "less_than")):
         message = own[0] if own else message
-    if kind not in ("extra_forbidden", "missing"):
+    if kind != "missing":
         message = f"{message[:1].lower()}{message[1:]}; found {json.dumps(found['input'])[:100]}"
     return document.problem(path, message)
 

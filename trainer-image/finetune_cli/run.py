@@ -48,8 +48,12 @@ class Course:
                 text = f"{stage}: {message} (log: {ended.log})"
                 return self.answered(answer.code(reason), text, reason)
             self.found[stage] = ended.said
-            if ended.said.reason is not None:
-                return self.advised(stage, ended.said)
+            if self.enough(stage, ended.said):
+                reason = reasons.Reason.PROMPT_ALREADY_SUFFICIENT
+                return self.answered(answer.Exit.DONE, f"nothing is trained: {ended.said.message}", reason)
+            if ended.said.reason is not None and stage is not Stage.BASELINE:
+                text = f"{stage}: {ended.said.message}"
+                return self.answered(answer.code(ended.said.reason), text, ended.said.reason)
             if self.stop.asked:
                 text = f"stopped after {stage}; what was done is kept. Go on with: {self.resume}"
                 return self.answered(answer.Exit.STOPPED, text)
@@ -93,12 +97,10 @@ class Course:
         trained = self.found.get(Stage.TRAIN)
         return trained.training.adapter if trained and trained.training else None
 
-    def advised(self, stage: Stage, said: outcome.Outcome) -> answer.Answer:
-        """Advice that ends the job: a prompt that is good enough is good news."""
-        reason = said.reason
-        if reason is reasons.Reason.PROMPT_ALREADY_SUFFICIENT:
-            return self.answered(answer.Exit.DONE, said.message, reason)
-        return self.answered(answer.code(reason), f"{stage}: {said.message}", reason)
+    def enough(self, stage: Stage, said: outcome.Outcome) -> bool:
+        """Whether a prompt alone passes the gates, and the job wants to stop there."""
+        sufficient = said.baseline is not None and said.baseline.sufficient is not None
+        return stage is Stage.BASELINE and sufficient and self.spec.intent.advice is job.Advice.ENFORCE
 
     def finished(self) -> answer.Answer:
         found = self.found[Stage.EVALUATE].evaluation
