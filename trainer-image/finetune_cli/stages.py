@@ -157,6 +157,8 @@ def execute(
                     signalled = stop.asked
                 if (progress := place.progress(attempt)) is not None:
                     tell(progress)
+            if (progress := place.progress(attempt)) is not None:  # the last word may have come after the last look
+                tell(progress)
         finally:
             if process.poll() is None:
                 process.terminate()
