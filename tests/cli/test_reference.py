@@ -46,6 +46,6 @@ def test_answers_of_every_verb_are_of_the_schema(job, said, tmp_path: pathlib.Pa
         assert found["exitCode"] == code
 
 
-@pytest.mark.parametrize("name", ["Problem", "Finding", "Counts", "Job", "Stage", "Estimate"])
+@pytest.mark.parametrize("name", ["Problem", "Finding", "Counts", "Job", "StageResult", "Estimate"])
 def test_every_part_of_an_answer_is_described(name: str) -> None:
     assert SCHEMA["$defs"][name]["description"]

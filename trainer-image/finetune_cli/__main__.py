@@ -104,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
         description=f"A FineTuneJob without a cluster: the same manifest, the same checks, the same stages. Exit codes: {codes}.",
     )
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
-    made = {name: verbs.add_parser(name, help=text, description=text) for name, (_, text) in VERBS.items()}
+    made: dict[str, argparse.ArgumentParser] = {
+        name: verbs.add_parser(name, help=text, description=text) for name, (_, text) in VERBS.items()
+    }
     made["validate"].add_argument(
         "data",
         nargs="+",

@@ -85,7 +85,7 @@ class Job(status.Reported):
     output: str = Field(description="The revision's folder.")
 
 
-class Stage(status.Reported):
+class StageResult(status.Reported):
     """One stage of a run."""
 
     stage: reasons.Stage
@@ -121,7 +121,7 @@ class Answer(status.Reported):
     findings: list[Finding] = Field(default_factory=list, description="What the data checks found.")
     advice: list[str] = Field(default_factory=list, description="What to do.")
     estimate: Estimate | None = None
-    stages: list[Stage] = Field(default_factory=list, description="What `run` did.")
+    stages: list[StageResult] = Field(default_factory=list, description="What `run` did.")
     baseline: status.Baseline | None = Field(default=None, description="What a prompt alone reaches.")
     passed: bool | None = Field(default=None, description="Whether every gate passed; absent: nothing was evaluated.")
     gates: list[status.GateResult] = Field(default_factory=list, description="Each gate with what was measured.")

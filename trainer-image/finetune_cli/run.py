@@ -32,7 +32,7 @@ class Course:
     screen: show.Screen
     resume: str
     """The command that goes on."""
-    done: list[answer.Stage] = dataclasses.field(default_factory=list)
+    done: list[answer.StageResult] = dataclasses.field(default_factory=list)
     found: dict[Stage, outcome.Outcome] = dataclasses.field(default_factory=dict)
 
     def go(self) -> answer.Answer:
@@ -75,7 +75,7 @@ class Course:
             )
             attempt, arguments = attempt + 1, [*arguments, *SMALLER]
         said = ended.said
-        made = answer.Stage(
+        made = answer.StageResult(
             stage=stage,
             attempts=attempt,
             exit_code=ended.code,

@@ -26,7 +26,7 @@ class Screen:
     def __init__(self) -> None:
         import rich.console
 
-        self._console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = rich.console.Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -36,7 +36,7 @@ class Screen:
             f"{wanted.namespace}/{wanted.name}, revision {wanted.revision}: results in {wanted.output}, logs in {work}"
         )
 
-    def ended(self, stage: answer.Stage) -> None:
+    def ended(self, stage: answer.StageResult) -> None:
         words = "done" if not stage.exit_code else f"ended with code {stage.exit_code}"
         self.say(f"{stage.stage}: {words} in {stage.seconds:.0f} s{': ' + stage.message if stage.message else ''}")
 
@@ -107,9 +107,9 @@ def text(found: answer.Answer, table: str | None = None) -> None:
     import rich.console
 
     # Piped, a line is as long as it must be: a place that is wrapped cannot be opened.
-    console = rich.console.Console(highlight=False)
+    console = rich.console.Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = rich.console.Console(highlight=False, width=240)
+        console = rich.console.Console(highlight=False, emoji=False, width=240)
     _head(console, found)
     if table is not None:
         print(table)
