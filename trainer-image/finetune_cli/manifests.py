@@ -118,7 +118,7 @@ def read(file: pathlib.Path) -> list[Document]:
     try:
         loader = _Loader(text)
         while loader.check_node():
-            node = loader.get_node()
+            node: Any = loader.get_node()
             data = loader.construct_document(node)
             if data is None:
                 continue

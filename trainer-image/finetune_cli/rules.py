@@ -15,7 +15,7 @@ Broken = list[tuple[Path, str]]
 
 PACKAGE = "common-expression-language"
 
-UNITS = {
+UNITS: dict[str, int | fractions.Fraction] = {
     "": 1, "m": fractions.Fraction(1, 1000), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
