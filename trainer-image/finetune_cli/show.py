@@ -144,7 +144,8 @@ def _head(console: Any, found: answer.Answer) -> None:
             else f"; {counts.tokens} training tokens, {counts.trainable_tokens} of them learned"
         )
         console.print(", ".join(told) + tokens, markup=False)
-    if found.message and found.command != "estimate" and found.message not in found.advice:
+    # Where nothing ends the job, the message of a preflight repeats what is said above and below.
+    if found.message and (found.command in ("validate", "run", "report") or found.reason is not None):
         style = "" if found.exit_code == answer.Exit.DONE else "red"
         console.print(f"{found.reason + ': ' if found.reason else ''}{found.message}", markup=False, style=style)
 
