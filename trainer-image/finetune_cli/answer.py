@@ -1,6 +1,6 @@
 """What every verb answers: one document, printed as JSON by --output json and as text by `show`, and the exit code.
 
-Its JSON Schema is docs/reference/cli.schema.json. Fields that do not apply are absent.
+Its JSON Schema is docs/reference/cli.schema.json. Fields that do not apply are absent or empty.
 """
 
 import enum

@@ -20,7 +20,7 @@ ABOUT = """# `finetune`: a FineTuneJob without a cluster
 
 The guide is [without a cluster](../guides/without-a-cluster.md). `--output json` prints one document on stdout, of the schema
 [cli.schema.json](cli.schema.json), also when the input is wrong; progress and problems go to stderr, each problem as
-`file:line: field message`. Fields that do not apply are absent; a later version may add some."""
+`file:line: field message`. Fields that do not apply are absent or empty; a later version may add some."""
 
 
 def files() -> dict[Path, str]:
