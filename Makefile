@@ -45,6 +45,7 @@ format: venv ## Format the code and repair what the linter can
 crds: venv ## Write the CRDs and the API reference from the models
 	$(VENV)/python -m finetune_api.crd
 	$(VENV)/python -m finetune_api.reference
+	$(VENV)/python -m finetune_cli.reference
 
 dashboards: venv ## Write the chart's Grafana dashboards
 	$(VENV)/python hack/dashboards
@@ -68,6 +69,7 @@ verify-imports: venv
 verify-generated: venv
 	$(VENV)/python -m finetune_api.crd --check
 	$(VENV)/python -m finetune_api.reference --check
+	$(VENV)/python -m finetune_cli.reference --check
 	$(VENV)/python -m tests.bench.trainer --check
 	$(VENV)/python -m tests.bench.estimate --check
 	$(VENV)/python hack/dashboards --check

@@ -29,7 +29,7 @@ NODES, NODE, RENDEZVOUS = "FINETUNE_NODES", "FINETUNE_NODE", "FINETUNE_RENDEZVOU
 Absent for a single pod. The run file speaks of the spec, these of the attempt that was started."""
 
 PROGRESS_KEY = "progress.json"
-"""Key of the progress ConfigMap: an `outcome.ProgressReport`."""
+"""Key of the progress ConfigMap: an `outcome.ProgressReport`; so are the contents of a progress file."""
 
 
 class ResolvedBaseModel(model.Model):
@@ -72,6 +72,11 @@ class Run(model.Model):
     served_model_name: str
     progress_config_map: str | None = Field(
         default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."
+    )
+    progress_file: str | None = Field(
+        default=None,
+        description="A file of this machine that the trainer writes its progress to, as it would to the ConfigMap; absent in a "
+        "cluster.",
     )
 
     @property

@@ -16,8 +16,8 @@ from typing import Any
 
 import pydantic
 
-from finetune_api import basemodel, job, outcome, run, status
-from finetune_operator import revisions, settings
+from finetune_api import basemodel, job, outcome, revision, run, status
+from finetune_operator import settings
 
 UID = "finetune.dev/uid"
 JOB = "finetune.dev/job"
@@ -347,7 +347,7 @@ def parent(raw: Raw) -> Parent:
         namespace=meta["namespace"],
         uid=meta["uid"],
         generation=int(meta.get("generation", 1)),
-        run_annotation=str((meta.get("annotations") or {}).get(revisions.RUN_ANNOTATION, "")),
+        run_annotation=str((meta.get("annotations") or {}).get(revision.RUN_ANNOTATION, "")),
         created=_time(meta.get("creationTimestamp")),
         deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,

@@ -6,62 +6,14 @@ default, so an upgrade or a new default never retrains; set to something else it
 catalogue does not retrain either, since the section holds the entry's name, not its content.
 """
 
-import collections
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api import basemodel, job, run
+from finetune_api import job, revision
 
-RUN_ANNOTATION = "finetune.dev/run"
-"""Any new value asks for a fresh run with the same spec."""
-
-TRAINING = "training"
-PREFLIGHT = "preflight"
-EVALUATION = "evaluation"
-RELEASE = "release"
-ENVIRONMENT = "environment"
-"""Where and with what the stages run: changes no result, but an edit gives a failed stage another try."""
-BASE_MODEL = "baseModel"
 FREE_MAPS = {"nodeSelector", "checks", "outputSchema"}
 """Fields whose keys are the user's."""
-
-
-def digest(value: Any, length: int = 64) -> str:
-    """The first `length` hexadecimal digits of the SHA-256 of `value` as canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:length]
-
-
-def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = False) -> dict[str, dict[str, Any]]:
-    """The spec, sorted into the sections that decide what must be done again. Absent fields are recorded as null.
-
-    `chosen`: without the fields that have their default; what is left of an empty part is null or empty.
-    """
-    whole: dict[str, Any] = collections.defaultdict(
-        dict, spec.model_dump(mode="json", by_alias=True, exclude_defaults=chosen)
-    )
-    dataset = dict(whole["dataset"])
-    training = {k: v for k, v in whole["training"].items() if k not in {"retries", "checkpoints"}}
-    minimum = dataset.pop("minimumExamples", None)
-    intent = dict(whole["intent"])
-    evaluation = {**whole["evaluation"], "prompt": intent.pop("prompt", None)}
-    environment = {
-        "storage": whole["storage"],
-        "resources": whole["resources"],
-        "evaluationResources": evaluation.pop("resources", None),
-        "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
-        "retries": whole["training"].get("retries"),
-    }
-    deployment = {k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled"}}
-    return {
-        TRAINING: {"baseModel": whole["baseModel"], "dataset": dataset, "training": training, "run": run_annotation},
-        PREFLIGHT: {**intent, "minimumExamples": minimum},
-        EVALUATION: evaluation,
-        RELEASE: deployment,
-        ENVIRONMENT: environment,
-    }
 
 
 def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str]:
@@ -94,24 +46,24 @@ class Wanted:
 
     @property
     def revision(self) -> str:
-        return digest(self.resolved[TRAINING], 8)
+        return revision.training_hash(self.resolved)
 
     @property
     def evaluation_hash(self) -> str:
-        return digest(self.resolved[EVALUATION], 8)
+        return revision.evaluation_hash(self.resolved)
 
     @property
     def release_hash(self) -> str:
         """Names the Deployment together with the revision."""
-        return digest(self.resolved[RELEASE], 4)
+        return revision.digest(self.resolved[revision.RELEASE], 4)
 
 
 def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, Any] | None) -> Wanted:
     """Compare the spec with the record of the last reconcile; unchanged sections keep the recorded words (and so their hash)."""
-    fresh = inputs(spec, run_annotation)
+    fresh = revision.inputs(spec, run_annotation)
     if recorded is None:
         return Wanted(resolved=fresh, changed={section: [] for section in fresh})
-    chosen = inputs(spec, run_annotation, chosen=True)
+    chosen = revision.inputs(spec, run_annotation, chosen=True)
     changed = {
         section: changes(recorded[section], fresh[section], chosen[section]) if section in recorded else []
         for section in fresh
@@ -120,25 +72,6 @@ def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, 
         section: fresh[section] if changed[section] or section not in recorded else recorded[section]
         for section in fresh
     }
-    if not changed[TRAINING] and BASE_MODEL in recorded:
-        resolved[BASE_MODEL] = recorded[BASE_MODEL]
+    if not changed[revision.TRAINING] and revision.BASE_MODEL in recorded:
+        resolved[revision.BASE_MODEL] = recorded[revision.BASE_MODEL]
     return Wanted(resolved=resolved, changed=changed)
-
-
-def resolve(reference: job.BaseModelReference, entry: basemodel.BaseModelSpec | None) -> run.ResolvedBaseModel | None:
-    """The base model that a reference means; None when the catalogue lacks it."""
-    if reference.source is not None:
-        name = reference.source.rstrip("/").rsplit("/", 1)[-1].lower()
-        return run.ResolvedBaseModel(name=name, source=reference.source, revision=reference.revision)
-    if entry is None or reference.name is None:
-        return None
-    return run.ResolvedBaseModel(
-        name=reference.name,
-        source=entry.source,
-        revision=entry.revision,
-        parameters=entry.parameters,
-        architecture=entry.architecture,
-        access_token_secret=entry.access_token_secret,
-        extra_args=entry.defaults.serving.extra_args,
-        learning_rate=entry.defaults.training.learning_rate,
-    )

@@ -182,3 +182,12 @@ def test_promtool_likes_what_the_trainer_exports(world: World, port: int) -> Non
 @pytest.mark.parametrize("seconds, text", [(0.4, "0s"), (45, "45s"), (750, "12m30s"), (11_130, "3h05m")])
 def test_times_are_said_for_people(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_outside_a_cluster_the_run_file_may_name_a_file(world: World, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "progress.json"
+    channel = progress.Progress(world(progressFile=str(path)), "train", 2)
+    channel.tell(status.Progress(percent=50, step=1, total_steps=2))
+    channel.end()
+    report = outcome.ProgressReport.model_validate_json(path.read_bytes())
+    assert (report.revision, report.attempt, report.progress.step) == ("r1", 2, 1)

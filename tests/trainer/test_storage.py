@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api import reasons
-from finetune_trainer import errors, folders, objects, storage
+from finetune_trainer import errors, files, folders, objects, storage
 from finetune_trainer import s3 as s3_store
 
 
@@ -261,3 +261,14 @@ def test_local_writes_leave_nothing_behind_when_they_fail(tmp_path: pathlib.Path
     (tmp_path / "closed").mkdir()
     store.write(f"file://{tmp_path}/closed/a", b"1")
     assert [entry.uri for entry in store.entries(f"file://{tmp_path}/closed/")] == [f"file://{tmp_path}/closed/a"]
+
+
+def test_a_local_path_with_spaces_and_signs_is_found_read_and_listed(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "my data, 100%"
+    folder.mkdir()
+    (folder / "a b.jsonl").write_text("1")
+    uri = files.address(folder / "*.jsonl")
+    assert " " not in uri
+    [entry] = storage.Storage().glob(uri)
+    assert storage.Storage().read(entry.uri) == b"1"
+    assert files.path_of(entry.uri) == folder / "a b.jsonl"

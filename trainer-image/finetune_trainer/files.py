@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import urllib.parse
@@ -13,11 +14,20 @@ from finetune_api import reasons
 from finetune_trainer import errors, objects
 
 
+def address(path: pathlib.Path) -> str:
+    """The file:// URI of an absolute path; white space, which the API does not allow in URIs, is escaped."""
+    return "file://" + re.sub(r"[%\s]", lambda found: urllib.parse.quote(found[0]), str(path))
+
+
+def path_of(uri: str) -> pathlib.Path:
+    return pathlib.Path(urllib.parse.unquote(uri.removeprefix("file://")))
+
+
 class Files:
     """file:// URIs."""
 
     def _path(self, uri: str) -> pathlib.Path:
-        return pathlib.Path(urllib.parse.unquote(uri.removeprefix("file://")))
+        return path_of(uri)
 
     def stat(self, uri: str) -> objects.Entry:
         path = self._path(uri)
@@ -44,7 +54,7 @@ class Files:
     def entries(self, prefix: str) -> Iterator[objects.Entry]:
         folder = self._path(prefix if prefix.endswith("/") else prefix.rpartition("/")[0])
         for path in sorted(folder.rglob("*")):
-            uri = f"file://{path}"
+            uri = address(path)
             if uri.startswith(prefix) and path.is_file() and not path.name.startswith(".tmp-"):
                 with contextlib.suppress(errors.NotFound):
                     yield self.stat(uri)

@@ -1,7 +1,7 @@
 """How far a stage is: into the run's ConfigMap for `kubectl get`, and onto a port for Prometheus.
 
-The operator created the ConfigMap and lets this pod's service account patch just that one. A thread sends the latest
-report; the loop never waits for the API server, and a failure is logged once.
+The operator created the ConfigMap and lets this pod's service account patch just that one. Outside a cluster the run file may
+name a file instead. A thread sends the latest report; the loop never waits for the API server, and a failure is logged once.
 """
 
 import datetime
@@ -24,7 +24,7 @@ FIRST, PAUSE = 1.0, 2.0
 
 
 class Progress:
-    """The channel of one stage's progress. Outside a cluster it only feeds the metrics."""
+    """The channel of one stage's progress. Without a ConfigMap or a file it only feeds the metrics."""
 
     def __init__(self, job: run.Run, stage: str, attempt: int) -> None:
         self._run, self._attempt = job, attempt
@@ -34,8 +34,9 @@ class Progress:
         self._checkpoint: status.Checkpoint | None = None
         self._sending, self._ended, self._failed = False, False, False
         self.metrics = Metrics(job, stage)
-        self._url = address(job)
-        if self._url:
+        self._url, self._file = address(job), job.progress_file
+        self._told = bool(self._url or self._file)
+        if self._told:
             threading.Thread(target=self._work, name="progress", daemon=True).start()
 
     def tell(self, progress: status.Progress) -> None:
@@ -51,7 +52,7 @@ class Progress:
         with self._lock:
             self._ended = True
             self._lock.notify_all()
-            if self._url:
+            if self._told:
                 self._lock.wait_for(lambda: self._report is None and not self._sending, 5)
 
     def _put(self, progress: status.Progress | None, checkpoint: status.Checkpoint | None) -> None:
@@ -77,11 +78,14 @@ class Progress:
             pause = PAUSE
 
     def _send(self, report: outcome.ProgressReport | None) -> None:
-        if report is None or self._url is None:
+        if report is None:
             return
-        body = {"data": {run.PROGRESS_KEY: report.model_dump_json(by_alias=True, exclude_none=True)}}
+        text = report.model_dump_json(by_alias=True, exclude_none=True)
         try:
-            patch(self._url, body)
+            if self._url:
+                patch(self._url, {"data": {run.PROGRESS_KEY: text}})
+            elif self._file:
+                replace(pathlib.Path(self._file), text)
         except Exception as error:
             if not self._failed:
                 log.warning("progress cannot be reported; training goes on", problem=errors.describe(error))
@@ -97,6 +101,13 @@ def address(job: run.Run) -> str | None:
         return None
     host = f"[{host}]" if ":" in host else host
     return f"https://{host}:{port}/api/v1/namespaces/{job.namespace}/configmaps/{job.progress_config_map}"
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Readers see the old report or the new one, never a part."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def patch(url: str, body: dict[str, Any]) -> None:

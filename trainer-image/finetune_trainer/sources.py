@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 from finetune_api import reasons, run
-from finetune_trainer import errors, log, storage
+from finetune_trainer import errors, files, log, storage
 
 SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 """What a tokenizer and a configuration need."""
@@ -32,7 +32,7 @@ def resolve(
     elif scheme == "pvc":
         folder = pathlib.Path(os.environ.get("FINETUNE_MODEL_PATH", run.MODEL_PATH))
     else:
-        folder = pathlib.Path(rest)
+        folder = files.path_of(base.source)
     check(folder, base.source, weights=weights or scheme in ("pvc", "file"))
     return folder
 
@@ -65,9 +65,9 @@ def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bo
     log.info("fetching the base model from the hub", model=name, revision=base.revision or "main", weights=weights)
     try:
         if not weights:
-            files = huggingface_hub.HfApi().list_repo_files(name, revision=base.revision)
-            if not any(file.endswith(".safetensors") for file in files):
-                raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(base.source, files))
+            names = huggingface_hub.HfApi().list_repo_files(name, revision=base.revision)
+            if not any(file.endswith(".safetensors") for file in names):
+                raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(base.source, names))
         folder = huggingface_hub.snapshot_download(
             name, revision=base.revision, allow_patterns=patterns, local_dir=into
         )

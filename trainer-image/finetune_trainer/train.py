@@ -96,7 +96,9 @@ def together(
     motor = engine.of(tuned, head, where, setup.checkpointing, shards)
     aim = objective.of(spec.training)
     report = progress.Progress(
-        spec if us.first else spec.model_copy(update={"progress_config_map": None}), "train", attempt
+        spec if us.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
+        "train",
+        attempt,
     )
     fingerprint = identity(spec, data)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, report.saved)

@@ -8,7 +8,7 @@ import datetime
 import json
 from collections.abc import Callable
 
-from finetune_api import status
+from finetune_api import revision, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
 from finetune_operator.decide import attempts, baseline, cost, edits, rollout, summary
@@ -99,11 +99,11 @@ def gpu_type_is_unknown(draft: Draft) -> bool:
 
 
 def base_model_is_not_in_the_catalogue(draft: Draft) -> bool:
-    if revisions.BASE_MODEL in draft.wanted.resolved:
+    if revision.BASE_MODEL in draft.wanted.resolved:
         return False
-    base = revisions.resolve(draft.spec.base_model, draft.obs.entry)
+    base = revision.resolve(draft.spec.base_model, draft.obs.entry)
     if base is not None:
-        draft.wanted.resolved[revisions.BASE_MODEL] = base.wire()
+        draft.wanted.resolved[revision.BASE_MODEL] = base.wire()
         return False
     if draft.wanted.revision != draft.status.revision:
         draft.forget(*ENDS)
@@ -334,13 +334,13 @@ def stop_what_is_not_wanted(draft: Draft) -> None:
     needed = {draft.status.revision, draft.serving.revision if draft.serving else None} - {None}
     names = {
         name
-        for revision in needed
+        for one in needed
         for name in (
-            meta.run_config(draft.obs.parent, str(revision)),
-            meta.progress_config(draft.obs.parent, str(revision)),
+            meta.run_config(draft.obs.parent, str(one)),
+            meta.progress_config(draft.obs.parent, str(one)),
         )
     }
     # A release that drains still mounts its run file.
     draining = {server.revision for server in draft.obs.servers.values()}
-    names |= {meta.run_config(draft.obs.parent, revision) for revision in draining}
+    names |= {meta.run_config(draft.obs.parent, one) for one in draining}
     draft.delete += [Ref("ConfigMap", name) for name in draft.obs.configs if name not in names]

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 from typing import Any
 
-from finetune_api import job, outcome, run, status
+from finetune_api import job, outcome, revision, run, status
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions, observe
@@ -21,27 +21,19 @@ REFUSED_AGAIN = 15.0
 """Seconds after which a Job without a pod is looked at again: what refuses its pods sends no event."""
 
 
-def run_of(draft: Draft, revision: str, base: run.ResolvedBaseModel) -> run.Run:
-    """The run file of a revision."""
-    spec, parent = draft.spec, draft.obs.parent
-    return run.Run(
+def run_of(draft: Draft, named: str, base: run.ResolvedBaseModel) -> run.Run:
+    """The run file of the revision of this name."""
+    parent = draft.obs.parent
+    return revision.run_of(
+        draft.spec,
+        base,
         name=parent.name,
         namespace=parent.namespace,
-        revision=revision,
+        revision=named,
         evaluation_hash=draft.wanted.evaluation_hash,
-        intent=spec.intent,
-        base_model=base,
-        dataset=spec.dataset,
-        storage=spec.storage,
-        training=spec.training,
-        evaluation=spec.evaluation,
-        gpus=spec.resources.gpus,
-        nodes=spec.resources.nodes,
         memory=_memory(draft),
-        gpu_type=spec.resources.gpu_type,
+        progress_config_map=meta.progress_config(parent, named),
         **_price(draft),
-        served_model_name=spec.deployment.served_model_name or parent.name,
-        progress_config_map=meta.progress_config(parent, revision),
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 
-from finetune_api import job, run, status
+from finetune_api import job, revision, run, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
 from finetune_operator.manifests import meta, release
@@ -87,7 +87,7 @@ class Draft:
     @property
     def base_model(self) -> run.ResolvedBaseModel:
         """As recorded for this revision."""
-        return run.ResolvedBaseModel.model_validate(self.wanted.resolved[revisions.BASE_MODEL])
+        return run.ResolvedBaseModel.model_validate(self.wanted.resolved[revision.BASE_MODEL])
 
     @property
     def adapter(self) -> Adapter:

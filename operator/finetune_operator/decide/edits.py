@@ -1,13 +1,14 @@
 """What an edit of the spec makes stale: the whole revision, its judgement, its release, or a failure that may now pass.
 
-`revisions` tells which sections changed; here the status forgets just as much, and the journey goes on from there.
+`finetune_operator.revisions` tells which sections changed; here the status forgets just as much, and the journey goes on from
+there.
 """
 
 import json
 
-from finetune_api import run
+from finetune_api import revision, run
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator import conditions, revisions
+from finetune_operator import conditions
 from finetune_operator.decide.draft import ENDS, STAGES, Draft
 
 
@@ -32,7 +33,7 @@ def the_spec_asks_for_other_work(draft: Draft) -> bool:
                 begin_again(draft)
         train_after_all(draft)
         another_try(draft)
-    base = run.ResolvedBaseModel.model_validate(wanted.resolved[revisions.BASE_MODEL])
+    base = run.ResolvedBaseModel.model_validate(wanted.resolved[revision.BASE_MODEL])
     draft.edit(
         resolved=json.dumps(wanted.resolved, separators=(",", ":")),
         evaluation_hash=wanted.evaluation_hash,
@@ -95,8 +96,8 @@ def another_try(draft: Draft) -> None:
         return
     stage = Stage(failure.stage)
     changed = {section for section, paths in draft.wanted.changed.items() if paths}
-    relevant = set() if failure.reason in INHERENT else {revisions.ENVIRONMENT}
-    relevant |= {revisions.PREFLIGHT} if stage is Stage.PREFLIGHT else set()
+    relevant = set() if failure.reason in INHERENT else {revision.ENVIRONMENT}
+    relevant |= {revision.PREFLIGHT} if stage is Stage.PREFLIGHT else set()
     if changed & relevant:
         attempt = (draft.status.attempt or 1) + 1
         begin_again(draft)

@@ -2,19 +2,20 @@
 
 from typing import Any
 
-from finetune_api import API_VERSION, reasons
+from finetune_api import API_VERSION, reasons, revision
 from finetune_operator import observe, revisions
 
 Manifest = dict[str, Any]
 MANAGER = "finetune-operator"
 
 
-def run_config(parent: observe.Parent, revision: str) -> str:
-    return f"{parent.name}-{revision}-run"
+def run_config(parent: observe.Parent, of: str) -> str:
+    """of: a revision."""
+    return f"{parent.name}-{of}-run"
 
 
-def progress_config(parent: observe.Parent, revision: str) -> str:
-    return f"{parent.name}-{revision}-progress"
+def progress_config(parent: observe.Parent, of: str) -> str:
+    return f"{parent.name}-{of}-progress"
 
 
 def identity(parent: observe.Parent) -> str:
@@ -42,9 +43,9 @@ def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.S
     return f"{parent.name}-{wanted.revision}-{short}-{attempt}"
 
 
-def nodes_service(parent: observe.Parent, revision: str) -> str:
+def nodes_service(parent: observe.Parent, of: str) -> str:
     """The headless Service by which the pods of a training attempt find each other."""
-    return f"{parent.name}-{revision}-nodes"
+    return f"{parent.name}-{of}-nodes"
 
 
 def labels(parent: observe.Parent, extra: dict[str, str], **more: str) -> dict[str, str]:
@@ -80,7 +81,7 @@ def owned(parent: observe.Parent, name: str, labels_: dict[str, str]) -> dict[st
 
 def hashed(manifest: Manifest) -> Manifest:
     """The manifest with its own digest as an annotation: what was asked for, to compare with later."""
-    annotations = {**manifest["metadata"].get("annotations", {}), observe.HASH: revisions.digest(manifest, 16)}
+    annotations = {**manifest["metadata"].get("annotations", {}), observe.HASH: revision.digest(manifest, 16)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 

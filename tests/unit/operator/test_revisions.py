@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from finetune_api import basemodel, job
+from finetune_api import basemodel, job, revision
 from finetune_operator import revisions
 from support import manifests
 
@@ -117,7 +117,7 @@ def test_a_field_that_the_record_lacks_is_unchanged_and_keeps_the_hash() -> None
     old["training"]["dataset"].pop("format")
     wanted = revisions.want(spec(), "", old)
     assert not any(wanted.changed.values())
-    assert wanted.revision == revisions.digest(old["training"], 8)
+    assert wanted.revision == revision.digest(old["training"], 8)
     assert wanted.resolved["training"] == old["training"]
 
 
@@ -137,7 +137,7 @@ def test_a_job_of_the_first_release_keeps_its_hash_and_its_record() -> None:
     old = of_the_first_release()
     wanted = revisions.want(spec(), "", old)
     assert not any(wanted.changed.values())
-    assert wanted.revision == revisions.digest(old["training"], 8)
+    assert wanted.revision == revision.digest(old["training"], 8)
     assert {section: wanted.resolved[section] for section in old} == old
 
 
@@ -233,7 +233,7 @@ def test_defaults_that_the_api_server_fills_in_are_no_change() -> None:
 
 
 def test_the_order_of_keys_does_not_matter() -> None:
-    assert revisions.digest({"a": 1, "b": {"c": 1, "d": 2}}) == revisions.digest({"b": {"d": 2, "c": 1}, "a": 1})
+    assert revision.digest({"a": 1, "b": {"c": 1, "d": 2}}) == revision.digest({"b": {"d": 2, "c": 1}, "a": 1})
 
 
 JSON = some.recursive(
@@ -255,7 +255,7 @@ def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() 
         "intent", "baseModel", "dataset", "storage", "training", "resources", "evaluation", "deployment", "suspend",
         "activeDeadlineSeconds", "ttlSecondsAfterFinished",
     }  # fmt: skip
-    inputs = revisions.inputs(spec(), "")
+    inputs = revision.inputs(spec(), "")
     assert set(whole["intent"]) - set(inputs["preflight"]) == {"prompt"}
     assert inputs["evaluation"]["prompt"] == whole["intent"]["prompt"]
     assert set(whole["training"]) - set(inputs["training"]["training"]) == {"retries", "checkpoints"}
@@ -277,21 +277,21 @@ ENTRY = basemodel.BaseModelSpec.model_validate(
 
 
 def test_an_entry_of_the_catalogue_is_resolved_whole() -> None:
-    base = revisions.resolve(job.BaseModelReference(name="qwen2.5-7b-instruct"), ENTRY)
+    base = revision.resolve(job.BaseModelReference(name="qwen2.5-7b-instruct"), ENTRY)
     assert base is not None
     assert (base.name, base.source, base.revision) == ("qwen2.5-7b-instruct", "hf://Qwen/Qwen2.5-7B-Instruct", "abc")
     assert (base.access_token_secret, base.extra_args, base.learning_rate) == ("hf", ["-x"], 1e-4)
 
 
 def test_a_missing_entry_resolves_to_nothing() -> None:
-    assert revisions.resolve(job.BaseModelReference(name="x"), None) is None
+    assert revision.resolve(job.BaseModelReference(name="x"), None) is None
 
 
 @pytest.mark.parametrize(
     "source, name", [("hf://Org/My-Model", "my-model"), ("s3://bucket/models/m/", "m"), ("pvc://claim", "claim")]
 )
 def test_a_source_of_the_jobs_own_needs_no_catalogue(source: str, name: str) -> None:
-    base = revisions.resolve(job.BaseModelReference(source=source), None)
+    base = revision.resolve(job.BaseModelReference(source=source), None)
     assert base is not None
     assert (base.name, base.source) == (name, source)
 

@@ -1,0 +1,126 @@
+"""What a revision is made from and named by, and its run file: one code for the operator and for runs without a cluster.
+
+    spec -> inputs (sections) -> `training`, the revision's hash; `evaluation`, how it is judged
+    spec + resolved base model -> `run_of`, the run file of its stages
+
+Pure. What an edit means, against the record of an earlier reconcile, is the operator's: `finetune_operator.revisions`.
+"""
+
+import collections
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api import basemodel, job, run
+
+RUN_ANNOTATION = "finetune.dev/run"
+"""Any new value asks for a fresh run with the same spec."""
+
+TRAINING = "training"
+PREFLIGHT = "preflight"
+EVALUATION = "evaluation"
+RELEASE = "release"
+ENVIRONMENT = "environment"
+"""Where and with what the stages run: changes no result, but an edit gives a failed stage another try."""
+BASE_MODEL = "baseModel"
+
+
+def digest(value: Any, length: int = 64) -> str:
+    """The first `length` hexadecimal digits of the SHA-256 of `value` as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:length]
+
+
+def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = False) -> dict[str, dict[str, Any]]:
+    """The spec, sorted into the sections that decide what must be done again. Absent fields are recorded as null.
+
+    `chosen`: without the fields that have their default; what is left of an empty part is null or empty.
+    """
+    whole: dict[str, Any] = collections.defaultdict(
+        dict, spec.model_dump(mode="json", by_alias=True, exclude_defaults=chosen)
+    )
+    dataset = dict(whole["dataset"])
+    training = {k: v for k, v in whole["training"].items() if k not in {"retries", "checkpoints"}}
+    minimum = dataset.pop("minimumExamples", None)
+    intent = dict(whole["intent"])
+    evaluation = {**whole["evaluation"], "prompt": intent.pop("prompt", None)}
+    environment = {
+        "storage": whole["storage"],
+        "resources": whole["resources"],
+        "evaluationResources": evaluation.pop("resources", None),
+        "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
+        "retries": whole["training"].get("retries"),
+    }
+    deployment = {k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled"}}
+    return {
+        TRAINING: {"baseModel": whole["baseModel"], "dataset": dataset, "training": training, "run": run_annotation},
+        PREFLIGHT: {**intent, "minimumExamples": minimum},
+        EVALUATION: evaluation,
+        RELEASE: deployment,
+        ENVIRONMENT: environment,
+    }
+
+
+def training_hash(sections: Mapping[str, Any]) -> str:
+    """Names a revision: all that shapes the weights."""
+    return digest(sections[TRAINING], 8)
+
+
+def evaluation_hash(sections: Mapping[str, Any]) -> str:
+    """Names an evaluation of a revision."""
+    return digest(sections[EVALUATION], 8)
+
+
+def resolve(reference: job.BaseModelReference, entry: basemodel.BaseModelSpec | None) -> run.ResolvedBaseModel | None:
+    """The base model that a reference means; None when the catalogue lacks it."""
+    if reference.source is not None:
+        name = reference.source.rstrip("/").rsplit("/", 1)[-1].lower()
+        return run.ResolvedBaseModel(name=name, source=reference.source, revision=reference.revision)
+    if entry is None or reference.name is None:
+        return None
+    return run.ResolvedBaseModel(
+        name=reference.name,
+        source=entry.source,
+        revision=entry.revision,
+        parameters=entry.parameters,
+        architecture=entry.architecture,
+        access_token_secret=entry.access_token_secret,
+        extra_args=entry.defaults.serving.extra_args,
+        learning_rate=entry.defaults.training.learning_rate,
+    )
+
+
+def run_of(
+    spec: job.FineTuneJobSpec,
+    base: run.ResolvedBaseModel,
+    *,
+    name: str,
+    namespace: str,
+    revision: str,
+    evaluation_hash: str,
+    memory: str | None = None,
+    price_per_gpu_hour: float | None = None,
+    currency: str | None = None,
+    progress_config_map: str | None = None,
+) -> run.Run:
+    """The run file of a revision. memory, price and currency: what is known of the accelerators, see `run.Run`."""
+    made = run.Run(
+        name=name,
+        namespace=namespace,
+        revision=revision,
+        evaluation_hash=evaluation_hash,
+        intent=spec.intent,
+        base_model=base,
+        dataset=spec.dataset,
+        storage=spec.storage,
+        training=spec.training,
+        evaluation=spec.evaluation,
+        gpus=spec.resources.gpus,
+        nodes=spec.resources.nodes,
+        memory=memory,
+        gpu_type=spec.resources.gpu_type,
+        price_per_gpu_hour=price_per_gpu_hour,
+        served_model_name=spec.deployment.served_model_name or name,
+        progress_config_map=progress_config_map,
+    )
+    return made if currency is None else made.model_copy(update={"currency": currency})

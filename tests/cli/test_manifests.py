@@ -1,0 +1,190 @@
+"""A manifest is read as the API server reads it, and what is wrong has file, line and path."""
+
+import json
+import pathlib
+
+import pytest
+import yaml
+from tests.cluster import test_api_refuses as api_server
+
+from finetune_api import basemodel, revision
+from finetune_api import job as contract
+from finetune_cli import jobs, manifests, rules
+from support import manifests as samples
+
+needs_cel = pytest.mark.skipif(bool(rules.missing()), reason=rules.PACKAGE + " is not installed")
+
+
+def document(manifest: dict, folder: pathlib.Path) -> manifests.Document:
+    file = folder / "manifest.yaml"
+    file.write_text(json.dumps(manifest))  # YAML, too, and never in doubt what is text
+    [found] = manifests.read(file)
+    return found
+
+
+def problems(file: pathlib.Path) -> list[str]:
+    with pytest.raises(manifests.Invalid) as caught:
+        jobs.read(file)
+    return [problem.text.removeprefix(f"{file.parent}/") for problem in caught.value.problems]
+
+
+def written(tmp_path: pathlib.Path, text: str) -> pathlib.Path:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    return file
+
+
+GOOD = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata:
+  name: tone
+spec:
+  baseModel: {source: base}
+  dataset:
+    train:
+    - data/*.jsonl
+    - s3://bucket/more.jsonl
+    validation:
+  storage: {output: my out}
+  training:
+    learningRate: 2e-4
+"""
+
+
+@needs_cel
+@pytest.mark.parametrize("case", api_server.REFUSED, ids=lambda case: case[0].replace(" ", "_"))
+def test_what_the_api_server_refuses_is_refused_here_at_the_same_field(case, tmp_path: pathlib.Path) -> None:
+    _, changes, field, _ = case
+    changed = {api_server.full(path): value for path, value in changes.items()}
+    found = document(samples.changed(samples.MINIMAL, **changed), tmp_path)
+    with pytest.raises(manifests.Invalid) as caught:
+        manifests.check(found, contract.FineTuneJobSpec)
+    assert api_server.full(field).replace("[a]", ".a") in {problem.path for problem in caught.value.problems}
+
+
+@needs_cel
+@pytest.mark.parametrize("case", api_server.REFUSED_ENTRIES, ids=lambda case: case[0].replace(" ", "_"))
+def test_so_are_entries_of_the_catalogue(case, tmp_path: pathlib.Path) -> None:
+    _, changes, field, _ = case
+    changed = {api_server.full(path): value for path, value in changes.items()}
+    found = document(samples.changed(samples.ENTRY, **changed), tmp_path)
+    with pytest.raises(manifests.Invalid) as caught:
+        manifests.check(found, basemodel.BaseModelSpec)
+    assert api_server.full(field) in {problem.path for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("path", sorted((samples.REPOSITORY / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_accepted(path: pathlib.Path) -> None:
+    for found in manifests.read(path):
+        if found.kind == "FineTuneJob":
+            manifests.check(found, contract.FineTuneJobSpec)
+
+
+def test_problems_name_file_line_and_field(tmp_path: pathlib.Path) -> None:
+    text = GOOD.replace("    learningRate: 2e-4", "    learningRate: fast\n    lora: {Rank: 1}\n    epochs: -1")
+    assert problems(written(tmp_path, text)) == [
+        'job.yaml:14: spec.training.learningRate must be a valid number; found "fast"',
+        "job.yaml:15: spec.training.lora.Rank is no field that exists here; known are alpha, dropout, rank, targetModules",
+        "job.yaml:16: spec.training.epochs must be greater than 0; found -1",
+    ]
+
+
+@needs_cel
+def test_fields_that_contradict_each_other_are_named_with_the_line_of_their_object(tmp_path: pathlib.Path) -> None:
+    text = GOOD + "    epochs: 1\n    maxSteps: 1\n"
+    assert problems(written(tmp_path, text)) == [
+        "job.yaml:13: spec.training set at most one of training.epochs and training.maxSteps"
+    ]
+
+
+def test_without_the_rules_package_a_note_says_what_was_not_checked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "missing", lambda: "not looked for")
+    found = jobs.read(written(tmp_path, GOOD + "    epochs: 1\n    maxSteps: 1\n"))
+    assert found.notes == ("not looked for",)
+
+
+def test_plain_paths_are_files_beside_the_manifest(tmp_path: pathlib.Path) -> None:
+    found = jobs.read(written(tmp_path, GOOD)).run
+    assert found.dataset.train == [f"file://{tmp_path}/data/*.jsonl", "s3://bucket/more.jsonl"]
+    assert found.storage.output == f"file://{tmp_path}/my%20out"
+    assert (found.base_model.name, found.base_model.source) == ("base", f"file://{tmp_path}/base")
+
+
+def test_a_null_is_an_absent_field_and_numbers_are_numbers(tmp_path: pathlib.Path) -> None:
+    found = jobs.read(written(tmp_path, GOOD)).run
+    assert found.dataset.validation.fraction == 0.05
+    assert found.training.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("a: [1\n", "job.yaml:2: is not valid YAML"),
+        ("- 1\n", "job.yaml:1: is no manifest"),
+        ("a: 1\nb: 2\na: 3\n", "job.yaml:3: a is written twice"),
+        ("", "job.yaml: must hold exactly one FineTuneJob; found nothing"),
+        (
+            GOOD + "---\n" + GOOD,
+            "job.yaml: must hold exactly one FineTuneJob; found FineTuneJob tone, FineTuneJob tone",
+        ),
+        (GOOD.replace("v1alpha1", "v2"), "job.yaml:1: apiVersion is 'finetune.dev/v2'; expected finetune.dev/v1alpha1"),
+        (GOOD.replace("name: tone", "name: ../x"), "job.yaml:4: metadata.name must be lower-case"),
+    ],
+)
+def test_what_is_no_manifest_of_one_job_is_refused(tmp_path: pathlib.Path, text: str, problem: str) -> None:
+    assert problems(written(tmp_path, text))[0].startswith(problem)
+
+
+# -- the base model --
+
+BY_NAME = GOOD.replace("{source: base}", "{name: small}")
+ENTRY = "apiVersion: finetune.dev/v1alpha1\nkind: BaseModel\nmetadata: {name: small}\nspec: {source: models/small}\n"
+
+
+def test_a_name_is_looked_up_in_the_jobs_file_then_next_to_it(tmp_path: pathlib.Path) -> None:
+    file = written(tmp_path, BY_NAME)
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "models.yaml").write_text(ENTRY)
+    assert jobs.read(file).base.source == f"file://{tmp_path}/models/small"
+    file.write_text(BY_NAME + "---\n" + ENTRY.replace("models/small", "mine"))
+    assert jobs.read(file).base.source == f"file://{tmp_path}/mine"
+
+
+def test_a_catalogue_may_be_what_kubectl_prints(tmp_path: pathlib.Path) -> None:
+    items = [yaml.safe_load(ENTRY), yaml.safe_load(ENTRY.replace("small}", "other}"))]
+    items[0]["metadata"] |= {"uid": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    catalogue = tmp_path / "elsewhere" / "models.yaml"
+    catalogue.parent.mkdir()
+    catalogue.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
+    found = jobs.read(written(tmp_path, BY_NAME), catalogue)
+    assert found.base.source == f"file://{tmp_path}/elsewhere/models/small"
+
+
+def test_a_model_that_is_not_there_is_said_with_what_to_do(tmp_path: pathlib.Path) -> None:
+    [problem] = problems(written(tmp_path, BY_NAME))
+    assert problem.startswith("job.yaml:6: spec.baseModel.name is small, and there is no BaseModel of that name")
+    assert "--catalogue" in problem
+
+
+def test_a_volume_of_the_cluster_needs_a_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, GOOD.replace("source: base", "source: pvc://claim/model"))
+    assert "FINETUNE_MODEL_PATH" in problems(file)[0]
+    monkeypatch.setenv("FINETUNE_MODEL_PATH", str(tmp_path))
+    assert jobs.read(file).base.source == "pvc://claim/model"
+
+
+def test_revision_and_run_file_are_those_of_the_operator(tmp_path: pathlib.Path) -> None:
+    from finetune_operator import revisions
+
+    text = (samples.REPOSITORY / "examples" / "every-field.yaml").read_text()
+    found = jobs.read(written(tmp_path, text))
+    wanted = revisions.want(found.spec, "", None)
+    assert (found.run.revision, found.run.evaluation_hash) == (wanted.revision, wanted.evaluation_hash)
+    text = text.replace("name: every-field", f"name: every-field\n  annotations: {{{revision.RUN_ANNOTATION}: again}}")
+    again = jobs.read(written(tmp_path, text))
+    assert again.run.revision == revisions.want(found.spec, "again", None).revision != wanted.revision
+    parts = ("intent", "dataset", "storage", "training", "evaluation")
+    assert all(getattr(found.run, part) == getattr(found.spec, part) for part in parts)

@@ -1,0 +1,114 @@
+"""`finetune report`: results.json as tables, and its gates as the exit code."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from finetune_api import job as contract
+from finetune_api import results, status
+from finetune_cli import __main__, answer
+
+
+def made(*, passed: bool) -> results.Results:
+    """What an evaluation would have found."""
+    tuned, base = contract.Contender.TUNED, contract.Contender.BASE
+    match = contract.Metric.EXACT_MATCH
+    gate = status.GateResult(metric=match, requirement="ExactMatch at least 0.8", observed="0.9250", passed=passed)
+    return results.Results(
+        namespace="ml",
+        name="tiny",
+        revision="r1",
+        base_model="tiny-base",
+        served_model_name="tiny",
+        rank=8,
+        adapter="0" * 64,
+        intent=contract.Intent(),
+        evaluation=status.Evaluation(passed=passed, score="0.9250", examples=40, gates=[gate]),
+        values=[
+            results.Value(metric=match, contender=tuned, value=0.925, low=0.8, high=0.97, examples=40),
+            results.Value(metric=match, contender=base, value=0.1, low=0.03, high=0.23, examples=40),
+        ],
+        comparisons=[
+            results.Comparison(metric=match, over=base, gain=0.825, low=0.7, high=0.9, p_value=0.0001, examples=40)
+        ],
+        tokens=[
+            results.Tokens(contender=tuned, prompt=20, answer=8),
+            results.Tokens(contender=base, prompt=20, answer=16),
+        ],
+        seconds=1.0,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A revision's folder with an evaluation, a baseline and a report."""
+    for name in ("evaluation/e1", "baseline/e1"):
+        (tmp_path / "r1" / name).mkdir(parents=True)
+    (tmp_path / "r1" / "baseline" / "e1" / "results.json").write_text("{}")
+    (tmp_path / "r1" / "report.html").write_text("<!doctype html>")
+    write(tmp_path, made(passed=True).wire())
+    return tmp_path
+
+
+def write(folder: pathlib.Path, document: dict[str, Any]) -> None:
+    (folder / "r1" / "evaluation" / "e1" / "results.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("place", ["", "r1", "r1/evaluation", "r1/evaluation/e1/results.json"])
+def test_any_folder_above_the_results_will_do(folder: pathlib.Path, place: str, said) -> None:
+    code, found = said("report", folder / place)
+    assert (code, found["passed"]) == (0, True)
+    assert found["report"] == str(folder / "r1" / "report.html")
+    assert [one["contender"] for one in found["contenders"]] == ["Tuned", "Base"]
+
+
+def test_a_gate_that_failed_is_the_exit_code(folder: pathlib.Path, said) -> None:
+    write(folder, made(passed=False).wire())
+    code, found = said("report", folder)
+    assert (code, found["passed"]) == (answer.Exit.GATES, False)
+    assert found["message"] == "0 of 1 gates passed, on 40 test examples"
+
+
+def test_the_tables_have_contenders_intervals_tokens_and_gates(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert __main__.main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    words = [
+        "ExactMatch at least 0.8",
+        "passed",
+        "0.9250 0.800-0.970",
+        "0.1000 0.030-0.230",
+        "prompt tokens",
+        "Tuned",
+        "Base",
+    ]
+    assert [word for word in words if word not in printed] == []
+    assert f"report: {folder}/r1/report.html" in printed
+
+
+def test_results_of_an_older_version_still_have_gates_and_metrics(folder: pathlib.Path, said) -> None:
+    value = status.MetricValue(name=contract.Metric.EXACT_MATCH, contender=contract.Contender.TUNED, value="0.9250")
+    evaluation = made(passed=True).evaluation.model_copy(update={"metrics": [value]})
+    write(folder, {"evaluation": evaluation.wire(), "adapter": "0", "seconds": 1.0})
+    code, found = said("report", folder)
+    assert code == 0
+    assert found["contenders"][0]["value"] == 0.925
+
+
+@pytest.mark.parametrize("what", ["nothing", "another file"])
+def test_a_folder_without_results_says_what_to_name(tmp_path: pathlib.Path, what: str, said) -> None:
+    (tmp_path / "evaluation" / "e1").mkdir(parents=True)
+    if what == "another file":
+        (tmp_path / "evaluation" / "e1" / "results.json").write_text('{"evaluation": {"score": 1}}')
+    code, found = said("report", tmp_path)
+    assert code == answer.Exit.INVALID
+    assert "results.json" in found["problems"][0]["message"] + found["problems"][0]["file"]
+
+
+def test_a_job_that_was_not_run_is_said_so(job, said) -> None:
+    code, found = said("report", job())
+    assert code == answer.Exit.INVALID
+    assert "has no evaluation yet" in found["problems"][0]["message"]

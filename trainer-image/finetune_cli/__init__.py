@@ -1,0 +1,18 @@
+"""`finetune`: a FineTuneJob without a cluster. The same manifest, the same checks, the same stages, on one machine.
+
+    __main__   the verbs and their options
+    validate   data checks on files
+    advise     preflight of a job, nothing kept
+    estimate   memory, duration and price of a job's training
+    run        all stages of a job, one child process after the other
+    report     what an evaluation found, as tables
+
+    manifests  YAML files -> documents that know the line of every field, and what is wrong with them
+    rules      the CEL rules of the schema, which in a cluster the API server applies
+    jobs       documents -> a job: spec, base model, run file, all by the contract's own code
+    stages     one stage as a child process: started, watched, stopped
+    answer     what every verb answers: the exit code, and the JSON of --output json
+    show       the same for people
+
+It stands on the contract (finetune_api) and on the trainer (finetune_trainer), and knows nothing of Kubernetes.
+"""

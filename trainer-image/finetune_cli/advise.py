@@ -1,0 +1,66 @@
+"""`finetune advise JOB.yaml`: the preflight of a job, kept in a temporary folder only."""
+
+import json
+import pathlib
+
+from finetune_api import outcome, run, status
+from finetune_cli import answer, jobs, validate
+
+
+def advise(wanted: jobs.Job) -> answer.Answer:
+    """Verdict, advice, findings and counts. Raises Failure for what is not about the data."""
+    with validate.temporary() as folder:
+        spec = elsewhere(wanted.run, folder)
+        result, document = preflight(spec)
+    found = result.preflight
+    ended = answer.code(result.reason)
+    return answer.Answer(
+        command="advise",
+        exit_code=ended,
+        message=result.message,
+        reason=result.reason,
+        job=wanted.described(),
+        verdict=found.verdict if found else None,
+        advice=found.advice if found else [],
+        counts=answer.counts(found) if found else None,
+        findings=answer.findings(document),
+        notes=list(wanted.notes),
+    )
+
+
+def elsewhere(spec: run.Run, folder: pathlib.Path) -> run.Run:
+    """The same run with its results in a folder of this machine."""
+    from finetune_trainer import files
+
+    storage = spec.storage.model_copy(update={"output": files.address(folder / "output")})
+    return spec.model_copy(update={"storage": storage})
+
+
+def preflight(spec: run.Run) -> tuple[outcome.Outcome, list[dict[str, object]]]:
+    """What the stage answers, and its findings with all places. Raises Failure where it says nothing of the data."""
+    from finetune_api import reasons
+    from finetune_trainer import errors, storage
+    from finetune_trainer import preflight as stage
+
+    try:
+        result = stage.preflight(spec)
+    except errors.Failure as failure:
+        if failure.preflight is None:
+            raise
+        result = outcome.Outcome(
+            stage=reasons.Stage.PREFLIGHT, reason=failure.reason, message=failure.message, preflight=failure.preflight
+        )
+    document = json.loads(storage.of(spec.storage).read(spec.layout.preflight))
+    return result, document.get("findings") or document.get("facts", {}).get("findings", [])
+
+
+def known(spec: run.Run) -> status.Preflight | None:
+    """What preflight found earlier, where the job's results go; None where it has not passed there."""
+    from finetune_trainer import errors, storage
+
+    try:
+        document = json.loads(storage.of(spec.storage, 20).read(spec.layout.preflight))
+    except errors.Failure:
+        return None
+    found = outcome.Outcome.model_validate(document["outcome"]).preflight
+    return found if "facts" in document else None

@@ -1,0 +1,165 @@
+"""What every verb answers: one document, printed as JSON by --output json and as text by `show`, and the exit code.
+
+Its JSON Schema is docs/reference/cli.schema.json. Fields that do not apply are absent or empty.
+"""
+
+import enum
+import re
+import urllib.parse
+from typing import Any, Literal
+
+from pydantic import Field
+
+from finetune_api import exits, reasons, results, status
+
+Command = Literal["validate", "advise", "estimate", "run", "report"]
+
+
+class Exit(enum.IntEnum):
+    """How `finetune` ends. Where both have a code, it is the one of the trainer's stages."""
+
+    DONE = 0
+    """All is well. With warnings, too; and `run` where a prompt alone passes the gates, so that there is nothing to train."""
+    UNEXPECTED = 1
+    """A mistake of ours; the last lines on stderr tell what to report."""
+    INVALID = int(exits.Exit.INVALID)
+    """Arguments or manifest are wrong, a data check whose policy is Fail found something, data or model cannot be read, training
+    does not fit the memory, or advice under intent.advice: Enforce ends the job."""
+    OUT_OF_MEMORY = int(exits.Exit.OUT_OF_MEMORY)
+    """`run`: a stage ran out of memory, training also with half the micro-batch."""
+    DIVERGED = int(exits.Exit.DIVERGED)
+    """`run`: the loss is not a number or exploded."""
+    STORAGE = int(exits.Exit.STORAGE)
+    """S3 or the hub could not be reached."""
+    GATES = 6
+    """`run`, `report`: the model is trained and measured, and a gate did not pass."""
+    STOPPED = int(exits.Exit.STOPPED)
+    """Ctrl-C or SIGTERM; `run` saved a checkpoint, and the same command goes on from it."""
+
+
+class Problem(status.Reported):
+    """What is wrong with the input, and where."""
+
+    file: str | None = Field(default=None, description="The file; absent: the command line.")
+    line: int | None = Field(default=None, description="Its line, from 1.")
+    path: str | None = Field(default=None, description="The field, for example spec.dataset.train[0].")
+    message: str = Field(description="What was seen, what was expected.")
+
+    @property
+    def text(self) -> str:
+        """In one line: job.yaml:7: spec.training.epochs must be ..."""
+        place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
+        return f"{place}{self.path + ' ' if self.path else ''}{self.message}"
+
+
+class Finding(status.Reported):
+    """What a data check found; docs/reference/checks.md has the rules."""
+
+    rule: str = Field(description="The rule's id.")
+    severity: str = Field(description="error, warning or note.")
+    policy: str = Field(description="What was done about it: Drop, Warn or Fail.")
+    count: int = Field(description="Rows; 1 for the data as a whole.")
+    dropped: int = Field(default=0, description="Rows left out.")
+    share: float = Field(description="Of the rows that the rule looked at.")
+    message: str = Field(description="What was seen.")
+    places: list[str] = Field(default_factory=list, description="The first 20 places: file:line, some with a word.")
+    advice: str = Field(default="", description="What to do.")
+
+
+class Counts(status.Reported):
+    """How much data there is."""
+
+    examples: int = Field(description="Training examples, after what is left out.")
+    validation_examples: int = 0
+    test_examples: int = 0
+    tokens: int | None = Field(default=None, description="Of the training examples; absent without a model.")
+    trainable_tokens: int | None = Field(default=None, description="Tokens of the training examples that are learned.")
+
+
+class Job(status.Reported):
+    """Which job, and where its results are."""
+
+    namespace: str
+    name: str
+    revision: str = Field(description="The hash of what is trained: the same as in a cluster.")
+    output: str = Field(description="The revision's folder.")
+
+
+class StageResult(status.Reported):
+    """One stage of a run."""
+
+    stage: reasons.Stage
+    attempts: int = 1
+    exit_code: int
+    seconds: float
+    reason: reasons.Reason | None = None
+    message: str = ""
+
+
+class Estimate(status.Reported):
+    """What training will take."""
+
+    memory: dict[str, Any] = Field(description="As of `finetune-trainer estimate --output json`; sizes in bytes.")
+    duration: str | None = Field(default=None, description="For example 1h20m; absent: the accelerator is unknown.")
+    cost: str | None = Field(default=None, description="For example 3.10 USD; absent: the price is unknown.")
+
+
+class Answer(status.Reported):
+    """What a verb answers."""
+
+    command: Command
+    exit_code: int = Field(description="As the process ends.")
+    message: str = Field(default="", description="The answer in a sentence.")
+    reason: reasons.Reason | None = Field(default=None, description="Why a job ends, from the list of the API.")
+    problems: list[Problem] = Field(default_factory=list, description="What is wrong with the input.")
+    notes: list[str] = Field(default_factory=list, description="What is not as in a cluster.")
+    job: Job | None = None
+    verdict: Literal["Recommended", "Caution", "NotRecommended"] | None = Field(
+        default=None, description="Whether fine-tuning fits, so far as the data show."
+    )
+    counts: Counts | None = None
+    findings: list[Finding] = Field(default_factory=list, description="What the data checks found.")
+    advice: list[str] = Field(default_factory=list, description="What to do.")
+    estimate: Estimate | None = None
+    stages: list[StageResult] = Field(default_factory=list, description="What `run` did.")
+    baseline: status.Baseline | None = Field(default=None, description="What a prompt alone reaches.")
+    passed: bool | None = Field(default=None, description="Whether every gate passed; absent: nothing was evaluated.")
+    gates: list[status.GateResult] = Field(default_factory=list, description="Each gate with what was measured.")
+    contenders: list[results.Value] = Field(default_factory=list, description="Each metric of each contender.")
+    comparisons: list[results.Comparison] = Field(
+        default_factory=list, description="The tuned model against the others."
+    )
+    tokens: list[results.Tokens] = Field(default_factory=list, description="Tokens of a request for each contender.")
+    adapter: str | None = Field(default=None, description="The adapter's folder.")
+    report: str | None = Field(default=None, description="report.html, for people.")
+
+
+def code(reason: reasons.Reason | None) -> Exit:
+    """The exit code of a reason that ended a stage."""
+    from finetune_trainer import errors
+
+    return Exit(errors.EXITS.get(reason, Exit.INVALID)) if reason is not None else Exit.DONE
+
+
+def findings(documents: list[dict[str, Any]]) -> list[Finding]:
+    """From the documents of the data checks, with local files as people write them."""
+    made = []
+    for one in documents:
+        known = {name: one[name] for name in Finding.model_fields if name in one}
+        made.append(Finding(**{**known, "places": [place(text) for text in one.get("places", ())]}))
+    return made
+
+
+def place(text: str) -> str:
+    """A text with its file:// URIs as the paths that people write."""
+    return re.sub(r"file://(\S+)", lambda found: urllib.parse.unquote(found[1]), text)
+
+
+def counts(found: status.Preflight) -> Counts:
+    return Counts(
+        examples=found.examples,
+        validation_examples=found.validation_examples,
+        test_examples=found.test_examples,
+        tokens=found.tokens,
+        trainable_tokens=found.trainable_tokens,
+    )

@@ -1,0 +1,46 @@
+"""`finetune estimate JOB.yaml`: memory, duration and price of a job's training, before anything is trained."""
+
+from finetune_api import run, status
+from finetune_cli import advise, answer, jobs, validate
+
+
+def estimate(wanted: jobs.Job, memory: str | None, *, read: bool) -> tuple[answer.Answer, str]:
+    """The answer, and the memory as the trainer's own table. Raises Failure, ValueError.
+
+    memory: what training may use, as a quantity. read: whether the data are read for the lengths of their examples where no
+    earlier preflight measured them; else each is taken to be as long as training.maxSequenceLength allows.
+    """
+    with validate.temporary() as folder:
+        spec = wanted.run
+        found = advise.known(spec)
+        if found is None and read:
+            spec = advise.elsewhere(spec, folder)
+            found = advise.preflight(spec)[0].preflight
+        return sized(wanted, spec, found, memory)
+
+
+def sized(
+    wanted: jobs.Job, spec: run.Run, found: status.Preflight | None, memory: str | None
+) -> tuple[answer.Answer, str]:
+    from finetune_trainer import sizing
+
+    size = sizing.size(spec, memory)
+    ended = answer.Exit.INVALID if size.chosen.fits is False else answer.Exit.DONE
+    table = sizing.text(size)
+    made = answer.Estimate(
+        memory=size.document(),
+        duration=found.estimated_duration if found else None,
+        cost=found.estimated_cost if found else None,
+    )
+    return (
+        answer.Answer(
+            command="estimate",
+            exit_code=ended,
+            message=size.advice or "",
+            job=wanted.described(),
+            counts=answer.counts(found) if found else None,
+            estimate=made,
+            notes=list(wanted.notes),
+        ),
+        table,
+    )

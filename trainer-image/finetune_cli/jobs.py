@@ -1,0 +1,181 @@
+"""From manifests to a job: its spec, its base model and its run file, by the same code as the operator's.
+
+Local runs may write plain paths where the API has URIs; they are relative to the manifest's file. Everything else is as in a
+cluster, so that the file can be applied there once the paths are URIs of a bucket.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from finetune_api import basemodel, job, revision, run
+from finetune_cli import answer, manifests, rules
+
+URIS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "FineTuneJob": (
+        ("spec", "dataset", "train"),
+        ("spec", "dataset", "validation", "uris"),
+        ("spec", "dataset", "test", "uris"),
+        ("spec", "storage", "output"),
+        ("spec", "baseModel", "source"),
+    ),
+    "BaseModel": (("spec", "source"),),
+}
+"""Fields of URIs, or of lists of them."""
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job that can be run here."""
+
+    document: manifests.Document
+    spec: job.FineTuneJobSpec
+    base: run.ResolvedBaseModel
+    notes: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> run.Run:
+        """The run file of the job's revision, as the operator would write it."""
+        metadata = self.document.data["metadata"]
+        annotations = metadata.get("annotations") or {}
+        sections = revision.inputs(self.spec, str(annotations.get(revision.RUN_ANNOTATION, "")))
+        return revision.run_of(
+            self.spec,
+            self.base,
+            name=self.document.name,
+            namespace=metadata.get("namespace", "default"),
+            revision=revision.training_hash(sections),
+            evaluation_hash=revision.evaluation_hash(sections),
+            memory=_memory(self.spec.resources),
+        )
+
+    def described(self) -> answer.Job:
+        made = self.run
+        return answer.Job(
+            namespace=made.namespace, name=made.name, revision=made.revision, output=answer.place(made.layout.root)
+        )
+
+
+def _memory(wanted: job.TrainingResources) -> str | None:
+    """What training may use in the cluster, as far as it is known here."""
+    if not wanted.gpus:
+        return wanted.requests.memory
+    from finetune_trainer import sizing
+
+    known = sizing.GPUS.get(wanted.gpu_type or "")
+    return f"{known}Gi" if known else None
+
+
+def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
+    """The one FineTuneJob of a file; `catalogue`: a file or folder of BaseModels. Raises manifests.Invalid."""
+    documents = [_local(document) for document in manifests.read(file)]
+    jobs = [document for document in documents if document.kind == "FineTuneJob"]
+    if len(jobs) != 1:
+        seen = ", ".join(f"{one.kind or 'no kind'} {one.name}".strip() for one in documents) or "nothing"
+        message = f"must hold exactly one FineTuneJob; found {seen}"
+        raise manifests.Invalid([answer.Problem(file=str(file), message=message)])
+    spec = manifests.check(jobs[0], job.FineTuneJobSpec)
+    base = _base(jobs[0], spec, documents, catalogue)
+    notes = [note for note in (rules.missing(),) if note]
+    return Job(jobs[0], spec, base, tuple(notes))
+
+
+def _base(
+    document: manifests.Document,
+    spec: job.FineTuneJobSpec,
+    beside: list[manifests.Document],
+    catalogue: pathlib.Path | None,
+) -> run.ResolvedBaseModel:
+    wanted = spec.base_model
+    entry = None
+    if wanted.name is not None:
+        found = _entry(wanted.name, document, beside, catalogue)
+        entry = manifests.check(found, basemodel.BaseModelSpec)
+    base = revision.resolve(wanted, entry)
+    assert base is not None, "an entry that is missing was said before"
+    if base.source.startswith("pvc://") and "FINETUNE_MODEL_PATH" not in os.environ:
+        message = (
+            f"is {base.source}, a volume of the cluster: for a local run set FINETUNE_MODEL_PATH to the model's folder, or "
+            "name a folder as baseModel.source"
+        )
+        raise manifests.Invalid([document.problem(("spec", "baseModel"), message)])
+    return base
+
+
+def _entry(
+    name: str, document: manifests.Document, beside: list[manifests.Document], catalogue: pathlib.Path | None
+) -> manifests.Document:
+    """The BaseModel of that name: of the job's file, of the catalogue, or of a file next to the job's."""
+    candidates = [one for one in beside if one.kind == "BaseModel"]
+    if catalogue is not None:
+        candidates += _models(catalogue, strict=True)
+    elif all(one.name != name for one in candidates):
+        candidates += _models(document.file.parent, strict=False)
+    for one in candidates:
+        if one.name == name:
+            return one
+    known = ", ".join(sorted({one.name for one in candidates})) or "none"
+    message = (
+        f"is {name}, and there is no BaseModel of that name here (known: {known}). Write a manifest of kind BaseModel with "
+        f"metadata.name {name} and spec.source, a folder or hf://organisation/name, into the same file, or name a file of them "
+        "by --catalogue (`kubectl get basemodels -o yaml` prints a cluster's); or set baseModel.source instead"
+    )
+    raise manifests.Invalid([document.problem(("spec", "baseModel", "name"), message)])
+
+
+def _models(place: pathlib.Path, *, strict: bool) -> list[manifests.Document]:
+    """The BaseModels of a file, or of a folder's files; what is not strict skips files that are no manifests."""
+    files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES) if place.is_dir() else [place]
+    found = []
+    for file in files:
+        try:
+            documents = manifests.read(file)
+        except manifests.Invalid:
+            if strict:
+                raise
+            continue
+        found += [_local(one) for document in documents for one in _items(document) if one.kind == "BaseModel"]
+    return found
+
+
+def _items(document: manifests.Document) -> Iterator[manifests.Document]:
+    """A manifest, or each of a List as kubectl prints it."""
+    if document.kind != "List":
+        yield document
+        return
+    for index, item in enumerate(document.data.get("items", [])):
+        if isinstance(item, dict):
+            yield manifests.Document(document.file, document.at(("items", index)), item)
+
+
+# -- plain paths --
+
+
+def _local(document: manifests.Document) -> manifests.Document:
+    """The document with URIs where it had plain paths."""
+    data = document.data
+    for path in URIS.get(document.kind, ()):
+        data = _changed(data, path, document.file.parent)
+    return dataclasses.replace(document, data=data)
+
+
+def _changed(data: Any, path: tuple[str, ...], folder: pathlib.Path) -> Any:
+    if not path:
+        return [uri(one, folder) for one in data] if isinstance(data, list) else uri(data, folder)
+    if not isinstance(data, dict) or path[0] not in data:
+        return data
+    return data | {path[0]: _changed(data[path[0]], path[1:], folder)}
+
+
+def uri(value: Any, folder: pathlib.Path) -> Any:
+    """A plain path as a file:// URI; everything else as it is."""
+    from finetune_trainer import files
+
+    if not isinstance(value, str) or not value or "://" in value:
+        return value
+    path = pathlib.Path(os.path.normpath(folder.absolute() / pathlib.Path(value).expanduser()))
+    return files.address(path)

@@ -1,0 +1,267 @@
+"""YAML files as documents that know where each field stands: what is wrong is said with file, line and path.
+
+Read as kubectl does: booleans as in YAML 1.1, numbers such as 2e-4, no dates, no key twice, nulls are absent fields.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+import finetune_api
+from finetune_api import crd
+from finetune_cli import answer, rules
+
+Path = tuple[str | int, ...]
+Spec = TypeVar("Spec", bound=pydantic.BaseModel)
+
+OPAQUE = ("spec", "evaluation", "outputSchema")
+"""Below it stands a JSON Schema, which may speak of null."""
+
+
+class Invalid(Exception):
+    """What is wrong with the input, each problem with its place."""
+
+    def __init__(self, problems: Sequence[answer.Problem]) -> None:
+        super().__init__("; ".join(problem.text for problem in problems))
+        self.problems = tuple(problems)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as the Kubernetes tools read it."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, form) for tag, form in resolvers if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One manifest of a file."""
+
+    file: pathlib.Path
+    node: Any
+    data: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.data.get("kind", ""))
+
+    @property
+    def name(self) -> str:
+        metadata = self.data.get("metadata")
+        return str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
+
+    def line(self, path: Path) -> int:
+        """The line of a field, from 1; of one that is absent, that of the object that lacks it."""
+        node, line = self.node, self.node.start_mark.line
+        for key in path:
+            found = _child(node, key)
+            if found is None:
+                break
+            node, line = found
+        return int(line) + 1
+
+    def at(self, path: Path) -> Any:
+        """The YAML node of a field that there is."""
+        node = self.node
+        for key in path:
+            found = _child(node, key)
+            assert found is not None
+            node = found[0]
+        return node
+
+    def problem(self, path: Path, message: str) -> answer.Problem:
+        return answer.Problem(file=str(self.file), line=self.line(path), path=words(path), message=message)
+
+
+def _child(node: Any, key: str | int) -> tuple[Any, int] | None:
+    """The node of a key or an index, and its line."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == key:
+                return value, name.start_mark.line
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key], node.value[key].start_mark.line
+    return None
+
+
+def words(path: Path) -> str:
+    """As people write it: spec.dataset.train[0]."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
+def read(file: pathlib.Path) -> list[Document]:
+    """The manifests of a file. Raises Invalid."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Invalid([answer.Problem(file=str(file), message=f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise Invalid([answer.Problem(file=str(file), message=f"is not UTF-8: {error.reason}")]) from error
+    found = []
+    try:
+        loader = _Loader(text)
+        while loader.check_node():
+            node: Any = loader.get_node()
+            data = loader.construct_document(node)
+            if data is None:
+                continue
+            if not isinstance(data, dict):
+                place = answer.Problem(
+                    file=str(file), line=node.start_mark.line + 1, message="is no manifest: no object"
+                )
+                raise Invalid([place])
+            if twice := list(_twice(node)):
+                raise Invalid(
+                    [
+                        answer.Problem(
+                            file=str(file), line=line, path=words(path), message="is written twice; keep one"
+                        )
+                        for path, line in twice
+                    ]
+                )
+            found.append(Document(file, node, _without_nulls(json.loads(json.dumps(data)))))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        message = f"is not valid YAML: {error.problem or error.context}"
+        raise Invalid([answer.Problem(file=str(file), line=line, message=message)]) from error
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        message = f"is not valid YAML: {' '.join(str(error).split())[:300]}"
+        raise Invalid([answer.Problem(file=str(file), message=message)]) from error
+    return found
+
+
+def _twice(node: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Keys that an object has more than once: their paths, and the lines where they come again."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for name, value in node.value:
+            if name.value in seen:
+                yield (*path, name.value), name.start_mark.line + 1
+            seen.add(name.value)
+            yield from _twice(value, (*path, name.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _twice(value, (*path, index))
+
+
+def _without_nulls(value: Any, path: Path = ()) -> Any:
+    """As the API server does before it fills defaults."""
+    if path == OPAQUE:
+        return value
+    if isinstance(value, dict):
+        return {key: _without_nulls(child, (*path, key)) for key, child in value.items() if child is not None}
+    if isinstance(value, list):
+        return [_without_nulls(child, (*path, index)) for index, child in enumerate(value)]
+    return value
+
+
+# -- what is wrong with a document --
+
+
+@functools.cache
+def schema(kind: str) -> dict[str, Any]:
+    """The schema of a kind, as its CustomResourceDefinition has it, without the status."""
+    definition = {"FineTuneJob": crd.finetunejob, "BaseModel": crd.base_model}[kind]()
+    whole: dict[str, Any] = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return whole | {"properties": {key: value for key, value in whole["properties"].items() if key != "status"}}
+
+
+def check(document: Document, model: type[Spec]) -> Spec:
+    """The spec of a document, after all that the API server would check. Raises Invalid."""
+    problems = list(_headed(document))
+    problems += [
+        document.problem(path, message) for path, message in _strange(schema(document.kind), document.data, ())
+    ]
+    spec: Spec | None = None
+    try:
+        # From JSON, so that "5" is no number; what is an enumeration or a quantity may be text.
+        spec = model.model_validate_json(json.dumps(document.data.get("spec", {})), strict=True)
+    except pydantic.ValidationError as error:
+        problems += [_problem(document, found) for found in error.errors() if found["type"] != "extra_forbidden"]
+    if problems or spec is None:
+        raise Invalid(sorted(problems, key=lambda problem: problem.line or 0))
+    # With the defaults that the API server would have filled in.
+    filled = document.data | {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    broken = rules.broken(schema(document.kind), filled)
+    if broken:
+        raise Invalid([document.problem(path, message) for path, message in broken])
+    return spec
+
+
+def _headed(document: Document) -> Iterator[answer.Problem]:
+    """What is wrong outside of the spec."""
+    version = document.data.get("apiVersion")
+    if version != finetune_api.API_VERSION:
+        yield document.problem(("apiVersion",), f"is {version!r}; expected {finetune_api.API_VERSION}")
+    metadata = document.data.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        yield document.problem(("metadata", "name"), "is missing: give the object a name")
+    elif not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", metadata["name"]):
+        message = "must be lower-case letters, digits and '-', a letter or digit at both ends"
+        yield document.problem(("metadata", "name"), message)
+    namespace = metadata.get("namespace", "default") if isinstance(metadata, dict) else "default"
+    if not isinstance(namespace, str) or not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
+        yield document.problem(("metadata", "namespace"), "must be lower-case letters, digits and '-'")
+    if not isinstance(document.data.get("spec"), dict):
+        yield document.problem(("spec",), "is missing, or is no object")
+
+
+def _strange(node: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Fields that the schema does not know, and items that a set has twice."""
+    if isinstance(value, dict) and "properties" in node:
+        for key, child in value.items():
+            # Of metadata the schema knows only what its rules speak of.
+            if path != ("metadata",) and key not in node["properties"]:
+                yield (*path, key), f"is no field that exists here; known are {', '.join(sorted(node['properties']))}"
+            else:
+                yield from _strange(node["properties"].get(key, {}), child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            if node.get("x-kubernetes-list-type") == "set" and child in value[:index]:
+                yield (*path, index), f"is there twice: {json.dumps(child)}"
+            yield from _strange(node.get("items", {}), child, (*path, index))
+
+
+def _problem(document: Document, found: Any) -> answer.Problem:
+    """A finding of pydantic in our words: a refused pattern or bound has a message of its own in the schema."""
+    path: Path = ("spec", *(key for key in found["loc"] if not str(key).startswith("function-")))
+    node = _walked(schema(document.kind), path)
+    own = [rule["message"] for rule in node.get("x-kubernetes-validations", [])] if node else []
+    kind = found["type"]
+    message = str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if kind == "missing":
+        message = "is missing, and has no default"
+    elif kind == "string_pattern_mismatch" or kind.startswith(("greater_than", "less_than")):
+        message = own[0] if own else message
+    if kind != "missing":
+        message = f"{message[:1].lower()}{message[1:]}; found {json.dumps(found['input'])[:100]}"
+    return document.problem(path, message)
+
+
+def _walked(node: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The schema of a field; None where there is none."""
+    for key in path:
+        inner = node.get("items") if isinstance(key, int) else node.get("properties", {}).get(key)
+        if inner is None:
+            inner = node.get("additionalProperties")
+        if not isinstance(inner, dict):
+            return None
+        node = inner
+    return node

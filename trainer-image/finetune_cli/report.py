@@ -1,0 +1,104 @@
+"""`finetune report DIR|JOB.yaml`: results.json of a finished evaluation, as tables."""
+
+import json
+import pathlib
+from typing import Any
+
+import pydantic
+
+from finetune_api import results, run, status
+from finetune_cli import answer, jobs, manifests
+
+RESULTS = "results.json"
+PAGE = "report.html"
+
+
+def of_folder(folder: pathlib.Path) -> answer.Answer:
+    """The newest evaluation below a folder of results. Raises manifests.Invalid."""
+    # A baseline has results, too, and is no evaluation.
+    found = (
+        [path for path in folder.rglob(RESULTS) if "baseline" not in path.parts[-3:]] if folder.is_dir() else [folder]
+    )
+    if not found:
+        message = f"holds no {RESULTS} of an evaluation: name a folder below storage.output, or the job's manifest"
+        raise manifests.Invalid([answer.Problem(file=str(folder), message=message)])
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    document = json.loads(newest.read_text(encoding="utf-8"))
+    # <revision>/evaluation/<hash>/results.json beside <revision>/report.html
+    pages = [parent / PAGE for parent in newest.parents[:3] if (parent / PAGE).is_file()]
+    return answered(document, str(newest), str(pages[0]) if pages else None)
+
+
+def of_job(wanted: jobs.Job) -> answer.Answer:
+    """The evaluation of a job's revision, wherever its results are. Raises manifests.Invalid, Failure."""
+    spec = wanted.run
+    found = document(spec)
+    if found is None:
+        message = (
+            f"revision {spec.revision} has no evaluation yet below {answer.place(spec.layout.root)}: run `finetune run` first, "
+            "or look at another revision by its folder"
+        )
+        raise manifests.Invalid([answer.Problem(file=str(wanted.document.file), message=message)])
+    made = answered(found, spec.layout.evaluation(spec.evaluation_hash), answer.place(spec.layout.report))
+    return made.model_copy(update={"job": wanted.described()})
+
+
+def document(spec: run.Run) -> dict[str, Any] | None:
+    """results.json of a run's evaluation; None where there is none. Raises Failure."""
+    from finetune_trainer import errors, storage
+
+    try:
+        text = storage.of(spec.storage, 20).read(f"{spec.layout.evaluation(spec.evaluation_hash)}/{RESULTS}")
+    except errors.NotFound:
+        return None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def answered(found: dict[str, Any], place: str, page: str | None) -> answer.Answer:
+    try:
+        evaluation = status.Evaluation.model_validate(found.get("evaluation"))
+    except pydantic.ValidationError as error:
+        message = f"is no results.json of this version: {error.error_count()} fields of its evaluation differ"
+        raise manifests.Invalid([answer.Problem(file=place, message=message)]) from error
+    count = sum(gate.passed for gate in evaluation.gates)
+    gates = f"{count} of {len(evaluation.gates)} gates passed" if evaluation.gates else "the job has no gates"
+    made = details(found, evaluation)
+    return answer.Answer(
+        command="report",
+        exit_code=answer.Exit.DONE if evaluation.passed else answer.Exit.GATES,
+        message=f"{gates}, on {evaluation.examples} test examples",
+        report=page,
+        **made,
+    )
+
+
+def details(found: dict[str, Any] | None, evaluation: status.Evaluation) -> dict[str, Any]:
+    """Gates and contenders as fields of an Answer; from the evaluation alone where results.json is of an older version."""
+    made: dict[str, Any] = {"passed": evaluation.passed, "gates": evaluation.gates}
+    try:
+        whole = results.Results.model_validate(found)
+    except pydantic.ValidationError:
+        values = [
+            results.Value(
+                metric=one.name,
+                contender=one.contender,
+                value=float(one.value),
+                low=_number(one.low),
+                high=_number(one.high),
+                examples=evaluation.examples,
+            )
+            for one in evaluation.metrics
+        ]
+        return {**made, "contenders": values}
+    return {
+        **made,
+        "contenders": whole.values,
+        "comparisons": whole.comparisons,
+        "tokens": whole.tokens,
+        "baseline": whole.baseline,
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)

@@ -1,0 +1,79 @@
+"""The CEL rules of the schema, which in a cluster the API server applies: fields that contradict each other.
+
+Evaluated by the package `common-expression-language`, with the functions of Kubernetes' libraries that our rules use. Without
+the package nothing is found here, and `missing` says so; the operator's own API server refuses such a job later.
+"""
+
+import fractions
+import importlib.util
+import re
+from collections.abc import Iterator
+from typing import Any
+
+Path = tuple[str | int, ...]
+Broken = list[tuple[Path, str]]
+
+PACKAGE = "common-expression-language"
+
+UNITS: dict[str, int | fractions.Fraction] = {
+    "": 1, "m": fractions.Fraction(1, 1000), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+
+
+def missing() -> str | None:
+    """A sentence where the rules cannot be evaluated; None where they can."""
+    if importlib.util.find_spec("cel") is not None:
+        return None
+    return f"fields that contradict each other were not looked for: install {PACKAGE} to have that, too"
+
+
+def broken(schema: dict[str, Any], value: Any) -> Broken:
+    """The rules that a value breaks, each with the path of the object that it speaks of and the rule's own message."""
+    if missing():
+        return []
+    return list(_broken(schema, value, ()))
+
+
+def _broken(schema: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    for rule in schema.get("x-kubernetes-validations", ()):
+        # A rule with oldSelf speaks of an update, and there is none.
+        if "oldSelf" not in rule["rule"] and not _holds(rule["rule"], _typed(schema, value)):
+            place = tuple(str(rule.get("fieldPath", "")).split("."))[1:]
+            yield (*path, *place), rule["message"]
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties")
+        for key, child in value.items():
+            inner = known.get(key, others)
+            if isinstance(inner, dict):
+                yield from _broken(inner, child, (*path, key))
+    elif isinstance(value, list) and "items" in schema:
+        for index, child in enumerate(value):
+            yield from _broken(schema["items"], child, (*path, index))
+
+
+def _typed(schema: dict[str, Any], value: Any) -> Any:
+    """The value with `type: number` as double, as the API server declares it: 1 is no integer there."""
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties")
+        return {key: _typed(known.get(key, others) or {}, child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_typed(schema.get("items", {}), child) for child in value]
+    return float(value) if schema.get("type") == "number" else value
+
+
+def _holds(rule: str, value: Any) -> bool:
+    import cel
+
+    context = cel.Context({"self": value})
+    context.add_function("replace", lambda text, old, new: text.replace(old, new))
+    context.add_function("isQuantity", lambda text: _quantity(text) is not None)
+    context.add_function("quantity", lambda text: float(_quantity(text) or 0))
+    context.add_function("isGreaterThan", lambda one, other: one > other)
+    context.add_function("isLessThan", lambda one, other: one < other)
+    return bool(cel.evaluate(rule, context))
+
+
+def _quantity(text: str) -> fractions.Fraction | None:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", text)
+    return fractions.Fraction(match[1]) * UNITS[match[2] or ""] if match else None

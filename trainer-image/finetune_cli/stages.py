@@ -1,0 +1,182 @@
+"""One stage as a child process of `finetune-trainer`: started with the run file, watched through its progress file, stopped by
+SIGTERM, and judged by its exit code and its answer, as the operator judges a pod.
+
+The child has a session of its own, so that Ctrl-C in the terminal reaches it once and through us.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import pydantic
+
+from finetune_api import exits, outcome, reasons, run, status
+from finetune_cli import answer, manifests
+
+GLANCE = 0.2
+"""Seconds between two looks at the child."""
+
+TAIL = 15
+"""Last lines of a stage's log that are quoted when it failed without an answer."""
+
+Tell = Callable[[status.Progress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a stage ended."""
+
+    code: int
+    """An exit code of finetune_api.exits, 1, or negative: the signal that killed it."""
+    said: outcome.Outcome | None
+    seconds: float
+    log: pathlib.Path
+
+
+class Stop:
+    """Whether the user wants to stop: at first the child saves, asked again it is killed."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, *_: Any) -> None:
+        self.asked += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Workplace:
+    """The folder of one revision on this machine: run file, logs, answers, and what the stages download and write."""
+
+    folder: pathlib.Path
+    lock: int
+    """Held by us and by our children: two runs of one revision would write into each other."""
+
+    def furnish(self, spec: run.Run) -> run.Run:
+        """Writes the run file; the run with what only this machine knows."""
+        local = spec.model_copy(update={"progress_file": str(self.folder / "progress.json")})
+        (self.folder / "run.json").write_text(json.dumps(local.wire(), indent=1))
+        return local
+
+    def start(
+        self, stage: reasons.Stage, attempt: int, arguments: list[str]
+    ) -> tuple["subprocess.Popen[bytes]", IO[bytes]]:
+        for name in ("progress.json", "answer.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        log = self.log(stage).open("ab")
+        # -P: a file of the user's folder that is named like a module must not be taken for it.
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "finetune_trainer",
+            stage,
+            "--run",
+            str(self.folder / "run.json"),
+            *arguments,
+        ]
+        environment = {
+            "FINETUNE_METRICS_PORT": "0",
+            **os.environ,
+            "FINETUNE_WORK": str(self.folder / "work"),
+            "FINETUNE_TERMINATION_PATH": str(self.folder / "answer.json"),
+        }
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(self.lock,),
+        )
+        return process, log
+
+    def log(self, stage: reasons.Stage) -> pathlib.Path:
+        return self.folder / f"{stage}.log"
+
+    def progress(self, attempt: int) -> status.Progress | None:
+        try:
+            report = outcome.ProgressReport.model_validate_json((self.folder / "progress.json").read_bytes())
+        except (OSError, pydantic.ValidationError):
+            return None
+        return report.progress if report.attempt == attempt else None
+
+    def said(self) -> outcome.Outcome | None:
+        try:
+            return outcome.Outcome.model_validate_json((self.folder / "answer.json").read_bytes())
+        except (OSError, pydantic.ValidationError):
+            return None
+
+
+@contextlib.contextmanager
+def workplace(folder: pathlib.Path) -> Iterator[Workplace]:
+    """The folder, for as long as nobody else works in it. Raises manifests.Invalid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "work").mkdir(exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        message = f"this revision of the job runs already, or a stage of it still saves (work folder {folder}); wait or stop it"
+        raise manifests.Invalid([answer.Problem(message=message)]) from None
+    try:
+        yield Workplace(folder, lock)
+    finally:
+        os.close(lock)
+
+
+def execute(
+    place: Workplace, stage: reasons.Stage, attempt: int, arguments: list[str], stop: Stop, tell: Tell
+) -> Ended:
+    """Runs a stage to its end."""
+    begun = time.monotonic()
+    numbered = ["--attempt", str(attempt)] if stage in (reasons.Stage.TRAIN, reasons.Stage.EVALUATE) else []
+    process, log = place.start(stage, attempt, [*arguments, *numbered])
+    signalled = 0
+    with log:
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GLANCE)
+                if stop.asked > signalled:
+                    (process.kill if signalled else process.terminate)()
+                    signalled = stop.asked
+                if (progress := place.progress(attempt)) is not None:
+                    tell(progress)
+            if (progress := place.progress(attempt)) is not None:  # the last word may have come after the last look
+                tell(progress)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+    return Ended(process.returncode, place.said(), time.monotonic() - begun, place.log(stage))
+
+
+def problem(ended: Ended) -> tuple[reasons.Reason, str]:
+    """Why a stage failed, from its answer, or from its end and its last words."""
+    if ended.said is not None and ended.said.reason is not None:
+        return ended.said.reason, ended.said.message
+    if ended.code == -signal.SIGKILL:
+        return reasons.Reason.TRAINER_OUT_OF_MEMORY, "it was killed, most often for want of memory"
+    known = {
+        exits.Exit.OUT_OF_MEMORY: reasons.Reason.TRAINER_OUT_OF_MEMORY,
+        exits.Exit.DIVERGED: reasons.Reason.LOSS_DIVERGED,
+        exits.Exit.STORAGE: reasons.Reason.STORAGE_UNAVAILABLE,
+        exits.Exit.INVALID: reasons.Reason.INVALID_SPEC,
+    }
+    reason = next((reason for code, reason in known.items() if code == ended.code), reasons.Reason.TRAINER_ERROR)
+    tail = ended.log.read_text(errors="replace").splitlines()[-TAIL:] if ended.log.is_file() else []
+    return reason, "\n".join([f"it ended with code {ended.code} and no answer; its log ends:", *tail])

@@ -1,0 +1,147 @@
+"""`finetune validate DATA...`: the data checks of preflight, on files alone. No job, no split, and without --model no tokens."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pydantic
+
+from finetune_api import checks, job, run
+from finetune_cli import answer, jobs, manifests
+
+TOKENS = ("template", "untrainable", "truncation", "stopToken", "promptPrefix", "doubleBos", "specialTokens")
+"""Rules that need the model's tokenizer."""
+
+
+class Plain:
+    """Stands where a tokenizer would, when there is no model: text as its bytes, turns one after the other."""
+
+    chat_template = "none"
+    bos_token_id = eos_token_id = None
+    is_fast = False
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
+        return "\n".join(turn["content"] for turn in turns) + "\n"
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode("utf-8", "surrogatepass"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be checked, and how."""
+
+    data: list[str]
+    held_out: list[str]
+    kind: job.Format
+    model: pathlib.Path | None
+    policies: dict[str, checks.Policy]
+    longest: int
+
+
+def validate(wanted: Wanted) -> answer.Answer:
+    """Reads all files and applies all rules. Raises Failure, manifests.Invalid."""
+    from finetune_trainer import storage, tokens
+
+    spec = described(wanted)
+    store = storage.of(spec.storage, 20)
+    if wanted.model is None:
+        encoder = tokens.Encoder(Plain(), frozenset(), 2**30)
+    else:
+        from finetune_trainer import preflight
+
+        encoder = preflight.load(spec, wanted.model)
+    with temporary() as work:
+        return judged(wanted, spec, store, encoder, work)
+
+
+def judged(wanted: Wanted, spec: run.Run, store: Any, encoder: Any, work: pathlib.Path) -> answer.Answer:
+    """The answer for the files of a spec."""
+    import numpy as np
+
+    from finetune_trainer import preflight
+
+    found = preflight.gather(spec, store, encoder, work)
+    judgement = found.review.judge(found.corpus, found.examples)
+    part = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
+    place = judgement.after_split(part)
+    findings = answer.findings([one.document() for one in judgement.findings])
+    failing = [one for one in findings if one.policy == checks.Policy.FAIL]
+    train = found.corpus.select(np.flatnonzero(place == 0))
+    with_model = wanted.model is not None
+    counts = answer.Counts(
+        examples=int((place == 0).sum()),
+        test_examples=int((place == 2).sum()),
+        tokens=int(train.lengths.sum()) if with_model else None,
+        trainable_tokens=int(train.trainable.sum()) if with_model else None,
+    )
+    notes = [] if with_model else [f"without --model these rules do not look: {', '.join(TOKENS)}"]
+    message = f"{len(failing)} of the rules that fired end a job" if failing else "nothing that would end a job"
+    return answer.Answer(
+        command="validate",
+        exit_code=answer.Exit.INVALID if failing else answer.Exit.DONE,
+        message=message,
+        counts=counts,
+        findings=findings,
+        notes=notes,
+    )
+
+
+def described(wanted: Wanted) -> run.Run:
+    """The files as a run file's dataset. Raises manifests.Invalid."""
+    policies = wanted.policies
+    if wanted.model is None:
+        # Broken rows cannot be ignored, and a template that does not exist refuses none.
+        policies = policies | {id: checks.Policy.IGNORE for id in TOKENS if id != "template"}
+    here = pathlib.Path.cwd()
+    held_out = [jobs.uri(one, here) for one in wanted.held_out]
+    try:
+        return run.Run.model_validate(
+            {
+                "name": "validate",
+                "namespace": "default",
+                "revision": "none",
+                "evaluation_hash": "none",
+                "served_model_name": "none",
+                "base_model": {"name": "none", "source": jobs.uri(str(wanted.model or "none"), here)},
+                "storage": {"output": "file:///none"},
+                "training": {"max_sequence_length": wanted.longest},
+                "dataset": {
+                    "train": [jobs.uri(one, here) for one in wanted.data],
+                    "format": wanted.kind,
+                    "checks": policies,
+                    "test": {"uris": held_out} if held_out else {"fraction": 0.1},
+                },
+            }
+        )
+    except pydantic.ValidationError as error:
+        problems = [
+            answer.Problem(
+                message=f"{answer.place(str(found['input'])[:200])}: {found['msg'].removeprefix('Value error, ')}"
+            )
+            for found in error.errors()
+        ]
+        if len(wanted.data) > 64:
+            problems = [
+                answer.Problem(message=f"{len(wanted.data)} files, at most 64: quote the pattern, as in 'data/*.jsonl'")
+            ]
+        raise manifests.Invalid(problems) from error
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[pathlib.Path]:
+    """A folder for what is read, as the trainer's work folder too; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+        before = os.environ.get("FINETUNE_WORK")
+        os.environ["FINETUNE_WORK"] = folder
+        try:
+            yield pathlib.Path(folder)
+        finally:
+            if before is None:
+                del os.environ["FINETUNE_WORK"]
+            else:
+                os.environ["FINETUNE_WORK"] = before
