@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune_api
-from finetune_api import basemodel, checks, crd, exits, job, metrics, reasons, results, status
+from finetune_api import basemodel, checks, crd, evaluation, exits, job, metrics, reasons, results, status
 
 FOLDER = crd.REPOSITORY / "docs" / "reference"
 HEADER = (
@@ -27,6 +27,7 @@ def files() -> dict[Path, str]:
         "conditions.md": conditions,
         "checks.md": data_checks,
         "metrics.md": measures,
+        "evaluation.md": evaluations,
         "results.md": evaluation_results,
     }
     texts = {FOLDER / name: HEADER + make() for name, make in made.items()}
@@ -135,6 +136,52 @@ def data_checks() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def evaluations() -> str:
+    """How contenders are asked, measured and compared."""
+    rows = [
+        (f"`{metric}`", evaluation.MEANINGS[metric], "lower" if metric in job.LOWER_IS_BETTER else "higher")
+        for metric in job.Metric
+    ]
+    parts = [
+        "# How models are compared",
+        "Before training (the baseline) and after it (the evaluation) every contender is asked the same held-out questions, "
+        "greedily, by one loaded model. The baseline uses validation examples, the evaluation test examples.",
+        "## Contenders",
+        "- **Base**: the base model, asked as the examples are written.\n"
+        "- **Prompt**: the same with `intent.prompt.system` in place of the examples' own system turn. Absent without one.\n"
+        "- **FewShot**: with `intent.prompt.fewShot` examples of the training split before the question, too: short ones, "
+        "drawn by the seed, different answers first, in at most half of the model's positions.\n"
+        "- **Serving**: the revision that serves now, if another one does.\n"
+        "- **Tuned**: the new adapter, asked as the examples are written.",
+        "A model whose chat template knows no system turn gets that text before the first question. A model without a chat "
+        "template has no contender FewShot.",
+        "## Metrics",
+        _table(("metric", "what it is", "better"), rows),
+        "BLEU and chrF are sacrebleu's, ROUGE-L is that of rouge-score, JSON Schema that of jsonschema (references to other "
+        "documents are refused). The 64 general questions of Forgetting and GeneralAccuracy are English, and easy: they show "
+        "that a model breaks, not how clever it is.",
+        "## Evidence",
+        "Every value has a 95 % interval: Wilson's for shares, the bootstrap over examples (10,000 resamples) for the rest. "
+        "Two contenders are compared in pairs, example by example: exact McNemar test for shares (with `improvement`, Tango's "
+        "score test too), permutation test for the rest (with `improvement`, the bootstrap too).",
+        "A gate passes when it holds and the doubt is at most 1 - `confidence`: `minimum` and `maximum` of a share by the exact "
+        "binomial test, `over` by the paired test. So 4 right answers of 4 do not pass a minimum of 0.8: a model at 0.8 gets "
+        "there in 41 of 100 cases; 14 of 14 do. The gate's text says when the examples were too few. Not asked for evidence: "
+        "minimum 1 and maximum 0 of a share, which no number of examples proves, and `over: Serving` without `improvement`, "
+        "which fails only when the new model is worse beyond that doubt. `confidence: 0.5` lets the value alone decide.",
+        "Each gate is held against the doubt by itself: of many gates that all must pass, a model just below each bound passes "
+        "even more seldom. Simulations in the tests hold the rate of false passes at its level for shares and for other metrics.",
+        "## The baseline before training",
+        "Asked where a gate has a `minimum` or `maximum` that a prompt could meet, and `intent.advice` is not Ignore. Base, "
+        "Prompt and FewShot answer 32 validation examples, then 64, 128 and so on up to `evaluation.maximumExamples`; a contender that "
+        "passes ends it, one that can hardly pass any more is asked no further. Several looks share the doubt (Bonferroni). When "
+        "a prompt passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, Complete and untrained, unless "
+        "its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not reached with that; under Warn it "
+        "goes on.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def evaluation_results() -> str:
     """results.json and the report that is made of it."""
     parts = [
@@ -144,8 +191,8 @@ def evaluation_results() -> str:
         "[results.schema.json](results.schema.json) is its JSON Schema (draft 2020-12), generated from the models that "
         "the trainer writes it by. Fields are only ever added: ignore those that you do not know. `Metric`, `Contender` "
         "and `Intent` are those of the [spec](api.md), `Evaluation`, `Preflight` and `Baseline` those of the status.",
-        "```python\nimport json, jsonschema\njsonschema.validate(json.load(open('results.json')), "
-        "json.load(open('results.schema.json')))\n```",
+        '```python\nimport json\n\nimport jsonschema\n\njsonschema.validate(json.load(open("results.json")), '
+        'json.load(open("results.schema.json")))\n```',
         "## Fields",
         *_results_tables(),
         "## The report",

@@ -218,3 +218,9 @@ def test_an_adapter_of_another_model_is_not_compared_with(world: World, tmp_path
     answer = evaluate.evaluate(spec, None, None, 1, evaluate.Rival(f"file://{tmp_path}/nothing", "0" * 64))
     assert answer.evaluation is not None
     assert job.Contender.SERVING not in {value.contender for value in answer.evaluation.metrics}
+
+
+def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_taken(world: World) -> None:
+    with pytest.raises(errors.Failure, match=r"outputSchema is no JSON Schema that can be used.*strin") as caught:
+        preflight.preflight(world(evaluation={"outputSchema": {"type": "strin"}}))
+    assert caught.value.reason is reasons.Reason.INVALID_SPEC

@@ -100,7 +100,7 @@ class Course:
     def enough(self, stage: Stage, said: outcome.Outcome) -> bool:
         """Whether a prompt alone passes the gates, and the job wants to stop there."""
         sufficient = said.baseline is not None and said.baseline.sufficient is not None
-        return stage is Stage.BASELINE and sufficient and self.spec.intent.advice is job.Advice.ENFORCE
+        return stage is Stage.BASELINE and sufficient and self.spec.intent.content_with_a_prompt
 
     def finished(self) -> answer.Answer:
         found = self.found[Stage.EVALUATE].evaluation
@@ -173,9 +173,7 @@ def cache(spec: run.Run) -> pathlib.Path:
 
 
 def needed(stage: Stage, spec: run.Run) -> bool:
-    """Whether the job has this stage: a baseline is measured where it can decide something, and the trainer knows it."""
-    from finetune_trainer import __main__ as trainer
-
+    """Whether the job has this stage: a baseline is measured where it can decide something."""
     if stage is not Stage.BASELINE:
         return True
-    return stage in trainer.STAGES and bool(spec.evaluation.gates) and spec.intent.advice is not job.Advice.IGNORE
+    return bool(spec.evaluation.absolute) and spec.intent.advice is not job.Advice.IGNORE

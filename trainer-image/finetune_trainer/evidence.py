@@ -22,9 +22,9 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RESAMPLES = 10_000
-UNITS = 2_000
+UNITS = 500
 """Examples beyond this number are put together into as many groups of equal size, which are resampled instead."""
-SEED = 20_26
+SEED = 2026
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,11 +173,12 @@ def _units(column: Column) -> Array:
     return np.stack([parts[group].sum(0) for group in np.array_split(order, UNITS)])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _draws(units: int) -> Array:
     """float [RESAMPLES, units]: how often each is drawn."""
     even = np.full(units, 1 / units)
-    return np.random.default_rng(SEED).multinomial(units, even, size=RESAMPLES).astype(np.float64)
+    found: Array = np.random.default_rng(SEED).multinomial(units, even, size=RESAMPLES).astype(np.float64)
+    return found
 
 
 def _resampled(column: Column) -> Array:

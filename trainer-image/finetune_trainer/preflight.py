@@ -28,6 +28,7 @@ from finetune_trainer import (
     forecast,
     log,
     machine,
+    metrics,
     objects,
     rows,
     sources,
@@ -85,6 +86,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
     store = storage.of(spec.storage, FIRST_CONTACT)
     if done := finished(spec, store):
         return done
+    measurable(spec)
     writable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
@@ -131,6 +133,18 @@ def writable(spec: run.Run, store: storage.Storage) -> None:
     probe = f"{spec.layout.root}/.writable"
     store.write(probe, b"")
     store.delete(probe)
+
+
+def measurable(spec: run.Run) -> None:
+    """Raises Failure(InvalidSpec) now for a schema that the evaluation could not hold answers against."""
+    if spec.evaluation.output_schema is None:
+        return
+    try:
+        metrics.validator(spec.evaluation.output_schema)
+    except ValueError as error:
+        raise errors.Failure(
+            reasons.Reason.INVALID_SPEC, f"evaluation.outputSchema is no JSON Schema that can be used: {error}"
+        ) from None
 
 
 def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
