@@ -173,10 +173,11 @@ def evaluations() -> str:
         "even more seldom. Simulations in the tests hold the rate of false passes at its level for shares and for other metrics.",
         "## The baseline before training",
         "Asked where a gate has a `minimum` or `maximum` that a prompt could meet, and `intent.advice` is not Ignore. Base, "
-        "Prompt and FewShot answer 32 validation examples, then 64, 128 and so on up to `evaluation.maximumExamples`; a contender that "
-        "passes ends it, one that can hardly pass any more is asked no further. Several looks share the doubt (Bonferroni). When "
-        "a prompt passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, Complete and untrained, unless "
-        "its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not reached with that; under Warn it "
+        "Prompt and FewShot answer 32 validation examples, then 64, 128 and so on up to `evaluation.maximumExamples`; a "
+        "contender that passes ends it, one that can hardly pass any more is asked no further. Several looks share the doubt "
+        "(Bonferroni). When a prompt passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, Complete "
+        "and untrained, unless its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not reached "
+        "with that; under Warn it "
         "goes on.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -38,6 +38,7 @@ def spec(site: Site, data: str, held_out: str) -> dict:
         },
         resources={**gpu, "requests": {"cpu": "250m", "memory": "2Gi"}},
         evaluation={
+            "baselines": ["Base"],
             "maximumExamples": 400,
             "generation": {"maxNewTokens": 64},
             "gates": [{"metric": "Loss", "over": "Base", "improvement": 0.01}],

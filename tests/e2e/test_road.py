@@ -37,6 +37,9 @@ def served(site: Site) -> sites.Job:
 def test_every_stage_says_that_it_is_done(served: sites.Job) -> None:
     for kind in ("Accepted", "PreflightPassed", "Trained", "Evaluated", "Deployed", "Ready"):
         assert condition(served, kind)["status"] == "True", condition(served, kind)
+    asked = condition(served, "BaselineMeasured")
+    assert (asked["status"], asked["reason"]) == ("True", "PromptAlreadySufficient"), asked
+    assert served["status"]["baseline"]["sufficient"] == "Base", "any model has a loss below 50"
     assert condition(served, "Stalled")["status"] == "False"
     assert served["status"]["observedGeneration"] == served["metadata"]["generation"]
     assert served["status"]["phase"] == "Ready"
