@@ -182,19 +182,20 @@ class Evaluation(model.Model):
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
             (
-                "!self.gates.exists(g, g.metric in ['Accuracy', 'MacroF1', 'InvalidLabels']) || has(self.labels)",
+                "!has(self.gates) || !self.gates.exists(g, g.metric in ['Accuracy', 'MacroF1', 'InvalidLabels']) || "
+                "has(self.labels)",
                 "a gate on Accuracy, MacroF1 or InvalidLabels needs evaluation.labels, the list of answers that exist",
             ),
             (
-                "!self.gates.exists(g, g.metric == 'JsonSchema') || has(self.outputSchema)",
+                "!has(self.gates) || !self.gates.exists(g, g.metric == 'JsonSchema') || has(self.outputSchema)",
                 "a gate on JsonSchema needs evaluation.outputSchema",
             ),
             (
-                "!self.gates.exists(g, g.metric == 'Consistency') || has(self.consistency)",
+                "!has(self.gates) || !self.gates.exists(g, g.metric == 'Consistency') || has(self.consistency)",
                 "a gate on Consistency needs evaluation.consistency, for example {samples: 5}",
             ),
             (
-                "self.gates.all(g, !has(g.over) || g.over == 'Serving' || g.over in self.baselines)",
+                "!has(self.gates) || self.gates.all(g, !has(g.over) || g.over == 'Serving' || g.over in self.baselines)",
                 "a gate's over must be one of evaluation.baselines, or Serving",
             ),
         )

@@ -103,11 +103,13 @@ class FineTuneJobSpec(model.Model):
                 "dataset.format Preference needs training.objective DPO: set it, or choose another format",
             ),
             (
-                "!self.evaluation.gates.exists(g, has(g.over) && g.over == 'Prompt') || has(self.intent.prompt.system)",
+                "!has(self.evaluation.gates) || !self.evaluation.gates.exists(g, has(g.over) && g.over == 'Prompt') || "
+                "has(self.intent.prompt.system)",
                 "a gate over Prompt needs intent.prompt.system, the prompt to beat",
             ),
             (
-                "!self.evaluation.gates.exists(g, has(g.over) && g.over == 'FewShot') || self.intent.prompt.fewShot > 0",
+                "!has(self.evaluation.gates) || !self.evaluation.gates.exists(g, has(g.over) && g.over == 'FewShot') || "
+                "self.intent.prompt.fewShot > 0",
                 "a gate over FewShot needs intent.prompt.fewShot of at least 1",
             ),
             (

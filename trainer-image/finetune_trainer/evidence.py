@@ -166,7 +166,7 @@ def _only(column: Column, kept: Any) -> Column:
 
 def _units(column: Column) -> Array:
     """float [units, k]: the defined examples, or groups of them."""
-    parts = column.parts[column.defined]
+    parts: Array = column.parts[column.defined]
     if len(parts) <= UNITS:
         return parts
     order = np.random.default_rng(SEED).permutation(len(parts))
