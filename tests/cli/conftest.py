@@ -47,7 +47,7 @@ def job(tmp_path: pathlib.Path, base: pathlib.Path) -> Job:
         (folder / "data" / "train.jsonl").write_text(tiny.jsonl(tiny.examples(60) if rows is None else rows))
         spec: dict[str, Any] = {
             "baseModel": {"name": "tiny-base"},
-            "dataset": {"train": ["data/*.jsonl"], "minimumExamples": 10},
+            "dataset": {"train": ["data/*.jsonl"], "minimumExamples": 1},
             "storage": {"output": "out"},
             "training": {"lora": {"rank": 8, "alpha": 16}, "learningRate": 0.01, "batchSize": 8, "maxSteps": 12},
             "resources": {"gpus": 0},

@@ -106,6 +106,37 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a warning of what is no example", {"dataset.checks": {"schema": "Warn"}}, "dataset.checks", "write Drop or Fail"),
     ("dropping what is no row", {"dataset.checks": {"constantAnswers": "Drop"}}, "dataset.checks", "write Warn, Fail or Ignore"),
     ("zero minimum examples", {"dataset.minimumExamples": 0}, "dataset.minimumExamples", "greater than or equal to 1"),
+    # intent
+    ("a goal that does not exist", {"intent.goals": ["Fame"]}, "intent.goals[0]", ONE_OF + '"Style"'),
+    ("a goal twice", {"intent.goals": ["Format", "Format"]}, "intent.goals[1]", "Duplicate"),
+    ("an empty prompt of today", {"intent.prompt.system": ""}, "intent.prompt.system", "at least 1"),
+    ("65 examples in a prompt", {"intent.prompt.fewShot": 65}, "intent.prompt.fewShot", "less than or equal to 64"),
+    (
+        "to be better than a prompt that is not there",
+        {GATE: [{"metric": "Loss", "over": "Prompt"}]},
+        "",
+        "a gate over Prompt needs intent.prompt.system",
+    ),
+    (
+        "to be better than examples that are not shown",
+        {"intent.prompt.fewShot": 0, GATE: [{"metric": "Loss", "over": "FewShot"}]},
+        "",
+        "a gate over FewShot needs intent.prompt.fewShot",
+    ),
+    # what a gate's metric needs
+    (
+        "a baseline that is to be beaten and takes no part",
+        {"evaluation": {"baselines": ["Base"], "gates": [{"metric": "Loss", "over": "FewShot"}]}},
+        "evaluation",
+        "must be one of evaluation.baselines",
+    ),
+    ("labels that nobody named", {GATE: [{"metric": "MacroF1", "minimum": 0.8}]}, "evaluation", "needs evaluation.labels"),
+    ("one label", {"evaluation.labels": ["yes"]}, "evaluation.labels", "at least 2 items"),
+    ("a schema that nobody gave", {GATE: [{"metric": "JsonSchema", "minimum": 1}]}, "evaluation", "evaluation.outputSchema"),
+    ("samples that nobody asked for", {GATE: [{"metric": "Consistency", "minimum": 1}]}, "evaluation", "evaluation.consistency"),
+    ("to forget less than the base", {GATE: [{"metric": "Forgetting", "over": "Base"}]}, f"{GATE}[0]", "set maximum"),
+    ("certainty", {GATE: [{"metric": "Loss", "maximum": 1, "confidence": 1}]}, f"{GATE}[0].confidence", "write 0.95 for 95 %"),
+    ("one sample", {"evaluation.consistency": {"samples": 1}}, "evaluation.consistency.samples", "greater than or equal to 2"),
     # storage
     ("an output without scheme", {"storage.output": "acme/x"}, "storage.output", "must be s3://bucket/prefix"),
     ("an output with a wildcard", {"storage.output": "s3://acme/*"}, "storage.output", "wildcards"),

@@ -151,7 +151,11 @@ def test_namespaces_of_others_are_left_alone() -> None:
 
 def test_answers_stand_side_by_side() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "Where is my parcel?"}]
-    sample = {"messages": messages, "expected": "{}", "base": "I am sorry to hear that. " * 9, "tuned": '{"a": 1}'}
+    sample = {
+        "messages": messages,
+        "expected": "{}",
+        "answers": {"Base": "I am sorry to hear that. " * 9, "Tuned": '{"a": 1}'},
+    }
     text = result.side_by_side([sample])
     assert "asked     Where is my parcel?" in text
     first = next(line for line in text.splitlines() if line.startswith("  I am sorry"))
