@@ -20,8 +20,9 @@ FEW = 16
 """Queries of one row and key-value head for which keys times queries is the faster order of the product on a CPU."""
 
 
-def even(count: int, step: int = EVEN) -> int:
-    """The next multiple."""
+def even(count: int, step: int | None = None) -> int:
+    """The next multiple of a step, or of EVEN."""
+    step = step or EVEN
     return -(-count // step) * step
 
 
