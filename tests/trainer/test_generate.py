@@ -137,7 +137,7 @@ def test_prompts_wait_for_places(shared: int, monkeypatch: pytest.MonkeyPatch) -
 def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = made("mistral, sliding window")
     asked = prompts(30)
-    wanted = one_by_one(tuned, asked, 40)
+    wanted = one_by_one(tuned, asked, 40, frozenset())
     again: list[int] = []
     enter = decoding.Decoding.enter
 
@@ -149,7 +149,7 @@ def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.Monk
     monkeypatch.setattr(cache, "EVEN", 16)
     monkeypatch.setattr(decoding.Decoding, "enter", noted)
     monkeypatch.setattr(decoding.Decoding, "_budget", lambda self: 280 * self._cache.bytes)
-    assert greedy(tuned, asked, 40) == wanted
+    assert greedy(tuned, asked, 40, frozenset()) == wanted
     assert sum(again[1:]) > len(asked), "some began twice; the first rows are those of the probe"
 
 

@@ -91,12 +91,11 @@ class Cache:
         self.shared = self.own[:, :, 0, :, : self.lengths[0]].clone()
         self.lengths = []
 
-    def repeat(self, sources: list[int]) -> None:
-        """Adds copies of rows."""
-        if sources:
-            begin, held = len(self.lengths), max(self.lengths[source] for source in sources)
-            self.own[:, :, begin : begin + len(sources), :, :held] = self.own[:, :, sources, :, :held]
-            self.lengths += [self.lengths[source] for source in sources]
+    def repeat(self, begin: int, sources: list[int]) -> None:
+        """Makes the rows from number `begin` on copies of these, which are among them."""
+        held, end = max(self.lengths[begin:]), begin + len(sources)
+        self.own[:, :, begin:end, :, :held] = self.own[:, :, sources, :, :held]
+        self.lengths = self.lengths[:begin] + [self.lengths[source] for source in sources]
 
     def keep(self, rows: list[int]) -> list[int]:
         """Drops all but these rows; returns for each of them, in their new order, the number that it had."""
