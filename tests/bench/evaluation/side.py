@@ -48,9 +48,8 @@ def write_adapter(base: pathlib.Path, folder: pathlib.Path) -> None:
     from finetune_trainer import lora, model
 
     torch.manual_seed(0)
-    tuned = lora.add(
-        model.load(base, api.Precision.FLOAT32, torch.device("cpu")), api.LoRA(rank=RANK, alpha=ALPHA), "base"
-    )
+    loaded = model.load(base, api.Precision.FLOAT32, torch.device("cpu"))
+    tuned = lora.add(loaded, api.LoRA(rank=RANK, alpha=ALPHA), str(base))
     for name, weight in lora.parameters(tuned).items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=DEVIATION)
