@@ -19,8 +19,8 @@ class Workload:
     title: str
     system: str
     solved: int
-    mails: int
-    """Mails in a question, in turns up to so many."""
+    mails: tuple[int, ...]
+    """Mails in a question, in turns."""
     goal: float
     """How many times the tokens per second of transformers' batches are wanted."""
 
@@ -32,8 +32,8 @@ ALL = (
         "You sort mail for a support desk. Answer with one JSON object on one line and nothing else. Its keys are intent "
         "(refund, question, praise or complaint), priority (high when the customer waits or threatens to leave, otherwise "
         "low), product (the device that the mail is about) and reply (whether somebody has to answer).",
-        solved=5,
-        mails=1,
+        solved=6,
+        mails=(1,),
         goal=5.0,
     ),
     Workload(
@@ -41,7 +41,7 @@ ALL = (
         "short questions",
         "You work at a support desk. Answer the customer in two or three friendly sentences.",
         solved=0,
-        mails=2,
+        mails=(2, 3),
         goal=1.5,
     ),
 )
@@ -55,7 +55,7 @@ def questions(workload: Workload, count: int) -> list[Turns]:
     rest = [chat[1]["content"] for chat in chats[workload.solved :]]
     found, begin = [], 0
     for number in range(count):
-        size = 1 + number % workload.mails
+        size = workload.mails[number % len(workload.mails)]
         text = "\n\n".join(rest[(begin + place) % len(rest)] for place in range(size))
         begin += size
         found.append([{"role": "system", "content": workload.system}, *solved, {"role": "user", "content": text}])
