@@ -25,7 +25,7 @@ COMMITTED = cache.REPOSITORY / "docs" / "benchmarks"
 PARTIAL = cache.REPOSITORY / "out" / "benchmarks"
 
 REPETITIONS, PROMPTS, LIMIT = 3, 96, 64
-ALONE = 12
+ALONE = 8
 """Prompts that transformers answers one by one: its rate does not depend on how many these are."""
 PACKAGES = ("torch", "transformers", "peft")
 
