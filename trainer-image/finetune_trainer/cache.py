@@ -152,7 +152,7 @@ class Cache:
         q = q.view(rows, tokens, heads, -1, width)
         alone = q.transpose(1, 2).reshape(rows * heads, -1, width)
         # [rows, heads, tokens, group, reach], and [heads, rows, tokens, group, prefix + reach]
-        scores = self._products(alone, keys, kind.scale).unflatten(1, (tokens, -1)).unflatten(0, (rows, heads))
+        scores = self._products(alone, keys, kind.scale).view(rows, heads, tokens, -1, reach)
         joined = self._memory.take("cache scores", heads, rows, tokens, q.shape[3], prefix + reach)
         own = joined[..., prefix:]
         own.copy_(scores.transpose(0, 1))
