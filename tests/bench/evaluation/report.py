@@ -127,7 +127,7 @@ def page(found: Results) -> str:
         f"- {OURS}: `generate.greedy` as the evaluation calls it, the adapter beside the weights, since the base model takes "
         "part with the same weights.",
         f"- {BATCHED}: prompts sorted by length, padded on the left to batches of {BATCH}, `sdpa` attention, the adapter merged "
-        "into the weights, which makes it faster.",
+        "into the weights, which spares it the products of the adapter.",
         f"- {SINGLE}: the same without batches, the first prompts only.",
         "",
         "*Ours by it* is the median over the repetitions of our rate by that of the side in the same repetition. *Answers like "
