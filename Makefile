@@ -72,6 +72,7 @@ verify-generated: venv
 	$(VENV)/python -m finetune_cli.reference --check
 	$(VENV)/python -m tests.bench.trainer --check
 	$(VENV)/python -m tests.bench.estimate --check
+	$(VENV)/python -m tests.bench.evaluation --check
 	$(VENV)/python hack/dashboards --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
@@ -82,7 +83,7 @@ verify-chart:
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate bench-evaluation
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -97,6 +98,9 @@ bench-trainer-profile: venv ## Measure where a step of the trainer spends its ti
 
 bench-estimate: venv ## Measure peaks of training against the memory estimate; ARGS="--only short" for a part
 	$(VENV)/python -m tests.bench.estimate $(ARGS)
+
+bench-evaluation: venv ## Measure the evaluation's answers against transformers' own, a quarter of an hour on a quiet machine
+	$(VENV)/python -m tests.bench.evaluation $(ARGS)
 
 # --- Clusters and images ---
 

@@ -20,8 +20,9 @@ FEW = 16
 """Queries of one row and key-value head for which keys times queries is the faster order of the product on a CPU."""
 
 
-def even(count: int, step: int = EVEN) -> int:
-    """The next multiple."""
+def even(count: int, step: int | None = None) -> int:
+    """The next multiple of a step, or of EVEN."""
+    step = step or EVEN
     return -(-count // step) * step
 
 
@@ -90,12 +91,11 @@ class Cache:
         self.shared = self.own[:, :, 0, :, : self.lengths[0]].clone()
         self.lengths = []
 
-    def repeat(self, sources: list[int]) -> None:
-        """Adds copies of rows."""
-        if sources:
-            begin, held = len(self.lengths), max(self.lengths[source] for source in sources)
-            self.own[:, :, begin : begin + len(sources), :, :held] = self.own[:, :, sources, :, :held]
-            self.lengths += [self.lengths[source] for source in sources]
+    def repeat(self, begin: int, sources: list[int]) -> None:
+        """Makes the rows from number `begin` on copies of these, which are among them."""
+        held, end = max(self.lengths[begin:]), begin + len(sources)
+        self.own[:, :, begin:end, :, :held] = self.own[:, :, sources, :, :held]
+        self.lengths = self.lengths[:begin] + [self.lengths[source] for source in sources]
 
     def keep(self, rows: list[int]) -> list[int]:
         """Drops all but these rows; returns for each of them, in their new order, the number that it had."""
@@ -152,7 +152,7 @@ class Cache:
         q = q.view(rows, tokens, heads, -1, width)
         alone = q.transpose(1, 2).reshape(rows * heads, -1, width)
         # [rows, heads, tokens, group, reach], and [heads, rows, tokens, group, prefix + reach]
-        scores = self._products(alone, keys, kind.scale).unflatten(1, (tokens, -1)).unflatten(0, (rows, heads))
+        scores = self._products(alone, keys, kind.scale).view(rows, heads, tokens, -1, reach)
         joined = self._memory.take("cache scores", heads, rows, tokens, q.shape[3], prefix + reach)
         own = joined[..., prefix:]
         own.copy_(scores.transpose(0, 1))

@@ -100,16 +100,8 @@ class Decoding:
         again = [at[tuple(row)] for row in rows]
         # Copies of all, in the order asked for; where nothing is repeated and all are in order there is nothing to copy.
         if again != list(range(len(rows))):
-            self._arrange(begin, again)
+            self._cache.repeat(begin, [begin + place for place in again])
         return states[torch.tensor(again, device=self._where)]
-
-    def _arrange(self, begin: int, places: list[int]) -> None:
-        """Rows from `begin` on become copies of those at these places after it."""
-        own, lengths = self._cache.own, self._cache.lengths
-        held = max(lengths[begin:])
-        sources = [begin + place for place in places]
-        own[:, :, begin : begin + len(places), :, :held] = own[:, :, sources, :, :held]
-        self._cache.lengths = lengths[:begin] + [lengths[source] for source in sources]
 
     @torch.no_grad()
     def step(self, tokens: list[int], room: int) -> torch.Tensor:

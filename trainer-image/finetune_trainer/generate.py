@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import decoding, lora, loss, model, signals
+from finetune_trainer import cache, decoding, lora, loss, model, signals
 
 CACHED = {"cuda": 65_536, "cpu": 8_192}
 """Positions of the key-value cache of one batch of transformers'."""
@@ -173,7 +173,7 @@ def _write_together(passes: decoding.Decoding, adapted: bool, head: loss.Head, c
         if fresh := _next(passes, waiting, len(active), prefix, course.limit):
             room = max(_room(row, prefix, course.limit) for row in fresh)
             states = passes.enter([row.ids[prefix:] for row in fresh], room)
-            going = course.take(head.logits(states), fresh)
+            going = course.take(_logits(head, states), fresh)
             stay = [*range(len(active)), *(len(active) + place for place in going)]
             active += fresh
         else:
@@ -183,9 +183,25 @@ def _write_together(passes: decoding.Decoding, adapted: bool, head: loss.Head, c
                 for _ in range(len(active) - passes.places(room)):
                     waiting.appendleft(active.pop())
                 passes.keep(list(range(len(active))))
-            stay = course.take(head.logits(passes.step([row.answer[-1] for row in active], room)), active)
+            stay = course.take(_logits(head, passes.step([row.answer[-1] for row in active], room)), active)
         if len(stay) < len(active):
             active = [active[place] for place in passes.keep(stay)]
+
+
+@torch.no_grad()
+def _logits(head: loss.Head, states: torch.Tensor) -> torch.Tensor:
+    """[n, vocabulary] in float32, in memory that is used again: what is that large is slow to take anew at each step."""
+    if head.weight is None or head.memory is None:
+        return head.logits(states)
+    count, padded = len(states), cache.even(len(states), decoding.STEP)
+    hidden = head.memory.take("answers", padded, states.shape[1])
+    hidden[:count] = states
+    logits = head.memory.take("answers logits", padded, len(head.weight))
+    torch.mm(hidden, head.weight.t(), out=logits)
+    if head.bias is not None:
+        logits += head.bias
+    found = head.memory.take("answers float32", count, len(head.weight), dtype=torch.float32).copy_(logits[:count])
+    return found if head.softcap is None else found.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
 def _next(
@@ -241,16 +257,16 @@ def _batch(tuned: Any, head: loss.Head, rows: list[Row], course: _Course, where:
         [[0] * left + [1] * len(row.prompt) for left, row in zip(spare, rows, strict=True)], device=where
     )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = transformers.DynamicCache(config=tuned.config.get_text_config())
+    held = transformers.DynamicCache(config=tuned.config.get_text_config())
     while rows:
         signals.check()
-        kept = course.take(_last(tuned, head, ids, mask, positions, cache), rows)
+        kept = course.take(_last(tuned, head, ids, mask, positions, held), rows)
         if len(kept) < len(rows):
             rows = [rows[place] for place in kept]
             if not rows:
                 break
             chosen = torch.tensor(kept, device=where)
-            cache.batch_select_indices(chosen)
+            held.batch_select_indices(chosen)
             mask, positions = mask[chosen], positions[chosen]
         ids = torch.tensor([row.answer[-1:] for row in rows], device=where)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
