@@ -246,9 +246,19 @@ class Evaluation(model.Model):
 
     @property
     def absolute(self) -> list[Gate]:
-        """The gates with a bound that a prompt could meet as well as a tuned model: what the baseline decides by."""
+        """The gates with a bound that a prompt could meet as well as a tuned model."""
         return [
             gate
             for gate in self.gates
             if (gate.minimum is not None or gate.maximum is not None) and gate.metric not in OF_TRAINING
         ]
+
+    @property
+    def relative(self) -> list[Gate]:
+        """The gates that want more than a prompt gives."""
+        return [gate for gate in self.gates if gate.over is not None and gate.over is not Contender.SERVING]
+
+    @property
+    def decided_before_training(self) -> bool:
+        """Whether a prompt could be enough: there is a bound to meet, and what shall be better than a prompt has an end."""
+        return bool(self.absolute) and all(gate.metric in SHARES for gate in self.relative)

@@ -104,5 +104,6 @@ class ProgressReport(status.Reported):
 
     revision: str
     attempt: int
+    stage: reasons.Stage | None = Field(default=None, description="Whose progress it is; absent: training's.")
     progress: status.Progress
     checkpoint: status.Checkpoint | None = None

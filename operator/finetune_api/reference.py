@@ -172,12 +172,14 @@ def evaluations() -> str:
         "Each gate is held against the doubt by itself: of many gates that all must pass, a model just below each bound passes "
         "even more seldom. Simulations in the tests hold the rate of false passes at its level for shares and for other metrics.",
         "## The baseline before training",
-        "Asked where a gate has a `minimum` or `maximum` that a prompt could meet, and `intent.advice` is not Ignore. Base, "
+        "Asked where a gate has a `minimum` or `maximum` that a prompt could meet, no gate wants a lower loss than a baseline's, "
+        "and `intent.advice` is not Ignore. Base, "
         "Prompt and FewShot answer 32 validation examples, then 64, 128 and so on up to `evaluation.maximumExamples`; a "
         "contender that passes ends it, one that can hardly pass any more is asked no further. Several looks share the doubt "
-        "(Bonferroni). When a prompt passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, Complete "
-        "and untrained, unless its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not reached "
-        "with that; under Warn it "
+        "(Bonferroni). A prompt passes that meets every bound, unless a gate `over` a baseline has room left: that job wants "
+        "more than a prompt gives. When one passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, "
+        "Complete and untrained, unless its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not "
+        "reached with that; under Warn it "
         "goes on.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -22,7 +22,7 @@ def served(site: Site) -> sites.Job:
         evaluation={
             "maximumExamples": 8,
             "generation": {"maxNewTokens": 8},
-            "gates": [{"metric": "Loss", "over": "Base", "improvement": 0.01}, {"metric": "Loss", "maximum": 50}],
+            "gates": [{"metric": "Loss", "over": "Serving"}, {"metric": "Loss", "maximum": 50}],
         },
         deployment={
             "servedModelName": "colours",

@@ -18,6 +18,7 @@ from finetune_trainer import (
     dataset,
     errors,
     evaluate,
+    evidence,
     folders,
     preflight,
     probe,
@@ -100,6 +101,38 @@ def test_a_prompt_that_does_not_pass_leaves_training_something_to_win(world: Wor
     assert "something to win" in answer.message
 
 
+def test_what_shall_be_better_than_a_prompt_is_left_to_be_won(world: World) -> None:
+    gates = [
+        {"metric": "JsonValid", "minimum": 0.0},
+        {"metric": "ExactMatch", "over": "FewShot", "improvement": 0.2},
+    ]
+    answer = baseline.baseline(prepared(world, 0.0, evaluation={"gates": gates}), 1)
+    assert answer.baseline is not None
+    assert answer.baseline.sufficient is None
+    assert "left to be won: ExactMatch better than FewShot by at least 0.2" in answer.message
+
+
+@pytest.mark.parametrize(
+    "metric, hits, improvement, left",
+    [
+        ("ExactMatch", 97, 0.05, False),
+        ("ExactMatch", 95, 0.05, True),
+        ("ExactMatch", 100, None, False),
+        ("ExactMatch", 99, None, True),
+        ("InvalidLabels", 2, 0.05, False),
+        ("InvalidLabels", 10, 0.05, True),
+        ("InvalidLabels", 0, None, False),
+    ],
+)
+def test_there_is_room_up_to_the_end_of_the_scale(
+    metric: str, hits: int, improvement: float | None, left: bool
+) -> None:
+    gate = job.Gate.model_validate({"metric": metric, "over": "FewShot", "improvement": improvement})
+    column = evidence.mean([1.0] * hits + [0.0] * (100 - hits), share=True)
+    assert baseline.room(gate, {FEW: {gate.metric: column}}) is left
+    assert baseline.room(gate, {}), "a contender that takes no part"
+
+
 def test_a_prompt_that_passes_is_said_and_ends_the_job_only_where_that_is_wanted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +168,11 @@ def test_only_bounds_that_a_prompt_can_meet_decide() -> None:
         }
     )
     assert [gate.minimum for gate in rules.absolute] == [0.8]
+    assert rules.decided_before_training
+    lower = job.Evaluation.model_validate(
+        {"gates": [{"metric": "Loss", "maximum": 1}, {"metric": "Loss", "over": "Base"}]}
+    )
+    assert not lower.decided_before_training, "a loss can always be lower"
 
 
 def test_without_preflight_there_is_nothing_to_ask(world: World) -> None:

@@ -176,4 +176,4 @@ def needed(stage: Stage, spec: run.Run) -> bool:
     """Whether the job has this stage: a baseline is measured where it can decide something."""
     if stage is not Stage.BASELINE:
         return True
-    return bool(spec.evaluation.absolute) and spec.intent.advice is not job.Advice.IGNORE
+    return spec.evaluation.decided_before_training and spec.intent.advice is not job.Advice.IGNORE

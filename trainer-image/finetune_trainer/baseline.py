@@ -42,10 +42,10 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
     report = progress.Progress(spec, "baseline", attempt)
     asked: Asked = {}
-    sufficient = None
+    passing = None
     if examples:
-        sufficient = play(spec, contest.load(spec, store), examples[: spec.evaluation.maximum_examples], asked, report)
-    found = summary(spec, asked, sufficient)
+        passing = play(spec, contest.load(spec, store), examples[: spec.evaluation.maximum_examples], asked, report)
+    found = summary(spec, asked, passing, len(examples))
     deliver(spec, store, found, asked, examples)
     report.end()
     return answered(spec, found)
@@ -61,7 +61,7 @@ def answered(spec: run.Run, found: status.Baseline) -> outcome.Outcome:
 def play(
     spec: run.Run, ring: contest.Contest, examples: list[dataset.Example], asked: Asked, report: progress.Progress
 ) -> job.Contender | None:
-    """Rounds until one contender passes or none can any more; their answers are put into `asked`. Who passes."""
+    """Rounds until one contender meets every bound or none can any more; their answers are put into `asked`. Who meets them."""
     looks = [size for size in ROUNDS if size < len(examples)] + [len(examples)]
     strict = [sure(gate, len(looks)) for gate in spec.evaluation.absolute]
     playing = contenders.taking_part(spec.evaluation, ring.script, examples)
@@ -111,30 +111,43 @@ def told(done: int, examples: int) -> status.Progress:
     )
 
 
-def summary(spec: run.Run, asked: Asked, sufficient: job.Contender | None) -> status.Baseline:
+def room(gate: job.Gate, values: gates.Values) -> bool:
+    """Whether a model could be as much better than this contender as the gate wants."""
+    column = values.get(gate.over, {}).get(gate.metric) if gate.over else None
+    if column is None:
+        return True
+    limit = 0.0 if gate.metric in job.LOWER_IS_BETTER else 1.0
+    return abs(limit - column.value) > max(gate.improvement or 0.0, gates.TOLERANCE) - gates.TOLERANCE
+
+
+def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, there: int) -> status.Baseline:
+    """What was found; a prompt is enough that meets every bound, where no gate wants more than a prompt gives."""
     measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in asked.items()}
-    values = scoreboard.values(measured)
-    main = list(dict.fromkeys(gate.metric for gate in spec.evaluation.absolute))
-    examples = max((len(one.answers) for one in asked.values()), default=0)
+    wanted = [gate for gate in spec.evaluation.relative if room(gate, measured)]
+    main = {gate.metric for gate in (*spec.evaluation.absolute, *spec.evaluation.relative)}
     return status.Baseline(
-        sufficient=sufficient,
-        examples=examples,
-        metrics=[scoreboard.metric_value(one) for one in values if one.metric in main],
-        message=sentence(spec, sufficient, examples, asked),
+        sufficient=None if wanted else passing,
+        examples=max((len(one.answers) for one in asked.values()), default=0),
+        metrics=[scoreboard.metric_value(one) for one in scoreboard.values(measured) if one.metric in main],
+        message=sentence(spec, passing, wanted, len(asked[passing].answers) if passing else there),
     )
 
 
-def sentence(spec: run.Run, sufficient: job.Contender | None, examples: int, asked: Asked) -> str:
+def sentence(spec: run.Run, passing: job.Contender | None, wanted: list[job.Gate], examples: int) -> str:
     how = {
-        job.Contender.BASE: "the base model passes the gates as it is",
-        job.Contender.PROMPT: "the base model passes the gates with the prompt of today",
-        job.Contender.FEW_SHOT: "the base model passes the gates with a few examples before the question",
+        job.Contender.BASE: "the base model meets the gates' bounds as it is",
+        job.Contender.PROMPT: "the base model meets the gates' bounds with the prompt of today",
+        job.Contender.FEW_SHOT: "the base model meets the gates' bounds with a few examples before the question",
     }
     if not examples:
         return "no baseline: there are no validation examples with answers"
-    if sufficient is None:
-        return f"no prompt passes the gates on {examples} validation examples: training has something to win"
-    text = f"{how[sufficient]}, on {len(asked[sufficient].answers) if sufficient in asked else examples} validation examples"
+    if passing is None:
+        return (
+            f"no prompt meets the gates' bounds, on up to {examples} validation examples: training has something to win"
+        )
+    text = f"{how[passing]}, on {examples} validation examples"
+    if wanted:
+        return f"{text}; left to be won: {', '.join(map(gates.requirement, wanted))}"
     if spec.intent.wants_more:
         return f"{text}; what training can still win is what the goals name, measured in the evaluation"
     return f"{text}: training may not be worth its cost"

@@ -14,7 +14,7 @@ import urllib.request
 from typing import Any
 
 from finetune_api import metrics as contract
-from finetune_api import outcome, run, status
+from finetune_api import outcome, reasons, run, status
 from finetune_trainer import errors, log
 
 ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -33,6 +33,7 @@ class Progress:
         self._progress: status.Progress | None = None
         self._checkpoint: status.Checkpoint | None = None
         self._sending, self._ended, self._failed = False, False, False
+        self._stage = reasons.Stage(stage)
         self.metrics = Metrics(job, stage)
         self._url, self._file = address(job), job.progress_file
         self._told = bool(self._url or self._file)
@@ -60,7 +61,11 @@ class Progress:
             self._progress, self._checkpoint = progress, checkpoint
             if progress is not None:
                 self._report = outcome.ProgressReport(
-                    revision=self._run.revision, attempt=self._attempt, progress=progress, checkpoint=checkpoint
+                    revision=self._run.revision,
+                    attempt=self._attempt,
+                    stage=self._stage,
+                    progress=progress,
+                    checkpoint=checkpoint,
                 )
                 self._lock.notify_all()
 

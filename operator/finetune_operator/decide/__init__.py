@@ -308,6 +308,8 @@ def copy_progress(draft: Draft) -> None:
     report = config.progress if config else None
     if report is None or report.revision != draft.wanted.revision or report.attempt != draft.status.attempt:
         return
+    if report.stage not in {None, Stage.TRAIN}:
+        return
     old = draft.status.progress
     if old is not None and report.progress == old:
         return

@@ -23,7 +23,7 @@ def prompt_is_enough(draft: Draft) -> bool:
 def baseline_is_not_done(draft: Draft) -> bool:
     """Before training takes a GPU for long: does a prompt alone pass the gates? Not asked where there is nothing to decide."""
     measured = conditions.is_true(draft.status, Condition.BASELINE_MEASURED)
-    if measured or training_has_begun(draft) or not draft.spec.evaluation.absolute:
+    if measured or training_has_begun(draft) or not draft.spec.evaluation.decided_before_training:
         return False
     if draft.spec.intent.advice is job.Advice.IGNORE:
         draft.forget(Condition.BASELINE_MEASURED)
