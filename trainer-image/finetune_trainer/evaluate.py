@@ -237,7 +237,7 @@ def deliver(
     folder.mkdir(exist_ok=True)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for index, example in enumerate(examples):
-            file.write(json.dumps(scoreboard.sample(example, index, found).wire(), ensure_ascii=False) + "\n")
+            file.write(json.dumps(scoreboard.sample(spec, example, index, found).wire(), ensure_ascii=False) + "\n")
     first = examples[0] if examples else None
     limit = spec.evaluation.generation.max_new_tokens
     document = canary.document(recorded, first, spec.served_model_name, spec.base_model.name, limit)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import job, results, run, status
-from finetune_trainer import contest, dataset, errors, evidence, folders, gates, storage
+from finetune_trainer import contest, dataset, errors, evidence, folders, gates, report, storage
 
 SAMPLES = 60
-"""Examples in results.json with everybody's answer, as many as the report looks through; samples.jsonl has all."""
+"""Examples in results.json with everybody's answer: those that tell most; samples.jsonl has all."""
 
 IN_STATUS = (
     job.Metric.EXACT_MATCH,
@@ -120,7 +120,7 @@ def results_of(
         findings=checked.get("facts", {}).get("findings", []),
         seconds=round(facts.seconds, 1),
         finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        samples=[sample(example, index, found) for index, example in enumerate(examples[:SAMPLES])],
+        samples=shown([sample(spec, example, index, found) for index, example in enumerate(examples)], strongest),
     )
 
 
@@ -200,7 +200,18 @@ def before_training(spec: run.Run, store: storage.Storage) -> status.Baseline | 
     return status.Baseline.model_validate(manifest.extra["baseline"]) if manifest else None
 
 
-def sample(example: dataset.Example, index: int, found: Findings) -> results.Sample:
+def shown(samples: list[results.Sample], rival: job.Contender | None) -> list[results.Sample]:
+    """Those that tell most: where tuned model and rival differ first."""
+    return [one for _, one in report.choose(samples, rival or job.Contender.BASE, SAMPLES)]
+
+
+def sample(spec: run.Run, example: dataset.Example, index: int, found: Findings) -> results.Sample:
+    metric = score(spec)
+    right = {
+        which: bool(columns[metric].parts[index, 0])
+        for which, columns in found.values.items()
+        if metric in columns and columns[metric].share and columns[metric].defined[index]
+    }
     return results.Sample(
         source=example.source,
         messages=[{"role": turn.role, "content": turn.content} for turn in example.prompt]
@@ -209,4 +220,5 @@ def sample(example: dataset.Example, index: int, found: Findings) -> results.Sam
         text=example.text,
         expected=example.answer,
         answers={which: one.answers[index].text for which, one in found.asked.items()},
+        right=right if metric not in job.LOWER_IS_BETTER else {which: not hit for which, hit in right.items()},
     )
