@@ -204,7 +204,7 @@ def evaluation_results() -> str:
         "with what was measured; gates; every metric of every contender with its 95 % interval; gains, and how often "
         "chance alone brings them; loss curves; tokens and break-even; answers side by side; what the data checks found; "
         "cost and facts. Parts that were not measured are left out or say how to measure them.",
-        "The picture shows an example with invented numbers.",
+        "The picture shows the report of `make demo`.",
         "![The top of a report](../images/report-light.png)",
     ]
     return "\n\n".join(parts) + "\n"
