@@ -131,6 +131,8 @@ def values(measured: gates.Values) -> list[results.Value]:
         for which, columns in measured.items():
             if (column := columns.get(metric)) is not None:
                 low, high = evidence.interval(column) or (None, None)
+                if metric in job.SHARES and low is not None and high is not None:
+                    low, high = max(low, 0.0), min(high, 1.0)
                 found.append(
                     results.Value(
                         metric=metric, contender=which, value=column.value, low=low, high=high, examples=column.examples
