@@ -1,4 +1,6 @@
-"""Takes the pictures of an example report for the documentation: `PYTHONPATH=tests:hack:. python -m tests.report.picture [results.json]`.
+"""Takes the pictures of a report for the documentation.
+
+PYTHONPATH=tests:hack:. python -m tests.report.picture [results.json]
 
 Without a results.json the report of invented numbers is shown (tests/report/example.py).
 """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.bench.trainer import process
-from tests.trainer import test_engine as families
+from tests.trainer import decoders as families
 
 from finetune_api import basemodel, job, run
 from finetune_trainer import (
