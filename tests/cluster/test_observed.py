@@ -75,7 +75,7 @@ def finetunejob(name: str, place: Path) -> dict[str, Any]:
         "spec.evaluation": {
             "maximumExamples": 4,
             "generation": {"maxNewTokens": 8},
-            "gates": [{"metric": "Loss", "over": "Base"}],
+            "gates": [{"metric": "Loss", "over": "Base", "confidence": 0.5}],
         },
         "spec.resources": {"gpus": 1, "gpuType": "nvidia-l4"},
         "spec.deployment": {"enabled": False},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from tests.trainer import tiny
 
 from finetune_api import job, reasons, results, run, status
@@ -20,6 +21,8 @@ from finetune_trainer import (
     evaluate,
     evidence,
     folders,
+    lora,
+    model,
     preflight,
     probe,
     storage,
@@ -198,6 +201,31 @@ def test_forgetting_is_the_rise_of_the_loss_on_right_answers() -> None:
 
 def test_agreement_is_the_share_of_equal_pairs() -> None:
     assert consistency.agreement(["Yes.", "yes", "no"]) == pytest.approx(1 / 3)
+
+
+def test_losses_are_those_of_transformers_whatever_examples_share(base: pathlib.Path, world: World) -> None:
+    """Own passes with shared beginnings against padded rows, of the base and of an adapted model, one of them long."""
+    spec = world(training={"precision": "Float32"})
+    plain = model.load(base, job.Precision.FLOAT32, torch.device("cpu"))
+    encoder = contest.tokens.load(base, spec.training)
+    rows = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
+    rows.append(dataset.thaw({"source": "t", "text": "Thank you for 678, it is great!"}))
+    script = contenders.Script(job.Prompt(), tuple(rows[:2]))
+    asked = contest.Contest(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
+    encoded = [encoder.answered(script.ask(example, FEW)) for example in rows]
+    for adapted in (False, True):
+        if adapted:
+            asked.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
+            for weight in lora.parameters(asked.model).values():
+                torch.nn.init.normal_(weight, std=0.05)
+        found = contest.nats(asked, [script.ask(example, FEW) for example in rows])
+        with torch.no_grad():
+            wanted = contest._padded(asked, encoded)
+        assert [total for total, _ in found] == pytest.approx(wanted, rel=1e-4)
+        assert [count for _, count in found] == [one.trainable for one in encoded]
+    before = contest.nats(asked, rows)
+    with lora.disabled(asked.model):
+        assert contest.nats(asked, rows) != before, "the adapter counts where it is on"
 
 
 def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune_api import job, reasons, run
@@ -14,8 +15,11 @@ from finetune_trainer import (
     batches,
     contenders,
     dataset,
+    decoder,
+    decoding,
     errors,
     folders,
+    forest,
     generate,
     log,
     lora,
@@ -180,13 +184,35 @@ def ask(
     return Answers(answers, found, prompts, read)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def nats(contest: Contest, asked: list[dataset.Example]) -> list[tuple[float, int]]:
-    """The loss of each example's last answer, summed over its tokens, and how many these are."""
+    """The loss of each example's last answer, summed over its tokens, and how many these are.
+
+    By the trainer's own passes, so that what examples begin with alike is read once; of an unknown family by transformers'.
+    """
     encoded = [contest.encoder.answered(example) for example in asked]
-    found = [(0.0, 0)] * len(encoded)
-    budget = TOKENS[contest.where.type]
-    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], budget):
+    own = None if contest.head.weight is None else decoding.of(model.decoder(contest.model), contest.where)
+    sums = _together(contest, own.decoder, encoded) if own else _padded(contest, encoded)
+    return [(total, one.trainable) for total, one in zip(sums, encoded, strict=True)]
+
+
+def _together(contest: Contest, passes: decoder.Decoder, encoded: list[tokens.Encoded]) -> list[float]:
+    rows = [forest.Row(np.array(one.ids), np.array(one.learned)) for one in encoded]
+    found = torch.zeros(len(rows), dtype=torch.float64)
+    adapted = lora.active(contest.model)
+    passes.refresh()
+    for part in batches.cut([[row] for row in rows], TOKENS[contest.where.type]):
+        signals.check()
+        batch = forest.plant([rows[index] for index in part]).to(contest.where)
+        states = passes.forward(batch, keep=False, adapted=adapted)
+        values = loss.log_probabilities(states, batch.targets, contest.head)
+        found.index_add_(0, torch.tensor(part)[batch.rows.cpu()], -values.double().cpu())
+    return found.tolist()
+
+
+def _padded(contest: Contest, encoded: list[tokens.Encoded]) -> list[float]:
+    found = [0.0] * len(encoded)
+    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], TOKENS[contest.where.type]):
         signals.check()
         rows = [encoded[index] for index in part]
         states, targets = model.labelled(
@@ -195,6 +221,6 @@ def nats(contest: Contest, asked: list[dataset.Example]) -> list[tuple[float, in
         values = loss.log_probabilities(states, targets, contest.head).tolist()
         position = 0
         for index, row in zip(part, rows, strict=True):
-            found[index] = (-sum(values[position : position + row.trainable]), row.trainable)
+            found[index] = -sum(values[position : position + row.trainable])
             position += row.trainable
     return found

@@ -42,6 +42,11 @@ class Decoding:
         self._adapted = True
         self._cache = self._empty()
 
+    @property
+    def decoder(self) -> decoder.Decoder:
+        """The same layers, for whole sequences at once."""
+        return self._inner
+
     def _empty(self) -> cache.Cache:
         first = self._inner.layers[0]
         return cache.Cache(len(self._inner.layers), first.shared, first.width, self._memory)
