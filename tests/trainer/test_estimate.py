@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.bench.trainer import process
 from tests.trainer import decoders as families
 
@@ -154,7 +155,7 @@ TERMS = {
 @pytest.mark.parametrize("family", ["llama 3", "qwen 3", "gemma 3, alternating windows"])
 def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, length: int, count: int) -> None:
     tuned = families.made(families.FAMILIES[family]())
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), families.CPU, checkpointing)
+    motor = engine.of(tuned, model.head(tuned.get_base_model()), torch.device("cpu"), checkpointing)
     assert isinstance(motor, engine.Fast)
     number = np.random.default_rng(0)
     rows = [
