@@ -12,8 +12,6 @@ from finetune_api import job as contract
 from finetune_cli import jobs, manifests, rules
 from support import manifests as samples
 
-needs_cel = pytest.mark.skipif(bool(rules.missing()), reason=rules.PACKAGE + " is not installed")
-
 
 def document(manifest: dict, folder: pathlib.Path) -> manifests.Document:
     file = folder / "manifest.yaml"
@@ -52,7 +50,6 @@ spec:
 """
 
 
-@needs_cel
 @pytest.mark.parametrize("case", api_server.REFUSED, ids=lambda case: case[0].replace(" ", "_"))
 def test_what_the_api_server_refuses_is_refused_here_at_the_same_field(case, tmp_path: pathlib.Path) -> None:
     _, changes, field, _ = case
@@ -63,7 +60,6 @@ def test_what_the_api_server_refuses_is_refused_here_at_the_same_field(case, tmp
     assert api_server.full(field).replace("[a]", ".a") in {problem.path for problem in caught.value.problems}
 
 
-@needs_cel
 @pytest.mark.parametrize("case", api_server.REFUSED_ENTRIES, ids=lambda case: case[0].replace(" ", "_"))
 def test_so_are_entries_of_the_catalogue(case, tmp_path: pathlib.Path) -> None:
     _, changes, field, _ = case
@@ -90,7 +86,6 @@ def test_problems_name_file_line_and_field(tmp_path: pathlib.Path) -> None:
     ]
 
 
-@needs_cel
 def test_fields_that_contradict_each_other_are_named_with_the_line_of_their_object(tmp_path: pathlib.Path) -> None:
     text = GOOD + "    epochs: 1\n    maxSteps: 1\n"
     assert problems(written(tmp_path, text)) == [

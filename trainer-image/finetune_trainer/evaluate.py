@@ -153,10 +153,8 @@ def measure(
         if which in found.values:
             found.values[which] |= columns
     if rules := spec.evaluation.consistency:
-        for which in (
-            *[one for one in baselines if one is scoreboard.best(spec, found, baselines)],
-            job.Contender.TUNED,
-        ):
+        strongest = scoreboard.best(spec, found, baselines)
+        for which in (job.Contender.TUNED,) if strongest is None else (strongest, job.Contender.TUNED):
             column = consistency.measure(asked, which, examples, rules, spec.training.seed, meter.tell)
             found.values[which][job.Metric.CONSISTENCY] = column
     return found
@@ -184,22 +182,29 @@ def probed(asked: contest.Contest, which: job.Contender, questions: probe.Probe)
 
 
 def dress(base: Any, rival: Rival, store: storage.Storage, spec: run.Run) -> Any | None:
-    """The base model with the adapter that serves; None where that adapter is of no use here, and the log says why."""
+    """The base model with the adapter that serves; None where that adapter is of no use here, and the log says why.
+
+    Raises Failure when it cannot be read: a gate over it must not pass for want of an answer.
+    """
     folder = machine.work() / "serving"
     try:
         folders.load(store, rival.uri, folder, expected=rival.sha256)
-        config = json.loads((folder / adapter.CONFIG).read_text())
-        if config["base_model_name_or_path"] != spec.base_model.name:
-            raise ValueError(f"it belongs to the base model {config['base_model_name_or_path']}")
-        chosen = next((m for m in job.Modules if lora.targets(base, m) == sorted(config["target_modules"])), None)
-        if chosen is None:
-            raise ValueError(f"it adapts {config['target_modules']}")
-        shape = job.LoRA(rank=config["r"], alpha=config["lora_alpha"], target_modules=chosen)
-        made = lora.add(base, shape, spec.base_model.name)
-        adapter.load(folder, made)
-    except (errors.NotFound, errors.Failure, ValueError, KeyError) as error:
-        log.warning("the model that serves is not compared with", adapter=rival.uri, problem=str(error))
+    except errors.NotFound:
+        log.warning("the model that serves is not in storage any more", adapter=rival.uri)
         return None
+    config = json.loads((folder / adapter.CONFIG).read_text())
+    chosen = next((m for m in job.Modules if lora.targets(base, m) == sorted(config["target_modules"])), None)
+    if config["base_model_name_or_path"] != spec.base_model.name or chosen is None:
+        log.warning(
+            "the model that serves is not compared with",
+            adapter=rival.uri,
+            base_model=config["base_model_name_or_path"],
+            adapts=config["target_modules"],
+        )
+        return None
+    shape = job.LoRA(rank=config["r"], alpha=config["lora_alpha"], target_modules=chosen)
+    made = lora.add(base, shape, spec.base_model.name)
+    adapter.load(folder, made)
     made.eval()
     return made
 

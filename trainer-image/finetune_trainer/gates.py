@@ -74,7 +74,7 @@ def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bo
     other = values.get(gate.over, {}).get(gate.metric)
     serving = gate.over is job.Contender.SERVING
     if other is None:
-        return serving, f"; {gate.over} {'is nothing yet' if serving else 'was not measured'}"
+        return serving, f"; {gate.over} {'is nothing to compare with' if serving else 'was not measured'}"
     lower, margin = gate.metric in job.LOWER_IS_BETTER, gate.improvement or 0.0
     words = f", {gate.over} {other.value:.4f}"
     if serving and not margin:
