@@ -40,7 +40,9 @@ class Fake:
         self.asked.append((path, body))
         usage = {"completion_tokens": 7}
         if "tools" in body and not self.parses:
-            return 400, {"message": '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'}
+            return 400, {
+                "message": '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            }
         if "tools" in body:
             call = {"id": "x", "type": "function", "function": {"name": "thank", "arguments": "{}"}}
             return 200, {"choices": [{"message": {"content": None, "tool_calls": [call]}}], "usage": usage}

@@ -299,7 +299,8 @@ def _hearing(tokenizer: Any, template: str, stops: frozenset[int]) -> Hearing:
                 f"the model's chat template knows no {what}: it leaves them out; choose a base model that was trained to call "
                 "tools, or remove `tools` and calls from the examples"
             )
-    ends = [answer.find(text) for text in map(tokenizer.convert_ids_to_tokens, stops) if text in answer]
+    ends = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
+    ends = [answer.find(text) for text in ends if text and text in answer]
     return Hearing(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
 
 
