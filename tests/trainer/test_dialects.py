@@ -153,3 +153,14 @@ def test_a_broken_reply_is_neither_a_match_nor_valid() -> None:
     assert toolcalls.judged(toolcalls.Reply("", (call,), broken=True), [call], TOOLS) == toolcalls.Judged(False, False)
     bad = toolcalls.Call("weather", "{}")
     assert toolcalls.judged(toolcalls.Reply("", (bad,)), [bad], TOOLS) == toolcalls.Judged(True, False)
+
+
+def test_what_is_nested_without_end_is_no_call() -> None:
+    deep = '{"a": ' * 3000 + "1" + "}" * 3000
+    for nested in (deep, '{"a": ' * 700 + "1" + "}" * 700):
+        text = f'{{"name": "weather", "arguments": {nested}}}'
+        for reader, written in ((dialects.hermes, f"<tool_call>{text}</tool_call>"), (dialects.llama3_json, text)):
+            reply = reader(written)
+            assert reply.broken or reply.calls[0].key
+    with pytest.raises(toolcalls.Unusable, match="nested too deeply"):
+        toolcalls.calls([{"function": {"name": "x", "arguments": deep}}], "tool_calls")

@@ -134,6 +134,10 @@ def _call(value: Any, keys: tuple[str, ...]) -> toolcalls.Call | None:
     arguments = next((value[key] for key in keys if key in value), None)
     if not isinstance(arguments, dict):
         return None
+    try:
+        values.canonical(arguments)
+    except ValueError:
+        return None
     return toolcalls.Call(value["name"], json.dumps(arguments, ensure_ascii=False))
 
 

@@ -104,11 +104,12 @@ def _call(value: Any, place: str) -> Call:
             f'{place} is no call; expected {{"id", "type": "function", "function": {{"name", "arguments"}}}}'
         )
     name, arguments = function["name"], function.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():
-        try:
+    try:
+        if isinstance(arguments, str) and arguments.strip():
             arguments = values.parsed(arguments)
-        except ValueError as error:
-            raise Unusable(f"{place} calls {name!r} with arguments that are no JSON: {error}") from None
+        values.canonical(arguments)
+    except ValueError as error:
+        raise Unusable(f"{place} calls {name!r} with arguments that are no JSON: {error}") from None
     if arguments in (None, ""):
         arguments = {}
     if not isinstance(arguments, dict):

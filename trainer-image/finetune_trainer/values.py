@@ -31,8 +31,14 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def canonical(value: Any) -> str:
-    """The same text for all values that are equal in JSON: keys in any order, 1.0 and 1 alike, true and 1 not."""
-    return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
+    """The same text for all values that are equal in JSON: keys in any order, 1.0 and 1 alike, true and 1 not.
+
+    Raises ValueError for what is nested too deeply.
+    """
+    try:
+        return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _whole(value: Any) -> Any:
