@@ -93,16 +93,27 @@ RULES: tuple[Rule, ...] = (
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "The turns of a chat do not alternate between user and assistant, after at most one system turn, up to an answer.",
+        "The turns of a chat do not alternate between user and assistant, after at most one system turn, up to an answer; "
+        "results of tools stand between a call and what the assistant does next.",
         "Chat templates render such a chat as something that the server will never see.",
         "Merge turns of the same role, or cut the chat after its last answer.",
+    ),
+    Rule(
+        "toolCalls",
+        _ERROR,
+        Policy.FAIL,
+        Scope.BROKEN,
+        "A tool or a call is not as OpenAI's API has it, a call is of a tool that the row does not have or its arguments are no "
+        "JSON object, a result belongs to no call, or a call has no result before the next turn.",
+        "The model learns calls that nobody can make, or sees results that it never asked for.",
+        "Write `tools`, `tool_calls` and `tool_call_id` as a request has them; a chat may end with calls.",
     ),
     Rule(
         "emptyAnswers",
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "An answer, or a prompt that must have a text, is empty or only white space.",
+        "An answer that calls no tool, or a prompt that must have a text, is empty or only white space.",
         "A model that learns it falls silent.",
         "Fill in what should have been said, or drop the rows.",
     ),
@@ -111,10 +122,11 @@ RULES: tuple[Rule, ...] = (
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "The model's chat template refuses the chat, or renders the turns before an answer differently once the answer follows.",
+        "The model's chat template refuses the chat, leaves out its tools or calls, or renders the turns before an answer "
+        "differently once the answer follows.",
         "The answer cannot be learned as the server will be asked for it.",
-        "Read the finding: often the model knows no system turn, or rewrites earlier turns (then training.lossOn: LastAssistant "
-        "helps).",
+        "Read the finding: often the model knows no system turn or no tools, or rewrites earlier turns (then training.lossOn: "
+        "LastAssistant helps).",
     ),
     Rule(
         "untrainable",
@@ -246,6 +258,15 @@ RULES: tuple[Rule, ...] = (
         "Most answers are JSON objects or lists, and this one does not parse.",
         "The model learns to break the format now and then.",
         "Repair the rows, or drop them.",
+    ),
+    Rule(
+        "toolArguments",
+        _WARNING,
+        Policy.WARN,
+        Scope.ROWS,
+        "The arguments of a learned call do not fit the parameters of its tool, by JSON Schema.",
+        "The model learns to call tools in a way that they refuse.",
+        "Correct the call or the tool's parameters, or drop the rows.",
     ),
     Rule(
         "reasoningTags",

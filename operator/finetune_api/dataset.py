@@ -73,7 +73,8 @@ class Dataset(model.Model):
     }
     format: Format = Field(
         default=Format.AUTO,
-        description="How the examples are written. Chat: a list `messages` of {role, content}. PromptCompletion: "
+        description="How the examples are written. Chat: a list `messages` of {role, content}, with `tools` and "
+        "`tool_calls` as OpenAI's API has them. PromptCompletion: "
         "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Preference "
         "(for training.objective DPO): `prompt`, `chosen` and `rejected`, as texts or as lists of messages; or `chosen` "
         "and `rejected` alone, two chats that begin alike. Auto (the default) tells by the fields of the first example.",

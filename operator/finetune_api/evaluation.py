@@ -19,6 +19,8 @@ class Metric(enum.StrEnum):
     JSON_VALID = "JsonValid"
     JSON_SCHEMA = "JsonSchema"
     FIELD_F1 = "FieldF1"
+    TOOL_CALL_MATCH = "ToolCallMatch"
+    TOOL_CALL_VALID = "ToolCallValid"
     ROUGE_L = "RougeL"
     CHRF = "Chrf"
     BLEU = "Bleu"
@@ -51,6 +53,10 @@ MEANINGS = {
     Metric.JSON_VALID: "share of answers that parse as JSON",
     Metric.JSON_SCHEMA: "share of answers that parse as JSON and fit evaluation.outputSchema",
     Metric.FIELD_F1: "F1 of the fields of an answer in JSON: right with the expected value at the expected place",
+    Metric.TOOL_CALL_MATCH: "share of the examples with tools whose calls are the expected ones: the same names and "
+    "arguments, in any order; where none is expected, none is made",
+    Metric.TOOL_CALL_VALID: "share of the answers that should call tools that do, all calls of known tools and with arguments "
+    "that fit their parameters",
     Metric.ROUGE_L: "F-measure of the longest common subsequence of words",
     Metric.CHRF: "chrF, F-score of character n-grams",
     Metric.BLEU: "BLEU of single answers with smoothed counts, averaged",

@@ -154,12 +154,16 @@ def evaluations() -> str:
         "- **Serving**: the revision that serves now, if another one does.\n"
         "- **Tuned**: the new adapter, asked as the examples are written.",
         "A model whose chat template knows no system turn gets that text before the first question. A model without a chat "
-        "template has no contender FewShot.",
+        "template has no contender FewShot, and neither have examples with tools: examples before the question would call tools "
+        "without a result.",
         "## Metrics",
         _table(("metric", "what it is", "better"), rows),
         "BLEU and chrF are sacrebleu's, ROUGE-L is that of rouge-score, JSON Schema that of jsonschema (references to other "
         "documents are refused). The 64 general questions of Forgetting and GeneralAccuracy are English, and easy: they show "
         "that a model breaks, not how clever it is.",
+        "Calls of tools are read from the generated text as the server's parser would read them, in the dialect that the model's "
+        "chat template writes: vLLM's hermes, llama3_json or mistral. A model that writes another one has no ToolCallMatch and "
+        "no ToolCallValid. Metrics of text see calls as JSON, whatever the model's dialect.",
         "## Evidence",
         "Every value has a 95 % interval: Wilson's for shares, the bootstrap over examples (10,000 resamples) for the rest. "
         "Two contenders are compared in pairs, example by example: exact McNemar test for shares (with `improvement`, Tango's "

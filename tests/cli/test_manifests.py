@@ -60,6 +60,21 @@ def test_what_the_api_server_refuses_is_refused_here_at_the_same_field(case, tmp
     assert api_server.full(field).replace("[a]", ".a") in {problem.path for problem in caught.value.problems}
 
 
+def test_a_server_may_be_told_to_read_calls_and_a_gate_may_ask_for_them(tmp_path: pathlib.Path) -> None:
+    wanted = {
+        "spec.deployment.extraArgs": ["--enable-auto-tool-choice", "--tool-call-parser=hermes"],
+        "spec.evaluation.gates": [
+            {"metric": "ToolCallMatch", "minimum": 0.9, "over": "Base"},
+            {"metric": "ToolCallValid", "minimum": 1},
+        ],
+        "spec.dataset.checks": {"toolCalls": "Drop", "toolArguments": "Fail"},
+    }
+    manifests.check(document(samples.changed(samples.MINIMAL, **wanted), tmp_path), contract.FineTuneJobSpec)
+    few = {"spec.evaluation.gates": [{"metric": "ToolCallMatch", "minimum": 90}]}
+    with pytest.raises(manifests.Invalid, match="share from 0 to 1"):
+        manifests.check(document(samples.changed(samples.MINIMAL, **few), tmp_path), contract.FineTuneJobSpec)
+
+
 @pytest.mark.parametrize("case", api_server.REFUSED_ENTRIES, ids=lambda case: case[0].replace(" ", "_"))
 def test_so_are_entries_of_the_catalogue(case, tmp_path: pathlib.Path) -> None:
     _, changes, field, _ = case

@@ -54,6 +54,19 @@ def test_good_data_pass_and_the_rules_that_need_a_model_are_named(tmp_path: path
     assert all(rule in found["notes"][0] for rule in validate.TOKENS)
 
 
+def test_tools_and_calls_are_checked_without_a_model(tmp_path: pathlib.Path, said) -> None:
+    rows = tiny.calling(30)
+    rows[4]["messages"][1]["tool_calls"] = [tiny.call("gift")]
+    rows[5]["messages"][1]["tool_calls"] = [tiny.call("refund", item="all")]
+    (tmp_path / "a.jsonl").write_text(tiny.jsonl(rows))
+    code, found = said("validate", tmp_path / "a.jsonl")
+    assert code == answer.Exit.INVALID
+    seen = places(found)
+    assert seen["toolCalls"].startswith(f"{tmp_path / 'a.jsonl'}:5: messages[1] calls 'gift'")
+    assert seen["toolArguments"].startswith(f"{tmp_path / 'a.jsonl'}:6")
+    assert "template" not in seen
+
+
 def test_policies_and_formats_are_those_of_the_job(bad: pathlib.Path, said) -> None:
     drop = [
         word

@@ -241,6 +241,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a served name with a space", {"deployment.servedModelName": "my model"}, "deployment.servedModelName", "letters, digits"),
     ("an argument of the operator's", {"deployment.extraArgs": ["--model=x"]}, "deployment.extraArgs", "remove it"),
     ("code from the hub", {"deployment.extraArgs": ["--trust_remote_code"]}, "deployment.extraArgs", "open the server"),
+    ("a parser from elsewhere", {"deployment.extraArgs": ["--tool-parser-plugin=/x.py"]}, "deployment.extraArgs", "open"),
     ("two arguments in one", {"deployment.extraArgs": ["--max-model-len 4096"]}, "deployment.extraArgs", "joined by '='"),
     ("a rollout of Kubernetes", {"deployment.rollout.strategy": "RollingUpdate"}, "deployment.rollout.strategy", "BlueGreen"),
     # the rest

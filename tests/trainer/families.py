@@ -2,6 +2,7 @@
 
 families.TOKENIZERS   name -> a function that makes a fast tokenizer of transformers
 families.TEMPLATES    name -> a chat template (None: a base model without one)
+families.TOOL_TEMPLATES  name -> a chat template that writes tools and calls as that family does, for tiny's tokenizer
 """
 
 import functools
@@ -50,6 +51,47 @@ TEMPLATES: dict[str, str | None] = {
         "{% endif %}{% endfor %}"
     ),
     "without": None,
+}
+
+
+TOOL_TEMPLATES: dict[str, str] = {
+    "tiny": tiny.TOOL_TEMPLATE,
+    # Tools in a system turn; results, those of one turn together, as a turn of the user.
+    "Qwen 2.5": (
+        "{% if tools %}<|im_start|>system\n<tools>{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n</tools><|im_end|>\n"
+        "{% endif %}{% for m in messages %}{% if m.role == 'tool' %}"
+        "{% if loop.previtem.role != 'tool' %}<|im_start|>user{% endif %}\n<tool_response>\n{{ m.content }}\n</tool_response>"
+        "{% if loop.last or loop.nextitem.role != 'tool' %}<|im_end|>\n{% endif %}"
+        "{% else %}<|im_start|>{{ m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+        "{% for c in m.tool_calls or [] %}{% set f = c.function %}"
+        "{{ '\n<tool_call>\n{\"name\": \"' + f.name + '\", \"arguments\": ' + (f.arguments | tojson) + '}\n</tool_call>' }}"
+        "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    # Tools before the first question; one call at a time, told from an answer by the mere presence of the key.
+    "Llama 3.1": (
+        "{% for m in messages %}{% if 'tool_calls' in m %}"
+        "{% if m.tool_calls | length != 1 %}{{ raise_exception('only one call at a time') }}{% endif %}"
+        "{% set f = m.tool_calls[0].function %}{{ '<|im_start|>assistant\n\n' }}"
+        "{{ '{\"name\": \"' + f.name + '\", \"parameters\": ' + (f.arguments | tojson) + '}<|im_end|>' }}"
+        "{% elif m.role == 'tool' %}{{ '<|im_start|>ipython\n\n' + (m.content | tojson) + '<|im_end|>' }}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\n\n' }}{% if loop.first and tools is not none %}"
+        "{% for t in tools %}{{ (t | tojson(indent=4)) + '\n\n' }}{% endfor %}{% endif %}"
+        "{{ (m.content | trim) + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+    ),
+    # Tools before the last question; ids of nine letters and digits, which the model writes itself.
+    "Mistral": (
+        "{% set last = (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}{% for m in messages %}"
+        "{% if m.role == 'user' %}{% if m == last and tools is not none %}[AVAILABLE_TOOLS] {{ tools | tojson }}"
+        "[/AVAILABLE_TOOLS]{% endif %}[INST] {{ m.content }}[/INST]"
+        "{% elif m.tool_calls is defined and m.tool_calls is not none %}[TOOL_CALLS] ["
+        "{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('ids of length 9') }}{% endif %}"
+        "{{ (c.function | tojson)[:-1] + ', \"id\": \"' + c.id + '\"}' }}{% if not loop.last %}, {% endif %}{% endfor %}]"
+        "<|im_end|>{% elif m.role == 'tool' %}"
+        "{% if m.tool_call_id | length != 9 %}{{ raise_exception('ids of length 9') }}{% endif %}"
+        '[TOOL_RESULTS] {"content": {{ m.content }}, "call_id": "{{ m.tool_call_id }}"}[/TOOL_RESULTS]'
+        "{% else %} {{ m.content | trim }}<|im_end|>{% endif %}{% endfor %}"
+    ),
 }
 
 

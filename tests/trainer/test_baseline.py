@@ -85,6 +85,20 @@ def test_different_answers_are_shown_first(base: pathlib.Path, world: World) -> 
     assert len(contenders.few(rows, 9, None, 3, room=1000, encoder=encoder)) == 9
 
 
+def test_examples_with_tools_are_not_shown_and_get_none_shown(base: pathlib.Path, world: World) -> None:
+    encoder = contest.tokens.load(base, world().training)
+    plain = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
+    calling = [dataset.example(row, job.Format.CHAT, str(n)) for n, row in enumerate(tiny.calling(9))]
+    chosen = contenders.few([*calling, *plain], 18, None, 3, room=9000, encoder=encoder)
+    assert {one.source for one in chosen} == {one.source for one in plain}
+    assert all(one.tools is None for one in chosen)
+    ring = contest.Contest(
+        None, None, encoder, contenders.Script(job.Prompt(), chosen), job.Evaluation(), torch.device("cpu")
+    )  # type: ignore[arg-type]
+    assert contest.askable(ring, FEW, plain) is None
+    assert "without a result" in (contest.askable(ring, FEW, [*plain, *calling]) or "")
+
+
 def prepared(world: World, minimum: float, **changes: Any) -> run.Run:
     gates = [{"metric": "JsonValid", "minimum": minimum, "confidence": 0.5}]
     evaluation = {"generation": {"maxNewTokens": 8}, "gates": gates} | changes.pop("evaluation", {})

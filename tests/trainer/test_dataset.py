@@ -198,7 +198,7 @@ def test_errors_name_file_and_line(tmp_path: pathlib.Path) -> None:
             "must be text, found a number",
         ),
         (b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "  "}]}', "is empty"),
-        (b'{"messages": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "x"}]}', "the role 'tool'"),
+        (b'{"messages": [{"role": "bot", "content": "x"}, {"role": "assistant", "content": "x"}]}', "the role 'bot'"),
         (
             b'{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}, '
             b'{"role": "assistant", "content": "x"}]}',

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from finetune_api import job
-from finetune_trainer import metrics
+from finetune_trainer import metrics, toolcalls
 
 M = job.Metric
 
@@ -103,3 +103,29 @@ def test_repetition_is_the_share_of_word_sequences_seen_before() -> None:
 
 def test_lengths_are_compared() -> None:
     assert measure(("abcd", "ab"), ("a", "ab"))[M.LENGTH_RATIO] == pytest.approx(1.25)
+
+
+def test_calls_are_measured_where_there_are_tools_and_held_against_no_schema_of_answers() -> None:
+    right, wrong, silent = (
+        toolcalls.Judged(match=True, valid=True),
+        toolcalls.Judged(match=False, valid=False),
+        toolcalls.Judged(match=True, valid=None),
+    )
+    answers = [
+        metrics.Answer('{"name": "a", "arguments": {}}', '{"name": "a", "arguments": {}}', 1.0, 2, called=right),
+        metrics.Answer("?", '{"name": "b", "arguments": {}}', 1.0, 2, called=wrong),
+        metrics.Answer('{"ok": true}', '{"ok": true}', 1.0, 2, called=silent),
+        metrics.Answer('{"ok": 1}', '{"ok": true}', 1.0, 2),
+    ]
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    found = metrics.measure(answers, job.Evaluation.model_validate({"outputSchema": schema}))
+    assert {metric: (column.value, column.examples) for metric, column in found.items() if column.share} == {
+        M.EXACT_MATCH: (0.5, 4),
+        M.NORMALIZED_MATCH: (0.5, 4),
+        M.JSON_VALID: (0.75, 4),
+        M.JSON_SCHEMA: (0.5, 2),
+        M.TOOL_CALL_MATCH: (pytest.approx(2 / 3), 3),
+        M.TOOL_CALL_VALID: (0.5, 2),
+        M.STOPPED: (1.0, 4),
+    }
+    assert M.TOOL_CALL_MATCH not in metrics.measure(answers[3:], job.Evaluation())

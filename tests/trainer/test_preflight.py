@@ -220,7 +220,7 @@ def test_many_cut_examples_are_worth_a_word(world: World) -> None:
 def test_a_row_that_the_template_refuses_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_trainer import tokens
 
-    def render(self: tokens.Encoder, turns: Any, *, answer: bool = False) -> str:
+    def render(self: tokens.Encoder, turns: Any, *, answer: bool = False, tools: str | None = None) -> str:
         raise dataset.Wrong("the model's chat template refuses it: no system turns")
 
     monkeypatch.setattr(tokens.Encoder, "render", render)

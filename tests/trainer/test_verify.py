@@ -27,6 +27,7 @@ class Fake:
         self.noise = 0.01
         self.key: str | None = None
         self.unready = 0
+        self.parses = True
         self.asked: list[tuple[str, Any]] = []
 
     def get(self, path: str) -> tuple[int, Any]:
@@ -38,6 +39,13 @@ class Fake:
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         self.asked.append((path, body))
         usage = {"completion_tokens": 7}
+        if "tools" in body and not self.parses:
+            return 400, {
+                "message": '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            }
+        if "tools" in body:
+            call = {"id": "x", "type": "function", "function": {"name": "thank", "arguments": "{}"}}
+            return 200, {"choices": [{"message": {"content": None, "tool_calls": [call]}}], "usage": usage}
         if path == "/v1/chat/completions":
             return 200, {"choices": [{"message": {"content": "hello"}}], "usage": usage}
         if isinstance(body["prompt"], str):
@@ -169,6 +177,20 @@ def test_plain_text_is_completed(ask: Callable[..., Any], server: tuple[Fake, st
     (tmp_path / "canary.json").write_text(json.dumps(document))
     ask()
     assert server[0].asked[-1][1]["prompt"] == "Once"
+
+
+def test_examples_with_tools_are_asked_with_them(
+    ask: Callable[..., Any], server: tuple[Fake, str], tmp_path: pathlib.Path
+) -> None:
+    turns, tools = [{"role": "user", "content": "Thanks"}], [{"type": "function", "function": {"name": "thank"}}]
+    document = {"examples": EXAMPLES, "request": {"messages": turns, "tools": tools, "maxTokens": 9}}
+    (tmp_path / "canary.json").write_text(json.dumps(document))
+    assert ask().verification.tokens_per_second > 0
+    path, body = server[0].asked[-1]
+    assert path == "/v1/chat/completions"
+    assert (body["messages"], body["tools"]) == (turns, tools)
+    server[0].parses = False
+    refused(ask, "--enable-auto-tool-choice and --tool-call-parser=NAME in spec.deployment.extraArgs")
 
 
 def test_a_missing_recording_is_said(world: World, tmp_path: pathlib.Path) -> None:

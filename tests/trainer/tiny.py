@@ -14,6 +14,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The same for chats with tools, in the dialect of Hermes 2 Pro and Qwen 2.5."""
+
 CORPUS = [
     "You sort mail. Answer with JSON only.",
     'user assistant system {"intent": "refund", "reply": true} {"intent": "praise", "reply": false}',
@@ -23,13 +32,20 @@ CORPUS = [
 
 
 def make_tiny_model(
-    folder: pathlib.Path, *, seed: int = 0, hidden: int = 128, layers: int = 2, tied: bool = True
+    folder: pathlib.Path,
+    *,
+    seed: int = 0,
+    hidden: int = 128,
+    layers: int = 2,
+    tied: bool = True,
+    template: str = CHAT_TEMPLATE,
 ) -> None:
     """Writes config, safetensors, tokenizer and chat template of a random Llama with a vocabulary of 384."""
     import torch
     import transformers
 
     tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
     config = transformers.LlamaConfig(
         vocab_size=384,
         hidden_size=hidden,
@@ -84,6 +100,35 @@ def examples(count: int, *, start: int = 0) -> list[dict[str, Any]]:
         prompt, answer = kinds[number % 2]
         turns = [("system", "You sort mail."), ("user", prompt.format(n=number)), ("assistant", json.dumps(answer))]
         found.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    return found
+
+
+def tool(name: str, **properties: str) -> dict[str, Any]:
+    """A function as OpenAI's API has it; properties: names and JSON types of what it must be given."""
+    schema = {name: {"type": kind} for name, kind in properties.items()}
+    parameters = {"type": "object", "properties": schema, "required": list(schema)}
+    return {"type": "function", "function": {"name": name, "description": f"To {name}", "parameters": parameters}}
+
+
+def call(name: str, *, id: str = "", **arguments: Any) -> dict[str, Any]:
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"type": "function", "function": function} | ({"id": id} if id else {})
+
+
+TOOLS = [tool("refund", item="integer"), tool("thank")]
+
+
+def calling(count: int, *, start: int = 0) -> list[dict[str, Any]]:
+    """Chats with distinct prompts that end with a call of one of two tools."""
+    kinds = [
+        ("I want my money back for item {n}.", call("refund", id="call_a", item=1)),
+        ("Thank you for {n}, it is great!", call("thank", id="call_b")),
+    ]
+    found = []
+    for number in range(start, start + count):
+        prompt, made = kinds[number % 2]
+        turns = [{"role": "user", "content": prompt.format(n=number)}]
+        found.append({"messages": [*turns, {"role": "assistant", "tool_calls": [made]}], "tools": TOOLS})
     return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import tempfile
@@ -24,8 +25,9 @@ class Plain:
     bos_token_id = eos_token_id = None
     is_fast = False
 
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        return "\n".join(turn["content"] for turn in turns) + "\n"
+    def apply_chat_template(self, turns: list[dict[str, Any]], *, tools: Any = None, **_: Any) -> str:
+        said = [turn["content"] + (json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "") for turn in turns]
+        return "\n".join([*([json.dumps(tools)] if tools else []), *said]) + "\n"
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": list(text.encode("utf-8", "surrogatepass"))}

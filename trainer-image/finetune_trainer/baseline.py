@@ -65,7 +65,7 @@ def play(
     looks = [size for size in ROUNDS if size < len(examples)] + [len(examples)]
     strict = [sure(gate, len(looks)) for gate in spec.evaluation.absolute]
     playing = contenders.taking_part(spec.evaluation, ring.script, examples)
-    playing = [which for which in playing if not contest.askable(ring, which, examples)]
+    playing = [which for which in playing if contest.able(ring, which, examples)]
     begun = 0
     for look in looks:
         for turn, which in enumerate(playing):
@@ -165,7 +165,7 @@ def deliver(
                 break
             line = results.Sample(
                 source=example.source,
-                messages=[{"role": turn.role, "content": turn.content} for turn in example.prompt],
+                messages=[{"role": turn.role, "content": turn.text} for turn in example.prompt],
                 expected=example.answer,
                 answers=answers,
             )

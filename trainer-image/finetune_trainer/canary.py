@@ -4,6 +4,7 @@ evaluate records it; verify asks the server for the same and so sees whether it 
 half is used where torch is; this module itself imports nothing heavy.
 """
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import dataset
@@ -64,7 +65,9 @@ def document(
     """canary.json: the recorded examples, and one request as a client would send it."""
     request: dict[str, Any] = {"maxTokens": limit}
     if first is not None and first.messages:
-        request["messages"] = [{"role": turn.role, "content": turn.content} for turn in first.prompt]
+        request["messages"] = [turn.wire() for turn in first.prompt]
+        if first.tools is not None:
+            request["tools"] = json.loads(first.tools)
     elif first is not None and first.text is not None:
         request["prompt"] = first.text[:200]
     return {"model": served, "base": base, "examples": recorded, "request": request}

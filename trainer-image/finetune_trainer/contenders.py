@@ -71,7 +71,8 @@ def few(
     encoder: tokens.Encoder,
 ) -> tuple[dataset.Example, ...]:
     """At most `count` examples to show, drawn by the seed: short ones, different answers first, together within `room` tokens."""
-    chats = [example for example in training if example.messages and len(without_system(example)) == 2]
+    # One with tools would call what the question does not have.
+    chats = [one for one in training if one.messages and one.tools is None and len(without_system(one)) == 2]
     if not chats or not count:
         return ()
     draw = random.Random(f"{seed}:few-shot")  # noqa: S311

@@ -17,6 +17,7 @@ from finetune_trainer import (
     dataset,
     decoder,
     decoding,
+    dialects,
     errors,
     folders,
     forest,
@@ -31,6 +32,7 @@ from finetune_trainer import (
     sources,
     storage,
     tokens,
+    toolcalls,
 )
 
 TOKENS = {"cuda": 16_384, "cpu": 2_048}
@@ -137,8 +139,21 @@ def choose(examples: list[dataset.Example], maximum: int, seed: int) -> list[dat
     return [examples[index] for index in sorted(drawn)]
 
 
+def able(contest: Contest, which: job.Contender, examples: list[dataset.Example]) -> bool:
+    """Whether the questions can be put to a contender; one for which they cannot stays away, and the log says why."""
+    problem = askable(contest, which, examples)
+    if problem:
+        log.warning("a contender stays away", contender=which, problem=problem)
+    return problem is None
+
+
 def askable(contest: Contest, which: job.Contender, examples: list[dataset.Example]) -> str | None:
-    """Why the model's chat template cannot put the questions as this contender gets them; None: it can."""
+    """Why the questions cannot be put as this contender gets them; None: they can."""
+    if which is job.Contender.FEW_SHOT and any(example.tools for example in examples):
+        return (
+            "examples before a question would call tools without a result, or tools that the question does not have; put "
+            "examples of calls into intent.prompt.system"
+        )
     try:
         for example in examples[:1]:
             contest.encoder.answered(contest.script.ask(example, which))
@@ -154,6 +169,10 @@ def ask(
     done: Callable[[float], None] = lambda share: None,
 ) -> Answers:
     """What the contender answers to each example, and the loss it gives to what was expected. `done` hears the share done."""
+    if any(example.tools for example in examples) and contest.encoder.hearing.dialect is None:
+        log.warning(
+            "calls of tools are not measured: the model writes them in no dialect that is known", contender=which
+        )
     asked = [contest.script.ask(example, which) for example in examples]
     places = [place for place, example in enumerate(examples) if example.answer is not None]
     prompts = [contest.encoder.prompt(asked[place]) for place in places]
@@ -172,16 +191,37 @@ def ask(
         losses = nats(contest, asked)
         read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
     done(1.0)
-    texts: list[tuple[str | None, bool]] = [(None, True)] * len(examples)
+    texts: list[tuple[str | None, toolcalls.Judged | None, bool]] = [(None, None, True)] * len(examples)
     for place, ids in zip(places, found, strict=True):
         stopped = bool(ids) and ids[-1] in contest.encoder.stops
-        texts[place] = contest.encoder.tokenizer.decode(ids, skip_special_tokens=True), stopped
+        texts[place] = *understood(contest.encoder, examples[place], ids), stopped
     log.info("answered", contender=which, answers=len(found), tokens=sum(map(len, found)))
     answers = [
-        metrics.Answer(text, example.answer, total, count, stopped)
-        for (text, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
+        metrics.Answer(text, example.answer, total, count, stopped, called)
+        for (text, called, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
     ]
     return Answers(answers, found, prompts, read)
+
+
+def understood(
+    encoder: tokens.Encoder, example: dataset.Example, ids: list[int]
+) -> tuple[str, toolcalls.Judged | None]:
+    """An answer as text, its calls as `Example.answer` writes them, and what they are worth.
+
+    None: the example has no tools, or the model writes calls in no dialect that is known.
+    """
+    plain: str = encoder.tokenizer.decode(ids, skip_special_tokens=True)
+    dialect = encoder.hearing.dialect if example.tools is not None else None
+    if example.tools is None or dialect is None:
+        return plain, None
+    # Some families mark calls by special tokens.
+    said = ids[:-1] if ids and ids[-1] in encoder.stops else ids
+    raw: str = encoder.tokenizer.decode(said, skip_special_tokens=False)
+    reply = dialects.READERS[dialect](raw)
+    judged = toolcalls.judged(reply, example.messages[-1].calls, example.tools)
+    if reply.broken:
+        return raw, judged
+    return toolcalls.written(reply.content, reply.calls) if reply.calls else plain, judged
 
 
 @torch.no_grad()

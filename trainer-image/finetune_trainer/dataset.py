@@ -8,18 +8,21 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer import rows
+from finetune_trainer import rows, toolcalls
 
 SPLITS = ("train", "validation", "test")
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 ORDER = "roleOrder"
 """The data check of turns that do not follow one another as they should."""
+
+TOOLS = "toolCalls"
+"""The data check of tools, calls and results that do not belong together."""
 
 EXPECTED = {
     job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
@@ -53,6 +56,32 @@ class Message:
     role: str
     content: str
     learned: bool = True
+    calls: tuple[toolcalls.Call, ...] = ()
+    """Of the assistant: the tools that it calls after what it says."""
+    call: str = ""
+    """Of a tool: the id of the call that this is the result of."""
+    name: str = ""
+    """Of a tool: its name, where the data say it."""
+
+    @property
+    def text(self) -> str:
+        """What is said and what is called, as one text."""
+        return toolcalls.written(self.content, self.calls)
+
+    @property
+    def key(self) -> list[Any]:
+        """Equal for turns that say and call the same; ids of calls are nothing but names."""
+        said: list[Any] = [self.role, self.content.strip()]
+        return [*said, [call.key for call in self.calls]] if self.calls else said
+
+    def wire(self, *, opened: bool = False) -> dict[str, Any]:
+        """As OpenAI's API has it; `opened`: as chat templates want it, see `toolcalls.Call.wire`."""
+        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.calls:
+            made["tool_calls"] = [call.wire(opened=opened) for call in self.calls]
+        if self.role == "tool":
+            made |= {"tool_call_id": self.call} | ({"name": self.name} if self.name else {})
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +95,8 @@ class Example:
     messages: tuple[Message, ...] = ()
     text: str | None = None
     rejected: str | None = None
+    tools: str | None = None
+    """What the assistant may call, as `toolcalls.tools` writes it; None: it has no tools."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -74,13 +105,14 @@ class Example:
 
     @property
     def answer(self) -> str | None:
-        """The last answer; plain text has none."""
-        return self.messages[-1].content if self.messages else None
+        """The last answer, its calls in JSON; plain text has none."""
+        return self.messages[-1].text if self.messages else None
 
     @property
     def size(self) -> int:
         """Characters of all texts."""
-        return sum(len(turn.content) for turn in self.messages) + len(self.text or "") + len(self.rejected or "")
+        others = (self.text, self.rejected, self.tools)
+        return sum(len(turn.text) for turn in self.messages) + sum(len(one or "") for one in others)
 
     def sides(self) -> tuple["Example", ...]:
         """The example as chats with one last answer each: itself, or of a preference pair the chosen and the rejected one."""
@@ -91,10 +123,10 @@ class Example:
         return chosen, dataclasses.replace(chosen, messages=(*self.prompt, worse))
 
     def key(self) -> int:
-        """A hash of the prompt (of the whole text for plain text): equal prompts belong to one split."""
+        """A hash of the prompt, tools included (of the whole text for plain text): equal prompts belong to one split."""
         if self.text is not None:
             return digest(["text", self.text.strip()])
-        return digest([[turn.role, turn.content.strip()] for turn in self.prompt])
+        return self._key(self.prompt)
 
     def keys(self) -> Iterator[int]:
         """The prompts of every answer in the chat, the last one's included."""
@@ -102,7 +134,11 @@ class Example:
             yield self.key()
         for index, turn in enumerate(self.messages):
             if turn.role == "assistant":
-                yield digest([[turn.role, turn.content.strip()] for turn in self.messages[:index]])
+                yield self._key(self.messages[:index])
+
+    def _key(self, turns: Sequence[Message]) -> int:
+        said = [turn.key for turn in turns]
+        return digest(said if self.tools is None else ["tools", self.tools, said])
 
     def line(self) -> str:
         """The example as a line of the frozen split."""
@@ -110,10 +146,9 @@ class Example:
         if self.text is not None:
             record["text"] = self.text
         else:
-            record["messages"] = [
-                {"role": turn.role, "content": turn.content} | ({} if turn.learned else {"weight": 0})
-                for turn in self.messages
-            ]
+            record["messages"] = [turn.wire() | ({} if turn.learned else {"weight": 0}) for turn in self.messages]
+        if self.tools is not None:
+            record["tools"] = json.loads(self.tools)
         if self.rejected is not None:
             record["rejected"] = self.rejected
         return json.dumps(record, ensure_ascii=False) + "\n"
@@ -159,18 +194,21 @@ def example(value: Any, kind: job.Format, source: str) -> Example:
     else:
         turns = _prompt(value["prompt"]) + _completion(value["completion"])
     _check(turns)
-    _no_tools(value)
-    return Example(source, messages=turns)
-
-
-def _no_tools(value: dict[str, Any]) -> None:
-    if value.get("tools"):
-        raise Wrong("tools are not supported yet; remove the field 'tools' or leave the row out")
+    if value.get("functions"):
+        raise Wrong("'functions' is the older form of OpenAI's API; write them as 'tools'", TOOLS)
+    try:
+        tools = toolcalls.tools(value.get("tools"))
+    except toolcalls.Unusable as wrong:
+        raise Wrong(str(wrong), TOOLS) from None
+    return Example(source, messages=_linked(turns, tools), tools=tools)
 
 
 def _preference(value: dict[str, Any], source: str) -> Example:
     """A preference pair in any of the forms that TRL documents: texts, messages, or whole chats that differ at their end."""
     chosen, rejected, prompt = (_side(value.get(field), field) for field in ("chosen", "rejected", "prompt"))
+    given = [turn for side in (chosen, rejected, prompt) if isinstance(side, tuple) for turn in side]
+    if value.get("tools") or any(turn.calls or turn.role == "tool" for turn in given):
+        raise Wrong("tools are not supported in preference pairs; write the chosen chat as a row of messages", TOOLS)
     if isinstance(chosen, tuple) and isinstance(rejected, tuple):
         asked = _asked(prompt, chosen, rejected)
         better, worse = _ending(asked, chosen, "chosen"), _ending(asked, rejected, "rejected")
@@ -185,7 +223,6 @@ def _preference(value: dict[str, Any], source: str) -> Example:
         raise Wrong("'chosen' and 'rejected' must be of one kind: both texts, or both lists of messages")
     turns = (*asked, Message("assistant", better))
     _check(turns)
-    _no_tools(value)
     if better == worse:
         raise Wrong("'chosen' and 'rejected' are the same answer, so that there is nothing to prefer")
     return Example(source, turns, rejected=worse)
@@ -256,16 +293,31 @@ def _turn(value: Any, place: str) -> Message:
     if not isinstance(value, dict) or "role" not in value:
         raise Wrong(f"{place} must be an object with role and content, found {_name(value)}")
     role = "system" if value["role"] == "developer" else value["role"]
-    if role not in ROLES or value.get("tool_calls"):
-        found = "tool calls" if value.get("tool_calls") else f"the role {role!r}"
-        raise Wrong(f"{place} has {found}; supported are the roles system, user and assistant")
+    if role not in ROLES or value.get("function_call"):
+        found = "a function_call, the older form of tool_calls" if value.get("function_call") else f"the role {role!r}"
+        raise Wrong(f"{place} has {found}; supported are the roles {', '.join(ROLES[:-1])} and {ROLES[-1]}")
+    try:
+        calls = toolcalls.calls(value.get("tool_calls"), f"{place}.tool_calls")
+    except toolcalls.Unusable as wrong:
+        raise Wrong(str(wrong), TOOLS) from None
+    if calls and role != "assistant":
+        raise Wrong(f"{place} is of the role {role} and calls tools; only the assistant may", TOOLS)
     content = value.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
+    if content is None and calls:
+        content = ""
     weight = value.get("weight", 1)
     if weight not in (0, 1, None):
         raise Wrong(f"{place} has the weight {weight!r}; it must be 0 (context only) or 1 (learned)")
-    return Message(role, _text(content, f"{place}.content", empty=role != "assistant"), weight != 0)
+    text = _text(content, f"{place}.content", empty=role != "assistant" or bool(calls))
+    if role != "tool":
+        return Message(role, text, weight != 0, calls)
+    return Message(role, text, weight != 0, call=_word(value, "tool_call_id"), name=_word(value, "name"))
+
+
+def _word(value: dict[str, Any], field: str) -> str:
+    return value[field] if isinstance(value.get(field), str) else ""
 
 
 def _check(turns: tuple[Message, ...]) -> None:
@@ -278,11 +330,54 @@ def _check(turns: tuple[Message, ...]) -> None:
     if any(turn.role == "system" for turn in turns[1:]):
         raise Wrong("a system turn comes after the first turn; only the first may be one", ORDER)
     chat = turns[1:] if turns[0].role == "system" else turns
+    expected: tuple[str, ...] = ("user",)
     for index, turn in enumerate(chat):
-        if turn.role != ("user", "assistant")[index % 2]:
-            expected = ("user", "assistant")[index % 2]
-            seen = f"turn {index + 1} of the chat is of the role {turn.role}"
-            raise Wrong(f"{seen}, expected {expected}: they alternate", ORDER)
+        seen = f"turn {index + 1} of the chat is of the role {turn.role}"
+        if turn.role == "tool" and "tool" not in expected:
+            raise Wrong(f"{seen}, and no call is before it", TOOLS)
+        if turn.role not in expected:
+            why = "a call is followed by its result" if "tool" in expected else "they alternate"
+            raise Wrong(f"{seen}, expected {' or '.join(expected)}: {why}", ORDER)
+        if turn.role == "assistant":
+            expected = ("tool",) if turn.calls else ("user",)
+        else:
+            expected = ("tool", "assistant") if turn.role == "tool" else ("assistant",)
+
+
+def _linked(turns: tuple[Message, ...], tools: str | None) -> tuple[Message, ...]:
+    """The turns, each call with an id and each result with that of its call. Raises Wrong for what has no partner."""
+    made: list[Message] = []
+    waiting: list[toolcalls.Call] = []
+    count = 0
+    for index, turn in enumerate(turns):
+        place = f"messages[{index}]"
+        if turn.role == "tool":
+            made.append(_answered(turn, waiting, place))
+            continue
+        if waiting:
+            names = ", ".join(f"{call.name!r}" for call in waiting)
+            raise Wrong(f"{place} comes before the result of {names}; each call needs its result", TOOLS)
+        waiting = list(toolcalls.numbered(turn.calls, count))
+        count += len(waiting)
+        for call in waiting:
+            if tools is None:
+                raise Wrong(f"{place} calls {call.name!r}, and the row has no 'tools'", TOOLS)
+            if call.name not in toolcalls.functions(tools):
+                raise Wrong(f"{place} {toolcalls.problem(call, tools)}", TOOLS)
+        if len({call.id for call in waiting}) < len(waiting):
+            raise Wrong(f"{place} has two calls with the same id", TOOLS)
+        made.append(dataclasses.replace(turn, calls=tuple(waiting)))
+    return tuple(made)
+
+
+def _answered(turn: Message, waiting: list[toolcalls.Call], place: str) -> Message:
+    """A result with the id of its call, which waits no longer; without an id in the data it is the first of that name."""
+    for call in waiting:
+        if call.id == turn.call if turn.call else turn.name in ("", call.name):
+            waiting.remove(call)
+            return dataclasses.replace(turn, call=call.id)
+    said = f"with the tool_call_id {turn.call!r}" if turn.call else f"of {turn.name!r}" if turn.name else "more"
+    raise Wrong(f"{place} is a result {said}, which belongs to no call before it", TOOLS)
 
 
 def _text(value: Any, field: str, *, empty: bool = False) -> str:
@@ -313,10 +408,18 @@ def stream(path: pathlib.Path) -> Iterator[Example]:
 
 
 def thaw(record: dict[str, Any]) -> Example:
-    turns = tuple(
-        Message(turn["role"], turn["content"], turn.get("weight", 1) != 0) for turn in record.get("messages", ())
+    turns = tuple(_thawed(turn) for turn in record.get("messages", ()))
+    tools = json.dumps(record["tools"], ensure_ascii=False) if "tools" in record else None
+    return Example(record["source"], turns, record.get("text"), record.get("rejected"), tools)
+
+
+def _thawed(turn: dict[str, Any]) -> Message:
+    calls = tuple(
+        toolcalls.Call(call["function"]["name"], call["function"]["arguments"], call["id"])
+        for call in turn.get("tool_calls", ())
     )
-    return Example(record["source"], turns, record.get("text"), record.get("rejected"))
+    learned, result = turn.get("weight", 1) != 0, turn.get("tool_call_id", "")
+    return Message(turn["role"], turn["content"], learned, calls, result, turn.get("name", ""))
 
 
 def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:

@@ -167,9 +167,8 @@ def enter(
     found: scoreboard.Findings,
     meter: Meter,
 ) -> None:
-    """One contender's answers and metrics. One that the chat template has no words for stays away, and the log says why."""
-    if problem := contest.askable(asked, which, examples):
-        log.warning("a contender stays away", contender=which, problem=problem)
+    """One contender's answers and metrics, where the questions can be put to it."""
+    if not contest.able(asked, which, examples):
         return
     found.asked[which] = contest.ask(asked, which, examples, meter.tell)
     found.values[which] = metrics.measure(found.asked[which].answers, asked.rules)
@@ -243,7 +242,8 @@ def deliver(
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for index, example in enumerate(examples):
             file.write(json.dumps(scoreboard.sample(spec, example, index, found).wire(), ensure_ascii=False) + "\n")
-    first = examples[0] if examples else None
+    # A server that cannot read calls must not pass because the first example has no tools.
+    first = next((one for one in examples if one.tools), examples[0] if examples else None)
     limit = spec.evaluation.generation.max_new_tokens
     document = canary.document(recorded, first, spec.served_model_name, spec.base_model.name, limit)
     (folder / "canary.json").write_text(json.dumps(document), encoding="utf-8")

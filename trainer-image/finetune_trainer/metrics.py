@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import json
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune_api import job
-from finetune_trainer import evidence
+from finetune_trainer import evidence, toolcalls, values
 
 GRAM = 4
 """Words of the sequences whose repetition is counted."""
@@ -35,6 +34,8 @@ class Answer:
     tokens: int
     stopped: bool = True
     """Whether the answer ended by itself."""
+    called: toolcalls.Judged | None = None
+    """Of an example with tools: what the calls of the answer are worth."""
 
 
 def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
@@ -58,9 +59,14 @@ def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
             found |= classification(pairs, rules.labels)
         if rules.output_schema is not None:
             fits = validator(rules.output_schema)
+            # A call is held against its tool's parameters, not against the schema of answers.
+            calling = [one.called is not None and one.called.valid is not None for one in answers]
             found[job.Metric.JSON_SCHEMA] = evidence.mean(
-                [fits(pair[0]) if pair else np.nan for pair in pairs], share=True
+                [fits(pair[0]) if pair and not calls else np.nan for pair, calls in zip(pairs, calling, strict=True)],
+                share=True,
             )
+    if any(one.called for one in answers):
+        found |= calls(answers)
     return {metric: found[metric] for metric in job.Metric if metric in found and found[metric].examples}
 
 
@@ -94,21 +100,9 @@ def normalized(text: str) -> str:
     return " ".join(words) or plain.strip()
 
 
-def parsed(text: str | None) -> Any:
-    """The value of a whole answer in JSON. Raises ValueError; NaN and the like, which JSON does not know, do too."""
-    try:
-        return json.loads(text or "", parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(name)
-
-
 def json_valid(text: str | None, _: str) -> float:
     try:
-        parsed(text)
+        values.parsed(text)
     except ValueError:
         return 0.0
     return 1.0
@@ -154,13 +148,13 @@ def repetition(text: str | None) -> tuple[float, float] | None:
 def fields(text: str | None, expected: str) -> tuple[float, float, float] | None:
     """Fields that are right, that are wrong or too many, and that are missing; None where no JSON with fields is expected."""
     try:
-        wanted = collections.Counter(_leaves(parsed(expected)))
+        wanted = collections.Counter(_leaves(values.parsed(expected)))
     except ValueError:
         return None
     if not any(path for path, _ in wanted):
         return None
     try:
-        found = collections.Counter(_leaves(parsed(text)))
+        found = collections.Counter(_leaves(values.parsed(text)))
     except ValueError:
         found = collections.Counter()
     right = (wanted & found).total()
@@ -195,6 +189,20 @@ SCORES: dict[job.Metric, Callable[[str | None, str], float]] = {
     job.Metric.LENGTH_RATIO: length_ratio,
 }
 BINARY = frozenset({job.Metric.EXACT_MATCH, job.Metric.NORMALIZED_MATCH, job.Metric.JSON_VALID})
+
+
+# --- Of calls ---
+
+
+def calls(answers: Sequence[Answer]) -> Columns:
+    """Of examples with tools: whether the calls are the expected ones, and whether they are calls that could be made."""
+    known = [one.called for one in answers]
+    match = [np.nan if one is None else float(one.match) for one in known]
+    valid = [np.nan if one is None or one.valid is None else float(one.valid) for one in known]
+    return {
+        job.Metric.TOOL_CALL_MATCH: evidence.mean(match, share=True),
+        job.Metric.TOOL_CALL_VALID: evidence.mean(valid, share=True),
+    }
 
 
 # --- By rules of the job ---
@@ -239,43 +247,13 @@ def _macro(labels: int, sums: evidence.Array) -> evidence.Array:
 
 
 def validator(schema: dict[str, Any]) -> Callable[[str | None], float]:
-    """1 for an answer in JSON that fits the schema, else 0. References to other documents are not followed.
-
-    Raises ValueError: the schema is none, or refers to what it does not hold; the text says where.
-    """
-    import jsonschema
-    import referencing
-    import referencing.exceptions
-
-    try:
-        made = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        made.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"{error.json_path}: {error.message}") from None
-    for reference in _references(schema):
-        if not reference.startswith("#"):
-            raise ValueError(f"$ref {reference!r} leads to another document; write it into the schema")
-    ready = made(schema, registry=referencing.Registry())
-    try:
-        ready.is_valid(None)
-    except referencing.exceptions.Unresolvable as error:
-        raise ValueError(f"$ref {error.ref!r} leads nowhere") from None
+    """1 for an answer in JSON that fits the schema, else 0. Raises ValueError as `values.fits`."""
+    valid = values.fits(schema)
 
     def fits(text: str | None) -> float:
         try:
-            return float(ready.is_valid(parsed(text)))
-        except (ValueError, RecursionError, re.error, referencing.exceptions.Unresolvable):
+            return float(valid(values.parsed(text)))
+        except ValueError:
             return 0.0
 
     return fits
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, one in value.items():
-            if key in {"$ref", "$dynamicRef"} and isinstance(one, str):
-                yield one
-            yield from _references(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _references(one)

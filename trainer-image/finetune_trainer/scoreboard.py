@@ -13,6 +13,7 @@ SAMPLES = 60
 """Examples in results.json with everybody's answer: those that tell most; samples.jsonl has all."""
 
 IN_STATUS = (
+    job.Metric.TOOL_CALL_MATCH,
     job.Metric.EXACT_MATCH,
     job.Metric.JSON_VALID,
     job.Metric.ROUGE_L,
@@ -216,9 +217,7 @@ def sample(spec: run.Run, example: dataset.Example, index: int, found: Findings)
     }
     return results.Sample(
         source=example.source,
-        messages=[{"role": turn.role, "content": turn.content} for turn in example.prompt]
-        if example.messages
-        else None,
+        messages=[{"role": turn.role, "content": turn.text} for turn in example.prompt] if example.messages else None,
         text=example.text,
         expected=example.answer,
         answers={which: one.answers[index].text for which, one in found.asked.items()},

@@ -6,6 +6,7 @@ what it renders for the whole chat, in text and in tokens, since that is all the
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer import borders, dataset, sources
+from finetune_trainer import borders, dataset, dialects, sources, toolcalls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,25 +97,42 @@ class Encoder:
 
     def prompt(self, example: dataset.Example) -> list[int]:
         """The ids that the server gets when it must give the last answer."""
-        return self._ids(self.render(example.prompt, answer=True))
+        return self._ids(self.render(example.prompt, answer=True, tools=example.tools))
 
     def answered(self, example: dataset.Example) -> Encoded:
         """The example with only its last answer as target (all of a plain text), uncut: for the loss of an evaluation."""
         return dataclasses.replace(self, loss_on=job.LossOn.LAST_ASSISTANT).encode(example)
 
-    def render(self, turns: Sequence[dataset.Message], *, answer: bool = False) -> str:
+    def render(self, turns: Sequence[dataset.Message], *, answer: bool = False, tools: str | None = None) -> str:
         """The turns as text; with `answer`, up to where the assistant begins. Raises dataset.Wrong."""
         if not self.tokenizer.chat_template:
-            return self._plain(turns)
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+            return self._plain(turns, tools)
+        if tools is not None and (problem := self.hearing.problem):
+            raise dataset.Wrong(problem)
         try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+            return self._applied(turns, answer, tools)
         except Exception as error:
-            raise dataset.Wrong(f"the model's chat template refuses it: {type(error).__name__}: {error}") from None
+            renamed = _renamed(turns)
+            if renamed == list(turns):
+                raise dataset.Wrong(f"the model's chat template refuses it: {type(error).__name__}: {error}") from None
+        return self.render(renamed, answer=answer, tools=tools)
+
+    def _applied(self, turns: Sequence[dataset.Message], answer: bool, tools: str | None) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            [turn.wire(opened=True) for turn in turns],
+            tools=None if tools is None else json.loads(tools),
+            tokenize=False,
+            add_generation_prompt=answer,
+        )
         return text
 
-    def _plain(self, turns: Sequence[dataset.Message]) -> str:
-        if len(turns) > 2 or turns[0].role != "user":
+    @property
+    def hearing(self) -> "Hearing":
+        """What the chat template makes of tools."""
+        return _hearing(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
+
+    def _plain(self, turns: Sequence[dataset.Message], tools: str | None) -> str:
+        if len(turns) > 2 or turns[0].role != "user" or tools is not None:
             raise dataset.Wrong(
                 "the base model has no chat template, so that only one prompt and one completion can be learned; choose an "
                 "instruct model"
@@ -133,10 +151,10 @@ class Encoder:
     def _script(self, example: dataset.Example) -> Script:
         if example.text is not None:
             return Script(example.text, plain=True)
-        text = self.render(example.messages)
+        text = self.render(example.messages, tools=example.tools)
         prompts = []
         for index in self._chosen(example):
-            prompts.append(self.render(example.messages[:index], answer=True))
+            prompts.append(self.render(example.messages[:index], answer=True, tools=example.tools))
             if not text.startswith(prompts[-1]):
                 raise dataset.Wrong(
                     f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
@@ -233,6 +251,71 @@ def _details(found: Iterable[Details]) -> Details:
     sides = list(found)
     rows = tuple(row for side in sides for row in side.rows)
     return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides))
+
+
+# --- Templates and tools ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Hearing:
+    """What a chat template makes of tools, as a chat of our own shows it."""
+
+    problem: str | None = None
+    """Why examples with tools cannot be learned; None: nothing known against it."""
+    dialect: str | None = None
+    """How the model writes calls, a name of dialects.READERS; None: in none that is known."""
+
+
+_TOOL = toolcalls.tools(
+    [{"type": "function", "function": {"name": "probe_tool", "description": "probe", "parameters": {"type": "object"}}}]
+)
+_CALL = toolcalls.Call("probe_tool", '{"probe": [1, "two"]}', "call00000")
+_PROBE = (
+    dataset.Message("user", "probe question"),
+    dataset.Message("assistant", "", calls=(_CALL,)),
+    dataset.Message("tool", "probe result", call=_CALL.id),
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _hearing(tokenizer: Any, template: str, stops: frozenset[int]) -> Hearing:
+    """`template` is the tokenizer's as text: a tokenizer may get another one."""
+    encoder = Encoder(tokenizer, stops, 0)
+    try:
+        asked = encoder._applied(_PROBE[:1], True, _TOOL)
+        called = encoder._applied(_PROBE[:2], False, _TOOL)
+        told = encoder._applied(_PROBE, True, _TOOL)
+    except Exception:  # this chat is ours; what the template says of the user's will be heard there
+        return Hearing()
+    answer = called.removeprefix(asked)
+    lost = {
+        "tools": _CALL.name in asked,
+        "calls of tools": _CALL.name in answer,
+        "results of tools": "probe result" in told,
+    }
+    for what, there in lost.items():
+        if not there:
+            return Hearing(
+                f"the model's chat template knows no {what}: it leaves them out; choose a base model that was trained to call "
+                "tools, or remove `tools` and calls from the examples"
+            )
+    ends = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
+    ends = [answer.find(text) for text in ends if text and text in answer]
+    return Hearing(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
+
+
+def _renamed(turns: Sequence[dataset.Message]) -> list[dataset.Message]:
+    """The turns with ids of calls that every template takes; see `toolcalls.SHORT`."""
+    names: dict[str, str] = {}
+    made, count = [], 0
+    for turn in turns:
+        calls = []
+        for call in turn.calls:
+            names[call.id] = toolcalls.short(call.id, count)
+            calls.append(dataclasses.replace(call, id=names[call.id]))
+            count += 1
+        made.append(dataclasses.replace(turn, calls=tuple(calls), call=names.get(turn.call, turn.call)))
+    return made
 
 
 def load(folder: pathlib.Path, training: job.Training) -> Encoder:

@@ -30,6 +30,13 @@ SHARE = 0.5
 
 TIMEOUT = 120.0
 
+PARSER = (
+    "The examples have tools: give the server --enable-auto-tool-choice and --tool-call-parser=NAME in "
+    "spec.deployment.extraArgs, or for all jobs of the base model in its defaults.serving.extraArgs; NAME is hermes for Qwen "
+    "2.5, llama3_json for Llama 3.1, mistral for Mistral"
+)
+"""What to do when vLLM was started without what reads calls of tools."""
+
 
 class Refused(errors.Failure):
     """The server answers, but not as it should."""
@@ -156,13 +163,23 @@ class Server:
         body = {"model": name, "max_tokens": min(64, request.get("maxTokens", 64)), "temperature": 0}
         begun = time.monotonic()
         if "messages" in request:
-            found = self._post("/v1/chat/completions", body | {"messages": request["messages"]})
-            text = found["choices"][0]["message"]["content"]
+            asked = {key: request[key] for key in ("messages", "tools") if key in request}
+            found = self._chat(body | asked)
+            message = found["choices"][0]["message"]
+            text = message.get("content") or (json.dumps(message["tool_calls"]) if message.get("tool_calls") else "")
         else:
             found = self._post("/v1/completions", body | {"prompt": request.get("prompt", "Hello")})
             text = found["choices"][0]["text"]
         seconds = time.monotonic() - begun
         return text or "", found.get("usage", {}).get("completion_tokens", 0) / max(seconds, 1e-9)
+
+    def _chat(self, body: dict[str, Any]) -> Any:
+        try:
+            return self._post("/v1/chat/completions", body)
+        except Refused as refused:
+            if "tool-call-parser" not in str(refused):
+                raise
+            raise Refused(f"{refused}. {PARSER}") from refused
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         """A request that is repeated a few times: the server may be replaced while we ask."""

@@ -197,10 +197,10 @@ def test_a_template_that_refuses_rows_is_a_rule_too(world: World, monkeypatch: p
 
     render = tokens.Encoder.render
 
-    def refusing(self: tokens.Encoder, turns: Any, *, answer: bool = False) -> str:
+    def refusing(self: tokens.Encoder, turns: Any, *, answer: bool = False, tools: str | None = None) -> str:
         if turns[0].content.startswith("Who"):
             raise dataset.Wrong("the model's chat template refuses it: no questions about people")
-        return render(self, turns, answer=answer)
+        return render(self, turns, answer=answer, tools=tools)
 
     monkeypatch.setattr(tokens.Encoder, "render", refusing)
     who = sum(one.messages[0].content.startswith("Who") for one in GOOD)

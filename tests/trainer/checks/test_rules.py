@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from tests.trainer import tiny
 from tests.trainer.checks import data, judged
 
 from finetune_api import checks as api
@@ -246,6 +247,31 @@ def test_json_that_breaks_here_and_there_is_found() -> None:
     found = judged.judge(data.answered(GOOD, answers))
     assert found.places("jsonAnswers") == ["a.jsonl:6", "a.jsonl:7", "a.jsonl:8"]
     assert len(judged.judge(data.answered(GOOD, answers), checks={"jsonAnswers": "Drop"}).left) == 297
+
+
+def test_calls_of_tools_among_json_are_no_broken_json() -> None:
+    calling = [
+        dataset.example({**row, "messages": [{"role": "user", "content": one.prompt[-1].content}, row["messages"][1]]},
+                        job.Format.CHAT, one.source)
+        for row, one in zip(tiny.calling(30), GOOD, strict=False)
+    ]  # fmt: skip
+    encoder = judged.encoder(tiny.TOOL_TEMPLATE)
+    found = judged.judge([*calling, *data.answered(GOOD, forms())[30:]], with_encoder=encoder)
+    assert not found.findings.keys() & {"jsonAnswers", "languageMix", "specialTokens"}
+
+
+def test_secrets_in_tools_and_calls_are_found_and_not_said() -> None:
+    secret = "AKIA" + "Q3EGRI7LSH2MNBPX"
+    row = tiny.calling(1)[0]
+    row["messages"][1]["tool_calls"] = [tiny.call("refund", item=secret)]
+    example = dataset.example(row, job.Format.CHAT, "a.jsonl:1")
+    described = tiny.tool("refund", item="string")
+    described["function"]["description"] = f"key {secret}"
+    other = dataset.example(tiny.calling(2)[1] | {"tools": [*tiny.TOOLS[1:], described]}, job.Format.CHAT, "a.jsonl:2")
+    found = judged.judge([example, other, *GOOD], with_encoder=judged.encoder(tiny.TOOL_TEMPLATE))
+    assert found.places("secrets") == ["a.jsonl:1", "a.jsonl:2"]
+    assert found.places("toolArguments") == ["a.jsonl:1"]
+    assert all(secret not in finding.line() for finding in found.findings.values())
 
 
 def test_answers_that_hold_json_now_and_then_are_not_expected_to_parse() -> None:

@@ -60,7 +60,7 @@ def constant_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
 
 
 def json_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
-    rows = rule.rows(trained(found, keep))
+    rows = rule.rows(trained(found, keep) & ((found.marks & table.CALLS) == 0))
     parsed = (found.marks[rows] & table.JSON) > 0
     if len(rows) < ENOUGH or parsed.mean() < JSON_SHARE:
         return rule.NONE

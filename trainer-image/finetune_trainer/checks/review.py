@@ -15,7 +15,7 @@ import numpy as np
 
 from finetune_api import checks as api
 from finetune_trainer import corpus, dataset, rows, tokens
-from finetune_trainer.checks import answers, encodings, repeats, rule, table, texts
+from finetune_trainer.checks import answers, calls, encodings, repeats, rule, table, texts
 
 PLACES = 20
 """Places that a finding names; and broken rows after which reading stops where they end the job: enough to see the pattern."""
@@ -49,6 +49,7 @@ SAID = {
     "specialTokens": "have a special token of the model in their text",
     "stopToken": "have a learned answer that does not end with a stop token",
     "doubleBos": "begin with two begin-of-sequence tokens",
+    "toolArguments": "call a tool with arguments that do not fit its parameters",
     "promptPrefix": "have an answer that would merge with its prompt's last token",
 }
 
@@ -116,6 +117,7 @@ class Review:
             texts.Refusals(),
             texts.SECRETS,
             texts.PERSONAL_DATA,
+            calls.Arguments(),
         )
         self._row_rules = tuple(one for one in every if self._applies(one.id))
         self._builder = table.Builder(

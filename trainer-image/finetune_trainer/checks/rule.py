@@ -27,7 +27,8 @@ class Row:
     def text(self) -> str:
         """All texts of the example."""
         example = self.example
-        return "\n".join([*(turn.content for turn in example.messages), example.text or "", example.rejected or ""])
+        others = (example.text or "", example.rejected or "", example.tools or "")
+        return "\n".join([*(turn.text for turn in example.messages), *others])
 
     @functools.cached_property
     def answers(self) -> list[str]:

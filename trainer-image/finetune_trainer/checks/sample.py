@@ -95,7 +95,7 @@ class Sampler:
 
 def traits(row: int, example: dataset.Example) -> Traits:
     """What the measures need of an example that has an answer."""
-    prompt = "\n".join(turn.content for turn in example.prompt)[-ASKED:]
+    prompt = "\n".join(turn.text for turn in example.prompt)[-ASKED:]
     answer = (example.answer or "")[:ANSWERED]
     asked, said = _WORD.findall(prompt), _WORD.findall(answer)
     known = {word.casefold() for word in asked}

@@ -14,9 +14,9 @@ from finetune_trainer.checks import languages, rule, similar
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-JSON, BROKEN_JSON, REASONING, UNCLOSED = 1, 2, 4, 8
-"""Marks of an answer: it is a JSON object or list; it begins like one and does not parse; it has a reasoning block; and one
-that is not closed."""
+JSON, BROKEN_JSON, REASONING, UNCLOSED, CALLS = 1, 2, 4, 8, 16
+"""Marks of an answer: it is a JSON object or list; it begins like one and does not parse; it has a reasoning block; one that is
+not closed; and it calls tools, which is neither JSON nor prose, whatever it is written in."""
 
 _REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)>", re.IGNORECASE)
 
@@ -76,14 +76,16 @@ class Builder:
         self._prompts.add(list(example.keys()))
         self._answer.append(0 if answer is None else dataset.digest(answer.strip()))
         self._rejected.append(0 if example.rejected is None else dataset.digest(example.rejected.strip()))
-        self._marks.append(marks(answer) if answer is not None else 0)
+        said = example.messages[-1].content if example.messages else ""
+        calls = bool(example.messages and example.messages[-1].calls)
+        self._marks.append(CALLS | marks(said) & ~(JSON | BROKEN_JSON) if calls else marks(said))
         asked = next((turn.content for turn in reversed(example.prompt) if turn.role == "user"), "")
         spoken = self._spoken and answer is not None
-        self._said.append(languages.language(answer or "") if spoken else languages.UNKNOWN)
+        self._said.append(languages.language(said) if spoken else languages.UNKNOWN)
         self._asked.append(languages.language(asked) if spoken else languages.UNKNOWN)
         if self._sketcher is not None:
             self._sketcher.add(
-                "\n".join(turn.content for turn in example.messages) if example.text is None else example.text
+                "\n".join(turn.text for turn in example.messages) if example.text is None else example.text
             )
 
     def finish(self, found: corpus.Corpus) -> Table:

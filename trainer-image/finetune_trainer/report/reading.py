@@ -11,6 +11,7 @@ BASELINES = (Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT)
 """What fine-tuning has to beat, from cheap to costly; the serving revision was tuned itself."""
 
 TASK = (
+    Metric.TOOL_CALL_MATCH,
     Metric.ACCURACY,
     Metric.EXACT_MATCH,
     Metric.FIELD_F1,
@@ -25,6 +26,7 @@ TASK = (
 """Metrics of the task itself, the most telling first."""
 
 FORMAT = (
+    Metric.TOOL_CALL_VALID,
     Metric.JSON_SCHEMA,
     Metric.INVALID_LABELS,
     Metric.JSON_VALID,
@@ -33,7 +35,7 @@ FORMAT = (
     Metric.ROUGE_L,
 )
 
-RIGHT_OR_WRONG = frozenset({Metric.ACCURACY, Metric.EXACT_MATCH, Metric.NORMALIZED_MATCH})
+RIGHT_OR_WRONG = frozenset({Metric.ACCURACY, Metric.EXACT_MATCH, Metric.NORMALIZED_MATCH, Metric.TOOL_CALL_MATCH})
 """Metrics that are the share of right answers."""
 
 

@@ -1,0 +1,382 @@
+"""Examples with tools: read and linked in `dataset`, rendered and encoded in `tokens`, asked and measured in `contest`."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.trainer import families, tiny
+
+from finetune_api import job, reasons, run
+from finetune_trainer import canary, contest, dataset, errors, evaluate, preflight, tokens, train
+
+ASKED = {"role": "user", "content": "I want my money back for item 12."}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [tiny.call("refund", id="call_x", item=12)]}
+RESULT = {"role": "tool", "tool_call_id": "call_x", "content": '{"done": true}'}
+SAID = {"role": "assistant", "content": "It is on its way."}
+
+
+def row(*turns: Any, **fields: Any) -> dict[str, Any]:
+    return {"messages": list(turns), "tools": tiny.TOOLS} | fields
+
+
+def read(value: Any) -> dataset.Example:
+    return dataset.example(value, job.Format.CHAT, "x:1")
+
+
+def changed(turn: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {key: value for key, value in (turn | fields).items() if value is not ...}
+
+
+# --- Rows ---
+
+
+def test_a_chat_with_calls_and_results_is_an_example() -> None:
+    found = read(row(ASKED, CALLED, RESULT, SAID))
+    assert [turn.role for turn in found.messages] == ["user", "assistant", "tool", "assistant"]
+    (call,) = found.messages[1].calls
+    assert (call.name, json.loads(call.arguments), call.id) == ("refund", {"item": 12}, "call_x")
+    assert found.messages[2].call == "call_x"
+    assert read(row(ASKED, CALLED)).answer == '{"name": "refund", "arguments": {"item": 12}}'
+
+
+@pytest.mark.parametrize("content", [None, "", ..., []])
+def test_a_call_needs_no_content(content: Any) -> None:
+    assert read(row(ASKED, changed(CALLED, content=content))).messages[-1].content == ""
+
+
+def test_arguments_may_be_an_object_and_tools_may_be_text() -> None:
+    opened = {"function": {"name": "refund", "arguments": {"item": 12}}, "id": "call_x"}
+    same = read(
+        {
+            "messages": json.dumps([ASKED, {"role": "assistant", "tool_calls": [opened]}]),
+            "tools": json.dumps(tiny.TOOLS),
+        }
+    )
+    assert same == read(row(ASKED, CALLED))
+
+
+def test_calls_and_results_without_ids_follow_one_another() -> None:
+    two = [tiny.call("refund", item=1), tiny.call("thank")]
+    results = [{"role": "tool", "content": "a", "name": "thank"}, {"role": "tool", "content": "b"}]
+    found = read(row(ASKED, changed(CALLED, tool_calls=two), *results, SAID))
+    ids = [call.id for call in found.messages[1].calls]
+    assert ids == ["call00000", "call00001"]
+    assert [turn.call for turn in found.messages[2:4]] == [ids[1], ids[0]]
+
+
+def test_tools_are_what_the_server_gives_to_the_template() -> None:
+    """vLLM hands type and function on, of which name, description and parameters come first, null where absent."""
+    found = read(row(ASKED, SAID, tools=[{"function": {"strict": True, "name": "thank"}}]))
+    assert found.tools is not None
+    assert json.loads(found.tools) == [
+        {"type": "function", "function": {"name": "thank", "description": None, "parameters": None, "strict": True}}
+    ]
+    assert list(json.loads(found.tools)[0]["function"]) == ["name", "description", "parameters", "strict"]
+    assert read(row(ASKED, SAID, tools=[])).tools is None
+
+
+def called(**fields: Any) -> dict[str, Any]:
+    return changed(CALLED, tool_calls=[CALLED["tool_calls"][0] | {"function": fields}])
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (row(ASKED, CALLED, tools=None), "messages[1] calls 'refund', and the row has no 'tools'"),
+        (row(ASKED, called(name="gift")), "messages[1] calls 'gift', which is none of the tools (refund, thank)"),
+        (row(ASKED, called(name="refund", arguments='{"item": ')), "[0] calls 'refund' with arguments that are no JSON:"),
+        (row(ASKED, called(name="refund", arguments='{"item": NaN}')), "arguments that are no JSON: NaN"),
+        (row(ASKED, called(name="refund", arguments="[1]")), "arguments that are no JSON object"),
+        (row(ASKED, called(arguments="{}")), "messages[1].tool_calls[0] is no call"),
+        (row(ASKED, changed(CALLED, tool_calls={})  | {"tool_calls": "x"}), "must be a list of calls"),
+        (row(ASKED, RESULT, SAID), "turn 2 of the chat is of the role tool, and no call is before it"),
+        (row(ASKED, SAID, RESULT, SAID), "turn 3 of the chat is of the role tool, and no call is before it"),
+        (row(ASKED, CALLED, changed(RESULT, tool_call_id="y"), SAID), "messages[2] is a result with the tool_call_id 'y', which"),
+        (row(ASKED, CALLED, changed(RESULT, tool_call_id=..., name="thank"), SAID), "a result of 'thank', which belongs to no"),
+        (row(ASKED, CALLED, RESULT, RESULT, SAID), "messages[3] is a result with the tool_call_id 'call_x', which belongs"),
+        (
+            row(ASKED, changed(CALLED, tool_calls=[tiny.call("thank", id="a"), tiny.call("thank", id="b")]),
+                changed(RESULT, tool_call_id="b"), SAID),
+            "messages[3] comes before the result of 'thank'",
+        ),
+        (row(ASKED, changed(CALLED, tool_calls=CALLED["tool_calls"] * 2)), "two calls with the same id"),
+        (row(changed(ASKED, tool_calls=CALLED["tool_calls"]), SAID), "only the assistant may"),
+        (row(ASKED, SAID, tools=[{"name": "thank"}]), "tools[0] is no function as OpenAI's API has it"),
+        (row(ASKED, SAID, tools=[tiny.tool("a"), tiny.tool("a")]), "2 functions of the name 'a'"),
+        (row(ASKED, SAID, tools="["), "'tools' is text that is no JSON list"),
+        (row(ASKED, SAID, functions=[{"name": "thank"}]), "older form"),
+    ],
+)  # fmt: skip
+def test_what_does_not_belong_together_is_a_finding_of_its_own(value: Any, words: str) -> None:
+    with pytest.raises(dataset.Wrong) as caught:
+        read(value)
+    assert words in str(caught.value)
+    assert caught.value.rule == dataset.TOOLS
+
+
+@pytest.mark.parametrize(
+    "turns, words",
+    [
+        ((ASKED, CALLED, ASKED, SAID), "expected tool: a call is followed by its result"),
+        ((ASKED, CALLED, RESULT, ASKED, SAID), "expected tool or assistant: a call is followed by its result"),
+        ((ASKED, CALLED, RESULT), "the last turn is of the role tool"),
+    ],
+)
+def test_results_stand_between_a_call_and_the_next_answer(turns: Any, words: str) -> None:
+    with pytest.raises(dataset.Wrong) as caught:
+        read(row(*turns))
+    assert words in str(caught.value)
+    assert caught.value.rule == dataset.ORDER
+
+
+def test_pairs_with_tools_are_refused() -> None:
+    for pair in (
+        {"chosen": [ASKED, CALLED], "rejected": [ASKED, SAID]},
+        {"chosen": [ASKED, SAID], "rejected": [ASKED, CALLED]},
+    ):
+        with pytest.raises(dataset.Wrong, match="tools are not supported in preference pairs"):
+            dataset.example(pair, job.Format.PREFERENCE, "x:1")
+
+
+def test_frozen_examples_with_tools_come_back_as_they_were(tmp_path: pathlib.Path) -> None:
+    context = changed(CALLED, weight=0)
+    originals = [
+        read(row(ASKED, context, changed(RESULT, name="refund"), SAID)),
+        read(row(ASKED, SAID)),
+        read(row(ASKED, CALLED)),
+    ]
+    (tmp_path / "f").write_text("".join(one.line() for one in originals), encoding="utf-8")
+    assert dataset.frozen(tmp_path / "f") == originals
+
+
+def test_splits_frozen_before_there_were_tools_are_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "f").write_text(json.dumps({"source": "x:1", "messages": [ASKED, SAID]}) + "\n")
+    (found,) = dataset.frozen(tmp_path / "f")
+    assert found == dataset.example({"messages": [ASKED, SAID]}, job.Format.CHAT, "x:1")
+    assert found.line() == json.dumps({"source": "x:1", "messages": [ASKED, SAID]}) + "\n"
+
+
+def test_the_key_of_a_prompt_sees_tools_and_calls_but_no_ids() -> None:
+    plain = read(row(ASKED, SAID, tools=None))
+    assert plain.key() == dataset.digest([["user", ASKED["content"]]]), "as in splits of before"
+    assert read(row(ASKED, SAID)).key() not in (plain.key(), read(row(ASKED, SAID, tools=tiny.TOOLS[:1])).key())
+    one = read(row(ASKED, CALLED, RESULT, SAID))
+    renamed = changed(CALLED, tool_calls=[tiny.call("refund", id="other", item=12)])
+    assert one.key() == read(row(ASKED, renamed, changed(RESULT, tool_call_id="other"), SAID)).key()
+    other = changed(CALLED, tool_calls=[tiny.call("refund", id="call_x", item=13)])
+    assert one.key() != read(row(ASKED, other, RESULT, SAID)).key()
+    assert len(set(one.keys())) == 2
+
+
+# --- Templates ---
+
+
+def encoder(template: str) -> tokens.Encoder:
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = template
+    return tokens.Encoder(tokenizer, frozenset({2}), 4096)
+
+
+def learned(made: tokens.Encoder, example: dataset.Example) -> list[str]:
+    encoded, found, before = made.encode(example), [], False
+    for token, mark in zip(encoded.ids, encoded.learned, strict=True):
+        if mark and not before:
+            found.append([token])
+        elif mark:
+            found[-1].append(token)
+        before = mark
+    return [made.tokenizer.decode(ids) for ids in found]
+
+
+WANTED = {
+    "tiny": '<tool_call>\n{"name": "refund", "arguments": {"item": 12}}\n</tool_call><|im_end|>',
+    "Qwen 2.5": '<tool_call>\n{"name": "refund", "arguments": {"item": 12}}\n</tool_call><|im_end|>',
+    "Llama 3.1": '{"name": "refund", "parameters": {"item": 12}}<|im_end|>',
+    "Mistral": '[TOOL_CALLS] [{"name": "refund", "arguments": {"item": 12}, "id": "call00000"}]<|im_end|>',
+}
+DIALECTS = {"tiny": "hermes", "Qwen 2.5": "hermes", "Llama 3.1": "llama3_json", "Mistral": "mistral"}
+
+
+@pytest.mark.parametrize("family", list(WANTED))
+def test_the_calls_are_learned_from_where_the_server_lets_the_model_begin(family: str) -> None:
+    made = encoder(families.TOOL_TEMPLATES[family])
+    example = read(row(ASKED, CALLED, RESULT, SAID))
+    first, last = learned(made, example)
+    assert first.strip() == WANTED[family]
+    assert last.strip() == "It is on its way.<|im_end|>"
+    prompt, ids = made.prompt(example), made.encode(example).ids
+    assert ids[: len(prompt)] == prompt
+    assert "refund" in made.tokenizer.decode(made.prompt(read(row(ASKED, SAID)))), "the tools are in the prompt"
+    assert made.batch([example]) == [(made.encode(example),)]
+    assert made.hearing == tokens.Hearing(None, DIALECTS[family])
+
+
+def test_a_template_that_takes_one_call_at_a_time_says_so() -> None:
+    two = changed(CALLED, tool_calls=[tiny.call("thank"), tiny.call("refund", item=1)])
+    with pytest.raises(dataset.Wrong, match="only one call"):
+        encoder(families.TOOL_TEMPLATES["Llama 3.1"]).encode(read(row(ASKED, two)))
+
+
+def test_tools_before_the_last_question_make_earlier_answers_unlearnable() -> None:
+    """Mistral's template moves the tools to the last turn of the user."""
+    made = encoder(families.TOOL_TEMPLATES["Mistral"])
+    chat = read(row(changed(ASKED, content="Hello!"), SAID, ASKED, CALLED))
+    with pytest.raises(dataset.Wrong, match="LastAssistant"):
+        made.encode(chat)
+    last = dataclasses.replace(made, loss_on=job.LossOn.LAST_ASSISTANT)
+    assert [text.strip() for text in learned(last, chat)] == [WANTED["Mistral"]]
+
+
+def test_short_ids_stay_as_they_are() -> None:
+    made = encoder(families.TOOL_TEMPLATES["Mistral"])
+    call = tiny.call("refund", id="abcDEF123", item=12)
+    found = learned(
+        made, read(row(ASKED, changed(CALLED, tool_calls=[call]), changed(RESULT, tool_call_id="abcDEF123"), SAID))
+    )
+    assert '"id": "abcDEF123"' in found[0]
+
+
+@pytest.mark.parametrize(
+    "template, what",
+    [
+        (tiny.CHAT_TEMPLATE, "tools"),
+        ("{{ tools | tojson }}" + tiny.CHAT_TEMPLATE, "calls of tools"),
+        (tiny.TOOL_TEMPLATE.replace("{{ message['content'] }}", ""), "results of tools"),
+    ],
+)
+def test_a_template_that_leaves_tools_out_is_refused_and_says_what_to_do(template: str, what: str) -> None:
+    made = encoder(template)
+    with pytest.raises(dataset.Wrong, match=f"knows no {what}: it leaves them out; choose a base model"):
+        made.encode(read(row(ASKED, CALLED)))
+    assert made.encode(read(row(ASKED, SAID, tools=None))).trainable or "content" in template
+
+
+def test_a_base_model_without_a_template_has_no_tools() -> None:
+    with pytest.raises(dataset.Wrong, match="no chat template"):
+        encoder("").encode(read(row(ASKED, SAID)))
+
+
+# --- Answers ---
+
+
+@pytest.mark.parametrize("family", list(WANTED))
+def test_an_answer_is_read_in_the_dialect_of_the_model(family: str) -> None:
+    made = encoder(families.TOOL_TEMPLATES[family])
+    example = read(row(ASKED, CALLED))
+    ids = made.tokenizer(WANTED[family])["input_ids"]
+    text, judged = contest.understood(made, example, ids)
+    assert text == example.answer
+    assert judged is not None
+    assert judged.match
+    assert judged.valid
+    other = read(row(ASKED, changed(CALLED, tool_calls=[tiny.call("refund", item=13)])))
+    _, judged = contest.understood(made, other, ids)
+    assert judged is not None
+    assert not judged.match
+    assert judged.valid
+
+
+def test_a_special_token_that_marks_calls_is_not_lost() -> None:
+    made = encoder(families.TOOL_TEMPLATES["Mistral"])
+    made.tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
+    ids = made.tokenizer(WANTED["Mistral"])["input_ids"]
+    assert "[TOOL_CALLS]" not in made.tokenizer.decode(ids, skip_special_tokens=True)
+    _, judged = contest.understood(made, read(row(ASKED, CALLED)), ids)
+    assert judged is not None
+    assert judged.match
+
+
+def test_words_are_no_call_and_cut_calls_are_broken() -> None:
+    made = encoder(tiny.TOOL_TEMPLATE)
+    text, judged = contest.understood(
+        made, read(row(ASKED, SAID)), made.tokenizer("It is on its way.<|im_end|>")["input_ids"]
+    )
+    assert text == "It is on its way."
+    assert judged is not None
+    assert judged.match
+    assert judged.valid is None
+    ids = made.tokenizer('<tool_call>{"name": "ref')["input_ids"]
+    text, judged = contest.understood(made, read(row(ASKED, CALLED)), ids)
+    assert text == '<tool_call>{"name": "ref'
+    assert judged is not None
+    assert not judged.match
+    assert judged.valid is False
+    assert contest.understood(made, read(row(ASKED, SAID, tools=None)), ids)[1] is None
+
+
+def test_a_request_is_asked_with_its_tools() -> None:
+    asked = canary.document([], read(row(ASKED, CALLED, RESULT, SAID)), "tuned", "base", 9)["request"]
+    assert [turn["role"] for turn in asked["messages"]] == ["user", "assistant", "tool"]
+    assert asked["messages"][1]["tool_calls"] == [CALLED["tool_calls"][0]]
+    assert asked["messages"][2] == RESULT
+    assert asked["tools"] == tiny.TOOLS
+
+
+# --- The whole way ---
+
+World = Callable[..., run.Run]
+
+
+@pytest.fixture
+def calling_base(tmp_path: pathlib.Path) -> str:
+    tiny.make_tiny_model(tmp_path / "calling", template=tiny.TOOL_TEMPLATE)
+    return f"file://{tmp_path}/calling"
+
+
+def test_a_model_that_learned_its_calls_makes_them(world: World, calling_base: str, tmp_path: pathlib.Path) -> None:
+    spec = world(
+        tiny.calling(60),
+        baseModel={"name": "tiny-base", "source": calling_base},
+        training={"maxSteps": 60},
+        evaluation={
+            "generation": {"maxNewTokens": 96},
+            "gates": [{"metric": "ToolCallMatch", "minimum": 0.9, "confidence": 0.5}],
+        },
+    )
+    told = preflight.preflight(spec)
+    assert told.preflight is not None
+    assert [line for line in told.preflight.findings if "tool" in line] == []
+    train.train(spec, 1, 1.0)
+    found = evaluate.evaluate(spec, None, None, 1).evaluation
+    assert found is not None
+    assert found.passed, found.gates
+    folder = pathlib.Path(spec.layout.evaluation("e1").removeprefix("file://"))
+    values = {
+        (one["metric"], one["contender"]): one for one in json.loads((folder / "results.json").read_text())["values"]
+    }
+    assert values["ToolCallMatch", "Tuned"]["value"] == values["ToolCallValid", "Tuned"]["value"] == 1.0
+    assert values["ToolCallMatch", "Base"]["value"] == 0.0
+    assert all(contender != "FewShot" for _, contender in values), "it would call without a result"
+    sample = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
+    assert sample["answers"]["Tuned"] == sample["expected"]
+    assert sample["right"] == {"Base": False, "Tuned": True}
+    assert sample["expected"].startswith('{"name": ')
+    request = json.loads((folder / "canary.json").read_text())["request"]
+    assert request["tools"] == tiny.TOOLS
+
+
+def test_findings_name_the_line_and_drop_leaves_it_out(world: World, calling_base: str) -> None:
+    rows = tiny.calling(40)
+    rows[6]["messages"][1]["tool_calls"] = [tiny.call("gift")]
+    rows[8]["messages"][1]["tool_calls"] = [tiny.call("refund", item="twelve")]
+    base = {"name": "tiny-base", "source": calling_base}
+    with pytest.raises(errors.Failure) as caught:
+        preflight.preflight(world(rows, baseModel=base))
+    assert caught.value.reason is reasons.Reason.DATASET_INVALID
+    assert "toolCalls: 1 row is no example: train.jsonl:7: messages[1] calls 'gift', which is none of" in str(
+        caught.value
+    )
+    told = preflight.preflight(world(rows, baseModel=base, dataset={"checks": {"toolCalls": "Drop"}}))
+    assert told.preflight is not None
+    (said,) = (line for line in told.preflight.findings if line.startswith("toolArguments"))
+    assert "1 of 39 examples call a tool with arguments that do not fit its parameters" in said
+    assert "train.jsonl:9 (calls 'refund' with arguments that do not fit its parameters)" in said
+    assert "twelve" not in said
+
+
+def test_a_model_without_tools_is_refused_before_training(world: World) -> None:
+    with pytest.raises(errors.Failure, match=r"train\.jsonl:1: the model's chat template knows no tools"):
+        preflight.preflight(world(tiny.calling(30)))

@@ -1,0 +1,30 @@
+"""The rule of one row that looks at its calls of tools. What makes a row no example is said where rows are read, in `dataset`."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from finetune_trainer import dataset, toolcalls
+from finetune_trainer.checks import rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Fires where the arguments of a learned call do not fit the parameters of its tool."""
+
+    id: str = "toolArguments"
+
+    def fires(self, row: rule.Row) -> bool:
+        return any(_problems(row.example))
+
+    def words(self, example: dataset.Example) -> str:
+        """The first call; never its arguments, which may hold what is private."""
+        return next(_problems(example), "")
+
+
+def _problems(example: dataset.Example) -> Iterator[str]:
+    if example.tools is None:
+        return
+    for turn in example.messages:
+        for call in turn.calls if turn.learned else ():
+            if problem := toolcalls.problem(call, example.tools):
+                yield problem
