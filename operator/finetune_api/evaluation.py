@@ -183,7 +183,7 @@ class Forgetting(model.Model):
 Endpoint = Annotated[
     str,
     model.text(
-        r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$",
+        r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~%/-]*)?$",
         "must be an http or https URL without user, query and fragment, for example https://judge.example/v1",
         512,
     ),

@@ -42,8 +42,8 @@ class Duel(status.Reported):
     over: job.Contender
     win_rate: float | None = Field(
         default=None,
-        description="JudgeWinRate: wins and half of the ties, as a share of all; absent: fewer than half of the questions got "
-        "verdicts.",
+        description="JudgeWinRate: wins and half of the ties, as a share of all; absent: most of what was asked got no "
+        "verdict.",
     )
     low: float | None = Field(default=None, description="Lower end of its 95 % interval.")
     high: float | None = Field(default=None, description="Upper end of its 95 % interval.")

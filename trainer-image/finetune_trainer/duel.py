@@ -154,8 +154,8 @@ class Tally:
 
     @property
     def duel(self) -> evidence.Duel:
-        """The counts; none where fewer than half of the questions got verdicts, since the others may be of another kind."""
-        if len(self.results) < self.unread:
+        """The counts; none where most that were asked about got no verdict, since those may be of another kind."""
+        if self.unread > len(self.results) - self.same:
             return evidence.Duel(0, 0, 0)
         return self.counts
 

@@ -24,10 +24,10 @@ from finetune_trainer import contest, dataset, duel, errors, log, secrets, signa
 AT_ONCE = 8
 """Requests under way."""
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 """Seconds for one request."""
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds in which a request is repeated."""
 
 LONGEST = 3600.0
@@ -99,6 +99,8 @@ class Judge:
 
     def __init__(self, rules: job.Judge, seed: int, key: str, *, needed: bool = False) -> None:
         self.rules, self._seed, self._key, self._needed = rules, seed, key, needed
+        if not (key.isascii() and key.isprintable()):
+            raise self._failure("the key in its Secret has characters that no header can carry")
         self._url = f"{rules.endpoint.rstrip('/')}/chat/completions"
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay())
         self._body: dict[str, Any] = {
