@@ -248,6 +248,9 @@ def test_a_few_verdicts_of_many_questions_are_no_measure() -> None:
     assert duel.Tally(won, unread=4).duel.examples == 4
     assert duel.Tally(won, unread=5).duel.examples == 0
     assert duel.Tally(won, unread=5).counts.wins == 4
+    same = dict.fromkeys(range(50), duel.Result.TIED)
+    assert duel.Tally(same, same=50, unread=1).duel.examples == 0, "what is the same shows nothing of the judge"
+    assert duel.Tally(same, same=50).duel.examples == 50
 
 
 # -- the endpoint --
@@ -394,6 +397,16 @@ def test_the_key_is_sent_and_never_quoted(
     assert KEY not in failure.message
 
 
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_no_header_can_carry_is_refused_unquoted(key: str) -> None:
+    assert (
+        key
+        not in fails(
+            made("http://judge/v1", key=key, needed=True).greet, "the key in its Secret has characters"
+        ).message
+    )
+
+
 def test_redirects_are_not_followed(server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
     for code in (301, 302, 303, 307, 308):
@@ -413,6 +426,7 @@ def test_redirects_are_not_followed(server: tuple[Endpoint, str]) -> None:
         "https://judge/v1?key=1",
         "judge.example",
         "http://",
+        "http://jüdge/v1",
     ],
 )
 def test_an_endpoint_is_an_http_url_without_secrets(url: str) -> None:

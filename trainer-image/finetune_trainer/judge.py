@@ -99,8 +99,6 @@ class Judge:
 
     def __init__(self, rules: job.Judge, seed: int, key: str, *, needed: bool = False) -> None:
         self.rules, self._seed, self._key, self._needed = rules, seed, key, needed
-        if not (key.isascii() and key.isprintable()):
-            raise self._failure("the key in its Secret has characters that no header can carry")
         self._url = f"{rules.endpoint.rstrip('/')}/chat/completions"
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay())
         self._body: dict[str, Any] = {
@@ -122,6 +120,8 @@ class Judge:
         """One easy case, and what the endpoint does not know is left out of what it is asked."""
         messages = GREETING.asked(self.rules.criteria, swapped=False)
         try:
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise self._failure("the key in its Secret has characters that no header can carry")
             while True:
                 try:
                     content = self._patiently(messages)
