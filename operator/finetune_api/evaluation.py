@@ -32,6 +32,7 @@ class Metric(enum.StrEnum):
     FORGETTING = "Forgetting"
     GENERAL_ACCURACY = "GeneralAccuracy"
     CONSISTENCY = "Consistency"
+    JUDGE_WIN_RATE = "JudgeWinRate"
 
 
 LOWER_IS_BETTER = frozenset(
@@ -41,7 +42,10 @@ LOWER_IS_BETTER = frozenset(
 SHARES = frozenset(Metric) - {Metric.LENGTH_RATIO, Metric.LOSS, Metric.PERPLEXITY, Metric.FORGETTING}
 """Metrics from 0 to 1."""
 
-OF_TRAINING = frozenset({Metric.FORGETTING, Metric.GENERAL_ACCURACY, Metric.CONSISTENCY})
+PAIRWISE = frozenset({Metric.JUDGE_WIN_RATE})
+"""Metrics of two contenders together: of neither alone, so that a gate names the other one."""
+
+OF_TRAINING = PAIRWISE | {Metric.FORGETTING, Metric.GENERAL_ACCURACY, Metric.CONSISTENCY}
 """Metrics that say nothing about a prompt, or that a few quick questions do not measure."""
 
 MEANINGS = {
@@ -68,6 +72,8 @@ MEANINGS = {
     Metric.FORGETTING: "rise of the loss on general questions over the base model, as a share of it",
     Metric.GENERAL_ACCURACY: "share of general questions whose right answer is the most likely of four",
     Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree",
+    Metric.JUDGE_WIN_RATE: "share of questions whose answer by the tuned model evaluation.judge likes better than that of the "
+    "contender it is held against; ties count half",
 }
 """Each metric in a phrase; the reference documentation has them."""
 
@@ -107,12 +113,17 @@ class Gate(model.Model):
                 "self.metric != 'Forgetting' || !has(self.over)",
                 "Forgetting compares with the base model by itself: set maximum, for example 0.05",
             ),
+            (
+                "self.metric != 'JudgeWinRate' || (has(self.over) && !has(self.maximum) && !has(self.improvement))",
+                "JudgeWinRate is of two contenders: set over, which alone wants more than half of the questions won; for more "
+                "than that set minimum, for example 0.6, in place of maximum and improvement",
+            ),
         )
     }
     metric: Metric = Field(
         description="What is compared; docs/reference/evaluation.md says how each is measured. Accuracy, MacroF1 and "
         "InvalidLabels need evaluation.labels, JsonSchema needs evaluation.outputSchema, Consistency needs "
-        "evaluation.consistency."
+        "evaluation.consistency, JudgeWinRate needs evaluation.judge and over."
     )
     minimum: float | None = Field(default=None, description="The tuned model's value must be at least this.")
     maximum: float | None = Field(default=None, description="The tuned model's value must be at most this.")
@@ -175,6 +186,44 @@ class Forgetting(model.Model):
     )
 
 
+Endpoint = Annotated[
+    str,
+    model.text(
+        r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~%/-]*)?$",
+        "must be an http or https URL without user, query and fragment, for example https://judge.example/v1",
+        512,
+    ),
+]
+ServedName = Annotated[str, model.text(r"^\S+$", "must be a model's name, without spaces", 256)]
+SecretName = model.Name
+
+
+class Judge(model.Model):
+    """A language model that says which of two answers is better: the tuned model's, or another contender's."""
+
+    endpoint: Endpoint = Field(
+        description="The base URL of an OpenAI-compatible API; /chat/completions is added. The evaluation's pod sends it the "
+        "questions and expected answers of test examples, and the contenders' answers. Redirects are not followed."
+    )
+    model: ServedName = Field(description="The name that the endpoint knows the judge by.")
+    api_key_secret: SecretName | None = Field(
+        default=None,
+        description="The name of a Secret in the job's namespace whose key API_KEY is sent as a bearer token. Absent: none is.",
+    )
+    criteria: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
+        default=None,
+        description="What makes an answer better, in words for the judge. Absent: what answers the question more correctly and "
+        "completely.",
+    )
+    maximum_examples: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="At most this many test examples are judged, chosen by the seed, each twice against every contender. "
+        "Default: 100.",
+    )
+
+
 Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT]
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -199,6 +248,10 @@ class Evaluation(model.Model):
             (
                 "!has(self.gates) || !self.gates.exists(g, g.metric == 'Consistency') || has(self.consistency)",
                 "a gate on Consistency needs evaluation.consistency, for example {samples: 5}",
+            ),
+            (
+                "!has(self.gates) || !self.gates.exists(g, g.metric == 'JudgeWinRate') || has(self.judge)",
+                "a gate on JudgeWinRate needs evaluation.judge: endpoint and model of who compares the answers",
             ),
             (
                 "!has(self.gates) || self.gates.all(g, !has(g.over) || g.over == 'Serving' || g.over in self.baselines)",
@@ -239,6 +292,11 @@ class Evaluation(model.Model):
     forgetting: Forgetting = Field(
         default_factory=Forgetting, description="What Forgetting and GeneralAccuracy are measured on."
     )
+    judge: Judge | None = Field(
+        default=None,
+        description="A language model that compares the tuned model's answers with the others', for JudgeWinRate. Absent: not "
+        "measured.",
+    )
     gates: list[Gate] = Field(
         default_factory=list,
         max_length=16,
@@ -267,4 +325,4 @@ class Evaluation(model.Model):
     @property
     def decided_before_training(self) -> bool:
         """Whether a prompt could be enough: there is a bound to meet, and what shall be better than a prompt has an end."""
-        return bool(self.absolute) and all(gate.metric in SHARES for gate in self.relative)
+        return bool(self.absolute) and all(gate.metric in SHARES - PAIRWISE for gate in self.relative)

@@ -13,12 +13,14 @@ from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
 from finetune_api.evaluation import (
     LOWER_IS_BETTER,
+    PAIRWISE,
     SHARES,
     Consistency,
     Contender,
     Evaluation,
     Gate,
     Generation,
+    Judge,
     Metric,
 )
 from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
@@ -43,6 +45,7 @@ __all__ = [
     "LOWER_IS_BETTER",
     "MAXIMUM_NAME",
     "NAME_RULES",
+    "PAIRWISE",
     "PRINTER_COLUMNS",
     "SHARES",
     "Advice",
@@ -62,6 +65,7 @@ __all__ = [
     "Goal",
     "GradientCheckpointing",
     "Intent",
+    "Judge",
     "LabelValue",
     "Labels",
     "LoRA",

@@ -151,6 +151,9 @@ class Reason(enum.StrEnum):
     """The revision took longer than activeDeadlineSeconds."""
     EVALUATION_BELOW_GATE = "EvaluationBelowGate"
     """A gate did not pass; status.evaluation.gates says which and what was measured."""
+    JUDGE_FAILED = "JudgeFailed"
+    """A gate needs evaluation.judge, and its endpoint cannot be reached or refuses; the message quotes it. The stage is tried
+    again as often as training.retries allows."""
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible"
     """vLLM would refuse the adapter, or serve it without effect."""
     ADAPTER_NOT_SERVED = "AdapterNotServed"

@@ -164,6 +164,34 @@ def evaluations() -> str:
         "Calls of tools are read from the generated text as the server's parser would read them, in the dialect that the model's "
         "chat template writes: vLLM's hermes, llama3_json or mistral. A model that writes another one has no ToolCallMatch and "
         "no ToolCallValid. Metrics of text see calls as JSON, whatever the model's dialect.",
+        "## The judge",
+        "Where no metric can tell good from better (tone, helpfulness, free text), `evaluation.judge` names a language "
+        "model behind an OpenAI-compatible endpoint. It is shown the question, the expected answer and two answers to it, "
+        "the tuned model's and a baseline's or the serving revision's, and says which is better by your `criteria`. It is "
+        "asked twice, with the answers in either order; the verdict counts when both agree, else it is a tie. Two answers "
+        "with the same text are a tie, too, and nobody is asked. JudgeWinRate over a contender is wins and half of the ties "
+        "as a share of all; `results.json` (`judgement`) and the report have the counts, `judge.jsonl` beside them every "
+        "verdict with its reason.",
+        "A gate on JudgeWinRate names the contender in `over`. Alone it wants more wins than losses, by a sign test that "
+        "leaves the ties out; `minimum` wants that win rate, by the exact binomial test with each pair of ties as one win "
+        "and one loss. `over: Serving` without `minimum` fails only when the losses outnumber the wins beyond the doubt.",
+        "- **The same again.** Temperature 0 and the job's seed are sent; an endpoint that refuses temperature 0 is "
+        "refused. Servers may still round differently from one day to the next.\n"
+        "- **What leaves the namespace.** Questions, expected answers and answers of up to `maximumExamples` test examples "
+        "go to the endpoint, from the evaluation's pod, as far as its network policies let them. Take one whose owner may "
+        "see them. The key comes from a Secret as an environment variable of that one pod, is sent to that URL alone, and "
+        "is taken out of logs and messages. Redirects and proxies of the environment are not followed; with `http://` key "
+        "and data travel unencrypted. Whoever may create a job makes its pod send requests to a URL of their choice, as "
+        "with `storage.endpoint`: where that matters, limit the egress of job namespaces.\n"
+        "- **Answers that speak to the judge.** Every part of a question stands between marks with a key that is a hash of "
+        "them all, long texts are cut in the middle (8,000 characters of the question, 6,000 of each answer), and a verdict "
+        "is a JSON object of one form or counts as none. A judge may be talked over all the same: read `judge.jsonl` where "
+        "much depends on it.\n"
+        "- **When it fails.** It is greeted with an easy case before a model is loaded. Requests are repeated for five "
+        "minutes, eight are under way at once, and all of them end after an hour. A question without two verdicts is left "
+        "out and counted; where most of the differing answers got no verdict there is no win rate. An endpoint that refuses "
+        "or is silent fails the stage with JudgeFailed where a gate needs it, which is tried again as often as "
+        "`training.retries`; else the evaluation goes on, and the report says why the judge's part is missing.",
         "## Evidence",
         "Every value has a 95 % interval: Wilson's for shares, the bootstrap over examples (10,000 resamples) for the rest. "
         "Two contenders are compared in pairs, example by example: exact McNemar test for shares (with `improvement`, Tango's "
@@ -176,15 +204,14 @@ def evaluations() -> str:
         "Each gate is held against the doubt by itself: of many gates that all must pass, a model just below each bound passes "
         "even more seldom. Simulations in the tests hold the rate of false passes at its level for shares and for other metrics.",
         "## The baseline before training",
-        "Asked where a gate has a `minimum` or `maximum` that a prompt could meet, no gate wants a lower loss than a baseline's, "
-        "and `intent.advice` is not Ignore. Base, "
-        "Prompt and FewShot answer 32 validation examples, then 64, 128 and so on up to `evaluation.maximumExamples`; a "
-        "contender that passes ends it, one that can hardly pass any more is asked no further. Several looks share the doubt "
-        "(Bonferroni). A prompt passes that meets every bound, unless a gate `over` a baseline has room left: that job wants "
-        "more than a prompt gives. When one passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, "
-        "Complete and untrained, unless its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not "
-        "reached with that; under Warn it "
-        "goes on.",
+        "Asked where a gate has a `minimum` or `maximum` that a prompt could meet, no gate wants a lower loss than a "
+        "baseline's or a judge's preference over it, and `intent.advice` is not Ignore. Base, Prompt and FewShot answer 32 "
+        "validation examples, then 64, 128 and so on up to `evaluation.maximumExamples`; a contender that passes ends it, "
+        "one that can hardly pass any more is asked no further. Several looks share the doubt (Bonferroni). A prompt passes "
+        "that meets every bound, unless a gate `over` a baseline has room left: that job wants more than a prompt gives. "
+        "When one passes, the reason is PromptAlreadySufficient: under Enforce the job ends there, Complete and untrained, "
+        "unless its goals name Cost, TokenReduction or Consistency, which a prompt that passes has not reached with that; "
+        "under Warn it goes on.",
     ]
     return "\n\n".join(parts) + "\n"
 

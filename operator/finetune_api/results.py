@@ -3,7 +3,7 @@
 Its JSON Schema is docs/reference/results.schema.json.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,43 @@ class Comparison(status.Reported):
     examples: int
 
 
+class Duel(status.Reported):
+    """The judge's verdicts on the tuned model's answers against one contender's. One counts when the judge says the same with the
+    answers in the other order; what it says of one order alone is a tie."""
+
+    over: job.Contender
+    win_rate: float | None = Field(
+        default=None,
+        description="JudgeWinRate: wins and half of the ties, as a share of all; absent: most of what was asked got no "
+        "verdict.",
+    )
+    low: float | None = Field(default=None, description="Lower end of its 95 % interval.")
+    high: float | None = Field(default=None, description="Upper end of its 95 % interval.")
+    p_value: float | None = Field(
+        default=None,
+        description="Probability of so many wins among wins and losses if either were as likely (sign test).",
+    )
+    wins: int
+    ties: int
+    losses: int
+    same: int = Field(
+        default=0, description="Ties because both answers are the same text, which the judge is not asked about."
+    )
+    swayed: int = Field(default=0, description="Ties because the judge changed its mind with the order of the answers.")
+    unread: int = Field(
+        default=0, description="Questions left out: a verdict was refused, late, or not of the form that was asked for."
+    )
+
+
+class Judgement(status.Reported):
+    """What evaluation.judge said; judge.jsonl has every verdict."""
+
+    model: str = Field(description="The judge, by the name that its endpoint knows.")
+    criteria: str = Field(description="What it was asked to judge by.")
+    duels: list[Duel] = Field(default_factory=list)
+    problem: str | None = Field(default=None, description="Why the judge could not be asked, or not to the end.")
+
+
 class Tokens(status.Reported):
     """What a request costs in tokens, the means of the test examples."""
 
@@ -55,6 +92,9 @@ class Sample(status.Reported):
         default_factory=dict,
         description="Whether each answer counts as right in the task's metric; absent: an answer is right that equals the "
         "expected one, white space around them aside.",
+    )
+    judged: dict[job.Contender, Literal["Won", "Tied", "Lost"]] = Field(
+        default_factory=dict, description="How the tuned model's answer did against each contender's before the judge."
     )
 
 
@@ -88,6 +128,7 @@ class Results(status.Reported):
     evaluation: status.Evaluation = Field(description="As in the job's status: gates and whether all passed.")
     values: list[Value] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
+    judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
     tokens: list[Tokens] = Field(default_factory=list)
     break_even_requests: int | None = Field(
         default=None,

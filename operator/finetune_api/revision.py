@@ -44,10 +44,15 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     minimum = dataset.pop("minimumExamples", None)
     intent = dict(whole["intent"])
     evaluation = {**whole["evaluation"], "prompt": intent.pop("prompt", None)}
+    judge = dict(evaluation["judge"]) if evaluation.get("judge") else {}
+    judge_key = judge.pop("apiKeySecret", None)
+    if judge:
+        evaluation["judge"] = judge
     environment = {
         "storage": whole["storage"],
         "resources": whole["resources"],
         "evaluationResources": evaluation.pop("resources", None),
+        "judgeApiKeySecret": judge_key,
         "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
         "retries": whole["training"].get("retries"),
     }

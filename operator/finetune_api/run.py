@@ -28,6 +28,9 @@ NODES, NODE, RENDEZVOUS = "FINETUNE_NODES", "FINETUNE_NODE", "FINETUNE_RENDEZVOU
 """Environment of training pods that work together: how many they are, which one this is (from 0), and host:port of the first.
 Absent for a single pod. The run file speaks of the spec, these of the attempt that was started."""
 
+JUDGE_KEY = "JUDGE_API_KEY"
+"""Environment of the evaluation's pod: the key of evaluation.judge."""
+
 PROGRESS_KEY = "progress.json"
 """Key of the progress ConfigMap: an `outcome.ProgressReport`; so are the contents of a progress file."""
 

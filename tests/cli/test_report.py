@@ -89,6 +89,14 @@ def test_the_tables_have_contenders_intervals_tokens_and_gates(
     assert f"report: {folder}/r1/report.html" in printed
 
 
+def test_what_a_judge_preferred_is_a_line(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rate, base = contract.Metric.JUDGE_WIN_RATE, contract.Contender.BASE
+    won = results.Comparison(metric=rate, over=base, gain=0.4, low=0.3, high=0.45, p_value=0.0001, examples=40)
+    write(folder, made(passed=True).model_copy(update={"comparisons": [won]}).wire())
+    assert __main__.main(["report", str(folder)]) == 0
+    assert "JudgeWinRate over Base: 0.9000 (0.800-0.950), 40 questions" in capsys.readouterr().out
+
+
 def test_results_of_an_older_version_still_have_gates_and_metrics(folder: pathlib.Path, said) -> None:
     value = status.MetricValue(name=contract.Metric.EXACT_MATCH, contender=contract.Contender.TUNED, value="0.9250")
     evaluation = made(passed=True).evaluation.model_copy(update={"metrics": [value]})

@@ -112,6 +112,7 @@ def test_every_value_of_an_enumeration_is_accepted(dry, path, value):
                 "labels": ["refund", "praise"],
                 "outputSchema": {"type": "object", "properties": {"intent": {"enum": ["refund", 1, None]}}},
                 "consistency": {},
+                "judge": {"endpoint": "https://judge.example/v1", "model": "wise"},
                 "gates": [{"metric": "Loss", "maximum": 1} if alone else {"metric": "Loss", "over": "Base"}],
             },
             "spec.resources.tolerations": [toleration],

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.cluster
 GATE = "evaluation.gates"
 TAINT = "resources.tolerations"
 ONE_OF = "supported values: "
+JUDGE = {"endpoint": "https://judge.example/v1", "model": "wise"}
 
 
 def full(path: str) -> str:
@@ -134,6 +135,32 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("one label", {"evaluation.labels": ["yes"]}, "evaluation.labels", "at least 2 items"),
     ("a schema that nobody gave", {GATE: [{"metric": "JsonSchema", "minimum": 1}]}, "evaluation", "evaluation.outputSchema"),
     ("samples that nobody asked for", {GATE: [{"metric": "Consistency", "minimum": 1}]}, "evaluation", "evaluation.consistency"),
+    (
+        "a judge that nobody named",
+        {GATE: [{"metric": "JudgeWinRate", "over": "Base"}]},
+        "evaluation",
+        "a gate on JudgeWinRate needs evaluation.judge",
+    ),
+    (
+        "a judge of one answer",
+        {"evaluation": {"judge": JUDGE, "gates": [{"metric": "JudgeWinRate", "minimum": 0.6}]}},
+        f"{GATE}[0]",
+        "JudgeWinRate is of two contenders: set over",
+    ),
+    (
+        "wins by a margin",
+        {"evaluation": {"judge": JUDGE, "gates": [{"metric": "JudgeWinRate", "over": "Base", "improvement": 0.1}]}},
+        f"{GATE}[0]",
+        "for more than that set minimum",
+    ),
+    ("a judge without a name", {"evaluation.judge": {"endpoint": JUDGE["endpoint"]}}, "evaluation.judge.model", "Required value"),
+    ("a judge by file", {"evaluation.judge": JUDGE | {"endpoint": "file:///x"}}, "evaluation.judge.endpoint", "http or https"),
+    (
+        "a judge's key in its URL",
+        {"evaluation.judge": JUDGE | {"endpoint": "https://me:key@judge.example/v1"}},
+        "evaluation.judge.endpoint",
+        "without user, query and fragment",
+    ),
     ("to forget less than the base", {GATE: [{"metric": "Forgetting", "over": "Base"}]}, f"{GATE}[0]", "set maximum"),
     ("certainty", {GATE: [{"metric": "Loss", "maximum": 1, "confidence": 1}]}, f"{GATE}[0].confidence", "write 0.95 for 95 %"),
     ("one sample", {"evaluation.consistency": {"samples": 1}}, "evaluation.consistency.samples", "greater than or equal to 2"),

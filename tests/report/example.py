@@ -5,6 +5,7 @@ failed()         the same task, overfitted, a gate failed, a prompt sufficient
 bare()           the least that a results.json can hold
 plain_text()     texts without answers: losses only
 hostile()        markup, control characters and lone surrogates wherever users write
+judged()         the same with a judge's verdicts
 other_scripts()  right-to-left texts and words without an end
 """
 
@@ -260,6 +261,30 @@ def failed() -> results.Results:
     )
 
 
+def judged() -> results.Results:
+    """A judge was asked, and not everywhere to the end."""
+    duels = [
+        results.Duel(
+            over=BASE,
+            win_rate=0.91,
+            low=0.8377,
+            high=0.9519,
+            p_value=1e-12,
+            wins=88,
+            ties=6,
+            losses=6,
+            swayed=5,
+            same=1,
+        ),
+        results.Duel(
+            over=FEW_SHOT, win_rate=0.56, low=0.46, high=0.65, p_value=0.1, wins=30, ties=50, losses=18, unread=2
+        ),
+        results.Duel(over=PROMPT, wins=10, ties=5, losses=5, unread=80),
+    ]
+    said = results.Judgement(model="wise-70b", criteria="Friendly and short.", duels=duels, problem="160 verdicts late")
+    return changed(everything(), judgement=said)
+
+
 def plain_text() -> results.Results:
     values = [
         results.Value(metric=metric, contender=who, value=value, low=value * 0.95, high=value * 1.05, examples=60)
@@ -298,6 +323,9 @@ def hostile() -> results.Results:
         ),
         findings=[{"rule": EVIL, "count": EVIL, "message": EVIL, "dropped": EVIL, "places": [EVIL]}, {}],
         training=training(overfits=True).model_copy(update={"currency": EVIL}),
+        judgement=results.Judgement(
+            model=EVIL, criteria=EVIL, problem=EVIL, duels=[results.Duel(over=BASE, wins=0, ties=0, losses=0)]
+        ),
         samples=[
             results.Sample(source=EVIL, messages=[{"role": EVIL, "content": EVIL}], expected=EVIL, answers=answers),
             results.Sample(source=EVIL, text=EVIL),

@@ -81,6 +81,38 @@ def test_what_was_not_measured_says_how_to_measure_it() -> None:
     assert report.page(found).count("How to measure it:") == 7
 
 
+def test_a_judge_has_a_part_of_its_own_with_all_counts() -> None:
+    page = report.page(example.judged())
+    part = page.split('aria-labelledby="judge"')[1].split("</section>")[0]
+    for words_ in (
+        "wise-70b",
+        "Friendly and short.",
+        "Not complete:",
+        "160 verdicts late",
+        "0.91",
+        "0.84 to 0.95",
+        "5 decided by the order",
+        "1 with the same text",
+        "2 left out without a verdict",
+        "so it may be chance",
+        "not measured: too few verdicts",
+    ):
+        assert words_ in part, words_
+    assert "judge" not in report.page(example.everything()).split("</style>")[1].split("How to measure")[0]
+
+
+def test_style_is_what_a_judge_says_where_style_is_the_goal() -> None:
+    found = example.judged()
+    counted = judgement.for_tuning(found)[0]
+    assert counted.seen.startswith("JsonSchema"), "what can be counted goes first"
+    styled = example.changed(found, intent=found.intent.model_copy(update={"goals": [job.Goal.STYLE]}))
+    reason = judgement.for_tuning(styled)[0]
+    assert (reason.mark, reason.asked) == (Mark.UNDECIDED, True)
+    assert "a win rate of 0.56 (0.46 to 0.65) over the base model with a prompt and 3 examples: 30 won" in reason.seen
+    alone = example.changed(styled, judgement=found.judgement.model_copy(update={"duels": found.judgement.duels[:1]}))
+    assert judgement.for_tuning(alone)[0].mark is Mark.FOR
+
+
 def test_without_a_comparison_only_intervals_that_are_apart_decide() -> None:
     def marked(tuned: tuple[float, float], base: tuple[float, float], metric: job.Metric) -> judgement.Mark:
         values = [
@@ -252,7 +284,7 @@ def test_the_page_is_the_same_for_the_same_results_and_asks_for_nothing() -> Non
     assert "src=" not in page
 
 
-@pytest.mark.parametrize("name", ["everything", "failed", "bare", "plain_text", "other_scripts"])
+@pytest.mark.parametrize("name", ["everything", "failed", "bare", "plain_text", "judged", "other_scripts"])
 def test_results_survive_the_file_and_fit_their_schema(name: str) -> None:
     found = getattr(example, name)()
     document = json.loads(json.dumps(found.wire()))

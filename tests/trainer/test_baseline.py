@@ -192,6 +192,16 @@ def test_only_bounds_that_a_prompt_can_meet_decide() -> None:
     assert not lower.decided_before_training, "a loss can always be lower"
 
 
+def test_a_win_before_a_judge_is_for_training_to_show() -> None:
+    gates = [{"metric": "ExactMatch", "minimum": 0.8}, {"metric": "JudgeWinRate", "over": "Base", "minimum": 0.6}]
+    rules = job.Evaluation.model_validate({"judge": {"endpoint": "http://judge/v1", "model": "wise"}, "gates": gates})
+    assert [gate.metric for gate in rules.absolute] == [job.Metric.EXACT_MATCH]
+    assert not rules.decided_before_training
+    rival = job.Gate(metric=job.Metric.JUDGE_WIN_RATE, over=job.Contender.SERVING)
+    rules = rules.model_copy(update={"gates": [rules.gates[0], rival]})
+    assert rules.decided_before_training, "what serves was tuned itself"
+
+
 def test_without_preflight_there_is_nothing_to_ask(world: World) -> None:
     with pytest.raises(errors.Failure, match="run the preflight stage"):
         baseline.baseline(world(), 1)

@@ -111,6 +111,53 @@ def test_a_model_below_the_minimum_seldom_passes_by_luck(examples: int) -> None:
     assert np.mean([known[n] <= LEVEL for n in hits.tolist()]) <= TOLERATED
 
 
+@pytest.mark.parametrize("examples", [15, 60, 200])
+@pytest.mark.parametrize("ties", [0.0, 0.3, 0.8])
+def test_duels_of_equals_are_seldom_won_by_luck(examples: int, ties: float) -> None:
+    draw = np.random.default_rng(examples)
+    lucky = 0
+    for wins, tied, losses in draw.multinomial(examples, [(1 - ties) / 2, ties, (1 - ties) / 2], size=TRIALS):
+        lucky += evidence.Duel(int(wins), int(tied), int(losses)).chance_better <= LEVEL
+    assert lucky / TRIALS <= TOLERATED
+
+
+@pytest.mark.parametrize("examples", [15, 60, 200])
+@pytest.mark.parametrize("ties", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("minimum", [0.5, 0.6, 0.75])
+def test_a_win_rate_below_the_minimum_seldom_passes_by_luck(examples: int, ties: float, minimum: float) -> None:
+    """The true rate is the minimum itself, ties counted half."""
+    chances = [minimum - ties / 2, ties, 1 - minimum - ties / 2]
+    draw = np.random.default_rng(examples)
+    lucky = 0
+    for wins, tied, losses in draw.multinomial(examples, chances, size=TRIALS):
+        lucky += evidence.Duel(int(wins), int(tied), int(losses)).chance_at_least(minimum) <= LEVEL
+    assert lucky / TRIALS <= TOLERATED
+
+
+@pytest.mark.parametrize("examples", [15, 60, 200])
+@pytest.mark.parametrize("ties, rate", [(0.0, 0.5), (0.0, 0.9), (0.3, 0.7), (0.8, 0.5)])
+def test_the_interval_of_a_win_rate_holds_it(examples: int, ties: float, rate: float) -> None:
+    draw = np.random.default_rng(examples)
+    inside = 0
+    for wins, tied, losses in draw.multinomial(examples, [rate - ties / 2, ties, 1 - rate - ties / 2], size=TRIALS):
+        low, high = evidence.Duel(int(wins), int(tied), int(losses)).interval() or (0, 0)
+        inside += low <= rate <= high
+    # Wilson's interval holds a share in about 95 of 100 cases; with few examples a little less often at its worst.
+    assert inside / TRIALS >= 0.92
+
+
+def test_the_interval_of_duels_without_ties_is_wilsons() -> None:
+    assert evidence.Duel(8, 0, 2).interval() == pytest.approx(evidence.interval(share(8, 10)))
+    assert evidence.Duel(1, 0, 0).interval() is None
+    assert evidence.Duel(0, 0, 0).rate == 0.5
+
+
+def test_ties_prove_nothing() -> None:
+    assert evidence.Duel(3, 97, 0).chance_better == evidence.Duel(3, 0, 0).chance_better == 0.125
+    assert evidence.Duel(0, 100, 0).chance_better == 1.0
+    assert evidence.Duel(0, 0, 0).chance_at_least(0.5) == 1.0
+
+
 def test_a_model_that_is_better_passes() -> None:
     """The tests are strict, not blind: 90 % against 70 % on 100 examples."""
     draw = np.random.default_rng(7)

@@ -94,6 +94,69 @@ def test_gates_are_said_in_words() -> None:
     )
 
 
+def fought(gate: dict[str, Any], *counts: int, over: str = "FewShot") -> status.GateResult:
+    made = job.Gate.model_validate({"metric": "JudgeWinRate", "over": over} | gate)
+    duels = {made.over: evidence.Duel(*counts)} if len(counts) == 3 and made.over else {}
+    return gates.check([made], {}, duels=duels)[0]
+
+
+@pytest.mark.parametrize(
+    "gate, counts, passed",
+    [
+        ({}, (20, 60, 5), True),
+        ({}, (8, 60, 5), False),
+        ({}, (4, 96, 0), False),
+        ({}, (5, 95, 0), True),
+        ({}, (5, 20, 20), False),
+        ({}, (0, 50, 0), False),
+        ({"confidence": 0.5}, (8, 60, 5), True),
+        ({"confidence": 0.5}, (5, 60, 5), False),
+        ({"minimum": 0.6}, (80, 10, 10), True),
+        ({"minimum": 0.6}, (60, 10, 30), False),
+        ({"minimum": 0.6, "confidence": 0.5}, (60, 0, 40), True),
+        ({"minimum": 0.4}, (50, 10, 40), True),
+        ({"minimum": 0.8}, (4, 0, 0), False),
+        ({"minimum": 1.0}, (30, 0, 0), True),
+        ({"minimum": 0.4}, (0, 0, 0), False),
+        ({}, (0, 0, 0), False),
+        ({}, (), False),
+    ],
+)
+def test_duels_are_won_with_evidence(gate: dict[str, Any], counts: tuple[int, ...], passed: bool) -> None:
+    assert fought(gate, *counts).passed is passed
+
+
+@pytest.mark.parametrize(
+    "gate, counts, passed",
+    [
+        ({}, (), True),
+        ({}, (5, 20, 6), True),
+        ({}, (5, 20, 30), False),
+        ({}, (0, 0, 0), True),
+        ({"minimum": 0.5}, (), True),
+        ({"minimum": 0.5}, (0, 0, 0), False),
+        ({"minimum": 0.5}, (5, 20, 6), False),
+        ({"minimum": 0.5}, (30, 20, 6), True),
+    ],
+)
+def test_duels_with_what_serves_are_lost_on_evidence_alone(
+    gate: dict[str, Any], counts: tuple[int, ...], passed: bool
+) -> None:
+    assert fought(gate, *counts, over="Serving").passed is passed
+
+
+def test_duels_are_said_in_words() -> None:
+    found = fought({}, 50, 45, 5)
+    assert found.requirement == "JudgeWinRate over FewShot above 0.5"
+    assert found.observed == "0.7250 (95 %: 0.6304 to 0.8030, 50 won, 45 tied, 5 lost)"
+    assert fought({"minimum": 0.6}).requirement == "JudgeWinRate over FewShot at least 0.6"
+    assert fought({}, over="Serving").requirement == "JudgeWinRate over Serving not below 0.5"
+    assert "too few examples to be sure: so many wins come by luck in 12 of 100 cases" in fought({}, 3, 9, 0).observed
+    assert "worse, with a chance of" in fought({}, 0, 9, 30, over="Serving").observed
+    assert fought({}).observed == "FewShot was not measured"
+    assert "too few verdicts of the judge could be read" in fought({}, 0, 0, 0).observed
+
+
 def test_a_prompt_is_held_against_the_same_gates() -> None:
     gate = job.Gate(metric=EXACT, minimum=0.8)
     assert gates.check([gate], {BASE: {EXACT: share(95)}}, BASE)[0].passed

@@ -24,6 +24,7 @@ CANARIES = {
     "AWS_SESSION_TOKEN": "canary-session-token-5b77",
     "HF_TOKEN": "hf_canaryhubtoken42",
     "API_KEY": "canary-api-key-93ae",
+    "JUDGE_API_KEY": "canary-judge-key-61d0",
 }
 ABOUT = {"namespace": "ml", "job": "tiny", "revision": "r1"}
 
@@ -155,6 +156,27 @@ def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
     nothing_leaks(told)
 
 
+def test_a_judge_that_repeats_its_key_is_not_quoted_with_it(
+    stage: Stage, echo: str, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text(tiny.jsonl(tiny.examples(60)))
+    rules = {
+        "judge": {"endpoint": echo, "model": "wise", "apiKeySecret": "judge"},
+        "gates": [{"metric": "JudgeWinRate", "over": "Base"}],
+    }
+    document = tiny.run_document(
+        f"file://{base}", [f"file://{tmp_path}/train.jsonl"], f"file://{tmp_path}/out", evaluation=rules
+    )
+    for name in ("preflight", "train"):
+        told = stage(document, name)
+        assert told.code == 0, told.outcome
+    told = stage(document, "evaluate")
+    assert told.code == 1
+    assert "JudgeFailed" in told.outcome
+    assert "HTTP 403" in told.outcome
+    nothing_leaks(told)
+
+
 def test_a_hub_that_repeats_the_token_is_not_quoted_with_it(
     stage: Stage, echo: str, tmp_path: pathlib.Path, base: pathlib.Path
 ) -> None:
@@ -183,6 +205,11 @@ def test_a_secret_is_taken_out_in_every_form_and_when_it_was_cut_off(monkeypatch
     assert secrets.redact('{"said": "quote\\"and\\\\slash"}') == '{"said": "[secret]"}'
     assert secrets.redact('it ends with quote"and') == "it ends with [secret]"
     assert secrets.redact("a quote and a slash") == "a quote and a slash"
+
+
+def test_a_secret_is_taken_out_that_was_sent_without_the_end_of_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "from-a-file\n")
+    assert secrets.redact("you sent from-a-file.") == "you sent [secret]."
 
 
 def test_short_values_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

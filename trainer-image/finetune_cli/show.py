@@ -119,6 +119,7 @@ def text(found: answer.Answer, table: str | None = None) -> None:
         console.print(f"- {sentence}", markup=False)
     _gates(console, found)
     _contenders(console, found)
+    _duels(console, found)
     for note in found.notes:
         console.print(f"note: {note}", markup=False, style="dim")
     for label, value in (("adapter", found.adapter), ("report", found.report)):
@@ -203,6 +204,17 @@ def _contenders(console: Any, found: answer.Answer) -> None:
             cells = (f"{counts[one]:.0f}" if one in counts else "-" for one in who)
             table.add_row(f"{tokens} tokens", *cells, "")
     console.print(table)
+
+
+def _duels(console: Any, found: answer.Answer) -> None:
+    """What a judge preferred, a line for each contender."""
+    for one in found.comparisons:
+        if one.metric in job.PAIRWISE:
+            console.print(
+                f"{one.metric} over {one.over}: {one.gain + 0.5:.4f} ({one.low + 0.5:.3f}-{one.high + 0.5:.3f}), {one.examples} "
+                "questions",
+                markup=False,
+            )
 
 
 def _value(value: Any) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from finetune_trainer import (
 
 TOKENS = {"cuda": 16_384, "cpu": 2_048}
 """Tokens of a batch whose losses are computed."""
+
+T = TypeVar("T")
 
 TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
 
@@ -131,7 +133,7 @@ def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> None:
         ) from None
 
 
-def choose(examples: list[dataset.Example], maximum: int, seed: int) -> list[dataset.Example]:
+def choose(examples: list[T], maximum: int, seed: int) -> list[T]:
     """At most so many, drawn by the seed, in their order."""
     if len(examples) <= maximum:
         return examples

@@ -16,6 +16,7 @@ EXITS: dict[reasons.Reason, int] = {
     reasons.Reason.LOSS_DIVERGED: exits.Exit.DIVERGED,
     reasons.Reason.TRAINER_ERROR: 1,
     reasons.Reason.SERVER_FAILED: 1,
+    reasons.Reason.JUDGE_FAILED: 1,
 }
 """Exit codes of reasons; every other reason of a Failure is bad configuration or data."""
 

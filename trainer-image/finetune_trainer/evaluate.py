@@ -1,7 +1,7 @@
 """The evaluation stage: every contender, from one loaded model, on the same held-out examples.
 
-test split -> greedy answers and losses of each contender -> metrics with intervals -> gates -> results, samples, canary and
-report in storage. A gate that does not pass is a result, not an error of the stage.
+test split -> greedy answers and losses of each contender -> metrics with intervals, verdicts of a judge where the job names one
+-> gates -> results, samples, canary and report in storage. A gate that does not pass is a result, not an error of the stage.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from finetune_trainer import (
     folders,
     gates,
     generate,
+    judge,
     log,
     lora,
     machine,
@@ -83,15 +84,21 @@ def evaluate(
     if done := finished(spec, store, manifest.sha256):
         return done
     begun = time.monotonic()
+    umpire = judge.of(spec)
     contest.fetch(spec, store, {"test.jsonl", "train.jsonl"})
     examples = contest.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
     )
-    meter = Meter(progress.Progress(spec, "evaluate", attempt), 4 + len(job.Contender), len(examples))
+    meter = Meter(
+        progress.Progress(spec, "evaluate", attempt), 4 + len(job.Contender) + (umpire is not None), len(examples)
+    )
     meter.tell(0)
     asked = contest.load(spec, store)
     found = measure(spec, store, asked, examples, serving, meter)
-    seen = gates.check(spec.evaluation.gates, found.values)
+    if umpire is not None:
+        cases = judge.cases(umpire.rules, examples, found.asked, spec.training.seed)
+        found.hearing = umpire.hear(cases, meter.tell)
+    seen = gates.check(spec.evaluation.gates, found.values, duels=found.duels)
     recorded = canary.record(asked.model, asked.head, *pairs(asked, examples, found), asked.where)
     facts = scoreboard.Facts(
         manifest.sha256, time.monotonic() - begun, manifest.extra.get("training", {}), history(work / "tuned")
@@ -242,6 +249,9 @@ def deliver(
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for index, example in enumerate(examples):
             file.write(json.dumps(scoreboard.sample(spec, example, index, found).wire(), ensure_ascii=False) + "\n")
+    if found.hearing is not None:
+        lines = (json.dumps(line) for line in scoreboard.verdicts(found.hearing, examples))
+        (folder / "judge.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     # A server that cannot read calls must not pass because the first example has no tools.
     first = next((one for one in examples if one.tools), examples[0] if examples else None)
     limit = spec.evaluation.generation.max_new_tokens

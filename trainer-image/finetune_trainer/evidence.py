@@ -6,6 +6,8 @@ an example, is one matrix product, whatever the metric.
 - Interval of a share: Wilson (1927). Of anything else: percentiles of the bootstrap over examples (Efron 1979), widened by
   sqrt(n / (n - 1)) since few examples vary less than their population.
 - Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
+- Duels, which are won, tied or lost: the sign test of wins and losses (Dixon and Mood 1946); for bounds and intervals ties count
+  half, with the spread of shares, which is never smaller than theirs.
 - Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with
   the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
   bootstrap.
@@ -155,6 +157,57 @@ def tango(wins: int, losses: int, examples: int, margin: float) -> float:
     if variance <= 0:
         return 1.0
     return float(stats.norm.sf((wins - losses - examples * margin - 0.5) / math.sqrt(variance)))
+
+
+# --- Two contenders, question by question ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Duel:
+    """How often one contender was liked better than another, as often as, and less."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def examples(self) -> int:
+        return self.wins + self.ties + self.losses
+
+    @property
+    def rate(self) -> float:
+        """Wins and half of the ties, by all; without any, one half."""
+        return (self.wins + self.ties / 2) / self.examples if self.examples else 0.5
+
+    @property
+    def chance_better(self) -> float:
+        """The probability of so many wins if a win were no likelier than a loss."""
+        return mcnemar(self.wins, self.losses)
+
+    @property
+    def chance_worse(self) -> float:
+        """The probability of so many losses if a loss were no likelier than a win."""
+        return mcnemar(self.losses, self.wins)
+
+    def chance_at_least(self, minimum: float) -> float:
+        """The probability of a rate this high if the true one were just below `minimum`; of an odd number of ties one is lost."""
+        from scipy import stats
+
+        if not self.examples:
+            return 1.0
+        hits = self.wins + self.ties // 2
+        return float(stats.binomtest(hits, self.examples, min(minimum, 1.0), alternative="greater").pvalue)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """Wilson's interval of the rate (1927); None for fewer than two examples."""
+        from scipy import stats
+
+        if self.examples < 2:
+            return None
+        z, n, rate = float(stats.norm.isf((1 - confidence) / 2)), self.examples, self.rate
+        middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+        reach = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+        return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 # --- Resampling ---

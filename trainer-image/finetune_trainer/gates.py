@@ -5,10 +5,15 @@ so many examples (`gate.confidence`). Three bounds need no evidence: shares of 0
 "not worse than the revision that serves", which fails on evidence of the opposite.
 """
 
+from collections.abc import Mapping
+
 from finetune_api import job, status
 from finetune_trainer import evidence, metrics
 
 Values = dict[job.Contender, metrics.Columns]
+
+Duels = Mapping[job.Contender, evidence.Duel]
+"""Of the tuned model with each contender, before the judge."""
 
 TOLERANCE = 1e-9
 """Of comparisons, since 0.85 - 0.80 is a little less than 0.05."""
@@ -18,10 +23,52 @@ POINT = 0.5
 
 
 def check(
-    gates: list[job.Gate], values: Values, subject: job.Contender = job.Contender.TUNED
+    gates: list[job.Gate], values: Values, subject: job.Contender = job.Contender.TUNED, duels: Duels | None = None
 ) -> list[status.GateResult]:
-    """Each gate, with `subject` in the place of the tuned model."""
-    return [_check(gate, values, subject) for gate in gates]
+    """Each gate, with `subject` in the place of the tuned model; gates of duels are of the tuned model alone."""
+    return [
+        _fought(gate, duels or {}) if gate.metric in job.PAIRWISE else _check(gate, values, subject) for gate in gates
+    ]
+
+
+def _fought(gate: job.Gate, duels: Duels) -> status.GateResult:
+    """A gate of duels with gate.over: more wins than losses, or at least a rate of gate.minimum."""
+    serving = gate.over is job.Contender.SERVING
+    found = duels.get(gate.over) if gate.over is not None else None
+    if found is None:
+        passed, seen = serving, f"{gate.over} {'is nothing yet' if serving else 'was not measured'}"
+    elif not found.examples:
+        # Without a verdict nobody is shown to be worse, and nobody to be better.
+        passed = serving and gate.minimum is None
+        seen = f"{gate.metric} over {gate.over} was not measured: too few verdicts of the judge could be read"
+    elif gate.minimum is not None:
+        (passed, doubt), seen = _reached(gate, gate.minimum, found), told(found)
+        seen += doubt
+    elif serving:
+        sure = found.losses > found.wins and found.chance_worse <= 1 - max(gate.confidence, POINT)
+        passed = not sure
+        seen = told(found) + (f"; worse, with a chance of {found.chance_worse:.2g} to look so by luck" if sure else "")
+    else:
+        passed, seen = found.wins > found.losses, told(found)
+        if passed and gate.confidence > POINT:
+            passed, doubt = _sure(gate, found.chance_better, "so many wins come by luck")
+            seen += doubt
+    return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=seen, passed=passed)
+
+
+def _reached(gate: job.Gate, minimum: float, found: evidence.Duel) -> tuple[bool, str]:
+    if found.rate < minimum - TOLERANCE:
+        return False, ""
+    if gate.confidence <= POINT or minimum <= 0 or minimum >= 1:
+        return True, ""
+    return _sure(gate, found.chance_at_least(minimum), f"a model at {minimum:g} gets this far")
+
+
+def told(found: evidence.Duel) -> str:
+    """For example: 0.7250 (95 %: 0.6200 to 0.8100, 50 won, 45 tied, 5 lost)."""
+    interval = found.interval()
+    around = f"95 %: {interval[0]:.4f} to {interval[1]:.4f}, " if interval else ""
+    return f"{found.rate:.4f} ({around}{found.wins} won, {found.ties} tied, {found.losses} lost)"
 
 
 def _check(gate: job.Gate, values: Values, subject: job.Contender) -> status.GateResult:
@@ -102,6 +149,10 @@ def _sure(gate: job.Gate, chance: float, event: str) -> tuple[bool, str]:
 
 def requirement(gate: job.Gate) -> str:
     """For example: ExactMatch at least 0.8 and better than Base by at least 0.05."""
+    if gate.metric in job.PAIRWISE:
+        serving = gate.over is job.Contender.SERVING
+        wanted = "not below 0.5" if serving else "above 0.5"
+        return f"{gate.metric} over {gate.over} {wanted if gate.minimum is None else f'at least {gate.minimum:g}'}"
     parts = []
     if gate.minimum is not None:
         parts.append(f"at least {gate.minimum:g}")

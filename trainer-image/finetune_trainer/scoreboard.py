@@ -3,14 +3,16 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune_api import job, results, run, status
-from finetune_trainer import contest, dataset, errors, evidence, folders, gates, report, storage
+from finetune_trainer import contest, dataset, duel, errors, evidence, folders, gates, report, storage
 
 SAMPLES = 60
 """Examples in results.json with everybody's answer: those that tell most; samples.jsonl has all."""
+
+UNFOUGHT = evidence.Duel(0, 0, 0)
 
 IN_STATUS = (
     job.Metric.TOOL_CALL_MATCH,
@@ -33,6 +35,17 @@ class Findings:
     values: gates.Values = dataclasses.field(default_factory=dict)
     prefill: float = 0.0
     """Tokens per second of reading a prompt."""
+    hearing: duel.Hearing | None = None
+    """What the judge said; None without one."""
+
+    @property
+    def tallies(self) -> dict[job.Contender, duel.Tally]:
+        """The tuned model's duels; none before the hearing."""
+        return self.hearing.tallies if self.hearing else {}
+
+    @property
+    def duels(self) -> gates.Duels:
+        return {which: one.duel for which, one in self.tallies.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +69,10 @@ def score(spec: run.Run) -> job.Metric:
 
 def best(spec: run.Run, found: Findings, among: Sequence[job.Contender]) -> job.Contender | None:
     """The contender that is best in the job's metric, else in the loss; the first of equals, which is the simplest."""
+    if score(spec) in job.PAIRWISE and (
+        fought := [which for which in among if found.duels.get(which, UNFOUGHT).examples]
+    ):
+        return min(fought, key=lambda which: found.duels[which].rate)
     for metric in (score(spec), job.Metric.LOSS):
         there = [(found.values[which][metric].value, which) for which in among if metric in found.values.get(which, {})]
         if there:
@@ -98,9 +115,13 @@ def results_of(
         rank=spec.training.lora.rank,
         adapter=facts.sha256,
         intent=spec.intent,
-        evaluation=summary(spec, told, seen, len(examples), saved),
+        evaluation=summary(spec, told, seen, len(examples), saved, found.duels),
         values=told,
-        comparisons=[compared(metric, which, found) for which in rivals for metric in comparable(found, which)],
+        comparisons=[
+            *(compared(metric, which, found) for which in rivals for metric in comparable(found, which)),
+            *(one for which, duel_ in found.duels.items() if (one := preferred(which, duel_))),
+        ],
+        judgement=judgement(spec, found),
         tokens=[
             results.Tokens(contender=which, prompt=round(one.prompt_tokens, 1), answer=round(one.answer_tokens, 1))
             for which, one in found.asked.items()
@@ -162,6 +183,67 @@ def compared(metric: job.Metric, other: job.Contender, found: Findings) -> resul
     )
 
 
+def preferred(other: job.Contender, found: evidence.Duel) -> results.Comparison | None:
+    """A duel as a comparison: the gain is the win rate over one half; None for fewer than two verdicts."""
+    interval = found.interval()
+    if interval is None:
+        return None
+    low, high = interval
+    return results.Comparison(
+        metric=job.Metric.JUDGE_WIN_RATE,
+        over=other,
+        gain=found.rate - 0.5,
+        low=low - 0.5,
+        high=high - 0.5,
+        p_value=found.chance_better,
+        examples=found.examples,
+    )
+
+
+def judgement(spec: run.Run, found: Findings) -> results.Judgement | None:
+    """What the judge said of each contender."""
+    rules = spec.evaluation.judge
+    if rules is None or found.hearing is None:
+        return None
+    return results.Judgement(
+        model=rules.model,
+        criteria=rules.criteria or duel.CRITERIA,
+        duels=[fought(which, one) for which, one in found.tallies.items()],
+        problem=found.hearing.problem,
+    )
+
+
+def fought(other: job.Contender, found: duel.Tally) -> results.Duel:
+    counts, measured = found.counts, found.duel
+    low, high = measured.interval() or (None, None)
+    return results.Duel(
+        over=other,
+        win_rate=measured.rate if measured.examples else None,
+        low=low,
+        high=high,
+        p_value=measured.chance_better if measured.examples else None,
+        wins=counts.wins,
+        ties=counts.ties,
+        losses=counts.losses,
+        same=found.same,
+        swayed=found.swayed,
+        unread=found.unread,
+    )
+
+
+def verdicts(hearing: duel.Hearing, examples: list[dataset.Example]) -> Iterator[dict[str, Any]]:
+    """The lines of judge.jsonl: what was said of each case in each order; winner null: nothing that could be read."""
+    for number, case in enumerate(hearing.cases):
+        line = {"source": examples[case.place].source, "over": case.over}
+        if case.same:
+            yield {**line, "same": True}
+            continue
+        for swapped in (False, True):
+            said = hearing.verdicts.get((number, swapped))
+            tuned = "B" if swapped else "A"
+            yield {**line, "tuned": tuned, "winner": said and said.winner, "reason": said and said.reason}
+
+
 def break_even(saved: int | None, seconds: float | None, prefill: float) -> int | None:
     """Requests until the tokens that need not be read any more would have taken as long as the training did."""
     if not saved or saved <= 0 or not seconds or prefill <= 0:
@@ -170,12 +252,20 @@ def break_even(saved: int | None, seconds: float | None, prefill: float) -> int 
 
 
 def summary(
-    spec: run.Run, measured: list[results.Value], seen: list[status.GateResult], examples: int, saved: int | None
+    spec: run.Run,
+    measured: list[results.Value],
+    seen: list[status.GateResult],
+    examples: int,
+    saved: int | None,
+    duels: gates.Duels,
 ) -> status.Evaluation:
     """The evaluation for the status: the gates' metrics and the main ones."""
     main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.gates), *IN_STATUS]))
     told = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
     mine = [one.value for one in measured if one.metric is score(spec) and one.contender is job.Contender.TUNED]
+    if score(spec) in job.PAIRWISE:
+        first = spec.evaluation.gates[0].over
+        mine = [one.rate for which, one in duels.items() if which is first and one.examples]
     return status.Evaluation(
         passed=all(one.passed for one in seen),
         score=f"{mine[0]:.4f}" if mine else None,
@@ -221,5 +311,6 @@ def sample(spec: run.Run, example: dataset.Example, index: int, found: Findings)
         text=example.text,
         expected=example.answer,
         answers={which: one.answers[index].text for which, one in found.asked.items()},
+        judged={which: one.results[index].value for which, one in found.tallies.items() if index in one.results},
         right=right if metric not in job.LOWER_IS_BETTER else {which: not hit for which, hit in right.items()},
     )

@@ -7,7 +7,9 @@ what they were sent.
 import json
 import os
 
-VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "API_KEY")
+from finetune_api import run
+
+VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "API_KEY", run.JUDGE_KEY)
 """The environment variables by which a pod gets the contents of its Secrets."""
 LEAST = 6
 """Shorter values are no secrets, and would take words out of every sentence."""
@@ -17,7 +19,8 @@ GONE = "[secret]"
 def redact(text: str) -> str:
     """The text without the values of VARIABLES, as they are and as JSON writes them; nor with one that was cut off at its
     end."""
-    for value in {os.environ.get(name, "") for name in VARIABLES}:
+    # Without the line's end that many Secrets have, too: it is not sent.
+    for value in {form for name in VARIABLES for form in (os.environ.get(name, ""), os.environ.get(name, "").strip())}:
         if len(value) < LEAST:
             continue
         for form in {value, json.dumps(value)[1:-1]}:

@@ -54,6 +54,7 @@ def build(
             *pods.credentials(content.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", content.base_model.access_token_secret, "HF_TOKEN"),
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
+            *judge_key(content, stage),
             *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
         "resources": pods.resources(wanted, chart),
@@ -95,6 +96,14 @@ def build(
                 "template": {"metadata": {"labels": labels}, "spec": template},
             },
         }
+    )
+
+
+def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
+    """The key of evaluation.judge, for the one stage that asks it."""
+    judge = content.evaluation.judge
+    return (
+        pods.secret_value(run.JUDGE_KEY, judge.api_key_secret, "API_KEY") if judge and stage is Stage.EVALUATE else []
     )
 
 

@@ -189,6 +189,14 @@ def test_secrets_travel_by_reference_only() -> None:
     assert not any("key" in argument.lower() for argument in container["args"])
 
 
+def test_the_judges_key_is_for_the_evaluation_alone() -> None:
+    judge = {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "wise", "apiKeySecret": "judge"}}
+    for one in Stage:
+        seen = environment(containers(stage(one, **judge))[0])
+        assert seen.get("JUDGE_API_KEY") == ({"name": "judge", "key": "API_KEY"} if one is Stage.EVALUATE else None)
+    assert "JUDGE_API_KEY" not in environment(containers(stage(Stage.EVALUATE))[0])
+
+
 def test_the_server_gets_no_storage_keys_and_its_api_key_by_environment() -> None:
     secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
     fetch, vllm = containers(server(of=base(access_token_secret="hf"), **secrets))

@@ -48,6 +48,7 @@ EVALUATES = [
     {"evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]},
     {"evaluation.maximumExamples": 7},
     {"evaluation.generation.maxNewTokens": 7},
+    {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "wise"}},
 ]
 RELEASES = [
     {"deployment.image": "vllm:2"},
@@ -98,6 +99,14 @@ def test_an_edit_means_just_this_work_and_so_does_its_return(edit: dict, section
 
 def test_a_new_value_of_the_run_annotation_means_a_new_revision() -> None:
     assert sections(record(), spec(), "again") == {"training"}
+
+
+def test_the_judges_secret_may_be_renamed_without_judging_again() -> None:
+    judge = {"endpoint": "https://judge.example/v1", "model": "wise"}
+    before = {"evaluation.judge": judge}
+    edits = {"evaluation": {"model": "wiser"}, "environment": {"apiKeySecret": "key"}}
+    for section, edit in edits.items():
+        assert sections(record(**before), spec(**{"evaluation.judge": judge | edit})) == {section}
 
 
 @pytest.mark.parametrize("edit", [*TRAINS, *EVALUATES, *RELEASES])
@@ -169,7 +178,7 @@ def test_a_field_that_only_the_record_knows_is_unchanged() -> None:
     """A downgrade, or an upgrade that dropped a field."""
     old = record()
     old["training"]["training"]["dora"] = True
-    old["evaluation"]["judge"] = {"model": "x"}
+    old["evaluation"]["oracle"] = {"model": "x"}
     assert sections(old, spec()) == set()
 
 

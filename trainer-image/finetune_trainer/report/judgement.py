@@ -113,14 +113,7 @@ def for_tuning(found: results.Results) -> list[Reason]:
     """The five reasons for which fine-tuning is the right tool, each with what was measured of it."""
     goals = set(found.intent.goals)
     return [
-        _by_metric(
-            found,
-            "Style and format",
-            reading.FORMAT,
-            "Set evaluation.outputSchema (a JSON Schema) or evaluation.labels. Style: let people rate answers without "
-            "knowing whose they are.",
-            asked=bool(goals & {Goal.STYLE, Goal.FORMAT}),
-        ),
+        _style(found, goals),
         _by_metric(
             found,
             "Domain",
@@ -143,6 +136,32 @@ def for_tuning(found: results.Results) -> list[Reason]:
 def against_tuning(found: results.Results) -> list[Reason]:
     """The two reasons against it that can be measured."""
     return [_forgetting(found), _sufficient(found)]
+
+
+def _style(found: results.Results, goals: set[Goal]) -> Reason:
+    """By what can be counted; by a judge where style is the goal, or where nothing of it was counted."""
+    title, asked = "Style and format", bool(goals & {Goal.STYLE, Goal.FORMAT})
+    duel = reading.hardest(found)
+    counted = _by_metric(
+        found,
+        title,
+        reading.FORMAT,
+        "Set evaluation.outputSchema (a JSON Schema) or evaluation.labels. Style: let a language model compare answers in pairs "
+        "(evaluation.judge), or people who do not know whose they are.",
+        asked=asked,
+    )
+    if duel is None or duel.win_rate is None or (counted.mark is not Mark.UNMEASURED and Goal.STYLE not in goals):
+        return counted
+    rate = words.measured(Metric.JUDGE_WIN_RATE, duel.win_rate, duel.low, duel.high)
+    said = (
+        f"A judge gives the tuned model's answers a win rate of {rate} over {words.described(duel.over, found.intent.prompt)}: "
+        f"{duel.wins} won, {duel.ties} tied, {duel.losses} lost."
+    )
+    sure = duel.p_value is not None and duel.p_value < SURE
+    worse = duel.high is not None and duel.high < 0.5
+    mark = Mark.FOR if sure else Mark.AGAINST if worse else Mark.UNDECIDED
+    meaning = f"{Metric.JUDGE_WIN_RATE}: {evaluation.MEANINGS[Metric.JUDGE_WIN_RATE]}."
+    return Reason(title, said, mark, meaning, asked)
 
 
 def _by_metric(found: results.Results, title: str, metrics: tuple[Metric, ...], how: str, *, asked: bool) -> Reason:

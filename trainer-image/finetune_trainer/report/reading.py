@@ -65,6 +65,13 @@ def comparison(found: results.Results, metric: Metric, over: Contender) -> resul
     return next((one for one in found.comparisons if one.metric is metric and one.over is over), None)
 
 
+def hardest(found: results.Results) -> results.Duel | None:
+    """The duels with the baseline that the tuned model won the smallest share of; None: none was measured."""
+    duels = found.judgement.duels if found.judgement else []
+    measured = [one for one in duels if one.over in BASELINES and one.win_rate is not None]
+    return min(measured, key=lambda one: one.win_rate or 0.0, default=None)
+
+
 def tokens(found: results.Results, contender: Contender) -> results.Tokens | None:
     return next((one for one in found.tokens if one.contender is contender), None)
 

@@ -66,10 +66,11 @@ def _cell(one: results.Value, scale: drawings.Scale, line: float | None, counted
 
 
 def comparisons(found: results.Results) -> markup.Html:
-    """Gains of the tuned model, each around zero on its metric's scale."""
+    """Gains of the tuned model, each around zero on its metric's scale; duels have a part of their own."""
     order = list(Metric)
     rows = []
-    for one in sorted(found.comparisons, key=lambda one: (order.index(one.metric), list(Contender).index(one.over))):
+    listed = [one for one in found.comparisons if one.metric not in job.PAIRWISE]
+    for one in sorted(listed, key=lambda one: (order.index(one.metric), list(Contender).index(one.over))):
         same = [other for other in found.comparisons if other.metric is one.metric]
         reach = max(
             [abs(end) for other in same for end in (other.low, other.high, other.gain) if math.isfinite(end)] or [1.0]
