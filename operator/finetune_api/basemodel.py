@@ -67,7 +67,13 @@ _REFUSED_ARGUMENTS = (
     # run code or read files that nobody reviewed, or write clients' prompts to the log
     *("--trust-remote-code", "--allowed-local-media-path", "--middleware", "--worker-extension-cls"),
     *("--logits-processors", "--tool-parser-plugin", "--reasoning-parser-plugin", "--enable-log-requests"),
-    *("--worker-cls", "--scheduler-cls", "--log-config-file", "--trust-request-chat-template", "--enable-prompt-embeds"),
+    *(
+        "--worker-cls",
+        "--scheduler-cls",
+        "--log-config-file",
+        "--trust-request-chat-template",
+        "--enable-prompt-embeds",
+    ),
     # open further endpoints, or make the server call others
     *("--profiler-config", "--tool-server", "--otlp-traces-endpoint"),
 )

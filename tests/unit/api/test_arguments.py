@@ -26,7 +26,13 @@ def test_the_parser_does_take_half_a_name(vllm: argparse.ArgumentParser) -> None
 @pytest.fixture(scope="module")
 def vllm() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    for name in (*REFUSED, *basemodel._KEPT_ARGUMENTS, "--max-model-len", "--max-num-seqs", "--chat-template-content-format"):
+    for name in (
+        *REFUSED,
+        *basemodel._KEPT_ARGUMENTS,
+        "--max-model-len",
+        "--max-num-seqs",
+        "--chat-template-content-format",
+    ):
         parser.add_argument(name, nargs="?", const="on")
     return parser
 
