@@ -278,6 +278,37 @@ def test_all_pods_of_a_job_are_restricted_whatever_it_asks_for(scene: installed.
             assert not container["securityContext"].get("privileged")
 
 
+def test_the_example_of_a_policy_refuses_what_it_says(
+    control_plane: controlplane.ControlPlane, scene: installed.Stage
+) -> None:
+    file = controlplane.REPOSITORY / "examples" / "security" / "admission-policy.yaml"
+    policy, binding = yaml.safe_load_all(file.read_text())
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": scene.namespace}}}
+    binding["spec"]["matchResources"] = here
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(policy))
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(binding))
+
+    def refusal(**changes: object) -> str:
+        manifest = world.finetunejob("judged", **changes)
+        try:
+            scene.custom.create_namespaced_custom_object(*scene.where, manifest, dry_run="All")
+        except kubernetes.client.ApiException as error:
+            return str(json.loads(error.body)["message"])
+        return ""
+
+    try:
+        wrong = {"spec.storage.endpoint": "http://169.254.169.254"}
+        eventually(lambda: "minio.example" in refusal(**wrong), 30)
+        assert refusal() == ""
+        assert refusal(**{"spec.storage.endpoint": "https://minio.example:9000"}) == ""
+        assert refusal(**{"spec.deployment.image": "registry.example/vllm:1"}) == ""
+        assert "deployment.image" in refusal(**{"spec.deployment.image": "docker.io/evil:1"})
+        assert "catalogue" in refusal(**{"spec.baseModel": {"source": "hf://evil/model"}})
+        assert "ServiceAccount" in refusal(**{"spec.storage.serviceAccountName": "mighty"})
+    finally:
+        control_plane.kubectl("delete", "-f", file)
+
+
 # -- helm test --
 
 
