@@ -69,9 +69,17 @@ def files(control_plane: controlplane.ControlPlane, tmp_path_factory: pytest.Tem
 def scene(
     control_plane: controlplane.ControlPlane, files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[installed.Stage]:
-    """A namespace with an operator at work, and a base model to choose."""
+    """A namespace with an operator at work, and a base model to choose. Another one made the lease and gave it back."""
     control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifests.ENTRY))
-    replica = installed.start("audited-0", tmp_path_factory.mktemp("operator"), *files)
+    lease = ("lease", installed.LEASE, f"--namespace={installed.SYSTEM}", "--ignore-not-found")
+    control_plane.kubectl("delete", *lease)
+    folder = tmp_path_factory.mktemp("operator")
+    former = installed.start("audited-0", folder, *files)
+    try:
+        eventually(former.leads, 30)
+    finally:
+        former.end()
+    replica = installed.start("audited-1", folder, *files)
     try:
         eventually(replica.leads, 30)
         with control_plane.client() as client:
