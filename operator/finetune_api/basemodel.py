@@ -67,7 +67,18 @@ _REFUSED_ARGUMENTS = (
     # run code or read files that nobody reviewed, or write clients' prompts to the log
     *("--trust-remote-code", "--allowed-local-media-path", "--middleware", "--worker-extension-cls"),
     *("--logits-processors", "--tool-parser-plugin", "--reasoning-parser-plugin", "--enable-log-requests"),
+    *(
+        "--worker-cls",
+        "--scheduler-cls",
+        "--log-config-file",
+        "--trust-request-chat-template",
+        "--enable-prompt-embeds",
+    ),
+    # open further endpoints, or make the server call others
+    *("--profiler-config", "--tool-server", "--otlp-traces-endpoint"),
 )
+_KEPT_ARGUMENTS = ("--reasoning-parser",)
+"""Arguments of vLLM whose whole names are how others begin."""
 
 Arguments = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
@@ -75,9 +86,11 @@ Arguments = Annotated[
         max_length=32,
         json_schema_extra=model.rules(
             (
-                # vLLM reads underscores as dashes.
-                f"self.all(a, !{list(_REFUSED_ARGUMENTS)}.exists(f, a.replace('_', '-') == f || a.replace('_', '-')"
-                ".startsWith(f + '=')))",
+                # vLLM reads underscores as dashes, takes an argument by the beginning of its name, as every parser of
+                # Python's argparse does, and cuts off what follows a dot.
+                "self.all(a, !a.startsWith('--') || a.replace('_', '-').split('=')[0].split('.')[0] in "
+                f"{list(_KEPT_ARGUMENTS)} || !{list(_REFUSED_ARGUMENTS)}.exists(f, "
+                "f.startsWith(a.replace('_', '-').split('=')[0].split('.')[0])))",
                 "must not contain an argument that the operator sets or that would open the server (--model, --host, "
                 "--port, --lora-modules, --api-key, --trust-remote-code and the like): remove it",
             ),

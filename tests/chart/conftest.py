@@ -44,10 +44,10 @@ def helm() -> str:
     return find_helm()
 
 
-def run(helm: str, values: Any, release: str) -> subprocess.CompletedProcess[str]:
+def run(helm: str, values: Any, release: str, *more: str) -> subprocess.CompletedProcess[str]:
     where = [str(CHART), "--namespace=finetune-system", f"--kube-version={KUBERNETES}"]
     return subprocess.run(
-        [helm, "template", release, *where, "--values=-"],
+        [helm, "template", release, *where, "--values=-", *more],
         input=json.dumps(values or {}),
         capture_output=True,
         text=True,
@@ -57,23 +57,39 @@ def run(helm: str, values: Any, release: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="session")
 def render(helm: str) -> Render:
-    """The manifests for some values."""
+    """The manifests for some values, as they are installed."""
 
     def rendered(values: Any = None, release: str = "finetune-operator") -> Rendered:
-        done = run(helm, values, release)
+        done = run(helm, values, release, "--skip-tests")
         assert done.returncode == 0, done.stderr
-        found: Rendered = collections.defaultdict(dict)
-        for manifest in yaml.safe_load_all(done.stdout):
-            if not manifest:
-                continue
-            metadata = manifest["metadata"]
-            elsewhere = metadata.get("namespace", "finetune-system") != "finetune-system"
-            name = f"{metadata['namespace']}/{metadata['name']}" if elsewhere else metadata["name"]
-            assert name not in found[manifest["kind"]], f"{manifest['kind']} {name} is rendered twice"
-            found[manifest["kind"]][name] = manifest
-        return found
+        return sorted_out(done.stdout)
 
     return rendered
+
+
+@pytest.fixture(scope="session")
+def render_tests(helm: str) -> Render:
+    """The manifests of `helm test` alone."""
+
+    def rendered(values: Any = None, release: str = "finetune-operator") -> Rendered:
+        done = run(helm, values, release, "--show-only=templates/tests/test.yaml")
+        assert done.returncode == 0, done.stderr
+        return sorted_out(done.stdout)
+
+    return rendered
+
+
+def sorted_out(text: str) -> Rendered:
+    found: Rendered = collections.defaultdict(dict)
+    for manifest in yaml.safe_load_all(text):
+        if not manifest:
+            continue
+        metadata = manifest["metadata"]
+        elsewhere = metadata.get("namespace", "finetune-system") != "finetune-system"
+        name = f"{metadata['namespace']}/{metadata['name']}" if elsewhere else metadata["name"]
+        assert name not in found[manifest["kind"]], f"{manifest['kind']} {name} is rendered twice"
+        found[manifest["kind"]][name] = manifest
+    return found
 
 
 @pytest.fixture(scope="session")

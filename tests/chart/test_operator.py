@@ -75,6 +75,7 @@ def test_two_replicas_spread_and_survive_a_drain(render: Render) -> None:
     budget = rendered["PodDisruptionBudget"]["finetune-operator"]["spec"]
     assert budget["maxUnavailable"] == 1
     assert budget["selector"] == spec["selector"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow", "a replica that is not ready would hold up a drain"
 
 
 def test_one_replica_gets_no_disruption_budget(render: Render) -> None:
@@ -133,8 +134,32 @@ def test_names_stay_within_what_kubernetes_allows(render: Render) -> None:
             assert len(name.rpartition("/")[2]) <= 63, f"{kind} {name}"
 
 
+def test_extra_labels_are_on_everything_but_the_selectors(render: Render, render_tests: Render) -> None:
+    values = {
+        "commonLabels": {"cost-centre": "42"},
+        "namespaces": ["ml"],
+        "networkPolicy": {"enabled": True},
+        "monitoring": {name: {"enabled": True} for name in ("podMonitor", "serviceMonitor", "alerts", "dashboards")},
+    }
+    rendered = render(values)
+    for manifests in (*rendered.values(), *render_tests(values).values()):
+        for name, manifest in manifests.items():
+            assert manifest["metadata"]["labels"]["cost-centre"] == "42", f"{manifest['kind']} {name}"
+    deployment = rendered["Deployment"]["finetune-operator"]["spec"]
+    assert deployment["template"]["metadata"]["labels"]["cost-centre"] == "42"
+    assert "cost-centre" not in deployment["selector"]["matchLabels"], "a selector can never be changed"
+
+
+def test_the_priority_of_the_operator_is_the_installations(render: Render) -> None:
+    assert "priorityClassName" not in pod_of(render())
+    assert (
+        pod_of(render({"priorityClassName": "system-cluster-critical"}))["priorityClassName"]
+        == "system-cluster-critical"
+    )
+
+
 def test_everything_carries_the_recommended_labels(render: Render) -> None:
-    for kind, manifests in render({"namespaces": ["ml"]}).items():
+    for kind, manifests in render({"namespaces": ["ml"], "networkPolicy": {"enabled": True}}).items():
         for name, manifest in manifests.items():
             labels = manifest["metadata"]["labels"]
             assert labels["app.kubernetes.io/name"] == "finetune-operator", f"{kind} {name}"

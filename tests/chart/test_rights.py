@@ -1,6 +1,8 @@
 """What the operator may do: exactly this list, in every mode of the chart."""
 
-from tests.chart.conftest import Manifest, Render
+import re
+
+from tests.chart.conftest import REPOSITORY, Manifest, Render
 
 Rights = dict[tuple[str, str], set[str]]
 
@@ -87,3 +89,26 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
     assert rendered["ServiceAccount"]["finetune-operator"]["automountServiceAccountToken"] is False
     pod = rendered["Deployment"]["finetune-operator"]["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is True
+
+
+def documented() -> list[Rights]:
+    """The tables of docs/security.md: in the namespaces of jobs, in the cluster, in the operator's own."""
+    found: list[Rights] = []
+    for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
+        if line.startswith("| group |"):
+            found.append({})
+        elif found and re.match(r"\| ?[a-z.0-9]* ?\| [a-z/]+ \| [a-z, ]+ \|", line):
+            group, resource, verbs = (cell.strip() for cell in line.split("|")[1:4])
+            found[-1][group, resource] = set(verbs.split(", "))
+    return found
+
+
+def test_the_page_on_security_lists_every_right() -> None:
+    assert documented() == [OWN, CATALOGUE, LEADER]
+
+
+def test_every_test_that_the_page_on_security_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (REPOSITORY / "docs" / "security.md").read_text()))
+    code = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert len(named) > 15
+    assert {name for name in named if f"def {name}(" not in code} == set()

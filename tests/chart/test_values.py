@@ -37,6 +37,11 @@ WRONG: list[tuple[Any, str]] = [
     ({"catalogue": {"Big Model": {"source": "hf://a/b"}}}, "Big Model"),
     ({"catalogue": {"x": {"source": "hf://a/b", "architecture": {"layers": 2}}}}, "hiddenSize"),
     ({"catalogue": {"x": {"source": "hf://a/b", "licence": "MIT"}}}, "licence"),
+    ({"commonLabels": {"team": 42}}, "/commonLabels/team"),
+    ({"networkPolicy": {"dns": {"port": 53}}}, "port"),
+    ({"networkPolicy": {"storage": {"ports": ["https"]}}}, "/networkPolicy/storage/ports/0"),
+    ({"networkPolicy": {"clients": {"peers": {"podSelector": {}}}}}, "/networkPolicy/clients/peers"),
+    ({"networkPolicy": {"namespaces": ["Team A"]}}, "/networkPolicy/namespaces/0"),
     ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "/monitoring/podMonitor/enabled"),
 ]
 

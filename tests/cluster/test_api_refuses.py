@@ -269,6 +269,11 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("an argument of the operator's", {"deployment.extraArgs": ["--model=x"]}, "deployment.extraArgs", "remove it"),
     ("code from the hub", {"deployment.extraArgs": ["--trust_remote_code"]}, "deployment.extraArgs", "open the server"),
     ("a parser from elsewhere", {"deployment.extraArgs": ["--tool-parser-plugin=/x.py"]}, "deployment.extraArgs", "open"),
+    ("code from the hub by half a name", {"deployment.extraArgs": ["--trust-rem"]}, "deployment.extraArgs", "open the server"),
+    ("a plugin by half a name", {"deployment.extraArgs": ["--middlew=evil.py"]}, "deployment.extraArgs", "open the server"),
+    ("code from the hub with a dot", {"deployment.extraArgs": ["--trust-remote-code.a=1"]}, "deployment.extraArgs", "remove it"),
+    ("a log's configuration", {"deployment.extraArgs": ["--log-config-file=/a.json"]}, "deployment.extraArgs", "open the server"),
+    ("an end of all arguments", {"deployment.extraArgs": ["--"]}, "deployment.extraArgs", "remove it"),
     ("two arguments in one", {"deployment.extraArgs": ["--max-model-len 4096"]}, "deployment.extraArgs", "joined by '='"),
     ("a rollout of Kubernetes", {"deployment.rollout.strategy": "RollingUpdate"}, "deployment.rollout.strategy", "BlueGreen"),
     # the rest

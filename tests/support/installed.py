@@ -42,7 +42,10 @@ def rendered(
 ) -> list[Raw]:
     """The chart's objects."""
     text = subprocess.run(
-        [plane.bin / "helm", "template", release, CHART, f"--namespace={SYSTEM}", "--kube-version=1.30", "--values=-"],
+        [
+            *(plane.bin / "helm", "template", release, CHART, f"--namespace={SYSTEM}"),
+            *("--kube-version=1.30", "--skip-tests", "--values=-"),
+        ],
         input=json.dumps(QUICK | (values or {})),
         capture_output=True,
         text=True,

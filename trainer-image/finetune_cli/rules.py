@@ -67,6 +67,7 @@ def _holds(rule: str, value: Any) -> bool:
 
     context = cel.Context({"self": value})
     context.add_function("replace", lambda text, old, new: text.replace(old, new))
+    context.add_function("split", lambda text, by: text.split(by))
     context.add_function("isQuantity", lambda text: _quantity(text) is not None)
     context.add_function("quantity", lambda text: float(_quantity(text) or 0))
     context.add_function("isGreaterThan", lambda one, other: one > other)

@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -108,7 +109,7 @@ def read(store: storage.Storage, uri: str) -> Iterator[Row | Bad]:
             if compression:
                 stream = stack.enter_context(_decompress(stream, compression))
             yield from readers[suffix](stream, uri)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again", ends=True)
         except Exception as error:
             if type(error).__module__.startswith("zstandard"):
@@ -178,7 +179,15 @@ def _json(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
                 value, end = decoder.raw_decode(buffer) if buffer else (None, 0)
                 if not buffer or (end == len(buffer) and not ended):
                     raise json.JSONDecodeError("incomplete", buffer, end)  # a number may go on in the next piece
+            except RecursionError:
+                yield Bad(f"{uri}:{line}", "not valid JSON: nested too deeply", ends=True)
+                return
             except json.JSONDecodeError as error:
+                if len(buffer) > LONGEST_LINE:
+                    yield Bad(
+                        f"{uri}:{line}", f"a value of more than {LONGEST_LINE >> 20} MiB is no example", ends=True
+                    )
+                    return
                 piece = "" if ended else text.read(max(2**20, len(buffer)))
                 if piece:
                     buffer += piece
@@ -232,5 +241,7 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
                     for value in batch.to_pylist():
                         number += 1
                         yield Row(f"{uri}:{number}", value)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk: Arrow's own words for a damaged file carry no number
             yield Bad(f"{uri}:{number + 1}", f"not valid Parquet: {error}", ends=True)

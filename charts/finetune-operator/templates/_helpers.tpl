@@ -26,6 +26,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* Where the pods of jobs are, for what selects them across namespaces. */}}
@@ -35,6 +38,43 @@ matchNames: {{ toJson .Values.namespaces }}
 {{- else -}}
 any: true
 {{- end -}}
+{{- end }}
+
+{{/* An egress rule of a NetworkPolicy: TCP to `ports` of `peers`, and of everybody where none are named. */}}
+{{- define "finetune-operator.egress" -}}
+- ports:
+    {{- range .ports }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+  {{- with .peers }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{- define "finetune-operator.dns" -}}
+- ports:
+    {{- range .ports }}
+    - {protocol: UDP, port: {{ . }}}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+  {{- with .peers }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{/* An ingress rule: TCP to `port` from `peers`, and from everybody where none are named; `also` are peers besides. */}}
+{{- define "finetune-operator.ingress" -}}
+- ports:
+    - {protocol: TCP, port: {{ .port }}}
+  {{- if .peers }}
+  from:
+    {{- toYaml .peers | nindent 4 }}
+    {{- with .also }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
 {{- end }}
 
 {{/* An image reference: list of context, image and whether images.registry stands before it. */}}
@@ -75,4 +115,21 @@ any: true
   "logLevel" .Values.logLevel
 -}}
 {{- mustToPrettyJson $settings -}}
+{{- end }}
+
+{{/* Labels of what `helm test` makes: another name, so that neither the Service nor the Deployment takes its pod for theirs. */}}
+{{- define "finetune-operator.testlabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "finetune-operator.testhook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}

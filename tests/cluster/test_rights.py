@@ -1,0 +1,352 @@
+"""Rights: those that the chart grants are those that the API server saw in use; a job's pods have next to none.
+
+Every request of an operator through a job's whole life is read from the audit log of a real API server.
+"""
+
+import base64
+import contextlib
+import json
+import re
+import runpy
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import kubernetes.client
+import kubernetes.config
+import pytest
+import yaml
+
+from finetune_api import reasons, run
+from finetune_operator import observe
+from flow import world
+from support import audit, controlplane, installed, manifests
+from support.installed import eventually
+
+pytestmark = pytest.mark.cluster
+
+RELEASE = "audited-finetune-operator"
+NAME = world.NAME
+NOT_REQUESTED: dict[audit.Right, str] = {
+    ("", "configmaps", "get"): "held to be handed on: nobody may put more into a Role than they have",
+    (
+        "finetune.dev",
+        "finetunejobs/finalizers",
+        "update",
+    ): "asked by the admission of owner references where that is on",
+}
+"""What is granted and never a request of its own, and why."""
+
+
+def answer(labels: dict[str, str]) -> str:
+    return world.World._usual(labels[observe.STAGE], labels).message
+
+
+def granted(plane: controlplane.ControlPlane) -> set[audit.Right]:
+    """What the installed roles give."""
+    found: set[audit.Right] = set()
+    for manifest in installed.rendered(plane, release=RELEASE):
+        if manifest["kind"] in {"ClusterRole", "Role"}:
+            for rule in manifest["rules"]:
+                found |= {(g, r, v) for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    return found
+
+
+def scene_of(plane: controlplane.ControlPlane, client: kubernetes.client.ApiClient) -> installed.Stage:
+    name = f"rights-{uuid.uuid4().hex[:8]}"
+    plane.kubectl("create", "namespace", name)
+    return installed.Stage(client, name, answer)
+
+
+@pytest.fixture(scope="module")
+def files(control_plane: controlplane.ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return installed.install(control_plane, tmp_path_factory.mktemp("rights"), release=RELEASE)
+
+
+@pytest.fixture(scope="module")
+def scene(
+    control_plane: controlplane.ControlPlane, files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[installed.Stage]:
+    """A namespace with an operator at work, and a base model to choose. Another one made the lease and gave it back."""
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifests.ENTRY))
+    lease = ("lease", installed.LEASE, f"--namespace={installed.SYSTEM}", "--ignore-not-found")
+    control_plane.kubectl("delete", *lease)
+    folder = tmp_path_factory.mktemp("operator")
+    former = installed.start("audited-0", folder, *files)
+    try:
+        eventually(former.leads, 30)
+    finally:
+        former.end()
+    replica = installed.start("audited-1", folder, *files)
+    try:
+        eventually(replica.leads, 30)
+        with control_plane.client() as client:
+            yield scene_of(control_plane, client)
+    finally:
+        replica.end(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def lived(control_plane: controlplane.ControlPlane, scene: installed.Stage) -> installed.Stage:
+    """Everything that can happen to a job: served, revised, suspended, refused by a quota, run on two nodes, over."""
+    scene.apply(world.finetunejob(**world.ASKED))
+    scene.play(NAME, "Ready", 60)
+    # a second revision takes over: the first one's server, Service and ConfigMaps go
+    scene.edit(NAME, {"spec": {"training": {"seed": 7}}})
+    eventually(lambda: scene.phase(NAME) != "Ready")
+    scene.play(NAME, "Ready", 60)
+    # two nodes: a Service of their own, gone after the training
+    scene.apply(world.finetunejob("pair", **{"spec.resources": {"nodes": 2, "gpus": 0}}))
+    scene.play("pair", "Evaluating", 60)
+    # suspended: its Job goes
+    scene.edit("pair", {"spec": {"suspend": True}})
+    eventually(lambda: scene.phase("pair") == "Suspended")
+    # refused by a quota: the operator asks for the events of the Job
+    where = f"--namespace={scene.namespace}"
+    control_plane.kubectl("create", "quota", "team", where, "--hard=pods=0")
+    eventually(lambda: scene.core.read_namespaced_resource_quota("team", scene.namespace).status.hard)
+    scene.apply(world.finetunejob("refused"))
+    eventually(lambda: scene.condition("refused", "Ready").get("reason") == "QuotaExceeded", 40)
+    control_plane.kubectl("delete", "quota", "team", where)
+    # over, and its time to live, too
+    scene.answer = lambda _: world.refusal(reasons.Stage.PREFLIGHT, reasons.Reason.TOO_FEW_EXAMPLES)
+    scene.apply(world.finetunejob("short", **{"spec.ttlSecondsAfterFinished": 1}))
+
+    def gone() -> bool:
+        scene.step()
+        found = scene.custom.list_namespaced_custom_object(*scene.where)["items"]
+        return "short" not in [one["metadata"]["name"] for one in found]
+
+    eventually(gone, 40)
+    scene.answer = answer
+    return scene
+
+
+def used(plane: controlplane.ControlPlane, user: str) -> list[audit.Request]:
+    time.sleep(1.5)  # the log is written behind the answer
+    return audit.requests(Path(plane.facts["auditLog"]), user)
+
+
+@pytest.fixture(scope="module")
+def requests(
+    control_plane: controlplane.ControlPlane, files: tuple[Path, Path], lived: installed.Stage
+) -> list[audit.Request]:
+    found = used(control_plane, installed.user_of(files[0]))
+    assert len(found) > 100, "the audit log is not that of this operator"
+    return found
+
+
+def test_nothing_is_used_that_is_not_granted(
+    control_plane: controlplane.ControlPlane, requests: list[audit.Request]
+) -> None:
+    assert [one.uri for one in requests if not one.allowed] == []
+    needed = set[audit.Right]().union(*(one.rights() for one in requests))
+    assert sorted(needed - granted(control_plane)) == []
+
+
+def test_nothing_is_granted_that_is_not_used(
+    control_plane: controlplane.ControlPlane, requests: list[audit.Request]
+) -> None:
+    needed = set[audit.Right]().union(*(one.rights() for one in requests))
+    assert sorted(granted(control_plane) - needed - set(NOT_REQUESTED)) == []
+    assert not needed & set(NOT_REQUESTED), "these are requests of their own by now"
+
+
+def test_no_secret_is_ever_asked_for(requests: list[audit.Request]) -> None:
+    assert not [one.uri for one in requests if "secret" in one.uri.lower()]
+
+
+def test_the_lease_is_the_only_thing_that_is_written_in_the_operators_own_namespace(
+    requests: list[audit.Request],
+) -> None:
+    written = {one.resource for one in requests if one.namespace == installed.SYSTEM and one.verb not in READING}
+    assert written == {"leases"}
+
+
+READING = {"get", "list", "watch"}
+
+
+# -- a job's own ServiceAccount --
+
+
+@pytest.fixture(scope="module")
+def pod(control_plane: controlplane.ControlPlane, lived: installed.Stage) -> Iterator[kubernetes.client.ApiClient]:
+    """The API server as a training pod of the job has it."""
+    where = f"--namespace={lived.namespace}"
+    token = control_plane.kubectl("create", "token", f"{NAME}-trainer", where, "--duration=1h").strip()
+    admin = yaml.safe_load(control_plane.kubeconfig.read_text())
+    cluster = admin["clusters"][0]
+    config = admin | {
+        "users": [{"name": "pod", "user": {"token": token}}],
+        "contexts": [{"name": "pod", "context": {"cluster": cluster["name"], "user": "pod"}}],
+        "current-context": "pod",
+    }
+    with contextlib.closing(kubernetes.config.new_client_from_config_dict(config)) as client:
+        yield client
+
+
+def progress(scene: installed.Stage) -> str:
+    return f"{NAME}-{scene.job(NAME)['status']['revision']}-progress"
+
+
+def rules(client: kubernetes.client.ApiClient, namespace: str) -> list[tuple[list[str], list[str], list[str]]]:
+    """Verbs, resources and names of what this user may do; that everybody may ask who they are is left out."""
+    body = {"spec": {"namespace": namespace}}
+    answered = kubernetes.client.AuthorizationV1Api(client).create_self_subject_rules_review(body)
+    assert not answered.status.incomplete
+    listed = [rule for rule in answered.status.resource_rules if "authorization.k8s.io" not in str(rule.api_groups)]
+    listed = [rule for rule in listed if "authentication.k8s.io" not in str(rule.api_groups)]
+    return [(sorted(rule.verbs), rule.resources, rule.resource_names or []) for rule in listed]
+
+
+def test_a_jobs_pod_may_read_and_patch_its_progress_and_that_is_the_whole_list(
+    lived: installed.Stage, pod: kubernetes.client.ApiClient
+) -> None:
+    assert rules(pod, lived.namespace) == [(["get", "patch"], ["configmaps"], [progress(lived)])]
+
+
+@pytest.mark.parametrize("namespace", ["default", "kube-system", installed.SYSTEM])
+def test_it_may_do_nothing_at_all_in_another_namespace(
+    lived: installed.Stage, pod: kubernetes.client.ApiClient, namespace: str
+) -> None:
+    assert rules(pod, namespace) == []
+
+
+def test_what_it_tries_besides_is_forbidden(lived: installed.Stage, pod: kubernetes.client.ApiClient) -> None:
+    core, where = kubernetes.client.CoreV1Api(pod), lived.namespace
+    core.patch_namespaced_config_map(progress(lived), where, {"data": {run.PROGRESS_KEY: "{}"}})
+    config = next(name for name in lived.names("ConfigMap") if name.endswith("-run"))
+    custom = kubernetes.client.CustomObjectsApi(pod)
+    for name, attempt in {
+        "another ConfigMap": lambda: core.patch_namespaced_config_map(config, where, {"data": {"a": "b"}}),
+        "all ConfigMaps": lambda: core.list_namespaced_config_map(where),
+        "a ConfigMap of its own": lambda: core.create_namespaced_config_map(where, {"metadata": {"name": "a"}}),
+        "its progress, gone": lambda: core.delete_namespaced_config_map(progress(lived), where),
+        "Secrets": lambda: core.list_namespaced_secret(where),
+        "a Secret elsewhere": lambda: core.read_namespaced_secret("a", "kube-system"),
+        "pods": lambda: core.list_namespaced_pod(where),
+        "its own job": lambda: custom.patch_namespaced_custom_object(*lived.where, NAME, {"spec": {"suspend": True}}),
+        "the catalogue": lambda: custom.list_cluster_custom_object(*lived.where[:2], "basemodels"),
+        "a token": lambda: core.create_namespaced_service_account_token(f"{NAME}-trainer", where, {"spec": {}}),
+    }.items():
+        with pytest.raises(kubernetes.client.ApiException) as refused:
+            attempt()
+        assert refused.value.status == 403, name
+
+
+def test_the_role_of_one_revision_does_not_open_the_progress_of_another(lived: installed.Stage) -> None:
+    roles = kubernetes.client.RbacAuthorizationV1Api(lived.client)
+    role = roles.read_namespaced_role(f"{NAME}-trainer", lived.namespace)
+    assert [rule.resource_names for rule in role.rules] == [[progress(lived)]]
+
+
+# -- the user's own means --
+
+
+def test_a_serviceaccount_that_a_user_names_gets_that_one_right_and_keeps_its_token_from_the_server(
+    scene: installed.Stage,
+) -> None:
+    """Who may create a FineTuneJob may run our images as any ServiceAccount of the namespace, but not any image with its
+    token: the server, whose image is the user's, has none."""
+    scene.core.create_namespaced_service_account(scene.namespace, {"metadata": {"name": "mighty"}})
+    changes = {"spec.storage.serviceAccountName": "mighty", "spec.deployment.image": "registry.example/mine:1"}
+    scene.apply(world.finetunejob("borrowed", **changes))
+    scene.play("borrowed", "Ready", 60)
+    for one in scene.pods(**{observe.JOB: "borrowed"}):
+        assert one["spec"]["serviceAccountName"] == "mighty"
+        stage = one["metadata"]["labels"].get(observe.STAGE)
+        assert one["spec"]["automountServiceAccountToken"] == (stage in {"baseline", "train", "evaluate"}), stage
+        images = {c["image"] for c in [*one["spec"]["containers"], *one["spec"].get("initContainers", [])]}
+        if one["spec"]["automountServiceAccountToken"]:
+            assert "registry.example/mine:1" not in images
+
+
+def test_a_secret_of_another_namespace_has_no_name_here(scene: installed.Stage) -> None:
+    """A Secret is named without a namespace, and a pod mounts those of its own alone."""
+    scene.apply(world.finetunejob("thief", **{"spec.storage.credentialsSecret": "bootstrap-token"}))
+    pods = eventually(lambda: scene.pods(**{observe.JOB: "thief"}))
+    assert {one["metadata"]["namespace"] for one in pods} == {scene.namespace}
+    [container] = pods[0]["spec"]["containers"]
+    named = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v]
+    assert {ref["name"] for ref in named} == {"bootstrap-token"}
+    assert not any("namespace" in ref for ref in named)
+
+
+def test_all_pods_of_a_job_are_restricted_whatever_it_asks_for(scene: installed.Stage) -> None:
+    for one in scene.pods():
+        spec = one["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert not container["securityContext"].get("privileged")
+
+
+def test_the_example_of_a_policy_refuses_what_it_says(
+    control_plane: controlplane.ControlPlane, scene: installed.Stage
+) -> None:
+    file = controlplane.REPOSITORY / "examples" / "security" / "admission-policy.yaml"
+    policy, binding = yaml.safe_load_all(file.read_text())
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": scene.namespace}}}
+    binding["spec"]["matchResources"] = here
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(policy))
+    control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(binding))
+
+    def refusal(**changes: object) -> str:
+        manifest = world.finetunejob("judged", **changes)
+        try:
+            scene.custom.create_namespaced_custom_object(*scene.where, manifest, dry_run="All")
+        except kubernetes.client.ApiException as error:
+            return str(json.loads(error.body)["message"])
+        return ""
+
+    try:
+        wrong = {"spec.storage.endpoint": "http://169.254.169.254"}
+        eventually(lambda: "minio.example" in refusal(**wrong), 30)
+        assert refusal() == ""
+        assert refusal(**{"spec.storage.endpoint": "https://minio.example:9000"}) == ""
+        assert refusal(**{"spec.deployment.image": "registry.example/vllm:1"}) == ""
+        assert "deployment.image" in refusal(**{"spec.deployment.image": "docker.io/evil:1"})
+        assert "catalogue" in refusal(**{"spec.baseModel": {"source": "hf://evil/model"}})
+        assert "ServiceAccount" in refusal(**{"spec.storage.serviceAccountName": "mighty"})
+    finally:
+        control_plane.kubectl("delete", "-f", file)
+
+
+# -- helm test --
+
+
+def test_the_program_of_helm_test_is_accepted_with_the_right_that_it_gets(
+    control_plane: controlplane.ControlPlane, scene: installed.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its half about the API server: the other one needs a network of pods."""
+    admin = yaml.safe_load(control_plane.kubeconfig.read_text())
+    server = re.fullmatch(r"https://(.+):(\d+)", admin["clusters"][0]["cluster"]["server"])
+    assert server
+    where = f"--namespace={scene.namespace}"
+    control_plane.kubectl("create", "serviceaccount", "tester", where)
+    control_plane.kubectl("create", "role", "tester", where, "--verb=create", "--resource=finetunejobs.finetune.dev")
+    account = f"--serviceaccount={scene.namespace}:tester"
+    control_plane.kubectl("create", "rolebinding", "tester", where, "--role=tester", account)
+    (tmp_path / "token").write_text(control_plane.kubectl("create", "token", "tester", where).strip())
+    (tmp_path / "ca.crt").write_bytes(authority(admin))
+    monkeypatch.setenv("ACCOUNT", str(tmp_path))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", server[1])
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", server[2])
+    program = runpy.run_path(str(installed.CHART / "files" / "check.py"))
+    assert "accepts a FineTuneJob" in program["accepted"](scene.namespace)
+    found = scene.custom.list_namespaced_custom_object(*scene.where)["items"]
+    assert "helm-test" not in [one["metadata"]["name"] for one in found]
+    with pytest.raises(SystemExit, match=r"(?s)is refused: .*cannot create"):
+        program["accepted"]("default")
+
+
+def authority(kubeconfig: dict) -> bytes:
+    cluster = kubeconfig["clusters"][0]["cluster"]
+    if "certificate-authority" in cluster:
+        return Path(cluster["certificate-authority"]).read_bytes()
+    return base64.b64decode(cluster["certificate-authority-data"])
