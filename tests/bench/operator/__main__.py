@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import signal
 import sys
 import time
 
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
     folder = options.output or (PARTIAL if any((options.scenario, options.side, options.jobs)) else COMMITTED)
     if options.check or options.render:
         return again(folder, check=options.check)
@@ -125,3 +127,6 @@ if __name__ == "__main__":
     except say.Problem as problem:
         say.line(f"bench-operator: {problem}")
         sys.exit(1)
+    except KeyboardInterrupt:
+        say.line("bench-operator: interrupted; all that it had started is ended")
+        sys.exit(130)

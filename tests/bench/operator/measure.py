@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import os
 import pathlib
 import signal
 import tempfile
@@ -110,7 +109,14 @@ async def _begin(
     before, asked, ledger = usage.of(pid), driver.ledger.requests, driver.ledger
     say.line(f"    {scenario.title} ({found.side})")
     making = asyncio.create_task(driver.create_all(manifests, scenario.rate))
-    done = await driver.until("jobs have begun", lambda: len(ledger.begun), scenario.jobs, scenario.seconds)
+
+    def begun_by_now() -> int:
+        if making.done():
+            making.result()
+        return len(ledger.begun)
+
+    done = await driver.until("jobs have begun", begun_by_now, scenario.jobs, scenario.seconds)
+    busy = usage.of(pid)
     if not done:
         found.remark(f"only {len(ledger.begun)} of {scenario.jobs} jobs had begun after {scenario.seconds:.0f} s")
         making.cancel()
@@ -128,7 +134,7 @@ async def _begin(
         found.add(scenarios.STATUS, ledger.writes(f"{ledger.side.jobs}/status") / begun)
         found.add(scenarios.MEMORY, after.peak / 1e6)
         found.add(scenarios.CPU, (after.cpu - before.cpu) / begun * 1000)
-        found.add(scenarios.BUSY, min(after.cpu - before.cpu, lasted * os.cpu_count()) / lasted * 100)
+        found.add(scenarios.BUSY, usage.share(before, busy) * 100)
 
 
 async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> bool:
