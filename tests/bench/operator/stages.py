@@ -111,7 +111,17 @@ def answers() -> dict[Stage, str]:
 
 def configuration() -> list[Raw]:
     """The documents of KWOK's configuration file."""
-    options = {"podPlayStageParallelism": 16, "nodeLeaseParallelism": 4, "enableProfilingHandler": False}
+    # A file that is given replaces KWOK's own defaults: every number that must not be 0 is named.
+    options = {
+        "cidr": "10.0.0.0/24",
+        "podPlayStageParallelism": 16,
+        "nodePlayStageParallelism": 4,
+        "nodeLeaseParallelism": 4,
+        "podsOnNodeSyncParallelism": 4,
+        "enablePodsOnNodeSyncListPager": False,
+        "enablePodsOnNodeSyncStreamWatch": True,
+        "enableProfilingHandler": False,
+    }
     return [
         {"apiVersion": "config.kwok.x-k8s.io/v1alpha1", "kind": "KwokConfiguration", "options": options},
         stage("node", "Node", {}, [_is(".status.phase", "NotIn", "Running")], {"statusTemplate": _NODE}),
