@@ -73,6 +73,7 @@ verify-generated: venv
 	$(VENV)/python -m tests.bench.trainer --check
 	$(VENV)/python -m tests.bench.estimate --check
 	$(VENV)/python -m tests.bench.evaluation --check
+	$(VENV)/python -m tests.bench.operator --check
 	$(VENV)/python hack/dashboards --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
@@ -83,7 +84,7 @@ verify-chart:
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate bench-evaluation
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate bench-evaluation bench-operator
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -101,6 +102,9 @@ bench-estimate: venv ## Measure peaks of training against the memory estimate; A
 
 bench-evaluation: venv ## Measure the evaluation's answers against transformers' own, a quarter of an hour on a quiet machine
 	$(VENV)/python -m tests.bench.evaluation $(ARGS)
+
+bench-operator: venv ## Measure the operator at scale and beside Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--scenario burst-100"
+	$(VENV)/python -m tests.bench.operator $(ARGS)
 
 # --- Clusters and images ---
 

@@ -1,4 +1,4 @@
-"""Small Go programs of our own, each a module of its own below hack/tools: built once for their contents.
+"""Go programs that are no part of the cluster, each pinned by a module of its own below hack/tools: built once for its contents.
 
 A module of its own, so that its versions do not move those of the cluster's programs, which all come from one module.
 """
@@ -12,8 +12,9 @@ from toolbox import cache, golang, say, shell
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false"}
 
 
-def build(name: str, usually: str) -> Path:
-    """The program of the module hack/tools/NAME. `usually`: how long a cold build takes."""
+def build(name: str, usually: str, package: str = ".") -> Path:
+    """The program of the module hack/tools/NAME: our own, or somebody's `package` that its go.mod names as a tool.
+    `usually`: how long a cold build takes."""
     folder = golang.MODULE / name
     contents = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -24,7 +25,16 @@ def build(name: str, usually: str) -> Path:
     part = program.with_name(f".{name}.{os.getpid()}")
     with say.step(f"{name}: building it from Go modules, once", usually):
         shell.run(
-            [golang.find(), "build", "-ldflags", "-s -w", "-o", part, "."], folder=folder, environment=_ENVIRONMENT
+            [golang.find(), "build", "-ldflags", "-s -w", "-o", part, package], folder=folder, environment=_ENVIRONMENT
         )
     part.replace(program)
     return program
+
+
+def source(name: str, module: str) -> Path:
+    """The folder with the source of a module that hack/tools/NAME requires, in its locked version."""
+    go, folder = golang.find(), golang.MODULE / name
+    shell.run([go, "mod", "download", module], folder=folder, environment=_ENVIRONMENT)
+    return Path(
+        shell.run([go, "list", "-m", "-f", "{{.Dir}}", module], folder=folder, environment=_ENVIRONMENT).strip()
+    )

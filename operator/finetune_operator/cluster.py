@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -73,7 +74,11 @@ class Cluster:
             config.load_incluster_config()
         else:
             await config.load_kube_config()
-        return cls(client.ApiClient())
+        api = client.ApiClient()
+        if not urllib.request.getproxies():
+            # Else each request asks threads for a proxy and for ~/.netrc: twice the CPU that the request itself takes.
+            api.configuration.client_session_kwargs = {"trust_env": False}
+        return cls(api)
 
     async def close(self) -> None:
         await self._api.close()

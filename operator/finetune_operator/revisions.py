@@ -7,6 +7,7 @@ catalogue does not retrain either, since the section holds the entry's name, not
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,21 +39,22 @@ def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What the spec asks for now: the recorded sections where nothing changed, and the hashes that name the children."""
+    """What the spec asks for now: the recorded sections where nothing changed, and the hashes that name the children. They are
+    asked for many times in a reconcile, and their sections stay as they are: only the base model is filled in."""
 
     resolved: dict[str, Any]
     changed: dict[str, list[str]]
     """Section -> paths that differ from the record; all sections are present, unchanged ones with an empty list."""
 
-    @property
+    @functools.cached_property
     def revision(self) -> str:
         return revision.training_hash(self.resolved)
 
-    @property
+    @functools.cached_property
     def evaluation_hash(self) -> str:
         return revision.evaluation_hash(self.resolved)
 
-    @property
+    @functools.cached_property
     def release_hash(self) -> str:
         """Names the Deployment together with the revision."""
         return revision.digest(self.resolved[revision.RELEASE], 4)

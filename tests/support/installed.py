@@ -121,7 +121,8 @@ def free_port() -> int:
 def start(name: str, folder: Path, kubeconfig: Path, file: Path) -> Replica:
     port = free_port()
     log = folder / f"{name}.log"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environment = kept | {"HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "finetune_operator", f"--settings={file}", f"--port={port}", "--host=127.0.0.1"],

@@ -1,0 +1,132 @@
+"""The operator at scale, and beside Kubeflow Trainer: `python -m tests.bench.operator` writes docs/benchmarks/operator.*.
+
+--scenario NAME, --side NAME, --jobs N    a part or a smaller run, into out/benchmarks
+--minutes N    after so many no scenario goes on (25)
+--render       writes the page again from operator-runs.json
+--check        only compares page and rows with operator-runs.json
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import platform
+import signal
+import sys
+import time
+
+# hack/ and tests/ have what development tools and tests share; they are no packages that could be installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "hack"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "tests"))
+
+from tests.bench.operator import measure, ours, peer, place, report, scenarios
+
+from localcluster import binaries
+from toolbox import cache, say
+
+COMMITTED = cache.REPOSITORY / "docs" / "benchmarks"
+PARTIAL = cache.REPOSITORY / "out" / "benchmarks"
+MINUTES = 25.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", action="append", choices=list(scenarios.BY_NAME))
+    parser.add_argument("--side", action="append", choices=list(measure.SIDES))
+    parser.add_argument("--jobs", type=int, help="at most so many jobs in a scenario")
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
+    folder = options.output or (PARTIAL if any((options.scenario, options.side, options.jobs)) else COMMITTED)
+    if options.check or options.render:
+        return again(folder, check=options.check)
+    say.result(report.page(run(options, folder)))
+    return 0
+
+
+def again(folder: pathlib.Path, *, check: bool) -> int:
+    """Page and rows from what was measured: written again, or compared with what is there."""
+    if check and not (folder / report.RUNS).exists():
+        return 0
+    results = report.read(folder)
+    if not check:
+        report.write(results, folder)
+        return 0
+    for name, text in ((report.PAGE, report.page(results)), (report.DATA, report.data(results))):
+        if (folder / name).read_text() != text:
+            say.line(f"{folder / name} is not what was measured: make bench-operator ARGS=--render")
+            return 1
+    return 0
+
+
+def run(options: argparse.Namespace, folder: pathlib.Path) -> report.Results:
+    """Every scenario, for each side that has it; the results are written after each."""
+    began = time.monotonic()
+    say.line(
+        f"  {len(options.scenario or scenarios.ALL)} scenarios, up to {options.minutes:g} minutes; results in {folder}"
+    )
+    binaries.ensure((*binaries.CONTROL_PLANE, *place.PROGRAMS))
+    sides = options.side or list(measure.SIDES)
+    if peer.NAME in sides:
+        peer.program()
+    results = report.Results(machine(), versions(), command(), ours.NAME, peer.NAME)
+    for scenario in (scenarios.BY_NAME[name] for name in options.scenario or scenarios.BY_NAME):
+        if options.jobs:
+            scenario = dataclasses.replace(scenario, jobs=min(options.jobs, scenario.jobs))
+        for side in sides:
+            if side == peer.NAME and not scenario.peer:
+                continue
+            if time.monotonic() - began > options.minutes * 60:
+                results.remarks.append(f"{scenario.name}, {side}: not run, {options.minutes:g} minutes were over")
+                continue
+            found = measure.SIDES[side](scenario, began + options.minutes * 60)
+            results.found += found.all
+            results.remarks += found.remarks
+            results.minutes = (time.monotonic() - began) / 60
+            report.write(results, folder)
+    return results
+
+
+def machine() -> dict[str, str]:
+    """What it runs on, without names that tell whose it is."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {
+        "model": model,
+        "cores": f"{len(os.sched_getaffinity(0))} cores",
+        "memory": f"{memory:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
+        "Kubernetes": binaries.version("k8s.io/kubernetes"),
+        "KWOK": binaries.version("sigs.k8s.io/kwok"),
+        peer.NAME: peer.version(),
+        "kopf": importlib.metadata.version("kopf"),
+        "kubernetes (client)": importlib.metadata.version("kubernetes"),
+        "Python": platform.python_version(),
+    }
+
+
+def command() -> str:
+    return " ".join(["make bench-operator", *([f'ARGS="{" ".join(sys.argv[1:])}"'] if sys.argv[1:] else [])])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except say.Problem as problem:
+        say.line(f"bench-operator: {problem}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say.line("bench-operator: interrupted; all that it had started is ended")
+        sys.exit(130)

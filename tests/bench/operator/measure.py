@@ -1,0 +1,231 @@
+"""One scenario, one side, from a fresh control plane to its figures."""
+
+import asyncio
+import contextlib
+import itertools
+import pathlib
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+from tests.bench.operator import drive, ours, peer, place, report, scenarios, usage
+from tests.bench.operator.scenarios import Figure, Scenario
+
+from support import controlplane, installed
+from toolbox import say
+
+QUIET = 0.25
+"""Of a core: below it, for three seconds, a process is at rest."""
+LEFTOVERS = 3.0
+"""Seconds after the last job, in which late requests are still counted."""
+
+
+class Findings:
+    """The figures of one side in one scenario, told as they come."""
+
+    def __init__(self, side: str, scenario: Scenario) -> None:
+        self.side, self.scenario = side, scenario
+        self.all: list[report.Found] = []
+        self.remarks: list[str] = []
+
+    def add(self, figure: Figure, value: float) -> None:
+        self.all.append(report.Found(self.scenario.name, self.scenario.jobs, figure.name, self.side, value))
+        say.line(f"      {figure.name}: {value:.{figure.digits}f} {figure.unit}")
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(f"{self.scenario.name}, {self.side}: {text}")
+        say.line(f"      {text}")
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """Of a hundred, the nearest rank; nan of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part / 100))] if ordered else float("nan")
+
+
+def of_ours(scenario: Scenario, deadline: float) -> Findings:
+    found = Findings(ours.NAME, scenario)
+    with tempfile.TemporaryDirectory() as temporary, place.control_plane() as plane:
+        folder = pathlib.Path(temporary)
+        with ours.operator(plane, folder) as operator:
+            operator.leading(operator.start())
+            asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
+            _errors(operator, found)
+    return found
+
+
+def of_peer(scenario: Scenario, deadline: float) -> Findings:
+    found = Findings(peer.NAME, scenario)
+    with tempfile.TemporaryDirectory() as temporary, place.control_plane() as plane:
+        folder = pathlib.Path(temporary)
+        with peer.controller(plane, folder) as pid:
+            asyncio.run(_peer(scenario, plane, pid, found, deadline))
+    return found
+
+
+async def _peer(
+    scenario: Scenario, plane: controlplane.ControlPlane, pid: int, found: Findings, deadline: float
+) -> None:
+    async with drive.Drive(plane, peer.SIDE, peer.PATH, deadline).open() as driver:
+        manifests = [peer.manifest(f"b-{number:05d}") for number in range(scenario.jobs)]
+        await _begin(driver, scenario, manifests, pid, found)
+
+
+async def _ours(
+    scenario: Scenario,
+    plane: controlplane.ControlPlane,
+    folder: pathlib.Path,
+    operator: ours.Operator,
+    found: Findings,
+    deadline: float,
+) -> None:
+    pid = operator.replicas[0].process.pid
+    manifests = [ours.manifest(f"b-{number:05d}", scenario.serves) for number in range(scenario.jobs)]
+    final = "Ready" if scenario.serves else "Complete"
+    async with (
+        drive.Drive(plane, ours.SIDE, ours.PATH, deadline).open() as driver,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        before = usage.of(pid)
+        if scenario.played:
+            stack.enter_context(place.nodes(plane, folder))
+            await stack.enter_async_context(driver.watching(final))
+        await _begin(driver, scenario, manifests, pid, found)
+        if not scenario.lives:
+            return
+        if not scenario.played:
+            stack.enter_context(place.nodes(plane, folder))
+            await stack.enter_async_context(driver.watching(final))
+        done = await _live(driver, scenario, pid, before, found)
+        if scenario.rests and done:
+            await _rest(driver, operator, found)
+
+
+async def _begin(
+    driver: drive.Drive, scenario: Scenario, manifests: list[dict[str, object]], pid: int, found: Findings
+) -> None:
+    """Until each job has its first Job, which is the last of its first children."""
+    before, asked, ledger = usage.of(pid), driver.ledger.requests, driver.ledger
+    say.line(f"    {scenario.title} ({found.side})")
+    making = asyncio.create_task(driver.create_all(manifests, scenario.rate))
+
+    def begun_by_now() -> int:
+        if making.done():
+            making.result()
+        return len(ledger.begun)
+
+    done = await driver.until("jobs have begun", begun_by_now, scenario.jobs, scenario.seconds)
+    busy = usage.of(pid)
+    if not done:
+        found.remark(f"only {len(ledger.begun)} of {scenario.jobs} jobs had begun after {scenario.seconds:.0f} s")
+        making.cancel()
+    await asyncio.gather(making, return_exceptions=True)
+    if not scenario.played:
+        await asyncio.sleep(LEFTOVERS)
+    after, waits, begun = usage.of(pid), ledger.waits(), max(len(ledger.begun), 1)
+    lasted = max(ledger.begun.values(), default=0.0) - min(ledger.created.values(), default=0.0)
+    if scenario.rate is None:
+        found.add(scenarios.RATE, len(waits) / lasted)
+    found.add(scenarios.WAIT_50, percentile(waits, 50))
+    found.add(scenarios.WAIT_99, percentile(waits, 99))
+    if not scenario.played:
+        found.add(scenarios.REQUESTS, (ledger.requests - asked) / begun)
+        found.add(scenarios.STATUS, ledger.writes(f"{ledger.side.jobs}/status") / begun)
+        found.add(scenarios.MEMORY, after.peak / 1e6)
+        found.add(scenarios.CPU, (after.cpu - before.cpu) / begun * 1000)
+        found.add(scenarios.BUSY, usage.share(before, busy) * 100)
+
+
+async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> bool:
+    """Until each job is finished. Returns whether all are."""
+    ledger, seen, started = driver.ledger, driver.seen, time.time()
+    end = "are served" if scenario.serves else "are finished"
+    patience = 60 + scenario.jobs / 6
+    done = await driver.until(f"jobs {end}", lambda: len(seen.finished), scenario.jobs, patience)
+    await asyncio.sleep(LEFTOVERS)
+    driver.read()
+    after, finished = usage.of(pid), max(len(seen.finished), 1)
+    if not done:
+        phases = sorted({phase: list(seen.phases.values()).count(phase) for phase in seen.phases.values()}.items())
+        found.remark(f"only {len(seen.finished)} of {scenario.jobs} jobs {end}; phases: {dict(phases)}")
+    if not scenario.played:
+        found.add(scenarios.LIVES, finished / (max(seen.finished.values(), default=time.time()) - started))
+    for figures, ends in (
+        ((scenarios.POD_50, scenarios.POD_99), ledger.pods_ended),
+        ((scenarios.JOB_50, scenarios.JOB_99), ledger.jobs_ended),
+    ):
+        late = seen.after(ends)
+        found.add(figures[0], percentile(late, 50))
+        found.add(figures[1], percentile(late, 99))
+    found.add(scenarios.LIFE_REQUESTS, ledger.requests / finished)
+    found.add(scenarios.LIFE_WRITES, ledger.writes("finetunejobs/status") / finished)
+    found.add(scenarios.LIFE_EVENTS, ledger.writes("events") / finished)
+    children = sum(n for (verb, what), n in ledger.asked.items() if verb in {"patch", "delete"} and "/" not in what)
+    found.add(scenarios.LIFE_CHILDREN, (children - ledger.asked["patch", "leases"]) / finished)
+    found.add(scenarios.LIFE_CPU, (after.cpu - before.cpu) / finished * 1000)
+    found.add(scenarios.LIFE_MEMORY, after.peak / 1e6)
+    if ledger.refused:
+        found.remark(f"refused requests: {dict(ledger.refused)}")
+    return done
+
+
+async def _rest(driver: drive.Drive, operator: ours.Operator, found: Findings) -> None:
+    """With all jobs finished: rest, then a restart, a handover to a replica that stands by, and its loss."""
+    first = operator.replicas[-1]
+    await _quiet(driver, first.process.pid)
+    before = usage.of(first.process.pid)
+    await asyncio.sleep(report.REST)
+    after = usage.of(first.process.pid)
+    found.add(scenarios.REST_MEMORY, after.memory / 1e6)
+    found.add(scenarios.REST_CPU, usage.share(before, after) * 100)
+    await asyncio.to_thread(first.end)
+    await driver.create(ours.manifest("r-00000", serves=False))
+    began = time.time()
+    second = operator.start()
+    found.add(scenarios.RESTART, await _begun(driver, "r-00000") - began)
+    await _quiet(driver, second.process.pid)
+    found.add(scenarios.RESTART_ALL, time.time() - began - 3)
+    found.add(scenarios.RESTART_MEMORY, usage.of(second.process.pid).memory / 1e6)
+    leader, number = second, 0
+    for figure, how in ((scenarios.HANDOVER, signal.SIGTERM), (scenarios.FAILOVER, signal.SIGKILL)):
+        standby = operator.start()
+        await asyncio.to_thread(installed.eventually, lambda standby=standby: standby.heard("standing by"), 60)
+        await asyncio.sleep(2)
+        began, number = time.time(), number + 1
+        leader.process.send_signal(how)
+        await driver.create(ours.manifest(f"r-{number:05d}", serves=False))
+        found.add(figure, await _begun(driver, f"r-{number:05d}") - began)
+        await asyncio.to_thread(leader.end)
+        leader = standby
+        await _quiet(driver, leader.process.pid)
+
+
+async def _begun(driver: drive.Drive, name: str) -> float:
+    await driver.until(f"jobs have begun: {name}", lambda: int(name in driver.ledger.begun), 1, 180)
+    return driver.ledger.begun.get(name, float("nan"))
+
+
+async def _quiet(driver: drive.Drive, pid: int) -> None:
+    """Until the process has been at rest for three seconds."""
+    readings = [usage.of(pid)]
+
+    def at_rest() -> int:
+        now = usage.of(pid)
+        if now.at - readings[-1].at >= 1:
+            readings.append(now)
+        return int(len(readings) > 3 and all(usage.share(*pair) < QUIET for pair in itertools.pairwise(readings[-4:])))
+
+    await driver.until("process is at rest", at_rest, 1, 120)
+
+
+def _errors(operator: ours.Operator, found: Findings) -> None:
+    """What the operator complained about: a benchmark of errors would be none."""
+    for replica in operator.replicas:
+        bad = [line["message"] for line in replica.said() if line.get("level") not in {"INFO", "DEBUG"}]
+        lost = [text for text in bad if "lease" in text or "no longer leading" in text]
+        if rest := [text for text in bad if text not in lost]:
+            found.remark(f"{len(rest)} warnings of {replica.name}, the first: {rest[0][:300]}")
+
+
+SIDES: dict[str, Callable[[Scenario, float], Findings]] = {ours.NAME: of_ours, peer.NAME: of_peer}

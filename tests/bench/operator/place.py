@@ -1,0 +1,92 @@
+"""The control plane of one scenario, and the parts that make pods run on it: kube-scheduler, and KWOK for the kubelets."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+
+import yaml
+from tests.bench.operator import stages
+
+from localcluster import binaries
+from support import controlplane, installed
+from toolbox import say
+
+NAMESPACE = "bench"
+NODES = 20
+PROGRAMS = ("kube-scheduler", "kwok", "helm")
+
+
+@contextlib.contextmanager
+def control_plane() -> Iterator[controlplane.ControlPlane]:
+    """A fresh one, with our CRDs and the namespace of the jobs; gone afterwards."""
+    folder = binaries.ensure((*binaries.CONTROL_PLANE, *PROGRAMS))
+    with controlplane.running(f"bench-{os.getpid()}") as plane:
+        assert plane.bin == folder, f"one folder for all programs: {plane.bin}, {folder}"
+        plane.kubectl("create", "namespace", NAMESPACE)
+        yield plane
+
+
+@contextlib.contextmanager
+def process(
+    argv: Sequence[str | pathlib.Path], log: pathlib.Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block; its words are in `log`."""
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [str(word) for word in argv],
+            env={"PATH": os.environ["PATH"], "HOME": str(log.parent)} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def nodes(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterator[None]:
+    """Nodes that KWOK plays, and a scheduler that gives them the pods."""
+    config = folder / "kwok.yaml"
+    config.write_text(yaml.safe_dump_all(stages.configuration()))
+    kubeconfig = f"--kubeconfig={plane.kubeconfig}"
+    kwok = [
+        plane.bin / "kwok",
+        kubeconfig,
+        f"--config={config}",
+        "--manage-all-nodes",
+        "--node-lease-duration-seconds=40",
+    ]
+    scheduler = [
+        plane.bin / "kube-scheduler",
+        kubeconfig,
+        f"--secure-port={installed.free_port()}",
+        "--bind-address=127.0.0.1",
+        "--kube-api-qps=500",
+        "--kube-api-burst=1000",
+        "--leader-elect=false",
+        "--profiling=false",
+    ]
+    with process(kwok, folder / "kwok.log") as player, process(scheduler, folder / "scheduler.log") as placer:
+        items = [stages.node(f"node-{number}") for number in range(NODES)]
+        plane.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        until = time.monotonic() + 60
+        while plane.kubectl("get", "nodes", "--no-headers").count(" Ready ") < NODES:
+            for child, name in ((player, "kwok"), (placer, "scheduler")):
+                if child.poll() is not None:
+                    raise say.Problem(f"{name} ended:\n{(folder / name).with_suffix('.log').read_text()[-2000:]}")
+            if time.monotonic() > until:
+                raise say.Problem(f"the nodes are not Ready:\n{(folder / 'kwok.log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield

@@ -1,0 +1,167 @@
+"""operator-runs.json (what was measured), operator.json (rows to compare) and operator.md (the page). Pure but for the files."""
+
+import dataclasses
+import json
+import pathlib
+
+from tests.bench.operator import scenarios, stages
+
+RUNS, DATA, PAGE = "operator-runs.json", "operator.json", "operator.md"
+REST = 20.0
+"""Seconds over which rest is measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One figure of one side."""
+
+    scenario: str
+    jobs: int
+    figure: str
+    side: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A figure of ours, and the peer's where it has one. `ratio`: ours by the peer's."""
+
+    scenario: str
+    jobs: int
+    figure: str
+    ours: float
+    peer: str | None
+    peer_value: float | None
+    ratio: float | None
+
+
+@dataclasses.dataclass
+class Results:
+    """All that one command measured. `machine` and `versions`: facts by name."""
+
+    machine: dict[str, str]
+    versions: dict[str, str]
+    command: str
+    ours: str
+    peer: str
+    minutes: float = 0.0
+    found: list[Found] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+
+
+def rows(results: Results) -> list[Row]:
+    """In the order in which they were measured."""
+    theirs = {(one.scenario, one.figure): one.value for one in results.found if one.side == results.peer}
+    made = []
+    for one in results.found:
+        if one.side != results.ours:
+            continue
+        value = theirs.get((one.scenario, one.figure))
+        ratio = round(one.value / value, 3) if value else None
+        name = results.peer if value is not None else None
+        made.append(Row(one.scenario, one.jobs, one.figure, _rounded(one.value), name, _rounded(value), ratio))
+    return made
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def write(results: Results, folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RUNS).write_text(json.dumps(dataclasses.asdict(results), indent=1) + "\n")
+    (folder / DATA).write_text(data(results))
+    (folder / PAGE).write_text(page(results))
+
+
+def data(results: Results) -> str:
+    return json.dumps([dataclasses.asdict(row) for row in rows(results)], indent=1) + "\n"
+
+
+def read(folder: pathlib.Path) -> Results:
+    document = json.loads((folder / RUNS).read_text())
+    found = [Found(**one) for one in document.pop("found")]
+    return Results(**document, found=found)
+
+
+def page(results: Results) -> str:
+    made = rows(results)
+    lines = [
+        "# The operator at scale",
+        "",
+        "Made by `make bench-operator`; do not edit. What was measured is in [operator-runs.json](operator-runs.json), the rows "
+        "of the tables are in [operator.json](operator.json).",
+        "",
+        f"- Machine: {', '.join(results.machine.values())}; the API server, etcd, the controllers and the driver share it",
+        f"- {', '.join(f'{name} {version}' for name, version in results.versions.items())}",
+        f"- Command: `{results.command}`, {results.minutes:.0f} minutes",
+        "",
+    ]
+    for name in dict.fromkeys(row.scenario for row in made):
+        lines += _table(results, name, [row for row in made if row.scenario == name])
+    lines += ["## Goals", "", "| scenario | figure | goal | reached |", "|---|---|---|---|"]
+    lines += [line for goal in scenarios.GOALS for line in _goal(made, goal)]
+    lines += ["", *_remarks(results), *_method(results)]
+    return "\n".join(lines)
+
+
+def _table(results: Results, name: str, made: list[Row]) -> list[str]:
+    scenario = scenarios.BY_NAME[name]
+    with_peer = any(row.peer for row in made)
+    head = f"| figure | unit | {results.ours} |" + (f" {results.peer} | ours by it |" if with_peer else "")
+    lines = [f"## {scenario.title}", "", head, "|---|---|---|" + ("---|---|" if with_peer else "")]
+    for row in made:
+        figure = scenarios.FIGURES[row.figure]
+        line = f"| {row.figure} | {figure.unit} | {row.ours:,.{figure.digits}f} |"
+        if with_peer:
+            theirs = "" if row.peer_value is None else f"{row.peer_value:,.{figure.digits}f}"
+            line += f" {theirs} | {'' if row.ratio is None else f'**{row.ratio:.2g}x**'} |"
+        lines.append(line)
+    return [*lines, ""]
+
+
+def _goal(made: list[Row], goal: scenarios.Goal) -> list[str]:
+    row = next((row for row in made if (row.scenario, row.figure) == (goal.scenario, goal.figure.name)), None)
+    value = (row.ratio if goal.of_ratio else row.ours) if row is not None else None
+    if value is None:
+        return []
+    how = "at least" if goal.figure.more else "at most"
+    unit = "times the peer's" if goal.of_ratio else goal.figure.unit
+    seen = f"{value:.2f}" if goal.of_ratio else f"{value:,.{goal.figure.digits}f}"
+    verdict = "yes" if goal.reached(value) else "**no**"
+    return [f"| {goal.scenario} | {goal.figure.name} | {how} {goal.bound:g} {unit} | {verdict}: {seen} |"]
+
+
+def _remarks(results: Results) -> list[str]:
+    if not results.remarks:
+        return []
+    return ["## What did not go well", "", *(f"- {remark}" for remark in results.remarks), ""]
+
+
+def _method(results: Results) -> list[str]:
+    """What the words of the tables mean."""
+    return [
+        "## What was done",
+        "",
+        "Every scenario has a fresh control plane (etcd, kube-apiserver, kube-controller-manager) for each side. The operator "
+        "runs as a process with the ServiceAccount, Role and settings of its chart, the peer's controller with those of its "
+        "manifests; each with its own limit of requests a second. The driver creates the jobs over 32 connections.",
+        "",
+        "- *Begun*: our job has its ConfigMaps, ServiceAccount, Role and RoleBinding and, last, its first Job, whose pod "
+        f"kube-controller-manager makes on the same two cores; a TrainJob of {results.peer} has its JobSet, its only child. "
+        "JobSet's own controller is not there, nor the peer's validating webhook: both would cost it more.",
+        "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Bursts live on afterwards: "
+        "kube-scheduler places their pods on nodes that KWOK plays.",
+        f"- KWOK starts each container at once and ends it after {stages.RUNS:g} s with exit code 0 and the termination message "
+        "of a stage that went well (preflight, training, evaluation, verification), so that the operator goes its whole road. "
+        "No progress is reported meanwhile. After a burst pods wait for each other, and so do their ends: read the latencies of "
+        "`lives-5` for those of a cluster that is not saturated.",
+        "- Requests, status writes and times of creation are those of the API server's audit log; a pod's end is KWOK's write, "
+        "a Job's end the Job controller's, which waits up to a second of its own; the status is as a client sees it that "
+        "watches.",
+        "- Memory is the largest resident set of the process (VmHWM), at rest the present one (VmRSS); CPU is its user and "
+        f"system time; rest is measured over {REST:g} s.",
+        "- A restart: the operator ends by SIGTERM, a job is created, and a process starts, whose imports count. Handover and "
+        "failover: a second replica stands by; the new job is created right after the signal.",
+        "",
+    ]

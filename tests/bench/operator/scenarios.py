@@ -1,0 +1,110 @@
+"""What is measured, by which names, and what is wanted of it. Pure."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """Jobs that come in one way. `rate`: jobs per second, None for all at once. `played`: scheduler and kubelets are there from
+    the beginning; else they come when all jobs have begun. `lives`: whether the jobs are followed to their end."""
+
+    name: str
+    title: str
+    jobs: int
+    rate: float | None = None
+    played: bool = False
+    lives: bool = False
+    serves: bool = False
+    rests: bool = False
+    """Whether it goes on with the finished jobs: rest, restart, handover, failover."""
+    peer: bool = False
+    seconds: float = 120
+    """After which the jobs' beginning is cut off, and as much again for each ten jobs a second of their lives."""
+
+
+def _burst(jobs: int, seconds: float, rests: bool = False) -> Scenario:
+    return Scenario(
+        f"burst-{jobs}", f"{jobs:,} jobs at once", jobs, lives=True, rests=rests, peer=True, seconds=seconds
+    )
+
+
+ALL = (
+    _burst(100, 60),
+    _burst(1000, 120),
+    Scenario("steady-50", "50 jobs a second, for 20 seconds", 1000, rate=50, peer=True, seconds=120),
+    Scenario(
+        "lives-5", "5 jobs a second, for 20 seconds, to their end", 100, rate=5, played=True, lives=True, seconds=60
+    ),
+    Scenario(
+        "served", "2 jobs a second, for 15 seconds, to a served model", 30, rate=2, played=True, lives=True, serves=True
+    ),
+    _burst(5000, 300, rests=True),
+)
+BY_NAME = {scenario.name: scenario for scenario in ALL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number with its unit. `more`: whether more of it is better."""
+
+    name: str
+    unit: str
+    digits: int = 1
+    more: bool = False
+
+
+RATE = Figure("jobs begun, with all their children", "per second", 0, more=True)
+WAIT_50 = Figure("from a job's creation to its first Job, p50", "s", 3)
+WAIT_99 = Figure("from a job's creation to its first Job, p99", "s", 3)
+REQUESTS = Figure("API requests until a job has begun", "per job")
+STATUS = Figure("status writes until a job has begun", "per job")
+MEMORY = Figure("memory, largest", "MB", 0)
+CPU = Figure("CPU until a job has begun", "ms per job")
+BUSY = Figure("CPU while jobs begin", "% of a core", 0)
+LIVES = Figure("whole lives", "per second", more=True)
+POD_50 = Figure("from a pod's end to the status, p50", "s", 2)
+POD_99 = Figure("from a pod's end to the status, p99", "s", 2)
+JOB_50 = Figure("from a Job's end to the status, p50", "s", 3)
+JOB_99 = Figure("from a Job's end to the status, p99", "s", 3)
+LIFE_REQUESTS = Figure("API requests in a life", "per job")
+LIFE_WRITES = Figure("status writes in a life", "per job")
+LIFE_CHILDREN = Figure("writes of children in a life", "per job")
+LIFE_EVENTS = Figure("events in a life", "per job")
+LIFE_CPU = Figure("CPU in a life", "ms per job")
+LIFE_MEMORY = Figure("memory, largest, whole lives", "MB", 0)
+REST_MEMORY = Figure("memory at rest, all jobs finished", "MB", 0)
+REST_CPU = Figure("CPU at rest, all jobs finished", "% of a core")
+RESTART = Figure("from a restart to the first Job of a job that waited", "s")
+RESTART_ALL = Figure("from a restart to rest", "s")
+RESTART_MEMORY = Figure("memory after a restart", "MB", 0)
+HANDOVER = Figure("from the leader's SIGTERM to the first Job of a new job", "s")
+FAILOVER = Figure("from the leader's SIGKILL to the first Job of a new job", "s")
+FIGURES = {figure.name: figure for figure in globals().copy().values() if isinstance(figure, Figure)}
+
+COMPARED = (RATE, WAIT_50, WAIT_99, REQUESTS, STATUS, MEMORY, CPU, BUSY)
+"""Figures that both sides have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """At least, or at most, that much: of the figure itself, or of its ratio to the peer's."""
+
+    scenario: str
+    figure: Figure
+    bound: float
+    of_ratio: bool = False
+
+    def reached(self, value: float) -> bool:
+        return value >= self.bound if self.figure.more else value <= self.bound
+
+
+GOALS = (
+    Goal("burst-1000", RATE, 80),
+    Goal("steady-50", WAIT_99, 0.5),
+    Goal("lives-5", LIFE_WRITES, 8),
+    Goal("burst-5000", REST_MEMORY, 250),
+    Goal("burst-5000", REST_CPU, 5),
+    Goal("burst-5000", RESTART, 25),
+    Goal("burst-1000", RATE, 4, of_ratio=True),
+    Goal("burst-1000", MEMORY, 2.5, of_ratio=True),
+)

@@ -1,0 +1,160 @@
+"""The operator's benchmark itself: what KWOK is told, how the audit log is read, what is written. No timing is asserted."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from tests.bench.operator import __main__, audit, drive, measure, ours, peer, report, scenarios, stages
+
+from finetune_api import outcome
+from finetune_api.reasons import Stage
+from finetune_operator import observe
+from support import manifests
+from toolbox import golang
+
+AT = "2026-11-23T00:00:0{}.250000Z"
+
+
+def line(**changes: Any) -> bytes:
+    event = {
+        "stage": "ResponseComplete",
+        "verb": "patch",
+        "user": {"username": ours.SIDE.user},
+        "userAgent": "client/1",
+        "objectRef": {"resource": "jobs", "name": "b-00001-0a1b2c3d-preflight-1"},
+        "responseStatus": {"code": 201},
+        "requestReceivedTimestamp": AT.format(0),
+        "stageTimestamp": AT.format(1),
+    }
+    return json.dumps(manifests.changed(event, **changes)).encode()
+
+
+def results() -> report.Results:
+    found = [
+        report.Found("burst-1000", 1000, scenarios.RATE.name, "ours", 60.0),
+        report.Found("burst-1000", 1000, scenarios.RATE.name, "theirs", 20.0),
+        report.Found("burst-1000", 1000, scenarios.LIFE_WRITES.name, "ours", 7.0),
+    ]
+    return report.Results(
+        {"cores": "2 cores"}, {"kopf": "1"}, "make it", "ours", "theirs", 1.0, found, ["one was late"]
+    )
+
+
+def test_a_request_is_known_by_who_asked_for_what_and_when() -> None:
+    one = audit.request(line(**{"objectRef.subresource": "status"}))
+    assert one is not None
+    assert (one.user, one.verb, one.what, one.job, one.code) == (ours.SIDE.user, "patch", "jobs/status", "b-00001", 201)
+    assert one.answered - one.received == 1
+    assert one.writes
+
+
+def test_what_is_not_answered_or_about_no_resource_is_left_out() -> None:
+    assert audit.request(line(stage="ResponseStarted")) is None
+    assert audit.request(line(objectRef=manifests.REMOVED)) is None
+
+
+def test_the_audit_log_is_read_over_its_rotations_and_in_the_middle_of_a_line(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "audit.log"
+    follower = audit.Follower(path)
+    assert follower.read() == []
+    whole = line() + b"\n"
+    path.write_bytes(whole + whole[:20])
+    assert len(follower.read()) == 1
+    with path.open("ab") as log:
+        log.write(whole[20:] + whole)
+    path.rename(tmp_path / "audit-1.log")
+    path.write_bytes(whole)
+    assert len(follower.read()) == 3
+    assert follower.read() == []
+
+
+def test_a_job_waits_from_its_creation_to_its_first_child_and_later_ones_do_not_count() -> None:
+    ledger = audit.Ledger(ours.SIDE)
+    create = {
+        "verb": "create",
+        "user.username": "admin",
+        "objectRef.resource": "finetunejobs",
+        "objectRef.name": "b-00001",
+    }
+    lines = [
+        line(**create),
+        line(stageTimestamp=AT.format(2)),
+        line(stageTimestamp=AT.format(5)),
+        line(**{"objectRef.resource": "finetunejobs", "objectRef.subresource": "status", "responseStatus.code": 409}),
+        line(**{"objectRef.resource": "leases"}),
+    ]
+    for one in map(audit.request, lines):
+        assert one is not None
+        ledger.add(one)
+    assert ledger.waits() == [2.0]
+    assert ledger.writes("finetunejobs/status") == 1
+    assert ledger.requests == 3, "the Lease is no job's"
+    assert dict(ledger.refused) == {("patch", "finetunejobs/status", 409): 1}
+
+
+def test_the_news_of_a_pods_end_are_those_of_its_own_stage() -> None:
+    seen = drive.Seen()
+    conditions = [{"type": "PreflightPassed", "status": "True"}, {"type": "Trained", "status": "Unknown"}]
+    seen.take({"metadata": {"name": "b-00001"}, "status": {"phase": "Complete", "conditions": conditions}}, "Complete")
+    at = seen.true["b-00001", "PreflightPassed"]
+    ends = {"b-00001-0a1b2c3d-preflight-1": at - 2, "b-00001-0a1b2c3d-train-1": at, "b-00002-0a1b2c3d-train-1": at}
+    assert seen.after(ends) == [2.0]
+    assert set(seen.finished) == {"b-00001"}
+
+
+def test_kwok_plays_each_stage_of_ours_and_says_what_the_operator_reads() -> None:
+    told = {
+        document["spec"]["selector"].get("matchLabels", {}).get(observe.STAGE): document["spec"]["next"][
+            "statusTemplate"
+        ]
+        for document in stages.configuration()
+        if document["kind"] == "Stage" and "statusTemplate" in document["spec"]["next"]
+    }
+    for stage, message in stages.answers().items():
+        assert outcome.Outcome.model_validate_json(message).stage == stage
+        assert stages.quoted(message) in told[stage.value]
+    assert f'index .metadata.labels "{observe.REVISION}"' in told[Stage.TRAIN.value]
+    assert stages.REVISION not in "".join(told.values())
+
+
+def test_percentiles_are_measured_values() -> None:
+    assert measure.percentile([3, 1, 2], 50) == 2
+    assert measure.percentile(range(1, 101), 99) == 100
+
+
+def test_goals_and_figures_are_of_scenarios_that_run() -> None:
+    assert all(goal.scenario in scenarios.BY_NAME for goal in scenarios.GOALS)
+    assert all(scenarios.BY_NAME[goal.scenario].peer for goal in scenarios.GOALS if goal.of_ratio)
+
+
+def test_rows_compare_where_the_peer_has_the_figure() -> None:
+    rate, writes = report.rows(results())
+    assert (rate.ours, rate.peer, rate.peer_value, rate.ratio) == (60, "theirs", 20, 3)
+    assert (writes.ours, writes.peer, writes.peer_value, writes.ratio) == (7, None, None, None)
+
+
+def test_the_page_says_which_goals_are_missed_and_what_went_wrong() -> None:
+    page = report.page(results())
+    assert f"| burst-1000 | {scenarios.RATE.name} | at least 80 per second | **no**: 60 |" in page
+    assert "**no**: 3.00" in page
+    assert "- one was late" in page
+
+
+def test_page_and_rows_are_checked_against_what_was_measured(tmp_path: pathlib.Path) -> None:
+    assert __main__.again(tmp_path, check=True) == 0, "nothing was measured yet"
+    report.write(results(), tmp_path)
+    assert report.read(tmp_path) == results()
+    assert __main__.again(tmp_path, check=True) == 0
+    for name in (report.PAGE, report.DATA):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace("60", "61"))
+        assert __main__.again(tmp_path, check=True) == 1
+        assert __main__.again(tmp_path, check=False) == 0
+        assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize("module", [peer.MODULE, peer.JOBSET])
+def test_the_peer_is_locked(module: str) -> None:
+    assert f"{module} v" in (golang.MODULE / peer.TOOL / "go.mod").read_text()
+    assert peer.version().startswith("v2.")
