@@ -41,8 +41,12 @@ class Api:
         request = urllib.request.Request(
             self._host + path.format(self._place), method=method, data=data, headers={"Content-Type": kind}
         )
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            error.msg = f"{error.msg}: {error.read().decode(errors='replace')[:1000]}"
+            raise
 
     def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
         """Tries until the API server is back."""

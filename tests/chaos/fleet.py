@@ -177,7 +177,7 @@ class Fleet:
 
     def __init__(self, site: sites.Site, server: api.Api, seen: watch.Watch, data: str, prefix: str) -> None:
         self._site, self._server, self._seen, self._prefix = site, server, seen, prefix
-        self._base = site.spec(data, training=TRAINING, evaluation=EVALUATION, intent={"advice": "Off"})
+        self._base = site.spec(data, training=TRAINING, evaluation=EVALUATION, intent={"advice": "Ignore"})
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._alive: dict[str, Author] = {}
@@ -231,7 +231,6 @@ class Fleet:
             work(*arguments)
         except BaseException as error:
             self._broken = self._broken or error
-            raise
 
     def alive(self) -> dict[str, str]:
         """Jobs that live, and their phase."""
