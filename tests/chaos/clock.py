@@ -8,33 +8,16 @@ import base64
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from chaos import targets
 from demo import install
 from demo.kube import Kube
-from toolbox import debian, say
+from support import faketime
+from toolbox import say
 
-LIBRARY = "libfaketimeMT.so.1"
 FILE = "/tmp/faketime"
 """In the operator's pods: what is added to the clock, as `+3600`. Absent: nothing is."""
 _MOUNT = "/faketime"
-_ENVIRONMENT = {
-    "LD_PRELOAD": f"{_MOUNT}/{LIBRARY}",
-    "FAKETIME_TIMESTAMP_FILE": FILE,
-    "FAKETIME_CACHE_DURATION": "1",
-    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    "FAKETIME_DISABLE_SHM": "1",
-}
-
-
-def library() -> Path:
-    """The library on this machine; Debian's package is installed where it is missing."""
-    debian.ensure(("faketime",), "moving the operator's clock")
-    found = sorted(Path("/usr/lib").glob(f"*/faketime/{LIBRARY}"))
-    if not found:
-        raise say.Problem(f"{LIBRARY} is not below /usr/lib/*/faketime although faketime is installed")
-    return found[0]
 
 
 @contextlib.contextmanager
@@ -44,12 +27,13 @@ def movable(kube: Kube) -> Iterator[None]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "faketime", "namespace": install.SYSTEM},
-        "binaryData": {LIBRARY: base64.b64encode(library().read_bytes()).decode()},
+        "binaryData": {faketime.LIBRARY: base64.b64encode(faketime.library().read_bytes()).decode()},
     }
     kube.apply(config)
+    environment = faketime.environment(f"{_MOUNT}/{faketime.LIBRARY}", FILE)
     container = {
         "name": "operator",
-        "env": [{"name": name, "value": value} for name, value in _ENVIRONMENT.items()],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
         "volumeMounts": [{"name": "faketime", "mountPath": _MOUNT, "readOnly": True}],
     }
     pod = {"containers": [container], "volumes": [{"name": "faketime", "configMap": {"name": "faketime"}}]}
@@ -67,5 +51,8 @@ def movable(kube: Kube) -> Iterator[None]:
 def move(pod_uid: str, seconds: int) -> None:
     """From now on the operator in this pod reads the clock as so much later; 0: as it is."""
     root = targets.process(pod_uid, "finetune_operator") / "root"
-    # not through a link within the pod's file system, which would lead into this machine's
-    (root / "tmp" / "faketime").write_text(f"{seconds:+d}\n")
+    if faketime.LIBRARY not in (root.parent / "maps").read_text():
+        raise say.Problem(
+            f"the operator's image did not load {faketime.LIBRARY}: is its C library older than this machine's?"
+        )
+    faketime.set_clock(root / FILE.removeprefix("/"), seconds)

@@ -27,11 +27,11 @@ class NotNow(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Struck:
-    """What was done. `job`: whose pod it hit; None: everybody's world. `costs`: whether it may cost that job an attempt."""
+    """What was done. `job`: whose pod it hit; None: everybody's world. `kills`: as a failure, and not as a disruption."""
 
     words: str
     job: str | None = None
-    costs: bool = False
+    kills: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +150,18 @@ def _stage_pod(world: World, dice: random.Random) -> Struck:
     whom = f"{labels['finetune.dev/stage']} attempt {labels['finetune.dev/attempt']}"
     if world.local and dice.random() < 0.7:
         os.kill(int(targets.process(pod["metadata"]["uid"], "finetune").name), signal.SIGKILL)
-        return Struck(f"SIGKILL of {whom}", labels["finetune.dev/job"], costs=True)
+        return Struck(f"SIGKILL of {whom}", labels["finetune.dev/job"], kills=True)
     world.server.delete(f"{api.PODS}/{pod['metadata']['name']}")
-    return Struck(f"pod of {whom} deleted", labels["finetune.dev/job"], costs=True)
+    return Struck(f"pod of {whom} deleted", labels["finetune.dev/job"], kills=True)
 
 
 def _eviction(world: World, dice: random.Random) -> Struck:
-    """As a drain does: Kubernetes replaces the pod, and no attempt is counted, unless several pods train together."""
+    """As a drain does: Kubernetes replaces the pod, and no attempt counts as failed."""
     pod = stage_pod(world, dice)
     meta, labels = pod["metadata"], pod["metadata"]["labels"]
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": meta["name"]}}
     world.server.ask("POST", f"{api.PODS}/{meta['name']}/eviction", body)
-    several = "batch.kubernetes.io/job-completion-index" in labels
-    return Struck(f"pod of {labels['finetune.dev/stage']} evicted", labels["finetune.dev/job"], costs=several)
+    return Struck(f"pod of {labels['finetune.dev/stage']} evicted", labels["finetune.dev/job"])
 
 
 FAULTS: dict[str, Strike] = {

@@ -27,11 +27,11 @@ PATIENCE = 900.0
 LINGER = 180.0
 """Seconds that the children of a deleted job may take to go, while faults go on."""
 TRAINING: dict[str, Any] = {
-    "maxSteps": 300,
+    "maxSteps": 120,
     "batchSize": 2,
     "learningRate": 0.001,
     "lora": {"rank": 8},
-    "checkpoints": {"everyMinutes": 0.03, "keep": 2},
+    "checkpoints": {"everyMinutes": 0.02, "keep": 2},
     "earlyStopping": {"patience": 100},
     # every strike at a job's own pod costs an attempt, and there are many
     "retries": 20,
@@ -57,6 +57,7 @@ class Author:
     generation: int = 0
     resumed: int = 0
     struck: list[str] = dataclasses.field(default_factory=list)
+    killed: list[str] = dataclasses.field(default_factory=list)
 
     def apply(self, **changes: Any) -> None:
         """The spec with these sections changed."""
@@ -238,10 +239,13 @@ class Fleet:
             names = list(self._alive)
         return {name: ((self._seen.job(name) or {}).get("status") or {}).get("phase") or "new" for name in names}
 
-    def struck(self, job: str, words: str) -> None:
+    def struck(self, job: str, words: str, *, killed: bool) -> None:
+        """A fault hit a pod of this job. `killed`: as a failure of its attempt, and not as a disruption."""
         with self._lock:
             if job in self._alive:
                 self._alive[job].struck.append(words)
+                if killed:
+                    self._alive[job].killed.append(words)
 
     def live(self, kind: str) -> Life:
         """A whole life, from apply to the last child's end."""
@@ -259,6 +263,8 @@ class Fleet:
             with self._lock:
                 del self._alive[author.name]
         found = tuple(invariants.violations(story))
+        for violation in found:
+            say.line(f"    VIOLATED: {str(violation)[:2000]}")
         return Life(author.name, kind, author.began, time.monotonic(), len(story.jobs), story.outcome, found)
 
     def _story(self, author: Author, stuck: str) -> history.Story:
@@ -285,6 +291,7 @@ class Fleet:
             pods=tuple(seen.pods.values()),
             statuses=tuple(seen.statuses),
             struck=tuple(author.struck),
+            killed=tuple(author.killed),
             resumed=author.resumed,
             lost=tuple(dict.fromkeys(lost)),
             left=left if not stuck else (*left, stuck),
@@ -301,7 +308,7 @@ class Fleet:
                 lost.append(f"{adapter['uri']}/manifest.json is not the one of the status")
             for file in json.loads(manifest)["files"]:
                 content = self._read(f"{adapter['uri']}/{file['path']}")
-                if hashlib.sha256(content).hexdigest() != file["sha256"] or len(content) != file["bytes"]:
+                if hashlib.sha256(content).hexdigest() != file["sha256"] or len(content) != file["size"]:
                     lost.append(f"{adapter['uri']}/{file['path']} is not as its manifest says")
                 if file["path"] == "adapter_model.safetensors":
                     weights = file["sha256"]

@@ -36,13 +36,16 @@ class Pod:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """A status of the FineTuneJob. `end`: Complete or Failed with its reason, empty while neither is true."""
+    """A status of the FineTuneJob. `end`: Complete or Failed with its reason, empty while neither is true. `failures`:
+    attempts that count as failed; `failure`: the last one's words."""
 
     generation: int
     observed: int
     phase: str
     revision: str
     end: str
+    failures: int = 0
+    failure: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Story:
     """The whole life of one FineTuneJob.
 
     `created`: name of a Job -> how often the API server said that it created it (its audit log). `struck`: what faults did to
-    this job's own pods. `resumed`: how often its author suspended and resumed it. `lost`, `left`: artifacts that are not as they
-    should be, and children that outlived it.
+    this job's own pods; `killed`: those among them that are failures of an attempt. `resumed`: how often its author suspended
+    and resumed it. `lost`, `left`: artifacts that are not as they should be, and children that outlived it.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Story:
     pods: tuple[Pod, ...] = ()
     statuses: tuple[Status, ...] = ()
     struck: tuple[str, ...] = ()
+    killed: tuple[str, ...] = ()
     resumed: int = 0
     lost: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
@@ -115,6 +119,8 @@ def status(raw: Raw) -> Status:
         phase=state.get("phase", ""),
         revision=state.get("revision", ""),
         end=end(state),
+        failures=int(state.get("failedAttempts") or 0),
+        failure=(state.get("failure") or {}).get("message", "")[:300],
     )
 
 

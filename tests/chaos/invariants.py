@@ -60,12 +60,17 @@ def one_pod_trains_at_a_time(story: history.Story) -> Iterator[str]:
 
 
 def attempts_have_causes(story: history.Story) -> Iterator[str]:
-    """Only what happens to a job's own pods may cost it an attempt; an API server, a kubelet or a clock may not."""
+    """Only what happens to a job's own pods may cost it an attempt; an API server, a kubelet or a clock may not. An eviction
+    may (of several pods that train together, or of one that has just ended well), but not as a failure."""
     attempts = collections.Counter((job.stage, job.revision) for job in story.jobs)
     spent = sum(count - 1 for count in attempts.values())
-    allowed = len(story.struck) + story.resumed
-    if spent > allowed:
-        yield f"{spent} attempts beyond the first ones, and {allowed} causes: {[*story.struck, *['resumed'] * story.resumed]}"
+    causes = [*story.struck, *["suspended and resumed"] * story.resumed]
+    said = list(dict.fromkeys(status.failure for status in story.statuses if status.failure))
+    if spent > len(causes):
+        yield f"{spent} attempts beyond the first ones, and only these causes: {causes}; the failures were {said}"
+    failed = sum(max(0, after.failures - before.failures) for before, after in itertools.pairwise(story.statuses))
+    if failed > len(story.killed):
+        yield f"{failed} attempts failed, and only these strikes explain that: {list(story.killed)}; they were {said}"
 
 
 def an_end_is_final(story: history.Story) -> Iterator[str]:

@@ -174,6 +174,6 @@ METHOD = [
     "no attempt without a cause (only strikes at the job's own pods and its author's suspensions may cost one); an end is final; "
     "every file of the adapter is in S3 with the hash of its manifest, also after the job's deletion; no child outlives it.",
     "",
-    "A job is small, about 300 steps; most have no server, since one takes half a minute of a core to start. A round whose "
+    "A job is small, 120 steps; most have no server, since one takes half a minute of a core to start. A round whose "
     "jobs include one with a violation counts as violated, whichever fault did it.",
 ]

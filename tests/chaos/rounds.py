@@ -66,7 +66,7 @@ def ready(site: sites.Site, prefix: str) -> Iterator[tuple[faults.World, fleet.F
     local = report.running(sites.NAME) if site.local else None
     audit = Path(local.summary()["auditLog"]) if local else None  # type: ignore[arg-type]
     with contextlib.ExitStack() as stack:
-        host = stack.enter_context(site.kube.proxy())
+        host = stack.enter_context(site.kube.proxy(quiet=True))
         if local:
             stack.enter_context(clock.movable(site.kube))
         server = api.Api(host, fleet.NAMESPACE)
@@ -111,8 +111,8 @@ def strike(
                 raise
             continue
         break
-    if struck.job and struck.costs:
-        jobs.struck(struck.job, struck.words)
+    if struck.job:
+        jobs.struck(struck.job, struck.words, killed=struck.kills)
     seconds = time.monotonic() - start
     words = struck.words + (f" of {struck.job}" if struck.job else "")
     say.line(f"  round {number} of {wanted.rounds} (seed {seed}): {fault}: {words}; {len(living)} jobs live")
@@ -126,8 +126,6 @@ def tell(done: list[Round], jobs: fleet.Fleet, told: set[int], over: Callable[[R
         if one.round in told or not set(one.jobs) <= set(lives):
             continue
         one.violations = [str(violation) for name in one.jobs for violation in lives[name].violations]
-        for violation in one.violations:
-            say.line(f"    VIOLATED in round {one.round} ({one.fault}): {violation[:1500]}")
         told.add(one.round)
         over(one)
 

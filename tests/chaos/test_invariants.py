@@ -39,6 +39,7 @@ def story(**changes: Any) -> history.Story:
         pods=(pod("a", 0, 10), pod("b", 12, 30)),
         statuses=(status(), status("Complete: Succeeded")),
         struck=("SIGKILL of train attempt 1",),
+        killed=("SIGKILL of train attempt 1",),
     )
     return dataclasses.replace(whole, **changes)
 
@@ -95,6 +96,13 @@ def test_two_pods_of_one_attempt_on_two_nodes_may_train_at_once() -> None:
 def test_an_attempt_that_no_strike_at_its_pods_explains_is_found() -> None:
     assert rules(struck=()) == ["attempts have causes"]
     assert rules(struck=(), resumed=1) == []
+
+
+def test_a_failure_that_no_kill_explains_is_found() -> None:
+    failed = dataclasses.replace(status(), failures=1, failure="exit code 1")
+    statuses = (status(), failed, status("Complete: Succeeded"))
+    assert rules(statuses=statuses) == []
+    assert rules(statuses=statuses, struck=("evicted",), killed=()) == ["attempts have causes"]
 
 
 def test_an_end_that_is_taken_back_is_found() -> None:
