@@ -83,7 +83,9 @@ class Lease:
             if failure.status != 409:  # the other replica was faster
                 LOG.warning("the lease %s/%s: %s", self._namespace, self._name, failure)
         except cluster.OUTAGES as outage:
-            LOG.warning("the lease %s/%s cannot be asked for: %s", self._namespace, self._name, outage or "no answer")
+            LOG.warning(
+                "the lease %s/%s cannot be asked for: %s", self._namespace, self._name, str(outage) or "no answer"
+            )
         return None
 
     async def _take(self) -> str:

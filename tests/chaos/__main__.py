@@ -1,6 +1,7 @@
 """Faults while a fleet of jobs lives, on this machine's node: `python -m tests.chaos` writes docs/benchmarks/chaos.md.
 
 --rounds N     faults to strike (200)
+--minutes N    no more rounds after so many minutes of them; calm before and ends afterwards take some more
 --seed N       of all dice; absent: another one each time, printed
 --fault NAME   only this one; may be given several times
 --size N       jobs that live at a time (6)
@@ -37,6 +38,7 @@ PARTIAL = cache.REPOSITORY / "out" / "benchmarks"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=24 * 60)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--fault", action="append", choices=list(faults.FAULTS))
     parser.add_argument("--size", type=int, default=6)
@@ -52,7 +54,8 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     kinds = fleet.SHORT if options.short else fleet.MIX
     name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    wanted = rounds.Plan(name, seed, options.rounds, options.size, kinds, tuple(options.fault or faults.FAULTS))
+    chosen = tuple(options.fault or faults.FAULTS)
+    wanted = rounds.Plan(name, seed, options.rounds, options.size, kinds, chosen, options.minutes)
     return 1 if strike(wanted, folder) else 0
 
 

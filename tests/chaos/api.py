@@ -55,7 +55,8 @@ class Api:
     def apply(self, manifest: Raw) -> Raw:
         """Server-side apply of a FineTuneJob, as its author."""
         path = f"{FINETUNEJOBS}/{manifest['metadata']['name']}?fieldManager=chaos&force=true"
-        return self.ask("PATCH", path, manifest, "application/apply-patch+yaml")
+        made: Raw = self.ask("PATCH", path, manifest, "application/apply-patch+yaml")
+        return made
 
     def delete(self, path: str, **options: Any) -> None:
         try:

@@ -16,6 +16,9 @@ from toolbox import say
 OPERATORS = f"/api/v1/namespaces/{install.SYSTEM}/pods"
 SELECTOR = "app.kubernetes.io/name=finetune-operator"
 WORD = "finetune_operator"
+STORE = "s3"
+PATIENT = 15.0
+"""Seconds for which every stage waits for S3; preflight gives up first, after 20, and is repeated until the deadline."""
 STAGES = ("preflight", "baseline", "train", "evaluate", "verify")
 JUMPS = (-259_200, -3_600, -90, 90, 3_600, 259_200)
 """Seconds: the longest are beyond `activeDeadlineSeconds` and most certificates' beginnings, the shortest beyond a lease."""
@@ -32,6 +35,8 @@ class Struck:
     words: str
     job: str | None = None
     kills: bool = False
+    delays: bool = False
+    """Whether it may cost anybody an attempt, since it lasted longer than a stage is patient. That is no failure either."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +61,14 @@ def _process(name: str, longest: float) -> Strike:
             cluster.pause(world.local, [name])
             time.sleep(seconds)
             cluster.resume(world.local, [name])
-            return Struck(f"SIGSTOP for {seconds:.1f} s")
+            return Struck(f"SIGSTOP for {seconds:.1f} s", delays=name == STORE and seconds > PATIENT)
         cluster.kill(world.local, [name])
         if how == "away":
             time.sleep(seconds)
         heal(world.local)
-        return Struck(f"SIGKILL, back after {seconds:.1f} s" if how == "away" else "SIGKILL, back at once")
+        if how == "restarted":
+            return Struck("SIGKILL, back at once")
+        return Struck(f"SIGKILL, back after {seconds:.1f} s", delays=name == STORE and seconds > PATIENT)
 
     return strike
 
@@ -170,7 +177,7 @@ FAULTS: dict[str, Strike] = {
     "etcd": _process("etcd", 15),
     "kubelet": _process("kubelet", 20),
     "containerd": _process("containerd", 20),
-    "S3": _process("s3", 30),
+    "S3": _process(STORE, 30),
     "stage's pod": _stage_pod,
     "eviction": _eviction,
     "operator's clock": _clock,

@@ -61,7 +61,8 @@ def one_pod_trains_at_a_time(story: history.Story) -> Iterator[str]:
 
 def attempts_have_causes(story: history.Story) -> Iterator[str]:
     """Only what happens to a job's own pods may cost it an attempt; an API server, a kubelet or a clock may not. An eviction
-    may (of several pods that train together, or of one that has just ended well), but not as a failure."""
+    may (of several pods that train together, or of one that has just ended well), and S3 that is away for longer than a stage
+    waits, but not as a failure."""
     attempts = collections.Counter((job.stage, job.revision) for job in story.jobs)
     spent = sum(count - 1 for count in attempts.values())
     causes = [*story.struck, *["suspended and resumed"] * story.resumed]

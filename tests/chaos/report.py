@@ -171,7 +171,8 @@ METHOD = [
     "After its end every job is compared with one of its kind that had lived before the first fault: same end and reason, same "
     "revision, **the very same trained weights** by their hash, same metrics and gates. Besides, for every job: no two Jobs for "
     "one revision, stage and attempt (by what was watched and by the API server's audit log); never two pods that train at once; "
-    "no attempt without a cause (only strikes at the job's own pods and its author's suspensions may cost one); an end is final; "
+    "no attempt without a cause (only strikes at the job's own pods, its author's suspensions and S3 that is away for longer "
+    "than preflight waits may cost one, and only kills count as failures); an end is final; "
     "every file of the adapter is in S3 with the hash of its manifest, also after the job's deletion; no child outlives it.",
     "",
     "A job is small, 120 steps; most have no server, since one takes half a minute of a core to start. A round whose "

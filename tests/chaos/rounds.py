@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ WARM = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is asked for. `seed` and a round's number give its dice."""
+    """What is asked for. `seed` and a round's number give its dice; after `minutes` of rounds there are no more."""
 
     run: str
     seed: int
@@ -30,6 +31,7 @@ class Plan:
     size: int
     kinds: tuple[str, ...]
     faults: tuple[str, ...]
+    minutes: float = 24 * 60
 
 
 @dataclasses.dataclass
@@ -85,6 +87,9 @@ def run(world: faults.World, jobs: fleet.Fleet, wanted: Plan, over: Callable[[Ro
     began, done, told = time.monotonic(), list[Round](), set[int]()
     turn = faults.order(random.Random(wanted.seed), wanted.faults)
     for number in range(1, wanted.rounds + 1):
+        if time.monotonic() - began > wanted.minutes * 60:
+            say.line(f"  {wanted.minutes:g} minutes are over")
+            break
         done.append(strike(world, jobs, wanted, number, turn, began))
         jobs.check()
         tell(done, jobs, told, over)
@@ -106,13 +111,13 @@ def strike(
             struck = faults.FAULTS[fault](world, dice)
         except (faults.NotNow, LookupError, ProcessLookupError):
             continue
-        except api.urllib.error.HTTPError as error:
+        except urllib.error.HTTPError as error:
             if error.code not in {404, 409, 429}:
                 raise
             continue
         break
-    if struck.job:
-        jobs.struck(struck.job, struck.words, killed=struck.kills)
+    for name in [struck.job] if struck.job else living | jobs.alive() if struck.delays else []:
+        jobs.struck(name, struck.words, killed=struck.kills)
     seconds = time.monotonic() - start
     words = struck.words + (f" of {struck.job}" if struck.job else "")
     say.line(f"  round {number} of {wanted.rounds} (seed {seed}): {fault}: {words}; {len(living)} jobs live")
