@@ -67,8 +67,9 @@ class Story:
     """The whole life of one FineTuneJob.
 
     `created`: name of a Job -> how often the API server said that it created it (its audit log). `struck`: what faults did to
-    this job's own pods, or for longer than those are patient; `killed`: those among them that are failures
-    of an attempt. `resumed`: how often its author suspended and resumed it. `lost`, `left`: artifacts that are not as they should be, and children that outlived it.
+    this job's own pods, or for longer than those are patient; `killed`: those among them that are failures of an attempt.
+    `resumed`: how often its author suspended and resumed it. `lost`, `left`: artifacts that are not as they should be, and
+    children that outlived it.
     """
 
     name: str
