@@ -17,7 +17,7 @@ from toolbox import say
 
 GAPS = (1.0, 9.0)
 """Seconds between the end of a fault and the next one, at least and at most."""
-WARM = 20.0
+WARM = 10.0
 """Seconds of the fleet before the first fault."""
 
 
