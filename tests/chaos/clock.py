@@ -45,6 +45,7 @@ def movable(kube: Kube) -> Iterator[None]:
     # not after an error: the cluster goes, or is to be looked at
     kube.run("rollout", "undo", *where)
     kube.run("rollout", "status", *where, "--timeout=180s")
+    kube.run("delete", "configmap", "faketime", "--namespace", install.SYSTEM)
 
 
 def move(pod_uid: str, seconds: int) -> None:

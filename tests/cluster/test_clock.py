@@ -37,7 +37,7 @@ def pair(
         for name in ("clock-0", "clock-1")
     ]
     try:
-        leader = eventually(lambda: next((one for one in replicas if one.leads()), None), 25)
+        leader = eventually(lambda: next((one for one in replicas if one.leads()), None), 60)
         yield leader, next(one for one in replicas if one is not leader)
     finally:
         for replica in replicas:
@@ -57,6 +57,12 @@ def move(place: Path, replica: installed.Replica, seconds: int) -> None:
     faketime.set_clock(place / f"{replica.name}.clock", seconds)
 
 
+def leads(replica: installed.Replica) -> bool:
+    """Whether it says so; a busy machine may take a moment to answer."""
+    said: tuple[float] = eventually(lambda: (replica.metric("finetune_leader"),), 30)
+    return said[0] == 1
+
+
 def reads(replica: installed.Replica) -> datetime.datetime:
     """The time that a replica gave its last log line."""
     return datetime.datetime.fromisoformat(replica.said()[-1]["time"])
@@ -70,8 +76,8 @@ def test_a_clock_that_jumps_makes_no_second_leader(
         move(place, other, jump)
         end = time.monotonic() + 2 * lease.RETRY_SECONDS + 1
         while time.monotonic() < end:
-            assert not other.leads(), f"a jump of {jump} s made the one that stood by a leader beside the other"
-            assert leader.leads()
+            assert not leads(other), f"a jump of {jump} s made the one that stood by a leader beside the other"
+            assert leads(leader)
             time.sleep(0.1)
 
 
@@ -98,4 +104,4 @@ def test_a_clock_that_jumps_ends_no_job_and_leaves_no_trace_in_its_status(
     assert not late, f"times of another day: {late}"
     move(place, leader, 0)
     scene.play(world.NAME, "Ready", 45)
-    assert leader.leads(), "it led all the time"
+    assert leads(leader), "it led all the time"
