@@ -88,7 +88,7 @@ def heal(local: plan.Plan) -> None:
 def _operator(world: World, dice: random.Random) -> Struck:
     """The pod deleted at once; its process killed; or hanging for longer than its lease, and then back."""
     name, uid = operators(world, dice)[0]
-    how = dice.choice(("deleted", "deleted", "killed", "hangs")) if world.local else "deleted"
+    how = dice.choice(("deleted", "killed", "hangs")) if world.local else "deleted"
     if how == "deleted":
         world.server.delete(f"{OPERATORS}/{name}", gracePeriodSeconds=0)
         return Struck("pod deleted, without grace")
