@@ -48,9 +48,9 @@ class Lease:
         working = asyncio.create_task(work())
         renewing = asyncio.create_task(self._renew())
         try:
-            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
+            done, _ = await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
             for task in (working, renewing):
                 task.cancel()

@@ -9,10 +9,10 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from chaos import targets
 from demo import install
 from demo.kube import Kube
 from support import faketime
+from support import site as sites
 from toolbox import say
 
 FILE = "/tmp/faketime"
@@ -50,7 +50,7 @@ def movable(kube: Kube) -> Iterator[None]:
 
 def move(pod_uid: str, seconds: int) -> None:
     """From now on the operator in this pod reads the clock as so much later; 0: as it is."""
-    root = targets.process(pod_uid, "finetune_operator") / "root"
+    root = sites.processes(pod_uid, "finetune_operator")[0] / "root"
     if faketime.LIBRARY not in (root.parent / "maps").read_text():
         raise say.Problem(
             f"the operator's image did not load {faketime.LIBRARY}: is its C library older than this machine's?"

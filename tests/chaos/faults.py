@@ -8,9 +8,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from chaos import api, clock, targets, watch
+from chaos import api, clock, watch
 from demo import install
 from localcluster import cluster, plan
+from support import site as sites
 from toolbox import say
 
 OPERATORS = f"/api/v1/namespaces/{install.SYSTEM}/pods"
@@ -92,7 +93,7 @@ def _operator(world: World, dice: random.Random) -> Struck:
     if how == "deleted":
         world.server.delete(f"{OPERATORS}/{name}", gracePeriodSeconds=0)
         return Struck("pod deleted, without grace")
-    pid = int(targets.process(uid, WORD).name)
+    pid = int(sites.processes(uid, WORD)[0].name)
     if how == "killed":
         os.kill(pid, signal.SIGKILL)
         return Struck("SIGKILL")
@@ -156,7 +157,8 @@ def _stage_pod(world: World, dice: random.Random) -> Struck:
     labels = pod["metadata"]["labels"]
     whom = f"{labels['finetune.dev/stage']} attempt {labels['finetune.dev/attempt']}"
     if world.local and dice.random() < 0.7:
-        os.kill(int(targets.process(pod["metadata"]["uid"], "finetune").name), signal.SIGKILL)
+        process = sites.processes(pod["metadata"]["uid"], labels["finetune.dev/stage"])[0]
+        os.kill(int(process.name), signal.SIGKILL)
         return Struck(f"SIGKILL of {whom}", labels["finetune.dev/job"], kills=True)
     world.server.delete(f"{api.PODS}/{pod['metadata']['name']}")
     return Struck(f"pod of {whom} deleted", labels["finetune.dev/job"], kills=True)
