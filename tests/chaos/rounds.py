@@ -92,6 +92,7 @@ def run(world: faults.World, jobs: fleet.Fleet, wanted: Plan, over: Callable[[Ro
             break
         done.append(strike(world, jobs, wanted, number, turn, began))
         jobs.check()
+        world.seen.check()
         tell(done, jobs, told, over)
     jobs.finish()
     tell(done, jobs, told, over)

@@ -46,6 +46,11 @@ class Watch:
 
     # -- what is asked of it --
 
+    def check(self) -> None:
+        """Raises where it does not see any more: what nobody watches, nobody finds."""
+        if not all(thread.is_alive() for thread in self._threads):
+            raise RuntimeError("a watching thread ended; its traceback is above")
+
     def job(self, name: str) -> api.Raw | None:
         """The FineTuneJob as it was seen last."""
         with self._lock:
