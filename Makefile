@@ -74,6 +74,7 @@ verify-generated: venv
 	$(VENV)/python -m tests.bench.estimate --check
 	$(VENV)/python -m tests.bench.evaluation --check
 	$(VENV)/python -m tests.bench.operator --check
+	$(VENV)/python -m tests.chaos --check
 	$(VENV)/python hack/dashboards --check
 
 # Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
@@ -81,6 +82,10 @@ verify-chart:
 	helm=$$($(PYTHON) hack/localcluster binaries helm)/helm && \
 	$$helm lint --strict --kube-version $(KUBERNETES) $(CHART) && \
 	$$helm template finetune-operator $(CHART) --kube-version $(KUBERNETES) --include-crds > /dev/null
+
+.PHONY: chaos
+chaos: venv ## Strike a fleet of jobs with 200 random faults on a real node and judge every job, an hour; ARGS="--rounds 20"
+	$(VENV)/python -m tests.chaos $(ARGS)
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 

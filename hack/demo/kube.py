@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,9 +74,11 @@ class Kube:
             child.end(process)
 
     @contextmanager
-    def proxy(self) -> Iterator[str]:
-        """The API server without credentials on this machine, for programs that bring none; gives host and port."""
-        process = child.start([self.kubectl, "proxy", "--port=0"], environment=self.environment)
+    def proxy(self, *, quiet: bool = False) -> Iterator[str]:
+        """The API server without credentials on this machine, for programs that bring none; gives host and port. `quiet`: nothing
+        is said of an API server that is away."""
+        words = [self.kubectl, "proxy", "--port=0"]
+        process = child.start(words, environment=self.environment, stderr=subprocess.DEVNULL if quiet else None)
         try:
             assert process.stdout
             first = process.stdout.readline()

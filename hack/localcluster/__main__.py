@@ -12,6 +12,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from localcluster import binaries, cluster, disk, plan, report  # noqa: E402
 from toolbox import say  # noqa: E402
 
+FAULTS = {
+    "restart": (cluster.restart, "end processes of a cluster (SIGKILL) and start them again"),
+    "kill": (cluster.kill, "end processes (SIGKILL); `restart` or `up` starts them again"),
+    "pause": (cluster.pause, "let processes hang (SIGSTOP)"),
+    "resume": (cluster.resume, "let paused processes go on (SIGCONT)"),
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 hack/localcluster", description=__doc__)
@@ -23,10 +30,11 @@ def main() -> int:
     up.add_argument("--gpus", type=int, default=0, metavar="N", help="let the node say that it has N GPUs")
     down = verbs.add_parser("down", help="stop a cluster and take back all that it changed; logs are kept")
     down.add_argument("--all", action="store_true", help="every cluster of this cache folder")
-    again = verbs.add_parser("restart", help="end processes of a cluster (SIGKILL) and start them again")
-    again.add_argument("process", nargs="+")
+    faults = [verbs.add_parser(name, help=text) for name, (_, text) in FAULTS.items()]
+    for fault in faults:
+        fault.add_argument("process", nargs="+")
     environment = verbs.add_parser("env", help='print export lines for a shell: eval "$(… env)"')
-    for verb in (up, down, again, environment):
+    for verb in (up, down, *faults, environment):
         verb.add_argument("--name", default="local", help="the cluster's name (default: local)")
     verbs.add_parser("status", help="what runs, where, and how much disk the cache takes")
     programs = verbs.add_parser("binaries", help="make programs available; prints the folder that has them")
@@ -53,8 +61,8 @@ def main() -> int:
     elif given.verb == "down":
         for name in plan.names() if given.all else [given.name]:
             cluster.down(name)
-    elif given.verb == "restart":
-        cluster.restart(report.running(given.name), given.process)
+    elif given.verb in FAULTS:
+        FAULTS[given.verb][0](report.running(given.name), given.process)
     elif given.verb == "env":
         say.result(report.exports(report.running(given.name)))
     elif given.verb == "binaries":

@@ -3,6 +3,7 @@
 import json
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,21 +64,45 @@ def _complete(running: Plan, *, with_node: bool) -> None:
             f"cluster '{running.name}' runs {'with' if running.node else 'without'} a node."
             f" Stop it first (python3 hack/localcluster down --name {running.name}) or choose another --name."
         )
-    restart(running, [record.name for record in process.load(running.records).values() if not process.alive(record)])
+    restart(running, dead(running))
     say.line(f"  cluster '{running.name}' is up")
 
 
 def restart(running: Plan, names: Sequence[str]) -> None:
     """Starts these processes again as they were started first; those that live are ended before, at once."""
+    for record in _recorded(running, names):
+        say.line(f"  starting {record.name} again")
+        process.end([record], grace=0)
+        process.start(record.name, record.argv, records=running.records, log=Path(record.log))
+    if names:
+        _wait_ready(running)
+
+
+def kill(running: Plan, names: Sequence[str]) -> None:
+    """SIGKILL: these processes are gone until `restart` or `up`."""
+    process.end(_recorded(running, names), grace=0)
+
+
+def pause(running: Plan, names: Sequence[str]) -> None:
+    """SIGSTOP: these processes hang, with their ports and connections open, until `resume`."""
+    process.send(_recorded(running, names), signal.SIGSTOP)
+
+
+def resume(running: Plan, names: Sequence[str]) -> None:
+    process.send(_recorded(running, names), signal.SIGCONT)
+
+
+def dead(running: Plan) -> list[str]:
+    """Names of processes that ended without having been asked to."""
+    return [record.name for record in process.load(running.records).values() if not process.alive(record)]
+
+
+def _recorded(running: Plan, names: Sequence[str]) -> list[process.Record]:
     records = process.load(running.records)
     for name in names:
         if name not in records:
             raise say.Problem(f"cluster '{running.name}' has no process '{name}'; it has: {', '.join(records)}")
-        say.line(f"  starting {name} again")
-        process.end([records[name]], grace=0)
-        process.start(name, records[name].argv, records=running.records, log=Path(records[name].log))
-    if names:
-        _wait_ready(running)
+    return [records[name] for name in names]
 
 
 def _start(name: str, *, with_node: bool, scheduler: bool, s3: bool) -> Plan:

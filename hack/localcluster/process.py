@@ -96,9 +96,9 @@ def alive(record: Record) -> bool:
 def end(records: Sequence[Record], *, grace: float) -> None:
     """Asks the processes to end, all at once, and kills after `grace` seconds those that did not; 0 kills at once."""
     if grace > 0:
-        _signal(records, signal.SIGTERM)
+        send(records, signal.SIGTERM)
         wait_gone(records, grace)
-    _signal(records, signal.SIGKILL)
+    send(records, signal.SIGKILL)
     if stuck := wait_gone(records, 10):
         names = ", ".join(f"{record.name} (pid {record.pid})" for record in stuck)
         raise say.Problem(f"the kernel does not end {names}: it waits in a system call; a reboot helps")
@@ -112,7 +112,8 @@ def wait_gone(records: Sequence[Record], seconds: float) -> list[Record]:
     return left
 
 
-def _signal(records: Sequence[Record], number: signal.Signals) -> None:
+def send(records: Sequence[Record], number: signal.Signals) -> None:
+    """A signal to each of these very processes that lives."""
     for record in records:
         if alive(record):
             try:

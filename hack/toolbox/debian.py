@@ -25,6 +25,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "chromium-headless-shell": "chromium-headless-shell",
+    "faketime": "faketime",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")

@@ -12,7 +12,7 @@ import socket
 import prometheus_client
 from aiohttp import web
 
-from finetune_operator import cluster, handlers, log, metrics, settings
+from finetune_operator import cluster, handlers, lease, log, metrics, settings
 
 LOG = logging.getLogger("finetune_operator")
 PORT = 8080
@@ -61,7 +61,7 @@ async def operate(options: argparse.Namespace) -> int:
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
     LOG.info("standing by for the lease %s/%s as %s", namespace, LEASE, identity)
-    leading = asyncio.create_task(api.lead(namespace, LEASE, identity, controller.run))
+    leading = asyncio.create_task(lease.Lease(api, namespace, LEASE, identity).lead(controller.run))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)

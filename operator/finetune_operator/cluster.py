@@ -1,24 +1,19 @@
-"""The only module that speaks to the Kubernetes API, through the official client: reads, watches, applies, deletes, leads."""
+"""The only module that speaks to the Kubernetes API, through the official client: reads, watches, applies, deletes."""
 
 import asyncio
 import contextlib
-import datetime
 import json
-import logging
 import os
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
 from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.leaderelection import electionconfig, leaderelection
-from kubernetes.aio.leaderelection.resourcelock import leaselock
 
 from finetune_api import API_VERSION, GROUP, VERSION
+from finetune_operator import clock
 
-LOG = logging.getLogger(__name__)
 MANAGER = "finetune-operator"
 Raw = dict[str, Any]
 
@@ -40,9 +35,6 @@ PATHS = {
 OUTAGES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 """The API server is away: transient by nature, retried by whoever asked."""
 
-LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, TRY_SECONDS = 15, 6, 2, 2
-"""A leader stops at the latest RETRY + RENEW + 2 * TRY + RETRY seconds after its last renewal: before LEASE is over."""
-
 
 class Failure(Exception):
     """The API server refused a request. `status` is the HTTP status, `args[0]` its words."""
@@ -50,6 +42,10 @@ class Failure(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Lapsed(OSError):
+    """We lead no longer, and write nothing: another replica may be at work."""
 
 
 class Expired(Exception):
@@ -63,10 +59,15 @@ def path_of(kind: str, namespace: str | None = None, name: str | None = None, su
 
 
 class Cluster:
-    """The API server, with the rights of the operator's ServiceAccount (or of the kubeconfig outside a cluster)."""
+    """The API server, with the rights of the operator's ServiceAccount (or of the kubeconfig outside a cluster).
+
+    `clock` is its clock. `may_write`: whether we still lead; it is asked right before each change.
+    """
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
+        self.clock = clock.Clock()
+        self.may_write: Callable[[], bool] = lambda: True
 
     @classmethod
     async def connect(cls) -> "Cluster":
@@ -102,6 +103,7 @@ class Cluster:
         )
         answer = await self._api.call_api(*request, _request_timeout=patience)
         response: aiohttp.ClientResponse = answer.response
+        self.clock.heard(response.headers.get("Date"))
         if response.status >= 400:
             text = await response.text()
             with contextlib.suppress(ValueError):
@@ -126,6 +128,19 @@ class Cluster:
         response = await self._send(method, path, query, body, content)
         answer: Raw = json.loads(await response.read())
         return answer
+
+    async def _change(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Raw | None = None,
+        content: str = "application/json",
+    ) -> Raw:
+        """A request that only the leader may make. Raises Lapsed, of OUTAGES, besides what `request` does."""
+        if not self.may_write():
+            raise Lapsed("the lease is not ours any more: nothing is written")
+        return await self.request(method, path, query, body, content)
 
     async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[Raw], str]:
         """Objects of a kind in pages of 500, and the resourceVersion to watch from."""
@@ -178,7 +193,7 @@ class Cluster:
         meta = manifest["metadata"]
         path = path_of(manifest["kind"], meta.get("namespace"), meta["name"])
         query = {"fieldManager": MANAGER, "force": "true" if force else "false"}
-        return await self.request("PATCH", path, query, manifest, "application/apply-patch+yaml")
+        return await self._change("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
     async def exists(self, kind: str, namespace: str | None, name: str, uid: str) -> bool:
         """Whether this very object is still there, asked of the API server itself."""
@@ -195,7 +210,7 @@ class Cluster:
         if version is not None:
             body["preconditions"] = {"resourceVersion": version}
         try:
-            await self.request("DELETE", path_of(kind, namespace, name), body=body)
+            await self._change("DELETE", path_of(kind, namespace, name), body=body)
         except Failure as failure:
             if failure.status != 404:
                 raise
@@ -208,7 +223,7 @@ class Cluster:
         """
         body = {"metadata": {"resourceVersion": version}, "status": changes}
         path = path_of("FineTuneJob", namespace, name, "status")
-        return await self.request("PATCH", path, {"fieldManager": MANAGER}, body, "application/merge-patch+json")
+        return await self._change("PATCH", path, {"fieldManager": MANAGER}, body, "application/merge-patch+json")
 
     async def refusal(self, namespace: str, job_uid: str) -> str:
         """Why the API server refuses the pods of a Job, from the Job controller's last event; empty if it does not."""
@@ -220,7 +235,7 @@ class Cluster:
     async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
         """Record an event. `kind`: Normal or Warning."""
         meta = regarding["metadata"]
-        now = datetime.datetime.now(datetime.UTC)
+        now = self.clock.now()
         stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
         body: Raw = {
             "apiVersion": "v1",
@@ -244,82 +259,4 @@ class Cluster:
             "lastTimestamp": stamp,
             "count": 1,
         }
-        await self.request("POST", path_of("Event", meta["namespace"]), body=body)
-
-    async def lead(
-        self, namespace: str, name: str, identity: str, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Run `work` while holding the Lease; return once it ended or the Lease was lost (then `work` is cancelled)."""
-        elected = asyncio.Event()
-
-        async def started() -> None:
-            elected.set()
-
-        async def stopped() -> None:
-            LOG.error("the lease %s/%s is lost", namespace, name)
-
-        lock = _PatientLock(name, namespace, identity, self._api)
-        timing = electionconfig.Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, started, stopped)
-        election = asyncio.create_task(leaderelection.LeaderElection(timing).run())
-        waiting = asyncio.create_task(elected.wait())
-        tasks: set[asyncio.Task[Any]] = {election, waiting}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if elected.is_set():
-                working = asyncio.create_task(work())
-                tasks.add(working)
-                await asyncio.wait({election, working}, return_when=asyncio.FIRST_COMPLETED)
-                if working.done():
-                    working.result()
-            if election.done():
-                election.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            # Only when nothing of ours is at work any more may somebody else begin.
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._release(namespace, name, identity)
-
-    async def _release(self, namespace: str, name: str, identity: str) -> None:
-        """Give the Lease back, so that the other replica need not wait until it expires."""
-        path = path_of("Lease", namespace, name)
-        try:
-            lease = await self.request("GET", path)
-            if (lease.get("spec") or {}).get("holderIdentity") == identity:
-                body = {
-                    "metadata": {"resourceVersion": lease["metadata"]["resourceVersion"]},
-                    "spec": {"holderIdentity": None},
-                }
-                await self.request("PATCH", path, body=body, content="application/merge-patch+json")
-        except (Failure, *OUTAGES):
-            pass
-
-
-class _PatientLock(leaselock.LeaseLock):  # type: ignore[misc]
-    """A LeaseLock to which an API server that is away or hangs is a failed try, not the end of the process."""
-
-    async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
-        try:
-            answer: tuple[bool, Any] = await asyncio.wait_for(super().get(name, namespace), TRY_SECONDS)
-            return answer
-        except OUTAGES as outage:
-            return False, ApiException(status=0, reason=str(outage) or "no answer")
-
-    async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        # not super(): client 37.0 sends `pretty` as a boolean, which its own validation refuses
-        body = client.V1Lease(metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record))
-        return await self._try(self.api_instance.create_namespaced_lease(namespace, body))
-
-    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        # not super(): it logs a traceback whenever the other replica was faster
-        assert self.lease_reference is not None
-        self.lease_reference.spec = self.update_lease(updated_record, self.lease_reference.spec)
-        return await self._try(self.api_instance.replace_namespaced_lease(name, namespace, self.lease_reference))
-
-    @staticmethod
-    async def _try(request: Awaitable[Any]) -> bool:
-        try:
-            await asyncio.wait_for(request, TRY_SECONDS)
-            return True
-        except (ApiException, *OUTAGES):
-            return False
+        await self._change("POST", path_of("Event", meta["namespace"]), body=body)

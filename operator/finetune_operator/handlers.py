@@ -36,7 +36,7 @@ class Controller:
         self._api = api
         self._queue = workqueue.Workqueue(self._work)
         self.facts = cache.Cache(self._queue.add)
-        self._reconciler = reconcile.Reconciler(api, self.facts, chart)
+        self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
         self.leads = False
 

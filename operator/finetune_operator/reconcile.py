@@ -27,10 +27,6 @@ class Gone(Exception):
     """The job was deleted while we looked."""
 
 
-def utc() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
-
-
 class Reconciler:
     """Knows the cluster, the cache and the settings; remembers nothing of a job."""
 
@@ -39,7 +35,7 @@ class Reconciler:
         api: cluster.Cluster,
         facts: cache.Cache,
         chart: settings.Settings,
-        clock: Callable[[], datetime.datetime] = utc,
+        clock: Callable[[], datetime.datetime],
     ) -> None:
         self._api, self._facts, self._settings, self._clock = api, facts, chart, clock
 

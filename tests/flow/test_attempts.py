@@ -180,6 +180,24 @@ async def test_a_pod_that_vanished_without_a_word_is_repeated() -> None:
     assert played.phase == Phase.READY
 
 
+async def test_an_answer_that_went_with_its_pod_is_asked_for_again_and_nobodys_failure() -> None:
+    """Seen when a pod was evicted in the moment of its good end, while no replica led."""
+    played = start({"train": [Hangs()]}, **{"spec.training.retries": 0})
+    await played.settle(until=played.runs("train"))
+
+    def well(raw: dict) -> None:
+        raw["status"] = {"conditions": [{"type": "Complete", "status": "True", "reason": "CompletionsReached",
+                                         "lastTransitionTime": world.fakecluster.stamp(played.cluster.now)}]}  # fmt: skip
+
+    pod = played.pods("train")[0]["metadata"]["name"]
+    played.cluster.edit("Job", played.attempts("train")[0], well)
+    played.cluster._drop("Pod", "ml", pod)
+    await played.rest()
+    assert len(played.attempts("train")) == 2
+    assert played.phase == Phase.READY
+    assert not played.state.failed_attempts
+
+
 async def test_the_jobs_name_fits_for_a_job_of_forty_characters_and_attempt_999() -> None:
     from finetune_operator import observe, revisions
     from finetune_operator.manifests import meta

@@ -123,6 +123,26 @@ def test_a_process_that_was_killed_comes_back_with_up_and_nothing_is_lost(both: 
     assert "survivor" in kubectl(first, "get", "configmaps", "-o", "name")
 
 
+def test_a_paused_process_hangs_until_it_is_resumed_and_a_killed_one_stays_dead_until_it_is_restarted(
+    both: Both,
+) -> None:
+    first, _ = both
+    name = ("--name", first["name"])
+    record = process.load(cache.root() / "clusters" / first["name"] / "processes")["kube-apiserver"]
+    assert localcluster("pause", "kube-apiserver", *name).returncode == 0
+    assert process.alive(record)
+    assert Path(f"/proc/{record.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    assert localcluster("resume", "kube-apiserver", *name).returncode == 0
+    kubectl(first, "get", "namespaces")
+    assert localcluster("kill", "kube-apiserver", *name).returncode == 0
+    assert not process.alive(record)
+    assert localcluster("restart", "kube-apiserver", *name).returncode == 0
+    kubectl(first, "get", "namespaces")
+    refused = localcluster("pause", "nobody", *name)
+    assert refused.returncode == 1
+    assert "has no process 'nobody'; it has: etcd" in refused.stderr
+
+
 def test_env_speaks_to_the_cluster(both: Both) -> None:
     first, _ = both
     lines = localcluster("env", "--name", first["name"]).stdout

@@ -118,15 +118,16 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def start(name: str, folder: Path, kubeconfig: Path, file: Path) -> Replica:
+def start(name: str, folder: Path, kubeconfig: Path, file: Path, environment: dict[str, str] | None = None) -> Replica:
+    """A replica as a process; `environment` is added to the little that it gets."""
     port = free_port()
     log = folder / f"{name}.log"
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-    environment = kept | {"HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
+    home = {"HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "finetune_operator", f"--settings={file}", f"--port={port}", "--host=127.0.0.1"],
-            env=environment | {"POD_NAME": name, "POD_NAMESPACE": SYSTEM},
+            env=kept | home | {"POD_NAME": name, "POD_NAMESPACE": SYSTEM} | (environment or {}),
             stdout=out,
             stderr=subprocess.STDOUT,
         )

@@ -142,7 +142,7 @@ def condition(job: Job, kind: str) -> dict[str, Any]:
 
 def processes(pod_uid: str, word: str) -> list[Path]:
     """Folders in /proc of a pod's processes with this word on their command line, the first one first; on the node's own machine
-    only."""
+    only. Raises LookupError: there is none, since the pod has ended or has not begun."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -154,7 +154,8 @@ def processes(pod_uid: str, word: str) -> list[Path]:
             continue
         if mine and word.encode() in words:
             found.append(folder)
-    assert found, f"no process of pod {pod_uid} has {word} on its command line on this machine"
+    if not found:
+        raise LookupError(f"no process of pod {pod_uid} has {word} on its command line on this machine")
     return sorted(found, key=lambda folder: int(folder.name))
 
 

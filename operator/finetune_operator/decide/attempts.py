@@ -201,6 +201,11 @@ def _ending(draft: Draft, stage: Stage, pods: gang.Gang) -> outcome.Outcome | No
         if draft.obs.now < late:
             draft.again_at(late)
             return None
+    if present.succeeded and not pods.told:
+        # Evicted or deleted in the moment of its end, while nobody listened: what it has done lies in S3.
+        why = f"attempt {present.attempt} of {stage} ended well, and its pod was gone before its answer was read"
+        _uncounted(draft, stage, pods, why, _pause(draft))
+        return None
     said = conditions.get(draft.status, conditions.STAGE_CONDITIONS[stage])
     if pods.stopped and (said is None or said.reason != Reason.RUNNING):
         why = f"attempt {present.attempt} of {stage} ended before its {present.nodes} pods had met"

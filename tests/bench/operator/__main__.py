@@ -9,7 +9,6 @@
 import argparse
 import dataclasses
 import importlib.metadata
-import os
 import pathlib
 import platform
 import signal
@@ -23,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "tests"))
 from tests.bench.operator import measure, ours, peer, place, report, scenarios
 
 from localcluster import binaries
+from support import machine
 from toolbox import cache, say
 
 COMMITTED = cache.REPOSITORY / "docs" / "benchmarks"
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> report.Results:
     sides = options.side or list(measure.SIDES)
     if peer.NAME in sides:
         peer.program()
-    results = report.Results(machine(), versions(), command(), ours.NAME, peer.NAME)
+    results = report.Results(machine.facts(), versions(), command(), ours.NAME, peer.NAME)
     for scenario in (scenarios.BY_NAME[name] for name in options.scenario or scenarios.BY_NAME):
         if options.jobs:
             scenario = dataclasses.replace(scenario, jobs=min(options.jobs, scenario.jobs))
@@ -89,21 +89,6 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> report.Results:
             results.minutes = (time.monotonic() - began) / 60
             report.write(results, folder)
     return results
-
-
-def machine() -> dict[str, str]:
-    """What it runs on, without names that tell whose it is."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return {
-        "model": model,
-        "cores": f"{len(os.sched_getaffinity(0))} cores",
-        "memory": f"{memory:.0f} GiB",
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def versions() -> dict[str, str]:
