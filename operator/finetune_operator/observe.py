@@ -1,7 +1,7 @@
 """What is: the world of one job as frozen facts, projected from what the API server sent.
 
     FineTuneJob ─┬─ run ConfigMap, progress ConfigMap, ServiceAccount + Role + RoleBinding
-                 ├─ Job per stage and attempt ── Pod
+                 ├─ Job per stage and attempt ── Pod; and Kueue's Workload, where the Job is in a queue
                  └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
 
 Every child carries the job's uid as a label, so one cache answers for pods of Jobs and Deployments alike. Projections are
@@ -32,6 +32,11 @@ GPU_TYPE = "finetune.dev/gpu-type"
 HASH = "finetune.dev/spec-hash"
 """Annotation: the digest of the manifest as we wrote it."""
 
+QUEUE = "kueue.x-k8s.io/queue-name"
+"""Label of a Job: the LocalQueue that decides when it may run."""
+QUEUED_JOB = "kueue.x-k8s.io/job-uid"
+"""Label of a Workload: the uid of its Job."""
+
 PATIENCE = 3.0
 """Seconds without a pod after which the Job controller is asked why."""
 
@@ -58,6 +63,9 @@ class StageJob:
     finished: datetime.datetime | None
     nodes: int
     """Pods that it has at a time."""
+    queue: str
+    suspended: bool
+    """It waits in its queue, or is on its way back there, without a pod. Whoever suspended it, lets it go on."""
     ending: bool
     """Its end is decided, and its last pods are being stopped."""
     succeeded: bool
@@ -151,6 +159,34 @@ class Config:
     progress: outcome.ProgressReport | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """What a condition says: its reason and message, both empty where it says nothing."""
+
+    reason: str = ""
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What Kueue says of a Job in a queue. It belongs to the Job, and is none of our children."""
+
+    name: str
+    namespace: str
+    job: str
+    job_uid: str
+    active: bool
+    """Whether it may be admitted at all."""
+    reserved: bool
+    """Whether it has its quota: what else it waits for are the checks."""
+    pending: Word
+    """Why it has no quota."""
+    evicted: Word
+    """Why it lost the quota that it had."""
+    checks: tuple[str, ...]
+    """Admission checks that are not done, each in words."""
+
+
 Child = StageJob | Pod | Server | Service | Config
 
 
@@ -181,6 +217,8 @@ def stage_job(raw: Raw) -> StageJob:
         created=_time(meta.get("creationTimestamp")),
         finished=_time(over.get("lastTransitionTime")) if over else None,
         nodes=int(spec.get("completions") or 1),
+        queue=_labels(raw).get(QUEUE, ""),
+        suspended=bool(spec.get("suspend")),
         ending=bool({"FailureTarget", "SuccessCriteriaMet"} & set(conditions)),
         succeeded="Complete" in conditions,
         failed="Failed" in conditions,
@@ -306,6 +344,33 @@ def config(raw: Raw) -> Config:
     return Config(name=raw["metadata"]["name"], hash=_hash(raw), progress=progress)
 
 
+def workload(raw: Raw) -> Workload:
+    """Alike in every version of Kueue's API so far."""
+    meta, state = raw["metadata"], raw.get("status") or {}
+    owners = [o for o in meta.get("ownerReferences") or [] if o.get("kind") == "Job"] or [{}]
+    conditions = {c.get("type"): c for c in state.get("conditions") or []}
+
+    def said(kind: str, value: str) -> Word:
+        found = conditions.get(kind, {})
+        return Word(found.get("reason", ""), found.get("message", "")) if found.get("status") == value else Word()
+
+    return Workload(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        job=owners[0].get("name", ""),
+        job_uid=owners[0].get("uid", ""),
+        active=(raw.get("spec") or {}).get("active") is not False,
+        reserved=conditions.get("QuotaReserved", {}).get("status") == "True",
+        pending=said("QuotaReserved", "False"),
+        evicted=said("Evicted", "True"),
+        checks=tuple(
+            f"{check.get('name')} is {check.get('state')}" + (f" ({text})" if (text := check.get("message")) else "")
+            for check in state.get("admissionChecks") or []
+            if check.get("state") != "Ready"
+        ),
+    )
+
+
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Job": stage_job,
     "Pod": pod,
@@ -386,6 +451,8 @@ class Observation:
     configs: Mapping[str, Config]
     refusals: Mapping[str, str]
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
+    workloads: Mapping[str, Workload] | None
+    """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
     now: datetime.datetime
     settings: settings.Settings
 

@@ -102,7 +102,7 @@ async def test_a_job_that_the_api_server_refuses_is_said_and_tried_again() -> No
     played = start()
 
     def refuse(verb: str, kind: str, name: str):
-        if (verb, kind) == ("apply", "Job") and "train" in name:
+        if (verb, kind) == ("create", "Job") and "train" in name:
             return world.cluster.Failure(
                 403, 'jobs "x" is forbidden: exceeded quota: count, requested: count/jobs.batch=1'
             )

@@ -8,7 +8,7 @@ from finetune_api import job, outcome, revision, run, status
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions, observe
-from finetune_operator.decide import diagnosis, gang
+from finetune_operator.decide import diagnosis, gang, queue
 from finetune_operator.decide.draft import Draft, Ended
 from finetune_operator.manifests import configs, identity, meta, service, stages
 
@@ -95,6 +95,7 @@ def advance(
         wanted=resources,
         arguments=[*arguments, "--attempt", str(attempt)] if stage in stages.REPORTING else arguments,
         nodes=nodes,
+        queue=draft.spec.resources.queue_name if stage in stages.QUEUED else None,
         api_key_secret=api_key_secret,
     )
     account = content.storage.service_account_name
@@ -114,6 +115,9 @@ def advance(
     if not pods.begun and present.hash != meta.hash_of(manifest):
         # It has not begun, and it is no longer what is asked for (resources, image): the next attempt replaces it.
         _next(draft)
+        return None
+    if present.suspended:
+        queue.wait(draft, stage, present)
         return None
     refusal = draft.obs.refusals.get(name, "")
     if refusal:
@@ -224,7 +228,8 @@ def _ended(draft: Draft, stage: Stage, pods: gang.Gang, result: str) -> None:
     for pod in draft.obs.pods_of(present.name):
         if pod.started is not None:
             starts.setdefault(pod.node, pod.started)
-    waited = (max(starts.values()) - present.created).total_seconds() if starts else None
+    waits = starts and not present.queue  # else it was counted when it left the queue
+    waited = (max(starts.values()) - present.created).total_seconds() if waits else None
     draft.ended.append(Ended(stage, result, (finished - present.created).total_seconds(), waited))
 
 
