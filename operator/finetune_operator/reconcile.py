@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune_api import status
-from finetune_api.reasons import Condition, Reason
+from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
+from finetune_operator.decide import diagnosis
 
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
@@ -204,14 +205,14 @@ class Refusal:
 
     def said_in(self, state: status.Status, generation: int, now: datetime.datetime) -> status.Status:
         """The status that says so; all else stays as it was."""
-        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in str(self.failure) else Reason.POD_REFUSED
-        text = f"the API server refuses {self.child}: {self.failure}; it is tried again"
+        problem = diagnosis.refused(self.child, str(self.failure))
+        text = f"{problem.message} It is tried again."
         if self.failure.status == 409 or "field is immutable" in str(self.failure):
             text = (
                 f"{self.child} exists and is not this job's: rename the job or delete it; a former job's goes by itself"
             )
         for kind, value in CONDITIONS_OF_A_REFUSAL:
-            state = conditions.put(state, kind, value, reason, text, generation, now)
+            state = conditions.put(state, kind, value, problem.reason, text, generation, now)
         return state
 
 

@@ -106,7 +106,7 @@ def documented() -> list[Rights]:
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
         if line.startswith("| group |"):
             found.append({})
-        elif found and re.match(r"\| ?[a-z.0-9]* ?\| [a-z/]+ \| [a-z, ]+ \|", line):
+        elif found and re.match(r"\| ?[-a-z.0-9]* ?\| [a-z/]+ \| [a-z, ]+ \|", line):
             group, resource, verbs = (cell.strip() for cell in line.split("|")[1:4])
             found[-1][group, resource] = set(verbs.split(", "))
     return found

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import kubernetes.client
+
 Raw = dict[str, Any]
 
 GROUP, VERSION = "kueue.x-k8s.io", "v1beta2"
@@ -101,7 +103,7 @@ class Queues:
             "QuotaReserved": ("True", "QuotaReserved", "Quota reserved in ClusterQueue cluster-queue"),
             "Admitted": ("True", "Admitted", "The workload is admitted"),
         }
-        if any(c["type"] == "Evicted" for c in present["status"]["conditions"]):
+        if any(c["type"] == "Evicted" for c in present.get("status", {}).get("conditions", [])):
             conditions["Evicted"] = ("False", "QuotaReserved", "Previously: Preempted to accommodate a workload")
         self._say(present, **conditions)
         self.server.patch_job(job["metadata"]["name"], let_in)
@@ -131,6 +133,45 @@ class Queues:
         if conditions != present["status"].get("conditions"):
             present["status"]["conditions"] = conditions
             self.server.set_conditions(present["metadata"]["name"], copy.deepcopy(conditions))
+
+
+class OnServer:
+    """A namespace of a real API server as the stand-in sees it, with the administrator's rights."""
+
+    def __init__(self, client: kubernetes.client.ApiClient, namespace: str) -> None:
+        self.client, self.namespace = client, namespace
+        self.batch = kubernetes.client.BatchV1Api(client)
+        self.custom = kubernetes.client.CustomObjectsApi(client)
+        self.where = (GROUP, VERSION, namespace, "workloads")
+
+    def _job(self, name: str) -> Raw:
+        read = self.batch.read_namespaced_job(name, self.namespace)
+        return copy.deepcopy(self.client.sanitize_for_serialization(read))
+
+    def jobs(self) -> list[Raw]:
+        listed = self.batch.list_namespaced_job(self.namespace, label_selector=LABEL)
+        return list(self.client.sanitize_for_serialization(listed)["items"])
+
+    def workloads(self) -> list[Raw]:
+        return list(self.custom.list_namespaced_custom_object(*self.where)["items"])
+
+    def create_workload(self, workload: Raw) -> None:
+        self.custom.create_namespaced_custom_object(*self.where, workload)
+
+    def set_conditions(self, workload: str, conditions: list[Raw]) -> None:
+        body = {"status": {"conditions": conditions}}
+        self.custom.patch_namespaced_custom_object_status(*self.where, workload, body)
+
+    def patch_job(self, name: str, change: Callable[[Raw], None]) -> None:
+        before, wanted = self._job(name), self._job(name)
+        change(wanted)
+        if wanted["spec"]["suspend"] and not before["spec"].get("suspend"):
+            # the template of a Job can be changed when it has not started, so its start is taken back first
+            self.batch.patch_namespaced_job(name, self.namespace, {"spec": {"suspend": True}})
+            self.batch.patch_namespaced_job_status(name, self.namespace, {"status": {"startTime": None}})
+            wanted = self._job(name)
+            change(wanted)
+        self.batch.replace_namespaced_job(name, self.namespace, wanted)
 
 
 def workload(job: Raw) -> Raw:
