@@ -103,6 +103,9 @@ class Reason(enum.StrEnum):
     EVICTED = "Evicted"
     """The queue took the stage's quota back, for a more important job for example; it waits there again, and goes on from the
     newest checkpoint."""
+    DISRUPTED = "Disrupted"
+    """The stage's pod is being taken from its machine, or the machine does not answer. Another pod goes on from the newest
+    checkpoint, and nothing counts as a failure."""
     VERIFYING = "Verifying"
     """The new server is ready and is being compared with what the evaluation recorded."""
     STARTING = "Starting"

@@ -85,7 +85,7 @@ def phase(state: status.Status) -> Phase:
     if baseline is not None and baseline.status != "True" and trained is None:
         return Phase.BASELINE
     if not is_true(state, Condition.TRAINED):
-        running = trained is not None and trained.reason in {Reason.RUNNING, Reason.RETRYING}
+        running = trained is not None and trained.reason in {Reason.RUNNING, Reason.RETRYING, Reason.DISRUPTED}
         return Phase.TRAINING if running else Phase.QUEUED
     return Phase.DEPLOYING if is_true(state, Condition.EVALUATED) else Phase.EVALUATING
 

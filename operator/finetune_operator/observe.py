@@ -25,6 +25,8 @@ STAGE = "finetune.dev/stage"
 REVISION = "finetune.dev/revision"
 RELEASE = "finetune.dev/release"
 ATTEMPT = "finetune.dev/attempt"
+LOST = "ContainerStatusUnknown"
+"""Why a container ended that the kubelet of a machine which came back does not find any more."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Label and annotation that the Job controller gives the pods of an Indexed Job."""
 GPUS = "finetune.dev/gpus"
@@ -121,6 +123,8 @@ class Pod:
     restarts: int
     disruption: str
     """Why it was taken from its machine (evicted, preempted, ...); empty if it was not."""
+    silent: bool
+    """Whether its machine does not answer any more: what is said of its container is what was last heard."""
     deleting: bool
 
     @property
@@ -270,6 +274,13 @@ def _ended(state: Raw) -> datetime.datetime | None:
     return max((time for time in said if time), default=_time(state.get("startTime")))
 
 
+def _silent(state: Raw, ready: Raw) -> bool:
+    """The node lifecycle controller takes a lost pod's readiness away; a kubelet would do the same to its containers."""
+    containers = state.get("containerStatuses") or []
+    at_work = state.get("phase") == "Running" and bool(containers) and all(c.get("ready") for c in containers)
+    return at_work and ready.get("status") == "False"
+
+
 def pod(raw: Raw) -> Pod:
     meta, state = raw["metadata"], raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or []}
@@ -296,6 +307,7 @@ def pod(raw: Raw) -> Pod:
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
         restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
         disruption=str(disrupted.get("reason") or "disrupted") if disrupted.get("status") == "True" else "",
+        silent=_silent(state, conditions.get("Ready", {})),
         deleting=bool(meta.get("deletionTimestamp")),
     )
 

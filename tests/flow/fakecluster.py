@@ -57,6 +57,11 @@ class Evicted:
 
 
 @dataclasses.dataclass(frozen=True)
+class Silent:
+    """The machine does not answer: the pod is as it was last heard of, and cannot be told to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Crashes:
     """A server's container that falls over and over."""
 
@@ -65,7 +70,7 @@ class Crashes:
     restarts: int = 3
 
 
-Play = Ends | Hangs | Waits | Unschedulable | Evicted | Crashes
+Play = Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes
 
 
 def stamp(time: datetime.datetime) -> str:
@@ -277,6 +282,12 @@ class FakeCluster:
     def _pods_of(self, raw: Raw) -> list[Raw]:
         return [child for child in self._children(raw) if child["kind"] == "Pod"]
 
+    def taint(self, pod: str) -> None:
+        """The machine of a pod has been away for as long as the pod tolerates: the taint manager takes it from there."""
+        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        self.edit("Pod", pod, lambda raw: raw["status"]["conditions"].append(disrupted))
+        self.remove("Pod", pod)
+
     async def patch_status(self, namespace: str, name: str, version: str, changes: Raw) -> Raw:
         self._ask("status", "FineTuneJob", name)
         present = self.objects.get(("FineTuneJob", namespace, name))
@@ -460,7 +471,7 @@ class FakeCluster:
     def _pod(self, raw: Raw) -> None:
         meta, state = raw["metadata"], raw["status"]
         if meta.get("deletionTimestamp"):
-            if self.stop_slowly:
+            if self.stop_slowly or isinstance(self.play(raw), Silent):
                 return
             if not self._is_awaited(raw):
                 self._drop("Pod", meta["namespace"], meta["name"])
@@ -502,11 +513,16 @@ class FakeCluster:
                     "lastState": {"terminated": end},
                 }
             ]
+        elif isinstance(play, Silent) and state["phase"] == "Running":
+            # the node lifecycle controller says so of the pod, and nobody says anything of its containers
+            ready = {"type": "Ready", "status": "False"}
+            new = {**state, "conditions": [c for c in state["conditions"] if c["type"] != "Ready"] + [ready]}
         elif state["phase"] == "Pending" or isinstance(play, Hangs) or (server and isinstance(play, Ends)):
             new["phase"] = "Running"
-            new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"running": running}}]
-            up = "True" if server and not isinstance(play, Hangs) else "False"
-            new["conditions"].append({"type": "Ready", "status": up})
+            # a stage has no readiness probe: it is ready as long as it runs
+            up = not (server and isinstance(play, Hangs))
+            new["containerStatuses"] = [{"name": name, "ready": up, "restartCount": 0, "state": {"running": running}}]
+            new["conditions"].append({"type": "Ready", "status": "True" if up else "False"})
         elif isinstance(play, Evicted):
             new["phase"] = "Failed"
             new["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"})

@@ -101,6 +101,26 @@ def not_started(pod: observe.Pod | None, refusal: str) -> Problem | None:
     return None
 
 
+def disrupted(pod: observe.Pod | None) -> Problem | None:
+    """Whether a pod that was at work is being taken from its machine, or lost with it."""
+    if pod is None or pod.terminated is not None or not (pod.silent or (pod.disrupted and pod.deleting)):
+        return None
+    if not pod.silent:
+        text = f"pod {pod.name} is being taken from its machine ({pod.disruption}) and saves a checkpoint; another one follows"
+    elif not pod.deleting:
+        text = (
+            f"the machine of pod {pod.name} does not answer. If it stays away, Kubernetes takes the pod from it when its "
+            "tolerations end, five minutes by default"
+        )
+    else:
+        text = (
+            f"pod {pod.name} is taken from its machine ({pod.disruption or 'deleted'}), which does not answer: nobody knows "
+            "whether it still works. Another pod follows when the machine is back, or its Node is deleted, or has the taint "
+            "node.kubernetes.io/out-of-service"
+        )
+    return Problem(Reason.DISRUPTED, text)
+
+
 ADVICE = {
     Exit.OUT_OF_MEMORY: (Reason.TRAINER_OUT_OF_MEMORY, "out of memory"),
     Exit.DIVERGED: (Reason.LOSS_DIVERGED, "the loss diverged: lower training.learningRate or look at the data"),
@@ -140,6 +160,8 @@ def server(pod: observe.Pod | None) -> Problem | None:
     """Why a server's pod is not ready; None while it may still come up."""
     if problem := not_started(pod, ""):
         return problem
+    if pod is not None and pod.silent:
+        return disrupted(pod)
     if pod is None or pod.terminated is None:
         return None
     end, said = pod.terminated, answer(pod)
