@@ -1,12 +1,14 @@
 """Machines that go: drained, reclaimed, silent, or back without their containers. Nobody's failure, said while it lasts."""
 
+import pytest
+
 from finetune_api.reasons import Phase, Reason
 from finetune_operator import observe
 from flow import world
 from flow.fakecluster import Ends, Hangs, Silent
 
-LOST = Ends(137, "", observe.LOST)
-"""What the kubelet of a machine that came back says of containers that it does not find."""
+LOST = Ends(255, "", "Unknown")
+"""What containerd says of a container that a reboot ended."""
 
 
 def start(*plays, nodes: int = 1, **changes) -> world.World:
@@ -108,8 +110,9 @@ async def test_a_pod_that_breaks_off_for_want_of_a_silent_one_is_no_failure() ->
     assert played.phase == Phase.READY
 
 
-async def test_containers_that_a_machine_lost_are_no_failure() -> None:
-    played = start(LOST)
+@pytest.mark.parametrize("end", [LOST, Ends(137, "", "ContainerStatusUnknown")])
+async def test_containers_that_a_machine_lost_are_no_failure(end: Ends) -> None:
+    played = start(end)
     await played.rest()
     assert played.phase == Phase.READY
     assert len(played.attempts("train")) == 2

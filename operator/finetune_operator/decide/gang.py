@@ -59,7 +59,7 @@ class Gang:
         """A pod whose machine came back without its containers; None where another one knows why it ended."""
         if any(map(_names_a_cause, self.present)):
             return None
-        return next((p for p in self.present if p.terminated is not None and p.terminated.reason == observe.LOST), None)
+        return next((p for p in self.present if p.terminated is not None and p.terminated.reason in observe.LOST), None)
 
     @property
     def stopped(self) -> bool:
