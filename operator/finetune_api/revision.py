@@ -107,11 +107,13 @@ def run_of(
     price_per_gpu_hour: float | None = None,
     currency: str | None = None,
     progress_config_map: str | None = None,
+    uid: str | None = None,
 ) -> run.Run:
     """The run file of a revision. memory, price and currency: what is known of the accelerators, see `run.Run`."""
     made = run.Run(
         name=name,
         namespace=namespace,
+        uid=uid,
         revision=revision,
         evaluation_hash=evaluation_hash,
         intent=spec.intent,

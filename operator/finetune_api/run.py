@@ -53,6 +53,10 @@ class Run(model.Model):
 
     name: str
     namespace: str
+    uid: str | None = Field(
+        default=None,
+        description="Of the job: one of the same name that was made later has another. Absent outside a cluster.",
+    )
     revision: str
     evaluation_hash: str
     intent: job.Intent = Field(default_factory=job.Intent)

@@ -18,8 +18,8 @@ from support import site as sites
 from support.site import BUCKET, NAMESPACE, Site
 from toolbox import say
 
-NAME, MODEL, HUB, KEY = "secretive", "tiny-gated", "hub-canary", "api-canary"
-HUB_TOKEN, API_KEY = "hf_canary0hub0token0a1b2c3", "canary-api-key-9f8e7d6c"
+NAME, MODEL, HUB, KEY, JUDGE = "secretive", "tiny-gated", "hub-canary", "api-canary", "judge-canary"
+HUB_TOKEN, API_KEY, JUDGE_KEY = "hf_canary0hub0token0a1b2c3", "canary-api-key-9f8e7d6c", "canary-judge-key-5b4a3f2e"
 
 
 def canaries(site: Site) -> dict[str, str]:
@@ -28,6 +28,7 @@ def canaries(site: Site) -> dict[str, str]:
         "the S3 secret": site.store.secret_key,
         "the hub's token": HUB_TOKEN,
         "the API key": API_KEY,
+        "the judge's key": JUDGE_KEY,
     }
 
 
@@ -83,6 +84,7 @@ def ran(site: Site) -> Iterator[Overheard]:
     site.kube.apply(
         install.secret(HUB, NAMESPACE, {"HF_TOKEN": HUB_TOKEN}),
         install.secret(KEY, NAMESPACE, {"API_KEY": API_KEY}),
+        install.secret(JUDGE, NAMESPACE, {"API_KEY": JUDGE_KEY}),
         {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "BaseModel",
@@ -93,7 +95,12 @@ def ran(site: Site) -> Iterator[Overheard]:
     spec = site.spec(
         site.upload_rows("secrets/train.jsonl", sites.chats(60)),
         baseModel={"name": MODEL},
-        evaluation={"maximumExamples": 4, "generation": {"maxNewTokens": 8}},
+        evaluation={
+            "maximumExamples": 4,
+            "generation": {"maxNewTokens": 8},
+            # No judge but a server that refuses: what is said of that must not have the key.
+            "judge": {"endpoint": site.store.endpoint, "model": "nobody", "apiKeySecret": JUDGE},
+        },
         deployment={
             "apiKeySecret": KEY,
             "resources": {"gpus": 0, "requests": {"cpu": "250m", "memory": "3Gi"}},
@@ -174,6 +181,7 @@ def test_no_command_line_has_one(site: Site, ran: Overheard) -> None:
 def test_what_the_job_left_in_s3_has_none(site: Site, ran: Overheard) -> None:
     names = site.objects.names(f"s3://{BUCKET}/output/{NAMESPACE}/{NAME}/")
     assert any(name.endswith("report.html") for name in names)
-    assert any(name.endswith("results.json") for name in names)
+    [results] = [name for name in names if name.endswith("results.json")]
+    assert "nobody" in json.loads(site.objects.read(results))["judgement"]["problem"], "the key was sent, and refused"
     for name in names:
         assert not leaks(site, site.objects.read(name).decode(errors="replace")), name

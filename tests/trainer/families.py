@@ -29,6 +29,13 @@ TEMPLATES: dict[str, str | None] = {
         "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' ' + eos_token }}"
         "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
     ),
+    # The system turn stands before the last question, and only while that is the last turn.
+    "Mistral": (
+        "{% if messages[0]['role'] == 'system' %}{% set system, turns = messages[0]['content'] + '\n\n', messages[1:] %}"
+        "{% else %}{% set system, turns = '', messages %}{% endif %}{{ bos_token }}{% for m in turns %}"
+        "{% if m['role'] == 'user' %}{{ '[INST]' + (system if loop.last else '') + m['content'] + '[/INST]' }}"
+        "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
     "Gemma": (
         "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
         "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"

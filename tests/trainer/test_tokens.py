@@ -3,7 +3,7 @@ import pathlib
 from typing import Any
 
 import pytest
-from tests.trainer import tiny
+from tests.trainer import families, tiny
 
 from finetune_api import job
 from finetune_trainer import dataset, tokens
@@ -95,6 +95,30 @@ def test_a_template_that_rewrites_the_past_is_refused_with_advice(encoder: token
     template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     with pytest.raises(dataset.Wrong, match="LastAssistant"):
         with_template(encoder, template).encode(CHAT)
+
+
+def test_a_system_turn_that_is_there_only_while_the_question_waits_is_there_when_the_answer_is_learned(
+    encoder: tokens.Encoder,
+) -> None:
+    mistral = with_template(encoder, families.TEMPLATES["Mistral"])
+    told = (dataset.Message("system", "Be brief."), dataset.Message("user", "dog"), dataset.Message("assistant", "fox"))
+    example = dataset.Example("x", told)
+    prompt = mistral.prompt(example)
+    assert "Be brief." not in mistral.render(told), "the test is about a template that leaves it out"
+    assert "Be brief." in mistral.tokenizer.decode(prompt)
+    assert mistral.encode(example).ids[: len(prompt)] == prompt
+    assert learned(mistral, example) == ["fox<|im_end|>"]
+    assert mistral.batch([example]) == [(mistral.encode(example),)]
+
+
+def test_of_a_longer_chat_such_a_template_lets_the_last_answer_be_learned(encoder: tokens.Encoder) -> None:
+    mistral = with_template(encoder, families.TEMPLATES["Mistral"])
+    chat = dataclasses.replace(CHAT, messages=(dataset.Message("system", "Be brief."), *CHAT.prompt, CHAT.messages[-1]))
+    with pytest.raises(dataset.Wrong, match="LastAssistant"):
+        mistral.encode(chat)
+    last = dataclasses.replace(mistral, loss_on=job.LossOn.LAST_ASSISTANT)
+    assert last.encode(chat).ids[: len(last.prompt(chat))] == last.prompt(chat)
+    assert learned(last, chat) == [f"{CHAT.messages[-1].content}<|im_end|>"]
 
 
 def test_a_template_that_refuses_a_row_says_why(encoder: tokens.Encoder) -> None:

@@ -141,6 +141,7 @@ def run_document(base: str, train: list[str], output: str, **changes: Any) -> di
     document: dict[str, Any] = {
         "name": "tiny",
         "namespace": "ml",
+        "uid": "tiny-uid",
         "revision": "r1",
         "evaluationHash": "e1",
         "servedModelName": "tiny-tuned",

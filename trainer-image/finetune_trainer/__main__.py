@@ -126,7 +126,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one stage; the exit code."""
-    signals.install()
     log.configure()
     options = parser().parse_args(arguments)
     if options.stage == ESTIMATE:
@@ -148,14 +147,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
-    """The stage's outcome and exit code, whatever happens in it."""
+    """The stage's outcome and exit code, whatever happens in it; SIGTERM has no effect once it is over."""
+    try:
+        signals.install()
+        found = _outcome(options)
+        signals.over()
+        return found
+    except errors.Stopped as stopped:
+        return outcome.Outcome(stage=options.stage, message=str(stopped) or "stopped on request"), exits.Exit.STOPPED
+
+
+def _outcome(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
+    """As `_run`. Raises Stopped."""
     stage = options.stage
     try:
         spec = _read(options.run)
         log.about(namespace=spec.namespace, job=spec.name, revision=spec.revision, stage=stage)
         return STAGES[stage][0](spec, options), exits.Exit.DONE
-    except errors.Stopped as stopped:
-        return outcome.Outcome(stage=stage, message=str(stopped) or "stopped on request"), exits.Exit.STOPPED
     except errors.Failure as failure:
         log.warning(failure.message, reason=failure.reason)
         result = outcome.Outcome(

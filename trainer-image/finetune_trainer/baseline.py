@@ -34,10 +34,11 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
     """Whether a prompt is enough. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     folder = spec.layout.baseline(spec.evaluation_hash)
-    if manifest := folders.manifest(store, folder):
+    manifest = folders.manifest(store, folder)
+    if manifest is not None and folders.made_of(store, manifest, spec.layout.data):
         log.info("the baseline was measured before", baseline=folder)
         return answered(spec, status.Baseline.model_validate(manifest.extra["baseline"]))
-    contest.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
+    split = contest.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
     report = progress.Progress(spec, "baseline", attempt)
@@ -46,7 +47,7 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
     if examples:
         passing = play(spec, contest.load(spec, store), examples[: spec.evaluation.maximum_examples], asked, report)
     found = summary(spec, asked, passing, len(examples))
-    deliver(spec, store, found, asked, examples)
+    deliver(spec, store, split, found, asked, examples)
     report.end()
     return answered(spec, found)
 
@@ -154,7 +155,12 @@ def sentence(spec: run.Run, passing: job.Contender | None, wanted: list[job.Gate
 
 
 def deliver(
-    spec: run.Run, store: storage.Storage, found: status.Baseline, asked: Asked, examples: list[dataset.Example]
+    spec: run.Run,
+    store: storage.Storage,
+    split: folders.Manifest,
+    found: status.Baseline,
+    asked: Asked,
+    examples: list[dataset.Example],
 ) -> None:
     folder = machine.work() / "baseline"
     folder.mkdir(exist_ok=True)
@@ -171,5 +177,6 @@ def deliver(
             )
             file.write(json.dumps(line.wire(), ensure_ascii=False) + "\n")
     (folder / "results.json").write_text(json.dumps(found.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
-    folders.save(store, folder, spec.layout.baseline(spec.evaluation_hash), {"baseline": found.wire()})
+    extra = {"baseline": found.wire(), folders.MADE_OF: split.sha256}
+    folders.save(store, folder, spec.layout.baseline(spec.evaluation_hash), extra)
     log.info("baseline measured", sufficient=found.sufficient, examples=found.examples)

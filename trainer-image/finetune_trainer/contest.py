@@ -122,10 +122,11 @@ def takes_system(encoder: tokens.Encoder) -> bool:
     return True
 
 
-def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> None:
-    """Files of the frozen split into the working folder. Raises Failure when preflight did not write it."""
+def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Manifest:
+    """Files of the frozen split into the working folder; the whole split's manifest. Raises Failure when preflight did not write
+    it."""
     try:
-        folders.load(store, spec.layout.data, machine.work() / "data", only=names)
+        return folders.load(store, spec.layout.data, machine.work() / "data", only=names)
     except errors.NotFound:
         raise errors.Failure(
             reasons.Reason.DATASET_NOT_FOUND,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer import dataset, evidence
+from finetune_trainer import dataset, evidence, toolcalls
 
 QUESTION, ANSWER = 8_000, 6_000
 """Characters of a question and of an answer that the judge sees; of longer ones the beginning and the end."""
@@ -82,6 +82,8 @@ class Case:
     expected: str
     tuned: str
     other: str
+    tools: str | None = None
+    """What the assistant could have called, as `dataset.Example` has it."""
 
     @property
     def same(self) -> bool:
@@ -91,9 +93,11 @@ class Case:
     def asked(self, criteria: str | None, *, swapped: bool) -> list[dict[str, str]]:
         """The messages to the judge; `swapped`: the tuned model's answer is B."""
         first, second = (self.other, self.tuned) if swapped else (self.tuned, self.other)
-        turns = "\n\n".join(f"{turn.role}:\n{turn.content}" for turn in self.question)
+        turns = [f"{turn.role}:\n{toolcalls.written(turn.content, turn.calls)}" for turn in self.question]
+        if self.tools is not None:
+            turns.insert(0, f"tools that the assistant may call:\n{self.tools}")
         parts = {
-            "QUESTION": cut(turns, QUESTION),
+            "QUESTION": cut("\n\n".join(turns), QUESTION),
             "EXPECTED": cut(self.expected, ANSWER),
             "A": cut(first, ANSWER),
             "B": cut(second, ANSWER),

@@ -85,7 +85,7 @@ def evaluate(
         return done
     begun = time.monotonic()
     umpire = judge.of(spec)
-    contest.fetch(spec, store, {"test.jsonl", "train.jsonl"})
+    split = contest.fetch(spec, store, {"test.jsonl", "train.jsonl"})
     examples = contest.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
     )
@@ -104,7 +104,7 @@ def evaluate(
         manifest.sha256, time.monotonic() - begun, manifest.extra.get("training", {}), history(work / "tuned")
     )
     told = scoreboard.results_of(spec, store, found, seen, examples, facts)
-    deliver(spec, store, told, found, examples, recorded)
+    deliver(spec, store, split, told, found, examples, recorded)
     meter.report.end()
     return answered(spec, told.evaluation)
 
@@ -113,6 +113,8 @@ def finished(spec: run.Run, store: storage.Storage, sha256: str) -> outcome.Outc
     """The outcome of an earlier attempt that scored the same adapter in the same way."""
     manifest = folders.manifest(store, spec.layout.evaluation(spec.evaluation_hash))
     if manifest is None or manifest.extra.get("adapter") != sha256:
+        return None
+    if not folders.made_of(store, manifest, spec.layout.data):
         return None
     log.info("the evaluation was done before", evaluation=spec.layout.evaluation(spec.evaluation_hash))
     return answered(spec, status.Evaluation.model_validate(manifest.extra["evaluation"]))
@@ -238,6 +240,7 @@ def history(folder: pathlib.Path) -> dict[str, Any]:
 def deliver(
     spec: run.Run,
     store: storage.Storage,
+    split: folders.Manifest,
     told: results.Results,
     found: scoreboard.Findings,
     examples: list[dataset.Example],
@@ -259,6 +262,6 @@ def deliver(
     (folder / "canary.json").write_text(json.dumps(document), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(told.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
     store.write(spec.layout.report, report.page(told).encode())
-    extra = {"adapter": told.adapter, "evaluation": told.evaluation.wire()}
+    extra = {"adapter": told.adapter, "evaluation": told.evaluation.wire(), folders.MADE_OF: split.sha256}
     folders.save(store, folder, spec.layout.evaluation(spec.evaluation_hash), extra)
     log.info("evaluated", passed=told.evaluation.passed, score=told.evaluation.score, report=spec.layout.report)

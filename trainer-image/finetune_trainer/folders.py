@@ -41,6 +41,16 @@ class Manifest:
         return sum(file.size for file in self.files)
 
 
+MADE_OF = "madeOf"
+"""In a manifest: the sha256 of the frozen split that the folder was made of."""
+
+
+def made_of(store: storage.Storage, found: Manifest, data: str) -> bool:
+    """Whether a folder was made of the frozen split at `data` as that is now."""
+    split = manifest(store, data)
+    return split is not None and found.extra.get(MADE_OF) == split.sha256
+
+
 def save(store: storage.Storage, local: pathlib.Path, uri: str, extra: dict[str, Any] | None = None) -> Manifest:
     """Uploads a local folder and then its manifest. What was at `uri` before stops being complete first."""
     paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != layout.MANIFEST)

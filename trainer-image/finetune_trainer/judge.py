@@ -77,6 +77,7 @@ def cases(
             example.answer or "",
             asked[job.Contender.TUNED].answers[place].text or "",
             asked[which].answers[place].text or "",
+            example.tools,
         )
         for place, example in chosen
         for which in rivals

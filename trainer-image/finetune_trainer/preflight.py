@@ -103,13 +103,23 @@ def preflight(spec: run.Run) -> outcome.Outcome:
 
 
 def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
-    """The answer of an earlier attempt that froze the split, judged by what the job says now."""
+    """The answer of an earlier attempt that froze the split, judged by what the job says now.
+
+    A job's data are frozen with its first answer. What an earlier job of this name left, or an earlier run without a cluster,
+    counts only as long as the files are the same by name, size and tag.
+    """
     try:
         document = json.loads(store.read(spec.layout.preflight))
     except errors.NotFound:
         return None
     if "facts" not in document:  # the data did not pass
         return None
+    if spec.uid is None or document.get("job") != spec.uid:
+        there = [dataclasses.asdict(entry) for entries in listed(spec, store).values() for entry in entries]
+        if there != document["inputs"]:
+            changed = next((one for one in there if one not in document["inputs"]), document["inputs"][0])
+            log.info("the data changed since an earlier run, which does not count", file=changed["uri"])
+            return None
     log.info("preflight was done before", uri=spec.layout.preflight)
     return answer(spec, store, facts.Facts(**document["facts"]), document["inputs"])
 
@@ -125,6 +135,7 @@ def answer(spec: run.Run, store: storage.Storage, found: facts.Facts, files: lis
 
 
 def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> None:
+    document = {"job": spec.uid, **document}
     store.write(spec.layout.preflight, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -169,12 +180,17 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
         ) from error
 
 
-def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Gathered:
-    """Every row of every file, encoded and looked at. Raises Failure(DatasetInvalid) when there is none."""
+def listed(spec: run.Run, store: storage.Storage) -> dict[str, list[objects.Entry]]:
+    """The files of each part of the data. Raises Failure(DatasetNotFound)."""
     wanted = {"train": spec.dataset.train}
     held_out = {"validation": spec.dataset.validation, "test": spec.dataset.test}
     wanted |= {name: chosen.uris for name, chosen in held_out.items() if chosen.uris}
-    files = {name: rows.find(store, patterns) for name, patterns in wanted.items()}  # all of them first: it is quick
+    return {name: rows.find(store, patterns) for name, patterns in wanted.items()}
+
+
+def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Gathered:
+    """Every row of every file, encoded and looked at. Raises Failure(DatasetInvalid) when there is none."""
+    files = listed(spec, store)  # all of them first: it is quick
     found = Gathered(
         work / "rows.jsonl",
         corpus.Writer(work / "corpus"),

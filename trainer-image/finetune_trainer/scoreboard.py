@@ -290,7 +290,9 @@ def metric_value(one: results.Value) -> status.MetricValue:
 def before_training(spec: run.Run, store: storage.Storage) -> status.Baseline | None:
     """What the baseline stage found, where it ran."""
     manifest = folders.manifest(store, spec.layout.baseline(spec.evaluation_hash))
-    return status.Baseline.model_validate(manifest.extra["baseline"]) if manifest else None
+    if manifest is None or not folders.made_of(store, manifest, spec.layout.data):
+        return None
+    return status.Baseline.model_validate(manifest.extra["baseline"])
 
 
 def shown(samples: list[results.Sample], rival: job.Contender | None) -> list[results.Sample]:

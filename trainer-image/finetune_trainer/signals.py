@@ -21,9 +21,15 @@ _stop = _Stop()
 
 
 def install() -> None:
-    """From here on SIGTERM (and Ctrl-C) raises Stopped."""
+    """From here on SIGTERM (and Ctrl-C) raises Stopped, whatever was before."""
+    _stop.asked, _stop.held = False, 0
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle)
+
+
+def over() -> None:
+    """From here on SIGTERM changes nothing: what was asked for is done."""
+    _stop.held += 1
 
 
 def _handle(*_: Any) -> None:

@@ -152,15 +152,29 @@ class Encoder:
         if example.text is not None:
             return Script(example.text, plain=True)
         text = self.render(example.messages, tools=example.tools)
-        prompts = []
-        for index in self._chosen(example):
-            prompts.append(self.render(example.messages[:index], answer=True, tools=example.tools))
-            if not text.startswith(prompts[-1]):
+        chosen = self._chosen(example)
+        prompts = [self.render(example.messages[:index], answer=True, tools=example.tools) for index in chosen]
+        for index, prompt in zip(chosen, prompts, strict=True):
+            if text.startswith(prompt):
+                continue
+            tail = self._tail(example) if chosen == [len(example.messages) - 1] else None
+            if tail is None:
                 raise dataset.Wrong(
                     f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
                     "cannot be learned as it will be asked for; try training.lossOn: LastAssistant"
                 )
+            text = prompt + tail
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
+
+    def _tail(self, example: dataset.Example) -> str | None:
+        """The last answer as the template writes it when the last question begins the chat: for templates that move text
+        while a chat grows (Mistral's have the system turn before a question only as long as that is the last turn).
+        None: even there the question changes once it is answered."""
+        asked = max((i for i, turn in enumerate(example.messages) if turn.role == "user"), default=0)
+        short = example.messages[asked:]
+        text = self.render(short, tools=example.tools)
+        prompt = self.render(short[:-1], answer=True, tools=example.tools)
+        return text[len(prompt) :] if text.startswith(prompt) else None
 
     def _chosen(self, example: dataset.Example) -> list[int]:
         """The turns to learn."""

@@ -148,7 +148,7 @@ def agreed(us: ranks.Ranks, step: int) -> None:
 def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
     """The outcome of an earlier attempt that uploaded the whole adapter."""
     manifest = folders.manifest(store, spec.layout.adapter)
-    if manifest is None or "training" not in manifest.extra:
+    if manifest is None or "training" not in manifest.extra or not folders.made_of(store, manifest, spec.layout.data):
         return None
     described = adapter.described(spec.layout.adapter, manifest, spec.training.lora.rank)
     log.info("the adapter is already there", adapter=spec.layout.adapter)
@@ -253,7 +253,8 @@ def deliver(
     }
     course.saver.settle(60)
     (folder / "training.json").write_text(json.dumps({"history": state.history, "validations": state.validations}))
-    described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, {"training": facts})
+    extra = {"training": facts, folders.MADE_OF: course.data.sha256}
+    described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)
     for step in checkpoint.complete(store, spec.layout):
         folders.remove(store, spec.layout.checkpoint(step))
     log.info("adapter uploaded", adapter=described.uri, bytes=described.bytes)

@@ -29,6 +29,7 @@ def run_of(draft: Draft, named: str, base: run.ResolvedBaseModel) -> run.Run:
         base,
         name=parent.name,
         namespace=parent.namespace,
+        uid=parent.uid,
         revision=named,
         evaluation_hash=draft.wanted.evaluation_hash,
         memory=_memory(draft),

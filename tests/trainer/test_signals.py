@@ -1,0 +1,56 @@
+"""SIGTERM at any moment of a stage is an exit code and a word of what happened, never a traceback."""
+
+import json
+import pathlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.trainer import tiny
+
+from finetune_api import exits, run
+from finetune_trainer import __main__, log, signals
+
+World = Callable[..., run.Run]
+
+
+@pytest.fixture
+def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+    """Runs preflight as its pod would; the exit code, and what the operator reads of it."""
+    file, said = tmp_path / "run.json", tmp_path / "termination"
+    file.write_text(world(tiny.examples(60)).model_dump_json(by_alias=True, exclude_none=True))
+    monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(said))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def main() -> Any:
+        return __main__.main(["preflight", "--run", str(file)]), json.loads(said.read_text())
+
+    yield main
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals._stop.asked, signals._stop.held = False, 0
+
+
+def test_before_the_stage_began(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "about", lambda **_: signal.raise_signal(signal.SIGTERM))
+    code, said = ended()
+    assert code == exits.Exit.STOPPED
+    assert said["message"] == "stopped on request"
+
+
+def test_when_the_stage_is_over(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "info", lambda text, **_: text == "end" and signal.raise_signal(signal.SIGTERM))
+    code, said = ended()
+    assert code == exits.Exit.DONE
+    assert said["stage"] == "preflight"
+
+
+def test_while_a_failure_is_told(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(spec: run.Run, options: Any) -> Any:
+        raise ValueError("a defect")
+
+    monkeypatch.setitem(__main__.STAGES, "preflight", (broken, ""))
+    monkeypatch.setattr(log, "exception", lambda text: signal.raise_signal(signal.SIGTERM))
+    code, _ = ended()
+    assert code == exits.Exit.STOPPED, "it is run again, as after any stop, and then fails for its own reason"
