@@ -145,8 +145,8 @@ class FineTuneJobSpec(model.Model):
         default=86_400,
         ge=1,
         le=31_536_000,
-        description="Seconds that a revision may take from its start to its end, waiting included, suspension not. "
-        "Default: 86400.",
+        description="Seconds that a revision may take from its start to its end, waiting included, suspension and the time "
+        "in a queue (resources.queueName) not. Default: 86400.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
@@ -191,5 +191,6 @@ PRINTER_COLUMNS: list[dict[str, Any]] = [
     {"name": "Revision", "type": "string", "jsonPath": ".status.revision", "priority": 1},
     {"name": "Serving", "type": "string", "jsonPath": ".status.deployment.revision", "priority": 1},
     {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
+    {"name": "Queue", "type": "string", "jsonPath": ".spec.resources.queueName", "priority": 1},
     {"name": "Endpoint", "type": "string", "jsonPath": ".status.deployment.endpoint", "priority": 1},
 ]

@@ -59,7 +59,8 @@ QUEUE_WAIT = Metric(
     "finetune_queue_wait_seconds",
     Kind.HISTOGRAM,
     "seconds",
-    "Time from the creation of a stage's Job to the start of its container.",
+    "Time from the creation of a stage's Job to the start of its container; with resources.queueName, each of its waits "
+    "in the queue.",
     ("stage",),
     (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600),
 )

@@ -57,7 +57,7 @@ class Phase(enum.StrEnum):
     BASELINE = "Baseline"
     """The base model is asked with a prompt, to see whether that is enough."""
     QUEUED = "Queued"
-    """The pod of the next stage is not placed yet."""
+    """The next stage waits in a queue, or its pod is not placed yet."""
     TRAINING = "Training"
     """The adapter is trained."""
     EVALUATING = "Evaluating"
@@ -98,6 +98,14 @@ class Reason(enum.StrEnum):
     """An attempt failed in a way that may pass; the next one starts after a pause."""
     SUPERSEDED = "Superseded"
     """The spec changed while this revision was under way; a newer revision took its place."""
+    QUEUED = "Queued"
+    """The stage waits in its queue (resources.queueName) for quota; the message quotes Kueue."""
+    EVICTED = "Evicted"
+    """The queue took the stage's quota back, for a more important job for example; it waits there again, and goes on from the
+    newest checkpoint."""
+    DISRUPTED = "Disrupted"
+    """The stage's pod is being taken from its machine, or the machine does not answer. Another pod goes on from the newest
+    checkpoint, and nothing counts as a failure."""
     VERIFYING = "Verifying"
     """The new server is ready and is being compared with what the evaluation recorded."""
     STARTING = "Starting"
@@ -116,6 +124,8 @@ class Reason(enum.StrEnum):
     """No node fits the pod: its GPU type, GPUs, CPU, memory or tolerations. The message quotes the scheduler."""
     QUOTA_EXCEEDED = "QuotaExceeded"
     """A ResourceQuota or LimitRange of the namespace refuses the pod."""
+    QUEUE_REFUSED = "QueueRefused"
+    """The queue will not take the stage as things are: the LocalQueue is missing or stopped, or Kueue does not look after it."""
     IMAGE_PULL_FAILED = "ImagePullFailed"
     """The node cannot pull an image. Check its name and the pull secrets."""
     POD_REFUSED = "PodRefused"
@@ -170,6 +180,7 @@ WAITING = frozenset(
         Reason.CREDENTIALS_MISSING,
         Reason.UNSCHEDULABLE,
         Reason.QUOTA_EXCEEDED,
+        Reason.QUEUE_REFUSED,
         Reason.IMAGE_PULL_FAILED,
         Reason.POD_REFUSED,
         Reason.STORAGE_UNAVAILABLE,

@@ -147,3 +147,18 @@ class TrainingResources(Resources):
         description="Pods that train together, each with these gpus and requests; training begins when all of them have a "
         "place. Every other stage has one pod. Default: 1.",
     )
+    queue_name: (
+        Annotated[
+            str,
+            model.text(
+                r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+                "must be the name of a LocalQueue: lower-case letters, digits, '-' and '.', a letter or digit at both ends",
+                63,
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="The LocalQueue of Kueue, in the job's namespace, in which baseline, training and evaluation wait for "
+        "their quota. Preflight and verification never wait; the server is not queued. Absent: no queue.",
+    )

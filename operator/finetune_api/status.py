@@ -155,6 +155,16 @@ class Deployment(Reported):
     )
 
 
+class Queue(Reported):
+    """How long the revision has waited in its queue, which activeDeadlineSeconds does not count."""
+
+    name: str | None = Field(
+        default=None, description="The LocalQueue; absent: another hand suspended the stage's Job."
+    )
+    since: Time | None = Field(default=None, description="Since when the stage waits there; absent: it does not.")
+    waited_seconds: int = Field(default=0, description="Seconds that the revision had waited before.")
+
+
 class Cost(Reported):
     """What the job has cost so far, over all its stages, attempts and revisions."""
 
@@ -221,6 +231,7 @@ class Status(Reported):
     retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
     start_time: Time | None = Field(default=None, description="When the revision began, or was resumed.")
     completion_time: Time | None = Field(default=None, description="When the revision ended.")
+    queue: Queue | None = Field(default=None, description="How long it waited in a queue; absent: it never did.")
     preflight: Preflight | None = Field(default=None, description="What preflight found.")
     baseline: Baseline | None = Field(default=None, description="What a prompt alone reaches; absent: not asked.")
     progress: Progress | None = Field(default=None, description="How far training is.")

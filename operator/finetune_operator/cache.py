@@ -16,6 +16,10 @@ from finetune_operator import cluster, observe
 
 LOG = logging.getLogger(__name__)
 OURS = f"app.kubernetes.io/managed-by={cluster.MANAGER},{observe.UID}"
+SELECTORS = {"BaseModel": "", "Workload": observe.QUEUED_JOB}
+"""Of what carries no label of ours."""
+LONGEST_PAUSES = {"Workload": 60.0}
+"""Seconds between two tries; 10 for what is always there."""
 
 
 class Cache:
@@ -30,6 +34,8 @@ class Cache:
         self.parents: dict[str, observe.Raw] = {}
         self.children: dict[str, dict[tuple[str, str], observe.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
+        self.workloads: dict[str, observe.Workload] | None = None
+        """By the uid of their Job, whosever it is; None until they were listed."""
         self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in observe.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
         self._reached: dict[tuple[str, str | None], int] = {}
@@ -63,6 +69,14 @@ class Cache:
             for raw in found.values():
                 self._put_model(raw)
             return
+        if kind == "Workload":
+            before = {uid: fact for uid, fact in (self.workloads or {}).items() if place in {None, fact.namespace}}
+            self.workloads = {uid: fact for uid, fact in (self.workloads or {}).items() if uid not in before}
+            for raw in found.values():
+                self._put_workload(raw)
+            for uid in set(before) - set(self.workloads):
+                self._changed_in_queue(before[uid])
+            return
         mine = self._known[kind]
         for place_and_name in [k for k, (_, at) in mine.items() if place in {None, k[0]} and at <= reached]:
             if place_and_name not in found:
@@ -77,6 +91,8 @@ class Cache:
             return
         if kind == "BaseModel":
             self._drop_model(raw["metadata"]["name"]) if event == "DELETED" else self._put_model(raw)
+        elif kind == "Workload":
+            self._drop_workload(raw) if event == "DELETED" else self._put_workload(raw)
         elif event == "DELETED":
             self._drop_child(kind, *key(raw))
         else:
@@ -131,6 +147,25 @@ class Cache:
         self.catalogue.pop(name, None)
         self._catalogue_changed()
 
+    def _put_workload(self, raw: observe.Raw) -> None:
+        fact = observe.workload(raw)
+        assert self.workloads is not None
+        if self.workloads.get(fact.job_uid) != fact:
+            self.workloads[fact.job_uid] = fact
+            self._changed_in_queue(fact)
+
+    def _drop_workload(self, raw: observe.Raw) -> None:
+        fact = observe.workload(raw)
+        assert self.workloads is not None
+        if fact.job_uid in self.workloads and self.workloads[fact.job_uid].name == fact.name:
+            self._changed_in_queue(self.workloads.pop(fact.job_uid))
+
+    def _changed_in_queue(self, fact: observe.Workload) -> None:
+        """Of the Jobs in a queue most are not ours; one that is not heard of yet is looked at when it is."""
+        uid, _ = self._known["Job"].get((fact.namespace, fact.job), (None, 0))
+        if uid is not None:
+            self.changed(uid)
+
     def _catalogue_changed(self) -> None:
         """Jobs that wait for a model look again."""
         for uid, raw in self.parents.items():
@@ -142,7 +177,7 @@ async def follow(
     api: cluster.Cluster, cache: Cache, kind: str, namespace: str | None, listed: Callable[[], None]
 ) -> None:
     """Keep the cache of one kind current, through outages and expired versions. `listed` is called after each full list."""
-    selector = "" if kind == "BaseModel" else OURS
+    selector = SELECTORS.get(kind, OURS)
     pause = 0.1
     while True:
         try:
@@ -159,7 +194,7 @@ async def follow(
         except (cluster.Failure, *cluster.OUTAGES) as error:
             LOG.warning("the watch of %s broke off, again in %.1f s: %s", kind, pause, error)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 10)
+            pause = min(pause * 2, LONGEST_PAUSES.get(kind, 10.0))
 
 
 def newer(cached: observe.Raw | None, heard: observe.Raw) -> observe.Raw:
@@ -179,12 +214,16 @@ def key(raw: observe.Raw) -> tuple[str, str]:
     return raw["metadata"].get("namespace", ""), raw["metadata"]["name"]
 
 
-async def follow_all(api: cluster.Cluster, cache: Cache, namespaces: Iterable[str], synced: asyncio.Event) -> None:
-    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed."""
+async def follow_all(
+    api: cluster.Cluster, cache: Cache, namespaces: Iterable[str], synced: asyncio.Event, *, queues: bool = False
+) -> None:
+    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `queues`, Kueue's Workloads
+    too: nothing waits for those, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
     sources += [(kind, place) for kind in observe.PROJECTIONS for place in places]
     missing = set(sources)
+    sources += [("Workload", place) for place in places if queues]
 
     def listed(source: tuple[str, str | None]) -> Callable[[], None]:
         def mark() -> None:

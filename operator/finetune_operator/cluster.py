@@ -30,7 +30,10 @@ PATHS = {
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }
+UNVERSIONED = {"Workload"}
+"""Kinds whose version is whichever the API server prefers: Kueue's has changed, what we read of it has not."""
 
 OUTAGES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 """The API server is away: transient by nature, retried by whoever asked."""
@@ -56,6 +59,10 @@ def path_of(kind: str, namespace: str | None = None, name: str | None = None, su
     prefix, plural = PATHS[kind]
     parts = [prefix, *(["namespaces", namespace] if namespace else []), plural, name, subresource]
     return "/" + "/".join(part for part in parts if part)
+
+
+def _owners(raw: Raw) -> set[str]:
+    return {owner["uid"] for owner in raw["metadata"].get("ownerReferences") or []}
 
 
 class Cluster:
@@ -142,12 +149,22 @@ class Cluster:
             raise Lapsed("the lease is not ours any more: nothing is written")
         return await self.request(method, path, query, body, content)
 
+    async def _place(self, kind: str, namespace: str | None) -> str:
+        """The path of all objects of a kind."""
+        path = path_of(kind, namespace)
+        if kind not in UNVERSIONED:
+            return path
+        prefix, _ = PATHS[kind]
+        group = await self.request("GET", f"/{prefix}")
+        return path.replace(f"/{prefix}/", f"/apis/{group['preferredVersion']['groupVersion']}/", 1)
+
     async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[Raw], str]:
         """Objects of a kind in pages of 500, and the resourceVersion to watch from."""
         items: list[Raw] = []
+        path = await self._place(kind, namespace)
         query = {"limit": "500", **({"labelSelector": selector} if selector else {})}
         while True:
-            page = await self.request("GET", path_of(kind, namespace), query)
+            page = await self.request("GET", path, query)
             items += page.get("items") or []
             token = page["metadata"].get("continue")
             if not token:
@@ -170,7 +187,7 @@ class Cluster:
             **({"labelSelector": selector} if selector else {}),
         }
         try:
-            response = await self._send("GET", path_of(kind, namespace), query, patience=330)
+            response = await self._send("GET", await self._place(kind, namespace), query, patience=330)
         except Failure as failure:
             raise (Expired() if failure.status == 410 else failure) from None
         buffer = b""
@@ -195,10 +212,32 @@ class Cluster:
         query = {"fieldManager": MANAGER, "force": "true" if force else "false"}
         return await self._change("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
-    async def exists(self, kind: str, namespace: str | None, name: str, uid: str) -> bool:
-        """Whether this very object is still there, asked of the API server itself."""
+    async def create(self, manifest: Raw) -> Raw:
+        """Create what is written once and never again. An object of this name and owner was made before, by a request whose
+        answer was lost: it stays as it is, and is returned.
+
+        Raises:
+            Failure: status 409 when an object of somebody else has this name.
+        """
+        kind, meta = manifest["kind"], manifest["metadata"]
+        query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        try:
+            return await self._change("POST", path_of(kind, meta["namespace"]), query, manifest)
+        except Failure as failure:
+            found = await self.find(kind, meta["namespace"], meta["name"]) if failure.status == 409 else None
+            if found is None or _owners(found) != _owners(manifest):
+                raise
+            return {"kind": kind, **found}  # a list leaves the kind out
+
+    async def find(self, kind: str, namespace: str | None, name: str) -> Raw | None:
+        """The object of this name, asked of the API server itself, by a list: `get` is a right of its own."""
         page = await self.request("GET", path_of(kind, namespace), {"fieldSelector": f"metadata.name={name}"})
-        return any(item["metadata"]["uid"] == uid for item in page.get("items") or [])
+        return next(iter(page.get("items") or []), None)
+
+    async def exists(self, kind: str, namespace: str | None, name: str, uid: str) -> bool:
+        """Whether this very object is still there."""
+        found = await self.find(kind, namespace, name)
+        return found is not None and found["metadata"]["uid"] == uid
 
     async def delete(self, kind: str, namespace: str, name: str, version: str | None = None) -> None:
         """Delete; a Job stays visible until its pods have ended, so that its successor can wait for them.

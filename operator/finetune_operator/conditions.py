@@ -16,6 +16,7 @@ STAGE_CONDITIONS = {
     Stage.VERIFY: Condition.DEPLOYED,
 }
 ORDER = list(Condition)
+QUEUED = {Reason.QUEUED, Reason.EVICTED, Reason.QUEUE_REFUSED}
 
 
 def get(state: status.Status, kind: Condition) -> status.Condition | None:
@@ -77,11 +78,14 @@ def phase(state: status.Status) -> Phase:
     trained = get(state, Condition.TRAINED)
     if not is_true(state, Condition.PREFLIGHT_PASSED):
         return Phase.PREFLIGHT
+    stages = [found for kind in STAGE_CONDITIONS.values() if (found := get(state, kind)) and found.status != "True"]
+    if stages and stages[0].reason in QUEUED:
+        return Phase.QUEUED
     baseline = get(state, Condition.BASELINE_MEASURED)
     if baseline is not None and baseline.status != "True" and trained is None:
         return Phase.BASELINE
     if not is_true(state, Condition.TRAINED):
-        running = trained is not None and trained.reason in {Reason.RUNNING, Reason.RETRYING}
+        running = trained is not None and trained.reason in {Reason.RUNNING, Reason.RETRYING, Reason.DISRUPTED}
         return Phase.TRAINING if running else Phase.QUEUED
     return Phase.DEPLOYING if is_true(state, Condition.EVALUATED) else Phase.EVALUATING
 
@@ -104,7 +108,15 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
     return [c for c in found if c in failed or (c.reason, c.message) not in {(f.reason, f.message) for f in failed}]
 
 
-GOOD_NEWS = {Reason.SUSPENDED, Reason.DISABLED, Reason.WAITING, Reason.RUNNING, Reason.STARTING, Reason.RESUMED}
+GOOD_NEWS = {
+    Reason.SUSPENDED,
+    Reason.DISABLED,
+    Reason.WAITING,
+    Reason.QUEUED,
+    Reason.RUNNING,
+    Reason.STARTING,
+    Reason.RESUMED,
+}
 
 
 def is_bad(condition: status.Condition) -> bool:

@@ -129,6 +129,10 @@ class Controller:
                 LOG.warning("FineTuneJobs cannot be listed, again in 1 s: %s", error)
                 await asyncio.sleep(1)
 
+    async def _follow(self, synced: asyncio.Event) -> None:
+        chart = self._settings
+        await cache.follow_all(self._api, self.facts, chart.namespaces, synced, queues=chart.kueue.enabled)
+
     def _lead(self, leads: bool) -> None:
         self.leads = leads
         metrics.leader.set(int(leads))
@@ -136,7 +140,7 @@ class Controller:
     async def run(self) -> None:
         """Reconcile until cancelled, or until one of the parts ends."""
         synced = asyncio.Event()
-        children = asyncio.create_task(cache.follow_all(self._api, self.facts, self._settings.namespaces, synced))
+        children = asyncio.create_task(self._follow(synced))
         filled = asyncio.create_task(synced.wait())
         tasks: set[asyncio.Task[Any]] = {children, filled}
         try:

@@ -59,6 +59,12 @@ def ended(facts: Iterable[decide.Ended]) -> None:
             queue_wait.labels(fact.stage).observe(max(fact.waited, 0))
 
 
+def waited(found: Iterable[tuple[Stage, float]]) -> None:
+    """Observe waits in a queue that ended."""
+    for stage, seconds in found:
+        queue_wait.labels(stage).observe(max(seconds, 0))
+
+
 class Fleet(Collector):
     """Jobs by phase, counted when Prometheus asks; a replica that stands by knows of none and is silent."""
 

@@ -1,7 +1,7 @@
 """What is: the world of one job as frozen facts, projected from what the API server sent.
 
     FineTuneJob ─┬─ run ConfigMap, progress ConfigMap, ServiceAccount + Role + RoleBinding
-                 ├─ Job per stage and attempt ── Pod
+                 ├─ Job per stage and attempt ── Pod; and Kueue's Workload, where the Job is in a queue
                  └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
 
 Every child carries the job's uid as a label, so one cache answers for pods of Jobs and Deployments alike. Projections are
@@ -25,12 +25,19 @@ STAGE = "finetune.dev/stage"
 REVISION = "finetune.dev/revision"
 RELEASE = "finetune.dev/release"
 ATTEMPT = "finetune.dev/attempt"
+LOST = {"ContainerStatusUnknown", "Unknown"}
+"""Why containers ended that a machine which came back does not find any more: in the kubelet's word, and in containerd's."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Label and annotation that the Job controller gives the pods of an Indexed Job."""
 GPUS = "finetune.dev/gpus"
 GPU_TYPE = "finetune.dev/gpu-type"
 HASH = "finetune.dev/spec-hash"
 """Annotation: the digest of the manifest as we wrote it."""
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+"""Label of a Job: the LocalQueue that decides when it may run."""
+QUEUED_JOB = "kueue.x-k8s.io/job-uid"
+"""Label of a Workload: the uid of its Job."""
 
 PATIENCE = 3.0
 """Seconds without a pod after which the Job controller is asked why."""
@@ -58,6 +65,9 @@ class StageJob:
     finished: datetime.datetime | None
     nodes: int
     """Pods that it has at a time."""
+    queue: str
+    suspended: bool
+    """It waits in its queue, or is on its way back there, without a pod. Whoever suspended it, lets it go on."""
     ending: bool
     """Its end is decided, and its last pods are being stopped."""
     succeeded: bool
@@ -113,6 +123,8 @@ class Pod:
     restarts: int
     disruption: str
     """Why it was taken from its machine (evicted, preempted, ...); empty if it was not."""
+    silent: bool
+    """Whether its machine does not answer any more: what is said of its container is what was last heard."""
     deleting: bool
 
     @property
@@ -151,6 +163,34 @@ class Config:
     progress: outcome.ProgressReport | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """What a condition says: its reason and message, both empty where it says nothing."""
+
+    reason: str = ""
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What Kueue says of a Job in a queue. It belongs to the Job, and is none of our children."""
+
+    name: str
+    namespace: str
+    job: str
+    job_uid: str
+    active: bool
+    """Whether it may be admitted at all."""
+    reserved: bool
+    """Whether it has its quota: what else it waits for are the checks."""
+    pending: Word
+    """Why it has no quota."""
+    evicted: Word
+    """Why it lost the quota that it had."""
+    checks: tuple[str, ...]
+    """Admission checks that are not done, each in words."""
+
+
 Child = StageJob | Pod | Server | Service | Config
 
 
@@ -181,6 +221,8 @@ def stage_job(raw: Raw) -> StageJob:
         created=_time(meta.get("creationTimestamp")),
         finished=_time(over.get("lastTransitionTime")) if over else None,
         nodes=int(spec.get("completions") or 1),
+        queue=_labels(raw).get(QUEUE, ""),
+        suspended=bool(spec.get("suspend")),
         ending=bool({"FailureTarget", "SuccessCriteriaMet"} & set(conditions)),
         succeeded="Complete" in conditions,
         failed="Failed" in conditions,
@@ -232,6 +274,13 @@ def _ended(state: Raw) -> datetime.datetime | None:
     return max((time for time in said if time), default=_time(state.get("startTime")))
 
 
+def _silent(state: Raw, ready: Raw) -> bool:
+    """The node lifecycle controller takes a lost pod's readiness away; a kubelet would do the same to its containers."""
+    containers = state.get("containerStatuses") or []
+    at_work = state.get("phase") == "Running" and bool(containers) and all(c.get("ready") for c in containers)
+    return at_work and ready.get("status") == "False"
+
+
 def pod(raw: Raw) -> Pod:
     meta, state = raw["metadata"], raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or []}
@@ -258,6 +307,7 @@ def pod(raw: Raw) -> Pod:
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
         restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
         disruption=str(disrupted.get("reason") or "disrupted") if disrupted.get("status") == "True" else "",
+        silent=_silent(state, conditions.get("Ready", {})),
         deleting=bool(meta.get("deletionTimestamp")),
     )
 
@@ -304,6 +354,33 @@ def config(raw: Raw) -> Config:
     except pydantic.ValidationError:
         progress = None
     return Config(name=raw["metadata"]["name"], hash=_hash(raw), progress=progress)
+
+
+def workload(raw: Raw) -> Workload:
+    """Alike in every version of Kueue's API so far."""
+    meta, state = raw["metadata"], raw.get("status") or {}
+    owners = [o for o in meta.get("ownerReferences") or [] if o.get("kind") == "Job"] or [{}]
+    conditions = {c.get("type"): c for c in state.get("conditions") or []}
+
+    def said(kind: str, value: str) -> Word:
+        found = conditions.get(kind, {})
+        return Word(found.get("reason", ""), found.get("message", "")) if found.get("status") == value else Word()
+
+    return Workload(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        job=owners[0].get("name", ""),
+        job_uid=owners[0].get("uid", ""),
+        active=(raw.get("spec") or {}).get("active") is not False,
+        reserved=conditions.get("QuotaReserved", {}).get("status") == "True",
+        pending=said("QuotaReserved", "False"),
+        evicted=said("Evicted", "True"),
+        checks=tuple(
+            f"{check.get('name')} is {check.get('state')}" + (f" ({text})" if (text := check.get("message")) else "")
+            for check in state.get("admissionChecks") or []
+            if check.get("state") != "Ready"
+        ),
+    )
 
 
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
@@ -386,6 +463,8 @@ class Observation:
     configs: Mapping[str, Config]
     refusals: Mapping[str, str]
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
+    workloads: Mapping[str, Workload] | None
+    """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
     now: datetime.datetime
     settings: settings.Settings
 

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune_api import status
-from finetune_api.reasons import Condition, Reason
+from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
+from finetune_operator.decide import diagnosis
 
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
@@ -74,16 +75,22 @@ class Reconciler:
             services=kinds["Service"],
             configs=kinds["ConfigMap"],
             refusals={},
+            workloads=self._workloads(kinds["Job"]),
             now=now,
             settings=self._settings,
         )
         refusals = {}
         for present in observation.jobs.values():
             there = {pod.node for pod in observation.pods_of(present.name)}
-            waits = not (present.over or present.ending or present.deleting) and len(there) < present.nodes
+            stays = present.over or present.ending or present.deleting or present.suspended
+            waits = not stays and len(there) < present.nodes
             if waits and present.created and (now - present.created).total_seconds() > observe.PATIENCE:
                 refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
         return observe.with_refusals(observation, refusals)
+
+    def _workloads(self, jobs: Mapping[str, observe.StageJob]) -> dict[str, observe.Workload] | None:
+        known = self._facts.workloads
+        return None if known is None else {name: known[job.uid] for name, job in jobs.items() if job.uid in known}
 
     async def _act(
         self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision, now: datetime.datetime
@@ -118,6 +125,7 @@ class Reconciler:
             raise refusal.failure
         if raw is not before:
             metrics.ended(decision.ended)
+            metrics.waited(decision.waited)
             for stage, reason in decision.retried:
                 metrics.retries.labels(stage, reason).inc()
 
@@ -128,12 +136,18 @@ class Reconciler:
         for manifest in wanted:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
             try:
-                self._facts.wrote_child(await self._api.apply(manifest, self._is_ours(parent, manifest)))
+                self._facts.wrote_child(await self._put(parent, manifest))
             except cluster.Failure as failure:
                 if failure.status not in REFUSALS or " cannot patch resource " in str(failure):
                     raise
                 return Refusal(f"{manifest['kind']} {manifest['metadata']['name']}", failure)
         return None
+
+    async def _put(self, parent: observe.Parent, manifest: dict[str, Any]) -> dict[str, Any]:
+        """A Job is made once: from then on a queue may hold it and change it. Everything else is kept as it should be."""
+        if manifest["kind"] == "Job":
+            return await self._api.create(manifest)
+        return await self._api.apply(manifest, self._is_ours(parent, manifest))
 
     def _is_ours(self, parent: observe.Parent, manifest: dict[str, Any]) -> bool:
         """Whether other hands in this object are drift. What we have never seen may be another's of the same name: a job called
@@ -187,14 +201,14 @@ class Refusal:
 
     def said_in(self, state: status.Status, generation: int, now: datetime.datetime) -> status.Status:
         """The status that says so; all else stays as it was."""
-        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in str(self.failure) else Reason.POD_REFUSED
-        text = f"the API server refuses {self.child}: {self.failure}; it is tried again"
+        problem = diagnosis.refused(self.child, str(self.failure))
+        text = f"{problem.message} It is tried again."
         if self.failure.status == 409 or "field is immutable" in str(self.failure):
             text = (
                 f"{self.child} exists and is not this job's: rename the job or delete it; a former job's goes by itself"
             )
         for kind, value in CONDITIONS_OF_A_REFUSAL:
-            state = conditions.put(state, kind, value, reason, text, generation, now)
+            state = conditions.put(state, kind, value, problem.reason, text, generation, now)
         return state
 
 

@@ -38,6 +38,10 @@ class SmallStage(model.Model):
     requests: job.Requests = Field(default_factory=job.Requests)
 
 
+class Kueue(model.Model):
+    enabled: bool = Field(default=False, description="Whether the operator may read Kueue's Workloads, and does.")
+
+
 class Settings(model.Model):
     images: Images
     image_pull_policy: str = "IfNotPresent"
@@ -49,6 +53,7 @@ class Settings(model.Model):
     serving: Serving = Field(default_factory=Serving)
     preflight: SmallStage = Field(default_factory=SmallStage)
     verify: SmallStage = Field(default_factory=SmallStage)
+    kueue: Kueue = Field(default_factory=Kueue)
     retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubles with every retry, up to five minutes.")
     drain_seconds: float = Field(default=20, ge=0, description="How long the old release lives after the switch.")
     progress_seconds: float = Field(

@@ -51,6 +51,20 @@ def ended(phase: Phase, reason: Reason, count: int, minutes: int, first: int = 0
 
 CASES = [
     Case(
+        "a job that waits its turn in a queue",
+        "FineTuneQueueWait",
+        {status(Phase.QUEUED, Reason.QUEUED): "1x60 0x60", status(Phase.QUEUED, Reason.EVICTED): "0x60 1x60"},
+        "100m",
+    ),
+    Case(
+        "a queue that does not exist",
+        "FineTuneQueueWait",
+        {status(Phase.QUEUED, Reason.QUEUE_REFUSED): "1x60"},
+        "40m",
+        NAMED | {"reason": "QueueRefused"},
+        "ml/support-tone waits for its pod (QueueRefused)",
+    ),
+    Case(
         "two replicas, one of which leads",
         "FineTuneOperatorNotReconciling",
         {'finetune_leader{pod="a"}': "1x20", 'finetune_leader{pod="b"}': "0x20"},

@@ -10,7 +10,7 @@ OWN: Rights = {
     ("finetune.dev", "finetunejobs"): {"list", "watch", "delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
-    ("batch", "jobs"): {"list", "watch", "create", "patch", "delete"},
+    ("batch", "jobs"): {"list", "watch", "create", "delete"},
     ("apps", "deployments"): {"list", "watch", "create", "patch", "delete"},
     ("", "services"): {"list", "watch", "create", "patch", "delete"},
     ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
@@ -20,6 +20,7 @@ OWN: Rights = {
     ("", "pods"): {"list", "watch"},
     ("", "events"): {"list", "create"},
 }
+QUEUES: Rights = {("kueue.x-k8s.io", "workloads"): {"list", "watch"}}
 CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"list", "watch"}}
 LEADER: Rights = {("coordination.k8s.io", "leases"): {"get", "create", "update", "patch"}}
 
@@ -49,6 +50,14 @@ def test_named_namespaces_get_roles_and_the_cluster_role_shrinks_to_the_catalogu
     assert set(rendered["Role"]) == {f"ml/{NAME}", f"research/{NAME}", "finetune-operator-leader"}
     assert rights(rendered["Role"][f"ml/{NAME}"]) == OWN
     assert rights(rendered["Role"][f"research/{NAME}"]) == OWN
+
+
+def test_where_kueue_is_used_its_workloads_may_be_read_and_nowhere_else(render: Render) -> None:
+    values = {"kueue": {"enabled": True}}
+    assert rights(render(values)["ClusterRole"][NAME]) == OWN | QUEUES | CATALOGUE
+    rendered = render(values | {"namespaces": ["ml"]})
+    assert rights(rendered["ClusterRole"][NAME]) == CATALOGUE
+    assert rights(rendered["Role"][f"ml/{NAME}"]) == OWN | QUEUES
 
 
 def test_leases_are_only_reached_in_the_release_namespace(render: Render) -> None:
@@ -92,19 +101,19 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
 
 
 def documented() -> list[Rights]:
-    """The tables of docs/security.md: in the namespaces of jobs, in the cluster, in the operator's own."""
+    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, in the cluster, in the operator's own."""
     found: list[Rights] = []
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
         if line.startswith("| group |"):
             found.append({})
-        elif found and re.match(r"\| ?[a-z.0-9]* ?\| [a-z/]+ \| [a-z, ]+ \|", line):
+        elif found and re.match(r"\| ?[-a-z.0-9]* ?\| [a-z/]+ \| [a-z, ]+ \|", line):
             group, resource, verbs = (cell.strip() for cell in line.split("|")[1:4])
             found[-1][group, resource] = set(verbs.split(", "))
     return found
 
 
 def test_the_page_on_security_lists_every_right() -> None:
-    assert documented() == [OWN, CATALOGUE, LEADER]
+    assert documented() == [OWN, QUEUES, CATALOGUE, LEADER]
 
 
 def test_every_test_that_the_page_on_security_names_exists() -> None:

@@ -40,6 +40,7 @@ def test_values_arrive_as_given(render: Render) -> None:
                         "shmSize": "256Mi",
                         "requests": {"cpu": "500m", "memory": "4Gi"},
                     },
+                    "kueue": {"enabled": True},
                     "drainSeconds": 5,
                     "retryBackoffSeconds": 2,
                     "labels": {"cost-centre": "42"},
@@ -57,6 +58,7 @@ def test_values_arrive_as_given(render: Render) -> None:
     assert read.serving.env == {"DO_NOT_TRACK": "1"}
     assert read.serving.shm_size == "256Mi"
     assert read.serving.requests.memory == "4Gi"
+    assert read.kueue.enabled
     assert (read.drain_seconds, read.retry_backoff_seconds) == (5, 2)
     assert read.labels == {"cost-centre": "42"}
     assert read.log_level == "DEBUG"

@@ -240,6 +240,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("17 GPUs in a pod", {"resources.gpus": 17}, "resources.gpus", "less than or equal to 16"),
     ("a GPU type without GPUs", {"resources": {"gpus": 0, "gpuType": "l4"}}, "resources", "gpuType needs"),
+    ("a queue with a slash", {"resources.queueName": "ml/team-a"}, "resources.queueName", "must be the name of a LocalQueue"),
+    ("a queue of 64 letters", {"resources.queueName": "q" * 64}, "resources.queueName", "Too long"),
     ("cores of nonsense", {"resources.requests.cpu": "four"}, "resources.requests.cpu", "500m, 4 or 32Gi"),
     ("negative cores", {"resources.requests.cpu": -1}, "resources.requests.cpu", "must be a quantity"),
     ("no cores", {"resources.requests.cpu": 0}, "resources.requests.cpu", "above 0"),

@@ -272,7 +272,8 @@ def test_what_quotas_and_the_scheduler_say_reaches_the_job(
     eventually(lambda: scene.core.read_namespaced_resource_quota("team", scene.namespace).status.hard)
     scene.apply(finetunejob())
     eventually(lambda: scene.condition(NAME, "Ready").get("reason") == "QuotaExceeded")
-    assert "exceeded quota: team" in scene.condition(NAME, "PreflightPassed")["message"]
+    said = scene.condition(NAME, "PreflightPassed")["message"]
+    assert said.startswith("ResourceQuota team refuses the pod, which asks for 1 of pods: 0 of 0 are in use."), said
     control_plane.kubectl("delete", "quota", "team", where)
     # the Job controller tries again with growing pauses: a new Job is quicker
     scene.batch.delete_namespaced_job(scene.names("Job")[0], scene.namespace, propagation_policy="Background")
@@ -284,6 +285,56 @@ def test_what_quotas_and_the_scheduler_say_reaches_the_job(
     )
     eventually(lambda: scene.condition(NAME, "Ready").get("reason") == "Unschedulable")
     assert words in scene.condition(NAME, "PreflightPassed")["message"]
+
+
+def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: installed.Stage) -> None:
+    """In the words of a real API server, whose plugins have no others."""
+    core, here = scene.core, scene.namespace
+
+    def limits(**rule: object) -> None:
+        body = {"metadata": {"name": "team"}, "spec": {"limits": [rule]}}
+        core.create_namespaced_limit_range(here, body)
+
+    def quota(**hard: str) -> None:
+        core.create_namespaced_resource_quota(here, {"metadata": {"name": "team"}, "spec": {"hard": hard}})
+        eventually(lambda: core.read_namespaced_resource_quota("team", here).status.hard)
+
+    cases = {
+        "maximum": (
+            lambda: limits(type="Container", max={"memory": "1Gi"}),
+            "a LimitRange of the namespace refuses the pod: maximum memory usage per Container is 1Gi, but limit is 2Gi.",
+        ),
+        "minimum": (
+            lambda: limits(type="Pod", min={"cpu": "2"}, maxLimitRequestRatio={"memory": "1"}),
+            "a LimitRange of the namespace refuses the pod: minimum cpu usage per Pod is 2, but request is 500m.",
+        ),
+        "used-up": (
+            lambda: quota(**{"requests.memory": "1Gi", "pods": "5"}),
+            "ResourceQuota team refuses the pod, which asks for 2Gi of requests.memory: 0 of 1Gi are in use.",
+        ),
+        "unmeasured": (
+            lambda: quota(**{"limits.cpu": "4"}),
+            "ResourceQuota team refuses the pod: it must specify limits.cpu for: finetune.",
+        ),
+        "jobs": (
+            lambda: quota(**{"count/jobs.batch": "0"}),
+            "which asks for 1 of count/jobs.batch: 0 of 0 are in use.",
+        ),
+        "configmaps": (
+            lambda: quota(configmaps="1"),
+            "-run, which asks for 1 of configmaps: 1 of 1 are in use.",
+        ),
+    }
+    for name, (limit, words) in cases.items():
+        limit()
+        scene.apply(finetunejob(name))
+        eventually(lambda name=name: scene.condition(name, "Ready").get("reason") == "QuotaExceeded", 40)
+        said = scene.condition(name, "Ready")["message"]
+        assert words in said, said
+        scene.delete(name)
+        for kind in ("limit_range", "resource_quota"):
+            getattr(core, f"delete_collection_namespaced_{kind}")(here)
+        eventually(lambda: not scene.names("Job") and not core.list_namespaced_resource_quota(here).items)
 
 
 def test_suspending_removes_the_pod_and_resuming_starts_the_next_attempt(scene: installed.Stage) -> None:

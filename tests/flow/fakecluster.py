@@ -3,8 +3,8 @@
 The real Reconciler and Cache are driven against it. What is modelled, since the operator leans on it: resourceVersions,
 server-side apply by one manager (fields that are no longer applied go), immutable fields, merge patches of the status with a
 precondition, foreground deletion (a Job stays until its pods have ended), garbage collection by owner, the Job controller with
-backoffLimit 0, a podFailurePolicy, Indexed Jobs and their successPolicy (as a real one was seen to do), Deployments, and watch
-events that may be delivered late.
+backoffLimit 0, `suspend` (its pods go, and are not counted), a podFailurePolicy, Indexed Jobs and their successPolicy (as a real
+one was seen to do), Deployments, and watch events that may be delivered late.
 """
 
 import copy
@@ -21,7 +21,7 @@ Raw = dict[str, Any]
 Key = tuple[str, str, str]
 START = datetime.datetime(2026, 5, 4, 12, 0, 0, tzinfo=datetime.UTC)
 IMMUTABLE = {"Job": ("spec", "template"), "Deployment": ("spec", "selector"), "RoleBinding": ("roleRef",)}
-WATCHED = {"FineTuneJob", "BaseModel", *observe.PROJECTIONS}
+WATCHED = {"FineTuneJob", "BaseModel", "Workload", *observe.PROJECTIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Evicted:
 
 
 @dataclasses.dataclass(frozen=True)
+class Silent:
+    """The machine does not answer: the pod is as it was last heard of, and cannot be told to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Crashes:
     """A server's container that falls over and over."""
 
@@ -65,7 +70,7 @@ class Crashes:
     restarts: int = 3
 
 
-Play = Ends | Hangs | Waits | Unschedulable | Evicted | Crashes
+Play = Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes
 
 
 def stamp(time: datetime.datetime) -> str:
@@ -115,6 +120,8 @@ class FakeCluster:
         """Name of a Job or Deployment, or of a Job with an index -> why its pods are refused."""
         self.stop_slowly = False
         """Pods that were told to stop keep running until this is False again."""
+        self.controllers: list[Callable[[], None]] = []
+        """Those of others, each of which takes its objects one step further."""
         self.version = 0
 
     # -- storage --
@@ -211,6 +218,16 @@ class FakeCluster:
         raw = self.objects.get((kind, namespace, name))
         return raw is not None and raw["metadata"]["uid"] == uid
 
+    async def create(self, manifest: Raw) -> Raw:
+        kind, meta = manifest["kind"], manifest["metadata"]
+        self._ask("create", kind, meta["name"])
+        present = self.objects.get((kind, meta["namespace"], meta["name"]))
+        if present is None:
+            return self._store(kind, copy.deepcopy(manifest))
+        if present["metadata"].get("ownerReferences") != meta["ownerReferences"]:
+            raise cluster.Failure(409, f"{kind} {meta['name']} already exists")
+        return copy.deepcopy(present)
+
     async def apply(self, manifest: Raw, force: bool) -> Raw:
         kind, meta = manifest["kind"], manifest["metadata"]
         self._ask("apply", kind, meta["name"])
@@ -262,6 +279,15 @@ class FakeCluster:
         uid = raw["metadata"]["uid"]
         return [o for o in self.objects.values() if any(r["uid"] == uid for r in _owners(o))]
 
+    def _pods_of(self, raw: Raw) -> list[Raw]:
+        return [child for child in self._children(raw) if child["kind"] == "Pod"]
+
+    def taint(self, pod: str) -> None:
+        """The machine of a pod has been away for as long as the pod tolerates: the taint manager takes it from there."""
+        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        self.edit("Pod", pod, lambda raw: raw["status"]["conditions"].append(disrupted))
+        self.remove("Pod", pod)
+
     async def patch_status(self, namespace: str, name: str, version: str, changes: Raw) -> Raw:
         self._ask("status", "FineTuneJob", name)
         present = self.objects.get(("FineTuneJob", namespace, name))
@@ -296,6 +322,8 @@ class FakeCluster:
             self._deployment(copy.deepcopy(raw))
         for raw in list(self.of("Pod")):
             self._pod(copy.deepcopy(raw))
+        for controller in self.controllers:
+            controller()
         return self.version != before
 
     def _collect_garbage(self) -> None:
@@ -334,16 +362,21 @@ class FakeCluster:
 
     def _job(self, raw: Raw) -> None:
         meta, state = raw["metadata"], raw.setdefault("status", {})
-        pods = self._children(raw)
         if meta.get("deletionTimestamp"):
-            for pod in pods:
-                self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
+            for child in self._children(raw):
+                self._delete(child["kind"], meta["namespace"], child["metadata"]["name"], "Background")
             return
+        pods = self._pods_of(raw)
         if over(raw):
             ttl = raw["spec"].get("ttlSecondsAfterFinished")
             ended = observe._time(state["conditions"][-1]["lastTransitionTime"])
             if ttl is not None and ended and (self.now - ended).total_seconds() > ttl:
                 self._drop("Job", meta["namespace"], meta["name"])
+            return
+        if raw["spec"].get("suspend"):
+            for pod in pods:
+                if pod["status"]["phase"] in {"Pending", "Running"}:
+                    self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
             return
         if raw["spec"].get("completionMode") == "Indexed":
             self._indexed_job(raw, pods)
@@ -376,7 +409,7 @@ class FakeCluster:
                     self._drop("Pod", meta["namespace"], pod["metadata"]["name"])
                 elif pod["status"]["phase"] in {"Pending", "Running"}:
                     self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
-            if not any(pod["status"]["phase"] in {"Pending", "Running"} for pod in self._children(raw)):
+            if not any(pod["status"]["phase"] in {"Pending", "Running"} for pod in self._pods_of(raw)):
                 kind = "Complete" if decided[0]["type"] == "SuccessCriteriaMet" else "Failed"
                 self._conclude(raw, kind, decided[0]["reason"])
             return
@@ -438,7 +471,7 @@ class FakeCluster:
     def _pod(self, raw: Raw) -> None:
         meta, state = raw["metadata"], raw["status"]
         if meta.get("deletionTimestamp"):
-            if self.stop_slowly:
+            if self.stop_slowly or isinstance(self.play(raw), Silent):
                 return
             if not self._is_awaited(raw):
                 self._drop("Pod", meta["namespace"], meta["name"])
@@ -480,11 +513,16 @@ class FakeCluster:
                     "lastState": {"terminated": end},
                 }
             ]
+        elif isinstance(play, Silent) and state["phase"] == "Running":
+            # the node lifecycle controller says so of the pod, and nobody says anything of its containers
+            ready = {"type": "Ready", "status": "False"}
+            new = {**state, "conditions": [c for c in state["conditions"] if c["type"] != "Ready"] + [ready]}
         elif state["phase"] == "Pending" or isinstance(play, Hangs) or (server and isinstance(play, Ends)):
             new["phase"] = "Running"
-            new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"running": running}}]
-            up = "True" if server and not isinstance(play, Hangs) else "False"
-            new["conditions"].append({"type": "Ready", "status": up})
+            # a stage has no readiness probe: it is ready as long as it runs
+            up = not (server and isinstance(play, Hangs))
+            new["containerStatuses"] = [{"name": name, "ready": up, "restartCount": 0, "state": {"running": running}}]
+            new["conditions"].append({"type": "Ready", "status": "True" if up else "False"})
         elif isinstance(play, Evicted):
             new["phase"] = "Failed"
             new["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"})
@@ -502,6 +540,7 @@ class FakeCluster:
         jobs = [job for job in self.of("Job") if job["metadata"]["uid"] in {o["uid"] for o in _owners(raw)}]
         return any(
             job["spec"].get("completionMode") == "Indexed"
+            and not job["spec"].get("suspend")
             and not job["metadata"].get("deletionTimestamp")
             and not job.get("status", {}).get("conditions")
             for job in jobs

@@ -1,8 +1,8 @@
 """Whatever happens in whatever order, and however late the operator hears of it: it converges, and nothing runs twice.
 
-The actions are edits, suspensions, failures, evictions, lost children, restarts and outages; watch events arrive late, and those
-of one kind before those of another. After every action the invariants of `World.check` hold: never two active Jobs or pods of a
-stage.
+The actions are edits, suspensions, failures, evictions, queues, lost children, restarts and outages; watch events arrive late,
+and those of one kind before those of another. After every action the invariants of `World.check` hold: never two active Jobs or
+pods of a stage.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from finetune_api.reasons import Phase
 from finetune_operator import observe
 from flow import world
 from flow.fakecluster import Ends, Evicted, Hangs, Play, Unschedulable, Waits
+from support import queue
 
 ROLES = ("preflight", "train", "evaluate", "verify", "server")
 PLAYS: list[Play | None] = [
@@ -42,13 +43,17 @@ FATE = [
 """What happens to a job that nobody edits much: it gets as far as training, and further."""
 
 
+FATE_IN_A_QUEUE = [*FATE, "preempt", "preempt", "room", "room", "queue"]
+
+
 class Chaos(world.World):
     """A World that is driven by dice. Only the pods of `roles` fare badly."""
 
     def __init__(self, seed: int, roles: tuple[str, ...] = ROLES) -> None:
-        super().__init__()
+        super().__init__(chart=world.KUEUE)
         self.roles = roles
         self.dice = random.Random(seed)
+        self.kueue = world.queues(self.cluster, {"team-a": 2})
         self.spec: dict[str, Any] = {"spec.training.retries": 20}
         self.number = 0
         self.removed: set[str] = set()
@@ -95,6 +100,15 @@ class Chaos(world.World):
                 self.edit(**{"spec.deployment.replicas": self.dice.randint(1, 3)})
             case "resources":
                 self.edit(**{"spec.resources.requests.memory": f"{64 + self.number}Gi"})
+            case "queue":
+                self.edit(**{"spec.resources.queueName": self.dice.choice(["team-a", "team-b"])})
+            case "preempt":
+                running = [job for job in self.cluster.of("Job") if job["spec"].get("suspend") is False]
+                if running and not queue.over(running[-1]):
+                    self.kueue.evict(running[-1]["metadata"]["name"])
+            case "room":
+                self.kueue.held.clear()
+                self.kueue.room = self.dice.choice([{}, {"team-a": 3}, {"team-a": 1, "team-b": 3}])
             case "nodes":
                 self.edit(**{"spec.resources.nodes": self.dice.randint(1, 3)})
             case "serve" | "stop":
@@ -112,7 +126,10 @@ class Chaos(world.World):
             case "restart":
                 self.boot()
             case "upgrade":
-                self.boot({"images": {"trainer": f"t:{self.number}", "fetch": "f:1", "serving": f"v:{self.number}"}})
+                self.boot(
+                    world.KUEUE
+                    | {"images": {"trainer": f"t:{self.number}", "fetch": "f:1", "serving": f"v:{self.number}"}}
+                )
             case "outage":
                 self.cluster.refuse = self._outage if self.dice.random() < 0.5 else lambda *_: None
         self.check()
@@ -125,6 +142,8 @@ class Chaos(world.World):
         """No more mischief: everything is heard, nothing hangs, and the job is not suspended."""
         self.deaf = True
         self.cluster.refuse = lambda *_: None
+        self.kueue.held.clear()
+        self.kueue.room = {"team-a": 3, "team-b": 3}
         self.edit(**{"spec.suspend": False, "spec.deployment.enabled": True})
         for role in ROLES:
             self.let_go(role)
@@ -164,6 +183,12 @@ def judge(chaos: Chaos) -> None:
     assert {name.rpartition("-")[2] for name in chaos.cluster.names("ConfigMap")} <= {"run", "progress"}
     assert not [name for name in chaos.cluster.names("Service") if name.endswith("-nodes")], "nothing trains any more"
     assert len(chaos.cluster.names("ConfigMap")) <= 4
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_converges_after_a_life_in_queues(seed: int) -> None:
+    dice = random.Random(seed)
+    judge(play(seed, ["queue", "nodes", *(dice.choice(FATE_IN_A_QUEUE) for _ in range(400))], roles=("train",)))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

@@ -398,11 +398,11 @@ async def test_another_number_of_nodes_leaves_the_attempt_that_runs_alone(nodes:
 async def test_a_quota_that_refuses_one_of_the_pods_is_said_and_waited_for() -> None:
     played = start([Hangs(), Hangs()])
     await played.settle(until=played.runs("preflight"))
-    quota = 'pods "x" is forbidden: exceeded quota: team, requested: requests.nvidia.com/gpu=1'
+    quota = 'pods "x" is forbidden: exceeded quota: team, requested: gpu=1, used: gpu=4, limited: gpu=4'
     played.cluster.refused_pods = {f"{world.NAME}-{played.state.revision}-train-1-1": quota}
     await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
     assert "1 of 2 pods wait" in played.condition("Ready").message
-    assert "exceeded quota: team" in played.condition("Ready").message
+    assert "ResourceQuota team" in played.condition("Ready").message
     played.cluster.refused_pods = {}
     await played.settle(until=both_run(played))
     played.let_go("train")

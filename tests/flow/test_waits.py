@@ -65,11 +65,11 @@ async def test_a_server_that_cannot_start_waits_and_goes_on_by_itself(play, reas
 @pytest.mark.parametrize("stage", ["preflight", "train", "evaluate", "verify"])
 async def test_a_quota_that_refuses_a_pod_is_said_and_waited_for(stage: str) -> None:
     played = start()
-    quota = 'pods "x" is forbidden: exceeded quota: team, requested: requests.nvidia.com/gpu=1'
+    quota = 'pods "x" is forbidden: exceeded quota: team, requested: gpu=1, used: gpu=4, limited: gpu=4'
     refused = world.Everywhere(stage, quota)
     played.cluster.refused_pods = refused
     await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
-    assert "exceeded quota: team" in played.condition("Ready").message
+    assert "ResourceQuota team refuses the pod, which asks for 1 of gpu: 4 of 4" in played.condition("Ready").message
     assert world.kstatus(played.job) == "InProgress"
     refused.stage = "none"
     await played.rest()
@@ -78,7 +78,9 @@ async def test_a_quota_that_refuses_a_pod_is_said_and_waited_for(stage: str) -> 
 
 async def test_a_quota_that_refuses_the_servers_pods_is_said_and_waited_for() -> None:
     played = start()
-    played.cluster.refused_pods = refused = world.Everywhere("server", 'pods "x" is forbidden: exceeded quota: team')
+    played.cluster.refused_pods = refused = world.Everywhere(
+        "server", 'pods "x" is forbidden: exceeded quota: team, requested: gpu=1, used: gpu=4, limited: gpu=4'
+    )
     await played.rest()
     assert played.reason("Deployed") == Reason.QUOTA_EXCEEDED
     refused.stage = "none"
@@ -102,15 +104,17 @@ async def test_a_job_that_the_api_server_refuses_is_said_and_tried_again() -> No
     played = start()
 
     def refuse(verb: str, kind: str, name: str):
-        if (verb, kind) == ("apply", "Job") and "train" in name:
+        if (verb, kind) == ("create", "Job") and "train" in name:
             return world.cluster.Failure(
-                403, 'jobs "x" is forbidden: exceeded quota: count, requested: count/jobs.batch=1'
+                403,
+                'jobs.batch "x" is forbidden: exceeded quota: count, requested: count/jobs.batch=1, used: count/jobs.batch=3, '
+                "limited: count/jobs.batch=3",
             )
         return None
 
     played.cluster.refuse = refuse
     await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
-    assert "count/jobs.batch" in played.condition("Ready").message
+    assert "asks for 1 of count/jobs.batch: 3 of 3 are in use" in played.condition("Ready").message
     played.cluster.refuse = lambda *_: None
     await played.rest()
     assert played.phase == Phase.READY

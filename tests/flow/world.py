@@ -11,7 +11,7 @@ from finetune_api.reasons import Phase, Reason, Stage
 from finetune_operator import cache, cluster, observe, reconcile, settings
 from flow import fakecluster
 from flow.fakecluster import Ends, Play, Raw
-from support import manifests
+from support import manifests, queue
 
 NAME = "support-tone"
 SETTINGS: dict[str, Any] = {
@@ -24,6 +24,8 @@ ALWAYS = tuple(stage for stage in Stage if stage is not Stage.BASELINE)
 """The stages of a job without a gate that a prompt could pass."""
 ASKED: dict[str, Any] = {"spec.evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]}
 """A job with such a gate."""
+KUEUE: dict[str, Any] = {"kueue": {"enabled": True}}
+TEAM: dict[str, Any] = {"spec.resources.queueName": "team-a"}
 FOUND = status.Preflight(verdict="Recommended", examples=1000, tokens=90_000, trainable_tokens=30_000)
 
 
@@ -87,6 +89,35 @@ class Everywhere(dict[str, str]):
         return self.words if name in self else default
 
 
+class InMemory:
+    """A FakeCluster as the stand-in for Kueue sees it."""
+
+    def __init__(self, cluster: fakecluster.FakeCluster) -> None:
+        self.cluster = cluster
+
+    def jobs(self) -> list[Raw]:
+        return copy.deepcopy(self.cluster.of("Job"))
+
+    def workloads(self) -> list[Raw]:
+        return copy.deepcopy(self.cluster.of("Workload"))
+
+    def create_workload(self, workload: Raw) -> None:
+        self.cluster._store("Workload", workload)
+
+    def set_conditions(self, workload: str, conditions: list[Raw]) -> None:
+        self.cluster.edit("Workload", workload, lambda raw: raw["status"].update(conditions=conditions))
+
+    def patch_job(self, name: str, change: Callable[[Raw], None]) -> None:
+        self.cluster.edit("Job", name, change)
+
+
+def queues(cluster: fakecluster.FakeCluster, room: dict[str, int]) -> queue.Queues:
+    """The stand-in for Kueue, at work in this cluster."""
+    kueue = queue.Queues(InMemory(cluster), room, lambda: cluster.now)
+    cluster.controllers.append(kueue.step)
+    return kueue
+
+
 class World:
     """One operator and one cluster. `script` maps a stage, or "server", to the plays of its successive pods."""
 
@@ -112,6 +143,8 @@ class World:
         for kind in ("BaseModel", *observe.PROJECTIONS):
             items = [raw for raw in self.cluster.of(kind) if kind == "BaseModel" or observe.uid_of(raw)]
             self.cache.listed(kind, None, copy.deepcopy(items), str(self.cluster.version))
+        if self.chart.kueue.enabled:
+            self.cache.listed("Workload", None, copy.deepcopy(self.cluster.of("Workload")), str(self.cluster.version))
         for raw in self.cluster.of("FineTuneJob"):
             self.cache.put_parent(copy.deepcopy(raw))
 
@@ -170,7 +203,9 @@ class World:
                 self.timers.pop(raw["metadata"]["uid"], None)
             else:
                 self.cache.put_parent(raw)
-        elif kind == "BaseModel" or observe.uid_of(raw):
+        elif kind in {"BaseModel", "Workload"} or observe.uid_of(raw):
+            if kind == "Workload" and not self.chart.kueue.enabled:
+                return
             self.cache.heard(kind, None, event, raw)
 
     async def reconcile(self, uid: str) -> None:

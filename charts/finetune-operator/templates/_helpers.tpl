@@ -108,6 +108,7 @@ any: true
   "serving" .Values.serving
   "preflight" .Values.preflight
   "verify" .Values.verify
+  "kueue" .Values.kueue
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds
   "drainSeconds" .Values.drainSeconds

@@ -15,10 +15,16 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers]
   verbs: [update]
-# stages and attempts: preflight, training, evaluation, verification
+# stages and attempts: preflight, training, evaluation, verification; made once, and never changed
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [list, watch, create, delete]
+{{- if .Values.kueue.enabled }}
+# why a stage waits in its queue
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list, watch]
+{{- end }}
 # servers of tuned models
 - apiGroups: [apps]
   resources: [deployments]

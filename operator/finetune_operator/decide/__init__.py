@@ -11,7 +11,7 @@ from collections.abc import Callable
 from finetune_api import revision, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, observe, revisions
-from finetune_operator.decide import attempts, baseline, cost, edits, rollout, summary
+from finetune_operator.decide import attempts, baseline, cost, edits, queue, rollout, summary
 from finetune_operator.decide.draft import ENDS, Decision, Draft, Ended, Ref
 from finetune_operator.manifests import meta
 
@@ -39,6 +39,7 @@ def decide(obs: observe.Observation) -> Decision:
         rollout.keep_serving(draft)
         rollout.retire(draft)
         stop_what_is_not_wanted(draft)
+        queue.settle(draft)
         cost.settle(draft)
         summary.sum_up(draft)
     return draft.decision()
@@ -141,7 +142,7 @@ def suspension_is_over(draft: Draft) -> bool:
     draft.say(Condition.SUSPENDED, "False", Reason.RESUMED, "resumed from the last checkpoint, if there was one")
     if draft.status.stage is not None and not attempts.had_ended(draft, Stage(draft.status.stage)):
         draft.edit(attempt=(draft.status.attempt or 0) + 1, retry_at=None)
-    draft.edit(start_time=draft.obs.now.replace(microsecond=0))
+    draft.edit(start_time=draft.obs.now.replace(microsecond=0), queue=None)
     return False
 
 
@@ -157,10 +158,12 @@ def job_is_suspended(draft: Draft) -> bool:
 
 
 def deadline_has_passed(draft: Draft) -> bool:
-    started = draft.status.start_time
-    if started is None:
+    """Waiting in a queue is not counted: when that ends is not the job's to say."""
+    started, queued = draft.status.start_time, draft.status.queue
+    if started is None or (queued is not None and queued.since is not None):
         return False
-    due = started + datetime.timedelta(seconds=draft.spec.active_deadline_seconds)
+    granted = draft.spec.active_deadline_seconds + (queued.waited_seconds if queued else 0)
+    due = started + datetime.timedelta(seconds=granted)
     if draft.obs.now < due:
         draft.again_at(due)
         return False
@@ -310,8 +313,11 @@ def copy_progress(draft: Draft) -> None:
         return
     if report.stage not in {None, Stage.TRAIN}:
         return
-    old = draft.status.progress
-    if old is not None and report.progress == old:
+    old, told = draft.status.progress, report.progress
+    said = conditions.get(draft.status, Condition.TRAINED)
+    if said is None or said.reason != Reason.RUNNING:
+        told = told.model_copy(update={"eta": None})  # it would promise an end while nothing runs
+    if told == old:
         return
     if report.checkpoint is not None and report.checkpoint != draft.status.checkpoint:
         draft.edit(checkpoint=report.checkpoint)
@@ -319,11 +325,10 @@ def copy_progress(draft: Draft) -> None:
         # By the trainer's clock or by ours, since they may differ.
         pause = datetime.timedelta(seconds=draft.obs.settings.progress_seconds)
         due = min(old.updated_at, draft.obs.now) + pause
-        told = report.progress.updated_at
-        if draft.obs.now < due and (told is None or told < old.updated_at + pause):
+        if draft.obs.now < due and (told.updated_at is None or told.updated_at < old.updated_at + pause):
             draft.again_at(due)
             return
-    draft.edit(progress=report.progress)
+    draft.edit(progress=told)
 
 
 def stop_what_is_not_wanted(draft: Draft) -> None:

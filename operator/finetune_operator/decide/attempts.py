@@ -8,7 +8,7 @@ from finetune_api import job, outcome, revision, run, status
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions, observe
-from finetune_operator.decide import diagnosis, gang
+from finetune_operator.decide import diagnosis, gang, queue
 from finetune_operator.decide.draft import Draft, Ended
 from finetune_operator.manifests import configs, identity, meta, service, stages
 
@@ -96,6 +96,7 @@ def advance(
         wanted=resources,
         arguments=[*arguments, "--attempt", str(attempt)] if stage in stages.REPORTING else arguments,
         nodes=nodes,
+        queue=draft.spec.resources.queue_name if stage in stages.QUEUED else None,
         api_key_secret=api_key_secret,
     )
     account = content.storage.service_account_name
@@ -103,7 +104,9 @@ def advance(
     draft.active_job = name
     furnish(draft, content)
     if present is None:
-        if not _others_run(draft, stage, name):
+        if others := _others(draft, stage, name):
+            _say_who_is_lost(draft, stage, others)
+        else:
             draft.apply += [*rights, manifest]
             _waits(draft, stage, nodes, nodes, Reason.RETRYING if draft.status.failure else Reason.WAITING)
         return None
@@ -115,6 +118,9 @@ def advance(
     if not pods.begun and present.hash != meta.hash_of(manifest):
         # It has not begun, and it is no longer what is asked for (resources, image): the next attempt replaces it.
         _next(draft)
+        return None
+    if present.suspended:
+        queue.wait(draft, stage, present)
         return None
     refusal = draft.obs.refusals.get(name, "")
     if refusal:
@@ -141,11 +147,23 @@ def had_ended(draft: Draft, stage: Stage) -> bool:
     return job_ is not None and job_.over and not job_.deleting
 
 
-def _others_run(draft: Draft, stage: Stage, name: str) -> bool:
-    """Whether an earlier attempt is still saving its checkpoint: never two at once."""
-    others = [j for j in draft.obs.jobs.values() if j.stage == stage and j.name != name]
-    pods = [pod for j in others for pod in draft.obs.pods_of(j.name)]
-    return any(not j.over for j in others) or any(pod.deleting and pod.terminated is None for pod in pods)
+def _others(draft: Draft, stage: Stage, name: str) -> list[observe.StageJob]:
+    """Earlier attempts that are still saving their checkpoint: never two at once."""
+    return [
+        job_
+        for job_ in draft.obs.jobs.values()
+        if job_.stage == stage
+        and job_.name != name
+        and (not job_.over or any(pod.deleting and pod.terminated is None for pod in draft.obs.pods_of(job_.name)))
+    ]
+
+
+def _say_who_is_lost(draft: Draft, stage: Stage, others: list[observe.StageJob]) -> None:
+    """An earlier attempt that cannot end, since the machine below one of its pods does not answer."""
+    pods = [pod for other in others for pod in draft.obs.pods_of(other.name) if pod.silent]
+    if problem := diagnosis.disrupted(pods[0] if pods else None):
+        text = f"attempt {draft.status.attempt} of {stage} waits: {problem.message}"
+        draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", problem.reason, text)
 
 
 def _next(draft: Draft) -> None:
@@ -163,7 +181,10 @@ def _watched(draft: Draft, stage: Stage, pods: gang.Gang, refusal: str) -> None:
         draft.again_in(observe.PATIENCE - age + 0.1 if age < observe.PATIENCE else REFUSED_AGAIN)
     kind = conditions.STAGE_CONDITIONS[stage]
     problems = [p for p in (diagnosis.not_started(pod, refusal) for pod in pods.pods) if p is not None]
-    if problems:
+    taken = [p for p in map(diagnosis.disrupted, pods.pods) if p is not None]
+    if taken:
+        draft.say(kind, "Unknown", taken[0].reason, taken[0].message)
+    elif problems:
         several = f"{len(problems)} of {present.nodes} pods wait: " if present.nodes > 1 else ""
         draft.say(kind, "Unknown", problems[0].reason, several + problems[0].message)
     elif not pods.begun:
@@ -195,6 +216,8 @@ def _ending(draft: Draft, stage: Stage, pods: gang.Gang) -> outcome.Outcome | No
         _uncounted(draft, stage, pods, pods.disrupted)
         return None
     if not present.over:
+        if problem := next(filter(None, map(diagnosis.disrupted, pods.pods)), None):
+            draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", problem.reason, problem.message)
         return None
     if present.finished is not None and not pods.told:
         late = present.finished + datetime.timedelta(seconds=LATE)
@@ -205,6 +228,9 @@ def _ending(draft: Draft, stage: Stage, pods: gang.Gang) -> outcome.Outcome | No
         # Evicted or deleted in the moment of its end, while nobody listened: what it has done lies in S3.
         why = f"attempt {present.attempt} of {stage} ended well, and its pod was gone before its answer was read"
         _uncounted(draft, stage, pods, why, _pause(draft))
+        return None
+    if pods.lost:
+        _uncounted(draft, stage, pods, f"the machine of pod {pods.lost.name} lost its containers", _pause(draft))
         return None
     said = conditions.get(draft.status, conditions.STAGE_CONDITIONS[stage])
     if pods.stopped and (said is None or said.reason != Reason.RUNNING):
@@ -230,12 +256,14 @@ def _ended(draft: Draft, stage: Stage, pods: gang.Gang, result: str) -> None:
     for pod in draft.obs.pods_of(present.name):
         if pod.started is not None:
             starts.setdefault(pod.node, pod.started)
-    waited = (max(starts.values()) - present.created).total_seconds() if starts else None
+    waits = starts and not present.queue  # else it was counted when it left the queue
+    waited = (max(starts.values()) - present.created).total_seconds() if waits else None
     draft.ended.append(Ended(stage, result, (finished - present.created).total_seconds(), waited))
 
 
 def _uncounted(draft: Draft, stage: Stage, pods: gang.Gang, why: str, pause: float = 0.0) -> None:
-    """Several pods cannot go on without one of them: all are stopped, and the next attempt resumes. It is nobody's failure."""
+    """Several pods cannot go on without one of them, or a pod was lost with its machine: all are stopped, and the next attempt
+    resumes. It is nobody's failure."""
     _ended(draft, stage, pods, "disrupted")
     _next(draft)
     if pause:

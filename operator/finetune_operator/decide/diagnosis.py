@@ -1,6 +1,7 @@
 """What ails a pod, in the words of the contract: a reason, what was seen, what to do."""
 
 import dataclasses
+import re
 
 import pydantic
 
@@ -10,6 +11,15 @@ from finetune_api.reasons import Reason, Stage
 from finetune_operator import observe
 
 PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+EXCEEDED = re.compile(
+    r"exceeded quota: (?P<quota>[^,]+), requested: (?P<asked>.+), used: (?P<used>.+), limited: (?P<allowed>.+)"
+)
+UNMEASURED = re.compile(r"failed quota: (?P<quota>[^:]+): (?P<wants>must specify .+)")
+OUT_OF_RANGE = re.compile(
+    r"forbidden: (?P<rule>\[?(?:(?:maximum|minimum) \S+ usage per|\S+ max limit to request ratio per) .+)"
+)
+"""The words of Kubernetes' admission plugins ResourceQuota and LimitRanger."""
+_AMOUNT = re.compile(r"([^=,]+)=([^,]+)")
 RESTARTS = 3
 """A server that fell over this often does not come up by itself."""
 
@@ -35,17 +45,36 @@ def answer(pod: observe.Pod | None) -> outcome.Outcome | None:
         return None
 
 
+def refused(what: str, words: str) -> Problem:
+    """Why the API server does not take an object: by which quota, and how much was asked for, is in use and is allowed."""
+    if found := EXCEEDED.search(words):
+        asked, used, allowed = (dict(_AMOUNT.findall(found[name])) for name in ("asked", "used", "allowed"))
+        amounts = [
+            f"{n} of {key}: {used.get(key, 0)} of {allowed.get(key, '?')} are in use" for key, n in asked.items()
+        ]
+        text = f"ResourceQuota {found['quota']} refuses {what}, which asks for {'; '.join(amounts)}. Free some, ask for less "
+        return Problem(Reason.QUOTA_EXCEEDED, text + "(resources), or have the quota raised.")
+    if found := UNMEASURED.search(words):
+        return Problem(
+            Reason.QUOTA_EXCEEDED,
+            f"ResourceQuota {found['quota']} refuses {what}: it {found['wants']}. Set resources.requests (its memory is also the "
+            "limit); for everything else let a LimitRange give defaults.",
+        )
+    if found := OUT_OF_RANGE.search(words):
+        return Problem(
+            Reason.QUOTA_EXCEEDED,
+            f"a LimitRange of the namespace refuses {what}: {found['rule'].strip('[]')}. Change resources.requests (its memory "
+            "is also the limit), or have the LimitRange changed.",
+        )
+    return Problem(
+        Reason.POD_REFUSED, f"the API server refuses {what}: {words}. Change the spec, or the namespace's policy."
+    )
+
+
 def not_started(pod: observe.Pod | None, refusal: str) -> Problem | None:
     """Why a pod does not start; None while all is well so far."""
     if pod is None:
-        if not refusal:
-            return None
-        quota = "exceeded quota" in refusal
-        advice = "free quota or ask for more" if quota else "change the spec or the namespace's policy"
-        return Problem(
-            Reason.QUOTA_EXCEEDED if quota else Reason.POD_REFUSED,
-            f"the API server refuses the pod: {refusal}; {advice}",
-        )
+        return refused("the pod", refusal) if refusal else None
     if pod.unschedulable:
         return Problem(
             Reason.UNSCHEDULABLE,
@@ -70,6 +99,26 @@ def not_started(pod: observe.Pod | None, refusal: str) -> Problem | None:
     if pod.waiting.reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
         return Problem(Reason.POD_REFUSED, f"container {pod.waiting.container} cannot be made: {seen}")
     return None
+
+
+def disrupted(pod: observe.Pod | None) -> Problem | None:
+    """Whether a pod that was at work is being taken from its machine, or lost with it."""
+    if pod is None or pod.terminated is not None or not (pod.silent or (pod.disrupted and pod.deleting)):
+        return None
+    if not pod.silent:
+        text = f"pod {pod.name} is being taken from its machine ({pod.disruption}) and saves a checkpoint; another one follows"
+    elif not pod.deleting:
+        text = (
+            f"the machine of pod {pod.name} does not answer. If it stays away, Kubernetes takes the pod from it when its "
+            "tolerations end, five minutes by default"
+        )
+    else:
+        text = (
+            f"pod {pod.name} is taken from its machine ({pod.disruption or 'deleted'}), which does not answer: nobody knows "
+            "whether it still works. Another pod follows when the machine is back, or its Node is deleted, or has the taint "
+            "node.kubernetes.io/out-of-service"
+        )
+    return Problem(Reason.DISRUPTED, text)
 
 
 ADVICE = {
@@ -111,6 +160,8 @@ def server(pod: observe.Pod | None) -> Problem | None:
     """Why a server's pod is not ready; None while it may still come up."""
     if problem := not_started(pod, ""):
         return problem
+    if pod is not None and pod.silent:
+        return disrupted(pod)
     if pod is None or pod.terminated is None:
         return None
     end, said = pod.terminated, answer(pod)

@@ -50,6 +50,8 @@ class Decision:
     remove_parent: bool = False
     ended: tuple[Ended, ...] = ()
     retried: tuple[tuple[Stage, Reason], ...] = ()
+    waited: tuple[tuple[Stage, float], ...] = ()
+    """Seconds of each wait in a queue that ended."""
 
 
 @dataclasses.dataclass
@@ -65,6 +67,7 @@ class Draft:
     remove_parent: bool = False
     ended: list[Ended] = dataclasses.field(default_factory=list)
     retried: list[tuple[Stage, Reason]] = dataclasses.field(default_factory=list)
+    waited: list[tuple[Stage, float]] = dataclasses.field(default_factory=list)
     candidate: release.Release | None = None
     """The release that is being rolled out; None when none is, and it then has no children."""
     active_job: str | None = None
@@ -176,4 +179,5 @@ class Draft:
             remove_parent=self.remove_parent,
             ended=tuple(self.ended),
             retried=tuple(self.retried),
+            waited=tuple(self.waited),
         )

@@ -75,7 +75,7 @@ def begin_again(draft: Draft) -> None:
     """The stage that is under way, or at which the job ended, is not what is asked for any more."""
     draft.forget(*ENDS)
     draft.edit(stage=None, attempt=None, failed_attempts=None, retry_at=None, failure=None, completion_time=None)
-    draft.edit(start_time=draft.obs.now.replace(microsecond=0))
+    draft.edit(start_time=draft.obs.now.replace(microsecond=0), queue=None)
 
 
 INHERENT = {

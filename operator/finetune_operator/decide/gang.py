@@ -47,9 +47,19 @@ class Gang:
         gone = [
             f"pod {pod.name} was taken from its machine ({pod.disruption})" for pod in self.present if pod.disrupted
         ]
+        if self.job.ending and not gone:
+            # the others broke off, since they lost it
+            gone = [f"the machine of pod {pod.name} does not answer" for pod in self.present if pod.silent]
         if not gone and self.job.failure == "PodFailurePolicy":
             gone = ["a pod was taken from its machine"]
         return gone[0] if gone else None
+
+    @property
+    def lost(self) -> observe.Pod | None:
+        """A pod whose machine came back without its containers; None where another one knows why it ended."""
+        if any(map(_names_a_cause, self.present)):
+            return None
+        return next((p for p in self.present if p.terminated is not None and p.terminated.reason in observe.LOST), None)
 
     @property
     def stopped(self) -> bool:
@@ -69,11 +79,15 @@ class Gang:
         return min((pod for pod in self.present if pod.terminated is not None), key=_tells, default=None)
 
 
+def _names_a_cause(pod: observe.Pod) -> bool:
+    end = pod.terminated
+    return end is not None and (end.reason == "OOMKilled" or end.exit_code in TELLING)
+
+
 def _tells(pod: observe.Pod) -> tuple[int, float, bool, int]:
     end = pod.terminated
     assert end is not None
-    named = end.reason == "OOMKilled" or end.exit_code in TELLING
-    rank = 0 if named else 2 if end.exit_code in {Exit.STOPPED, Exit.DONE} else 1
+    rank = 0 if _names_a_cause(pod) else 2 if end.exit_code in {Exit.STOPPED, Exit.DONE} else 1
     finished = end.finished.timestamp() if end.finished else float("inf")
     return rank, finished, end.exit_code != SIGKILL, pod.node
 

@@ -72,8 +72,8 @@ def _starting(draft: Draft, name: str, server: observe.Server | None) -> None:
     if meta.stage_job(draft.obs.parent, draft.wanted, Stage.VERIFY, attempt) in draft.obs.jobs:
         draft.edit(attempt=attempt + 1, retry_at=None)
     problems = [p for p in map(diagnosis.server, draft.obs.pods_of(name)) if p is not None]
-    if server is not None and server.refusal and (refused := diagnosis.not_started(None, server.refusal)):
-        problems.append(refused)
+    if server is not None and server.refusal:
+        problems.append(diagnosis.refused("the server's pod", server.refusal))
     for problem in sorted(problems, key=lambda p: not p.ends)[:1]:
         if problem.ends:
             draft.fail(

@@ -15,6 +15,9 @@ GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
 REPORTING = {Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE}
 """Stages that say how far they are, to the API server and to Prometheus."""
+QUEUED = {Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE}
+"""Stages that load the model, and wait in the job's queue where there is one. What comes before a GPU is asked for does not wait,
+nor what checks a server that has its place."""
 KEEP_SECONDS = 3600
 """How long a finished Job and its pod's log stay to be looked at."""
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -31,9 +34,10 @@ def build(
     wanted: job.Resources,
     arguments: list[str],
     nodes: int = 1,
+    queue: str | None = None,
     api_key_secret: str | None = None,
 ) -> meta.Manifest:
-    """The Job of one attempt of a stage, with as many pods as `nodes`.
+    """The Job of one attempt of a stage, with as many pods as `nodes`; suspended, where a queue decides when it may run.
 
     `arguments` follow the stage's name on the command line of the trainer image (see trainer-image/README.md).
     """
@@ -85,8 +89,9 @@ def build(
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": meta.owned(parent, name, labels),
+            "metadata": meta.owned(parent, name, {**labels, **({observe.QUEUE: queue} if queue else {})}),
             "spec": {
+                **({"suspend": True} if queue else {}),
                 "backoffLimit": 0,
                 "podReplacementPolicy": "Failed",
                 # A single pod is replaced within its attempt; of several, the others cannot go on without it.

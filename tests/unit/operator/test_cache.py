@@ -25,6 +25,18 @@ def job(version: int, phase: str | None = None) -> dict:
     return {"metadata": {"uid": "p", "resourceVersion": str(version)}, "status": status}
 
 
+def workload(version: int, message: str, uid: str = "job-uid", name: str = "w") -> dict:
+    owner = {"kind": "Job", "name": "train", "uid": uid}
+    meta = {"name": name, "namespace": "ml", "resourceVersion": str(version), "ownerReferences": [owner]}
+    waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": message}
+    return {"kind": "Workload", "metadata": meta, "status": {"conditions": [waits]}}
+
+
+def stage_job(version: int) -> dict:
+    meta = {"name": "train", "namespace": "ml", "uid": "job-uid", "resourceVersion": str(version)}
+    return {"kind": "Job", "metadata": meta | {"labels": {observe.UID: "p"}}, "spec": {"suspend": True}}
+
+
 class Told(cache.Cache):
     """A cache that notes whom it told."""
 
@@ -73,6 +85,41 @@ def test_objects_without_our_label_are_nobodys() -> None:
     del stranger["metadata"]["labels"]
     facts.listed("ConfigMap", None, [stranger], "5")
     assert facts.children == {}
+
+
+def test_what_kueue_says_of_a_job_of_ours_is_told_whichever_was_heard_first() -> None:
+    facts = Told()
+    assert facts.workloads is None
+    facts.listed("Workload", None, [workload(1, "no room")], "5")
+    assert facts.told == []
+    facts.heard("Job", None, "ADDED", stage_job(6))
+    assert facts.told == ["p"]
+    assert facts.workloads["job-uid"].pending.message == "no room"
+    facts.heard("Workload", None, "MODIFIED", workload(7, "no room"))
+    assert facts.told == ["p"], "nothing new"
+    facts.heard("Workload", None, "MODIFIED", workload(8, "1 more needed"))
+    facts.heard("Workload", None, "DELETED", workload(9, "1 more needed"))
+    assert facts.told == ["p", "p", "p"]
+    assert facts.workloads == {}
+
+
+def test_a_workload_that_goes_does_not_take_its_successors_place() -> None:
+    facts = Told()
+    facts.listed("Workload", None, [workload(1, "old")], "5")
+    facts.heard("Workload", None, "ADDED", workload(6, "new", name="w2"))
+    facts.heard("Workload", None, "DELETED", workload(7, "old"))
+    assert facts.workloads["job-uid"].pending.message == "new"
+
+
+def test_a_list_of_workloads_of_one_namespace_says_nothing_of_another() -> None:
+    facts = Told()
+    facts.heard("Job", None, "ADDED", stage_job(1))
+    facts.listed("Workload", "ml", [workload(1, "no room")], "5")
+    facts.listed("Workload", "other", [], "6")
+    assert set(facts.workloads) == {"job-uid"}
+    facts.listed("Workload", "ml", [], "7")
+    assert facts.workloads == {}
+    assert facts.told == ["p", "p", "p"]
 
 
 def test_an_object_that_changes_its_owner_moves() -> None:
@@ -260,6 +307,24 @@ async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert {"BaseModel None", "Job ml", "Job other", "Deployment ml"} <= set(server.asked)
+
+
+async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
+    class WithoutKueue(Server):
+        async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
+            self.asked.append(f"{kind} {selector}")
+            if kind == "Workload":
+                raise cluster.Failure(404, "the server could not find the requested resource")
+            return [], "1"
+
+    server, facts, synced = WithoutKueue(), Told(), asyncio.Event()
+    task = asyncio.create_task(cache.follow_all(server, facts, [], synced, queues=True))
+    await asyncio.wait_for(synced.wait(), 1)
+    await asyncio.sleep(0.2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert server.asked.count(f"Workload {observe.QUEUED_JOB}") >= 2, "it is looked for again"
+    assert facts.workloads is None
 
 
 async def test_a_defect_in_a_watch_ends_all_of_them() -> None:

@@ -43,7 +43,35 @@ def test_a_pod_that_is_on_its_way_has_no_problem(reason: str) -> None:
 @pytest.mark.parametrize(
     "seen, refusal, reason, words",
     [
-        (None, 'pods "p" is forbidden: exceeded quota: team', Reason.QUOTA_EXCEEDED, "exceeded quota: team"),
+        (
+            None,
+            'pods "p" is forbidden: exceeded quota: team, requested: pods=1,requests.nvidia.com/gpu=8, used: pods=5,'
+            "requests.nvidia.com/gpu=12, limited: pods=5,requests.nvidia.com/gpu=16",
+            Reason.QUOTA_EXCEEDED,
+            "ResourceQuota team refuses the pod, which asks for 1 of pods: 5 of 5 are in use; 8 of requests.nvidia.com/gpu: "
+            "12 of 16 are in use. Free some,",
+        ),
+        (
+            None,
+            'pods "p" is forbidden: failed quota: team: must specify limits.cpu for: finetune; requests.cpu for: finetune',
+            Reason.QUOTA_EXCEEDED,
+            "ResourceQuota team refuses the pod: it must specify limits.cpu for: finetune; requests.cpu for: finetune. Set "
+            "resources.requests",
+        ),
+        (
+            None,
+            'pods "p" is forbidden: maximum memory usage per Container is 1Gi, but limit is 32Gi',
+            Reason.QUOTA_EXCEEDED,
+            "a LimitRange of the namespace refuses the pod: maximum memory usage per Container is 1Gi, but limit is 32Gi. Change",
+        ),
+        (
+            None,
+            'pods "p" is forbidden: [minimum cpu usage per Pod is 2, but request is 1, cpu max limit to request ratio per Pod '
+            "is 1, but provided ratio is 2.000000]",
+            Reason.QUOTA_EXCEEDED,
+            "the pod: minimum cpu usage per Pod is 2, but request is 1, cpu max limit to request ratio per Pod is 1, but",
+        ),
+        (None, 'pods "p" is forbidden: no PriorityClass with name x was found', Reason.POD_REFUSED, "PriorityClass"),
         (None, "violates PodSecurity", Reason.POD_REFUSED, "violates PodSecurity"),
         (waiting("ErrImagePull", "not found"), "", Reason.IMAGE_PULL_FAILED, "not found"),
         (waiting("ImagePullBackOff"), "", Reason.IMAGE_PULL_FAILED, "ImagePullBackOff"),

@@ -56,13 +56,14 @@ def stage(
     of: run.ResolvedBaseModel | None = None,
     key: str | None = None,
     nodes: int = 1,
+    queue: str | None = None,
     **changes,
 ) -> dict:
     wanted = spec(**changes)
     return stages.build(
         parent(), CHART, run_of(wanted, of or base()),
         name="n", stage=which, attempt=2, wanted=wanted.resources, arguments=["--attempt", "2"], nodes=nodes,
-        api_key_secret=key,
+        queue=queue, api_key_secret=key,
     )  # fmt: skip
 
 
@@ -282,6 +283,17 @@ def test_several_nodes_are_one_indexed_job_whose_first_pod_decides_the_success()
     assert made["podFailurePolicy"]["rules"] == [
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     ]
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_a_job_in_a_queue_is_suspended_and_labelled_and_its_pods_are_as_ever(nodes: int) -> None:
+    free, queued = stage(nodes=nodes), stage(nodes=nodes, queue="team-a")
+    assert "suspend" not in free["spec"]
+    assert queued["spec"].pop("suspend") is True
+    assert queued["metadata"]["labels"].pop("kueue.x-k8s.io/queue-name") == "team-a"
+    assert meta.hash_of(free) != meta.hash_of(queued)
+    queued["metadata"]["annotations"] = free["metadata"]["annotations"]
+    assert queued == free
 
 
 def test_every_node_learns_its_number_how_many_they_are_and_where_the_first_is() -> None:
