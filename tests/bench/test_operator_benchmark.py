@@ -114,7 +114,7 @@ def test_kwok_plays_each_stage_of_ours_and_says_what_the_operator_reads() -> Non
     for stage, message in stages.answers().items():
         assert outcome.Outcome.model_validate_json(message).stage == stage
         assert stages.quoted(message) in told[stage.value]
-    assert f'index .metadata.labels "{observe.REVISION}"' in told[Stage.TRAIN.value]
+    assert f'index $root.metadata.labels "{observe.REVISION}"' in told[Stage.TRAIN.value]
     assert stages.REVISION not in "".join(told.values())
 
 

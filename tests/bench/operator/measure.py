@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import pathlib
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -46,8 +45,7 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 def of_ours(scenario: Scenario, deadline: float) -> Findings:
     found = Findings(ours.NAME, scenario)
-    with tempfile.TemporaryDirectory() as temporary, place.control_plane() as plane:
-        folder = pathlib.Path(temporary)
+    with place.control_plane() as plane, place.logs(plane, found.remarks) as folder:
         with ours.operator(plane, folder) as operator:
             operator.leading(operator.start())
             asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
@@ -57,8 +55,7 @@ def of_ours(scenario: Scenario, deadline: float) -> Findings:
 
 def of_peer(scenario: Scenario, deadline: float) -> Findings:
     found = Findings(peer.NAME, scenario)
-    with tempfile.TemporaryDirectory() as temporary, place.control_plane() as plane:
-        folder = pathlib.Path(temporary)
+    with place.control_plane() as plane, place.logs(plane, found.remarks) as folder:
         with peer.controller(plane, folder) as pid:
             asyncio.run(_peer(scenario, plane, pid, found, deadline))
     return found
