@@ -18,6 +18,8 @@ from finetune_operator import cache, cluster, metrics, reconcile, settings, work
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
+PAGE = 500
+"""FineTuneJobs of one answer: all of a large cluster at once would be held in memory as text and as objects."""
 LEFTOVER_PAUSE = 2.0
 """Children of a former job of the same name are gone within seconds."""
 
@@ -25,6 +27,19 @@ LEFTOVER_PAUSE = 2.0
 def kopf_identity() -> Any:
     """Kopf's name for us, which nobody reads in standalone mode; its own guess needs a user name, and a pod has none."""
     return os.environ.get("POD_NAME", "finetune-operator")
+
+
+class NothingKept(kopf.DiffBaseStorage):
+    """Kopf would copy each object several times an event, to find out for handlers that we do not have what was edited."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
 
 
 class Controller:
@@ -103,6 +118,8 @@ class Controller:
         options.posting.enabled = False
         options.scanning.disabled = True
         options.persistence.finalizer = f"{GROUP}/unused"
+        options.persistence.diffbase_storage = NothingKept()
+        options.watching.chunk_size = PAGE
         options.queueing.idle_timeout = 1.0
         options.queueing.exit_timeout = 0.0
         await self._crd_is_there()
