@@ -5,8 +5,9 @@ cluster and filter here, at some milliseconds each (see docs/adr/0002-children-b
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pydantic
@@ -22,7 +23,8 @@ class Cache:
     """Facts by the uid of their FineTuneJob. `changed` is called with a uid whenever something of that job changed.
 
     What we wrote ourselves is put in at once, so that a reconcile never misses a child that it made a moment ago. Versions are
-    compared, so that a slower watch neither undoes that nor brings back what is gone.
+    compared, so that a slower watch neither undoes that nor brings back what is gone. Nobody is told of the echo of such a
+    write, be the watch slower or faster than the answer: whoever wrote looks again by himself.
     """
 
     def __init__(self, changed: Callable[[str], None]) -> None:
@@ -32,21 +34,40 @@ class Cache:
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
         self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in observe.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
+        self._writing: set[tuple[str, str, str]] = set()
+        """(kind, namespace, name) of what we write at the moment."""
         self._reached: dict[tuple[str, str | None], int] = {}
         """(kind, namespace that is watched) -> the version up to which everything was heard."""
 
     # -- FineTuneJobs --
 
     def put_parent(self, raw: observe.Raw) -> None:
-        uid = raw["metadata"]["uid"]
-        self.parents[uid] = newer(self.parents.get(uid), raw)
-        self.changed(uid)
+        uid, known = raw["metadata"]["uid"], self.parents.get(raw["metadata"]["uid"])
+        if known is not None and version(known) == version(raw):
+            return
+        latest = newer(known, raw)
+        if latest is known:
+            return
+        self.parents[uid] = latest
+        if ("FineTuneJob", *key(raw)) not in self._writing:
+            self.changed(uid)
 
     def wrote_parent(self, raw: observe.Raw) -> None:
         """What we wrote ourselves is known at once, unless the watch was faster and knows better."""
         uid = raw["metadata"]["uid"]
         if uid in self.parents:
-            self.parents[uid] = newer(self.parents[uid], raw)
+            latest = self.parents[uid] = newer(self.parents[uid], raw)
+            if version(latest) != version(raw):
+                self.changed(uid)
+
+    @contextlib.contextmanager
+    def writing(self, kind: str, namespace: str, name: str) -> Iterator[None]:
+        """As long as the block lasts, nobody is told what the watch hears of this object: it is we who change it."""
+        self._writing.add((kind, namespace, name))
+        try:
+            yield
+        finally:
+            self._writing.discard((kind, namespace, name))
 
     def drop_parent(self, uid: str) -> None:
         self.parents.pop(uid, None)
@@ -89,24 +110,25 @@ class Cache:
             return
         reached = [self._reached[at] for at in ((kind, None), (kind, meta["namespace"])) if at in self._reached]
         if reached and max(reached) < number(meta["resourceVersion"]):
-            self._put_child(kind, raw)
+            self._put_child(kind, raw, echo=True)
 
-    def _put_child(self, kind: str, raw: observe.Raw) -> None:
+    def _put_child(self, kind: str, raw: observe.Raw, echo: bool = False) -> None:
         uid, meta = observe.uid_of(raw), raw["metadata"]
         if uid is None:
             return
-        version = number(meta["resourceVersion"])
+        heard = number(meta["resourceVersion"])
         owner, at = self._known[kind].get(key(raw), (uid, 0))
-        if at > version:
+        if at > heard:
             return
         if owner != uid:
             self._drop_child(kind, *key(raw))
-        self._known[kind][key(raw)] = (uid, version)
+        self._known[kind][key(raw)] = (uid, heard)
         fact = observe.PROJECTIONS[kind](raw)
         mine = self.children.setdefault(uid, {})
         if mine.get((kind, meta["name"])) != fact:
             mine[kind, meta["name"]] = fact
-            self.changed(uid)
+            if not echo and (kind, *key(raw)) not in self._writing:
+                self.changed(uid)
 
     def _drop_child(self, kind: str, namespace: str, name: str) -> None:
         uid, _ = self._known[kind].pop((namespace, name), (None, 0))
@@ -166,13 +188,16 @@ def newer(cached: observe.Raw | None, heard: observe.Raw) -> observe.Raw:
     """The later of two versions of one object; resourceVersions are ordered numbers (KEP-5504)."""
     if cached is None:
         return heard
-    ahead = number(cached["metadata"]["resourceVersion"]) > number(heard["metadata"]["resourceVersion"])
-    return cached if ahead else heard
+    return cached if number(version(cached)) > number(version(heard)) else heard
 
 
-def number(version: str) -> int:
+def version(raw: observe.Raw) -> str:
+    return str(raw["metadata"]["resourceVersion"])
+
+
+def number(text: str) -> int:
     """A resourceVersion to compare; those of aggregated API servers may be other words, which are never ahead."""
-    return int(version) if version.isdecimal() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def key(raw: observe.Raw) -> tuple[str, str]:

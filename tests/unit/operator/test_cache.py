@@ -22,7 +22,8 @@ def config(name: str, version: int, uid: str = "p", **data: str) -> dict:
 
 def job(version: int, phase: str | None = None) -> dict:
     status = {"phase": phase} if phase else {}
-    return {"metadata": {"uid": "p", "resourceVersion": str(version)}, "status": status}
+    meta = {"uid": "p", "namespace": "ml", "name": "web", "resourceVersion": str(version)}
+    return {"metadata": meta, "status": status}
 
 
 class Told(cache.Cache):
@@ -136,6 +137,45 @@ def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
     facts.wrote_parent(job(12))
     facts.put_parent(job(11))
     assert facts.parents["p"]["metadata"]["resourceVersion"] == "12"
+
+
+def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.listed("ConfigMap", None, [], "5")
+    facts.told.clear()
+    with facts.writing("FineTuneJob", "ml", "web"):
+        facts.wrote_parent(job(10))
+    facts.put_parent(job(10))
+    with facts.writing("FineTuneJob", "ml", "web"):
+        facts.put_parent(job(11))
+        facts.wrote_parent(job(11))
+    with facts.writing("ConfigMap", "ml", "a"):
+        facts.wrote_child(config("a", 12))
+    facts.heard("ConfigMap", None, "ADDED", config("a", 12))
+    with facts.writing("ConfigMap", "ml", "b"):
+        facts.heard("ConfigMap", None, "ADDED", config("b", 13))
+        facts.wrote_child(config("b", 13))
+    assert facts.told == []
+    assert facts.names() == ["a", "b"]
+
+
+def test_what_somebody_else_changes_while_we_write_is_told() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.told.clear()
+    with facts.writing("FineTuneJob", "ml", "web"):
+        facts.put_parent(job(11))
+        facts.wrote_parent(job(10))
+    assert facts.told == ["p"]
+    assert facts.parents["p"]["metadata"]["resourceVersion"] == "11"
+
+
+def test_a_job_that_is_listed_again_as_it_was_wakes_nobody() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.put_parent(job(9))
+    assert facts.told == ["p"]
 
 
 def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
