@@ -45,19 +45,25 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 def of_ours(scenario: Scenario, deadline: float) -> Findings:
     found = Findings(ours.NAME, scenario)
-    with place.control_plane() as plane, place.logs(plane, found.remarks) as folder:
-        with ours.operator(plane, folder) as operator:
-            operator.leading(operator.start())
-            asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
-            _errors(operator, found)
+    with (
+        place.control_plane() as plane,
+        place.logs(plane, found.remarks) as folder,
+        ours.operator(plane, folder) as operator,
+    ):
+        operator.leading(operator.start())
+        asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
+        _errors(operator, found)
     return found
 
 
 def of_peer(scenario: Scenario, deadline: float) -> Findings:
     found = Findings(peer.NAME, scenario)
-    with place.control_plane() as plane, place.logs(plane, found.remarks) as folder:
-        with peer.controller(plane, folder) as pid:
-            asyncio.run(_peer(scenario, plane, pid, found, deadline))
+    with (
+        place.control_plane() as plane,
+        place.logs(plane, found.remarks) as folder,
+        peer.controller(plane, folder) as pid,
+    ):
+        asyncio.run(_peer(scenario, plane, pid, found, deadline))
     return found
 
 
