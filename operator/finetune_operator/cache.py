@@ -32,6 +32,8 @@ class Cache:
         self.parents: dict[str, observe.Raw] = {}
         self.children: dict[str, dict[tuple[str, str], observe.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
+        self.granted: dict[str, str] = {}
+        """uid of a FineTuneJob -> digest of the rights that this process gave its pods: they are not watched."""
         self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in observe.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
         self._writing: set[tuple[str, str, str]] = set()
@@ -71,6 +73,7 @@ class Cache:
 
     def drop_parent(self, uid: str) -> None:
         self.parents.pop(uid, None)
+        self.granted.pop(uid, None)
 
     # -- children and catalogue, from `follow` --
 

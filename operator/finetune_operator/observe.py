@@ -386,6 +386,8 @@ class Observation:
     configs: Mapping[str, Config]
     refusals: Mapping[str, str]
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
+    granted: str
+    """Digest of the rights that this process gave the job's pods last; empty: none yet. They are not watched."""
     now: datetime.datetime
     settings: settings.Settings
 

@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api import status
 from finetune_api.reasons import Condition, Reason
 from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
+from finetune_operator.manifests import identity
 
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
@@ -85,6 +86,7 @@ class Reconciler:
             services=kinds["Service"],
             configs=kinds["ConfigMap"],
             refusals={},
+            granted=self._facts.granted.get(parent.uid, ""),
             now=now,
             settings=self._settings,
         )
@@ -105,13 +107,17 @@ class Reconciler:
             with _conflicts():
                 await self._api.delete("FineTuneJob", parent.namespace, parent.name, cache.version(raw))
             return True
-        if decision.apply and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
-            # Its deletion was missed, for example while the watch was broken: children of it would be orphans.
+        # Its deletion may have been missed, for example while the watch was broken. Where the status is to be written, that tells,
+        # before any Job is made; the children made before it are the garbage collector's.
+        asks = decision.apply and not difference(raw.get("status") or {}, decision.status.wire())
+        if asks and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
             self._facts.drop_parent(parent.uid)
             raise Gone
         state, before = decision.status, raw
         refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"])
         if refusal is None:
+            if rights := identity.digest(decision.apply):
+                self._facts.granted[parent.uid] = rights
             # Jobs after the status: each is on record before it exists, and none is made for a spec that has changed by now.
             raw = await self._write(parent, raw, state)
             refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"])

@@ -97,7 +97,7 @@ def test_the_newest_pod_of_each_number_counts() -> None:
     old, new, other = pod(0, 143, disrupted=True, born=1), pod(0, born=2), pod(1, born=1)
     world = observe.Observation(
         parent=None, spec=None, entry=None, jobs={}, pods=(new, other, old), servers={}, services={}, configs={},
-        refusals={}, now=None, settings=None,
+        refusals={}, granted="", now=None, settings=None,
     )  # fmt: skip
     assert gang.of(world, job(3)).pods == (new, other, None)
 
