@@ -33,7 +33,7 @@ class Findings:
         say.line(f"      {figure.name}: {value:.{figure.digits}f} {figure.unit}")
 
     def remark(self, text: str) -> None:
-        self.remarks.append(f"{self.scenario.name}, {self.side}: {text}")
+        self.remarks.append(text)
         say.line(f"      {text}")
 
 
