@@ -44,6 +44,7 @@ class Cache:
     # -- FineTuneJobs --
 
     def put_parent(self, raw: observe.Raw) -> None:
+        raw = trimmed(raw)
         uid, known = raw["metadata"]["uid"], self.parents.get(raw["metadata"]["uid"])
         if known is not None and version(known) == version(raw):
             return
@@ -56,7 +57,7 @@ class Cache:
 
     def wrote_parent(self, raw: observe.Raw) -> None:
         """What we wrote ourselves is known at once, unless the watch was faster and knows better."""
-        uid = raw["metadata"]["uid"]
+        raw, uid = trimmed(raw), raw["metadata"]["uid"]
         if uid in self.parents:
             latest = self.parents[uid] = newer(self.parents[uid], raw)
             if version(latest) != version(raw):
@@ -77,22 +78,29 @@ class Cache:
 
     # -- children and catalogue, from `follow` --
 
-    def listed(self, kind: str, place: str | None, items: Iterable[observe.Raw], version: str) -> None:
-        """All objects of a kind (in a namespace, or everywhere) at a version: what is not among them is gone."""
+    def put(self, kind: str, items: Iterable[observe.Raw]) -> set[tuple[str, str]]:
+        """Objects of a list, or of a page of it; returns their keys."""
+        found = set()
+        for raw in items:
+            found.add(key(raw))
+            self._put_model(raw) if kind == "BaseModel" else self._put_child(kind, raw)
+        return found
+
+    def complete(self, kind: str, place: str | None, found: set[tuple[str, str]], version: str) -> None:
+        """These were all objects of a kind (in a namespace, or everywhere) at a version: what is not among them is gone."""
         reached = self._reached[kind, place] = number(version)
-        found = {key(raw): raw for raw in items}
         if kind == "BaseModel":
             for name in set(self.catalogue) - {name for _, name in found}:
                 self._drop_model(name)
-            for raw in found.values():
-                self._put_model(raw)
             return
         mine = self._known[kind]
         for place_and_name in [k for k, (_, at) in mine.items() if place in {None, k[0]} and at <= reached]:
             if place_and_name not in found:
                 self._drop_child(kind, *place_and_name)
-        for raw in found.values():
-            self._put_child(kind, raw)
+
+    def listed(self, kind: str, place: str | None, items: Iterable[observe.Raw], version: str) -> None:
+        """A list in one piece."""
+        self.complete(kind, place, self.put(kind, items), version)
 
     def heard(self, kind: str, place: str | None, event: str, raw: observe.Raw) -> None:
         """One event of a watch."""
@@ -171,13 +179,15 @@ async def follow(
     pause = 0.1
     while True:
         try:
-            items, version = await api.list(kind, namespace, selector)
-            cache.listed(kind, namespace, items, version)
+            found, reached = set[tuple[str, str]](), ""
+            async for items, at in api.pages(kind, namespace, selector):
+                found, reached = found | cache.put(kind, items), at
+            cache.complete(kind, namespace, found, reached)
             listed()
             while True:
-                async for event, raw in api.watch(kind, namespace, selector, version):
+                async for event, raw in api.watch(kind, namespace, selector, reached):
                     pause = 0.1
-                    version = raw["metadata"]["resourceVersion"]
+                    reached = version(raw)
                     cache.heard(kind, namespace, event, raw)
         except cluster.Expired:
             continue
@@ -185,6 +195,14 @@ async def follow(
             LOG.warning("the watch of %s broke off, again in %.1f s: %s", kind, pause, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 10)
+
+
+UNREAD = {"managedFields"}
+"""Metadata of no use to us, and half of what an object weighs."""
+
+
+def trimmed(raw: observe.Raw) -> observe.Raw:
+    return {**raw, "metadata": {name: value for name, value in raw["metadata"].items() if name not in UNREAD}}
 
 
 def newer(cached: observe.Raw | None, heard: observe.Raw) -> observe.Raw:

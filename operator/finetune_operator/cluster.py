@@ -127,16 +127,15 @@ class Cluster:
         answer: Raw = json.loads(await response.read())
         return answer
 
-    async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[Raw], str]:
-        """Objects of a kind in pages of 500, and the resourceVersion to watch from."""
-        items: list[Raw] = []
+    async def pages(self, kind: str, namespace: str | None, selector: str = "") -> AsyncIterator[tuple[list[Raw], str]]:
+        """Objects of a kind, at most 500 at a time, and the resourceVersion to watch from, which is the same for all pages."""
         query = {"limit": "500", **({"labelSelector": selector} if selector else {})}
         while True:
             page = await self.request("GET", path_of(kind, namespace), query)
-            items += page.get("items") or []
             token = page["metadata"].get("continue")
+            yield page.pop("items", None) or [], page["metadata"]["resourceVersion"]
             if not token:
-                return items, page["metadata"]["resourceVersion"]
+                return
             query["continue"] = token
 
     async def watch(

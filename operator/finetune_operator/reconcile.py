@@ -107,8 +107,8 @@ class Reconciler:
             with _conflicts():
                 await self._api.delete("FineTuneJob", parent.namespace, parent.name, cache.version(raw))
             return True
-        # Its deletion may have been missed, for example while the watch was broken. Where the status is to be written, that tells,
-        # before any Job is made; the children made before it are the garbage collector's.
+        # Its deletion may have been missed, for example while the watch was broken. Where the status is to be written, that write
+        # tells, before any Job is made; the children made before it are the garbage collector's.
         asks = decision.apply and not difference(raw.get("status") or {}, decision.status.wire())
         if asks and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
             self._facts.drop_parent(parent.uid)

@@ -50,6 +50,23 @@ def test_a_list_says_who_is_there_and_who_is_gone() -> None:
     assert facts.children == {}
 
 
+def test_a_list_is_the_same_in_pages() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [config("a", 1), config("z", 1)], "5")
+    found = facts.put("ConfigMap", [config("a", 1)]) | facts.put("ConfigMap", [config("b", 6)])
+    assert facts.names() == ["a", "b", "z"]
+    facts.complete("ConfigMap", None, found, "7")
+    assert facts.names() == ["a", "b"]
+
+
+def test_of_a_job_nothing_is_kept_that_nobody_reads() -> None:
+    facts = Told()
+    raw = job(9)
+    raw["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    facts.put_parent(raw)
+    assert facts.parents["p"] == job(9)
+
+
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     facts = Told()
     facts.listed("ConfigMap", "ml", [config("a", 1)], "5")
@@ -229,8 +246,15 @@ class Server:
             raise answer
         return answer
 
-    async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
-        return await self._next("list")
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str = ""
+    ) -> AsyncIterator[tuple[list[dict], str]]:
+        items, version = await self._next("list")
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield [item], version
+        yield [], version
 
     async def watch(
         self, kind: str, namespace: str | None, selector: str, version: str
@@ -282,13 +306,26 @@ async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
     assert len(times) == 2
 
 
+async def test_a_list_that_breaks_off_says_of_nothing_that_it_is_gone() -> None:
+    server = Server(
+        ("list", ([config("a", 1), config("b", 2)], "5")),
+        ("watch", cluster.Expired()),
+        ("list", ([config("a", 1), TimeoutError()], "9")),
+    )
+    facts = Told()
+    await follow(server, facts)
+    assert facts.names() == ["a", "b"]
+
+
 async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
     class Everything(Server):
-        async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
+        async def pages(
+            self, kind: str, namespace: str | None, selector: str = ""
+        ) -> AsyncIterator[tuple[list[dict], str]]:
             self.asked.append(f"{kind} {namespace}")
             if kind == "Pod" and not gate.is_set():
                 await gate.wait()
-            return [], "1"
+            yield [], "1"
 
     gate, synced = asyncio.Event(), asyncio.Event()
     server = Everything()
