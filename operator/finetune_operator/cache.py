@@ -5,8 +5,9 @@ cluster and filter here, at some milliseconds each (see docs/adr/0002-children-b
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pydantic
@@ -26,7 +27,8 @@ class Cache:
     """Facts by the uid of their FineTuneJob. `changed` is called with a uid whenever something of that job changed.
 
     What we wrote ourselves is put in at once, so that a reconcile never misses a child that it made a moment ago. Versions are
-    compared, so that a slower watch neither undoes that nor brings back what is gone.
+    compared, so that a slower watch neither undoes that nor brings back what is gone. Nobody is told of the echo of such a
+    write, be the watch slower or faster than the answer: whoever wrote looks again by himself.
     """
 
     def __init__(self, changed: Callable[[str], None]) -> None:
@@ -36,65 +38,101 @@ class Cache:
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
         self.workloads: dict[str, observe.Workload] | None = None
         """By the uid of their Job, whosever it is; None until they were listed."""
+        self.granted: dict[str, str] = {}
+        """uid of a FineTuneJob -> digest of the rights that this process gave its pods: they are not watched."""
         self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in observe.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
+        self._writing: set[tuple[str, str, str]] = set()
+        """(kind, namespace, name) of what we write at the moment."""
         self._reached: dict[tuple[str, str | None], int] = {}
         """(kind, namespace that is watched) -> the version up to which everything was heard."""
 
     # -- FineTuneJobs --
 
     def put_parent(self, raw: observe.Raw) -> None:
-        uid = raw["metadata"]["uid"]
-        self.parents[uid] = newer(self.parents.get(uid), raw)
-        self.changed(uid)
+        raw = trimmed(raw)
+        uid, known = raw["metadata"]["uid"], self.parents.get(raw["metadata"]["uid"])
+        if known is not None and version(known) == version(raw):
+            return
+        latest = newer(known, raw)
+        if latest is known:
+            return
+        self.parents[uid] = latest
+        if ("FineTuneJob", *key(raw)) not in self._writing:
+            self.changed(uid)
 
     def wrote_parent(self, raw: observe.Raw) -> None:
         """What we wrote ourselves is known at once, unless the watch was faster and knows better."""
-        uid = raw["metadata"]["uid"]
+        raw, uid = trimmed(raw), raw["metadata"]["uid"]
         if uid in self.parents:
-            self.parents[uid] = newer(self.parents[uid], raw)
+            latest = self.parents[uid] = newer(self.parents[uid], raw)
+            if version(latest) != version(raw):
+                self.changed(uid)
+
+    @contextlib.contextmanager
+    def writing(self, kind: str, namespace: str, name: str) -> Iterator[None]:
+        """As long as the block lasts, nobody is told what the watch hears of this object: it is we who change it."""
+        self._writing.add((kind, namespace, name))
+        try:
+            yield
+        finally:
+            self._writing.discard((kind, namespace, name))
 
     def drop_parent(self, uid: str) -> None:
         self.parents.pop(uid, None)
+        self.granted.pop(uid, None)
 
     # -- children and catalogue, from `follow` --
 
-    def listed(self, kind: str, place: str | None, items: Iterable[observe.Raw], version: str) -> None:
-        """All objects of a kind (in a namespace, or everywhere) at a version: what is not among them is gone."""
+    def put(self, kind: str, items: Iterable[observe.Raw]) -> set[tuple[str, str]]:
+        """Objects of a list, or of a page of it; returns their keys."""
+        found = set()
+        for raw in items:
+            found.add(key(raw))
+            self._put(kind, raw)
+        return found
+
+    def complete(self, kind: str, place: str | None, found: set[tuple[str, str]], version: str) -> None:
+        """These were all objects of a kind (in a namespace, or everywhere) at a version: what is not among them is gone."""
         reached = self._reached[kind, place] = number(version)
-        found = {key(raw): raw for raw in items}
         if kind == "BaseModel":
             for name in set(self.catalogue) - {name for _, name in found}:
                 self._drop_model(name)
-            for raw in found.values():
-                self._put_model(raw)
             return
         if kind == "Workload":
-            before = {uid: fact for uid, fact in (self.workloads or {}).items() if place in {None, fact.namespace}}
-            self.workloads = {uid: fact for uid, fact in (self.workloads or {}).items() if uid not in before}
-            for raw in found.values():
-                self._put_workload(raw)
-            for uid in set(before) - set(self.workloads):
-                self._changed_in_queue(before[uid])
+            self.workloads = self.workloads or {}
+            for uid, fact in list(self.workloads.items()):
+                if place in {None, fact.namespace} and (fact.namespace, fact.name) not in found:
+                    self._changed_in_queue(self.workloads.pop(uid))
             return
         mine = self._known[kind]
         for place_and_name in [k for k, (_, at) in mine.items() if place in {None, k[0]} and at <= reached]:
             if place_and_name not in found:
                 self._drop_child(kind, *place_and_name)
-        for raw in found.values():
-            self._put_child(kind, raw)
+
+    def listed(self, kind: str, place: str | None, items: Iterable[observe.Raw], version: str) -> None:
+        """A list in one piece."""
+        self.complete(kind, place, self.put(kind, items), version)
 
     def heard(self, kind: str, place: str | None, event: str, raw: observe.Raw) -> None:
         """One event of a watch."""
         self._reached[kind, place] = number(raw["metadata"]["resourceVersion"])
         if event == "BOOKMARK":
             return
-        if kind == "BaseModel":
-            self._drop_model(raw["metadata"]["name"]) if event == "DELETED" else self._put_model(raw)
+        if event != "DELETED":
+            self._put(kind, raw)
+        elif kind == "BaseModel":
+            self._drop_model(raw["metadata"]["name"])
         elif kind == "Workload":
-            self._drop_workload(raw) if event == "DELETED" else self._put_workload(raw)
-        elif event == "DELETED":
+            self._drop_workload(raw)
+        else:
             self._drop_child(kind, *key(raw))
+
+    def _put(self, kind: str, raw: observe.Raw) -> None:
+        if kind == "BaseModel":
+            self._put_model(raw)
+        elif kind == "Workload":
+            self._put_workload(raw)
         else:
             self._put_child(kind, raw)
 
@@ -105,24 +143,25 @@ class Cache:
             return
         reached = [self._reached[at] for at in ((kind, None), (kind, meta["namespace"])) if at in self._reached]
         if reached and max(reached) < number(meta["resourceVersion"]):
-            self._put_child(kind, raw)
+            self._put_child(kind, raw, echo=True)
 
-    def _put_child(self, kind: str, raw: observe.Raw) -> None:
+    def _put_child(self, kind: str, raw: observe.Raw, echo: bool = False) -> None:
         uid, meta = observe.uid_of(raw), raw["metadata"]
         if uid is None:
             return
-        version = number(meta["resourceVersion"])
+        heard = number(meta["resourceVersion"])
         owner, at = self._known[kind].get(key(raw), (uid, 0))
-        if at > version:
+        if at > heard:
             return
         if owner != uid:
             self._drop_child(kind, *key(raw))
-        self._known[kind][key(raw)] = (uid, version)
+        self._known[kind][key(raw)] = (uid, heard)
         fact = observe.PROJECTIONS[kind](raw)
         mine = self.children.setdefault(uid, {})
         if mine.get((kind, meta["name"])) != fact:
             mine[kind, meta["name"]] = fact
-            self.changed(uid)
+            if not echo and (kind, *key(raw)) not in self._writing:
+                self.changed(uid)
 
     def _drop_child(self, kind: str, namespace: str, name: str) -> None:
         uid, _ = self._known[kind].pop((namespace, name), (None, 0))
@@ -149,15 +188,14 @@ class Cache:
 
     def _put_workload(self, raw: observe.Raw) -> None:
         fact = observe.workload(raw)
-        assert self.workloads is not None
+        self.workloads = {} if self.workloads is None else self.workloads
         if self.workloads.get(fact.job_uid) != fact:
             self.workloads[fact.job_uid] = fact
             self._changed_in_queue(fact)
 
     def _drop_workload(self, raw: observe.Raw) -> None:
         fact = observe.workload(raw)
-        assert self.workloads is not None
-        if fact.job_uid in self.workloads and self.workloads[fact.job_uid].name == fact.name:
+        if self.workloads and fact.job_uid in self.workloads and self.workloads[fact.job_uid].name == fact.name:
             self._changed_in_queue(self.workloads.pop(fact.job_uid))
 
     def _changed_in_queue(self, fact: observe.Workload) -> None:
@@ -181,13 +219,15 @@ async def follow(
     pause = 0.1
     while True:
         try:
-            items, version = await api.list(kind, namespace, selector)
-            cache.listed(kind, namespace, items, version)
+            found, reached = set[tuple[str, str]](), ""
+            async for items, at in api.pages(kind, namespace, selector):
+                found, reached = found | cache.put(kind, items), at
+            cache.complete(kind, namespace, found, reached)
             listed()
             while True:
-                async for event, raw in api.watch(kind, namespace, selector, version):
+                async for event, raw in api.watch(kind, namespace, selector, reached):
                     pause = 0.1
-                    version = raw["metadata"]["resourceVersion"]
+                    reached = version(raw)
                     cache.heard(kind, namespace, event, raw)
         except cluster.Expired:
             continue
@@ -197,17 +237,28 @@ async def follow(
             pause = min(pause * 2, LONGEST_PAUSES.get(kind, 10.0))
 
 
+UNREAD = {"managedFields"}
+"""Metadata of no use to us, and half of what an object weighs."""
+
+
+def trimmed(raw: observe.Raw) -> observe.Raw:
+    return {**raw, "metadata": {name: value for name, value in raw["metadata"].items() if name not in UNREAD}}
+
+
 def newer(cached: observe.Raw | None, heard: observe.Raw) -> observe.Raw:
     """The later of two versions of one object; resourceVersions are ordered numbers (KEP-5504)."""
     if cached is None:
         return heard
-    ahead = number(cached["metadata"]["resourceVersion"]) > number(heard["metadata"]["resourceVersion"])
-    return cached if ahead else heard
+    return cached if number(version(cached)) > number(version(heard)) else heard
 
 
-def number(version: str) -> int:
+def version(raw: observe.Raw) -> str:
+    return str(raw["metadata"]["resourceVersion"])
+
+
+def number(text: str) -> int:
     """A resourceVersion to compare; those of aggregated API servers may be other words, which are never ahead."""
-    return int(version) if version.isdecimal() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def key(raw: observe.Raw) -> tuple[str, str]:

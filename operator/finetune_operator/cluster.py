@@ -158,17 +158,16 @@ class Cluster:
         group = await self.request("GET", f"/{prefix}")
         return path.replace(f"/{prefix}/", f"/apis/{group['preferredVersion']['groupVersion']}/", 1)
 
-    async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[Raw], str]:
-        """Objects of a kind in pages of 500, and the resourceVersion to watch from."""
-        items: list[Raw] = []
+    async def pages(self, kind: str, namespace: str | None, selector: str = "") -> AsyncIterator[tuple[list[Raw], str]]:
+        """Objects of a kind, at most 500 at a time, and the resourceVersion to watch from, which is the same for all pages."""
         path = await self._place(kind, namespace)
         query = {"limit": "500", **({"labelSelector": selector} if selector else {})}
         while True:
             page = await self.request("GET", path, query)
-            items += page.get("items") or []
             token = page["metadata"].get("continue")
+            yield page.pop("items", None) or [], page["metadata"]["resourceVersion"]
             if not token:
-                return items, page["metadata"]["resourceVersion"]
+                return
             query["continue"] = token
 
     async def watch(

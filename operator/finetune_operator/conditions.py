@@ -91,7 +91,8 @@ def phase(state: status.Status) -> Phase:
 
 
 def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
-    """Conditions worth an event: stages and ends whose value or reason changed, and Ready when it is won or lost."""
+    """Conditions worth an event: stages and ends whose value or reason changed, and Ready when it is won or lost. That a stage
+    waits for its pod is no news: its Job has events of its own, and what stands in the way has another reason."""
     before = {c.type: c for c in old.conditions}
     found = []
     for condition in new.conditions:
@@ -99,9 +100,9 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
         if condition.type == Condition.READY:
             if (was is not None and was.status == "True") != (condition.status == "True"):
                 found.append(condition)
-        elif condition.type not in {Condition.RECONCILING, Condition.STALLED} and (
-            was is None or (was.status, was.reason) != (condition.status, condition.reason)
-        ):
+        elif condition.type in {Condition.RECONCILING, Condition.STALLED} or condition.reason == Reason.WAITING:
+            continue
+        elif was is None or (was.status, was.reason) != (condition.status, condition.reason):
             found.append(condition)
     # A stage that ends the job says so once, not once more as the job's failure.
     failed = [c for c in found if c.type == Condition.FAILED]

@@ -5,6 +5,7 @@ make a second writer. Kopf sends nothing to the API server here but its list and
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -13,11 +14,16 @@ from typing import Any
 
 import kopf
 
-from finetune_api import GROUP, VERSION
+from finetune_api import GROUP, VERSION, reasons
 from finetune_operator import cache, cluster, metrics, reconcile, settings, workqueue
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
+PAGE = 500
+"""FineTuneJobs of one answer: all of a large cluster at once would be held in memory as text and as objects."""
+AT_REST = {reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED}
+CONFIRMED = 60.0
+"""Seconds after which Kopf has told of every job."""
 LEFTOVER_PAUSE = 2.0
 """Children of a former job of the same name are gone within seconds."""
 
@@ -25,6 +31,19 @@ LEFTOVER_PAUSE = 2.0
 def kopf_identity() -> Any:
     """Kopf's name for us, which nobody reads in standalone mode; its own guess needs a user name, and a pod has none."""
     return os.environ.get("POD_NAME", "finetune-operator")
+
+
+class NothingKept(kopf.DiffBaseStorage):
+    """Kopf would copy each object several times an event, to find out for handlers that we do not have what was edited."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
 
 
 class Controller:
@@ -38,6 +57,8 @@ class Controller:
         self.facts = cache.Cache(self._queue.add)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
+        self._unheard: set[str] = set()
+        """uids that are known from our own list only."""
         self.leads = False
 
     async def _work(self, uid: str) -> None:
@@ -76,6 +97,7 @@ class Controller:
         return name | {"revision": state.get("revision"), "stage": state.get("stage")}
 
     def heard(self, event: str | None, body: dict[str, Any]) -> None:
+        self._unheard.discard(body["metadata"]["uid"])
         if event == "DELETED":
             uid = body["metadata"]["uid"]
             self.facts.drop_parent(uid)
@@ -103,9 +125,12 @@ class Controller:
         options.posting.enabled = False
         options.scanning.disabled = True
         options.persistence.finalizer = f"{GROUP}/unused"
+        options.persistence.diffbase_storage = NothingKept()
+        options.watching.chunk_size = PAGE
         options.queueing.idle_timeout = 1.0
         options.queueing.exit_timeout = 0.0
         await self._crd_is_there()
+        await self._unfinished_first()
         mine = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
             registry=self.registry(),
@@ -133,6 +158,27 @@ class Controller:
         chart = self._settings
         await cache.follow_all(self._api, self.facts, chart.namespaces, synced, queues=chart.kueue.enabled)
 
+    async def _unfinished_first(self) -> None:
+        """Jobs that are at work are known before Kopf has gone through thousands that are done. It tells of all, anyway."""
+        places: list[str | None] = list(self._settings.namespaces) or [None]
+        with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
+            for place in places:
+                async for items, _ in self._api.pages("FineTuneJob", place):
+                    for raw in items:
+                        if (raw.get("status") or {}).get("phase") not in AT_REST:
+                            self._unheard.add(raw["metadata"]["uid"])
+                            self.facts.put_parent(raw)
+
+    async def _confirm(self) -> None:
+        """What Kopf never spoke of was deleted between our list and its own."""
+        while True:
+            await asyncio.sleep(CONFIRMED)
+            with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
+                for uid in self._unheard & self.facts.parents.keys():
+                    meta = self.facts.parents[uid]["metadata"]
+                    if not await self._api.exists("FineTuneJob", meta["namespace"], meta["name"], uid):
+                        self.heard("DELETED", {"metadata": meta})
+
     def _lead(self, leads: bool) -> None:
         self.leads = leads
         metrics.leader.set(int(leads))
@@ -148,7 +194,8 @@ class Controller:
             if synced.is_set():
                 LOG.info("the caches are filled: reconciling")
                 self._lead(True)
-                tasks = {children, asyncio.create_task(self._hear()), asyncio.create_task(self._queue.run())}
+                parts = (self._hear(), self._queue.run(), self._confirm())
+                tasks = {children, *(asyncio.create_task(part) for part in parts)}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():

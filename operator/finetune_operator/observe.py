@@ -52,7 +52,7 @@ def _time(text: Any) -> datetime.datetime | None:
         return None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StageJob:
     """A Job of ours: one attempt of one stage."""
 
@@ -80,7 +80,7 @@ class StageJob:
         return self.succeeded or self.failed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Waiting:
     """A container that cannot start, in the kubelet's words."""
 
@@ -89,7 +89,7 @@ class Waiting:
     message: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Terminated:
     container: str
     exit_code: int
@@ -98,7 +98,7 @@ class Terminated:
     finished: datetime.datetime | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Pod:
     """A pod of a stage or of a release. `parent` is the name of its Job or Deployment, `node` its number among the pods of a Job
     that work together; `stage` is empty for a server's."""
@@ -132,7 +132,7 @@ class Pod:
         return bool(self.disruption)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Server:
     """A Deployment of ours. `guarded` are the fields whose drift is mended."""
 
@@ -148,13 +148,13 @@ class Server:
     deleting: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Service:
     name: str
     guarded: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Config:
     """A ConfigMap of ours; `progress` is the trainer's report when it is one."""
 
@@ -465,6 +465,8 @@ class Observation:
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
     workloads: Mapping[str, Workload] | None
     """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
+    granted: str
+    """Digest of the rights that this process gave the job's pods last; empty: none yet. They are not watched."""
     now: datetime.datetime
     settings: settings.Settings
 

@@ -11,10 +11,16 @@ from finetune_api import status
 from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
 from finetune_operator.decide import diagnosis
+from finetune_operator.manifests import identity
 
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
 """A missed event costs at most this delay, in seconds."""
+AFTERWARDS = observe.PATIENCE + 0.2
+"""Seconds after which a job that was moved is looked at again, should nothing happen to it: our own writes wake nobody."""
+AT_ONCE = 0.05
+WAITED_FOR = {"Deployment", "Service"}
+"""Kinds whose mere being there is the condition of a next step."""
 REFUSALS = {400, 403, 409, 422}
 """HTTP statuses by which the API server refuses a manifest for what it says. Rights of our own that are missing have the
 same, for a moment also after the API server started: they are the log's, not the job's."""
@@ -56,10 +62,12 @@ class Reconciler:
         now = self._clock()
         decision = decide.decide(await self._gather(parent, now)) if parent.spec else decide.refuse(parent, now)
         try:
-            await self._act(parent, raw, decision, now)
+            moved = await self._act(parent, raw, decision, now)
         except Gone:
             return None
-        return min(decision.requeue, RESYNC) if decision.requeue is not None else RESYNC
+        again = [AFTERWARDS] if moved else [RESYNC]
+        again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in decision.apply) else []
+        return min(again if decision.requeue is None else [*again, decision.requeue])
 
     async def _gather(self, parent: observe.Parent, now: datetime.datetime) -> observe.Observation:
         assert parent.spec is not None
@@ -76,6 +84,7 @@ class Reconciler:
             configs=kinds["ConfigMap"],
             refusals={},
             workloads=self._workloads(kinds["Job"]),
+            granted=self._facts.granted.get(parent.uid, ""),
             now=now,
             settings=self._settings,
         )
@@ -94,20 +103,24 @@ class Reconciler:
 
     async def _act(
         self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision, now: datetime.datetime
-    ) -> None:
+    ) -> bool:
+        """Whether anything was to be done."""
         if decision.remove_parent:
             LOG.info("time to live is over: the job is deleted", extra=about(parent, decision.status))
             with _conflicts():
-                version = str(raw["metadata"]["resourceVersion"])
-                await self._api.delete("FineTuneJob", parent.namespace, parent.name, version)
-            return
-        if decision.apply and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
-            # Its deletion was missed, for example while the watch was broken: children of it would be orphans.
+                await self._api.delete("FineTuneJob", parent.namespace, parent.name, cache.version(raw))
+            return True
+        # Its deletion may have been missed, for example while the watch was broken. Where the status is to be written, that write
+        # tells, before any Job is made; the children made before it are the garbage collector's.
+        asks = decision.apply and not difference(raw.get("status") or {}, decision.status.wire())
+        if asks and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
             self._facts.drop_parent(parent.uid)
-            return
+            raise Gone
         state, before = decision.status, raw
         refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"])
         if refusal is None:
+            if rights := identity.digest(decision.apply):
+                self._facts.granted[parent.uid] = rights
             # Jobs after the status: each is on record before it exists, and none is made for a spec that has changed by now.
             raw = await self._write(parent, raw, state)
             refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"])
@@ -128,6 +141,7 @@ class Reconciler:
             metrics.waited(decision.waited)
             for stage, reason in decision.retried:
                 metrics.retries.labels(stage, reason).inc()
+        return raw is not before or bool(decision.apply or decision.delete)
 
     async def _apply(
         self, parent: observe.Parent, state: status.Status, wanted: list[dict[str, Any]]
@@ -135,8 +149,10 @@ class Reconciler:
         """Apply in this order, until the API server refuses one for what it says."""
         for manifest in wanted:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
+            place = (manifest["kind"], parent.namespace, manifest["metadata"]["name"])
             try:
-                self._facts.wrote_child(await self._put(parent, manifest))
+                with self._facts.writing(*place):
+                    self._facts.wrote_child(await self._put(parent, manifest))
             except cluster.Failure as failure:
                 if failure.status not in REFUSALS or " cannot patch resource " in str(failure):
                     raise
@@ -161,15 +177,14 @@ class Reconciler:
         if not changes:
             return raw
         try:
-            with _conflicts():
-                version = str(raw["metadata"]["resourceVersion"])
-                fresh = await self._api.patch_status(parent.namespace, parent.name, version, changes)
+            with _conflicts(), self._facts.writing("FineTuneJob", parent.namespace, parent.name):
+                fresh = await self._api.patch_status(parent.namespace, parent.name, cache.version(raw), changes)
+                self._facts.wrote_parent(fresh)
         except cluster.Failure as failure:
             if failure.status == 404:
                 self._facts.drop_parent(parent.uid)
                 raise Gone from None
             raise
-        self._facts.wrote_parent(fresh)
         return fresh
 
     async def _say(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> None:

@@ -36,9 +36,8 @@ def results() -> report.Results:
         report.Found("burst-1000", 1000, scenarios.RATE.name, "theirs", 20.0),
         report.Found("burst-1000", 1000, scenarios.LIFE_WRITES.name, "ours", 7.0),
     ]
-    return report.Results(
-        {"cores": "2 cores"}, {"kopf": "1"}, "make it", "ours", "theirs", 1.0, found, ["one was late"]
-    )
+    late = {"burst-1000, ours": ["one was late"]}
+    return report.Results({"cores": "2 cores"}, {"kopf": "1"}, "ours", "theirs", {"burst-1000, ours": 1.0}, found, late)
 
 
 def test_a_request_is_known_by_who_asked_for_what_and_when() -> None:
@@ -114,7 +113,7 @@ def test_kwok_plays_each_stage_of_ours_and_says_what_the_operator_reads() -> Non
     for stage, message in stages.answers().items():
         assert outcome.Outcome.model_validate_json(message).stage == stage
         assert stages.quoted(message) in told[stage.value]
-    assert f'index .metadata.labels "{observe.REVISION}"' in told[Stage.TRAIN.value]
+    assert f'index $root.metadata.labels "{observe.REVISION}"' in told[Stage.TRAIN.value]
     assert stages.REVISION not in "".join(told.values())
 
 
@@ -138,7 +137,20 @@ def test_the_page_says_which_goals_are_missed_and_what_went_wrong() -> None:
     page = report.page(results())
     assert f"| burst-1000 | {scenarios.RATE.name} | at least 80 per second | **no**: 60 |" in page
     assert "**no**: 3.00" in page
-    assert "- one was late" in page
+    assert "- burst-1000, ours: one was late" in page
+
+
+def test_a_part_that_is_measured_again_takes_the_place_of_what_was_known_of_it() -> None:
+    whole = results()
+    first = report.Found("burst-100", 100, scenarios.RATE.name, "ours", 50.0)
+    whole.put("burst-100", "ours", [first], [], 1.0)
+    fresh = report.Found("burst-1000", 1000, scenarios.RATE.name, "ours", 90.0)
+    whole.put("burst-1000", "ours", [fresh], [], 2.0)
+    assert [(row.scenario, row.ours, row.peer_value) for row in report.rows(whole)] == [
+        ("burst-100", 50, None), ("burst-1000", 90, 20),
+    ]  # fmt: skip
+    assert whole.minutes == {"burst-100, ours": 1.0, "burst-1000, ours": 2.0}
+    assert "one was late" not in report.page(whole)
 
 
 def test_page_and_rows_are_checked_against_what_was_measured(tmp_path: pathlib.Path) -> None:

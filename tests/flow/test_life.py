@@ -292,6 +292,47 @@ async def test_a_job_whose_deletion_was_missed_gets_no_children() -> None:
     assert not played.cache.parents
 
 
+async def test_a_lost_child_is_not_made_again_for_a_job_whose_deletion_was_missed() -> None:
+    played = start({"train": [Hangs()]})
+    await played.settle(until=played.runs("train"))
+    await played.wait(5)
+    asked = len(played.cluster.requests)
+    played.cluster.remove("ConfigMap", f"{world.NAME}-{played.state.revision}-run")
+    played.cluster.remove("FineTuneJob", world.NAME)
+    played.cluster.undelivered = [news for news in played.cluster.undelivered if news[1] != "FineTuneJob"]
+    await played.settle()
+    assert [verb for verb, _, _ in played.cluster.requests[asked:]] == ["exists"]
+    assert not played.cache.parents
+
+
+RIGHTS = {"ServiceAccount", "Role", "RoleBinding"}
+
+
+async def test_the_rights_of_a_jobs_pods_are_given_once_and_again_after_a_restart() -> None:
+    played = start({"train": [Hangs()]}, **{"spec.deployment.enabled": False})
+    await played.settle(until=played.runs("train"))
+    assert sorted(kind for verb, kind, _ in played.cluster.requests if verb == "apply" and kind in RIGHTS) == sorted(
+        RIGHTS
+    )
+    played.boot()
+    asked = len(played.cluster.requests)
+    played.let_go("train")
+    await played.rest()
+    assert played.phase == Phase.COMPLETE
+    again = [kind for verb, kind, _ in played.cluster.requests[asked:] if verb == "apply" and kind in RIGHTS]
+    assert sorted(again) == sorted(RIGHTS)
+
+
+async def test_a_further_attempt_mends_rights_that_somebody_took_away() -> None:
+    played = start({"train": [Ends(1, "boom")]})
+    await played.settle(until=lambda: bool(played.attempts("train")))
+    for kind in RIGHTS:
+        played.cluster.remove(kind, f"{world.NAME}-trainer")
+    await played.rest()
+    assert len(played.attempts("train")) == 2
+    assert {kind for kind in RIGHTS if played.cluster.names(kind)} == RIGHTS
+
+
 async def test_deleting_the_job_removes_every_child() -> None:
     played = start({"train": [Hangs()]})
     await played.settle(until=played.runs("train"))
@@ -343,7 +384,7 @@ async def test_the_operator_writes_neither_the_spec_nor_annotations_nor_finalize
     played = start()
     await played.rest()
     written = {(verb, kind) for verb, kind, _ in played.cluster.requests if kind == "FineTuneJob"}
-    assert written == {("status", "FineTuneJob"), ("exists", "FineTuneJob")}
+    assert written == {("status", "FineTuneJob")}
     assert set(played.job["metadata"]) == {
         "name", "namespace", "generation", "uid", "creationTimestamp", "resourceVersion",
     }  # fmt: skip

@@ -107,7 +107,9 @@ def advance(
         if others := _others(draft, stage, name):
             _say_who_is_lost(draft, stage, others)
         else:
-            draft.apply += [*rights, manifest]
+            # A further attempt mends what somebody took away.
+            given = attempt == 1 and draft.obs.granted == identity.digest(rights)
+            draft.apply += [*([] if given else rights), manifest]
             _waits(draft, stage, nodes, nodes, Reason.RETRYING if draft.status.failure else Reason.WAITING)
         return None
     if present.deleting:

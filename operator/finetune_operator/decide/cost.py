@@ -14,7 +14,7 @@ from finetune_operator import observe, settings
 from finetune_operator.decide.draft import Draft
 
 PAUSE = datetime.timedelta(seconds=60)
-"""The least time between two counts of pods that run on; the end of a pod is counted at once."""
+"""The least time between two counts, but for the last of an attempt."""
 
 
 def settle(draft: Draft) -> None:
@@ -26,9 +26,15 @@ def settle(draft: Draft) -> None:
     if not holding:
         return
     uncounted = now - (since or min(pod.placed for pod in holding if pod.placed))
-    if uncounted < PAUSE and not any(pod.ended for pod in holding):
+    if uncounted < PAUSE and not any(pod.ended and goes(draft, pod) for pod in holding):
         return
     draft.edit(cost=counted(before, holding, now, draft.obs.settings))
+
+
+def goes(draft: Draft, pod: observe.Pod) -> bool:
+    """Whether a pod that ended may not be seen again: it is being deleted, or its Job is over, which the status tells anyway."""
+    job = draft.obs.jobs.get(pod.parent)
+    return pod.deleting or job is None or job.over
 
 
 def held(pod: observe.Pod, since: datetime.datetime | None, until: datetime.datetime) -> float:

@@ -1,5 +1,8 @@
 """ServiceAccount, Role and RoleBinding of a job's pods: they may patch their own progress ConfigMap and nothing else."""
 
+from collections.abc import Iterable
+
+from finetune_api import revision as revisions
 from finetune_operator import observe, settings
 from finetune_operator.manifests import meta
 
@@ -37,3 +40,9 @@ def build(parent: observe.Parent, chart: settings.Settings, revision: str, chose
         ],
     }
     return [*([] if chosen else [account]), role, binding]
+
+
+def digest(manifests: Iterable[meta.Manifest]) -> str:
+    """Of the rights among these manifests; empty when there are none."""
+    rights = [manifest for manifest in manifests if manifest["kind"] not in observe.PROJECTIONS]
+    return revisions.digest(rights, 16) if rights else ""

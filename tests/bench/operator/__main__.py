@@ -1,6 +1,7 @@
 """The operator at scale, and beside Kubeflow Trainer: `python -m tests.bench.operator` writes docs/benchmarks/operator.*.
 
---scenario NAME, --side NAME, --jobs N    a part or a smaller run, into out/benchmarks
+--scenario NAME, --side NAME    a part, in place of what the table has of it
+--jobs N       a smaller run, into out/benchmarks
 --minutes N    after so many no scenario goes on (25)
 --render       writes the page again from operator-runs.json
 --check        only compares page and rows with operator-runs.json
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
-    folder = options.output or (PARTIAL if any((options.scenario, options.side, options.jobs)) else COMMITTED)
+    folder = options.output or (PARTIAL if options.jobs else COMMITTED)
     if options.check or options.render:
         return again(folder, check=options.check)
     say.result(report.page(run(options, folder)))
@@ -73,20 +74,27 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> report.Results:
     sides = options.side or list(measure.SIDES)
     if peer.NAME in sides:
         peer.program()
-    results = report.Results(machine.facts(), versions(), command(), ours.NAME, peer.NAME)
+    results = report.Results(machine.facts(), versions(), ours.NAME, peer.NAME)
+    if (folder / report.RUNS).exists():
+        before = report.read(folder)
+        # Figures of another machine or other versions have no place beside these.
+        results = before if (before.machine, before.versions) == (results.machine, results.versions) else results
     for scenario in (scenarios.BY_NAME[name] for name in options.scenario or scenarios.BY_NAME):
         if options.jobs:
             scenario = dataclasses.replace(scenario, jobs=min(options.jobs, scenario.jobs))
         for side in sides:
             if side == peer.NAME and not scenario.peer:
                 continue
-            if time.monotonic() - began > options.minutes * 60:
-                results.remarks.append(f"{scenario.name}, {side}: not run, {options.minutes:g} minutes were over")
-                continue
-            found = measure.SIDES[side](scenario, began + options.minutes * 60)
-            results.found += found.all
-            results.remarks += found.remarks
-            results.minutes = (time.monotonic() - began) / 60
+            started = time.monotonic()
+            if started - began > options.minutes * 60:
+                results.remark(scenario.name, side, f"not run, {options.minutes:g} minutes were over")
+            else:
+                try:
+                    found = measure.SIDES[side](scenario, began + options.minutes * 60)
+                    results.put(scenario.name, side, found.all, found.remarks, (time.monotonic() - started) / 60)
+                except (AssertionError, OSError, say.Problem) as error:
+                    say.line(f"      it failed: {error}")
+                    results.remark(scenario.name, side, f"it failed: {str(error)[-300:]}")
             report.write(results, folder)
     return results
 
@@ -100,10 +108,6 @@ def versions() -> dict[str, str]:
         "kubernetes (client)": importlib.metadata.version("kubernetes"),
         "Python": platform.python_version(),
     }
-
-
-def command() -> str:
-    return " ".join(["make bench-operator", *([f'ARGS="{" ".join(sys.argv[1:])}"'] if sys.argv[1:] else [])])
 
 
 if __name__ == "__main__":

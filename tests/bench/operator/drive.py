@@ -89,9 +89,11 @@ class Drive:
     async def watching(self, final: str) -> AsyncIterator[None]:
         """The jobs are seen as long as the block lasts; `final` is the phase in which they are finished."""
         assert self._api is not None
-        items, version = await self._api.list("FineTuneJob", place.NAMESPACE, "")
-        for raw in items:
-            self.seen.take(raw, final)
+        version = ""
+        async for items, at in self._api.pages("FineTuneJob", place.NAMESPACE):
+            version = at
+            for raw in items:
+                self.seen.take(raw, final)
 
         async def watch() -> None:
             assert self._api is not None

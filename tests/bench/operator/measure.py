@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import pathlib
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -34,7 +33,7 @@ class Findings:
         say.line(f"      {figure.name}: {value:.{figure.digits}f} {figure.unit}")
 
     def remark(self, text: str) -> None:
-        self.remarks.append(f"{self.scenario.name}, {self.side}: {text}")
+        self.remarks.append(text)
         say.line(f"      {text}")
 
 
@@ -46,21 +45,25 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 def of_ours(scenario: Scenario, deadline: float) -> Findings:
     found = Findings(ours.NAME, scenario)
-    with tempfile.TemporaryDirectory() as temporary, place.control_plane() as plane:
-        folder = pathlib.Path(temporary)
-        with ours.operator(plane, folder) as operator:
-            operator.leading(operator.start())
-            asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
-            _errors(operator, found)
+    with (
+        place.control_plane() as plane,
+        place.logs(plane, found.remarks) as folder,
+        ours.operator(plane, folder) as operator,
+    ):
+        operator.leading(operator.start())
+        asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
+        _errors(operator, found)
     return found
 
 
 def of_peer(scenario: Scenario, deadline: float) -> Findings:
     found = Findings(peer.NAME, scenario)
-    with tempfile.TemporaryDirectory() as temporary, place.control_plane() as plane:
-        folder = pathlib.Path(temporary)
-        with peer.controller(plane, folder) as pid:
-            asyncio.run(_peer(scenario, plane, pid, found, deadline))
+    with (
+        place.control_plane() as plane,
+        place.logs(plane, found.remarks) as folder,
+        peer.controller(plane, folder) as pid,
+    ):
+        asyncio.run(_peer(scenario, plane, pid, found, deadline))
     return found
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -29,6 +30,17 @@ def control_plane() -> Iterator[controlplane.ControlPlane]:
         assert plane.bin == folder, f"one folder for all programs: {plane.bin}, {folder}"
         plane.kubectl("create", "namespace", NAMESPACE)
         yield plane
+
+
+@contextlib.contextmanager
+def logs(plane: controlplane.ControlPlane, remarks: list[str]) -> Iterator[pathlib.Path]:
+    """The folder of all logs. It stays for a look when the block fails or has remarks."""
+    folder = pathlib.Path(plane.facts["logs"])
+    yield folder
+    if remarks:
+        say.line(f"      the logs stay in {folder}")
+    else:
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

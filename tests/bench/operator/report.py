@@ -41,12 +41,27 @@ class Results:
 
     machine: dict[str, str]
     versions: dict[str, str]
-    command: str
     ours: str
     peer: str
-    minutes: float = 0.0
+    minutes: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Scenario and side, as in `about` -> how long it took."""
     found: list[Found] = dataclasses.field(default_factory=list)
-    remarks: list[str] = dataclasses.field(default_factory=list)
+    remarks: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """The same -> what did not go well."""
+
+    def put(self, scenario: str, side: str, found: list[Found], remarks: list[str], minutes: float) -> None:
+        """What one side did in one scenario, in place of what was known of that."""
+        self.found = [one for one in self.found if (one.scenario, one.side) != (scenario, side)] + found
+        self.found.sort(key=lambda one: list(scenarios.BY_NAME).index(one.scenario))
+        self.minutes[about(scenario, side)] = minutes
+        self.remarks[about(scenario, side)] = remarks
+
+    def remark(self, scenario: str, side: str, text: str) -> None:
+        self.remarks.setdefault(about(scenario, side), []).append(text)
+
+
+def about(scenario: str, side: str) -> str:
+    return f"{scenario}, {side}"
 
 
 def rows(results: Results) -> list[Row]:
@@ -94,7 +109,8 @@ def page(results: Results) -> str:
         "",
         f"- Machine: {', '.join(results.machine.values())}; the API server, etcd, the controllers and the driver share it",
         f"- {', '.join(f'{name} {version}' for name, version in results.versions.items())}",
-        f"- Command: `{results.command}`, {results.minutes:.0f} minutes",
+        f"- {sum(results.minutes.values()):.0f} minutes in all; a part is measured again by "
+        '`make bench-operator ARGS="--scenario burst-100"`',
         "",
     ]
     for name in dict.fromkeys(row.scenario for row in made):
@@ -133,9 +149,8 @@ def _goal(made: list[Row], goal: scenarios.Goal) -> list[str]:
 
 
 def _remarks(results: Results) -> list[str]:
-    if not results.remarks:
-        return []
-    return ["## What did not go well", "", *(f"- {remark}" for remark in results.remarks), ""]
+    lines = [f"- {where}: {text}" for where, texts in results.remarks.items() for text in texts]
+    return ["## What did not go well", "", *lines, ""] if lines else []
 
 
 def _method(results: Results) -> list[str]:

@@ -15,7 +15,7 @@ Raw = dict[str, Any]
 RUNS = 2.0
 """Seconds between the start and the end of a stage's container: long enough that the operator sees it run."""
 REVISION = "@revision@"
-_LABEL = f'{{{{ index .metadata.labels "{observe.REVISION}" }}}}'
+_LABEL = f'{{{{ index $root.metadata.labels "{observe.REVISION}" }}}}'
 
 _NODE = """
 {{ $now := Now }}

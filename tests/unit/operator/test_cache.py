@@ -22,7 +22,8 @@ def config(name: str, version: int, uid: str = "p", **data: str) -> dict:
 
 def job(version: int, phase: str | None = None) -> dict:
     status = {"phase": phase} if phase else {}
-    return {"metadata": {"uid": "p", "resourceVersion": str(version)}, "status": status}
+    meta = {"uid": "p", "namespace": "ml", "name": "web", "resourceVersion": str(version)}
+    return {"metadata": meta, "status": status}
 
 
 def workload(version: int, message: str, uid: str = "job-uid", name: str = "w") -> dict:
@@ -59,6 +60,23 @@ def test_a_list_says_who_is_there_and_who_is_gone() -> None:
     assert facts.names() == ["b"]
     facts.listed("ConfigMap", None, [], "7")
     assert facts.children == {}
+
+
+def test_a_list_is_the_same_in_pages() -> None:
+    facts = Told()
+    facts.listed("ConfigMap", None, [config("a", 1), config("z", 1)], "5")
+    found = facts.put("ConfigMap", [config("a", 1)]) | facts.put("ConfigMap", [config("b", 6)])
+    assert facts.names() == ["a", "b", "z"]
+    facts.complete("ConfigMap", None, found, "7")
+    assert facts.names() == ["a", "b"]
+
+
+def test_of_a_job_nothing_is_kept_that_nobody_reads() -> None:
+    facts = Told()
+    raw = job(9)
+    raw["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    facts.put_parent(raw)
+    assert facts.parents["p"] == job(9)
 
 
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
@@ -185,6 +203,45 @@ def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
     assert facts.parents["p"]["metadata"]["resourceVersion"] == "12"
 
 
+def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.listed("ConfigMap", None, [], "5")
+    facts.told.clear()
+    with facts.writing("FineTuneJob", "ml", "web"):
+        facts.wrote_parent(job(10))
+    facts.put_parent(job(10))
+    with facts.writing("FineTuneJob", "ml", "web"):
+        facts.put_parent(job(11))
+        facts.wrote_parent(job(11))
+    with facts.writing("ConfigMap", "ml", "a"):
+        facts.wrote_child(config("a", 12))
+    facts.heard("ConfigMap", None, "ADDED", config("a", 12))
+    with facts.writing("ConfigMap", "ml", "b"):
+        facts.heard("ConfigMap", None, "ADDED", config("b", 13))
+        facts.wrote_child(config("b", 13))
+    assert facts.told == []
+    assert facts.names() == ["a", "b"]
+
+
+def test_what_somebody_else_changes_while_we_write_is_told() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.told.clear()
+    with facts.writing("FineTuneJob", "ml", "web"):
+        facts.put_parent(job(11))
+        facts.wrote_parent(job(10))
+    assert facts.told == ["p"]
+    assert facts.parents["p"]["metadata"]["resourceVersion"] == "11"
+
+
+def test_a_job_that_is_listed_again_as_it_was_wakes_nobody() -> None:
+    facts = Told()
+    facts.put_parent(job(9))
+    facts.put_parent(job(9))
+    assert facts.told == ["p"]
+
+
 def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
     facts = Told()
     facts.put_parent(job(9))
@@ -236,8 +293,15 @@ class Server:
             raise answer
         return answer
 
-    async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
-        return await self._next("list")
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str = ""
+    ) -> AsyncIterator[tuple[list[dict], str]]:
+        items, version = await self._next("list")
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield [item], version
+        yield [], version
 
     async def watch(
         self, kind: str, namespace: str | None, selector: str, version: str
@@ -289,13 +353,26 @@ async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
     assert len(times) == 2
 
 
+async def test_a_list_that_breaks_off_says_of_nothing_that_it_is_gone() -> None:
+    server = Server(
+        ("list", ([config("a", 1), config("b", 2)], "5")),
+        ("watch", cluster.Expired()),
+        ("list", ([config("a", 1), TimeoutError()], "9")),
+    )
+    facts = Told()
+    await follow(server, facts)
+    assert facts.names() == ["a", "b"]
+
+
 async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
     class Everything(Server):
-        async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
+        async def pages(
+            self, kind: str, namespace: str | None, selector: str = ""
+        ) -> AsyncIterator[tuple[list[dict], str]]:
             self.asked.append(f"{kind} {namespace}")
             if kind == "Pod" and not gate.is_set():
                 await gate.wait()
-            return [], "1"
+            yield [], "1"
 
     gate, synced = asyncio.Event(), asyncio.Event()
     server = Everything()
@@ -311,11 +388,11 @@ async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
 
 async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
     class WithoutKueue(Server):
-        async def list(self, kind: str, namespace: str | None, selector: str) -> tuple[list[dict], str]:
+        async def pages(self, kind: str, namespace: str | None, selector: str) -> AsyncIterator[tuple[list[dict], str]]:
             self.asked.append(f"{kind} {selector}")
             if kind == "Workload":
                 raise cluster.Failure(404, "the server could not find the requested resource")
-            return [], "1"
+            yield [], "1"
 
     server, facts, synced = WithoutKueue(), Told(), asyncio.Event()
     task = asyncio.create_task(cache.follow_all(server, facts, [], synced, queues=True))

@@ -102,6 +102,12 @@ def test_a_failure_is_told_once_not_by_its_stage_too() -> None:
     assert [c.type for c in conditions.flips(status.Status(), after)] == ["Failed"]
 
 
+def test_waiting_for_a_pod_is_no_news_and_what_stands_in_its_way_is() -> None:
+    waits, hindered = state((T, "Unknown", Reason.WAITING)), state((T, "Unknown", Reason.UNSCHEDULABLE))
+    assert conditions.flips(status.Status(), waits) == []
+    assert [c.reason for c in conditions.flips(waits, hindered)] == [Reason.UNSCHEDULABLE]
+
+
 def test_other_words_for_the_same_reason_are_no_news() -> None:
     old = state((T, "Unknown", Reason.UNSCHEDULABLE))
     new = conditions.put(old, T, "Unknown", Reason.UNSCHEDULABLE, "4 nodes now", 1, LATER)

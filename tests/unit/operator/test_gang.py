@@ -98,6 +98,7 @@ def test_the_newest_pod_of_each_number_counts() -> None:
     world = observe.Observation(
         parent=None, spec=None, entry=None, jobs={}, pods=(new, other, old), servers={}, services={}, configs={},
         refusals={},
+        granted="",
         workloads=None, now=None, settings=None,
     )  # fmt: skip
     assert gang.of(world, job(3)).pods == (new, other, None)

@@ -1,0 +1,51 @@
+"""The controller: whom it knows at its start, before Kopf has told of anybody."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from finetune_operator import clock, handlers, settings
+from flow import world
+
+
+def job(name: str, phase: str | None) -> dict:
+    meta = {"namespace": "ml", "name": name, "uid": name, "resourceVersion": "1"}
+    return {"metadata": meta, "status": {"phase": phase} if phase else {"observedGeneration": -1}}
+
+
+class Server:
+    """Has these jobs when it is listed; of those of `left` it still knows later."""
+
+    def __init__(self, *jobs: dict, left: set[str]) -> None:
+        self.jobs, self.left = jobs, left
+        self.clock = clock.Clock()
+
+    async def pages(self, kind: str, namespace: str | None) -> AsyncIterator[tuple[list[dict], str]]:
+        for raw in self.jobs:
+            yield [raw], "9"
+
+    async def exists(self, kind: str, namespace: str, name: str, uid: str) -> bool:
+        return uid in self.left
+
+
+def controller(server: Server) -> handlers.Controller:
+    return handlers.Controller(server, settings.Settings.model_validate(world.SETTINGS), lambda: None)
+
+
+async def test_jobs_at_work_are_known_before_those_that_are_done() -> None:
+    jobs = [job("new", None), job("done", "Complete"), job("trains", "Training"), job("serves", "Ready")]
+    found = controller(Server(*jobs, left=set()))
+    await found._unfinished_first()
+    assert set(found.facts.parents) == {"new", "trains"}
+
+
+async def test_a_job_that_was_deleted_before_kopf_listed_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "CONFIRMED", 0.01)
+    found = controller(Server(job("gone", None), job("late", None), job("told", None), left={"late"}))
+    await found._unfinished_first()
+    found.heard(None, job("told", None))
+    checks = asyncio.create_task(found._confirm())
+    await asyncio.sleep(0.1)
+    checks.cancel()
+    assert set(found.facts.parents) == {"late", "told"}
