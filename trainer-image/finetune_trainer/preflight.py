@@ -38,6 +38,7 @@ from finetune_trainer import (
     verdict,
 )
 from finetune_trainer.checks import novelty, review, rule, sample, variety
+from finetune_trainer.harness import tasks
 
 FIRST_CONTACT = 20.0
 """Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
@@ -88,6 +89,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         return done
     measurable(spec)
     writable(spec, store)
+    tasks.check(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
