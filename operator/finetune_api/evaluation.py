@@ -272,7 +272,7 @@ class Harness(model.Model):
 
     tasks: list[Task] = Field(
         min_length=1,
-        max_length=64,
+        max_length=32,
         description="The tasks, each once.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )

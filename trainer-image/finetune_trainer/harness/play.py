@@ -133,6 +133,8 @@ def pair(base: Played, tuned: Played, key: Key) -> tuple[evidence.Column, eviden
             return None
         share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in numbers)
         return evidence.mean(numbers[0], share=share), evidence.mean(numbers[1], share=share)
+    if None in both[0] or None in both[1]:
+        return None
     if of is metrics.perplexity:
         return _column(both[0], _perplexity, of_one=True), _column(both[1], _perplexity, of_one=True)
     if of is metrics.weighted_perplexity:
