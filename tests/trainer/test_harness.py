@@ -179,7 +179,7 @@ def test_answers_and_likelihoods_are_those_of_the_packages_own_wrapper(world: Wo
     ways = [
         {"until": ["\n\n", free[2][3:5]], "max_gen_toks": 24},
         {"until": [], "max_gen_toks": 7},
-        {"until": free[1][:1]},
+        {"until": free[1][:1], "max_gen_toks": 20},
     ]
     questions = [(one or "a", dict(how)) for how in ways for one in contexts]
     assert mine.generate_until(requests("generate_until", *questions)) == theirs.generate_until(

@@ -247,7 +247,7 @@ def metrics() -> frozenset[str]:
     """The metrics that the package has itself; by any other name it would fetch code from the hub."""
     tree = ast.parse((root().parent / "api" / "metrics.py").read_text(encoding="utf-8"))
     return frozenset(
-        keyword.value.value
+        str(keyword.value.value)
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register_metric"
         for keyword in call.keywords

@@ -128,11 +128,11 @@ def pair(base: Played, tuned: Played, key: Key) -> tuple[evidence.Column, eviden
     of = base.aggregations.get(key[0], metrics.mean)
     both = base.each[key], tuned.each[key]
     if of in (metrics.mean, metrics.nanmean):
-        numbers = [_numbers(one) for one in both]
-        if numbers[0] is None or numbers[1] is None:
+        before, after = _numbers(both[0]), _numbers(both[1])
+        if before is None or after is None:
             return None
-        share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in numbers)
-        return evidence.mean(numbers[0], share=share), evidence.mean(numbers[1], share=share)
+        share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in (before, after))
+        return evidence.mean(before, share=share), evidence.mean(after, share=share)
     if None in both[0] or None in both[1]:
         return None
     if of is metrics.perplexity:
