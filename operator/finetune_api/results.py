@@ -121,6 +121,7 @@ class Harness(status.Reported):
     release: str = Field(description="Of lm-evaluation-harness.")
     chat_template: bool = Field(description="Whether questions went through the model's chat template.")
     benchmarks: list[Benchmark] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list, description="Why tasks are missing, whose data could not be had.")
 
 
 class Tokens(status.Reported):

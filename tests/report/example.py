@@ -328,7 +328,8 @@ def benchmarked() -> results.Results:
         one("wmt14-en-fr", "bleu", 21.0, 20.0, gain=-1),
         one("lambada_openai", "perplexity", None, None, higher_is_better=False),
     ]
-    return changed(everything(), harness=results.Harness(release="0.4.13", chat_template=False, benchmarks=listed))
+    said = results.Harness(release="0.4.13", chat_template=False, benchmarks=listed, problems=["piqa has no questions"])
+    return changed(everything(), harness=said)
 
 
 def plain_text() -> results.Results:
@@ -375,6 +376,7 @@ def hostile() -> results.Results:
         harness=results.Harness(
             release=EVIL,
             chat_template=True,
+            problems=[EVIL],
             benchmarks=[
                 results.Benchmark(
                     task=EVIL,

@@ -265,6 +265,23 @@ def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: di
     assert "strict-match" in page
 
 
+def test_no_model_waits_for_a_benchmark_whose_data_is_gone(
+    world: World, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preflight ends the job for it; once a model is trained the report says what is missing."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    listed = [{"name": "piqa"}, {"name": "lambada_openai", "uris": data("lambada.jsonl", LAMBADA)}]
+    spec = world(evaluation={"harness": {"tasks": listed}})
+    assert spec.evaluation.harness is not None
+    found, problems = tasks.at_hand(spec, spec.evaluation.harness, storage.of(spec.storage))
+    assert [one.name for one in found] == ["lambada_openai"]
+    assert len(problems) == 1
+    assert "piqa takes its dataset" in problems[0]
+    wrong = spec.evaluation.harness.model_copy(update={"tasks": [job.Task(name="humaneval")]})
+    with pytest.raises(errors.Failure, match="runs code"):
+        tasks.at_hand(spec, wrong, storage.of(spec.storage))
+
+
 def test_preflight_refuses_what_the_evaluation_could_not_play(world: World, data: Data) -> None:
     spec = world(evaluation={"harness": {"tasks": [{"name": "humaneval", "uris": data("x.jsonl", ARC)}]}})
     with pytest.raises(errors.Failure, match="humaneval cannot run here: it runs code that the model wrote"):

@@ -88,7 +88,7 @@ def evaluate(
     begun = time.monotonic()
     umpire = judge.of(spec)
     rules = spec.evaluation.harness
-    benchmarks = tasks.load(spec, rules, store) if rules else []
+    benchmarks, problems = tasks.at_hand(spec, rules, store) if rules else ([], [])
     contest.fetch(spec, store, {"test.jsonl", "train.jsonl"})
     examples = contenders.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
@@ -102,7 +102,7 @@ def evaluate(
     asked = contest.load(spec, store)
     found = measure(spec, store, asked, examples, serving, meter)
     if rules is not None:
-        found.harness = play.measure(asked, benchmarks, rules, meter.tell)
+        found.harness = play.measure(asked, benchmarks, problems, rules, meter.tell)
     if umpire is not None:
         cases = judge.cases(umpire.rules, examples, found.asked, spec.training.seed)
         found.hearing = umpire.hear(cases, meter.tell)

@@ -33,9 +33,16 @@ class Played:
 
 
 def measure(
-    asked: contest.Contest, listed: Sequence[tasks.Task], rules: job.Harness, done: Callable[[float], None]
+    asked: contest.Contest,
+    listed: Sequence[tasks.Task],
+    problems: Sequence[str],
+    rules: job.Harness,
+    done: Callable[[float], None],
 ) -> results.Harness:
-    """Every task, by the base model and by the tuned one. `done` hears the share done. Raises Stopped."""
+    """Every task, by the base model and by the tuned one; `problems` are those of tasks that are not there.
+
+    `done` hears the share done. Raises Stopped.
+    """
     found: list[results.Benchmark] = []
     turns = len(listed) * len(BOTH)
     for number, task in enumerate(listed):
@@ -53,7 +60,9 @@ def measure(
             "benchmark", task=task.name, **{f"{one.metric}": (one.base.value, one.tuned.value) for one in found[-1:]}
         )
     done(1.0)
-    return results.Harness(release=tasks.release(), chat_template=rules.chat_template, benchmarks=found)
+    return results.Harness(
+        release=tasks.release(), chat_template=rules.chat_template, benchmarks=found, problems=list(problems)
+    )
 
 
 def play(

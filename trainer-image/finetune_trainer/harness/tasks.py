@@ -53,36 +53,54 @@ def release() -> str:
     return importlib.metadata.version(catalogue.PACKAGE)
 
 
-def check(spec: run.Run, store: storage.Storage) -> None:
-    """What can be seen before a GPU is there: the tasks may run, their data is there and fits. Raises Failure."""
-    if spec.evaluation.harness is not None:
-        load(spec, spec.evaluation.harness, store)
-
-
 def load(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> list[Task]:
     """The tasks of a job with the questions that are asked. Raises Failure."""
+    return list(_each(spec, wanted, store))
+
+
+def at_hand(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> tuple[list[Task], list[str]]:
+    """The tasks whose data is there, and what is the matter with the others: no gate waits for them.
+
+    Raises Failure for tasks that may not run.
+    """
+    problems: list[str] = []
+    found = list(_each(spec, wanted, store, problems))
+    for problem in problems:
+        log.warning("the evaluation goes on without a benchmark", problem=problem)
+    return found, problems
+
+
+def _each(
+    spec: run.Run, wanted: job.Harness, store: storage.Storage, problems: list[str] | None = None
+) -> Iterator[Task]:
+    """The tasks one by one; the failures of data are added to `problems`, where that is given."""
     entries = catalogue.by_name(wanted)
-    chosen = [(task, entries[task.name], _shots(task, entries[task.name])) for task in wanted.tasks]
+    shots = {task.name: _shots(task, entries[task.name]) for task in wanted.tasks}
     quieten()
-    found = []
-    for task, entry, shots in chosen:
-        built = _build(task, entry, shots, store)
-        _fix(built, wanted.maximum_examples, spec.training.seed)
-        made = Task(entry, built, shots)
-        _try(made)
-        log.info("a benchmark is there", task=task.name, questions=made.questions, few_shot=shots)
-        found.append(made)
-    return found
+    for task in wanted.tasks:
+        try:
+            built = _build(task, entries[task.name], shots[task.name], store)
+            _fix(built, wanted.maximum_examples, spec.training.seed)
+            made = Task(entries[task.name], built, shots[task.name])
+            _try(made)
+        except errors.Failure as failure:
+            if problems is None or failure.reason is reasons.Reason.INVALID_SPEC:
+                raise
+            problems.append(failure.message)
+            continue
+        log.info("a benchmark is there", task=task.name, questions=made.questions, few_shot=made.shots)
+        yield made
 
 
 def quieten() -> None:
     """Before the package is imported: no progress bars, no words below an error, nothing told to anybody."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     datasets.disable_progress_bars()
 
 

@@ -11,7 +11,7 @@ SURE = 0.05
 def section(found: results.Results) -> markup.Html:
     """Empty where the job has no harness."""
     said = found.harness
-    if said is None or not said.benchmarks:
+    if said is None:
         return ""
     how = (
         "through the model's chat template"
@@ -31,11 +31,13 @@ def section(found: results.Results) -> markup.Html:
         "Chance",
     )
     rows = [_row(one) for one in said.benchmarks]
+    missing = "".join(f"<li>{markup.quoted(one)}</li>" for one in said.problems)
     return markup.section(
         "benchmarks",
         "Public benchmarks",
+        f"<p><strong>Not complete:</strong></p><ul>{missing}</ul>" if missing else "",
         markup.paragraph(note, "soft"),
-        markup.table("Base and tuned model in each task", head, rows),
+        markup.table("Base and tuned model in each task", head, rows) if rows else "",
     )
 
 
