@@ -26,7 +26,7 @@ from finetune_trainer import (
     tokens,
     train,
 )
-from finetune_trainer.harness import catalogue, play, player, tasks
+from finetune_trainer.harness import catalogue, description, play, player, refusal, tasks
 
 World = Callable[..., run.Run]
 Data = Callable[[str, list[Any]], list[str]]
@@ -92,7 +92,7 @@ def loaded(spec: run.Run) -> list[tasks.Task]:
     return tasks.load(spec, spec.evaluation.harness, storage.of(spec.storage))
 
 
-def refused(spec: run.Run) -> errors.Failure:
+def failure_of(spec: run.Run) -> errors.Failure:
     with pytest.raises(errors.Failure) as caught:
         loaded(spec)
     return caught.value
@@ -352,7 +352,9 @@ def test_what_the_data_lacks_is_said(world: World, data: Data, task: dict[str, A
 
 def test_a_row_that_does_not_fit_is_said_though_the_first_one_does(world: World, data: Data) -> None:
     rows = [*ARC[:3], ARC[3] | {"answerKey": "Z"}]
-    failure = refused(world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("arc.jsonl", rows)}]}}))
+    failure = failure_of(
+        world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("arc.jsonl", rows)}]}})
+    )
     assert "cannot make questions of these rows" in failure.message
     assert failure.reason is reasons.Reason.DATASET_INVALID
 
@@ -362,7 +364,7 @@ def test_files_that_cannot_be_read_are_said_by_line(world: World, tmp_path: path
     (tmp_path / "empty.jsonl").write_text("\n")
 
     def of(name: str) -> errors.Failure:
-        return refused(
+        return failure_of(
             world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": [f"file://{tmp_path}/{name}"]}]}})
         )
 
@@ -376,7 +378,7 @@ def test_files_that_cannot_be_read_are_said_by_line(world: World, tmp_path: path
 
 def test_without_a_way_to_the_hub_it_is_said_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    failure = refused(world(evaluation={"harness": {"tasks": [{"name": "arc_easy"}]}}))
+    failure = failure_of(world(evaluation={"harness": {"tasks": [{"name": "arc_easy"}]}}))
     assert failure.reason is reasons.Reason.STORAGE_UNAVAILABLE
     assert (
         "arc_easy takes its dataset allenai/ai2_arc, ARC-Easy, test from the hub, which cannot be reached"
@@ -447,13 +449,13 @@ def test_well_known_tasks_may_run() -> None:
 def test_functions_are_read_before_they_are_imported(tmp_path: pathlib.Path, text: str, words: str | None) -> None:
     (tmp_path / "utils.py").write_text(text)
     (tmp_path / "task.yaml").write_text("task: x\nmetric_list:\n  - metric: !function utils.f\n")
-    found = catalogue.refusal(catalogue.read(tmp_path / "task.yaml"))
+    found = refusal.of(description.read(tmp_path / "task.yaml"))
     assert words in found if words and found else found is words is None
 
 
 def test_what_a_task_includes_is_looked_at_too(tmp_path: pathlib.Path) -> None:
     (tmp_path / "_common.yaml").write_text("unsafe_code: true\nnum_fewshot: 3\n")
     (tmp_path / "task.yaml").write_text("include: _common.yaml\ntask: x\nnum_fewshot: 1\n")
-    config = catalogue.read(tmp_path / "task.yaml")
+    config = description.read(tmp_path / "task.yaml")
     assert config["num_fewshot"] == 1
-    assert catalogue.refusal(config) == "it runs code that the model wrote"
+    assert refusal.of(config) == "it runs code that the model wrote"

@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_api import job, reasons, run
 from finetune_trainer import contenders, errors, log, rows, storage
-from finetune_trainer.harness import catalogue
+from finetune_trainer.harness import catalogue, description
 
 PATIENCE = 20.0
 """Seconds for the hub to say that it has a dataset."""
@@ -50,7 +50,7 @@ class Task:
 
 
 def release() -> str:
-    return importlib.metadata.version(catalogue.PACKAGE)
+    return importlib.metadata.version(description.PACKAGE)
 
 
 def load(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> list[Task]:
