@@ -224,6 +224,71 @@ class Judge(model.Model):
     )
 
 
+TaskName = Annotated[
+    str,
+    model.text(
+        r"^[A-Za-z0-9_.:+()-]+$",
+        "must be the name of a task of lm-evaluation-harness, for example arc_easy",
+        128,
+    ),
+]
+
+
+class Task(model.Model):
+    """A public benchmark, by its name in lm-evaluation-harness, with its data."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "!has(self.fewShotUris) || has(self.uris)",
+                "fewShotUris needs uris: a task takes all of its data from files, or all from the hub",
+            )
+        )
+    }
+    name: TaskName = Field(
+        description="The task's name in the release of lm-evaluation-harness that the trainer's image has, for example arc_easy, "
+        "hellaswag or gsm8k. Groups of tasks are named one by one. Preflight refuses names that it does not know, and tasks "
+        "that run code of others; docs/reference/evaluation.md says which."
+    )
+    uris: UriList | None = Field(
+        default=None,
+        description="Files of the task's questions, with the fields of the task's own dataset, in the kinds of files of "
+        "dataset.train. Absent: the pods fetch the task's own dataset from the hub.",
+    )
+    few_shot: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Questions with answers that go before each question. Absent: as the task says.",
+    )
+    few_shot_uris: UriList | None = Field(
+        default=None,
+        description="Files that these are taken from, written as uris. Absent: as the task says, where it needs no files for it.",
+    )
+
+
+class Harness(model.Model):
+    """Public benchmarks, of the base model and the tuned one: does it still know what it knew?"""
+
+    tasks: list[Task] = Field(
+        min_length=1,
+        max_length=32,
+        description="The tasks, each once.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    maximum_examples: int = Field(
+        default=200,
+        ge=2,
+        le=1_000_000,
+        description="At most this many questions of each task are asked, chosen by the seed. Default: 200.",
+    )
+    chat_template: bool = Field(
+        default=False,
+        description="Whether questions go through the model's chat template, as a chat does. Default: false, as in "
+        "lm-evaluation-harness.",
+    )
+
+
 Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT]
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -296,6 +361,10 @@ class Evaluation(model.Model):
         default=None,
         description="A language model that compares the tuned model's answers with the others', for JudgeWinRate. Absent: not "
         "measured.",
+    )
+    harness: Harness | None = Field(
+        default=None,
+        description="Public benchmarks of lm-evaluation-harness, for the report; no gate reads them. Absent: none.",
     )
     gates: list[Gate] = Field(
         default_factory=list,

@@ -20,8 +20,10 @@ from finetune_api.evaluation import (
     Evaluation,
     Gate,
     Generation,
+    Harness,
     Judge,
     Metric,
+    Task,
 )
 from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
 from finetune_api.resources import Labels, LabelValue, Quantity, Requests, Resources, Toleration, TrainingResources
@@ -64,6 +66,7 @@ __all__ = [
     "Generation",
     "Goal",
     "GradientCheckpointing",
+    "Harness",
     "Intent",
     "Judge",
     "LabelValue",
@@ -82,6 +85,7 @@ __all__ = [
     "Rollout",
     "Split",
     "Storage",
+    "Task",
     "Toleration",
     "Training",
     "TrainingResources",

@@ -192,6 +192,31 @@ def evaluations() -> str:
         "out and counted; where most of the differing answers got no verdict there is no win rate. An endpoint that refuses "
         "or is silent fails the stage with JudgeFailed where a gate needs it, which is tried again as often as "
         "`training.retries`; else the evaluation goes on, and the report says why the judge's part is missing.",
+        "## Public benchmarks",
+        "`evaluation.harness` names tasks of "
+        "[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness), which the base model and the tuned one "
+        "play on the same questions: what could the model do before, and can it still? Both are in `results.json` (`harness`) "
+        "and the report, with 95 % intervals and a paired test of each difference. No gate reads them; `Forgetting` is the "
+        "metric for that.",
+        "```yaml\nevaluation:\n  harness:\n    tasks:\n      - {name: hellaswag, uris: [s3://acme/benchmarks/hellaswag.parquet]}\n"
+        "      - {name: arc_easy} # its own dataset, from the hub\n    maximumExamples: 200\n```",
+        "- **Which tasks.** Those of the release that the trainer's image has, one by one; groups are not expanded. Refused are "
+        "tasks that run what a model wrote, that evaluate text as code, fetch data or a metric as code, open files or start "
+        "programs, need a package that the image does not have, ask about images, or sample their answers. The task's own files "
+        "are read for that before any of them is imported. Tasks of your own are not possible: they could be code.\n"
+        "- **Their data.** `uris` are files with the fields of the task's own dataset, in the kinds of files of `dataset.train`: "
+        "what `datasets.load_dataset(...)[split].to_parquet(...)` writes. Values of ClassLabel fields are numbers, as there. "
+        "Examples that a task shows before a question are in `fewShotUris`, or in the task itself. Without `uris` preflight and "
+        "evaluation fetch the task's dataset from the hub; a dataset that is made by a script there is refused.\n"
+        "- **Before a GPU is asked for.** Preflight builds every task and every question that will be asked. A name that is not "
+        "known, a row that does not fit, a hub that cannot be reached end the job there, with what to do. Once a model is "
+        "trained, data that is gone costs its task alone, and the report says why.\n"
+        "- **How they are asked.** As lm-evaluation-harness asks them: its prompts, its seeds, its reading of answers, without a "
+        "chat template unless `chatTemplate` is set; the numbers equal those of its own wrapper (the tests compare them request "
+        "by request). Different is that at most `maximumExamples` questions are asked, and that these are drawn by "
+        "`training.seed`: the first ones of a sorted file are alike. Answers and losses are computed by the trainer's passes.\n"
+        "- **Intervals.** Where a task's aggregation is a mean, a perplexity or bits per byte, as for other metrics (below); "
+        "others, such as BLEU of all answers together, are told without. Differences are two-sided: a benchmark may show a loss.",
         "## Evidence",
         "Every value has a 95 % interval: Wilson's for shares, the bootstrap over examples (10,000 resamples) for the rest. "
         "Two contenders are compared in pairs, example by example: exact McNemar test for shares (with `improvement`, Tango's "
@@ -233,8 +258,9 @@ def evaluation_results() -> str:
         "One HTML file without scripts and without a request to anywhere, light and dark, for screens from 380 pixels on "
         "and for paper. It says in this order: the verdict; the five reasons for fine-tuning and the two against it, each "
         "with what was measured; gates; every metric of every contender with its 95 % interval; gains, and how often "
-        "chance alone brings them; loss curves; tokens and break-even; answers side by side; what the data checks found; "
-        "cost and facts. Parts that were not measured are left out or say how to measure them.",
+        "chance alone brings them; a judge's verdicts and public benchmarks; loss curves; tokens and break-even; answers side "
+        "by side; what the data checks found; cost and facts. Parts that were not measured are left out or say how to measure "
+        "them.",
         "The picture shows the report of `make demo`.",
         "![The top of a report](../images/report-light.png)",
     ]

@@ -72,6 +72,58 @@ class Judgement(status.Reported):
     problem: str | None = Field(default=None, description="Why the judge could not be asked, or not to the end.")
 
 
+class Score(status.Reported):
+    """What one model got in one metric of a task."""
+
+    value: float | None = Field(
+        default=None, description="Absent: it is no number, as the perplexity of a broken model."
+    )
+    low: float | None = Field(
+        default=None,
+        description="Lower end of the 95 % interval; absent: the metric is no function of sums over questions.",
+    )
+    high: float | None = Field(default=None, description="Upper end of the 95 % interval.")
+    stderr: float | None = Field(
+        default=None,
+        description="Standard error of a mean, as lm-evaluation-harness gives it; absent for other metrics.",
+    )
+
+
+class Benchmark(status.Reported):
+    """One metric of one task of lm-evaluation-harness, of both models on the same questions."""
+
+    task: str
+    version: str | None = Field(default=None, description="Of the task; values of different versions do not compare.")
+    metric: str = Field(description="As the task names it, for example acc_norm or exact_match.")
+    filter: str | None = Field(
+        default=None, description="How the answer was taken out of the text, where the task knows several ways."
+    )
+    few_shot: int = Field(description="Questions with answers that went before each question.")
+    examples: int = Field(description="Questions that were asked.")
+    higher_is_better: bool = True
+    base: Score
+    tuned: Score
+    gain: float | None = Field(default=None, description="By how much the tuned model is better; negative: worse.")
+    low: float | None = Field(
+        default=None,
+        description="Lower end of the 95 % interval of the gain, paired by question; absent: as for values.",
+    )
+    high: float | None = Field(default=None, description="Upper end of the 95 % interval of the gain.")
+    p_value: float | None = Field(
+        default=None,
+        description="Probability of so large a difference, whichever is better, if both models were alike (paired).",
+    )
+
+
+class Harness(status.Reported):
+    """What evaluation.harness measured."""
+
+    release: str = Field(description="Of lm-evaluation-harness.")
+    chat_template: bool = Field(description="Whether questions went through the model's chat template.")
+    benchmarks: list[Benchmark] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list, description="Why tasks are missing, whose data could not be had.")
+
+
 class Tokens(status.Reported):
     """What a request costs in tokens, the means of the test examples."""
 
@@ -129,6 +181,7 @@ class Results(status.Reported):
     values: list[Value] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
+    harness: Harness | None = Field(default=None, description="Absent: the job has no evaluation.harness.")
     tokens: list[Tokens] = Field(default_factory=list)
     break_even_requests: int | None = Field(
         default=None,

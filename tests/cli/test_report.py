@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -95,6 +96,24 @@ def test_what_a_judge_preferred_is_a_line(folder: pathlib.Path, capsys: pytest.C
     write(folder, made(passed=True).model_copy(update={"comparisons": [won]}).wire())
     assert __main__.main(["report", str(folder)]) == 0
     assert "JudgeWinRate over Base: 0.9000 (0.800-0.950), 40 questions" in capsys.readouterr().out
+
+
+def test_benchmarks_are_a_table_of_their_own(folder: pathlib.Path, capsys: pytest.CaptureFixture[str], said) -> None:
+    base, tuned = results.Score(value=0.43, low=0.37, high=0.5), results.Score(value=0.36)
+    common = {"metric": "acc", "few_shot": 0, "examples": 200}
+    listed = [
+        results.Benchmark(
+            task="boolq", base=base, tuned=tuned, gain=-0.07, low=-0.11, high=-0.03, p_value=0.001, **common
+        ),
+        results.Benchmark(task="wmt", filter="strict", base=results.Score(), tuned=tuned, **common),
+    ]
+    harness = results.Harness(release="0.4.13", chat_template=False, benchmarks=listed)
+    write(folder, made(passed=True).model_copy(update={"harness": harness}).wire())
+    assert __main__.main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"boolq +acc +0.4300 0.370-0.500 +0.3600 +-0.0700 -0.110--0.030 +0.001 +200", printed)
+    assert re.search(r"wmt +acc \(strict\) +- +0.3600 +- +- +200", printed)
+    assert said("report", folder)[1]["benchmarks"][0]["pValue"] == 0.001
 
 
 def test_results_of_an_older_version_still_have_gates_and_metrics(folder: pathlib.Path, said) -> None:

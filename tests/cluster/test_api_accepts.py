@@ -126,6 +126,17 @@ def test_every_value_of_an_enumeration_is_accepted(dry, path, value):
     assert_round_trip(job.FineTuneJobSpec, sent["spec"], dry.create(sent)["spec"])
 
 
+def test_benchmarks_need_no_more_than_their_names(dry):
+    sent = manifests.changed(manifests.MINIMAL, **{"spec.evaluation.harness": {"tasks": [{"name": "darijammlu_(x)"}]}})
+    found = dry.create(sent)["spec"]
+    assert_round_trip(job.FineTuneJobSpec, sent["spec"], found)
+    assert found["evaluation"]["harness"] == {
+        "tasks": [{"name": "darijammlu_(x)"}],
+        "maximumExamples": 200,
+        "chatTemplate": False,
+    }
+
+
 def test_an_entry_of_the_catalogue_is_accepted_and_completed(dry):
     full = manifests.changed(
         manifests.ENTRY,

@@ -6,6 +6,7 @@ bare()           the least that a results.json can hold
 plain_text()     texts without answers: losses only
 hostile()        markup, control characters and lone surrogates wherever users write
 judged()         the same with a judge's verdicts
+benchmarked()    the same with public benchmarks
 other_scripts()  right-to-left texts and words without an end
 """
 
@@ -285,6 +286,52 @@ def judged() -> results.Results:
     return changed(everything(), judgement=said)
 
 
+def benchmarked() -> results.Results:
+    """Tasks of every kind: better, worse, not told apart, without an interval, and no number."""
+
+    def one(task: str, metric: str, base: float | None, tuned: float | None, **more: Any) -> results.Benchmark:
+        scores = [
+            results.Score(value=value, low=value * 0.9, high=value * 1.1) if value is not None else results.Score()
+            for value in (base, tuned)
+        ]
+        return results.Benchmark(
+            task=task, metric=metric, base=scores[0], tuned=scores[1], **{"examples": 200, "few_shot": 0} | more
+        )
+
+    listed = [
+        one("hellaswag", "acc_norm", 0.43, 0.36, gain=-0.07, low=-0.11, high=-0.03, p_value=0.001),
+        one(
+            "gsm8k",
+            "exact_match",
+            0.05,
+            0.09,
+            filter="strict-match",
+            few_shot=5,
+            gain=0.04,
+            low=0,
+            high=0.08,
+            p_value=0.02,
+        ),
+        one("arc_easy", "acc", 0.512, 0.515, gain=0.003, low=-0.02, high=0.03, p_value=0.9),
+        one("boolq", "acc", 0.6, 0.6, gain=0, low=0, high=0, p_value=1),
+        one(
+            "wikitext",
+            "word_perplexity",
+            1204.0,
+            13.4,
+            higher_is_better=False,
+            gain=1190.6,
+            low=1100,
+            high=1280,
+            p_value=0.001,
+        ),
+        one("wmt14-en-fr", "bleu", 21.0, 20.0, gain=-1),
+        one("lambada_openai", "perplexity", None, None, higher_is_better=False),
+    ]
+    said = results.Harness(release="0.4.13", chat_template=False, benchmarks=listed, problems=["piqa has no questions"])
+    return changed(everything(), harness=said)
+
+
 def plain_text() -> results.Results:
     values = [
         results.Value(metric=metric, contender=who, value=value, low=value * 0.95, high=value * 1.05, examples=60)
@@ -325,6 +372,22 @@ def hostile() -> results.Results:
         training=training(overfits=True).model_copy(update={"currency": EVIL}),
         judgement=results.Judgement(
             model=EVIL, criteria=EVIL, problem=EVIL, duels=[results.Duel(over=BASE, wins=0, ties=0, losses=0)]
+        ),
+        harness=results.Harness(
+            release=EVIL,
+            chat_template=True,
+            problems=[EVIL],
+            benchmarks=[
+                results.Benchmark(
+                    task=EVIL,
+                    metric=EVIL,
+                    filter=EVIL,
+                    few_shot=1,
+                    examples=1,
+                    base=results.Score(),
+                    tuned=results.Score(),
+                )
+            ],
         ),
         samples=[
             results.Sample(source=EVIL, messages=[{"role": EVIL, "content": EVIL}], expected=EVIL, answers=answers),

@@ -1,5 +1,6 @@
 """What the report says, without a browser: verdict, reasons, words, marks, choice of samples, packaging."""
 
+import html
 import json
 import math
 from pathlib import Path
@@ -99,6 +100,42 @@ def test_a_judge_has_a_part_of_its_own_with_all_counts() -> None:
     ):
         assert words_ in part, words_
     assert "judge" not in report.page(example.everything()).split("</style>")[1].split("How to measure")[0]
+
+
+def test_public_benchmarks_have_a_part_of_their_own_and_a_loss_is_said_above() -> None:
+    found = example.benchmarked()
+    page = report.page(found)
+    part = page.split('aria-labelledby="benchmarks"')[1].split("</section>")[0]
+    for words_ in (
+        "<bdi>0.4.13</bdi>",
+        "Not complete:",
+        "piqa has no questions",
+        "without the model's chat template",
+        "strict-match",
+        "200 questions, 5 examples before each; higher is better",
+        "−0.070",
+        "−0.110 to −0.030",
+        "Worse: a difference this large comes by chance in",
+        "Better: a difference",
+        "Not told apart: a difference",
+        "No difference",
+        "1,204",
+        "lower is better",
+        "No test: the metric is not of single questions",
+        "not defined",
+    ):
+        assert words_ in html.unescape(part), words_
+    assert "worse than the base model in public benchmarks: hellaswag (acc_norm)." in page
+    assert "benchmark" not in report.page(example.everything()).split("</style>")[1]
+
+
+def test_of_many_benchmarks_one_that_chance_lost_is_no_loss() -> None:
+    found = example.benchmarked()
+    assert found.harness is not None
+    unsure = [one.model_copy(update={"p_value": 0.03, "gain": -0.01}) for one in found.harness.benchmarks[:3]]
+    assert not reading.lost(example.changed(found, harness=found.harness.model_copy(update={"benchmarks": unsure})))
+    alone = found.harness.model_copy(update={"benchmarks": unsure[:1]})
+    assert reading.lost(example.changed(found, harness=alone)) == unsure[:1]
 
 
 def test_style_is_what_a_judge_says_where_style_is_the_goal() -> None:
@@ -284,7 +321,9 @@ def test_the_page_is_the_same_for_the_same_results_and_asks_for_nothing() -> Non
     assert "src=" not in page
 
 
-@pytest.mark.parametrize("name", ["everything", "failed", "bare", "plain_text", "judged", "other_scripts"])
+@pytest.mark.parametrize(
+    "name", ["everything", "failed", "bare", "plain_text", "judged", "benchmarked", "other_scripts"]
+)
 def test_results_survive_the_file_and_fit_their_schema(name: str) -> None:
     found = getattr(example, name)()
     document = json.loads(json.dumps(found.wire()))

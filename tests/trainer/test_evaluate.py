@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from finetune_api import job, reasons, results, run, status
-from finetune_trainer import contest, errors, evaluate, preflight, train
+from finetune_trainer import contenders, errors, evaluate, preflight, train
 
 World = Callable[..., run.Run]
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_plain_text_is_trained_and_scored_by_its_loss(world: World) -> None:
 
 
 def test_no_more_than_the_maximum_is_scored_and_always_the_same() -> None:
-    chosen = contest.choose(list(range(100)), 3, 7)  # type: ignore[arg-type]
+    chosen = contenders.choose(list(range(100)), 3, 7)  # type: ignore[arg-type]
     assert len(chosen) == 3
-    assert chosen == contest.choose(list(range(100)), 3, 7)  # type: ignore[arg-type]
+    assert chosen == contenders.choose(list(range(100)), 3, 7)  # type: ignore[arg-type]
     assert chosen == sorted(chosen)  # type: ignore[type-var]

@@ -130,6 +130,9 @@ class Answer(status.Reported):
         default_factory=list, description="The tuned model against the others."
     )
     tokens: list[results.Tokens] = Field(default_factory=list, description="Tokens of a request for each contender.")
+    benchmarks: list[results.Benchmark] = Field(
+        default_factory=list, description="Base and tuned model in the tasks of evaluation.harness."
+    )
     adapter: str | None = Field(default=None, description="The adapter's folder.")
     report: str | None = Field(default=None, description="report.html, for people.")
 

@@ -18,12 +18,15 @@ URIS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("spec", "dataset", "train"),
         ("spec", "dataset", "validation", "uris"),
         ("spec", "dataset", "test", "uris"),
+        ("spec", "evaluation", "forgetting", "uris"),
+        ("spec", "evaluation", "harness", "tasks", "*", "uris"),
+        ("spec", "evaluation", "harness", "tasks", "*", "fewShotUris"),
         ("spec", "storage", "output"),
         ("spec", "baseModel", "source"),
     ),
     "BaseModel": (("spec", "source"),),
 }
-"""Fields of URIs, or of lists of them."""
+"""Fields of URIs, or of lists of them; *: of each item."""
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -166,6 +169,8 @@ def _local(document: manifests.Document) -> manifests.Document:
 def _changed(data: Any, path: tuple[str, ...], folder: pathlib.Path) -> Any:
     if not path:
         return [uri(one, folder) for one in data] if isinstance(data, list) else uri(data, folder)
+    if path[0] == "*":
+        return [_changed(one, path[1:], folder) for one in data] if isinstance(data, list) else data
     if not isinstance(data, dict) or path[0] not in data:
         return data
     return data | {path[0]: _changed(data[path[0]], path[1:], folder)}

@@ -224,7 +224,7 @@ def _headed(document: Document) -> Iterator[answer.Problem]:
 
 
 def _strange(node: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Fields that the schema does not know, and items that a set has twice."""
+    """Fields that the schema does not know, and items that a set or a map has twice."""
     if isinstance(value, dict) and "properties" in node:
         for key, child in value.items():
             # Of metadata the schema knows only what its rules speak of.
@@ -233,10 +233,17 @@ def _strange(node: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Pat
             else:
                 yield from _strange(node["properties"].get(key, {}), child, (*path, key))
     elif isinstance(value, list):
+        keys = [_key(node, child) for child in value]
         for index, child in enumerate(value):
-            if node.get("x-kubernetes-list-type") == "set" and child in value[:index]:
-                yield (*path, index), f"is there twice: {json.dumps(child)}"
+            if node.get("x-kubernetes-list-type") in ("set", "map") and keys[index] in keys[:index]:
+                yield (*path, index), f"is there twice: {json.dumps(keys[index])}"
             yield from _strange(node.get("items", {}), child, (*path, index))
+
+
+def _key(node: dict[str, Any], item: Any) -> Any:
+    """What an item of a list is told apart by: the item itself, of a map the fields that are its keys."""
+    names = node.get("x-kubernetes-list-map-keys")
+    return {name: item.get(name) for name in names} if names and isinstance(item, dict) else item
 
 
 def _problem(document: Document, found: Any) -> answer.Problem:

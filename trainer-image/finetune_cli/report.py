@@ -96,6 +96,7 @@ def details(found: dict[str, Any] | None, evaluation: status.Evaluation) -> dict
         "contenders": whole.values,
         "comparisons": whole.comparisons,
         "tokens": whole.tokens,
+        "benchmarks": whole.harness.benchmarks if whole.harness else [],
         "baseline": whole.baseline,
     }
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from finetune_api import job, status
+from finetune_api import job, results, status
 from finetune_cli import answer
 
 LINES = 30.0
@@ -120,6 +120,7 @@ def text(found: answer.Answer, table: str | None = None) -> None:
     _gates(console, found)
     _contenders(console, found)
     _duels(console, found)
+    _benchmarks(console, found)
     for note in found.notes:
         console.print(f"note: {note}", markup=False, style="dim")
     for label, value in (("adapter", found.adapter), ("report", found.report)):
@@ -215,6 +216,22 @@ def _duels(console: Any, found: answer.Answer) -> None:
                 "questions",
                 markup=False,
             )
+
+
+def _benchmarks(console: Any, found: answer.Answer) -> None:
+    """Base and tuned model, a row for each metric of a task."""
+    if not found.benchmarks:
+        return
+    import rich.markup
+
+    table = _table("Benchmark", "Metric", "Base", "Tuned", "Gain", "p", "Questions")
+    for one in found.benchmarks:
+        metric = f"{one.metric} ({one.filter})" if one.filter else one.metric
+        gain = None if one.gain is None else results.Score(value=one.gain, low=one.low, high=one.high)
+        p = "-" if one.p_value is None else f"{one.p_value:.2g}"
+        cells = (_value(score if score and score.value is not None else None) for score in (one.base, one.tuned, gain))
+        table.add_row(rich.markup.escape(one.task), rich.markup.escape(metric), *cells, p, str(one.examples))
+    console.print(table)
 
 
 def _value(value: Any) -> str:

@@ -8,12 +8,15 @@ import dataclasses
 import random
 import statistics
 from collections.abc import Sequence
+from typing import TypeVar
 
 from finetune_api import job
 from finetune_trainer import dataset, tokens
 
 CANDIDATES = 256
 """Training examples of which the few are chosen."""
+
+T = TypeVar("T")
 
 MARGIN = 0.5
 """Of the model's positions, the share that the few examples may take."""
@@ -44,6 +47,14 @@ class Script:
             before, turns = ([joined, *before[1:]], turns) if before else (before, (joined, *turns[1:]))
             system = None
         return dataclasses.replace(example, messages=(*([system] if system else []), *before, *turns))
+
+
+def choose(examples: list[T], maximum: int, seed: int) -> list[T]:
+    """At most so many, drawn by the seed, in their order."""
+    if len(examples) <= maximum:
+        return examples
+    drawn = random.Random(f"{seed}:evaluation").sample(range(len(examples)), maximum)  # noqa: S311
+    return [examples[index] for index in sorted(drawn)]
 
 
 def without_system(example: dataset.Example) -> tuple[dataset.Message, ...]:

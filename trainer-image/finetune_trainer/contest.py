@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +36,6 @@ from finetune_trainer import (
 
 TOKENS = {"cuda": 16_384, "cpu": 2_048}
 """Tokens of a batch whose losses are computed."""
-
-T = TypeVar("T")
 
 TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
 
@@ -134,14 +131,6 @@ def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Man
         ) from None
 
 
-def choose(examples: list[T], maximum: int, seed: int) -> list[T]:
-    """At most so many, drawn by the seed, in their order."""
-    if len(examples) <= maximum:
-        return examples
-    drawn = random.Random(f"{seed}:evaluation").sample(range(len(examples)), maximum)  # noqa: S311
-    return [examples[index] for index in sorted(drawn)]
-
-
 def able(contest: Contest, which: job.Contender, examples: list[dataset.Example]) -> bool:
     """Whether the questions can be put to a contender; one for which they cannot stays away, and the log says why."""
     problem = askable(contest, which, examples)
@@ -227,43 +216,55 @@ def understood(
     return toolcalls.written(reply.content, reply.calls) if reply.calls else plain, judged
 
 
-@torch.no_grad()
 def nats(contest: Contest, asked: list[dataset.Example]) -> list[tuple[float, int]]:
-    """The loss of each example's last answer, summed over its tokens, and how many these are.
-
-    By the trainer's own passes, so that what examples begin with alike is read once; of an unknown family by transformers'.
-    """
+    """The loss of each example's last answer, summed over its tokens, and how many these are."""
     encoded = [contest.encoder.answered(example) for example in asked]
+    return [(-total, one.trainable) for (total, _), one in zip(likelihoods(contest, encoded), encoded, strict=True)]
+
+
+@torch.no_grad()
+def likelihoods(
+    contest: Contest, encoded: list[tokens.Encoded], done: Callable[[float], None] = lambda share: None
+) -> list[tuple[float, bool]]:
+    """The log-probability of each row's learned tokens together, and whether each is the likeliest in its place.
+
+    By the trainer's own passes, so that what rows begin with alike is read once; of an unknown family by transformers'.
+    `done` hears the share done.
+    """
     own = None if contest.head.weight is None else decoding.of(model.decoder(contest.model), contest.where)
-    sums = _together(contest, own.decoder, encoded) if own else _padded(contest, encoded)
-    return [(total, one.trainable) for total, one in zip(sums, encoded, strict=True)]
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    misses = torch.zeros(len(encoded), dtype=torch.int64)
+    over = 0
+    for part, owners, (values, best) in _together(contest, own.decoder, encoded) if own else _padded(contest, encoded):
+        rows = torch.tensor(part)[owners.cpu()]
+        sums.index_add_(0, rows, values.double().cpu())
+        misses.index_add_(0, rows, (~best).long().cpu())
+        over += len(part)
+        done(over / len(encoded))
+    return list(zip(sums.tolist(), (misses == 0).tolist(), strict=True))
 
 
-def _together(contest: Contest, passes: decoder.Decoder, encoded: list[tokens.Encoded]) -> list[float]:
+Scored = tuple[list[int], torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
+"""Some rows' numbers; of each of their learned tokens: whose it is, its log-probability, whether it is the likeliest."""
+
+
+def _together(contest: Contest, passes: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
     rows = [forest.Row(np.array(one.ids), np.array(one.learned)) for one in encoded]
-    found = torch.zeros(len(rows), dtype=torch.float64)
     adapted = lora.active(contest.model)
     passes.refresh()
     for part in batches.cut([[row] for row in rows], TOKENS[contest.where.type]):
         signals.check()
         batch = forest.plant([rows[index] for index in part]).to(contest.where)
         states = passes.forward(batch, keep=False, adapted=adapted)
-        values = loss.log_probabilities(states, batch.targets, contest.head)
-        found.index_add_(0, torch.tensor(part)[batch.rows.cpu()], -values.double().cpu())
-    return found.tolist()
+        yield part, batch.rows, loss.likelihoods(states, batch.targets, contest.head)
 
 
-def _padded(contest: Contest, encoded: list[tokens.Encoded]) -> list[float]:
-    found = [0.0] * len(encoded)
+def _padded(contest: Contest, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
     for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], TOKENS[contest.where.type]):
         signals.check()
         rows = [encoded[index] for index in part]
         states, targets = model.labelled(
             contest.model, contest.head, [row.ids for row in rows], [row.learned for row in rows], contest.where
         )
-        values = loss.log_probabilities(states, targets, contest.head).tolist()
-        position = 0
-        for index, row in zip(part, rows, strict=True):
-            found[index] = -sum(values[position : position + row.trainable])
-            position += row.trainable
-    return found
+        owners = torch.repeat_interleave(torch.tensor([row.trainable for row in rows]))
+        yield part, owners, loss.likelihoods(states, targets, contest.head)

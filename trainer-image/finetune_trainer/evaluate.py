@@ -1,7 +1,8 @@
 """The evaluation stage: every contender, from one loaded model, on the same held-out examples.
 
-test split -> greedy answers and losses of each contender -> metrics with intervals, verdicts of a judge where the job names one
--> gates -> results, samples, canary and report in storage. A gate that does not pass is a result, not an error of the stage.
+test split -> greedy answers and losses of each contender -> metrics with intervals, public benchmarks and verdicts of a judge
+where the job names them -> gates -> results, samples, canary and report in storage. A gate that does not pass is a result, not
+an error of the stage.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from finetune_trainer import (
     scoreboard,
     storage,
 )
+from finetune_trainer.harness import play, tasks
 
 
 @dataclasses.dataclass
@@ -85,16 +87,22 @@ def evaluate(
         return done
     begun = time.monotonic()
     umpire = judge.of(spec)
+    rules = spec.evaluation.harness
+    benchmarks, problems = tasks.at_hand(spec, rules, store) if rules else ([], [])
     split = contest.fetch(spec, store, {"test.jsonl", "train.jsonl"})
-    examples = contest.choose(
+    examples = contenders.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
     )
     meter = Meter(
-        progress.Progress(spec, "evaluate", attempt), 4 + len(job.Contender) + (umpire is not None), len(examples)
+        progress.Progress(spec, "evaluate", attempt),
+        4 + len(job.Contender) + (umpire is not None) + (rules is not None),
+        len(examples),
     )
     meter.tell(0)
     asked = contest.load(spec, store)
     found = measure(spec, store, asked, examples, serving, meter)
+    if rules is not None:
+        found.harness = play.measure(asked, benchmarks, problems, rules, meter.tell)
     if umpire is not None:
         cases = judge.cases(umpire.rules, examples, found.asked, spec.training.seed)
         found.hearing = umpire.hear(cases, meter.tell)

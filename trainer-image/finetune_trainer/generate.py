@@ -50,6 +50,9 @@ class Row:
 Choose = Callable[[torch.Tensor, Sequence[Row]], list[int]]
 """The next token of each row, from logits [n, vocabulary] in float32."""
 
+Ended = Callable[[list[int]], bool]
+"""Whether an answer is over for another reason than a stop token or its length; asked after each token."""
+
 
 @dataclasses.dataclass
 class _Course:
@@ -60,6 +63,7 @@ class _Course:
     stops: frozenset[int]
     limit: int
     done: Callable[[int], None]
+    ended: Ended | None = None
     finished: int = 0
 
     def __post_init__(self) -> None:
@@ -70,7 +74,7 @@ class _Course:
         before, going = self.finished, []
         for place, (row, token) in enumerate(zip(rows, self.choose(logits, rows), strict=True)):
             row.answer.append(token)
-            if token not in self.stops and len(row.answer) < self.limit:
+            if token not in self.stops and len(row.answer) < self.limit and not (self.ended and self.ended(row.answer)):
                 going.append(place)
                 continue
             self._open[row.number] -= 1
@@ -88,13 +92,14 @@ def greedy(
     limit: int,
     where: torch.device,
     done: Callable[[int], None] = lambda count: None,
+    ended: Ended | None = None,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, up to and with the stop token, at most `limit` tokens.
+    """The most likely continuation of each prompt, up to and with the stop token or where it has `ended`, at most `limit` tokens.
 
     `done` is called with the number of prompts answered so far.
     """
     rows = [Row(number, prompt) for number, prompt in enumerate(prompts)]
-    _write(tuned, head, _Course(rows, _likeliest, stops, limit, done), where)
+    _write(tuned, head, _Course(rows, _likeliest, stops, limit, done, ended), where)
     return [row.answer for row in rows]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from finetune_api import job, reasons, run
-from finetune_trainer import contest, dataset, duel, errors, log, secrets, signals
+from finetune_trainer import contenders, contest, dataset, duel, errors, log, secrets, signals
 
 AT_ONCE = 8
 """Requests under way."""
@@ -67,7 +67,7 @@ def cases(
 ) -> list[duel.Case]:
     """The chosen examples' answers by the tuned model, against each other contender's; all of one example together."""
     numbered = [(place, example) for place, example in enumerate(examples) if example.answer is not None]
-    chosen = contest.choose(numbered, rules.maximum_examples, seed)
+    chosen = contenders.choose(numbered, rules.maximum_examples, seed)
     rivals = [which for which in asked if which is not job.Contender.TUNED]
     return [
         duel.Case(

@@ -107,9 +107,15 @@ def _slopes(
 
 def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
     """The log-probability of each target [n] in float32, without gradients."""
-    found, size = [], 4 * PIECE[hidden.device.type]
+    return likelihoods(hidden, targets, head)[0]
+
+
+def likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of each target [n] in float32, and whether it is the likeliest token [n]; without gradients."""
+    found, best, size = [], [], 4 * PIECE[hidden.device.type]
     for begin in range(0, hidden.shape[0], size):
         logits = head.logits(hidden[begin : begin + size])
         chosen = logits.gather(1, targets[begin : begin + size, None])[:, 0]
         found.append(chosen - torch.logsumexp(logits, dim=-1))
-    return torch.cat(found) if found else torch.zeros(0)
+        best.append(chosen == logits.amax(-1))
+    return (torch.cat(found), torch.cat(best)) if found else (torch.zeros(0), torch.zeros(0, dtype=torch.bool))

@@ -88,6 +88,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         return done
     measurable(spec)
     writable(spec, store)
+    playable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
@@ -156,6 +157,14 @@ def measurable(spec: run.Run) -> None:
         raise errors.Failure(
             reasons.Reason.INVALID_SPEC, f"evaluation.outputSchema is no JSON Schema that can be used: {error}"
         ) from None
+
+
+def playable(spec: run.Run, store: storage.Storage) -> None:
+    """Raises Failure now for benchmarks that the evaluation could not play."""
+    if spec.evaluation.harness is not None:
+        from finetune_trainer.harness import tasks
+
+        tasks.load(spec, spec.evaluation.harness, store)
 
 
 def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:

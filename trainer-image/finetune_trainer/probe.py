@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune_api import job, run
-from finetune_trainer import contest, dataset, evidence, log, metrics, rows, storage
+from finetune_trainer import contenders, dataset, evidence, log, metrics, rows, storage
 
 BUILT_IN = pathlib.Path(__file__).with_name("probe.jsonl")
 
@@ -41,7 +41,7 @@ def load(spec: run.Run, store: storage.Storage) -> Probe:
                 log.warning("a question of the probe is left out", source=one.source, problem=one.problem)
             else:
                 found.append(dataclasses.replace(one, rejected=None))
-    return Probe(contest.choose(found, spec.evaluation.maximum_examples, spec.training.seed), 1)
+    return Probe(contenders.choose(found, spec.evaluation.maximum_examples, spec.training.seed), 1)
 
 
 def built_in() -> Probe:

@@ -37,6 +37,8 @@ class Findings:
     """Tokens per second of reading a prompt."""
     hearing: duel.Hearing | None = None
     """What the judge said; None without one."""
+    harness: results.Harness | None = None
+    """What the benchmarks gave; None without any."""
 
     @property
     def tallies(self) -> dict[job.Contender, duel.Tally]:
@@ -122,6 +124,7 @@ def results_of(
             *(one for which, duel_ in found.duels.items() if (one := preferred(which, duel_))),
         ],
         judgement=judgement(spec, found),
+        harness=found.harness,
         tokens=[
             results.Tokens(contender=which, prompt=round(one.prompt_tokens, 1), answer=round(one.answer_tokens, 1))
             for which, one in found.asked.items()

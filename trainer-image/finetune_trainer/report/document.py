@@ -4,7 +4,7 @@ import functools
 import importlib.resources
 
 from finetune_api import results
-from finetune_trainer.report import duels, markup, samples, scores, sections
+from finetune_trainer.report import benchmarks, duels, markup, samples, scores, sections
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Whatever slipped through: a browser loads nothing and runs nothing of this page."""
@@ -24,6 +24,7 @@ def page(found: results.Results) -> str:
         scores.contenders(found),
         scores.comparisons(found),
         duels.section(found),
+        benchmarks.section(found),
         sections.losses(found),
         sections.tokens(found),
         samples.section(found),

@@ -106,6 +106,9 @@ def _cautions(found: results.Results) -> list[str]:
         made.append(f"Only {counted}: the intervals are wide, and a few answers more or less would move every number.")
     if found.preflight is not None and found.preflight.verdict == "NotRecommended":
         made.append("Before training, preflight advised against fine-tuning; see the data below.")
+    if lost := reading.lost(found):
+        listed = ", ".join(f"{one.task} ({one.metric})" for one in lost)
+        made.append(f"The tuned model is worse than the base model in public benchmarks: {listed}.")
     return made
 
 

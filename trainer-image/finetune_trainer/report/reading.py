@@ -10,6 +10,8 @@ Contender = job.Contender
 BASELINES = (Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT)
 """What fine-tuning has to beat, from cheap to costly; the serving revision was tuned itself."""
 
+DOUBT = 0.05
+
 TASK = (
     Metric.TOOL_CALL_MATCH,
     Metric.ACCURACY,
@@ -70,6 +72,12 @@ def hardest(found: results.Results) -> results.Duel | None:
     duels = found.judgement.duels if found.judgement else []
     measured = [one for one in duels if one.over in BASELINES and one.win_rate is not None]
     return min(measured, key=lambda one: one.win_rate or 0.0, default=None)
+
+
+def lost(found: results.Results) -> list[results.Benchmark]:
+    """Benchmarks in which the tuned model is worse, and not by chance: each allowed its share of the doubt (Bonferroni)."""
+    listed = [one for one in found.harness.benchmarks if one.p_value is not None] if found.harness else []
+    return [one for one in listed if (one.gain or 0) < 0 and (one.p_value or 0) * len(listed) < DOUBT]
 
 
 def tokens(found: results.Results, contender: Contender) -> results.Tokens | None:

@@ -1,0 +1,192 @@
+"""Both models play the tasks, on the same questions; what each got, and by how much they differ, question by question."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune_api import job, results
+from finetune_trainer import contest, evidence, log
+from finetune_trainer.harness import tasks
+
+BOTH = (job.Contender.BASE, job.Contender.TUNED)
+
+NO_FILTER = "none"
+"""The name that the package gives where a task knows one way to read an answer."""
+
+Key = tuple[str, str]
+"""A metric and a filter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """What one model got in a task."""
+
+    values: dict[Key, float]
+    """As the package aggregates them."""
+    each: dict[Key, list[Any]]
+    """Of each question; None where the metric does not look at it."""
+    aggregations: dict[str, Callable[..., float]]
+    better: dict[str, bool]
+
+
+def measure(
+    asked: contest.Contest,
+    listed: Sequence[tasks.Task],
+    problems: Sequence[str],
+    rules: job.Harness,
+    done: Callable[[float], None],
+) -> results.Harness:
+    """Every task, by the base model and by the tuned one; `problems` are those of tasks that are not there.
+
+    `done` hears the share done. Raises Stopped.
+    """
+    found: list[results.Benchmark] = []
+    turns = len(listed) * len(BOTH)
+    for number, task in enumerate(listed):
+        played = []
+        for turn, who in enumerate(BOTH):
+
+            def share(part: float, before: int = number * len(BOTH) + turn) -> None:
+                # The last word is measure's: a part that is done is told once.
+                done(min(0.999, (before + part) / turns))
+
+            with asked.playing(who):
+                played.append(play(asked, task, rules, share))
+        found += compared(task, *played)
+        log.info(
+            "benchmark", task=task.name, **{f"{one.metric}": (one.base.value, one.tuned.value) for one in found[-1:]}
+        )
+    done(1.0)
+    return results.Harness(
+        release=tasks.release(), chat_template=rules.chat_template, benchmarks=found, problems=list(problems)
+    )
+
+
+def play(
+    asked: contest.Contest, task: tasks.Task, rules: job.Harness, done: Callable[[float], None] = lambda share: None
+) -> Played:
+    """What the model got, as whoever it plays now."""
+    from lm_eval import evaluator
+
+    from finetune_trainer.harness import player
+
+    task.built.set_fewshot_seed(tasks.FEW_SHOT_SEED)
+    with tasks.silence():
+        found = evaluator.evaluate(
+            lm=player.Player(asked, done),
+            task_dict={"tasks": {task.name: task.built}},
+            bootstrap_iters=0,
+            apply_chat_template=rules.chat_template,
+            fewshot_as_multiturn=rules.chat_template,
+        )
+    values = {}
+    for name, value in found["results"][task.name].items():
+        metric, _, way = name.partition(",")
+        if way and not metric.endswith("_stderr"):
+            values[metric, way] = value
+    each: dict[Key, list[Any]] = {key: [None] * task.questions for key in values}
+    for sample in found["samples"][task.name]:
+        for metric in sample["metrics"]:
+            each[metric, sample["filter"]][sample["doc_id"]] = sample[metric]
+    return Played(values, each, task.built.aggregation(), task.built.higher_is_better())
+
+
+# --- Numbers ---
+
+
+def compared(task: tasks.Task, base: Played, tuned: Played) -> list[results.Benchmark]:
+    """A row for each metric that is a number."""
+    found = []
+    for key, value in base.values.items():
+        metric, way = key
+        if not isinstance(value, int | float) or key not in tuned.values:
+            continue
+        higher = base.better.get(metric) is not False
+        columns = pair(base, tuned, key)
+        gain = tuned.values[key] - value if higher else value - tuned.values[key]
+        told: dict[str, float] = {}
+        if columns is not None and min(one.examples for one in columns) > 1:
+            better = evidence.compare(columns[1], columns[0], lower_is_better=not higher)
+            worse = evidence.compare(columns[0], columns[1], lower_is_better=not higher)
+            told = {"low": better.low, "high": better.high, "p_value": min(1.0, 2 * min(better.chance, worse.chance))}
+        found.append(
+            results.Benchmark(
+                task=task.name,
+                version=task.version,
+                metric=metric,
+                filter=None if way == NO_FILTER else way,
+                few_shot=task.shots,
+                examples=task.questions,
+                higher_is_better=higher,
+                base=score(value, columns and columns[0], base.each[key]),
+                tuned=score(tuned.values[key], columns and columns[1], tuned.each[key]),
+                gain=_finite(gain),
+                **{name: _finite(one) for name, one in told.items()},
+            )
+        )
+    return found
+
+
+def pair(base: Played, tuned: Played, key: Key) -> tuple[evidence.Column, evidence.Column] | None:
+    """Both models' columns of a metric; None where it is no function of sums over questions."""
+    from lm_eval.api import metrics
+
+    of = base.aggregations.get(key[0], metrics.mean)
+    both = base.each[key], tuned.each[key]
+    if of in (metrics.mean, metrics.nanmean):
+        before, after = _numbers(both[0]), _numbers(both[1])
+        if before is None or after is None:
+            return None
+        share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in (before, after))
+        return evidence.mean(before, share=share), evidence.mean(after, share=share)
+    if None in both[0] or None in both[1]:
+        return None
+    if of is metrics.perplexity:
+        return _column(both[0], _perplexity, of_one=True), _column(both[1], _perplexity, of_one=True)
+    if of is metrics.weighted_perplexity:
+        return _column(both[0], _perplexity), _column(both[1], _perplexity)
+    if of is metrics.bits_per_byte:
+        return _column(both[0], _bits), _column(both[1], _bits)
+    return None
+
+
+def _numbers(listed: list[Any]) -> evidence.Array | None:
+    try:
+        return np.array([math.nan if one is None else float(one) for one in listed], dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _column(
+    listed: list[Any], of: Callable[[evidence.Array], evidence.Array], *, of_one: bool = False
+) -> evidence.Column:
+    """Of log-probabilities [n], or of them with the number of words or bytes that they are of."""
+    parts = np.array([(one, 1.0) if of_one else one for one in listed], dtype=np.float64)
+    return evidence.Column(parts, of, np.ones(len(parts), dtype=bool))
+
+
+def _perplexity(sums: evidence.Array) -> evidence.Array:
+    found: evidence.Array = np.exp(-evidence.ratio(sums))
+    return found
+
+
+def _bits(sums: evidence.Array) -> evidence.Array:
+    return -evidence.ratio(sums) / math.log(2)
+
+
+def score(value: float, column: evidence.Column | None, each: list[Any]) -> results.Score:
+    if column is None or column.examples < 2:
+        return results.Score(value=_finite(value))
+    low, high = evidence.interval(column) or (None, None)
+    error = None
+    if column.of is evidence.ratio:
+        known = np.array([one for one in each if one is not None], dtype=np.float64)
+        error = _finite(float(known.std(ddof=1) / math.sqrt(len(known))))
+    return results.Score(value=_finite(value), low=_finite(low), high=_finite(high), stderr=error)
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

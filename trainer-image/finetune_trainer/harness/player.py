@@ -1,0 +1,148 @@
+"""The loaded model as lm-evaluation-harness wants one: the same numbers as by its own wrapper, read and written by our passes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api import model
+from lm_eval.models import utils as models
+
+from finetune_trainer import contest, generate, tokens
+
+LENGTH = 2048
+"""Positions of a model whose configuration does not say how many it has; as there."""
+
+ANSWER = 256
+"""Tokens of an answer where a task does not say how many; as there."""
+
+LOOK_BACK = 2
+"""Tokens more than a stop sequence has in which it is looked for: a model may write it in pieces of its own."""
+
+Done = Callable[[float], None]
+
+
+class Player(model.TemplateLM):  # type: ignore[misc]
+    """A contest's model, playing whoever it plays now. `done` hears the share of a kind of request that is done."""
+
+    def __init__(self, asked: contest.Contest, done: Done) -> None:
+        super().__init__()
+        self.tokenizer = asked.encoder.tokenizer
+        self._asked, self._done = asked, done
+        config = asked.model.config.get_text_config()
+        self.max_length: int = getattr(config, "max_position_embeddings", None) or LENGTH
+
+    @property
+    def eot_token_id(self) -> int:
+        found: int = self.tokenizer.eos_token_id
+        return found
+
+    @property
+    def prefix_token_id(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """A text that begins with the first token already gets no second one."""
+        if add_special_tokens is None and models.has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        found: list[int] = self.tokenizer.encode(string, **options)
+        return found
+
+    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        """Of each (texts, context, continuation): the log-probability of the continuation, and whether greedy answers are it."""
+        encoded = []
+        for _texts, context, continuation in requests:
+            ids = (context + continuation)[-self.max_length - 1 :]
+            known = max(1, len(ids) - len(continuation))
+            encoded.append(tokens.Encoded(ids, [False] * known + [True] * (len(ids) - known)))
+        return contest.likelihoods(self._asked, encoded, self._done)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each whole text, in windows of the model's length."""
+        windows = [
+            [
+                (None, *utils.make_disjoint_window(pair))
+                for pair in utils.get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
+                )
+            ]
+            for request in requests
+        ]
+        found = iter(self._loglikelihood_tokens([window for text in windows for window in text]))
+        return [sum(next(found)[0] for _ in text) for text in windows]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The greedy answer to each request, up to the first of its stop sequences."""
+        found = [""] * len(requests)
+        alike: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            alike.setdefault(repr(request.args[1]), []).append(place)
+        over = 0
+        for places in alike.values():
+
+            def done(count: int, before: int = over) -> None:
+                self._done((before + count) / len(requests))
+
+            contexts = [requests[place].args[0] for place in places]
+            for place, answer in zip(places, self._answers(contexts, requests[places[0]].args[1], done), strict=True):
+                found[place] = answer
+            over += len(places)
+        return found
+
+    def _answers(self, contexts: list[str], how: dict[str, Any], done: Callable[[int], None]) -> list[str]:
+        wanted = models.normalize_gen_kwargs(how, ANSWER)
+        end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+        until = models.handle_stop_sequences(wanted.get("until"), eos=end)
+        limit = wanted["max_gen_toks"]
+        room = max(1, self.max_length - limit)
+        written = generate.greedy(
+            self._asked.model,
+            self._asked.head,
+            [self.tok_encode(context)[-room:] for context in contexts],
+            self._asked.encoder.stops | {self.eot_token_id},
+            limit,
+            self._asked.where,
+            done,
+            Ending.of(self.tokenizer, until),
+        )
+        texts = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in written)
+        return [models.postprocess_generated_text(text, until, None) for text in texts]
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat as text; without its system turn where the template knows none."""
+        try:
+            return self._rendered(chat_history, add_generation_prompt)
+        except Exception:
+            return self._rendered([turn for turn in chat_history if turn["role"] != "system"], add_generation_prompt)
+
+    def _rendered(self, turns: list[dict[str, str]], answer: bool) -> str:
+        found: str = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer, continue_final_message=not answer
+        )
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """Whether an answer has one of some texts at its end: what follows would be cut off again."""
+
+    tokenizer: Any
+    texts: tuple[str, ...]
+    tail: int
+    """Tokens at the end that are looked at."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, texts: list[str]) -> "Ending":
+        kept = tuple(text for text in texts if text)
+        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in kept]
+        return cls(tokenizer, kept, max(lengths, default=0) + LOOK_BACK)
+
+    def __call__(self, answer: list[int]) -> bool:
+        said = self.tokenizer.decode(answer[-self.tail :], skip_special_tokens=False)
+        return any(text in said for text in self.texts)
