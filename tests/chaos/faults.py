@@ -87,17 +87,19 @@ def heal(local: plan.Plan) -> None:
 
 
 def _operator(world: World, dice: random.Random) -> Struck:
-    """The pod deleted at once; its process killed; or hanging for longer than its lease, and then back."""
+    """The pod is deleted at once, or its process is killed."""
     name, uid = operators(world, dice)[0]
-    how = dice.choice(("deleted", "killed", "hangs")) if world.local else "deleted"
-    if how == "deleted":
-        world.server.delete(f"{OPERATORS}/{name}", gracePeriodSeconds=0)
-        return Struck("pod deleted, without grace")
-    pid = int(sites.processes(uid, WORD)[0].name)
-    if how == "killed":
-        os.kill(pid, signal.SIGKILL)
+    if world.local and dice.random() < 0.5:
+        os.kill(int(sites.processes(uid, WORD)[0].name), signal.SIGKILL)
         return Struck("SIGKILL")
-    seconds = dice.uniform(3, 30)
+    world.server.delete(f"{OPERATORS}/{name}", gracePeriodSeconds=0)
+    return Struck("pod deleted, without grace")
+
+
+def _operator_hangs(world: World, dice: random.Random) -> Struck:
+    """Its process stands still, mostly for longer than its lease, and goes on as if nothing had been."""
+    pid = int(sites.processes(operators(world, dice)[0][1], WORD)[0].name)
+    seconds = dice.uniform(6, 30)
     os.kill(pid, signal.SIGSTOP)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):  # its probe may have ended it
@@ -175,6 +177,7 @@ def _eviction(world: World, dice: random.Random) -> Struck:
 
 FAULTS: dict[str, Strike] = {
     "operator": _operator,
+    "operator hangs": _operator_hangs,
     "API server": _process("kube-apiserver", 15),
     "etcd": _process("etcd", 15),
     "kubelet": _process("kubelet", 20),

@@ -162,8 +162,8 @@ METHOD = [
     "",
     "- *API server, etcd, kubelet, containerd, S3*: SIGKILL and started again at once; SIGKILL and away for a while; SIGSTOP, "
     "so that connections stay open and nothing answers.",
-    "- *Operator*: a replica's pod deleted without grace, its process killed, or stopped by SIGSTOP for up to twice its lease "
-    "and then let go on as if nothing had been.",
+    "- *Operator*: a replica's pod deleted without grace, or its process killed. *Operator hangs*: SIGSTOP for up to twice its "
+    "lease, and then it goes on as if nothing had been.",
     "- *Operator's clock*: the wall clock of one replica or both jumps by up to three days, forward or back, and after a while "
     "back again (libfaketime; monotonic clocks go on, as they do on a real machine).",
     "- *Stage's pod*: the process of a stage is killed, or its pod is deleted. *Eviction*: as a drain does.",
