@@ -13,11 +13,11 @@ from typing import Any
 import pydantic
 
 from finetune_api import basemodel, reasons
-from finetune_operator import cluster, observe
+from finetune_operator import cluster, kueue, observe
 
 LOG = logging.getLogger(__name__)
 OURS = f"app.kubernetes.io/managed-by={cluster.MANAGER},{observe.UID}"
-SELECTORS = {"BaseModel": "", "Workload": observe.QUEUED_JOB}
+SELECTORS = {"BaseModel": "", "Workload": kueue.QUEUED_JOB}
 """Of what carries no label of ours."""
 LONGEST_PAUSES = {"Workload": 60.0}
 """Seconds between two tries; 10 for what is always there."""
@@ -36,7 +36,7 @@ class Cache:
         self.parents: dict[str, observe.Raw] = {}
         self.children: dict[str, dict[tuple[str, str], observe.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
-        self.workloads: dict[str, observe.Workload] | None = None
+        self.workloads: dict[str, kueue.Workload] | None = None
         """By the uid of their Job, whosever it is; None until they were listed."""
         self.granted: dict[str, str] = {}
         """uid of a FineTuneJob -> digest of the rights that this process gave its pods: they are not watched."""
@@ -187,18 +187,18 @@ class Cache:
         self._catalogue_changed()
 
     def _put_workload(self, raw: observe.Raw) -> None:
-        fact = observe.workload(raw)
+        fact = kueue.workload(raw)
         self.workloads = {} if self.workloads is None else self.workloads
-        if self.workloads.get(fact.job_uid) != fact:
+        if fact.job_uid and self.workloads.get(fact.job_uid) != fact:
             self.workloads[fact.job_uid] = fact
             self._changed_in_queue(fact)
 
     def _drop_workload(self, raw: observe.Raw) -> None:
-        fact = observe.workload(raw)
+        fact = kueue.workload(raw)
         if self.workloads and fact.job_uid in self.workloads and self.workloads[fact.job_uid].name == fact.name:
             self._changed_in_queue(self.workloads.pop(fact.job_uid))
 
-    def _changed_in_queue(self, fact: observe.Workload) -> None:
+    def _changed_in_queue(self, fact: kueue.Workload) -> None:
         """Of the Jobs in a queue most are not ours; one that is not heard of yet is looked at when it is."""
         uid, _ = self._known["Job"].get((fact.namespace, fact.job), (None, 0))
         if uid is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import pydantic
 
 from finetune_api import basemodel, job, outcome, revision, run, status
-from finetune_operator import settings
+from finetune_operator import kueue, settings
 
 UID = "finetune.dev/uid"
 JOB = "finetune.dev/job"
@@ -33,11 +33,6 @@ GPUS = "finetune.dev/gpus"
 GPU_TYPE = "finetune.dev/gpu-type"
 HASH = "finetune.dev/spec-hash"
 """Annotation: the digest of the manifest as we wrote it."""
-
-QUEUE = "kueue.x-k8s.io/queue-name"
-"""Label of a Job: the LocalQueue that decides when it may run."""
-QUEUED_JOB = "kueue.x-k8s.io/job-uid"
-"""Label of a Workload: the uid of its Job."""
 
 PATIENCE = 3.0
 """Seconds without a pod after which the Job controller is asked why."""
@@ -163,34 +158,6 @@ class Config:
     progress: outcome.ProgressReport | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Word:
-    """What a condition says: its reason and message, both empty where it says nothing."""
-
-    reason: str = ""
-    message: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What Kueue says of a Job in a queue. It belongs to the Job, and is none of our children."""
-
-    name: str
-    namespace: str
-    job: str
-    job_uid: str
-    active: bool
-    """Whether it may be admitted at all."""
-    reserved: bool
-    """Whether it has its quota: what else it waits for are the checks."""
-    pending: Word
-    """Why it has no quota."""
-    evicted: Word
-    """Why it lost the quota that it had."""
-    checks: tuple[str, ...]
-    """Admission checks that are not done, each in words."""
-
-
 Child = StageJob | Pod | Server | Service | Config
 
 
@@ -221,7 +188,7 @@ def stage_job(raw: Raw) -> StageJob:
         created=_time(meta.get("creationTimestamp")),
         finished=_time(over.get("lastTransitionTime")) if over else None,
         nodes=int(spec.get("completions") or 1),
-        queue=_labels(raw).get(QUEUE, ""),
+        queue=_labels(raw).get(kueue.QUEUE, ""),
         suspended=bool(spec.get("suspend")),
         ending=bool({"FailureTarget", "SuccessCriteriaMet"} & set(conditions)),
         succeeded="Complete" in conditions,
@@ -356,33 +323,6 @@ def config(raw: Raw) -> Config:
     return Config(name=raw["metadata"]["name"], hash=_hash(raw), progress=progress)
 
 
-def workload(raw: Raw) -> Workload:
-    """Alike in every version of Kueue's API so far."""
-    meta, state = raw["metadata"], raw.get("status") or {}
-    owners = [o for o in meta.get("ownerReferences") or [] if o.get("kind") == "Job"] or [{}]
-    conditions = {c.get("type"): c for c in state.get("conditions") or []}
-
-    def said(kind: str, value: str) -> Word:
-        found = conditions.get(kind, {})
-        return Word(found.get("reason", ""), found.get("message", "")) if found.get("status") == value else Word()
-
-    return Workload(
-        name=meta["name"],
-        namespace=meta["namespace"],
-        job=owners[0].get("name", ""),
-        job_uid=owners[0].get("uid", ""),
-        active=(raw.get("spec") or {}).get("active") is not False,
-        reserved=conditions.get("QuotaReserved", {}).get("status") == "True",
-        pending=said("QuotaReserved", "False"),
-        evicted=said("Evicted", "True"),
-        checks=tuple(
-            f"{check.get('name')} is {check.get('state')}" + (f" ({text})" if (text := check.get("message")) else "")
-            for check in state.get("admissionChecks") or []
-            if check.get("state") != "Ready"
-        ),
-    )
-
-
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Job": stage_job,
     "Pod": pod,
@@ -463,7 +403,7 @@ class Observation:
     configs: Mapping[str, Config]
     refusals: Mapping[str, str]
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
-    workloads: Mapping[str, Workload] | None
+    workloads: Mapping[str, kueue.Workload] | None
     """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
     granted: str
     """Digest of the rights that this process gave the job's pods last; empty: none yet. They are not watched."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api import status
 from finetune_api.reasons import Condition
-from finetune_operator import cache, cluster, conditions, decide, metrics, observe, settings
+from finetune_operator import cache, cluster, conditions, decide, kueue, metrics, observe, settings
 from finetune_operator.decide import diagnosis
 from finetune_operator.manifests import identity
 
@@ -97,7 +97,7 @@ class Reconciler:
                 refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
         return observe.with_refusals(observation, refusals)
 
-    def _workloads(self, jobs: Mapping[str, observe.StageJob]) -> dict[str, observe.Workload] | None:
+    def _workloads(self, jobs: Mapping[str, observe.StageJob]) -> dict[str, kueue.Workload] | None:
         known = self._facts.workloads
         return None if known is None else {name: known[job.uid] for name, job in jobs.items() if job.uid in known}
 

@@ -99,6 +99,19 @@ def served(stage: Callable[[], installed.Stage]) -> installed.Stage:
     return scene
 
 
+@pytest.fixture(scope="module")
+def reclaimed(stage: Callable[[], installed.Stage]) -> installed.Stage:
+    """A job whose pod was at work on a spot machine, when its cloud took the machine back and deleted its Node."""
+    scene = stage()
+    scene.apply(finetunejob(**{"spec.training.retries": 0}))
+    pod = eventually(scene.pods)[0]
+    scene.place(pod, "spot")
+    scene.run(pod)
+    eventually(lambda: scene.condition(NAME, "PreflightPassed").get("reason") == "Running")
+    scene.core.delete_node("spot")
+    return scene
+
+
 def answer(labels: dict[str, str]) -> str:
     usual = world.World._usual(labels[observe.STAGE], labels)
     return usual.message
@@ -337,6 +350,10 @@ def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: ins
         eventually(lambda: not scene.names("Job") and not core.list_namespaced_resource_quota(here).items)
 
 
+def test_a_pod_of_a_reclaimed_machine_is_not_doubled_while_it_may_be_at_work(reclaimed: installed.Stage) -> None:
+    assert len(reclaimed.pods()) == 1
+
+
 def test_suspending_removes_the_pod_and_resuming_starts_the_next_attempt(scene: installed.Stage) -> None:
     scene.apply(finetunejob())
     pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
@@ -433,6 +450,14 @@ def test_deleting_the_job_removes_every_child(served: installed.Stage) -> None:
     eventually(lambda: not any(served.names(kind) for kind in CHILDREN) and not served.pods())
     time.sleep(1)
     assert not any(served.names(kind) for kind in CHILDREN), "somebody made them again"
+
+
+def test_a_pod_of_a_reclaimed_machine_is_replaced_within_its_attempt(reclaimed: installed.Stage) -> None:
+    # long after the other test of it: the garbage collector of pods waits a minute until it believes that a Node is gone
+    eventually(lambda: [pod["status"]["phase"] for pod in reclaimed.pods()] == ["Pending"], 90)
+    state = reclaimed.job(NAME)["status"]
+    assert (state["attempt"], state["failedAttempts"], state.get("failure")) == (1, 0, None)
+    assert len(reclaimed.names("Job")) == 1
 
 
 def test_a_job_that_is_deleted_and_created_again_at_once_begins_anew(scene: installed.Stage) -> None:

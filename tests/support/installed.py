@@ -196,12 +196,12 @@ class Stage:
         }
         return sorted(item.metadata.name for item in lists[kind](self.namespace, label_selector=observe.UID).items)
 
-    def place(self, pod: Raw) -> None:
+    def place(self, pod: Raw, name: str = "stage") -> None:
         """Be the scheduler: only a pod that has a node is stopped in two steps, as on a real one."""
-        node = {"metadata": {"name": "stage"}}
+        node = {"metadata": {"name": name}}
         with contextlib.suppress(kubernetes.client.ApiException):
             self.core.create_node(node)
-        target = {"apiVersion": "v1", "kind": "Node", "name": "stage"}
+        target = {"apiVersion": "v1", "kind": "Node", "name": name}
         body = {"metadata": {"name": pod["metadata"]["name"]}, "target": target}
         self.core.create_namespaced_pod_binding(pod["metadata"]["name"], self.namespace, body, _preload_content=False)
 

@@ -8,7 +8,7 @@ import datetime
 
 from finetune_api import status
 from finetune_api.reasons import Reason, Stage
-from finetune_operator import conditions, observe
+from finetune_operator import conditions, kueue, observe
 from finetune_operator.decide.draft import Draft
 
 PATIENCE = datetime.timedelta(seconds=10)
@@ -49,7 +49,7 @@ def _unnoticed(draft: Draft, job: observe.StageJob) -> tuple[Reason, str]:
     return Reason.QUEUE_REFUSED, "Kueue made no Workload for it: does Kueue run, and look after Jobs of this namespace?"
 
 
-def _said(workload: observe.Workload) -> tuple[Reason, str]:
+def _said(workload: kueue.Workload) -> tuple[Reason, str]:
     pending, evicted = workload.pending, workload.evicted
     why = pending.message or "it is not its turn"
     if workload.reserved:

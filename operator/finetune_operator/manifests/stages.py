@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api import job, run
 from finetune_api.reasons import Stage
-from finetune_operator import observe, settings
+from finetune_operator import kueue, observe, settings
 from finetune_operator.manifests import meta, pods, service
 
 CONTAINER = "finetune"
@@ -89,7 +89,7 @@ def build(
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": meta.owned(parent, name, {**labels, **({observe.QUEUE: queue} if queue else {})}),
+            "metadata": meta.owned(parent, name, {**labels, **({kueue.QUEUE: queue} if queue else {})}),
             "spec": {
                 **({"suspend": True} if queue else {}),
                 "backoffLimit": 0,

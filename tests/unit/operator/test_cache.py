@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from finetune_operator import cache, cluster, observe
+from finetune_operator import cache, cluster, kueue, observe
 from support import manifests
 
 Step = tuple[str, Any]
@@ -118,6 +118,7 @@ def test_what_kueue_says_of_a_job_of_ours_is_told_whichever_was_heard_first() ->
     facts.heard("Workload", None, "MODIFIED", workload(8, "1 more needed"))
     facts.heard("Workload", None, "DELETED", workload(9, "1 more needed"))
     assert facts.told == ["p", "p", "p"]
+    facts.heard("Workload", None, "ADDED", workload(10, "of a pod group", uid=""))
     assert facts.workloads == {}
 
 
@@ -400,7 +401,7 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
     await asyncio.sleep(0.2)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert server.asked.count(f"Workload {observe.QUEUED_JOB}") >= 2, "it is looked for again"
+    assert server.asked.count(f"Workload {kueue.QUEUED_JOB}") >= 2, "it is looked for again"
     assert facts.workloads is None
 
 
