@@ -91,7 +91,8 @@ class Controller:
 
     def _about(self, uid: str) -> dict[str, Any]:
         """Fields of a log line about a job whose status may be unreadable."""
-        raw = self.facts.parents.get(uid, {})
+        known = self.facts.parents.get(uid)
+        raw = known.raw if known is not None else {}
         meta, state = raw.get("metadata", {}), raw.get("status") or {}
         name = {"namespace": meta.get("namespace"), "job": meta.get("name")}
         return name | {"revision": state.get("revision"), "stage": state.get("stage")}
@@ -175,7 +176,7 @@ class Controller:
             await asyncio.sleep(CONFIRMED)
             with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
                 for uid in self._unheard & self.facts.parents.keys():
-                    meta = self.facts.parents[uid]["metadata"]
+                    meta = self.facts.parents[uid].raw["metadata"]
                     if not await self._api.exists("FineTuneJob", meta["namespace"], meta["name"], uid):
                         self.heard("DELETED", {"metadata": meta})
 

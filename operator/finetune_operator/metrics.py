@@ -74,9 +74,7 @@ class Fleet(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         if not self._leads():
             return
-        phases = Count(
-            (raw.get("status") or {}).get("phase") or Phase.PENDING.value for raw in list(self._cache.parents.values())
-        )
+        phases = Count(parent.phase or Phase.PENDING.value for parent in list(self._cache.parents.values()))
         family = GaugeMetricFamily(contract.FLEET.name, contract.FLEET.help, labels=contract.FLEET.labels)
         for phase in Phase:
             family.add_metric([phase.value], phases[phase.value])

@@ -53,9 +53,10 @@ class Reconciler:
             Conflict: the cache is behind the API server.
             cluster.Failure, cluster.OUTAGES: the API server refused or was away.
         """
-        raw = self._facts.parents.get(uid)
-        if raw is None:
+        known = self._facts.parents.get(uid)
+        if known is None:
             return None
+        raw = known.raw
         parent = observe.parent(raw)
         if parent.deleting:
             return None

@@ -14,7 +14,7 @@ from typing import Any
 from finetune_api import metrics
 from finetune_api.reasons import Condition, Phase, Stage
 from finetune_operator import observe
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, Kept
 
 Sample = tuple[metrics.Metric, tuple[str, ...], float]
 """A metric, the values of its labels, and its value."""
@@ -39,17 +39,17 @@ class Jobs:
             parents = dict(self._cache.parents)
             for uid in set(self._written) - set(parents):
                 del self._written[uid]
-            every = [self._lines(uid, raw) for uid, raw in parents.items()]
+            every = [self._lines(uid, known) for uid, known in parents.items()]
         for metric, place in PLACES.items():
             if text := "".join(lines[place] for lines in every):
                 yield f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n{text}"
 
-    def _lines(self, uid: str, raw: observe.Raw) -> Lines:
+    def _lines(self, uid: str, parent: Kept) -> Lines:
         held = held_by(dict(self._cache.children.get(uid, {})).values())
-        version = (str(raw["metadata"].get("resourceVersion", "")), held)
+        version = (parent.version, held)
         known = self._written.get(uid)
         if known is None or known[0] != version:
-            known = self._written[uid] = (version, write(samples(raw, held)))
+            known = self._written[uid] = (version, write(samples(parent.raw, held)))
         return known[1]
 
 

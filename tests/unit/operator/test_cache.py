@@ -76,7 +76,7 @@ def test_of_a_job_nothing_is_kept_that_nobody_reads() -> None:
     raw = job(9)
     raw["metadata"]["managedFields"] = [{"manager": "kubectl"}]
     facts.put_parent(raw)
-    assert facts.parents["p"] == job(9)
+    assert facts.parents["p"].raw == job(9)
 
 
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
@@ -198,10 +198,10 @@ def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
     facts.put_parent(job(9))
     facts.put_parent(job(10))
     facts.put_parent(job(9))
-    assert facts.parents["p"]["metadata"]["resourceVersion"] == "10"
+    assert facts.parents["p"].version == "10"
     facts.wrote_parent(job(12))
     facts.put_parent(job(11))
-    assert facts.parents["p"]["metadata"]["resourceVersion"] == "12"
+    assert facts.parents["p"].version == "12"
 
 
 def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
@@ -233,7 +233,7 @@ def test_what_somebody_else_changes_while_we_write_is_told() -> None:
         facts.put_parent(job(11))
         facts.wrote_parent(job(10))
     assert facts.told == ["p"]
-    assert facts.parents["p"]["metadata"]["resourceVersion"] == "11"
+    assert facts.parents["p"].version == "11"
 
 
 def test_a_job_that_is_listed_again_as_it_was_wakes_nobody() -> None:
@@ -251,10 +251,12 @@ def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
     assert facts.parents == {}
 
 
-@pytest.mark.parametrize("cached, heard, later", [("9", "10", 1), ("10", "9", 0), ("9", "9", 1), ("x", "y", 1)])
-def test_versions_are_compared_as_numbers(cached: str, heard: str, later: int) -> None:
-    pair = [{"metadata": {"resourceVersion": v}} for v in (cached, heard)]
-    assert cache.newer(*pair) is pair[later]
+@pytest.mark.parametrize(
+    "known, heard, behind", [("9", "10", False), ("10", "9", True), ("9", "9", False), ("x", "y", False)]
+)
+def test_versions_are_compared_as_numbers(known: str, heard: str, behind: bool) -> None:
+    first, second = ({"metadata": {"resourceVersion": text}} for text in (known, heard))
+    assert cache.is_behind(second, cache.keep(first)) is behind
 
 
 @pytest.mark.parametrize("phase, woken", [(None, True), ("Pending", True), ("Training", False), ("Ready", False)])

@@ -8,10 +8,14 @@ from finetune_operator import cache, metrics
 from support import prometheus
 
 
+def job(name: str) -> dict:
+    return {"metadata": {"uid": name, "name": name, "namespace": "ml", "resourceVersion": "1"}}
+
+
 def fleet(leads: bool) -> dict[str, float]:
     facts = cache.Cache(lambda uid: None)
-    facts.put_parent({"metadata": {"uid": "a", "name": "one", "namespace": "ml"}, "status": {"phase": "Ready"}})
-    facts.put_parent({"metadata": {"uid": "b", "name": "two", "namespace": "ml"}})
+    facts.put_parent(job("one") | {"status": {"phase": "Ready"}})
+    facts.put_parent(job("two"))
     found = metrics.Fleet(facts, lambda: leads).collect()
     return {sample.labels["phase"]: sample.value for family in found for sample in family.samples}
 
@@ -29,7 +33,7 @@ def test_a_replica_that_stands_by_says_nothing_of_jobs_so_that_sums_and_first_an
 
 def exposed(leads: bool) -> str:
     facts = cache.Cache(lambda uid: None)
-    facts.put_parent({"metadata": {"uid": "a", "name": "one", "namespace": "ml"}})
+    facts.put_parent(job("one"))
     try:
         exposition = metrics.Exposition(facts, lambda: leads)
         return b"".join(exposition.parts()).decode()
