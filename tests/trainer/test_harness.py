@@ -297,6 +297,44 @@ def test_without_benchmarks_the_package_is_not_imported() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_chat_template_that_the_model_does_not_have_is_refused(
+    world: World, data: Data, tmp_path: pathlib.Path
+) -> None:
+    tiny.make_tiny_model(tmp_path / "plain", template="")
+    harness = {"chatTemplate": True, "tasks": [{"name": "lambada_openai", "uris": data("lambada.jsonl", LAMBADA)}]}
+    texts = [{"text": f"Thank you for {n}, it is great!"} for n in range(60)]
+    model_ = {"name": "plain", "source": f"file://{tmp_path}/plain"}
+    with pytest.raises(errors.Failure, match="has no chat template; leave it out"):
+        preflight.preflight(world(texts, baseModel=model_, evaluation={"harness": harness}))
+
+
+def test_a_task_that_breaks_costs_itself_alone(world: World, base: pathlib.Path, data: Data) -> None:
+    """Its aggregation cannot say how surprised a broken model is, for example."""
+    listed = [{"name": name, "uris": data("lambada.jsonl", LAMBADA)} for name in ("lambada_openai", "lambada_standard")]
+    spec = world(evaluation={"harness": {"tasks": listed}})
+    rules = spec.evaluation.harness
+    assert rules is not None
+    plain = model.load(base, job.Precision.FLOAT32, CPU)
+    encoder = tokens.load(base, spec.training)
+    asked = contest.Contest(plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU)
+    there = loaded(spec)
+
+    def broken(items: Any) -> float:
+        raise OverflowError("math range error")
+
+    there[0].built.aggregation()["perplexity"] = broken
+    shares: list[float] = []
+    told = play.measure(asked, there, ["piqa has no questions"], rules, shares.append)
+    assert {one.task for one in told.benchmarks} == {"lambada_standard"}
+    assert told.problems == [
+        "piqa has no questions",
+        "lambada_openai could not be played: OverflowError: math range error",
+    ]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert shares.count(1.0) == 1
+
+
 # --- Questions ---
 
 
@@ -357,6 +395,14 @@ def test_a_row_that_does_not_fit_is_said_though_the_first_one_does(world: World,
     )
     assert "cannot make questions of these rows" in failure.message
     assert failure.reason is reasons.Reason.DATASET_INVALID
+
+
+def test_rows_of_different_kinds_are_said(world: World, data: Data) -> None:
+    rows = [ARC[0], ARC[1] | {"choices": "none"}]
+    failure = failure_of(
+        world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("a.jsonl", rows)}]}})
+    )
+    assert "arc_easy cannot make questions of these rows" in failure.message
 
 
 def test_files_that_cannot_be_read_are_said_by_line(world: World, tmp_path: pathlib.Path) -> None:

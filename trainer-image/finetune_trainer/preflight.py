@@ -88,11 +88,11 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         return done
     measurable(spec)
     writable(spec, store)
-    playable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
+        playable(spec, store, encoder)
         gathered = gather(spec, store, encoder, work)
         judgement = gathered.review.judge(gathered.corpus, gathered.examples)
         place = judgement.after_split(assign(spec, judgement))
@@ -159,12 +159,19 @@ def measurable(spec: run.Run) -> None:
         ) from None
 
 
-def playable(spec: run.Run, store: storage.Storage) -> None:
+def playable(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> None:
     """Raises Failure now for benchmarks that the evaluation could not play."""
-    if spec.evaluation.harness is not None:
-        from finetune_trainer.harness import tasks
+    rules = spec.evaluation.harness
+    if rules is None:
+        return
+    if rules.chat_template and not encoder.tokenizer.chat_template:
+        raise errors.Failure(
+            reasons.Reason.INVALID_SPEC,
+            f"evaluation.harness.chatTemplate: {spec.base_model.source} has no chat template; leave it out",
+        )
+    from finetune_trainer.harness import tasks
 
-        tasks.load(spec, spec.evaluation.harness, store)
+    tasks.load(spec, rules, store)
 
 
 def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from finetune_api import job, results
-from finetune_trainer import contest, evidence, log
+from finetune_trainer import contest, errors, evidence, log
 from finetune_trainer.harness import tasks
 
 BOTH = (job.Contender.BASE, job.Contender.TUNED)
@@ -44,25 +44,39 @@ def measure(
     `done` hears the share done. Raises Stopped.
     """
     found: list[results.Benchmark] = []
-    turns = len(listed) * len(BOTH)
+    missing = list(problems)
     for number, task in enumerate(listed):
-        played = []
-        for turn, who in enumerate(BOTH):
 
-            def share(part: float, before: int = number * len(BOTH) + turn) -> None:
-                # The last word is measure's: a part that is done is told once.
-                done(min(0.999, (before + part) / turns))
+        def share(part: float, before: int = number) -> None:
+            # The last word is measure's: a part that is done is told once.
+            done(min(0.999, (before + part) / len(listed)))
 
-            with asked.playing(who):
-                played.append(play(asked, task, rules, share))
-        found += compared(task, *played)
-        log.info(
-            "benchmark", task=task.name, **{f"{one.metric}": (one.base.value, one.tuned.value) for one in found[-1:]}
-        )
+        try:
+            found += compared(task, *both(asked, task, rules, share))
+        except (RuntimeError, MemoryError, errors.Failure):
+            raise  # of the device or of storage, which another attempt may have more luck with
+        except Exception as error:
+            missing.append(f"{task.name} could not be played: {errors.describe(error)}")
+            log.exception("the evaluation goes on without a benchmark")
+            continue
+        log.info("a benchmark was played", task=task.name)
     done(1.0)
     return results.Harness(
-        release=tasks.release(), chat_template=rules.chat_template, benchmarks=found, problems=list(problems)
+        release=tasks.release(), chat_template=rules.chat_template, benchmarks=found, problems=missing
     )
+
+
+def both(
+    asked: contest.Contest, task: tasks.Task, rules: job.Harness, done: Callable[[float], None]
+) -> Iterator[Played]:
+    """What the base model got, and the tuned one."""
+    for turn, who in enumerate(BOTH):
+
+        def share(part: float, before: int = turn) -> None:
+            done((before + part) / len(BOTH))
+
+        with asked.playing(who):
+            yield play(asked, task, rules, share)
 
 
 def play(

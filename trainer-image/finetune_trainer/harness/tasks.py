@@ -127,25 +127,27 @@ def _build(task: job.Task, entry: catalogue.Entry, shots: int, store: storage.St
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     config["num_fewshot"] = shots
+    parts = None
     if task.uris is not None:
         parts = {"test": _rows(task.name, task.uris, store)}
         if task.few_shot_uris is not None:
             parts["train"] = _rows(task.name, task.few_shot_uris, store)
-        config |= _of_files(config, parts, shots, task.name)
     else:
         _reach(entry)
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
     try:
-        return package.ConfigurableTask(config=config)
+        return package.ConfigurableTask(config=config | (_of_files(config, parts, shots, task.name) if parts else {}))
+    except errors.Failure:
+        raise
     except Exception as error:
-        if task.uris is None:
-            raise _failure(
-                task.name,
-                f"cannot be built of its dataset on the hub, {entry.dataset} ({errors.describe(error)}); give its data in "
-                "files: uris",
-            ) from error
-        raise _misfit(entry, parts["test"], error) from error
+        if parts is not None:
+            raise _misfit(entry, parts["test"], error) from error
+        raise _failure(
+            task.name,
+            f"cannot be built of its dataset on the hub, {entry.dataset} ({errors.describe(error)}); give its data in files: "
+            "uris",
+        ) from error
 
 
 def _of_files(config: dict[str, Any], parts: dict[str, list[Any]], shots: int, name: str) -> dict[str, Any]:
