@@ -92,6 +92,11 @@ def checkpoint_step(job: sites.Job) -> int:
     return int((job.get("status", {}).get("checkpoint") or {}).get("step") or 0)
 
 
+def alive(job: sites.Job) -> bool:
+    """Whether nobody says of its machine that it does not answer."""
+    return "does not answer" not in condition(job, "Trained").get("message", "")
+
+
 def says(reason: str, words: str = ""):
     def holds(job: sites.Job) -> bool:
         found = condition(job, "Trained")
@@ -111,7 +116,9 @@ def test_a_training_survives_the_drain_and_the_loss_of_its_machine(site: Site) -
     site.kube.run("cordon", pod["spec"]["nodeName"])
     try:
         site.evict(pod["metadata"]["name"])
-        site.until(NAME, says("Unschedulable", "unschedulable"), "waiting for a node", 90)
+        waits = says("Unschedulable", "unschedulable")
+        job = site.until(NAME, lambda job: waits(job) or not alive(job), "waiting for a node", 90)
+        assert alive(job), "a machine that is drained was taken for a silent one"
     finally:
         site.kube.run("uncordon", pod["spec"]["nodeName"])
     second = at_work(site, besides=pod["metadata"]["uid"])
