@@ -81,7 +81,7 @@ def test_get_shows_the_progress_and_wide_the_rest(control_plane, own):
     assert head.split() == ["NAME", "PHASE", "PROGRESS", "ETA", "LOSS", "SCORE", "READY", "AGE"]
     assert row.split()[:6] == ["support-tone", "Training", "43%", "12m", "0.71", "False"]
     head, row = control_plane.kubectl("get", "ftj", "--namespace", own.namespace, "--output=wide").splitlines()
-    assert head.split()[8:] == ["MODEL", "REVISION", "SERVING", "ATTEMPT", "ENDPOINT"]
+    assert head.split()[8:] == ["MODEL", "REVISION", "SERVING", "ATTEMPT", "QUEUE", "ENDPOINT"]
     assert row.split()[7:] == ["qwen2.5-7b-instruct", "3f2a9c1b", "2"]
     training = control_plane.kubectl(
         "get", "ftj", "--namespace", own.namespace, "--field-selector=status.phase=Training", "--output=name"

@@ -9,6 +9,7 @@ Kueue's reasons and words, `suspend` as the only switch, and the changes of the 
 
 import copy
 import datetime
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -163,15 +164,25 @@ class OnServer:
         self.custom.patch_namespaced_custom_object_status(*self.where, workload, body)
 
     def patch_job(self, name: str, change: Callable[[Raw], None]) -> None:
+        """As Kueue: the template of a Job can be changed as long as it has not started, so its start is taken back first; again
+        and again while the Job controller, which is stopping it, writes it once more."""
         before, wanted = self._job(name), self._job(name)
         change(wanted)
-        if wanted["spec"]["suspend"] and not before["spec"].get("suspend"):
-            # the template of a Job can be changed when it has not started, so its start is taken back first
+        stops = wanted["spec"]["suspend"] and not before["spec"].get("suspend")
+        if stops:
             self.batch.patch_namespaced_job(name, self.namespace, {"spec": {"suspend": True}})
-            self.batch.patch_namespaced_job_status(name, self.namespace, {"status": {"startTime": None}})
+        for again in range(50):
+            if stops:
+                self.batch.patch_namespaced_job_status(name, self.namespace, {"status": {"startTime": None}})
             wanted = self._job(name)
             change(wanted)
-        self.batch.replace_namespaced_job(name, self.namespace, wanted)
+            try:
+                self.batch.replace_namespaced_job(name, self.namespace, wanted)
+                return
+            except kubernetes.client.ApiException as error:
+                if error.status not in (409, 422) or again == 49:
+                    raise
+                time.sleep(0.1)
 
 
 def workload(job: Raw) -> Raw:
