@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import kubernetes.client
 
+from support import installed
+
 Raw = dict[str, Any]
 
 GROUP, VERSION = "kueue.x-k8s.io", "v1beta2"
@@ -165,13 +167,19 @@ class OnServer:
     def patch_job(self, name: str, change: Callable[[Raw], None]) -> None:
         before, wanted = self._job(name), self._job(name)
         change(wanted)
-        if wanted["spec"]["suspend"] and not before["spec"].get("suspend"):
-            # the template of a Job can be changed when it has not started, so its start is taken back first
-            self.batch.patch_namespaced_job(name, self.namespace, {"spec": {"suspend": True}})
+        if before["spec"].get("suspend") or not wanted["spec"]["suspend"]:
+            self.batch.replace_namespaced_job(name, self.namespace, wanted)
+            return
+        self.batch.patch_namespaced_job(name, self.namespace, {"spec": {"suspend": True}})
+
+        def restore() -> Any:
+            """The template can be changed once the Job has not started; its controller takes a moment to see that."""
             self.batch.patch_namespaced_job_status(name, self.namespace, {"status": {"startTime": None}})
             wanted = self._job(name)
             change(wanted)
-        self.batch.replace_namespaced_job(name, self.namespace, wanted)
+            return self.batch.replace_namespaced_job(name, self.namespace, wanted)
+
+        installed.eventually(restore)
 
 
 def workload(job: Raw) -> Raw:
