@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 
 from localcluster import process
-from support import controlplane
 from support import site as sites
 from support.site import Site, condition
 from toolbox import cache
@@ -56,16 +55,6 @@ def a_node_that_is_well(site: Site) -> Iterator[None]:
 
 def programs() -> dict[str, process.Record]:
     return process.load(cache.root() / "clusters" / sites.NAME / "processes")
-
-
-def reboot(pod_uid: str) -> None:
-    """What a reboot is for a pod: its processes and their shim are gone, and nobody was there to see how they ended."""
-    trainer = sites.processes(pod_uid, "train")[0]
-    shim = next(line.split()[1] for line in (trainer / "status").read_text().splitlines() if line.startswith("PPid:"))
-    process.end([programs()["kubelet"], programs()["containerd"]], grace=0)
-    for pid in (shim, trainer.name):
-        os.kill(int(pid), signal.SIGKILL)
-    controlplane.harness("restart", "containerd", "kubelet", "--name", sites.NAME)
 
 
 @contextlib.contextmanager
@@ -137,12 +126,4 @@ def test_a_training_survives_the_drain_and_the_loss_of_its_machine(site: Site) -
     state = site.job(NAME)["status"]
     assert (state["attempt"], state["failedAttempts"], state.get("failure")) == (1, 0, None)
     assert len(site.jobs(NAME, stage="train")) == 1
-
-    # back without its containers: the Job has ended with them, and the next attempt resumes
-    if site.local:
-        reboot(third["metadata"]["uid"])
-        after = site.until(NAME, lambda job: job["status"].get("attempt") == 2, "in its second attempt", 60)
-        assert (after["status"]["failedAttempts"], after["status"].get("failure")) == (0, None)
-        fourth = at_work(site, besides=third["metadata"]["uid"])
-        assert '"message": "resumed"' in site.logs(fourth["metadata"]["name"])
     site.delete(NAME)
