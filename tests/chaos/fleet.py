@@ -190,7 +190,10 @@ class Fleet:
 
     def calm(self, kinds: tuple[str, ...]) -> None:
         """One job of each kind without any fault: what they come to is expected of all later ones."""
-        threads = [threading.Thread(target=self._guarded, args=(self._calm, kind)) for kind in dict.fromkeys(kinds)]
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._calm, kind), daemon=True)
+            for kind in dict.fromkeys(kinds)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

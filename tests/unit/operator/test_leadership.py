@@ -16,9 +16,17 @@ class Server:
     def __init__(self, stored: dict[str, Any]) -> None:
         self.stored, self.clock, self.away = stored, clock.Clock(), False
         self.may_write = lambda: True
+        self.asked = 0
+
+    async def looks(self) -> None:
+        """Until the replica of this connection has asked a few times more: every try that had begun is over."""
+        enough = self.asked + 5
+        while self.asked < enough:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
 
     async def request(self, method: str, path: str, query: Any = None, body: Any = None, content: str = "") -> Any:
         await asyncio.sleep(0)
+        self.asked += 1
         if self.away:
             raise OSError("no route to host")
         found = self.stored.get("lease")
@@ -54,7 +62,7 @@ class Work:
 
 
 class Replica:
-    """A replica that takes part."""
+    """A replica that takes part. `late` is added to its monotonic clock: leases pass when a test says so, on any machine."""
 
     def __init__(self, server: Server, name: str) -> None:
         self.server, self.work, self.late = server, Work(), 0.0
@@ -71,7 +79,7 @@ class Replica:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"SECONDS": 1, "RENEW_SECONDS": 0.6, "RETRY_SECONDS": 0.1, "TRY_SECONDS": 0.1}.items():
+    for name, seconds in {"SECONDS": 600, "RENEW_SECONDS": 400, "RETRY_SECONDS": 0.02, "TRY_SECONDS": 60}.items():
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -88,6 +96,7 @@ async def test_who_cannot_renew_ends_the_work() -> None:
     one = Replica(Server({}), "one")
     await one.leads()
     one.server.away = True
+    one.late = 401
     await asyncio.wait_for(one.task, 5)
     assert one.work.stopped
 
@@ -96,10 +105,13 @@ async def test_a_short_outage_ends_nothing() -> None:
     one = Replica(Server({}), "one")
     await one.leads()
     one.server.away = True
-    await asyncio.sleep(0.3)  # some renewals fail
+    one.late = 300
+    await one.server.looks()  # some renewals fail
     one.server.away = False
-    await asyncio.sleep(1)
-    assert not one.task.done()
+    await one.server.looks()
+    one.late = 600
+    await one.server.looks()
+    assert not one.task.done(), "it was renewed in between"
     await one.stop()
 
 
@@ -108,7 +120,10 @@ async def test_the_other_begins_when_the_leader_stops_and_not_before() -> None:
     one = Replica(Server(stored), "one")
     await one.leads()
     two = Replica(Server(stored), "two")
-    await asyncio.sleep(1.5)  # longer than the lease: it is renewed
+    for _ in range(4):  # much longer than the lease: it is renewed
+        one.late, two.late = one.late + 300, two.late + 300
+        await one.server.looks()
+        await two.server.looks()
     assert not two.work.begun.is_set()
     await one.stop()
     await two.leads()
@@ -121,8 +136,13 @@ async def test_the_other_begins_after_a_lease_without_renewals_when_the_leader_h
     await one.leads()
     two = Replica(Server(stored), "two")
     one.server.away = True
+    await one.server.looks()
+    await two.server.looks()
+    one.late = two.late = 401
+    await asyncio.wait_for(one.task, 5)
+    assert not two.work.begun.is_set(), "two replicas might lead at once"
+    two.late = 601
     await two.leads()
-    assert one.work.stopped, "two replicas led at once"
     await two.stop()
 
 
@@ -130,7 +150,7 @@ async def test_a_process_that_stood_still_for_longer_than_its_lease_writes_nothi
     one = Replica(Server({}), "one")
     await one.leads()
     assert one.server.may_write()
-    one.late = 60  # as after SIGSTOP: the clock has gone on, and no task has run yet
+    one.late = 401  # as after SIGSTOP: the clock has gone on, and no task has run yet
     assert not one.server.may_write()
     await asyncio.wait_for(one.task, 5)
     assert one.work.stopped
@@ -150,11 +170,12 @@ async def test_who_may_not_write_sends_no_change() -> None:
 
 
 async def test_times_written_in_the_lease_decide_nothing() -> None:
-    long_ago = {"holderIdentity": "one", "leaseDurationSeconds": 1, "renewTime": "2001-01-01T00:00:00.000000Z"}
+    long_ago = {"holderIdentity": "one", "leaseDurationSeconds": 600, "renewTime": "2001-01-01T00:00:00.000000Z"}
     server = Server({"lease": {"metadata": {"resourceVersion": "1"}, "spec": long_ago}})
     two = Replica(server, "two")
-    await asyncio.sleep(0.5)
+    await two.server.looks()
     assert not two.work.begun.is_set(), "it has not seen yet that nobody renews"
+    two.late = 601
     await two.leads()
     await two.stop()
 
