@@ -3,14 +3,16 @@ another, and begin at once, since they wait most of the time; the other tests go
 
 import pytest
 
-CLUSTERS = ("e2e", "cluster")
 
-
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("numprocesses", None):
+    if not hasattr(config, "workerinput"):
         return
+    items.sort(key=lambda item: not on_clusters(item))
     for item in items:
-        alone = any(item.get_closest_marker(name) for name in CLUSTERS)
-        item.add_marker(pytest.mark.xdist_group("clusters" if alone else item.path.stem + item.path.parent.name))
-    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in CLUSTERS))
+        group = "clusters" if on_clusters(item) else f"{item.path.parent.name}-{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def on_clusters(item: pytest.Item) -> bool:
+    return item.path.parent.name == "e2e" or item.get_closest_marker("cluster") is not None

@@ -166,7 +166,7 @@ def test_jobs_are_created_watched_and_deleted_and_never_changed(
     found = audit.requests(Path(control_plane.facts["auditLog"]), installed.user_of(files[0]))
     of_jobs = [one for one in found if one.resource == "jobs" and one.verb not in {"list", "watch"}]
     assert {one.verb for one in of_jobs} == {"create"}
-    assert len(of_jobs) == 3
+    assert [one.code for one in of_jobs if one.code != 409] == [201] * 3, "another try finds what is there"
     queues = {(one.verb, one.namespace) for one in found if one.resource == "workloads"}
     assert queues == {("list", ""), ("watch", "")}
     assert not [one.uri for one in found if not one.allowed]

@@ -110,3 +110,13 @@ def test_a_training_that_was_stopped_goes_on_for_the_job_that_is_made_again(
     found = train.train(second, 1, 1.0).training
     assert found is not None
     assert found.resumed_from
+
+
+def test_a_file_that_is_written_again_with_the_same_rows_is_the_same(first: run.Run) -> None:
+    local = again(first, None)
+    before = ran(local)
+    path = pathlib.Path(first.dataset.train[0].removeprefix("file://"))
+    text = path.read_text()
+    path.unlink()
+    path.write_text(text)
+    assert ran(local) == before

@@ -24,6 +24,7 @@ from finetune_trainer import (
     errors,
     estimate,
     facts,
+    files,
     folders,
     forecast,
     log,
@@ -201,7 +202,14 @@ def listed(spec: run.Run, store: storage.Storage) -> dict[str, list[objects.Entr
     wanted = {"train": spec.dataset.train}
     held_out = {"validation": spec.dataset.validation, "test": spec.dataset.test}
     wanted |= {name: chosen.uris for name, chosen in held_out.items() if chosen.uris}
-    return {name: rows.find(store, patterns) for name, patterns in wanted.items()}
+    return {name: [tagged(entry) for entry in rows.find(store, patterns)] for name, patterns in wanted.items()}
+
+
+def tagged(entry: objects.Entry) -> objects.Entry:
+    """A file of this machine is told by its contents, as an object of S3 is by its ETag, not by when it was written."""
+    if not entry.uri.startswith("file://"):
+        return entry
+    return dataclasses.replace(entry, etag=folders.sha256(files.path_of(entry.uri)))
 
 
 def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Gathered:
