@@ -34,7 +34,7 @@ venv: .venv/.ready ## Make the Python environment .venv from requirements/dev.tx
 	$(PYTHON) hack/environment.py
 
 test: venv ## Run all tests, on a real control plane and a real node too; ARGS="tests/unit -k gate" for a part
-	$(VENV)/python -m pytest $(or $(ARGS),-n 2 --dist loadgroup)
+	$(VENV)/python -m pytest $(or $(ARGS),-n 2 --dist loadscope)
 
 verify: verify-format verify-lint verify-types verify-imports verify-generated verify-chart ## Check all that needs no run: format, lint, types, imports, generated files, chart
 

@@ -1,18 +1,21 @@
 """How a whole run shares the machine (`make test`, pytest -n): the tests that start clusters are one process's, one after
 another, and begin at once, since they wait most of the time; the other tests go file by file to whoever is free."""
 
+from typing import Any
+
 import pytest
 
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=lambda item: not on_clusters(item))
-    for item in items:
-        group = "clusters" if on_clusters(item) else f"{item.path.parent.name}-{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
+CLUSTERS = ("tests/cluster/", "tests/e2e/", "tests/harness/test_controlplane.py")
 
 
-def on_clusters(item: pytest.Item) -> bool:
-    return item.path.parent.name == "e2e" or item.get_closest_marker("cluster") is not None
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Parts(LoadScopeScheduling):
+        """Not the groups of pytest-xdist: 3.8 does not tell the scheduler of them under pytest 9.2."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return "clusters" if nodeid.startswith(CLUSTERS) else nodeid.partition("::")[0]
+
+    return Parts(config, log)
