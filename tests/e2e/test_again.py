@@ -32,7 +32,7 @@ def test_unchanged_data_are_not_trained_on_again_and_changed_data_are(site: Site
 
     second = completed(site, data)
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
-    assert second["status"]["adapter"] == first["status"]["adapter"]
+    assert second["status"]["artifacts"]["adapter"] == first["status"]["artifacts"]["adapter"]
     assert second["status"]["evaluation"] == first["status"]["evaluation"]
     assert not trained(site, second)
     pruned(site)
@@ -41,5 +41,5 @@ def test_unchanged_data_are_not_trained_on_again_and_changed_data_are(site: Site
     third = completed(site, data)
     assert trained(site, third)
     assert third["status"]["revision"] == first["status"]["revision"], "the spec is the same"
-    assert third["status"]["adapter"]["sha256"] != first["status"]["adapter"]["sha256"]
+    assert third["status"]["artifacts"]["adapter"]["sha256"] != first["status"]["artifacts"]["adapter"]["sha256"]
     site.delete(NAME)
