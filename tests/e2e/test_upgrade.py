@@ -25,7 +25,7 @@ EARLIER = "07b8b55"
 CRDS = ("finetunejobs.finetune.dev", "basemodels.finetune.dev")
 TRAINS, SERVES = "crossing", "standing"
 LONG = {
-    "maxSteps": 1500,
+    "maxSteps": 3000,
     "batchSize": 2,
     "learningRate": 0.001,
     "lora": {"rank": 8},
