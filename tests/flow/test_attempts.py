@@ -164,17 +164,25 @@ async def test_the_news_of_a_job_may_come_before_those_of_its_pod() -> None:
     assert played.phase == Phase.READY
 
 
+def ends_without_its_pod(played: world.World, condition: str, reason: str) -> None:
+    """The training Job is over, and the pod that would have said how is gone."""
+
+    def over(raw: dict) -> None:
+        when = world.fakecluster.stamp(played.cluster.now)
+        raw["status"] = {
+            "conditions": [{"type": condition, "status": "True", "reason": reason, "lastTransitionTime": when}]
+        }
+
+    pod = played.pods("train")[0]["metadata"]["name"]
+    played.cluster.edit("Job", played.attempts("train")[0], over)
+    played.cluster._drop("Pod", "ml", pod)
+
+
 async def test_a_pod_that_vanished_without_a_word_is_repeated() -> None:
     played = start({"train": [Hangs()]})
     await played.settle(until=played.runs("train"))
 
-    def lost(raw: dict) -> None:
-        raw["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded",
-                                         "lastTransitionTime": world.fakecluster.stamp(played.cluster.now)}]}  # fmt: skip
-
-    pod = played.pods("train")[0]["metadata"]["name"]
-    played.cluster.edit("Job", played.attempts("train")[0], lost)
-    played.cluster._drop("Pod", "ml", pod)
+    ends_without_its_pod(played, "Failed", "BackoffLimitExceeded")
     await played.rest()
     assert len(played.attempts("train")) == 2
     assert played.phase == Phase.READY
@@ -185,13 +193,7 @@ async def test_an_answer_that_went_with_its_pod_is_asked_for_again_and_nobodys_f
     played = start({"train": [Hangs()]}, **{"spec.training.retries": 0})
     await played.settle(until=played.runs("train"))
 
-    def well(raw: dict) -> None:
-        raw["status"] = {"conditions": [{"type": "Complete", "status": "True", "reason": "CompletionsReached",
-                                         "lastTransitionTime": world.fakecluster.stamp(played.cluster.now)}]}  # fmt: skip
-
-    pod = played.pods("train")[0]["metadata"]["name"]
-    played.cluster.edit("Job", played.attempts("train")[0], well)
-    played.cluster._drop("Pod", "ml", pod)
+    ends_without_its_pod(played, "Complete", "CompletionsReached")
     await played.rest()
     assert len(played.attempts("train")) == 2
     assert played.phase == Phase.READY

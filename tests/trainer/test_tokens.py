@@ -3,7 +3,7 @@ import pathlib
 from typing import Any
 
 import pytest
-from tests.trainer import families, tiny
+from tests.trainer import families, masks, tiny
 
 from finetune_api import job
 from finetune_trainer import dataset, tokens
@@ -19,26 +19,14 @@ def encoder(base: pathlib.Path) -> tokens.Encoder:
     return tokens.load(base, job.Training(max_sequence_length=512))
 
 
-def learned(encoder: tokens.Encoder, example: dataset.Example) -> list[str]:
-    """The learned tokens as texts, one for each run of them."""
-    encoded, found, before = encoder.encode(example), [], False
-    for token, mark in zip(encoded.ids, encoded.learned, strict=True):
-        if mark and not before:
-            found.append([token])
-        elif mark:
-            found[-1].append(token)
-        before = mark
-    return [encoder.tokenizer.decode(ids) for ids in found]
-
-
 def test_answers_are_learned_with_their_stop_token_and_nothing_else(encoder: tokens.Encoder) -> None:
-    assert learned(encoder, PAIR) == ['{"reply": true}<|im_end|>']
-    assert learned(encoder, CHAT) == ['{"reply": true}<|im_end|>', "it is great<|im_end|>"]
+    assert masks.learned(encoder, PAIR) == ['{"reply": true}<|im_end|>']
+    assert masks.learned(encoder, CHAT) == ['{"reply": true}<|im_end|>', "it is great<|im_end|>"]
 
 
 def test_the_rule_of_the_loss_decides_which_turns_are_learned(encoder: tokens.Encoder) -> None:
     last = dataclasses.replace(encoder, loss_on=job.LossOn.LAST_ASSISTANT)
-    assert learned(last, CHAT) == ["it is great<|im_end|>"]
+    assert masks.learned(last, CHAT) == ["it is great<|im_end|>"]
     everything = dataclasses.replace(encoder, loss_on=job.LossOn.ALL)
     encoded = everything.encode(CHAT)
     assert all(encoded.learned)
@@ -47,7 +35,7 @@ def test_the_rule_of_the_loss_decides_which_turns_are_learned(encoder: tokens.En
 
 def test_context_answers_are_not_learned(encoder: tokens.Encoder) -> None:
     context = dataclasses.replace(ANSWER, learned=False)
-    assert learned(encoder, dataset.Example("x", (USER, context, *MORE))) == ["it is great<|im_end|>"]
+    assert masks.learned(encoder, dataset.Example("x", (USER, context, *MORE))) == ["it is great<|im_end|>"]
 
 
 def test_the_prompt_is_the_beginning_of_the_example(encoder: tokens.Encoder) -> None:
@@ -88,7 +76,7 @@ def test_an_answer_that_would_merge_with_its_prompt_is_tokenized_on_its_own(enco
     prompt, encoded = merging.prompt(example), merging.encode(example)
     assert joint[: len(prompt)] != prompt, "the test is about tokens that merge"
     assert encoded.ids[: len(prompt)] == prompt
-    assert learned(merging, example) == ["e fox<|im_end|>"]
+    assert masks.learned(merging, example) == ["e fox<|im_end|>"]
 
 
 def test_a_template_that_rewrites_the_past_is_refused_with_advice(encoder: tokens.Encoder) -> None:
@@ -107,7 +95,7 @@ def test_a_system_turn_that_is_there_only_while_the_question_waits_is_there_when
     assert "Be brief." not in mistral.render(told), "the test is about a template that leaves it out"
     assert "Be brief." in mistral.tokenizer.decode(prompt)
     assert mistral.encode(example).ids[: len(prompt)] == prompt
-    assert learned(mistral, example) == ["fox<|im_end|>"]
+    assert masks.learned(mistral, example) == ["fox<|im_end|>"]
     assert mistral.batch([example]) == [(mistral.encode(example),)]
 
 
@@ -118,7 +106,7 @@ def test_of_a_longer_chat_such_a_template_lets_the_last_answer_be_learned(encode
         mistral.encode(chat)
     last = dataclasses.replace(mistral, loss_on=job.LossOn.LAST_ASSISTANT)
     assert last.encode(chat).ids[: len(last.prompt(chat))] == last.prompt(chat)
-    assert learned(last, chat) == [f"{CHAT.messages[-1].content}<|im_end|>"]
+    assert masks.learned(last, chat) == [f"{CHAT.messages[-1].content}<|im_end|>"]
 
 
 def test_a_template_that_refuses_a_row_says_why(encoder: tokens.Encoder) -> None:
@@ -133,7 +121,7 @@ def test_an_answer_without_a_stop_token_gets_one(encoder: tokens.Encoder) -> Non
     )
     bare = with_template(encoder, template)
     assert bare.encode(PAIR).ids[-1] == encoder.tokenizer.eos_token_id
-    assert learned(bare, PAIR) == ['{"reply": true}\n<|im_end|>']
+    assert masks.learned(bare, PAIR) == ['{"reply": true}\n<|im_end|>']
 
 
 def test_a_template_that_writes_its_own_first_token_gets_no_second_one(encoder: tokens.Encoder) -> None:
@@ -156,7 +144,7 @@ def test_a_template_that_writes_its_own_first_token_gets_no_second_one(encoder: 
 
 def test_without_a_template_prompt_and_completion_follow_each_other(encoder: tokens.Encoder) -> None:
     bare = with_template(encoder, None)
-    assert learned(bare, PAIR) == ['{"reply": true}<|im_end|>']
+    assert masks.learned(bare, PAIR) == ['{"reply": true}<|im_end|>']
     assert bare.tokenizer.decode(bare.encode(PAIR).ids) == 'Is 12 late?{"reply": true}<|im_end|>'
     with pytest.raises(dataset.Wrong, match="no chat template"):
         bare.encode(CHAT)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.trainer import families, tiny
+from tests.trainer import families, masks, tiny
 
 from finetune_api import job, reasons, run
 from finetune_trainer import canary, contest, dataset, errors, evaluate, preflight, tokens, train
@@ -180,17 +180,6 @@ def encoder(template: str) -> tokens.Encoder:
     return tokens.Encoder(tokenizer, frozenset({2}), 4096)
 
 
-def learned(made: tokens.Encoder, example: dataset.Example) -> list[str]:
-    encoded, found, before = made.encode(example), [], False
-    for token, mark in zip(encoded.ids, encoded.learned, strict=True):
-        if mark and not before:
-            found.append([token])
-        elif mark:
-            found[-1].append(token)
-        before = mark
-    return [made.tokenizer.decode(ids) for ids in found]
-
-
 WANTED = {
     "tiny": '<tool_call>\n{"name": "refund", "arguments": {"item": 12}}\n</tool_call><|im_end|>',
     "Qwen 2.5": '<tool_call>\n{"name": "refund", "arguments": {"item": 12}}\n</tool_call><|im_end|>',
@@ -204,7 +193,7 @@ DIALECTS = {"tiny": "hermes", "Qwen 2.5": "hermes", "Llama 3.1": "llama3_json", 
 def test_the_calls_are_learned_from_where_the_server_lets_the_model_begin(family: str) -> None:
     made = encoder(families.TOOL_TEMPLATES[family])
     example = read(row(ASKED, CALLED, RESULT, SAID))
-    first, last = learned(made, example)
+    first, last = masks.learned(made, example)
     assert first.strip() == WANTED[family]
     assert last.strip() == "It is on its way.<|im_end|>"
     prompt, ids = made.prompt(example), made.encode(example).ids
@@ -227,13 +216,13 @@ def test_tools_before_the_last_question_make_earlier_answers_unlearnable() -> No
     with pytest.raises(dataset.Wrong, match="LastAssistant"):
         made.encode(chat)
     last = dataclasses.replace(made, loss_on=job.LossOn.LAST_ASSISTANT)
-    assert [text.strip() for text in learned(last, chat)] == [WANTED["Mistral"]]
+    assert [text.strip() for text in masks.learned(last, chat)] == [WANTED["Mistral"]]
 
 
 def test_short_ids_stay_as_they_are() -> None:
     made = encoder(families.TOOL_TEMPLATES["Mistral"])
     call = tiny.call("refund", id="abcDEF123", item=12)
-    found = learned(
+    found = masks.learned(
         made, read(row(ASKED, changed(CALLED, tool_calls=[call]), changed(RESULT, tool_call_id="abcDEF123"), SAID))
     )
     assert '"id": "abcDEF123"' in found[0]
