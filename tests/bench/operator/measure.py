@@ -1,6 +1,7 @@
 """One scenario, one side, from a fresh control plane to its figures."""
 
 import asyncio
+import collections
 import contextlib
 import itertools
 import pathlib
@@ -148,12 +149,18 @@ async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage
     done = await driver.until(f"jobs {end}", lambda: len(seen.finished), scenario.jobs, patience)
     await asyncio.sleep(LEFTOVERS)
     driver.read()
-    after, finished = usage.of(pid), max(len(seen.finished), 1)
+    after, finished = usage.of(pid), len(seen.finished)
+    if ledger.refused:
+        found.remark(f"refused requests: {dict(ledger.refused)}")
     if not done:
-        phases = sorted({phase: list(seen.phases.values()).count(phase) for phase in seen.phases.values()}.items())
-        found.remark(f"only {len(seen.finished)} of {scenario.jobs} jobs {end}; phases: {dict(phases)}")
+        phases = sorted(collections.Counter(seen.phases.values()).items())
+        found.remark(
+            f"only {finished} of {scenario.jobs} jobs {end} after {patience:.0f} s, so nothing is said of whole lives; "
+            f"phases: {dict(phases)}"
+        )
+        return False
     if not scenario.played:
-        found.add(scenarios.LIVES, finished / (max(seen.finished.values(), default=time.time()) - started))
+        found.add(scenarios.LIVES, finished / (max(seen.finished.values()) - started))
     for figures, ends in (
         ((scenarios.POD_50, scenarios.POD_99), ledger.pods_ended),
         ((scenarios.JOB_50, scenarios.JOB_99), ledger.jobs_ended),
@@ -168,9 +175,7 @@ async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage
     found.add(scenarios.LIFE_CHILDREN, (children - ledger.asked["patch", "leases"]) / finished)
     found.add(scenarios.LIFE_CPU, (after.cpu - before.cpu) / finished * 1000)
     found.add(scenarios.LIFE_MEMORY, after.peak / 1e6)
-    if ledger.refused:
-        found.remark(f"refused requests: {dict(ledger.refused)}")
-    return done
+    return True
 
 
 async def _rest(driver: drive.Drive, operator: ours.Operator, found: Findings) -> None:

@@ -87,7 +87,9 @@ def _install(plane: controlplane.ControlPlane, source: pathlib.Path, folder: pat
     ]
     for crd in crds:
         plane.kubectl("apply", "--server-side", "-f", crd)
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crd)
+    # kubectl wait gives up on a CRD that has no status yet.
+    waits = ("wait", "--for=condition=Established", "--timeout=30s", *(word for crd in crds for word in ("-f", crd)))
+    installed.eventually(lambda: plane.run(*waits).returncode == 0, 60)
     plane.kubectl("create", "namespace", SYSTEM)
     plane.kubectl("create", "serviceaccount", ACCOUNT, f"--namespace={SYSTEM}")
     plane.kubectl("create", "secret", "generic", SECRET, f"--namespace={SYSTEM}")

@@ -29,6 +29,8 @@ def control_plane() -> Iterator[controlplane.ControlPlane]:
     with controlplane.running(f"bench-{os.getpid()}") as plane:
         assert plane.bin == folder, f"one folder for all programs: {plane.bin}, {folder}"
         plane.kubectl("create", "namespace", NAMESPACE)
+        # For a moment the API server knows a new kind and has no store for it yet.
+        installed.eventually(lambda: plane.run("get", "finetunejobs", "--namespace", NAMESPACE).returncode == 0, 30)
         yield plane
 
 
