@@ -4,20 +4,24 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import json
 import pathlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import kubernetes.aio.config
 from tests.bench.operator import audit, place
 
-from finetune_operator import cluster
+from finetune_operator import cluster, observe
 from support import controlplane
 from toolbox import say
 
 AT_ONCE = 32
 """Requests of the driver that are under way at a time."""
+LASTING = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding")
+"""Children of a finished job that stay with it. Its Jobs, and with them their pods, go an hour after their end."""
+CONTENT = {"data", "rules", "roleRef", "subjects"}
 TOLD = 10.0
 """Seconds between two lines of progress."""
 STAGES = {"preflight": "PreflightPassed", "train": "Trained", "eval": "Evaluated"}
@@ -118,16 +122,44 @@ class Drive:
 
     async def create_all(self, manifests: list[dict[str, Any]], rate: float | None) -> None:
         """All of them, at once or so many a second."""
-        begun, waiting = time.monotonic(), collections.deque(enumerate(manifests))
+        begun = time.monotonic()
 
-        async def work() -> None:
-            while waiting:
-                number, manifest = waiting.popleft()
-                if rate is not None:
-                    await asyncio.sleep(max(0.0, begun + number / rate - time.monotonic()))
-                await self.create(manifest)
+        async def make(number: int) -> None:
+            if rate is not None:
+                await asyncio.sleep(max(0.0, begun + number / rate - time.monotonic()))
+            await self.create(manifests[number])
 
-        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+        await _each(len(manifests), make)
+
+    async def copy_all(self, name: str, copies: list[str]) -> None:
+        """Jobs like a finished one, each with its status and what is left of its children an hour later."""
+        api = self._api
+        assert api is not None
+        job = await api.find("FineTuneJob", place.NAMESPACE, name)
+        assert job is not None
+        uid = job["metadata"]["uid"]
+        children = [
+            {"kind": kind, "metadata": _identity(child)} | {key: child[key] for key in CONTENT & set(child)}
+            for kind in LASTING
+            async for items, _ in api.pages(kind, place.NAMESPACE, f"{observe.UID}={uid}")
+            for child in items
+        ]
+        parent = {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": _identity(job), "spec": job["spec"]}
+
+        async def make(number: int) -> None:
+            def renamed(raw: dict[str, Any], uid_now: str) -> dict[str, Any]:
+                text = json.dumps(raw).replace(uid, uid_now).replace(name, copies[number])
+                found: dict[str, Any] = json.loads(text)
+                return found
+
+            made = await api.create(renamed(parent, uid))
+            meta = made["metadata"]
+            state = renamed(job["status"], meta["uid"])
+            await api.patch_status(place.NAMESPACE, meta["name"], meta["resourceVersion"], state)
+            for child in children:
+                await api.create(renamed(child, meta["uid"]))
+
+        await _each(len(copies), make)
 
     async def until(self, what: str, count: Callable[[], int], wanted: int, seconds: float) -> bool:
         """Waits until `count` has reached `wanted`, and says how far it is; false when the time is over."""
@@ -142,3 +174,20 @@ class Drive:
                 say.line(f"      {at - begun:4.0f} s: {now} of {wanted} {what}")
             await asyncio.sleep(0.1)
         return True
+
+
+def _identity(raw: dict[str, Any]) -> dict[str, Any]:
+    """What an author says of an object; the rest of its metadata is the API server's."""
+    kept = ("name", "namespace", "labels", "annotations", "finalizers", "ownerReferences")
+    return {key: raw["metadata"][key] for key in kept if key in raw["metadata"]}
+
+
+async def _each(count: int, work: Callable[[int], Awaitable[None]]) -> None:
+    """For every number, in order, with AT_ONCE of them under way."""
+    numbers = collections.deque(range(count))
+
+    async def worker() -> None:
+        while numbers:
+            await work(numbers.popleft())
+
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))

@@ -52,7 +52,8 @@ def of_ours(scenario: Scenario, deadline: float) -> Findings:
         ours.operator(plane, folder) as operator,
     ):
         operator.leading(operator.start())
-        asyncio.run(_ours(scenario, plane, folder, operator, found, deadline))
+        play = _finished if scenario.rests else _ours
+        asyncio.run(play(scenario, plane, folder, operator, found, deadline))
         _errors(operator, found)
     return found
 
@@ -101,9 +102,35 @@ async def _ours(
         if not scenario.played:
             stack.enter_context(place.nodes(plane, folder))
             await stack.enter_async_context(driver.watching(final))
-        done = await _live(driver, scenario, pid, before, found)
-        if scenario.rests and done:
+        await _live(driver, scenario, pid, before, found)
+
+
+async def _finished(
+    scenario: Scenario,
+    plane: controlplane.ControlPlane,
+    folder: pathlib.Path,
+    operator: ours.Operator,
+    found: Findings,
+    deadline: float,
+) -> None:
+    """One job lives, while nobody leads it is copied, and then an operator finds them all."""
+    copies = [f"c-{number:05d}" for number in range(scenario.jobs)]
+    say.line(f"    {scenario.title} ({found.side})")
+    async with drive.Drive(plane, ours.SIDE, ours.PATH, deadline).open() as driver:
+        with place.nodes(plane, folder):
+            async with driver.watching("Complete"):
+                await driver.create(ours.manifest("b-00000", serves=False))
+                lived = await driver.until("jobs are finished, to be copied", lambda: len(driver.seen.finished), 1, 60)
+                assert lived, driver.seen.phases
+        await asyncio.to_thread(operator.replicas[0].end)
+        making = asyncio.create_task(driver.copy_all("b-00000", copies))
+        await driver.until("jobs are there", lambda: len(driver.ledger.created) - 1, scenario.jobs, scenario.seconds)
+        await making
+        await asyncio.to_thread(operator.leading, operator.start())
+        async with driver.watching("Complete"):
             await _rest(driver, operator, found)
+            if begun := sorted(set(copies) - set(driver.seen.finished)):
+                found.remark(f"{len(begun)} finished jobs are so no more, the first: {begun[0]}")
 
 
 async def _begin(
@@ -141,11 +168,11 @@ async def _begin(
         found.add(scenarios.BUSY, usage.share(before, busy) * 100)
 
 
-async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> bool:
-    """Until each job is finished. Returns whether all are."""
+async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> None:
+    """Until each job is finished."""
     ledger, seen, started = driver.ledger, driver.seen, time.time()
     end = "are served" if scenario.serves else "are finished"
-    patience = 60 + scenario.jobs / 6
+    patience = 60 + scenario.jobs / 2
     done = await driver.until(f"jobs {end}", lambda: len(seen.finished), scenario.jobs, patience)
     await asyncio.sleep(LEFTOVERS)
     driver.read()
@@ -158,7 +185,7 @@ async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage
             f"only {finished} of {scenario.jobs} jobs {end} after {patience:.0f} s, so nothing is said of whole lives; "
             f"phases: {dict(phases)}"
         )
-        return False
+        return
     if not scenario.played:
         found.add(scenarios.LIVES, finished / (max(seen.finished.values()) - started))
     for figures, ends in (
@@ -175,7 +202,6 @@ async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage
     found.add(scenarios.LIFE_CHILDREN, (children - ledger.asked["patch", "leases"]) / finished)
     found.add(scenarios.LIFE_CPU, (after.cpu - before.cpu) / finished * 1000)
     found.add(scenarios.LIFE_MEMORY, after.peak / 1e6)
-    return True
 
 
 async def _rest(driver: drive.Drive, operator: ours.Operator, found: Findings) -> None:

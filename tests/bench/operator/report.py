@@ -165,8 +165,8 @@ def _method(results: Results) -> list[str]:
         "- *Begun*: our job has its ConfigMaps, ServiceAccount, Role and RoleBinding and, last, its first Job, whose pod "
         f"kube-controller-manager makes on the same two cores; a TrainJob of {results.peer} has its JobSet, its only child. "
         "JobSet's own controller is not there, nor the peer's validating webhook: both would cost it more.",
-        "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Bursts live on afterwards: "
-        "kube-scheduler places their pods on nodes that KWOK plays.",
+        "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Bursts of up to 1,000 live on "
+        "afterwards: kube-scheduler places their pods on nodes that KWOK plays.",
         f"- KWOK starts each container at once and ends it after {stages.RUNS:g} s with exit code 0 and the termination message "
         "of a stage that went well (preflight, training, evaluation, verification), so that the operator goes its whole road. "
         "No progress is reported meanwhile. After a burst pods wait for each other, and so do their ends: read the latencies of "
@@ -176,6 +176,8 @@ def _method(results: Results) -> list[str]:
         "watches.",
         "- Memory is the largest resident set of the process (VmHWM), at rest the present one (VmRSS); CPU is its user and "
         f"system time; rest is measured over {REST:g} s.",
+        "- Finished jobs are copies of one that lived, with its status and what is left of its children an hour after the end: "
+        "ConfigMaps, ServiceAccount, Role, RoleBinding; Jobs and pods are gone by then. They were made while no operator ran.",
         "- A restart: the operator ends by SIGTERM, a job is created, and a process starts, whose imports count. Handover and "
         "failover: a second replica stands by; the new job is created right after the signal.",
         "",

@@ -16,21 +16,16 @@ class Scenario:
     lives: bool = False
     serves: bool = False
     rests: bool = False
-    """Whether it goes on with the finished jobs: rest, restart, handover, failover."""
+    """Whether the jobs were finished long ago: rest, restart, handover, failover."""
     peer: bool = False
     seconds: float = 120
-    """After which the jobs' beginning is cut off, and as much again for each ten jobs a second of their lives."""
-
-
-def _burst(jobs: int, seconds: float, rests: bool = False) -> Scenario:
-    return Scenario(
-        f"burst-{jobs}", f"{jobs:,} jobs at once", jobs, lives=True, rests=rests, peer=True, seconds=seconds
-    )
+    """After which the jobs' beginning is cut off."""
 
 
 ALL = (
-    _burst(100, 60),
-    _burst(1000, 120),
+    Scenario("burst-100", "100 jobs at once", 100, lives=True, peer=True, seconds=60),
+    Scenario("burst-1000", "1,000 jobs at once", 1000, lives=True, peer=True, seconds=120),
+    Scenario("burst-5000", "5,000 jobs at once", 5000, peer=True, seconds=300),
     Scenario("steady-50", "50 jobs a second, for 20 seconds", 1000, rate=50, peer=True, seconds=120),
     Scenario(
         "lives-5", "5 jobs a second, for 20 seconds, to their end", 100, rate=5, played=True, lives=True, seconds=60
@@ -38,7 +33,7 @@ ALL = (
     Scenario(
         "served", "2 jobs a second, for 15 seconds, to a served model", 30, rate=2, played=True, lives=True, serves=True
     ),
-    _burst(5000, 300, rests=True),
+    Scenario("finished-5000", "5,000 finished jobs", 5000, rests=True),
 )
 BY_NAME = {scenario.name: scenario for scenario in ALL}
 
@@ -102,9 +97,9 @@ GOALS = (
     Goal("burst-1000", RATE, 80),
     Goal("steady-50", WAIT_99, 0.5),
     Goal("lives-5", LIFE_WRITES, 8),
-    Goal("burst-5000", REST_MEMORY, 250),
-    Goal("burst-5000", REST_CPU, 5),
-    Goal("burst-5000", RESTART, 25),
+    Goal("finished-5000", REST_MEMORY, 250),
+    Goal("finished-5000", REST_CPU, 5),
+    Goal("finished-5000", RESTART, 25),
     Goal("burst-1000", RATE, 4, of_ratio=True),
     Goal("burst-1000", MEMORY, 2.5, of_ratio=True),
 )
