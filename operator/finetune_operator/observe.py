@@ -210,11 +210,15 @@ def _waiting(state: Raw) -> Waiting | None:
     return None
 
 
-def _terminated(state: Raw) -> Terminated | None:
-    """The end that tells most: a failed container's, now or before its restart; else the main container's good end."""
+def _terminated(state: Raw, once: bool) -> Terminated | None:
+    """The end that tells most: a failed container's, now or before its restart; else the main container's good end.
+
+    `once`: its containers are not restarted. One may have a former state all the same, where the runtime died while it made the
+    container and the kubelet made another: the later one is at work, or knows how it ended.
+    """
     ends = []
     for container in _statuses(state):
-        for where in ("state", "lastState"):
+        for where in ("state",) if once else ("state", "lastState"):
             if end := (container.get(where) or {}).get("terminated"):
                 ends.append((container, end))
     failed = [pair for pair in ends if pair[1].get("exitCode")]
@@ -270,7 +274,7 @@ def pod(raw: Raw) -> Pod:
         started=min((s for s in starts if s), default=None),
         ended=_ended(state),
         waiting=_waiting(state),
-        terminated=_terminated(state),
+        terminated=_terminated(state, (raw.get("spec") or {}).get("restartPolicy") == "Never"),
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
         restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
         disruption=str(disrupted.get("reason") or "disrupted") if disrupted.get("status") == "True" else "",

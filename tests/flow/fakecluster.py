@@ -531,6 +531,8 @@ class FakeCluster:
             new["phase"] = "Succeeded" if play.code == 0 else "Failed"
             reason = play.reason or ("Completed" if play.code == 0 else "Error")
             new["containerStatuses"] = [_ended(name, running, play.code, play.message, reason, self.now)]
+        for now, before in zip(new.get("containerStatuses", []), state.get("containerStatuses", []), strict=False):
+            now |= {"lastState": before["lastState"]} if "lastState" in before else {}
         if new != state:
             raw["status"] = new
             self._store("Pod", raw)

@@ -119,6 +119,24 @@ async def test_containers_that_a_machine_lost_are_no_failure(end: Ends) -> None:
     assert (played.state.failed_attempts, played.state.failure) == (0, None)
 
 
+async def test_a_container_that_was_made_twice_ends_but_once() -> None:
+    """Seen when containerd died while it made a container: the kubelet made another, which did its work."""
+    played = start(Hangs())
+    await at_work(played)
+
+    def made_twice(raw: dict) -> None:
+        (state,) = raw["status"]["containerStatuses"]
+        state["lastState"] = {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}
+
+    played.cluster.edit("Pod", train(played), made_twice)
+    await played.settle()
+    assert played.phase == Phase.TRAINING
+    played.let_go("train")
+    await played.rest()
+    assert played.phase == Phase.READY
+    assert len(played.attempts("train")) == 1
+
+
 async def test_containers_that_one_of_two_machines_lost_are_no_failure_of_the_other_either() -> None:
     played = start(Ends(1, "ConnectionResetError"), LOST, nodes=2)
     await played.rest()

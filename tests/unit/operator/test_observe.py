@@ -67,6 +67,26 @@ def test_the_end_that_tells_most_is_the_failed_containers() -> None:
     assert (seen.terminated.container, seen.terminated.message) == ("server", "boom")
 
 
+LOST_AT_ITS_MAKING = {"lastState": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}}
+"""As the kubelet says it of a container that containerd was making when it died, and that it made once more."""
+
+
+def test_a_former_state_of_a_container_that_is_never_restarted_is_no_end() -> None:
+    once = raw() | {"spec": {"restartPolicy": "Never"}}
+    state = container("trainer", running={"startedAt": "2026-05-04T12:00:00Z"}) | LOST_AT_ITS_MAKING
+    assert observe.pod(once | {"status": {"containerStatuses": [state]}}).terminated is None
+    state = container("trainer", terminated={"exitCode": 0, "message": "done"}) | LOST_AT_ITS_MAKING
+    seen = observe.pod(once | {"status": {"containerStatuses": [state]}}).terminated
+    assert (seen.exit_code, seen.message) == (0, "done")
+
+
+def test_a_servers_former_state_tells_why_it_was_restarted() -> None:
+    crashed = {"lastState": {"terminated": {"exitCode": 1, "message": "boom"}}}
+    state = container("server", waiting={"reason": "CrashLoopBackOff"}) | crashed
+    seen = observe.pod(raw() | {"spec": {"restartPolicy": "Always"}, "status": {"containerStatuses": [state]}})
+    assert (seen.terminated.exit_code, seen.terminated.message) == (1, "boom")
+
+
 def test_an_init_containers_good_end_is_not_the_pods() -> None:
     fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
     running = container("server", running={"startedAt": "2026-05-04T12:00:00Z"})
