@@ -53,14 +53,16 @@ def test_a_run_that_was_stopped_counts_as_far_as_it_came_and_says_so() -> None:
     assert "| a | 7 | 1 | stopped |" in report.page([run("a"), struck("a", 1)])
 
 
-def test_what_went_wrong_stands_on_the_page_with_its_rounds() -> None:
+def test_what_went_wrong_stands_on_the_page_with_its_rounds_and_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = ("plain-1: it ended as without the fault: end is 'Failed'",)
-    page = report.page([run("a"), struck("a", 1, violations=wrong), life("a", wrong), end("a", "Pod x")])
+    lines = [run("a"), struck("a", 1, violations=wrong), life("a", wrong), end("a", "Pod x")]
+    page = report.page(lines)
     assert "| etcd | 1 | 1 | 2 | 2 | **1** |" in page
-    assert (
-        "- a: plain-1: it ended as without the fault: end is 'Failed'. Its rounds: round 1 (etcd: SIGKILL, seed 7-1)"
-        in page
-    )
+    told = "- a: plain-1: it ended as without the fault: end is 'Failed'. Cause: "
+    said = told + "{}. Its rounds: round 1 (etcd: SIGKILL, seed 7-1)"
+    assert said.format("not known yet") in page
+    monkeypatch.setitem(report.CAUSES, ("a", "plain-1"), "a loose cable")
+    assert said.format("a loose cable") in report.page(lines)
     assert "- a: an orphan: Pod x" in page
     assert "No invariant" not in page
 
