@@ -4,8 +4,10 @@ The stages are processes of the trainer, with a tiny model. There is no server h
 there is a node (tests/e2e/test_observed.py).
 """
 
+import contextlib
 import json
 import math
+import re
 import time
 import urllib.request
 import uuid
@@ -15,17 +17,18 @@ from typing import Any
 
 import kubernetes.client
 import pytest
+import yaml
 
 from finetune_api import metrics
 from finetune_operator import observe
 from flow import world
-from support import boards, controlplane, installed, manifests, prometheus, trainers
+from support import boards, controlplane, installed, manifests, prometheus, prometheus_operator, trainers
 from support.installed import eventually
 from trainer import tiny
 
 pytestmark = pytest.mark.cluster
 NAME, BROKEN = "colours", "broken"
-SCRAPE_RULES = installed.CHART / "monitoring" / "scrape-configs.yaml"
+GUIDE = controlplane.REPOSITORY / "docs" / "guides" / "operations.md"
 PRICES = {"gpuTypes": {"nvidia-l4": {"nodeSelector": {"gpu": "l4"}, "pricePerHour": 0.8}}, "currency": "EUR"}
 
 
@@ -184,8 +187,8 @@ def test_promtool_likes_what_the_running_operator_exports(
     assert prometheus.problems(text) == ""
 
 
-def test_the_charts_scrape_rules_find_operator_stages_and_servers(
-    control_plane: controlplane.ControlPlane, scene: installed.Stage, tmp_path: Path
+def test_scrape_rules_and_pod_monitors_find_operator_stages_and_servers(
+    control_plane: controlplane.ControlPlane, scene: installed.Stage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Pods as the operator and the chart make them, found by the API server; that they are read is proven on a node."""
     template = next(m for m in installed.rendered(control_plane) if m["kind"] == "Deployment")["spec"]["template"]
@@ -218,15 +221,22 @@ def test_the_charts_scrape_rules_find_operator_stages_and_servers(
         return [pod for pod in json.loads(text)["items"] if pod["metadata"]["namespace"] in here]
 
     def labels(server: prometheus.Prometheus) -> dict[str, dict[str, str]]:
+        """Those of the targets' own, without what the Prometheus operator adds for itself."""
+        of_its_own = {"instance", "job", "container", "endpoint"}
         return {
-            target["scrapeUrl"]: {k: v for k, v in target["labels"].items() if k not in {"instance", "job"}}
+            target["scrapeUrl"]: {k: v for k, v in target["labels"].items() if k not in of_its_own}
             for target in server.get("targets")["activeTargets"]
         }
 
-    with (
-        prometheus.discovering(pods) as discovery,
-        prometheus.running(tmp_path, prometheus.of_cluster(SCRAPE_RULES, discovery)) as server,
-    ):
+    with contextlib.ExitStack() as stack:
+        discovery = stack.enter_context(prometheus.discovering(pods))
+        rules = (prometheus.chart(installed.CHART), monitored(control_plane, tmp_path_factory.mktemp("monitored")))
+        servers = [
+            stack.enter_context(
+                prometheus.running(tmp_path_factory.mktemp("server"), prometheus.of_cluster(rule, discovery))
+            )
+            for rule in rules
+        ]
         for stage, port in (("train", 9400), ("evaluate", 9400), ("verify", 8000)):
             pod = until(stage)
             revision = scene.job("found")["status"]["revision"]
@@ -236,9 +246,24 @@ def test_the_charts_scrape_rules_find_operator_stages_and_servers(
             wanted = expected | {f"http://127.0.0.1:{port}/metrics": {**found, "pod": pod["metadata"]["name"]}}
 
             end = time.monotonic() + 60
-            while (seen := labels(server)) != wanted and time.monotonic() < end:
+            while (seen := [labels(server) for server in servers]) != [wanted] * 2 and time.monotonic() < end:
                 time.sleep(0.2)
-            assert seen == wanted
+            assert seen == [wanted] * 2
+
+
+def monitored(control_plane: controlplane.ControlPlane, folder: Path) -> list[installed.Raw]:
+    """The scrape rules that the Prometheus operator makes of the chart's PodMonitors, by the values of the guide."""
+    text = re.search(r"```yaml\n# observed.yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert text is not None
+    chosen = installed.rendered(control_plane, yaml.safe_load(text[1]))
+    ours = [m for m in chosen if m["kind"] in {"PodMonitor", "PrometheusRule"}]
+    names = {rule["alert"] for m in ours for group in m["spec"].get("groups", []) for rule in group["rules"]}
+    with prometheus_operator.running(control_plane, folder) as made:
+        listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": ours})
+        control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=listed)
+        eventually(lambda: len(made.scrape_configs()) == 3, 60)
+        eventually(lambda: made.alerts() == names, 60)
+        return made.scrape_configs()
 
 
 def test_a_jobs_series_end_with_the_job(

@@ -19,7 +19,6 @@ from support import site as sites
 from support.site import NAMESPACE, Site
 
 NAME, BROKEN = "observed", "observed-broken"
-RULES = install.CHART / "monitoring" / "scrape-configs.yaml"
 
 
 def spec(site: Site, data: str, held_out: str) -> dict:
@@ -69,7 +68,7 @@ def observed(
     with contextlib.ExitStack() as stack:
         discovery = stack.enter_context(prometheus.discovering(lambda selector: site.kube.items("pods", selector)))
         proxy = None if site.local else stack.enter_context(site.kube.proxy())
-        config = prometheus.of_cluster(RULES, discovery, proxy=proxy, interval="1s")
+        config = prometheus.of_cluster(prometheus.chart(install.CHART), discovery, proxy=proxy, interval="1s")
         server = stack.enter_context(prometheus.running(tmp_path_factory.mktemp("prometheus"), config))
         begun = time.time()
         site.apply(BROKEN, site.spec("s3://no-such-bucket-here/train.jsonl"))

@@ -63,14 +63,15 @@ class Prometheus:
         return {target["scrapeUrl"]: target["health"] for target in self.get("targets")["activeTargets"]}
 
 
-def of_cluster(file: Path, discovery: str, *, proxy: str | None = None, interval: str = "2s") -> dict[str, Any]:
-    """A configuration that scrapes a cluster by the chart's own scrape rules.
+def of_cluster(
+    configs: list[dict[str, Any]], discovery: str, *, proxy: str | None = None, interval: str = "2s"
+) -> dict[str, Any]:
+    """A configuration that scrapes a cluster by these scrape rules, for example by the chart's own (`chart`).
 
     Debian builds Prometheus without the discovery of Kubernetes: `discovery` is the address of what stands in for it (see
-    `discovering`); every other word is the chart's. `proxy`: the address of a `kubectl proxy`, by which pods are read that
+    `discovering`); every other word is the rules'. `proxy`: the address of a `kubectl proxy`, by which pods are read that
     cannot be reached from here.
     """
-    configs = yaml.safe_load(file.read_text())
     through = [
         {
             "source_labels": [f"{META}{part}" for part in ("namespace", "pod_name", "pod_container_port_number")],
@@ -80,14 +81,28 @@ def of_cluster(file: Path, discovery: str, *, proxy: str | None = None, interval
         },
         {"target_label": "__address__", "replacement": proxy},
     ]
+    found = []
     for config in configs:
-        (asked,) = config.pop("kubernetes_sd_configs")
+        (asked,) = config["kubernetes_sd_configs"]
         assert asked["role"] == "pod"
-        (selector,) = asked["selectors"]
-        url = f"http://{discovery}/?{urllib.parse.urlencode({'selector': selector['label']})}"
-        config["http_sd_configs"] = [{"url": url, "refresh_interval": "1s"}]
-        config["relabel_configs"] += through if proxy else []
-    return {"global": {"scrape_interval": interval, "scrape_timeout": interval}, "scrape_configs": configs}
+        selectors = [selector["label"] for selector in asked.get("selectors", [])]
+        places = (asked.get("namespaces") or {}).get("names", [])
+        query = urllib.parse.urlencode({"selector": ",".join(selectors), "namespaces": ",".join(places)})
+        stand_in = [{"url": f"http://{discovery}/?{query}", "refresh_interval": "1s"}]
+        found.append(
+            {key: value for key, value in config.items() if key != "kubernetes_sd_configs"}
+            | {
+                "http_sd_configs": stand_in,
+                "relabel_configs": config["relabel_configs"] + (through if proxy else []),
+            }
+        )
+    return {"global": {"scrape_interval": interval, "scrape_timeout": interval}, "scrape_configs": found}
+
+
+def chart(folder: Path) -> list[dict[str, Any]]:
+    """The scrape rules that a chart ships for a Prometheus without the Prometheus operator."""
+    found: list[dict[str, Any]] = yaml.safe_load((folder / "monitoring" / "scrape-configs.yaml").read_text())
+    return found
 
 
 META = "__meta_kubernetes_"
@@ -100,19 +115,24 @@ def targets_of(pod: dict[str, Any]) -> list[dict[str, Any]]:
         f"{META}namespace": meta["namespace"],
         f"{META}pod_name": meta["name"],
         f"{META}pod_phase": state.get("phase", "Unknown"),
-        **{f"{META}pod_label_{re.sub(r'[^a-zA-Z0-9_]', '_', key)}": value for key, value in meta["labels"].items()},
     }
-    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports", [])]
+    for key, value in meta.get("labels", {}).items():
+        word = re.sub(r"[^a-zA-Z0-9_]", "_", key)
+        labels |= {f"{META}pod_label_{word}": value, f"{META}pod_labelpresent_{word}": "true"}
+    ports = [
+        (container["name"], port) for container in pod["spec"]["containers"] for port in container.get("ports", [])
+    ]
     return [
         {
             "targets": [f"{state['podIP']}:{port['containerPort']}"],
             "labels": labels
             | {
+                f"{META}pod_container_name": container,
                 f"{META}pod_container_port_name": port.get("name", ""),
                 f"{META}pod_container_port_number": str(port["containerPort"]),
             },
         }
-        for port in ports
+        for container, port in ports
         if state.get("podIP")
     ]
 
@@ -123,8 +143,10 @@ def discovering(pods: Callable[[str], list[dict[str, Any]]]) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            selector = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["selector"][0]
-            body = json.dumps([target for pod in pods(selector) for target in targets_of(pod)]).encode()
+            query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+            (selector,), (places,) = query.get("selector", [""]), query.get("namespaces", [""])
+            found = [pod for pod in pods(selector) if not places or pod["metadata"]["namespace"] in places.split(",")]
+            body = json.dumps([target for pod in found for target in targets_of(pod)]).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
