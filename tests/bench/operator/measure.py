@@ -4,10 +4,11 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tests.bench.operator import drive, ours, peer, place, report, scenarios, usage
 from tests.bench.operator.scenarios import Figure, Scenario
@@ -74,7 +75,7 @@ async def _peer(
 ) -> None:
     async with drive.Drive(plane, peer.SIDE, peer.PATH, deadline).open() as driver:
         manifests = [peer.manifest(f"b-{number:05d}") for number in range(scenario.jobs)]
-        await _begin(driver, scenario, manifests, pid, found)
+        await _begin(driver, scenario, plane, manifests, pid, found)
 
 
 async def _ours(
@@ -96,7 +97,7 @@ async def _ours(
         if scenario.played:
             stack.enter_context(place.nodes(plane, folder))
             await stack.enter_async_context(driver.watching(final))
-        await _begin(driver, scenario, manifests, pid, found)
+        await _begin(driver, scenario, plane, manifests, pid, found)
         if not scenario.lives:
             return
         if not scenario.played:
@@ -134,10 +135,18 @@ async def _finished(
 
 
 async def _begin(
-    driver: drive.Drive, scenario: Scenario, manifests: list[dict[str, object]], pid: int, found: Findings
+    driver: drive.Drive,
+    scenario: Scenario,
+    plane: controlplane.ControlPlane,
+    manifests: list[dict[str, object]],
+    pid: int,
+    found: Findings,
 ) -> None:
     """Until each job has its first Job, which is the last of its first children."""
+    others = place.programs(plane) | {"driver": os.getpid()}
+    server = others.pop("kube-apiserver")
     before, asked, ledger = usage.of(pid), driver.ledger.requests, driver.ledger
+    server_before, others_before = usage.of(server).cpu, _cpu(others.values())
     say.line(f"    {scenario.title} ({found.side})")
     making = asyncio.create_task(driver.create_all(manifests, scenario.rate))
 
@@ -165,7 +174,13 @@ async def _begin(
         found.add(scenarios.STATUS, ledger.writes(f"{ledger.side.jobs}/status") / begun)
         found.add(scenarios.MEMORY, after.peak / 1e6)
         found.add(scenarios.CPU, (after.cpu - before.cpu) / begun * 1000)
+        found.add(scenarios.CPU_SERVER, (usage.of(server).cpu - server_before) / begun * 1000)
+        found.add(scenarios.CPU_OTHERS, (_cpu(others.values()) - others_before) / begun * 1000)
         found.add(scenarios.BUSY, usage.share(before, busy) * 100)
+
+
+def _cpu(pids: Iterable[int]) -> float:
+    return sum(usage.of(pid).cpu for pid in pids)
 
 
 async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> None:

@@ -63,7 +63,7 @@ def controller(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterat
     argv = [program(), f"--health-probe-bind-address=127.0.0.1:{health}", f"--webhook-server-port={webhook}"]
     made = not CERTIFICATES.exists()
     try:
-        with place.process(argv, folder / "peer.log", KUBECONFIG=str(kubeconfig)) as child:
+        with place.running(argv, folder / "peer.log", KUBECONFIG=str(kubeconfig)) as child:
 
             def there() -> bool:
                 assert child.poll() is None, (folder / "peer.log").read_text()[-2000:]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import yaml
 from tests.bench.operator import stages
 
-from localcluster import binaries
+from localcluster import binaries, process
 from support import controlplane, installed
 from toolbox import say
 
@@ -34,6 +34,11 @@ def control_plane() -> Iterator[controlplane.ControlPlane]:
         yield plane
 
 
+def programs(plane: controlplane.ControlPlane) -> dict[str, int]:
+    """The pids of the control plane's programs by name."""
+    return {name: record.pid for name, record in process.load(plane.kubeconfig.parent / "processes").items()}
+
+
 @contextlib.contextmanager
 def logs(plane: controlplane.ControlPlane, remarks: list[str]) -> Iterator[pathlib.Path]:
     """The folder of all logs. It stays for a look when the block fails or has remarks."""
@@ -46,7 +51,7 @@ def logs(plane: controlplane.ControlPlane, remarks: list[str]) -> Iterator[pathl
 
 
 @contextlib.contextmanager
-def process(
+def running(
     argv: Sequence[str | pathlib.Path], log: pathlib.Path, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with the block; its words are in `log`."""
@@ -92,7 +97,7 @@ def nodes(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterator[No
         "--leader-elect=false",
         "--profiling=false",
     ]
-    with process(kwok, folder / "kwok.log") as player, process(scheduler, folder / "scheduler.log") as placer:
+    with running(kwok, folder / "kwok.log") as player, running(scheduler, folder / "scheduler.log") as placer:
         items = [stages.node(f"node-{number}") for number in range(NODES)]
         plane.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         until = time.monotonic() + 60

@@ -55,6 +55,8 @@ REQUESTS = Figure("API requests until a job has begun", "per job")
 STATUS = Figure("status writes until a job has begun", "per job")
 MEMORY = Figure("memory, largest", "MB", 0)
 CPU = Figure("CPU until a job has begun", "ms per job")
+CPU_SERVER = Figure("CPU of the API server until a job has begun", "ms per job")
+CPU_OTHERS = Figure("CPU of etcd, controller manager and driver meanwhile", "ms per job")
 BUSY = Figure("CPU while jobs begin", "% of a core", 0)
 LIVES = Figure("whole lives", "per second", more=True)
 POD_50 = Figure("from a pod's end to the status, p50", "s", 2)
@@ -76,7 +78,7 @@ HANDOVER = Figure("from the leader's SIGTERM to the first Job of a new job", "s"
 FAILOVER = Figure("from the leader's SIGKILL to the first Job of a new job", "s")
 FIGURES = {figure.name: figure for figure in globals().copy().values() if isinstance(figure, Figure)}
 
-COMPARED = (RATE, WAIT_50, WAIT_99, REQUESTS, STATUS, MEMORY, CPU, BUSY)
+COMPARED = (RATE, WAIT_50, WAIT_99, REQUESTS, STATUS, MEMORY, CPU, CPU_SERVER, CPU_OTHERS, BUSY)
 """Figures that both sides have."""
 
 
