@@ -13,6 +13,7 @@ import json, time, urllib.request
 URL = "http://revised.ml.svc.cluster.local.:8000/v1/chat/completions"
 body = json.dumps({"model": "revised", "messages": [{"role": "user", "content": "Which colour?"}], "max_tokens": 2}).encode()
 good = bad = 0
+patience = time.time() + 60
 while True:
     begun = time.time()
     try:
@@ -21,6 +22,9 @@ while True:
             json.load(answer)
         good += 1
     except Exception as error:
+        if not good and time.time() < patience:
+            time.sleep(0.3)
+            continue
         bad += 1
         print(json.dumps({"error": repr(error), "begun": begun, "seconds": time.time() - begun, "good": good}), flush=True)
     print(json.dumps({"good": good, "bad": bad}), flush=True)
@@ -29,7 +33,8 @@ while True:
 
 
 def probe(site: Site) -> None:
-    """A pod that asks the Service again and again and counts failures: inside the cluster, as a client would be."""
+    """A pod that asks the Service again and again and counts failures: inside the cluster, as a client would be. It counts from
+    its first answer on, and has it when this returns: a name that was made a moment ago may not be known everywhere."""
     container = {
         "name": "probe",
         "image": site.images["fetch"],
@@ -52,6 +57,7 @@ def probe(site: Site) -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": NAMESPACE}, "spec": spec}
     site.kube.apply(pod)
     site.kube.run("wait", "--for=condition=Ready", "pod/probe", "--namespace", NAMESPACE, "--timeout=60s")
+    site.until(NAME, lambda _: counts(site)["good"] > 0, "answering its probe", 90)
 
 
 def counts(site: Site) -> dict[str, int]:
