@@ -213,14 +213,17 @@ def _waiting(state: Raw) -> Waiting | None:
 def _terminated(state: Raw, once: bool) -> Terminated | None:
     """The end that tells most: a failed container's, now or before its restart; else the main container's good end.
 
-    `once`: its containers are not restarted. One may have a former state all the same, where the runtime died while it made the
-    container and the kubelet made another: the later one is at work, or knows how it ended.
+    `once`: its containers are not restarted. One may have a former state all the same, where the runtime lost it. The kubelet may
+    have made another, which is at work or knows how it ended; the former one's end is the pod's only if the pod is over by it.
     """
+    over = state.get("phase") in {"Succeeded", "Failed"}
     ends = []
     for container in _statuses(state):
-        for where in ("state",) if once else ("state", "lastState"):
-            if end := (container.get(where) or {}).get("terminated"):
-                ends.append((container, end))
+        now, before = ((container.get(where) or {}).get("terminated") for where in ("state", "lastState"))
+        if now:
+            ends.append((container, now))
+        if before and (not once or (over and not now)):
+            ends.append((container, before))
     failed = [pair for pair in ends if pair[1].get("exitCode")]
     main = [pair for pair in ends if pair[0] in (state.get("containerStatuses") or [])]
     if not (chosen := failed or main):

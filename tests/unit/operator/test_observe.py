@@ -80,6 +80,15 @@ def test_a_former_state_of_a_container_that_is_never_restarted_is_no_end() -> No
     assert (seen.exit_code, seen.message) == (0, "done")
 
 
+def test_a_pod_that_is_over_by_a_lost_container_ended_as_that_did() -> None:
+    """As the kubelet says it where the runtime lost a container that is not made again: it waits, and the pod has failed."""
+    state = container("trainer", waiting={"reason": "ContainerCreating"}) | LOST_AT_ITS_MAKING
+    for phase, ending in (("Pending", None), ("Failed", "ContainerStatusUnknown")):
+        once = raw() | {"spec": {"restartPolicy": "Never"}, "status": {"phase": phase, "containerStatuses": [state]}}
+        seen = observe.pod(once).terminated
+        assert (seen and seen.reason) == ending
+
+
 def test_a_servers_former_state_tells_why_it_was_restarted() -> None:
     crashed = {"lastState": {"terminated": {"exitCode": 1, "message": "boom"}}}
     state = container("server", waiting={"reason": "CrashLoopBackOff"}) | crashed
