@@ -53,8 +53,7 @@ def of_ours(scenario: Scenario, deadline: float) -> Findings:
         ours.operator(plane, folder) as operator,
     ):
         operator.leading(operator.start())
-        play = _finished if scenario.rests else _ours
-        asyncio.run(play(scenario, plane, folder, operator, found, deadline))
+        asyncio.run(_ours(plane, folder, operator, found, deadline))
         _errors(operator, found)
     return found
 
@@ -79,20 +78,18 @@ async def _peer(
 
 
 async def _ours(
-    scenario: Scenario,
-    plane: controlplane.ControlPlane,
-    folder: pathlib.Path,
-    operator: ours.Operator,
-    found: Findings,
-    deadline: float,
+    plane: controlplane.ControlPlane, folder: pathlib.Path, operator: ours.Operator, found: Findings, deadline: float
 ) -> None:
-    pid = operator.replicas[0].process.pid
+    scenario, pid = found.scenario, operator.replicas[0].process.pid
     manifests = [ours.manifest(f"b-{number:05d}", scenario.serves) for number in range(scenario.jobs)]
     final = "Ready" if scenario.serves else "Complete"
     async with (
         drive.Drive(plane, ours.SIDE, ours.PATH, deadline).open() as driver,
         contextlib.AsyncExitStack() as stack,
     ):
+        if scenario.rests:
+            await _finished(driver, plane, folder, operator, found)
+            return
         before = usage.of(pid)
         if scenario.played:
             stack.enter_context(place.nodes(plane, folder))
@@ -107,31 +104,30 @@ async def _ours(
 
 
 async def _finished(
-    scenario: Scenario,
+    driver: drive.Drive,
     plane: controlplane.ControlPlane,
     folder: pathlib.Path,
     operator: ours.Operator,
     found: Findings,
-    deadline: float,
 ) -> None:
     """One job lives, while nobody leads it is copied, and then an operator finds them all."""
+    scenario = found.scenario
     copies = [f"c-{number:05d}" for number in range(scenario.jobs)]
     say.line(f"    {scenario.title} ({found.side})")
-    async with drive.Drive(plane, ours.SIDE, ours.PATH, deadline).open() as driver:
-        with place.nodes(plane, folder):
-            async with driver.watching("Complete"):
-                await driver.create(ours.manifest("b-00000", serves=False))
-                lived = await driver.until("jobs are finished, to be copied", lambda: len(driver.seen.finished), 1, 60)
-                assert lived, driver.seen.phases
-        await asyncio.to_thread(operator.replicas[0].end)
-        making = asyncio.create_task(driver.copy_all("b-00000", copies))
-        await driver.until("jobs are there", lambda: len(driver.ledger.created) - 1, scenario.jobs, scenario.seconds)
-        await making
-        await asyncio.to_thread(operator.leading, operator.start())
+    with place.nodes(plane, folder):
         async with driver.watching("Complete"):
-            await _rest(driver, operator, found)
-            if begun := sorted(set(copies) - set(driver.seen.finished)):
-                found.remark(f"{len(begun)} finished jobs are so no more, the first: {begun[0]}")
+            await driver.create(ours.manifest("b-00000", serves=False))
+            lived = await driver.until("jobs are finished, to be copied", lambda: len(driver.seen.finished), 1, 60)
+            assert lived, driver.seen.phases
+    await asyncio.to_thread(operator.replicas[0].end)
+    making = asyncio.create_task(driver.copy_all("b-00000", copies))
+    await driver.until("jobs are there", lambda: len(driver.ledger.created) - 1, scenario.jobs, scenario.seconds)
+    await making
+    await asyncio.to_thread(operator.leading, operator.start())
+    async with driver.watching("Complete"):
+        await _rest(driver, operator, found)
+        if begun := [name for name in copies if driver.seen.phases.get(name) != "Complete"]:
+            found.remark(f"{len(begun)} finished jobs are so no more, the first: {begun[0]}")
 
 
 async def _begin(
