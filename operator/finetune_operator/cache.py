@@ -15,10 +15,11 @@ from typing import Any
 import pydantic
 
 from finetune_api import basemodel, reasons
-from finetune_operator import cluster, kueue, observe
+from finetune_operator import cluster, kueue
+from finetune_operator.observe import label, projections
 
 LOG = logging.getLogger(__name__)
-OURS = f"app.kubernetes.io/managed-by={cluster.MANAGER},{observe.UID}"
+OURS = f"app.kubernetes.io/managed-by={cluster.MANAGER},{label.UID}"
 SELECTORS = {"BaseModel": "", "Workload": kueue.QUEUED_JOB}
 """Of what carries no label of ours."""
 LONGEST_PAUSES = {"Workload": 60.0}
@@ -50,13 +51,13 @@ class Cache:
     def __init__(self, changed: Callable[[str], None]) -> None:
         self.changed = changed
         self.parents: dict[str, Kept] = {}
-        self.children: dict[str, dict[tuple[str, str], observe.Child]] = {}
+        self.children: dict[str, dict[tuple[str, str], projections.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
         self.workloads: dict[str, kueue.Workload] | None = None
         """By the uid of their Job, whosever it is; None until they were listed."""
         self.granted: dict[str, str] = {}
         """uid of a FineTuneJob -> digest of the rights that this process gave its pods: they are not watched."""
-        self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in observe.PROJECTIONS}
+        self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in projections.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
         self._writing: set[tuple[str, str, str]] = set()
         """(kind, namespace, name) of what we write at the moment."""
@@ -65,7 +66,7 @@ class Cache:
 
     # -- FineTuneJobs --
 
-    def put_parent(self, raw: observe.Raw) -> None:
+    def put_parent(self, raw: projections.Raw) -> None:
         uid = raw["metadata"]["uid"]
         known = self.parents.get(uid)
         if known is not None and (known.version == version(raw) or is_behind(raw, known)):
@@ -74,7 +75,7 @@ class Cache:
         if ("FineTuneJob", *key(raw)) not in self._writing:
             self.changed(uid)
 
-    def wrote_parent(self, raw: observe.Raw) -> None:
+    def wrote_parent(self, raw: projections.Raw) -> None:
         """What we wrote ourselves is known at once, unless the watch was faster and knows better."""
         uid = raw["metadata"]["uid"]
         known = self.parents.get(uid)
@@ -100,7 +101,7 @@ class Cache:
 
     # -- children and catalogue, from `follow` --
 
-    def put(self, kind: str, items: Iterable[observe.Raw]) -> set[tuple[str, str]]:
+    def put(self, kind: str, items: Iterable[projections.Raw]) -> set[tuple[str, str]]:
         """Objects of a list, or of a page of it; returns their keys."""
         found = set()
         for raw in items:
@@ -126,11 +127,11 @@ class Cache:
             if place_and_name not in found:
                 self._drop_child(kind, *place_and_name)
 
-    def listed(self, kind: str, place: str | None, items: Iterable[observe.Raw], version: str) -> None:
+    def listed(self, kind: str, place: str | None, items: Iterable[projections.Raw], version: str) -> None:
         """A list in one piece."""
         self.complete(kind, place, self.put(kind, items), version)
 
-    def heard(self, kind: str, place: str | None, event: str, raw: observe.Raw) -> None:
+    def heard(self, kind: str, place: str | None, event: str, raw: projections.Raw) -> None:
         """One event of a watch."""
         self._reached[kind, place] = number(raw["metadata"]["resourceVersion"])
         if event == "BOOKMARK":
@@ -144,7 +145,7 @@ class Cache:
         else:
             self._drop_child(kind, *key(raw))
 
-    def _put(self, kind: str, raw: observe.Raw) -> None:
+    def _put(self, kind: str, raw: projections.Raw) -> None:
         if kind == "BaseModel":
             self._put_model(raw)
         elif kind == "Workload":
@@ -152,17 +153,17 @@ class Cache:
         else:
             self._put_child(kind, raw)
 
-    def wrote_child(self, raw: observe.Raw) -> None:
+    def wrote_child(self, raw: projections.Raw) -> None:
         """The API server's answer to a write of ours, unless the watch is ahead of it already."""
         kind, meta = raw["kind"], raw["metadata"]
-        if kind not in observe.PROJECTIONS:
+        if kind not in projections.PROJECTIONS:
             return
         reached = [self._reached[at] for at in ((kind, None), (kind, meta["namespace"])) if at in self._reached]
         if reached and max(reached) < number(meta["resourceVersion"]):
             self._put_child(kind, raw, echo=True)
 
-    def _put_child(self, kind: str, raw: observe.Raw, echo: bool = False) -> None:
-        uid, meta = observe.uid_of(raw), raw["metadata"]
+    def _put_child(self, kind: str, raw: projections.Raw, echo: bool = False) -> None:
+        uid, meta = projections.uid_of(raw), raw["metadata"]
         if uid is None:
             return
         heard = number(meta["resourceVersion"])
@@ -172,7 +173,7 @@ class Cache:
         if owner != uid:
             self._drop_child(kind, *key(raw))
         self._known[kind][key(raw)] = (uid, heard)
-        fact = observe.PROJECTIONS[kind](raw)
+        fact = projections.PROJECTIONS[kind](raw)
         mine = self.children.setdefault(uid, {})
         if mine.get((kind, meta["name"])) != fact:
             mine[kind, meta["name"]] = fact
@@ -189,7 +190,7 @@ class Cache:
             self.children.pop(uid, None)
         self.changed(uid)
 
-    def _put_model(self, raw: observe.Raw) -> None:
+    def _put_model(self, raw: projections.Raw) -> None:
         name = raw["metadata"]["name"]
         try:
             self.catalogue[name] = basemodel.BaseModelSpec.model_validate(raw.get("spec") or {}, extra="ignore")
@@ -202,14 +203,14 @@ class Cache:
         self.catalogue.pop(name, None)
         self._catalogue_changed()
 
-    def _put_workload(self, raw: observe.Raw) -> None:
+    def _put_workload(self, raw: projections.Raw) -> None:
         fact = kueue.workload(raw)
         self.workloads = {} if self.workloads is None else self.workloads
         if fact.job_uid and self.workloads.get(fact.job_uid) != fact:
             self.workloads[fact.job_uid] = fact
             self._changed_in_queue(fact)
 
-    def _drop_workload(self, raw: observe.Raw) -> None:
+    def _drop_workload(self, raw: projections.Raw) -> None:
         fact = kueue.workload(raw)
         if self.workloads and fact.job_uid in self.workloads and self.workloads[fact.job_uid].name == fact.name:
             self._changed_in_queue(self.workloads.pop(fact.job_uid))
@@ -257,18 +258,18 @@ UNREAD = {"managedFields"}
 """Metadata of no use to us, and half of what an object weighs."""
 
 
-def keep(raw: observe.Raw) -> Kept:
+def keep(raw: projections.Raw) -> Kept:
     meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
     return Kept(version(raw), (raw.get("status") or {}).get("phase"), text)
 
 
-def is_behind(raw: observe.Raw, known: Kept) -> bool:
+def is_behind(raw: projections.Raw, known: Kept) -> bool:
     """Of two versions of one object; resourceVersions are ordered numbers (KEP-5504)."""
     return number(version(raw)) < number(known.version)
 
 
-def version(raw: observe.Raw) -> str:
+def version(raw: projections.Raw) -> str:
     return str(raw["metadata"]["resourceVersion"])
 
 
@@ -277,7 +278,7 @@ def number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def key(raw: observe.Raw) -> tuple[str, str]:
+def key(raw: projections.Raw) -> tuple[str, str]:
     return raw["metadata"].get("namespace", ""), raw["metadata"]["name"]
 
 
@@ -288,7 +289,7 @@ async def follow_all(
     too: nothing waits for those, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
-    sources += [(kind, place) for kind in observe.PROJECTIONS for place in places]
+    sources += [(kind, place) for kind in projections.PROJECTIONS for place in places]
     missing = set(sources)
     sources += [("Workload", place) for place in places if queues]
 

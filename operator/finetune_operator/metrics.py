@@ -13,8 +13,9 @@ from prometheus_client.registry import Collector
 
 from finetune_api import metrics as contract
 from finetune_api.reasons import Phase, Reason, Stage
-from finetune_operator import decide, series
+from finetune_operator import series
 from finetune_operator.cache import Cache
+from finetune_operator.decide import draft
 
 # one more series for each, which nobody asks for
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -51,7 +52,7 @@ for _kind in KINDS_OF_ERRORS:
     reconcile_errors.labels(_kind)
 
 
-def ended(facts: Iterable[decide.Ended]) -> None:
+def ended(facts: Iterable[draft.Ended]) -> None:
     """Observe attempts that ended."""
     for fact in facts:
         stage_duration.labels(fact.stage, fact.result).observe(fact.seconds)

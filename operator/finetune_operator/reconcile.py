@@ -9,14 +9,15 @@ from typing import Any
 
 from finetune_api import status
 from finetune_api.reasons import Condition
-from finetune_operator import cache, cluster, conditions, decide, kueue, metrics, observe, settings
-from finetune_operator.decide import diagnosis
+from finetune_operator import cache, cluster, conditions, kueue, metrics, settings
+from finetune_operator.decide import core, diagnosis, draft
 from finetune_operator.manifests import identity
+from finetune_operator.observe import observation, parents, projections
 
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
 """A missed event costs at most this delay, in seconds."""
-AFTERWARDS = observe.PATIENCE + 0.2
+AFTERWARDS = observation.PATIENCE + 0.2
 """Seconds after which a job that was moved is looked at again, should nothing happen to it: our own writes wake nobody."""
 AT_ONCE = 0.05
 WAITED_FOR = {"Deployment", "Service"}
@@ -57,11 +58,11 @@ class Reconciler:
         if known is None:
             return None
         raw = known.raw
-        parent = observe.parent(raw)
+        parent = parents.parent(raw)
         if parent.deleting:
             return None
         now = self._clock()
-        decision = decide.decide(await self._gather(parent, now)) if parent.spec else decide.refuse(parent, now)
+        decision = core.decide(await self._gather(parent, now)) if parent.spec else core.refuse(parent, now)
         try:
             moved = await self._act(parent, raw, decision, now)
         except Gone:
@@ -70,11 +71,11 @@ class Reconciler:
         again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in decision.apply) else []
         return min(again if decision.requeue is None else [*again, decision.requeue])
 
-    async def _gather(self, parent: observe.Parent, now: datetime.datetime) -> observe.Observation:
+    async def _gather(self, parent: parents.Parent, now: datetime.datetime) -> observation.Observation:
         assert parent.spec is not None
-        kinds = observe.by_kind(self._facts.children.get(parent.uid, {}))
+        kinds = observation.by_kind(self._facts.children.get(parent.uid, {}))
         name = parent.spec.base_model.name
-        observation = observe.Observation(
+        world = observation.Observation(
             parent=parent,
             spec=parent.spec,
             entry=self._facts.catalogue.get(name) if name else None,
@@ -90,20 +91,20 @@ class Reconciler:
             settings=self._settings,
         )
         refusals = {}
-        for present in observation.jobs.values():
-            there = {pod.node for pod in observation.pods_of(present.name)}
+        for present in world.jobs.values():
+            there = {pod.node for pod in world.pods_of(present.name)}
             stays = present.over or present.ending or present.deleting or present.suspended
             waits = not stays and len(there) < present.nodes
-            if waits and present.created and (now - present.created).total_seconds() > observe.PATIENCE:
+            if waits and present.created and (now - present.created).total_seconds() > observation.PATIENCE:
                 refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
-        return observe.with_refusals(observation, refusals)
+        return observation.with_refusals(world, refusals)
 
-    def _workloads(self, jobs: Mapping[str, observe.StageJob]) -> dict[str, kueue.Workload] | None:
+    def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:
         known = self._facts.workloads
         return None if known is None else {name: known[job.uid] for name, job in jobs.items() if job.uid in known}
 
     async def _act(
-        self, parent: observe.Parent, raw: observe.Raw, decision: decide.Decision, now: datetime.datetime
+        self, parent: parents.Parent, raw: projections.Raw, decision: draft.Decision, now: datetime.datetime
     ) -> bool:
         """Whether anything was to be done."""
         if decision.remove_parent:
@@ -145,7 +146,7 @@ class Reconciler:
         return raw is not before or bool(decision.apply or decision.delete)
 
     async def _apply(
-        self, parent: observe.Parent, state: status.Status, wanted: list[dict[str, Any]]
+        self, parent: parents.Parent, state: status.Status, wanted: list[dict[str, Any]]
     ) -> "Refusal | None":
         """Apply in this order, until the API server refuses one for what it says."""
         for manifest in wanted:
@@ -160,19 +161,19 @@ class Reconciler:
                 return Refusal(f"{manifest['kind']} {manifest['metadata']['name']}", failure)
         return None
 
-    async def _put(self, parent: observe.Parent, manifest: dict[str, Any]) -> dict[str, Any]:
+    async def _put(self, parent: parents.Parent, manifest: dict[str, Any]) -> dict[str, Any]:
         """A Job is made once: from then on a queue may hold it and change it. Everything else is kept as it should be."""
         if manifest["kind"] == "Job":
             return await self._api.create(manifest)
         return await self._api.apply(manifest, self._is_ours(parent, manifest))
 
-    def _is_ours(self, parent: observe.Parent, manifest: dict[str, Any]) -> bool:
+    def _is_ours(self, parent: parents.Parent, manifest: dict[str, Any]) -> bool:
         """Whether other hands in this object are drift. What we have never seen may be another's of the same name: a job called
         `web` must not take over the Service `web` of somebody's application."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        return kind not in observe.PROJECTIONS or (kind, name) in self._facts.children.get(parent.uid, {})
+        return kind not in projections.PROJECTIONS or (kind, name) in self._facts.children.get(parent.uid, {})
 
-    async def _write(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> observe.Raw:
+    async def _write(self, parent: parents.Parent, raw: projections.Raw, new: status.Status) -> projections.Raw:
         """Write the status where it differs. Returns the job as it is now; the very same when nothing was written."""
         changes = difference(raw.get("status") or {}, new.wire())
         if not changes:
@@ -188,7 +189,7 @@ class Reconciler:
             raise
         return fresh
 
-    async def _say(self, parent: observe.Parent, raw: observe.Raw, new: status.Status) -> None:
+    async def _say(self, parent: parents.Parent, raw: projections.Raw, new: status.Status) -> None:
         """Events are a courtesy: one that cannot be written changes nothing."""
         for flip in conditions.flips(parent.status, new):
             kind = "Warning" if conditions.is_bad(flip) else "Normal"
@@ -235,12 +236,12 @@ CONDITIONS_OF_A_REFUSAL: tuple[tuple[Condition, conditions.State], ...] = (
 )
 
 
-def about(parent: observe.Parent, state: status.Status) -> dict[str, Any]:
+def about(parent: parents.Parent, state: status.Status) -> dict[str, Any]:
     """Fields of a log line: the revision and stage are those that were just decided."""
     return {"namespace": parent.namespace, "job": parent.name, "revision": state.revision, "stage": state.stage}
 
 
-def difference(old: observe.Raw, new: observe.Raw) -> dict[str, Any]:
+def difference(old: projections.Raw, new: projections.Raw) -> dict[str, Any]:
     """The JSON merge patch from old to new: changed fields, and explicit nulls for those that went. Lists go whole."""
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():

@@ -13,8 +13,8 @@ from typing import Any
 
 from finetune_api import metrics
 from finetune_api.reasons import Condition, Phase, Stage
-from finetune_operator import observe
 from finetune_operator.cache import Cache, Kept
+from finetune_operator.observe import projections
 
 Sample = tuple[metrics.Metric, tuple[str, ...], float]
 """A metric, the values of its labels, and its value."""
@@ -53,9 +53,9 @@ class Jobs:
         return known[1]
 
 
-def held_by(children: Iterable[observe.Child]) -> Held:
+def held_by(children: Iterable[projections.Child]) -> Held:
     """What the running pods of a job's stages hold; a server's GPUs are told by its record."""
-    pods = [c for c in children if isinstance(c, observe.Pod) and c.stage and c.gpus and c.placed and not c.ended]
+    pods = [c for c in children if isinstance(c, projections.Pod) and c.stage and c.gpus and c.placed and not c.ended]
     return tuple(sorted((pod.stage, pod.gpu_type, pod.gpus) for pod in pods))
 
 
@@ -71,7 +71,7 @@ def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def samples(raw: observe.Raw, held: Held) -> Iterator[Sample]:
+def samples(raw: projections.Raw, held: Held) -> Iterator[Sample]:
     """All that is said of one job. Total: what a status lacks, or says in other words, gives no sample."""
     state, spec = table(raw.get("status")), table(raw.get("spec"))
     name = (str(raw["metadata"].get("namespace", "")), str(raw["metadata"]["name"]))

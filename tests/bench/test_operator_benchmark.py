@@ -9,7 +9,7 @@ from tests.bench.operator import __main__, audit, drive, measure, ours, peer, re
 
 from finetune_api import outcome
 from finetune_api.reasons import Stage
-from finetune_operator import observe
+from finetune_operator.observe import label
 from support import manifests
 from toolbox import golang
 
@@ -104,16 +104,14 @@ def test_the_news_of_a_pods_end_are_those_of_its_own_stage() -> None:
 
 def test_kwok_plays_each_stage_of_ours_and_says_what_the_operator_reads() -> None:
     told = {
-        document["spec"]["selector"].get("matchLabels", {}).get(observe.STAGE): document["spec"]["next"][
-            "statusTemplate"
-        ]
+        document["spec"]["selector"].get("matchLabels", {}).get(label.STAGE): document["spec"]["next"]["statusTemplate"]
         for document in stages.configuration()
         if document["kind"] == "Stage" and "statusTemplate" in document["spec"]["next"]
     }
     for stage, message in stages.answers().items():
         assert outcome.Outcome.model_validate_json(message).stage == stage
         assert stages.quoted(message) in told[stage.value]
-    assert f'index $root.metadata.labels "{observe.REVISION}"' in told[Stage.TRAIN.value]
+    assert f'index $root.metadata.labels "{label.REVISION}"' in told[Stage.TRAIN.value]
     assert stages.REVISION not in "".join(told.values())
 
 

@@ -17,7 +17,7 @@ import botocore.exceptions
 
 from chaos import api, history, invariants, watch
 from demo import install
-from finetune_operator import observe
+from finetune_operator.observe import label
 from support import site as sites
 from toolbox import say
 
@@ -344,7 +344,7 @@ class Fleet:
 
     def children(self, uid: str = "") -> tuple[str, ...]:
         """Names of the children of one job, or of all."""
-        selector = observe.UID + (f"%3D{uid}" if uid else "")
+        selector = label.UID + (f"%3D{uid}" if uid else "")
         return tuple(
             f"{kind} {raw['metadata']['name']}"
             for kind, path in api.CHILDREN.items()

@@ -5,7 +5,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator import observe
+from finetune_operator.observe import label
 
 Raw = Mapping[str, Any]
 ENDS = ("Complete", "Failed")
@@ -91,9 +91,9 @@ def job(raw: Raw) -> Job:
     return Job(
         uid=raw["metadata"]["uid"],
         name=raw["metadata"]["name"],
-        stage=labels.get(observe.STAGE, ""),
-        revision=labels.get(observe.REVISION, ""),
-        attempt=int(labels.get(observe.ATTEMPT, "0")),
+        stage=labels.get(label.STAGE, ""),
+        revision=labels.get(label.REVISION, ""),
+        attempt=int(labels.get(label.ATTEMPT, "0")),
     )
 
 
@@ -105,8 +105,8 @@ def pod(raw: Raw) -> Pod:
     return Pod(
         uid=raw["metadata"]["uid"],
         job=labels.get("batch.kubernetes.io/job-name", ""),
-        stage=labels.get(observe.STAGE, ""),
-        node=int(labels.get(observe.COMPLETION_INDEX, "0")),
+        stage=labels.get(label.STAGE, ""),
+        node=int(labels.get(label.COMPLETION_INDEX, "0")),
         started=time(over.get("startedAt") or (state.get("running") or {}).get("startedAt")),
         ended=time(over.get("finishedAt")),
     )

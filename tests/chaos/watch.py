@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos import api, history
-from finetune_operator import observe
+from finetune_operator.observe import label, projections
 
 KINDS = {"FineTuneJob": api.FINETUNEJOBS, "Job": api.JOBS, "Pod": api.PODS}
 
@@ -110,12 +110,12 @@ class Watch:
                 if event != "DELETED" and (not statuses or statuses[-1] != status):
                     statuses.append(status)
                 return
-            uid = observe.uid_of(raw)
+            uid = projections.uid_of(raw)
             if uid is None:
                 return
             if kind == "Job":
                 self._seen[uid].jobs[raw["metadata"]["uid"]] = history.job(raw)
-            elif observe.STAGE in raw["metadata"]["labels"]:
+            elif label.STAGE in raw["metadata"]["labels"]:
                 fresh, known = history.pod(raw), self._seen[uid].pods.get(raw["metadata"]["uid"])
                 if known is not None:  # a container's state can be taken back, its times cannot
                     fresh = dataclasses.replace(

@@ -12,7 +12,7 @@ from tests.chart.conftest import CHART, REPOSITORY, Manifest, Render
 
 from dashboards import catalogue
 from finetune_api import metrics, run
-from finetune_operator import observe
+from finetune_operator.observe import label
 from support import boards
 
 ON = {"monitoring": {"podMonitor": {"enabled": True}}}
@@ -50,10 +50,10 @@ def test_the_pod_monitors_and_the_plain_scrape_configs_say_the_same(render: Rend
         }
         assert [camel(r) for r in own if r.get("action") != "keep"] == endpoint.get("relabelings", []), name
         (selected,) = config["kubernetes_sd_configs"]
-        label = selected["selectors"][0]["label"]
+        selector = selected["selectors"][0]["label"]
         chosen = monitor["spec"]["selector"]
         wanted = chosen.get("matchLabels") or {chosen["matchExpressions"][0]["key"]: None}
-        assert label.partition("=")[0] in wanted, name
+        assert selector.partition("=")[0] in wanted, name
 
 
 def test_scrape_rules_put_the_labels_of_the_contract_onto_every_series_of_a_job() -> None:
@@ -64,10 +64,10 @@ def test_scrape_rules_put_the_labels_of_the_contract_onto_every_series_of_a_job(
 
 def test_scrape_rules_read_the_labels_that_the_operator_gives_its_pods() -> None:
     text = (CHART / "monitoring" / "scrape-configs.yaml").read_text()
-    for label in (observe.JOB, observe.REVISION, observe.STAGE):
-        assert "__meta_kubernetes_pod_label_" + re.sub(r"[./-]", "_", label) in text
-    for label in (observe.STAGE, observe.RELEASE):
-        assert f'label: "{label}"' in text
+    for key in (label.JOB, label.REVISION, label.STAGE):
+        assert "__meta_kubernetes_pod_label_" + re.sub(r"[./-]", "_", key) in text
+    for key in (label.STAGE, label.RELEASE):
+        assert f'label: "{key}"' in text
     assert run.METRICS_PORT == 9400
 
 

@@ -12,7 +12,7 @@ from tests.chart.conftest import Manifest, Refusal, Render, Rendered
 
 from finetune_api import reasons, run
 from finetune_operator import __main__ as operator_main
-from finetune_operator import observe
+from finetune_operator.observe import label
 
 Labels = dict[str, str]
 METRICS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
@@ -44,10 +44,10 @@ def pod(namespace: str = "ml", **labels: str) -> End:
 
 
 def stage(name: reasons.Stage, namespace: str = "ml") -> End:
-    return End(namespace, ((observe.STAGE, name.value), (observe.JOB, "a")))
+    return End(namespace, ((label.STAGE, name.value), (label.JOB, "a")))
 
 
-SERVER = End("ml", ((observe.RELEASE, "a-1"), (observe.JOB, "a")))
+SERVER = End("ml", ((label.RELEASE, "a-1"), (label.JOB, "a")))
 API_SERVER = End(address="10.0.0.1/32")
 STORAGE = End(address="10.1.0.0/16")
 ELSEWHERE = End(address="169.254.169.254/32")

@@ -10,7 +10,8 @@ from pathlib import Path
 import kubernetes.client
 import pytest
 
-from finetune_operator import lease, observe
+from finetune_operator import lease
+from finetune_operator.observe import label
 from flow import world
 from support import controlplane, faketime, installed, manifests
 from support.installed import eventually
@@ -50,7 +51,7 @@ def scene(control_plane: controlplane.ControlPlane) -> Iterator[installed.Stage]
     name = f"test-{uuid.uuid4().hex[:8]}"
     with control_plane.client() as client:
         kubernetes.client.CoreV1Api(client).create_namespace({"metadata": {"name": name}})
-        yield installed.Stage(client, name, lambda labels: world.World._usual(labels[observe.STAGE], labels).message)
+        yield installed.Stage(client, name, lambda labels: world.World._usual(labels[label.STAGE], labels).message)
 
 
 def move(place: Path, replica: installed.Replica, seconds: int) -> None:
@@ -86,7 +87,7 @@ def test_a_clock_that_jumps_ends_no_job_and_leaves_no_trace_in_its_status(
 ) -> None:
     leader, _ = pair
     scene.apply(world.finetunejob(**{"spec.activeDeadlineSeconds": 600}))
-    eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))
+    eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))
     today = datetime.datetime.now(datetime.UTC)
     move(place, leader, 3 * DAY)
     time.sleep(1.5)  # the library looks once a second

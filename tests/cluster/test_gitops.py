@@ -13,7 +13,7 @@ import kubernetes.watch
 import pytest
 import yaml
 
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from support import controlplane, gitops, installed, manifests
 from support.installed import eventually
@@ -42,7 +42,7 @@ def scene(control_plane: controlplane.ControlPlane, operator: installed.Replica)
     with control_plane.client() as client:
         name = f"test-{uuid.uuid4().hex[:8]}"
         kubernetes.client.CoreV1Api(client).create_namespace({"metadata": {"name": name}})
-        yield installed.Stage(client, name, lambda labels: world.World._usual(labels[observe.STAGE], labels).message)
+        yield installed.Stage(client, name, lambda labels: world.World._usual(labels[label.STAGE], labels).message)
 
 
 class Hand:
@@ -141,8 +141,8 @@ def test_every_status_of_a_job_is_read_by_kstatus_and_argo_as_it_is_meant(
     scene.play(NAME, "Ready")
     scene.answer = lambda labels: (
         world.evaluate(passed=False)
-        if labels[observe.STAGE] == "evaluate"
-        else world.World._usual(labels[observe.STAGE], labels).message
+        if labels[label.STAGE] == "evaluate"
+        else world.World._usual(labels[label.STAGE], labels).message
     )
     scene.edit(NAME, {"spec": {"training": {"seed": 7}}})
     scene.play(NAME, "Failed")

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from finetune_api import metrics
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from support import boards, controlplane, installed, manifests, prometheus, prometheus_operator, trainers
 from support.installed import eventually
@@ -50,7 +50,7 @@ def scene(control_plane: controlplane.ControlPlane, operator: installed.Replica)
     with control_plane.client() as client:
         name = f"test-{uuid.uuid4().hex[:8]}"
         kubernetes.client.CoreV1Api(client).create_namespace({"metadata": {"name": name}})
-        yield installed.Stage(client, name, lambda labels: world.World._usual(labels[observe.STAGE], labels).message)
+        yield installed.Stage(client, name, lambda labels: world.World._usual(labels[label.STAGE], labels).message)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,12 @@ def observed(
         machine = trainers.Machine(scene, control_plane, place, port)
         scene.apply(finetunejob(NAME, place))
         for stage in ("preflight", "train", "evaluate"):
-            pod = eventually(lambda stage=stage: scene.pods(**{observe.STAGE: stage, observe.JOB: NAME}))[0]
+            pod = eventually(lambda stage=stage: scene.pods(**{label.STAGE: stage, label.JOB: NAME}))[0]
             process = machine.start(pod)
             assert process.end() == 0, process.log[-3000:]
         eventually(lambda: scene.phase(NAME) == "Complete")
         scene.apply(finetunejob(BROKEN, place))
-        pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight", observe.JOB: BROKEN}))[0]
+        pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight", label.JOB: BROKEN}))[0]
         scene.run(pod)
         scene.end(pod, 2, world.refusal(world.Stage.PREFLIGHT, world.Reason.DATASET_INVALID))
         eventually(lambda: server.now(f'finetune_job_status{{finetunejob="{BROKEN}",phase="Failed"}}'))
@@ -205,7 +205,7 @@ def test_scrape_rules_and_pod_monitors_find_operator_stages_and_servers(
 
         def there() -> list[installed.Raw]:
             scene.step(until=stage)
-            return scene.pods(**{observe.STAGE: stage, observe.JOB: "found"})
+            return scene.pods(**{label.STAGE: stage, label.JOB: "found"})
 
         (pod,) = eventually(there, 30)
         scene.run(pod)
@@ -241,7 +241,7 @@ def test_scrape_rules_and_pod_monitors_find_operator_stages_and_servers(
             pod = until(stage)
             revision = scene.job("found")["status"]["revision"]
             if stage == "verify":
-                (pod,) = [pod for pod in scene.pods() if observe.RELEASE in pod["metadata"]["labels"]]
+                (pod,) = [pod for pod in scene.pods() if label.RELEASE in pod["metadata"]["labels"]]
             found = {**job, "revision": revision, "stage": "serve" if stage == "verify" else stage}
             wanted = expected | {f"http://127.0.0.1:{port}/metrics": {**found, "pod": pod["metadata"]["name"]}}
 

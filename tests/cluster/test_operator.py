@@ -13,7 +13,7 @@ import kubernetes.client
 import pytest
 
 from finetune_api import crd
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from support import controlplane, installed, manifests
 from support.installed import eventually
@@ -113,7 +113,7 @@ def reclaimed(stage: Callable[[], installed.Stage]) -> installed.Stage:
 
 
 def answer(labels: dict[str, str]) -> str:
-    usual = world.World._usual(labels[observe.STAGE], labels)
+    usual = world.World._usual(labels[label.STAGE], labels)
     return usual.message
 
 
@@ -127,7 +127,7 @@ def test_a_job_goes_from_its_spec_to_a_served_model(served: installed.Stage) -> 
         assert served.condition(NAME, kind)["status"] == "True", kind
         assert served.condition(NAME, kind)["observedGeneration"] == 1
     service = served.core.read_namespaced_service(NAME, served.namespace)
-    assert service.spec.selector[observe.RELEASE] == job["status"]["deployment"]["release"]
+    assert service.spec.selector[label.RELEASE] == job["status"]["deployment"]["release"]
     stages = [re.sub(r".*-[0-9a-f]{8}-(preflight|train|eval|check).*-1$", r"\1", name) for name in served.names("Job")]
     assert sorted(stages) == ["check", "eval", "preflight", "train"]
 
@@ -158,7 +158,7 @@ def test_kubectl_reads_well(served: installed.Stage, control_plane: controlplane
 
 def test_drift_heals_and_removed_children_come_back(served: installed.Stage) -> None:
     release = served.job(NAME)["status"]["deployment"]["release"]
-    wrong = {"spec": {"selector": {observe.UID: None, observe.RELEASE: "elsewhere"}}}
+    wrong = {"spec": {"selector": {label.UID: None, label.RELEASE: "elsewhere"}}}
     served.core.patch_namespaced_service(NAME, served.namespace, wrong)
     image = {"spec": {"replicas": 0, "template": {"spec": {"containers": [{"name": "server", "image": "evil"}]}}}}
     served.apps.patch_namespaced_deployment(release, served.namespace, image)
@@ -167,7 +167,7 @@ def test_drift_heals_and_removed_children_come_back(served: installed.Stage) -> 
         service = served.core.read_namespaced_service(NAME, served.namespace)
         server = served.apps.read_namespaced_deployment(release, served.namespace).spec
         uid = served.job(NAME)["metadata"]["uid"]
-        good = service.spec.selector == {observe.UID: uid, observe.RELEASE: release}
+        good = service.spec.selector == {label.UID: uid, label.RELEASE: release}
         return good and server.replicas == 1 and server.template.spec.containers[0].image != "evil"
 
     eventually(healed)
@@ -207,7 +207,7 @@ def test_somebody_elses_service_of_the_same_name_is_not_taken_over(
 def test_failures_are_repeated_and_named(scene: installed.Stage, control_plane: controlplane.ControlPlane) -> None:
     scene.apply(finetunejob(**{"spec.training.retries": 1}))
     for attempt in ("1", "2"):
-        pod = eventually(lambda attempt=attempt: scene.pods(**{observe.ATTEMPT: attempt}))[0]
+        pod = eventually(lambda attempt=attempt: scene.pods(**{label.ATTEMPT: attempt}))[0]
         scene.run(pod)
         scene.end(pod, 1, "Traceback: no such file")
     eventually(lambda: scene.phase(NAME) == "Failed")
@@ -228,7 +228,7 @@ def test_several_nodes_are_one_attempt_that_fails_is_disrupted_and_succeeds_as_a
 
         def there() -> list[dict]:
             scene.step(until="train")
-            found = scene.pods(**{observe.STAGE: "train", observe.ATTEMPT: str(attempt)})
+            found = scene.pods(**{label.STAGE: "train", label.ATTEMPT: str(attempt)})
             return sorted(found, key=lambda pod: pod["spec"]["hostname"]) if len(found) == 2 else []
 
         pods = eventually(there, 30)
@@ -248,8 +248,8 @@ def test_several_nodes_are_one_attempt_that_fails_is_disrupted_and_succeeds_as_a
     variables = {v["name"]: v for v in second["spec"]["containers"][0]["env"]}
     assert variables["FINETUNE_RENDEZVOUS"]["value"] == f"{job}-0.{service}.{scene.namespace}.svc:29500"
     path = variables["FINETUNE_NODE"]["valueFrom"]["fieldRef"]["fieldPath"]
-    assert path == f"metadata.labels['{observe.COMPLETION_INDEX}']"
-    assert second["metadata"]["labels"][observe.COMPLETION_INDEX] == "1"
+    assert path == f"metadata.labels['{label.COMPLETION_INDEX}']"
+    assert second["metadata"]["labels"][label.COMPLETION_INDEX] == "1"
 
     # one runs out of memory: the other is stopped, and both begin anew with half the micro-batch
     scene.end(second, 137, reason="OOMKilled")
@@ -274,7 +274,7 @@ def test_several_nodes_are_one_attempt_that_fails_is_disrupted_and_succeeds_as_a
     scene.stop(second)
     eventually(lambda: scene.condition(NAME, "Trained").get("status") == "True", 30)
     eventually(lambda: not scene.names("Service"))
-    assert len(scene.pods(**{observe.STAGE: "evaluate"})) <= 1
+    assert len(scene.pods(**{label.STAGE: "evaluate"})) <= 1
 
 
 def test_what_quotas_and_the_scheduler_say_reaches_the_job(
@@ -356,7 +356,7 @@ def test_a_pod_of_a_reclaimed_machine_is_not_doubled_while_it_may_be_at_work(rec
 
 def test_suspending_removes_the_pod_and_resuming_starts_the_next_attempt(scene: installed.Stage) -> None:
     scene.apply(finetunejob())
-    pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
+    pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))[0]
     scene.run(pod)
     scene.edit(NAME, {"spec": {"suspend": True}})
     eventually(lambda: scene.phase(NAME) == "Suspended" and not scene.names("Job"))
@@ -379,7 +379,7 @@ def test_an_api_server_that_restarts_costs_a_moment(
     scene: installed.Stage, control_plane: controlplane.ControlPlane, operator: Pair
 ) -> None:
     scene.apply(finetunejob())
-    eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))
+    eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))
     leader = operator.leader()
     begun = datetime.datetime.now(datetime.UTC).isoformat()
     controlplane.harness("restart", "--name", control_plane.name, "kube-apiserver")
@@ -398,7 +398,7 @@ def test_the_other_replica_takes_over_at_once_when_the_leader_is_told_to_stop(
     assert not other.leads()
     assert other.heard("standing by")
     scene.apply(finetunejob())
-    pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
+    pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))[0]
     begun = time.monotonic()
     assert leader.end(signal.SIGTERM) == 0
     lease = kubernetes.client.CoordinationV1Api(scene.client).read_namespaced_lease(installed.LEASE, installed.SYSTEM)
@@ -413,7 +413,7 @@ def test_the_other_replica_takes_over_at_once_when_the_leader_is_told_to_stop(
 
 def test_the_other_replica_takes_over_when_the_leader_is_killed(scene: installed.Stage, operator: Pair) -> None:
     scene.apply(finetunejob())
-    pod = eventually(lambda: scene.pods(**{observe.STAGE: "preflight"}))[0]
+    pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))[0]
     leader = operator.leader()
     leader.end(signal.SIGKILL)
     scene.run(pod)
@@ -433,14 +433,12 @@ def test_the_second_revision_takes_over_and_a_failing_one_does_not(served: insta
     second = served.job(NAME)["status"]["deployment"]["release"]
     assert second != first
     eventually(lambda: served.names("Deployment") == [second])
-    served.answer = lambda labels: (
-        world.evaluate(passed=False) if labels[observe.STAGE] == "evaluate" else answer(labels)
-    )
+    served.answer = lambda labels: world.evaluate(passed=False) if labels[label.STAGE] == "evaluate" else answer(labels)
     served.edit(NAME, {"spec": {"training": {"seed": 8}}})
     served.play(NAME, "Failed")
     assert served.condition(NAME, "Stalled")["reason"] == "EvaluationBelowGate"
     selector = served.core.read_namespaced_service(NAME, served.namespace).spec.selector
-    assert selector[observe.RELEASE] == second
+    assert selector[label.RELEASE] == second
     assert served.names("Deployment") == [second]
 
 
@@ -468,7 +466,7 @@ def test_a_job_that_is_deleted_and_created_again_at_once_begins_anew(scene: inst
     scene.apply(finetunejob())
     scene.play(NAME, "Training", 45)
     uid = scene.job(NAME)["metadata"]["uid"]
-    assert {pod["metadata"]["labels"][observe.UID] for pod in scene.pods()} == {uid}
+    assert {pod["metadata"]["labels"][label.UID] for pod in scene.pods()} == {uid}
 
 
 def test_the_operator_may_not_read_secrets(rights: tuple[Path, Path], control_plane: controlplane.ControlPlane) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import kubernetes.client
 import pytest
 
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from support import audit, controlplane, installed, manifests, queue
 from support.installed import eventually
@@ -31,7 +31,7 @@ class Scene(installed.Stage):
     """A namespace with LocalQueue team-a, which lets nobody in so far."""
 
     def __init__(self, client: kubernetes.client.ApiClient, namespace: str) -> None:
-        super().__init__(client, namespace, lambda labels: world.World._usual(labels[observe.STAGE], labels).message)
+        super().__init__(client, namespace, lambda labels: world.World._usual(labels[label.STAGE], labels).message)
         self.kueue = queue.Queues(
             queue.OnServer(client, namespace), {"team-a": 0}, lambda: datetime.datetime.now(datetime.UTC)
         )
@@ -54,7 +54,7 @@ class Scene(installed.Stage):
 
         def there() -> list[dict]:
             self.step("train")
-            pods = self.pods(**{observe.STAGE: "train"})
+            pods = self.pods(**{label.STAGE: "train"})
             return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
         [pod] = eventually(there, 30)
@@ -129,7 +129,7 @@ def lived(control_plane: controlplane.ControlPlane, scene: Scene) -> Scene:
     scene.stop(first)  # it saves its checkpoint, and ends with 143
     time.sleep(1.5)
     assert scene.condition(NAME, "Ready")["reason"] == "Evicted"
-    assert not scene.pods(**{observe.STAGE: "train"})
+    assert not scene.pods(**{label.STAGE: "train"})
     scene.kueue.held.clear()
     second = scene.train_pod()
     assert second["metadata"]["uid"] != first["metadata"]["uid"]

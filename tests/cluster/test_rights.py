@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from finetune_api import reasons, run
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from support import audit, controlplane, installed, manifests
 from support.installed import eventually
@@ -41,7 +41,7 @@ NOT_REQUESTED: dict[audit.Right, str] = {
 
 
 def answer(labels: dict[str, str]) -> str:
-    return world.World._usual(labels[observe.STAGE], labels).message
+    return world.World._usual(labels[label.STAGE], labels).message
 
 
 def granted(plane: controlplane.ControlPlane) -> set[audit.Right]:
@@ -254,9 +254,9 @@ def test_a_serviceaccount_that_a_user_names_gets_that_one_right_and_keeps_its_to
     changes = {"spec.storage.serviceAccountName": "mighty", "spec.deployment.image": "registry.example/mine:1"}
     scene.apply(world.finetunejob("borrowed", **changes))
     scene.play("borrowed", "Ready", 60)
-    for one in scene.pods(**{observe.JOB: "borrowed"}):
+    for one in scene.pods(**{label.JOB: "borrowed"}):
         assert one["spec"]["serviceAccountName"] == "mighty"
-        stage = one["metadata"]["labels"].get(observe.STAGE)
+        stage = one["metadata"]["labels"].get(label.STAGE)
         assert one["spec"]["automountServiceAccountToken"] == (stage in {"baseline", "train", "evaluate"}), stage
         images = {c["image"] for c in [*one["spec"]["containers"], *one["spec"].get("initContainers", [])]}
         if one["spec"]["automountServiceAccountToken"]:
@@ -266,7 +266,7 @@ def test_a_serviceaccount_that_a_user_names_gets_that_one_right_and_keeps_its_to
 def test_a_secret_of_another_namespace_has_no_name_here(scene: installed.Stage) -> None:
     """A Secret is named without a namespace, and a pod mounts those of its own alone."""
     scene.apply(world.finetunejob("thief", **{"spec.storage.credentialsSecret": "bootstrap-token"}))
-    pods = eventually(lambda: scene.pods(**{observe.JOB: "thief"}))
+    pods = eventually(lambda: scene.pods(**{label.JOB: "thief"}))
     assert {one["metadata"]["namespace"] for one in pods} == {scene.namespace}
     [container] = pods[0]["spec"]["containers"]
     named = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v]

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from finetune_api import crd, job
-from finetune_operator import cluster, observe
+from finetune_operator import cluster
+from finetune_operator.observe import label, projections
 from flow import recorder
 
 Raw = dict[str, Any]
 Key = tuple[str, str, str]
 START = datetime.datetime(2026, 5, 4, 12, 0, 0, tzinfo=datetime.UTC)
 IMMUTABLE = {"Job": ("spec", "template"), "Deployment": ("spec", "selector"), "RoleBinding": ("roleRef",)}
-WATCHED = {"FineTuneJob", "BaseModel", "Workload", *observe.PROJECTIONS}
+WATCHED = {"FineTuneJob", "BaseModel", "Workload", *projections.PROJECTIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +343,7 @@ class FakeCluster:
         if owner["kind"] == "Job":
             labels["batch.kubernetes.io/job-name"] = meta["name"]
         if index is not None:
-            labels[observe.COMPLETION_INDEX] = str(index)
+            labels[label.COMPLETION_INDEX] = str(index)
             number = f"{index}-{number}"
         reference = {"kind": owner["kind"], "name": meta["name"], "uid": meta["uid"], "controller": True}
         self._store(
@@ -369,7 +370,7 @@ class FakeCluster:
         pods = self._pods_of(raw)
         if over(raw):
             ttl = raw["spec"].get("ttlSecondsAfterFinished")
-            ended = observe._time(state["conditions"][-1]["lastTransitionTime"])
+            ended = projections.time_of(state["conditions"][-1]["lastTransitionTime"])
             if ttl is not None and ended and (self.now - ended).total_seconds() > ttl:
                 self._drop("Job", meta["namespace"], meta["name"])
             return
@@ -484,7 +485,7 @@ class FakeCluster:
             return
         if state["phase"] in {"Succeeded", "Failed"}:
             return
-        server = observe.RELEASE in meta["labels"]
+        server = label.RELEASE in meta["labels"]
         play = self.play(raw)
         name = raw["spec"]["containers"][0]["name"]
         new: Raw = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
@@ -555,7 +556,7 @@ def over(raw: Raw) -> bool:
 
 
 def index_of(pod: Raw) -> int:
-    return int(pod["metadata"]["labels"].get(observe.COMPLETION_INDEX, 0))
+    return int(pod["metadata"]["labels"].get(label.COMPLETION_INDEX, 0))
 
 
 def _ended(name: str, running: Raw, code: int, message: str, reason: str, now: datetime.datetime) -> Raw:

@@ -5,7 +5,7 @@ import dataclasses
 import weakref
 from typing import Any
 
-from finetune_operator import observe
+from finetune_operator.observe import label
 
 Raw = dict[str, Any]
 
@@ -54,7 +54,7 @@ def _serving(cluster: Any, raw: Raw) -> str | None:
     for pod in cluster.of("Pod"):
         ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         if ready and wanted <= pod["metadata"]["labels"].items():
-            return str(pod["metadata"]["labels"][observe.REVISION])
+            return str(pod["metadata"]["labels"][label.REVISION])
     return None
 
 
@@ -64,10 +64,6 @@ def _done(cluster: Any, raw: Raw) -> frozenset[str]:
     for job in cluster.of("Job"):
         labels = job["metadata"]["labels"]
         over = [c["type"] for c in job.get("status", {}).get("conditions", []) if c["status"] == "True"]
-        if (
-            labels[observe.UID] == raw["metadata"]["uid"]
-            and labels[observe.REVISION] == revision
-            and "Complete" in over
-        ):
-            found.add(labels[observe.STAGE])
+        if labels[label.UID] == raw["metadata"]["uid"] and labels[label.REVISION] == revision and "Complete" in over:
+            found.add(labels[label.STAGE])
     return frozenset(found)

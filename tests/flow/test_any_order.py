@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from finetune_api.reasons import Phase
-from finetune_operator import observe
+from finetune_operator.observe import label, projections
 from flow import world
 from flow.fakecluster import Ends, Evicted, Hangs, Play, Unschedulable, Waits
 from support import queue
@@ -62,7 +62,7 @@ class Chaos(world.World):
         self.apply(**self.spec)
 
     def _usual(self, role: str, labels: dict[str, str]) -> Play:  # type: ignore[override]
-        plays = PLAYS_TOGETHER if observe.COMPLETION_INDEX in labels else PLAYS
+        plays = PLAYS_TOGETHER if label.COMPLETION_INDEX in labels else PLAYS
         play = self.dice.choice(plays) if not self.deaf and role in self.roles else None
         if role == "server" and isinstance(play, Ends):
             play = Hangs()
@@ -118,7 +118,7 @@ class Chaos(world.World):
                     pod = self.dice.choice(pods)
                     self._cast[pod["metadata"]["uid"]] = Evicted()
             case "remove":
-                children = [(kind, name) for kind, _, name in self.cluster.objects if kind in observe.PROJECTIONS]
+                children = [(kind, name) for kind, _, name in self.cluster.objects if kind in projections.PROJECTIONS]
                 if children:
                     kind, name = self.dice.choice(sorted(children))
                     self.removed.add(name)

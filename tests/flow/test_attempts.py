@@ -201,11 +201,12 @@ async def test_an_answer_that_went_with_its_pod_is_asked_for_again_and_nobodys_f
 
 
 async def test_the_jobs_name_fits_for_a_job_of_forty_characters_and_attempt_999() -> None:
-    from finetune_operator import observe, revisions
+    from finetune_operator import revisions
     from finetune_operator.manifests import meta
+    from finetune_operator.observe import parents
 
     raw = {"metadata": {"name": "n" * 40, "namespace": "ml", "uid": "u"}, "spec": world.finetunejob()["spec"]}
-    parent = observe.parent(raw)
+    parent = parents.parent(raw)
     wanted = revisions.want(parent.spec, "", None)
     for stage in Stage:
         assert len(meta.stage_job(parent, wanted, stage, 999)) <= 63

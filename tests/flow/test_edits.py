@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.reasons import Phase, Reason, Stage
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from flow.fakecluster import Crashes, Ends, Hangs, Unschedulable
 
@@ -45,7 +45,7 @@ class Watcher:
         ready = [
             p
             for p in self.played.pods("server")
-            if p["metadata"]["labels"][observe.RELEASE] == release
+            if p["metadata"]["labels"][label.RELEASE] == release
             and not p["metadata"].get("deletionTimestamp")
             and p["status"]["phase"] == "Running"
         ]
@@ -537,7 +537,7 @@ async def test_a_candidate_that_is_on_its_way_follows_an_upgrade_and_is_verified
 
 
 def wrong_selector(raw: dict) -> None:
-    raw["spec"]["selector"][observe.RELEASE] = "elsewhere"
+    raw["spec"]["selector"][label.RELEASE] = "elsewhere"
 
 
 def wrong_image(raw: dict) -> None:

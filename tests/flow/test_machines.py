@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.reasons import Phase, Reason
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 from flow.fakecluster import Ends, Hangs, Silent
 
@@ -21,9 +21,7 @@ def start(*plays, nodes: int = 1, **changes) -> world.World:
 
 def train(played: world.World, number: int = 0) -> str:
     """The name of a training pod."""
-    pods = [
-        p for p in played.pods("train") if p["metadata"]["labels"].get(observe.COMPLETION_INDEX, "0") == str(number)
-    ]
+    pods = [p for p in played.pods("train") if p["metadata"]["labels"].get(label.COMPLETION_INDEX, "0") == str(number)]
     return pods[-1]["metadata"]["name"]
 
 

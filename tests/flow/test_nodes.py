@@ -3,7 +3,8 @@
 import pytest
 
 from finetune_api.reasons import Phase, Reason, Stage
-from finetune_operator import metrics, observe
+from finetune_operator import metrics
+from finetune_operator.observe import label
 from flow import world
 from flow.fakecluster import Ends, Evicted, Hangs, Unschedulable
 
@@ -41,7 +42,7 @@ def arguments(played: world.World, attempt: int) -> list[str]:
 async def test_all_nodes_train_in_one_attempt_and_the_first_answers_for_them(nodes: int) -> None:
     played = start(nodes=nodes, **{"spec.training.batchSize": 64})
     await played.settle(until=lambda: len(played.pods("train")) == nodes)
-    numbers = sorted(int(p["metadata"]["labels"][observe.COMPLETION_INDEX]) for p in played.pods("train"))
+    numbers = sorted(int(p["metadata"]["labels"][label.COMPLETION_INDEX]) for p in played.pods("train"))
     assert numbers == list(range(nodes))
     await played.rest()
     assert played.phase == Phase.READY
@@ -83,7 +84,7 @@ async def test_the_pods_find_each_other_by_a_service_that_lives_as_long_as_the_t
             "Service", service(played), lambda raw: raw["spec"].update(publishNotReadyAddresses=False)
         ),
         lambda played: played.cluster.edit(
-            "Service", service(played), lambda raw: raw["spec"]["selector"].update({observe.STAGE: "another"})
+            "Service", service(played), lambda raw: raw["spec"]["selector"].update({label.STAGE: "another"})
         ),
     ],
     ids=["removed", "only ready pods", "another selector"],

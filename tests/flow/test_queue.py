@@ -5,7 +5,8 @@ import datetime
 import pytest
 
 from finetune_api.reasons import WAITING, Phase, Reason
-from finetune_operator import metrics, observe
+from finetune_operator import metrics
+from finetune_operator.observe import label
 from flow import world
 from flow.fakecluster import Ends, Evicted, Hangs, Raw
 from support import queue
@@ -61,7 +62,7 @@ async def test_what_loads_the_model_is_queued_and_nothing_else() -> None:
     await played.rest()
     assert played.phase == Phase.READY
     queues = {
-        raw["metadata"]["labels"][observe.STAGE]: raw["metadata"]["labels"].get(queue.LABEL)
+        raw["metadata"]["labels"][label.STAGE]: raw["metadata"]["labels"].get(queue.LABEL)
         for raw in played.cluster.of("Job")
     }
     assert queues == {

@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune_api import job, outcome, status
 from finetune_api.reasons import Phase, Reason, Stage
-from finetune_operator import cache, cluster, observe, reconcile, settings
+from finetune_operator import cache, cluster, reconcile, settings
+from finetune_operator.observe import label, projections
 from flow import fakecluster
 from flow.fakecluster import Ends, Play, Raw
 from support import manifests, queue
@@ -140,8 +141,8 @@ class World:
         self.cluster.undelivered.clear()
         self.timers.clear()
         self.dirty.clear()
-        for kind in ("BaseModel", *observe.PROJECTIONS):
-            items = [raw for raw in self.cluster.of(kind) if kind == "BaseModel" or observe.uid_of(raw)]
+        for kind in ("BaseModel", *projections.PROJECTIONS):
+            items = [raw for raw in self.cluster.of(kind) if kind == "BaseModel" or projections.uid_of(raw)]
             self.cache.listed(kind, None, copy.deepcopy(items), str(self.cluster.version))
         if self.chart.kueue.enabled:
             self.cache.listed("Workload", None, copy.deepcopy(self.cluster.of("Workload")), str(self.cluster.version))
@@ -154,18 +155,18 @@ class World:
         """How this pod fares: decided once, by the first line of its role's script that is left."""
         uid, labels = pod["metadata"]["uid"], pod["metadata"]["labels"]
         if uid not in self._cast:
-            role = labels.get(observe.STAGE, "server")
+            role = labels.get(label.STAGE, "server")
             lines = self.script.get(role, [])
             self._cast[uid] = lines.pop(0) if lines else self._usual(role, labels)
         return self._cast[uid]
 
     @staticmethod
     def _usual(role: str, labels: Raw) -> Play:
-        first = labels.get(observe.COMPLETION_INDEX, "0") == "0"
+        first = labels.get(label.COMPLETION_INDEX, "0") == "0"
         said = {
             "preflight": preflight(),
             # the first of several pods answers for all
-            "train": train(labels[observe.REVISION]) if first else "",
+            "train": train(labels[label.REVISION]) if first else "",
             "baseline": baseline(),
             "evaluate": evaluate(),
             "verify": verify(),
@@ -176,13 +177,13 @@ class World:
     def recast(self, role: str, play: Play) -> None:
         """What the running pods of a role do from now on: a hanging one may end, an unschedulable one may run."""
         for pod in self.cluster.of("Pod"):
-            if pod["metadata"]["labels"].get(observe.STAGE, "server") == role:
+            if pod["metadata"]["labels"].get(label.STAGE, "server") == role:
                 self._cast[pod["metadata"]["uid"]] = play
 
     def let_go(self, role: str) -> None:
         """Running pods of a role end well."""
         for pod in self.cluster.of("Pod"):
-            if pod["metadata"]["labels"].get(observe.STAGE, "server") == role:
+            if pod["metadata"]["labels"].get(label.STAGE, "server") == role:
                 self._cast[pod["metadata"]["uid"]] = self._usual(role, pod["metadata"]["labels"])
 
     # -- the drive --
@@ -203,7 +204,7 @@ class World:
                 self.timers.pop(raw["metadata"]["uid"], None)
             else:
                 self.cache.put_parent(raw)
-        elif kind in {"BaseModel", "Workload"} or observe.uid_of(raw):
+        elif kind in {"BaseModel", "Workload"} or projections.uid_of(raw):
             if kind == "Workload" and not self.chart.kueue.enabled:
                 return
             self.cache.heard(kind, None, event, raw)
@@ -283,8 +284,8 @@ class World:
                 pods = [
                     (p["metadata"]["labels"]["batch.kubernetes.io/job-name"], fakecluster.index_of(p))
                     for p in self.cluster.of("Pod")
-                    if p["metadata"]["labels"].get(observe.STAGE) == stage
-                    and p["metadata"]["labels"][observe.UID] == uid
+                    if p["metadata"]["labels"].get(label.STAGE) == stage
+                    and p["metadata"]["labels"][label.UID] == uid
                     and p["status"]["phase"] in {"Pending", "Running"}
                 ]
                 assert len({job for job, _ in pods}) <= 1, f"two attempts of {stage} at once: {pods}"
@@ -292,8 +293,8 @@ class World:
                 jobs = [
                     j["metadata"]["name"]
                     for j in self.cluster.of("Job")
-                    if j["metadata"]["labels"][observe.STAGE] == stage
-                    and j["metadata"]["labels"][observe.UID] == uid
+                    if j["metadata"]["labels"][label.STAGE] == stage
+                    and j["metadata"]["labels"][label.UID] == uid
                     and not fakecluster.over(j)
                 ]
                 assert len(jobs) <= 1, f"two active Jobs of {stage}: {jobs}"
@@ -336,13 +337,13 @@ class World:
         return [name for kind, name, _ in self.cluster.created if kind == "Job" and marker in name]
 
     def pods(self, role: str) -> list[Raw]:
-        return [p for p in self.cluster.of("Pod") if p["metadata"]["labels"].get(observe.STAGE, "server") == role]
+        return [p for p in self.cluster.of("Pod") if p["metadata"]["labels"].get(label.STAGE, "server") == role]
 
     def serving(self) -> str | None:
         """The release that the job's Service sends requests to."""
         if ("Service", "ml", NAME) not in self.cluster.objects:
             return None
-        return str(self.cluster.get("Service", NAME)["spec"]["selector"][observe.RELEASE])
+        return str(self.cluster.get("Service", NAME)["spec"]["selector"][label.RELEASE])
 
     def runs(self, role: str) -> Callable[[], bool]:
         return lambda: any(

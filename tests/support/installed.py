@@ -23,7 +23,7 @@ import kubernetes.client
 import yaml
 
 import finetune_api
-from finetune_operator import observe
+from finetune_operator.observe import label
 from support import controlplane
 
 SYSTEM = "finetune-system"
@@ -179,7 +179,7 @@ class Stage:
         return found[0] if found else {}
 
     def pods(self, **labels: str) -> list[Raw]:
-        selector = ",".join([observe.UID, *(f"{key}={value}" for key, value in labels.items())])
+        selector = ",".join([label.UID, *(f"{key}={value}" for key, value in labels.items())])
         listed = self.core.list_namespaced_pod(self.namespace, label_selector=selector)
         return [self.client.sanitize_for_serialization(pod) for pod in listed.items]
 
@@ -194,7 +194,7 @@ class Stage:
             "Role": kubernetes.client.RbacAuthorizationV1Api(self.client).list_namespaced_role,
             "RoleBinding": kubernetes.client.RbacAuthorizationV1Api(self.client).list_namespaced_role_binding,
         }
-        return sorted(item.metadata.name for item in lists[kind](self.namespace, label_selector=observe.UID).items)
+        return sorted(item.metadata.name for item in lists[kind](self.namespace, label_selector=label.UID).items)
 
     def place(self, pod: Raw, name: str = "stage") -> None:
         """Be the scheduler: only a pod that has a node is stopped in two steps, as on a real one."""
@@ -228,7 +228,7 @@ class Stage:
     def run(self, pod: Raw) -> None:
         """The container runs; a server's is ready."""
         name = pod["spec"]["containers"][0]["name"]
-        server = observe.RELEASE in pod["metadata"]["labels"]
+        server = label.RELEASE in pod["metadata"]["labels"]
         ready = {"type": "Ready", "status": "True" if server else "False"}
         container = {"name": name, "ready": server, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
         state = {"running": {"startedAt": now()}}
@@ -258,7 +258,7 @@ class Stage:
     def step(self, until: str = "") -> None:
         """Every pod goes one step further; those of the stage `until` and later ones stay where they are."""
         for pod in self.pods():
-            stage, phase = pod["metadata"]["labels"].get(observe.STAGE, "server"), pod["status"]["phase"]
+            stage, phase = pod["metadata"]["labels"].get(label.STAGE, "server"), pod["status"]["phase"]
             if stage == until or phase not in {"Pending", "Running"}:
                 continue
             if phase == "Pending":

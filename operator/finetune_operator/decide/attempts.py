@@ -7,10 +7,11 @@ from typing import Any
 from finetune_api import job, outcome, revision, run, status
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
-from finetune_operator import conditions, observe
+from finetune_operator import conditions
 from finetune_operator.decide import diagnosis, gang, queue
 from finetune_operator.decide.draft import Draft, Ended
 from finetune_operator.manifests import configs, identity, meta, service, stages
+from finetune_operator.observe import observation, projections
 
 LONGEST_PAUSE = 300.0
 SMALLEST_SHARE = 0.5
@@ -139,7 +140,7 @@ def introduce(draft: Draft, nodes: int) -> None:
     manifest = service.nodes(draft.obs.parent, draft.obs.settings, draft.wanted.revision)
     draft.nodes_service = manifest["metadata"]["name"]
     present = draft.obs.services.get(draft.nodes_service)
-    if present is None or present.guarded != observe.service(manifest).guarded:
+    if present is None or present.guarded != projections.service(manifest).guarded:
         draft.apply.append(manifest)
 
 
@@ -149,7 +150,7 @@ def had_ended(draft: Draft, stage: Stage) -> bool:
     return job_ is not None and job_.over and not job_.deleting
 
 
-def _others(draft: Draft, stage: Stage, name: str) -> list[observe.StageJob]:
+def _others(draft: Draft, stage: Stage, name: str) -> list[projections.StageJob]:
     """Earlier attempts that are still saving their checkpoint: never two at once."""
     return [
         job_
@@ -160,7 +161,7 @@ def _others(draft: Draft, stage: Stage, name: str) -> list[observe.StageJob]:
     ]
 
 
-def _say_who_is_lost(draft: Draft, stage: Stage, others: list[observe.StageJob]) -> None:
+def _say_who_is_lost(draft: Draft, stage: Stage, others: list[projections.StageJob]) -> None:
     """An earlier attempt that cannot end, since the machine below one of its pods does not answer."""
     pods = [pod for other in others for pod in draft.obs.pods_of(other.name) if pod.silent]
     if problem := diagnosis.disrupted(pods[0] if pods else None):
@@ -180,7 +181,7 @@ def _watched(draft: Draft, stage: Stage, pods: gang.Gang, refusal: str) -> None:
     present = pods.job
     if None in pods.pods:
         age = (draft.obs.now - present.created).total_seconds() if present.created else 0.0
-        draft.again_in(observe.PATIENCE - age + 0.1 if age < observe.PATIENCE else REFUSED_AGAIN)
+        draft.again_in(observation.PATIENCE - age + 0.1 if age < observation.PATIENCE else REFUSED_AGAIN)
     kind = conditions.STAGE_CONDITIONS[stage]
     problems = [p for p in (diagnosis.not_started(pod, refusal) for pod in pods.pods) if p is not None]
     taken = [p for p in map(diagnosis.disrupted, pods.pods) if p is not None]

@@ -10,8 +10,9 @@ there, and nothing is counted twice.
 import datetime
 
 from finetune_api import status
-from finetune_operator import observe, settings
+from finetune_operator import settings
 from finetune_operator.decide.draft import Draft
+from finetune_operator.observe import projections
 
 PAUSE = datetime.timedelta(seconds=60)
 """The least time between two counts, but for the last of an attempt."""
@@ -31,13 +32,13 @@ def settle(draft: Draft) -> None:
     draft.edit(cost=counted(before, holding, now, draft.obs.settings))
 
 
-def goes(draft: Draft, pod: observe.Pod) -> bool:
+def goes(draft: Draft, pod: projections.Pod) -> bool:
     """Whether a pod that ended may not be seen again: it is being deleted, or its Job is over, which the status tells anyway."""
     job = draft.obs.jobs.get(pod.parent)
     return pod.deleting or job is None or job.over
 
 
-def held(pod: observe.Pod, since: datetime.datetime | None, until: datetime.datetime) -> float:
+def held(pod: projections.Pod, since: datetime.datetime | None, until: datetime.datetime) -> float:
     """GPU-seconds that a pod held between two times; `since` None: from its placement on."""
     if pod.placed is None:
         return 0.0
@@ -47,7 +48,7 @@ def held(pod: observe.Pod, since: datetime.datetime | None, until: datetime.date
 
 
 def counted(
-    before: status.Cost | None, pods: list[observe.Pod], until: datetime.datetime, chart: settings.Settings
+    before: status.Cost | None, pods: list[projections.Pod], until: datetime.datetime, chart: settings.Settings
 ) -> status.Cost:
     """The cost up to `until`, the shares of these pods added."""
     since = before.counted_until if before else None

@@ -8,7 +8,7 @@ import pydantic
 from finetune_api import outcome
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
-from finetune_operator import observe
+from finetune_operator.observe import projections
 
 PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 EXCEEDED = re.compile(
@@ -35,7 +35,7 @@ class Problem:
     log_tail: str | None = None
 
 
-def answer(pod: observe.Pod | None) -> outcome.Outcome | None:
+def answer(pod: projections.Pod | None) -> outcome.Outcome | None:
     """What the stage wrote as its termination message; None when it could not."""
     if pod is None or pod.terminated is None:
         return None
@@ -71,7 +71,7 @@ def refused(what: str, words: str) -> Problem:
     )
 
 
-def not_started(pod: observe.Pod | None, refusal: str) -> Problem | None:
+def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
     """Why a pod does not start; None while all is well so far."""
     if pod is None:
         return refused("the pod", refusal) if refusal else None
@@ -101,7 +101,7 @@ def not_started(pod: observe.Pod | None, refusal: str) -> Problem | None:
     return None
 
 
-def disrupted(pod: observe.Pod | None) -> Problem | None:
+def disrupted(pod: projections.Pod | None) -> Problem | None:
     """Whether a pod that was at work is being taken from its machine, or lost with it."""
     if pod is None or pod.terminated is not None or not (pod.silent or (pod.disrupted and pod.deleting)):
         return None
@@ -128,7 +128,7 @@ ADVICE = {
 }
 
 
-def failed(stage: Stage, pod: observe.Pod | None, job_failure: str) -> Problem:
+def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Problem:
     """Why an attempt failed. `ends` is true when another one would end the same."""
     if pod is None or pod.terminated is None:
         seen = f" ({job_failure})" if job_failure else ""
@@ -156,7 +156,7 @@ def failed(stage: Stage, pod: observe.Pod | None, job_failure: str) -> Problem:
     return Problem(reason, message, ends=ends, exit_code=end.exit_code, log_tail=tail)
 
 
-def server(pod: observe.Pod | None) -> Problem | None:
+def server(pod: projections.Pod | None) -> Problem | None:
     """Why a server's pod is not ready; None while it may still come up."""
     if problem := not_started(pod, ""):
         return problem

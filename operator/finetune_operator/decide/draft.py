@@ -5,8 +5,9 @@ import datetime
 
 from finetune_api import job, revision, run, status
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator import conditions, observe, revisions
+from finetune_operator import conditions, revisions
 from finetune_operator.manifests import meta, release
+from finetune_operator.observe import observation
 
 HISTORY = 10
 Adapter = status.Adapter
@@ -58,7 +59,7 @@ class Decision:
 class Draft:
     """Mutable on purpose, within one call of `decide` only."""
 
-    obs: observe.Observation
+    obs: observation.Observation
     wanted: revisions.Wanted
     status: status.Status
     apply: list[meta.Manifest] = dataclasses.field(default_factory=list)

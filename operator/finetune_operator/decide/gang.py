@@ -3,7 +3,7 @@
 import dataclasses
 
 from finetune_api.exits import Exit
-from finetune_operator import observe
+from finetune_operator.observe import observation, projections
 
 TELLING = {Exit.INVALID, Exit.OUT_OF_MEMORY, Exit.DIVERGED, Exit.STORAGE}
 """Exit codes that name a cause, which no pod has for the mere reason that another one left."""
@@ -14,16 +14,16 @@ SIGKILL = 137
 class Gang:
     """An attempt's Job and its pods by their number: the newest of each, None where there is none."""
 
-    job: observe.StageJob
-    pods: tuple[observe.Pod | None, ...]
+    job: projections.StageJob
+    pods: tuple[projections.Pod | None, ...]
 
     @property
-    def first(self) -> observe.Pod | None:
+    def first(self) -> projections.Pod | None:
         """The pod that speaks for all."""
         return self.pods[0]
 
     @property
-    def present(self) -> list[observe.Pod]:
+    def present(self) -> list[projections.Pod]:
         return [pod for pod in self.pods if pod is not None]
 
     @property
@@ -55,11 +55,13 @@ class Gang:
         return gone[0] if gone else None
 
     @property
-    def lost(self) -> observe.Pod | None:
+    def lost(self) -> projections.Pod | None:
         """A pod whose machine came back without its containers; None where another one knows why it ended."""
         if any(map(_names_a_cause, self.present)):
             return None
-        return next((p for p in self.present if p.terminated is not None and p.terminated.reason in observe.LOST), None)
+        return next(
+            (p for p in self.present if p.terminated is not None and p.terminated.reason in projections.LOST), None
+        )
 
     @property
     def stopped(self) -> bool:
@@ -70,7 +72,7 @@ class Gang:
         return cause is None or (cause.terminated is not None and cause.terminated.exit_code == Exit.STOPPED)
 
     @property
-    def cause(self) -> observe.Pod | None:
+    def cause(self) -> projections.Pod | None:
         """The pod whose end tells most of why all ended; None when none could tell.
 
         A pod that leaves takes the others with it: those end as if they were asked to (143), are stopped, or break off. So a
@@ -79,12 +81,12 @@ class Gang:
         return min((pod for pod in self.present if pod.terminated is not None), key=_tells, default=None)
 
 
-def _names_a_cause(pod: observe.Pod) -> bool:
+def _names_a_cause(pod: projections.Pod) -> bool:
     end = pod.terminated
     return end is not None and (end.reason == "OOMKilled" or end.exit_code in TELLING)
 
 
-def _tells(pod: observe.Pod) -> tuple[int, float, bool, int]:
+def _tells(pod: projections.Pod) -> tuple[int, float, bool, int]:
     end = pod.terminated
     assert end is not None
     rank = 0 if _names_a_cause(pod) else 2 if end.exit_code in {Exit.STOPPED, Exit.DONE} else 1
@@ -92,7 +94,7 @@ def _tells(pod: observe.Pod) -> tuple[int, float, bool, int]:
     return rank, finished, end.exit_code != SIGKILL, pod.node
 
 
-def of(observation: observe.Observation, job: observe.StageJob) -> Gang:
+def of(obs: observation.Observation, job: projections.StageJob) -> Gang:
     """The gang of a Job."""
-    newest = {pod.node: pod for pod in observation.pods_of(job.name)}
+    newest = {pod.node: pod for pod in obs.pods_of(job.name)}
     return Gang(job, tuple(newest.get(node) for node in range(job.nodes)))

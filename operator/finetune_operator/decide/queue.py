@@ -8,8 +8,9 @@ import datetime
 
 from finetune_api import status
 from finetune_api.reasons import Reason, Stage
-from finetune_operator import conditions, kueue, observe
+from finetune_operator import conditions, kueue
 from finetune_operator.decide.draft import Draft
+from finetune_operator.observe import projections
 
 PATIENCE = datetime.timedelta(seconds=10)
 """What Kueue may take to notice a Job."""
@@ -17,7 +18,7 @@ REFUSED = {"Inadmissible", "Misconfigured", "Deactivated", "Suspended", "NoMatch
 """Kueue's reasons for which waiting does not help: somebody has to change a queue, or the job."""
 
 
-def wait(draft: Draft, stage: Stage, job: observe.StageJob) -> None:
+def wait(draft: Draft, stage: Stage, job: projections.StageJob) -> None:
     """Say why the Job is held back."""
     if not job.queue:
         reason, why = (
@@ -41,7 +42,7 @@ def _unread(draft: Draft) -> tuple[Reason, str]:
     return Reason.QUEUED, "Kueue's reasons are not known here, since the chart's kueue.enabled is off"
 
 
-def _unnoticed(draft: Draft, job: observe.StageJob) -> tuple[Reason, str]:
+def _unnoticed(draft: Draft, job: projections.StageJob) -> tuple[Reason, str]:
     due = (job.created or draft.obs.now) + PATIENCE
     if draft.obs.now < due:
         draft.again_at(due)

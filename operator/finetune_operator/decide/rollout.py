@@ -7,10 +7,10 @@ import datetime
 
 from finetune_api import job, run, status
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator import observe
 from finetune_operator.decide import attempts, diagnosis
 from finetune_operator.decide.draft import Draft, Ref
 from finetune_operator.manifests import deployment, identity, meta, release, service
+from finetune_operator.observe import projections
 
 
 def advance(draft: Draft, base: run.ResolvedBaseModel, adapter: status.Adapter) -> None:
@@ -65,7 +65,7 @@ def recreates(draft: Draft) -> bool:
     return draft.spec.deployment.rollout.strategy == "Recreate" and draft.candidate is not None
 
 
-def _starting(draft: Draft, name: str, server: observe.Server | None) -> None:
+def _starting(draft: Draft, name: str, server: projections.Server | None) -> None:
     draft.enter_once(Stage.VERIFY)
     # A verification of pods that were here before says nothing of these.
     attempt = draft.status.attempt or 1
@@ -121,7 +121,7 @@ def keep(draft: Draft, wanted: release.Release, replicas: int) -> None:
     parent, chart = draft.obs.parent, draft.obs.settings
     server = deployment.build(parent, chart, wanted, replicas)
     present = draft.obs.servers.get(wanted.name)
-    fresh = observe.server(server)
+    fresh = projections.server(server)
     if present is None or (not present.deleting and (present.guarded, present.replicas) != (fresh.guarded, replicas)):
         chosen = wanted.storage.service_account_name
         draft.apply += [*identity.build(parent, chart, draft.wanted.revision, chosen), server]
@@ -132,7 +132,7 @@ def expose(draft: Draft, name: str, release_name: str) -> None:
     """The Service `name` stands before the pods of a release."""
     manifest = service.build(draft.obs.parent, draft.obs.settings, name, release_name)
     present = draft.obs.services.get(name)
-    if present is None or present.guarded != observe.service(manifest).guarded:
+    if present is None or present.guarded != projections.service(manifest).guarded:
         draft.apply.append(manifest)
 
 

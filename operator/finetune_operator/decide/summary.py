@@ -1,10 +1,11 @@
 """The sum of a status: Ready, Reconciling and Stalled by kstatus' rules, then the phase for people."""
 
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator import conditions, observe
+from finetune_operator import conditions
 from finetune_operator.decide import diagnosis
 from finetune_operator.decide.draft import STAGES, Draft
 from finetune_operator.manifests import release
+from finetune_operator.observe import projections
 
 
 def sum_up(draft: Draft) -> None:
@@ -46,7 +47,7 @@ def _meanwhile(serving: release.Release | None) -> str:
     return f" (revision {serving.revision} goes on serving)" if serving is not None else ""
 
 
-def _pod_problem(pod: observe.Pod) -> str:
+def _pod_problem(pod: projections.Pod) -> str:
     problem = diagnosis.server(pod)
     return problem.message if problem else ""
 

@@ -3,12 +3,13 @@
 import json
 
 from finetune_api import run
-from finetune_operator import observe, settings
+from finetune_operator import settings
 from finetune_operator.manifests import meta
+from finetune_operator.observe import label, parents
 
 
-def run_file(parent: observe.Parent, chart: settings.Settings, content: run.Run) -> meta.Manifest:
-    labels = meta.labels(parent, chart.labels, **{observe.REVISION: content.revision})
+def run_file(parent: parents.Parent, chart: settings.Settings, content: run.Run) -> meta.Manifest:
+    labels = meta.labels(parent, chart.labels, **{label.REVISION: content.revision})
     return meta.hashed(
         {
             "apiVersion": "v1",
@@ -19,9 +20,9 @@ def run_file(parent: observe.Parent, chart: settings.Settings, content: run.Run)
     )
 
 
-def progress(parent: observe.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
+def progress(parent: parents.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
     """Empty: the trainer fills it, and server-side apply leaves alone what we do not name."""
-    labels = meta.labels(parent, chart.labels, **{observe.REVISION: revision})
+    labels = meta.labels(parent, chart.labels, **{label.REVISION: revision})
     return meta.hashed(
         {
             "apiVersion": "v1",

@@ -3,9 +3,10 @@
 from typing import Any
 
 from finetune_api import run
-from finetune_operator import observe, settings
+from finetune_operator import settings
 from finetune_operator.manifests import meta, pods
 from finetune_operator.manifests.release import Release
+from finetune_operator.observe import label, parents
 
 SERVER = "server"
 FETCH = "fetch"
@@ -20,9 +21,9 @@ def probe(period: int, failures: int) -> dict[str, Any]:
     }
 
 
-def build(parent: observe.Parent, chart: settings.Settings, release: Release, replicas: int) -> meta.Manifest:
-    selector = {observe.UID: parent.uid, observe.RELEASE: release.name}
-    labels = meta.labels(parent, chart.labels, **{observe.REVISION: release.revision, observe.RELEASE: release.name})
+def build(parent: parents.Parent, chart: settings.Settings, release: Release, replicas: int) -> meta.Manifest:
+    selector = {label.UID: parent.uid, label.RELEASE: release.name}
+    labels = meta.labels(parent, chart.labels, **{label.REVISION: release.revision, label.RELEASE: release.name})
     requests = chart.serving.requests
     base_volumes, base_mounts = pods.base_volume(release.base_model)
     fetch = {

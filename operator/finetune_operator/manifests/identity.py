@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 
 from finetune_api import revision as revisions
-from finetune_operator import observe, settings
+from finetune_operator import settings
 from finetune_operator.manifests import meta
+from finetune_operator.observe import parents, projections
 
 
-def build(parent: observe.Parent, chart: settings.Settings, revision: str, chosen: str | None) -> list[meta.Manifest]:
+def build(parent: parents.Parent, chart: settings.Settings, revision: str, chosen: str | None) -> list[meta.Manifest]:
     """The identity of the job's pods; with a ServiceAccount of the user's only Role and RoleBinding are ours."""
     name = meta.identity(parent)
     labels = meta.labels(parent, chart.labels)
@@ -44,5 +45,5 @@ def build(parent: observe.Parent, chart: settings.Settings, revision: str, chose
 
 def digest(manifests: Iterable[meta.Manifest]) -> str:
     """Of the rights among these manifests; empty when there are none."""
-    rights = [manifest for manifest in manifests if manifest["kind"] not in observe.PROJECTIONS]
+    rights = [manifest for manifest in manifests if manifest["kind"] not in projections.PROJECTIONS]
     return revisions.digest(rights, 16) if rights else ""

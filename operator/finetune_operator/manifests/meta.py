@@ -3,36 +3,37 @@
 from typing import Any
 
 from finetune_api import API_VERSION, reasons, revision
-from finetune_operator import observe, revisions
+from finetune_operator import revisions
+from finetune_operator.observe import label, parents
 
 Manifest = dict[str, Any]
 MANAGER = "finetune-operator"
 
 
-def run_config(parent: observe.Parent, of: str) -> str:
+def run_config(parent: parents.Parent, of: str) -> str:
     """of: a revision."""
     return f"{parent.name}-{of}-run"
 
 
-def progress_config(parent: observe.Parent, of: str) -> str:
+def progress_config(parent: parents.Parent, of: str) -> str:
     return f"{parent.name}-{of}-progress"
 
 
-def identity(parent: observe.Parent) -> str:
+def identity(parent: parents.Parent) -> str:
     """The ServiceAccount, Role and RoleBinding of the job's pods."""
     return f"{parent.name}-trainer"
 
 
-def service_account(parent: observe.Parent, chosen: str | None) -> str:
+def service_account(parent: parents.Parent, chosen: str | None) -> str:
     return chosen or identity(parent)
 
 
-def release(parent: observe.Parent, wanted: revisions.Wanted) -> str:
+def release(parent: parents.Parent, wanted: revisions.Wanted) -> str:
     """The Deployment, and the candidate Service before it."""
     return f"{parent.name}-{wanted.revision}-{wanted.release_hash}"
 
 
-def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
+def stage_job(parent: parents.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
     """At most 63 characters for a name of 40, up to attempt 999, the number of a node included (it is the pod's host name):
     baseline, evaluation and verification carry four digits of what they judge."""
     short = {
@@ -43,24 +44,24 @@ def stage_job(parent: observe.Parent, wanted: revisions.Wanted, stage: reasons.S
     return f"{parent.name}-{wanted.revision}-{short}-{attempt}"
 
 
-def nodes_service(parent: observe.Parent, of: str) -> str:
+def nodes_service(parent: parents.Parent, of: str) -> str:
     """The headless Service by which the pods of a training attempt find each other."""
     return f"{parent.name}-{of}-nodes"
 
 
-def labels(parent: observe.Parent, extra: dict[str, str], **more: str) -> dict[str, str]:
+def labels(parent: parents.Parent, extra: dict[str, str], **more: str) -> dict[str, str]:
     return {
         **extra,
         "app.kubernetes.io/managed-by": MANAGER,
         "app.kubernetes.io/name": "finetunejob",
         "app.kubernetes.io/instance": parent.name,
-        observe.JOB: parent.name,
-        observe.UID: parent.uid,
+        label.JOB: parent.name,
+        label.UID: parent.uid,
         **more,
     }
 
 
-def owned(parent: observe.Parent, name: str, labels_: dict[str, str]) -> dict[str, Any]:
+def owned(parent: parents.Parent, name: str, labels_: dict[str, str]) -> dict[str, Any]:
     """Metadata of a child: removed with its FineTuneJob by the garbage collector."""
     return {
         "name": name,
@@ -81,9 +82,9 @@ def owned(parent: observe.Parent, name: str, labels_: dict[str, str]) -> dict[st
 
 def hashed(manifest: Manifest) -> Manifest:
     """The manifest with its own digest as an annotation: what was asked for, to compare with later."""
-    annotations = {**manifest["metadata"].get("annotations", {}), observe.HASH: revision.digest(manifest, 16)}
+    annotations = {**manifest["metadata"].get("annotations", {}), label.HASH: revision.digest(manifest, 16)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
 def hash_of(manifest: Manifest) -> str:
-    return str(manifest["metadata"]["annotations"][observe.HASH])
+    return str(manifest["metadata"]["annotations"][label.HASH])

@@ -3,7 +3,8 @@
 from typing import Any
 
 from finetune_api import job, run
-from finetune_operator import observe, settings
+from finetune_operator import settings
+from finetune_operator.observe import label
 
 USER = 65532
 WORK = {"name": "tmp", "emptyDir": {}}
@@ -54,7 +55,7 @@ def gpu_labels(wanted: job.Resources) -> dict[str, str]:
     """What a pod holds, for those who count: our cost, and the tools of others."""
     if not wanted.gpus:
         return {}
-    return {observe.GPUS: str(wanted.gpus), **({observe.GPU_TYPE: wanted.gpu_type} if wanted.gpu_type else {})}
+    return {label.GPUS: str(wanted.gpus), **({label.GPU_TYPE: wanted.gpu_type} if wanted.gpu_type else {})}
 
 
 def placement(wanted: job.Resources, chart: settings.Settings) -> dict[str, Any]:

@@ -2,27 +2,28 @@
 whose training has several pods, by which they find each other."""
 
 from finetune_api import reasons, run
-from finetune_operator import observe, settings
+from finetune_operator import settings
 from finetune_operator.manifests import meta
+from finetune_operator.observe import label, parents
 
 
-def build(parent: observe.Parent, chart: settings.Settings, name: str, release: str) -> meta.Manifest:
+def build(parent: parents.Parent, chart: settings.Settings, name: str, release: str) -> meta.Manifest:
     """A Service `name` before the pods of `release`."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": meta.owned(parent, name, meta.labels(parent, chart.labels)),
         "spec": {
-            "selector": {observe.UID: parent.uid, observe.RELEASE: release},
+            "selector": {label.UID: parent.uid, label.RELEASE: release},
             "ports": [{"name": "http", "port": run.SERVER_PORT, "targetPort": run.SERVER_PORT, "protocol": "TCP"}],
         },
     }
 
 
-def nodes(parent: observe.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
+def nodes(parent: parents.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
     """The headless Service of a revision's training pods: a DNS name for each, from its start on, ready or not."""
     stage = reasons.Stage.TRAIN.value
-    labels = meta.labels(parent, chart.labels, **{observe.REVISION: revision, observe.STAGE: stage})
+    labels = meta.labels(parent, chart.labels, **{label.REVISION: revision, label.STAGE: stage})
     port = {"name": "rendezvous", "port": run.RENDEZVOUS_PORT, "targetPort": run.RENDEZVOUS_PORT, "protocol": "TCP"}
     return {
         "apiVersion": "v1",
@@ -31,16 +32,16 @@ def nodes(parent: observe.Parent, chart: settings.Settings, revision: str) -> me
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {observe.UID: parent.uid, observe.STAGE: stage, observe.REVISION: revision},
+            "selector": {label.UID: parent.uid, label.STAGE: stage, label.REVISION: revision},
             "ports": [port],
         },
     }
 
 
-def rendezvous(parent: observe.Parent, revision: str, job: str) -> str:
+def rendezvous(parent: parents.Parent, revision: str, job: str) -> str:
     """host:port of the first pod of an Indexed Job."""
     return f"{job}-0.{meta.nodes_service(parent, revision)}.{parent.namespace}.svc:{run.RENDEZVOUS_PORT}"
 
 
-def endpoint(parent: observe.Parent, name: str) -> str:
+def endpoint(parent: parents.Parent, name: str) -> str:
     return f"http://{name}.{parent.namespace}.svc:{run.SERVER_PORT}"

@@ -7,8 +7,9 @@ from typing import Any
 
 from finetune_api import job, run
 from finetune_api.reasons import Stage
-from finetune_operator import kueue, observe, settings
+from finetune_operator import kueue, settings
 from finetune_operator.manifests import meta, pods, service
+from finetune_operator.observe import label, parents
 
 CONTAINER = "finetune"
 GRACE_SECONDS = 120
@@ -24,7 +25,7 @@ DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]
 
 
 def build(
-    parent: observe.Parent,
+    parent: parents.Parent,
     chart: settings.Settings,
     content: run.Run,
     *,
@@ -44,7 +45,7 @@ def build(
     labels = meta.labels(
         parent,
         chart.labels,
-        **{observe.REVISION: content.revision, observe.STAGE: stage, observe.ATTEMPT: str(attempt)},
+        **{label.REVISION: content.revision, label.STAGE: stage, label.ATTEMPT: str(attempt)},
         **pods.gpu_labels(wanted),
     )
     volumes, mounts = pods.base_volume(content.base_model) if stage is not Stage.VERIFY else ([], [])
@@ -125,7 +126,7 @@ def indexed(nodes: int) -> dict[str, Any]:
 
 def together(nodes: int, rendezvous: str) -> list[dict[str, Any]]:
     """What each of several pods must know of the others."""
-    number = {"fieldRef": {"fieldPath": f"metadata.labels['{observe.COMPLETION_INDEX}']"}}
+    number = {"fieldRef": {"fieldPath": f"metadata.labels['{label.COMPLETION_INDEX}']"}}
     return [
         {"name": run.NODES, "value": str(nodes)},
         {"name": run.NODE, "valueFrom": number},

@@ -13,7 +13,8 @@ from typing import Any
 import kubernetes.aio.config
 from tests.bench.operator import audit, place
 
-from finetune_operator import cluster, observe
+from finetune_operator import cluster
+from finetune_operator.observe import label
 from support import controlplane
 from toolbox import say
 
@@ -141,7 +142,7 @@ class Drive:
         children = [
             {"kind": kind, "metadata": _identity(child)} | {key: child[key] for key in CONTENT & set(child)}
             for kind in LASTING
-            async for items, _ in api.pages(kind, place.NAMESPACE, f"{observe.UID}={uid}")
+            async for items, _ in api.pages(kind, place.NAMESPACE, f"{label.UID}={uid}")
             for child in items
         ]
         parent = {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": _identity(job), "spec": job["spec"]}

@@ -8,14 +8,14 @@ import json
 from typing import Any
 
 from finetune_api.reasons import Stage
-from finetune_operator import observe
+from finetune_operator.observe import label
 from flow import world
 
 Raw = dict[str, Any]
 RUNS = 2.0
 """Seconds between the start and the end of a stage's container: long enough that the operator sees it run."""
 REVISION = "@revision@"
-_LABEL = f'{{{{ index $root.metadata.labels "{observe.REVISION}" }}}}'
+_LABEL = f'{{{{ index $root.metadata.labels "{label.REVISION}" }}}}'
 
 _NODE = """
 {{ $now := Now }}
@@ -104,7 +104,7 @@ phase: Succeeded
 def answers() -> dict[Stage, str]:
     """What the pods of each stage say at their end."""
     return {
-        stage: world.World._usual(stage, {observe.REVISION: REVISION}).message
+        stage: world.World._usual(stage, {label.REVISION: REVISION}).message
         for stage in (Stage.PREFLIGHT, Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE, Stage.VERIFY)
     }
 
@@ -131,7 +131,7 @@ def configuration() -> list[Raw]:
             stage(
                 f"{name.lower()}-ends",
                 "Pod",
-                {observe.STAGE: name.value},
+                {label.STAGE: name.value},
                 [_LIVES, _is(".status.phase", "In", "Running")],
                 {"statusTemplate": _ENDS.replace("@message@", quoted(message))},
                 delay=RUNS,

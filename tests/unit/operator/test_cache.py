@@ -8,15 +8,16 @@ from typing import Any
 import aiohttp
 import pytest
 
-from finetune_operator import cache, cluster, kueue, observe
+from finetune_operator import cache, cluster, kueue
+from finetune_operator.observe import label
 from support import manifests
 
 Step = tuple[str, Any]
 
 
 def config(name: str, version: int, uid: str = "p", **data: str) -> dict:
-    meta = {"name": name, "namespace": "ml", "resourceVersion": str(version), "labels": {observe.UID: uid}}
-    annotations = {observe.HASH: data.get("hash", str(version))}
+    meta = {"name": name, "namespace": "ml", "resourceVersion": str(version), "labels": {label.UID: uid}}
+    annotations = {label.HASH: data.get("hash", str(version))}
     return {"kind": "ConfigMap", "metadata": meta | {"annotations": annotations}}
 
 
@@ -35,7 +36,7 @@ def workload(version: int, message: str, uid: str = "job-uid", name: str = "w") 
 
 def stage_job(version: int) -> dict:
     meta = {"name": "train", "namespace": "ml", "uid": "job-uid", "resourceVersion": str(version)}
-    return {"kind": "Job", "metadata": meta | {"labels": {observe.UID: "p"}}, "spec": {"suspend": True}}
+    return {"kind": "Job", "metadata": meta | {"labels": {label.UID: "p"}}, "spec": {"suspend": True}}
 
 
 class Told(cache.Cache):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from finetune_operator import observe, settings
+from finetune_operator import settings
 from finetune_operator.decide import cost
+from finetune_operator.observe import label, projections
 from flow import world
 
 T = datetime.datetime(2026, 5, 4, 12, 0, 0, tzinfo=datetime.UTC)
@@ -22,8 +23,8 @@ def at(seconds: float) -> datetime.datetime:
     return T + datetime.timedelta(seconds=seconds)
 
 
-def pod(placed: float | None, ended: float | None = None, gpus: int = 1, kind: str = "l4") -> observe.Pod:
-    labels = {observe.STAGE: "train", observe.GPUS: str(gpus), observe.GPU_TYPE: kind}
+def pod(placed: float | None, ended: float | None = None, gpus: int = 1, kind: str = "l4") -> projections.Pod:
+    labels = {label.STAGE: "train", label.GPUS: str(gpus), label.GPU_TYPE: kind}
     raw: dict[str, Any] = {"metadata": {"name": "p", "namespace": "ml", "labels": labels}, "status": {}}
     if placed is not None:
         raw["status"] = {"phase": "Running", "startTime": at(placed).isoformat()}
@@ -33,7 +34,7 @@ def pod(placed: float | None, ended: float | None = None, gpus: int = 1, kind: s
             "phase": "Succeeded",
             "containerStatuses": [{"name": "finetune", "state": {"terminated": end}}],
         }
-    return observe.pod(raw)
+    return projections.pod(raw)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +93,11 @@ def test_it_does_not_matter_when_it_is_counted(times: list[int]) -> None:
 
 def test_a_pod_that_was_evicted_before_it_ran_ended_when_that_was_said() -> None:
     raw = {
-        "metadata": {"name": "p", "labels": {observe.STAGE: "train", observe.GPUS: "1"}},
+        "metadata": {"name": "p", "labels": {label.STAGE: "train", label.GPUS: "1"}},
         "status": {
             "phase": "Failed",
             "startTime": at(0).isoformat(),
             "conditions": [{"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(30).isoformat()}],
         },
     }
-    assert cost.held(observe.pod(raw), None, at(9999)) == 30
+    assert cost.held(projections.pod(raw), None, at(9999)) == 30

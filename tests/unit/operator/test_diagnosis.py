@@ -4,26 +4,26 @@ import pytest
 
 from finetune_api import outcome
 from finetune_api.reasons import WAITING, Reason, Stage
-from finetune_operator import observe
 from finetune_operator.decide import diagnosis
+from finetune_operator.observe import projections
 
 
-def pod(state: dict, **containers) -> observe.Pod:
-    return observe.pod({"metadata": {"name": "p", "labels": {}}, "status": state | containers})
+def pod(state: dict, **containers) -> projections.Pod:
+    return projections.pod({"metadata": {"name": "p", "labels": {}}, "status": state | containers})
 
 
-def waiting(reason: str, message: str = "") -> observe.Pod:
+def waiting(reason: str, message: str = "") -> projections.Pod:
     return pod({"containerStatuses": [{"name": "c", "state": {"waiting": {"reason": reason, "message": message}}}]})
 
 
-def ended(code: int, message: str = "", reason: str = "Error") -> observe.Pod:
+def ended(code: int, message: str = "", reason: str = "Error") -> projections.Pod:
     end = {"exitCode": code, "message": message, "reason": reason}
     return pod({"phase": "Failed", "containerStatuses": [{"name": "c", "state": {"terminated": end}}]})
 
 
 def crashed(
     restarts: int, code: int, message: str, reason: str = "Error", container: str = "containerStatuses"
-) -> observe.Pod:
+) -> projections.Pod:
     end = {"exitCode": code, "message": message, "reason": reason}
     state = {"name": "c", "restartCount": restarts, "lastState": {"terminated": end}}
     return pod({container: [state | {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})

@@ -2,12 +2,12 @@
 
 import pytest
 
-from finetune_operator import observe
 from finetune_operator.decide import gang
+from finetune_operator.observe import label, observation, projections
 
 
-def job(nodes: int, *conditions: dict) -> observe.StageJob:
-    return observe.stage_job(
+def job(nodes: int, *conditions: dict) -> projections.StageJob:
+    return projections.stage_job(
         {
             "metadata": {"name": "j", "labels": {}},
             "spec": {"completions": nodes},
@@ -24,9 +24,9 @@ def pod(
     end = {**began, "exitCode": code, "reason": reason, "finishedAt": f"2026-05-04T12:00:{second:02d}Z"}
     state = {"running": began} if code is None else {"terminated": end}
     target = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
-    labels = {"batch.kubernetes.io/job-name": "j", observe.COMPLETION_INDEX: str(node)}
+    labels = {"batch.kubernetes.io/job-name": "j", label.COMPLETION_INDEX: str(node)}
     created = f"2026-05-04T11:00:{born:02d}Z"
-    return observe.pod(
+    return projections.pod(
         {
             "metadata": {"name": f"j-{node}-{born}", "labels": labels, "creationTimestamp": created},
             "status": {
@@ -38,7 +38,7 @@ def pod(
 
 
 def pending(node: int):
-    return observe.pod({"metadata": {"name": f"j-{node}", "labels": {observe.COMPLETION_INDEX: str(node)}}})
+    return projections.pod({"metadata": {"name": f"j-{node}", "labels": {label.COMPLETION_INDEX: str(node)}}})
 
 
 def of(*pods, conditions=()) -> gang.Gang:
@@ -95,7 +95,7 @@ def test_work_has_begun_when_every_container_has_started() -> None:
 
 def test_the_newest_pod_of_each_number_counts() -> None:
     old, new, other = pod(0, 143, disrupted=True, born=1), pod(0, born=2), pod(1, born=1)
-    world = observe.Observation(
+    world = observation.Observation(
         parent=None, spec=None, entry=None, jobs={}, pods=(new, other, old), servers={}, services={}, configs={},
         refusals={},
         granted="",

@@ -6,8 +6,9 @@ import pytest
 
 from finetune_api import job, run, status
 from finetune_api.reasons import Stage
-from finetune_operator import observe, revisions, settings
+from finetune_operator import revisions, settings
 from finetune_operator.manifests import configs, deployment, identity, meta, pods, release, service, stages
+from finetune_operator.observe import label, parents, projections
 from support import manifests
 
 CHART = settings.Settings.model_validate(
@@ -33,11 +34,11 @@ def spec(**changes) -> job.FineTuneJobSpec:
     return job.FineTuneJobSpec.model_validate(raw["spec"])
 
 
-def parent(name: str = NAME) -> observe.Parent:
+def parent(name: str = NAME) -> parents.Parent:
     raw = manifests.changed(
         manifests.MINIMAL, **{"metadata.name": name, "metadata.namespace": "ml", "metadata.uid": "u-1"}
     )
-    return observe.parent(raw)
+    return parents.parent(raw)
 
 
 def base(source: str = "hf://Qwen/Qwen2.5-7B-Instruct", **more) -> run.ResolvedBaseModel:
@@ -250,7 +251,7 @@ def test_children_belong_to_the_job_and_block_its_foreground_deletion() -> None:
             }
         ]  # fmt: skip
         labels = child["metadata"]["labels"]
-        assert (labels[observe.UID], labels["cost-centre"]) == ("u-1", "42")
+        assert (labels[label.UID], labels["cost-centre"]) == ("u-1", "42")
         assert labels["app.kubernetes.io/managed-by"] == "finetune-operator", "the chart's labels must not hide ours"
 
 
@@ -258,7 +259,7 @@ def test_a_service_selects_the_pods_of_one_release_only() -> None:
     made = service.build(parent(), CHART, NAME, "r")
     labels = server()["spec"]["template"]["metadata"]["labels"]
     assert made["spec"]["selector"].items() <= labels.items()
-    assert made["spec"]["selector"] == {observe.UID: "u-1", observe.RELEASE: "r"}
+    assert made["spec"]["selector"] == {label.UID: "u-1", label.RELEASE: "r"}
     assert server()["spec"]["selector"]["matchLabels"] == made["spec"]["selector"]
     assert service.endpoint(parent(), NAME) == f"http://{NAME}.ml.svc:8000"
 
@@ -460,7 +461,7 @@ def test_a_release_is_made_again_from_its_record_alone() -> None:
     )
     again = release.Release.model_validate_json(made.model_dump_json(by_alias=True))
     later = CHART.model_copy(update={"images": settings.Images(trainer="t", fetch="f", serving="s")})
-    assert observe.server(deployment.build(parent(), later, again, 2)) == observe.server(
+    assert projections.server(deployment.build(parent(), later, again, 2)) == projections.server(
         deployment.build(parent(), CHART, made, 2)
     )
 
@@ -476,4 +477,4 @@ def test_a_manifest_carries_its_own_digest() -> None:
 
 def test_what_we_would_apply_is_not_drift() -> None:
     fresh = server()
-    assert observe.server(fresh).guarded == observe.server(json.loads(json.dumps(fresh))).guarded
+    assert projections.server(fresh).guarded == projections.server(json.loads(json.dumps(fresh))).guarded

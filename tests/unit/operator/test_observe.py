@@ -6,12 +6,13 @@ from hypothesis import strategies as some
 
 from finetune_api import outcome, status
 from finetune_api.reasons import Condition, Reason
-from finetune_operator import conditions, observe
+from finetune_operator import conditions
+from finetune_operator.observe import label, parents, projections
 from support import manifests
 
 
 def raw(**more) -> dict:
-    return {"metadata": {"name": "x", "namespace": "ml", "uid": "u", "labels": {observe.UID: "p"}, **more}}
+    return {"metadata": {"name": "x", "namespace": "ml", "uid": "u", "labels": {label.UID: "p"}, **more}}
 
 
 JSON = some.recursive(
@@ -21,22 +22,22 @@ JSON = some.recursive(
 )
 
 
-@pytest.mark.parametrize("kind", sorted(observe.PROJECTIONS))
+@pytest.mark.parametrize("kind", sorted(projections.PROJECTIONS))
 def test_a_bare_object_is_a_fact(kind: str) -> None:
-    assert observe.PROJECTIONS[kind](raw()).name == "x"
-    assert observe.PROJECTIONS[kind](raw() | {"spec": None, "status": None, "data": None}).name == "x"
+    assert projections.PROJECTIONS[kind](raw()).name == "x"
+    assert projections.PROJECTIONS[kind](raw() | {"spec": None, "status": None, "data": None}).name == "x"
 
 
 @given(JSON)
 def test_a_config_map_of_any_content_is_a_fact(value) -> None:
     text = value if isinstance(value, str) else str(value)
-    assert observe.config(raw() | {"data": {"progress.json": text}}).progress is None
+    assert projections.config(raw() | {"data": {"progress.json": text}}).progress is None
 
 
 def test_the_trainers_progress_is_read() -> None:
     progress = status.Progress(percent=1, step=1, total_steps=100)
     report = outcome.ProgressReport(revision="r", attempt=1, progress=progress)
-    seen = observe.config(raw() | {"data": {"progress.json": report.model_dump_json(by_alias=True)}})
+    seen = projections.config(raw() | {"data": {"progress.json": report.model_dump_json(by_alias=True)}})
     assert seen.progress == report
 
 
@@ -52,7 +53,7 @@ def test_the_trainers_progress_is_read() -> None:
     ],
 )
 def test_a_job_is_over_when_its_pods_are(found: list, succeeded: bool, failed: bool) -> None:
-    seen = observe.stage_job(raw() | {"status": {"conditions": found}})
+    seen = projections.stage_job(raw() | {"status": {"conditions": found}})
     assert (seen.succeeded, seen.failed) == (succeeded, failed)
 
 
@@ -63,7 +64,7 @@ def container(name: str, **state) -> dict:
 def test_the_end_that_tells_most_is_the_failed_containers() -> None:
     fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
     failed = container("server", terminated={"exitCode": 1, "message": "boom"})
-    seen = observe.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [failed]}})
+    seen = projections.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [failed]}})
     assert (seen.terminated.container, seen.terminated.message) == ("server", "boom")
 
 
@@ -74,9 +75,9 @@ LOST_AT_ITS_MAKING = {"lastState": {"terminated": {"exitCode": 137, "reason": "C
 def test_a_former_state_of_a_container_that_is_never_restarted_is_no_end() -> None:
     once = raw() | {"spec": {"restartPolicy": "Never"}}
     state = container("trainer", running={"startedAt": "2026-05-04T12:00:00Z"}) | LOST_AT_ITS_MAKING
-    assert observe.pod(once | {"status": {"containerStatuses": [state]}}).terminated is None
+    assert projections.pod(once | {"status": {"containerStatuses": [state]}}).terminated is None
     state = container("trainer", terminated={"exitCode": 0, "message": "done"}) | LOST_AT_ITS_MAKING
-    seen = observe.pod(once | {"status": {"containerStatuses": [state]}}).terminated
+    seen = projections.pod(once | {"status": {"containerStatuses": [state]}}).terminated
     assert (seen.exit_code, seen.message) == (0, "done")
 
 
@@ -85,21 +86,21 @@ def test_a_pod_that_is_over_by_a_lost_container_ended_as_that_did() -> None:
     state = container("trainer", waiting={"reason": "ContainerCreating"}) | LOST_AT_ITS_MAKING
     for phase, ending in (("Pending", None), ("Failed", "ContainerStatusUnknown")):
         once = raw() | {"spec": {"restartPolicy": "Never"}, "status": {"phase": phase, "containerStatuses": [state]}}
-        seen = observe.pod(once).terminated
+        seen = projections.pod(once).terminated
         assert (seen and seen.reason) == ending
 
 
 def test_a_servers_former_state_tells_why_it_was_restarted() -> None:
     crashed = {"lastState": {"terminated": {"exitCode": 1, "message": "boom"}}}
     state = container("server", waiting={"reason": "CrashLoopBackOff"}) | crashed
-    seen = observe.pod(raw() | {"spec": {"restartPolicy": "Always"}, "status": {"containerStatuses": [state]}})
+    seen = projections.pod(raw() | {"spec": {"restartPolicy": "Always"}, "status": {"containerStatuses": [state]}})
     assert (seen.terminated.exit_code, seen.terminated.message) == (1, "boom")
 
 
 def test_an_init_containers_good_end_is_not_the_pods() -> None:
     fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
     running = container("server", running={"startedAt": "2026-05-04T12:00:00Z"})
-    seen = observe.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [running]}})
+    seen = projections.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [running]}})
     assert seen.terminated is None
 
 
@@ -113,18 +114,18 @@ def test_an_init_containers_good_end_is_not_the_pods() -> None:
     ],
 )
 def test_a_job_is_ending_while_its_last_pods_are_being_stopped(found: list, ending: bool) -> None:
-    assert observe.stage_job(raw() | {"status": {"conditions": found}}).ending is ending
+    assert projections.stage_job(raw() | {"status": {"conditions": found}}).ending is ending
 
 
 @pytest.mark.parametrize("spec, nodes", [(None, 1), ({}, 1), ({"completions": 1}, 1), ({"completions": 4}, 4)])
 def test_a_job_has_as_many_nodes_as_completions(spec: dict | None, nodes: int) -> None:
-    assert observe.stage_job(raw() | {"spec": spec}).nodes == nodes
+    assert projections.stage_job(raw() | {"spec": spec}).nodes == nodes
 
 
-@pytest.mark.parametrize("label, node", [("0", 0), ("3", 3), ("", 0), ("three", 0)])
-def test_a_pod_knows_its_number_among_the_nodes(label: str, node: int) -> None:
-    assert observe.pod(raw(labels={observe.COMPLETION_INDEX: label})).node == node
-    assert observe.pod(raw()).node == 0
+@pytest.mark.parametrize("index, node", [("0", 0), ("3", 3), ("", 0), ("three", 0)])
+def test_a_pod_knows_its_number_among_the_nodes(index: str, node: int) -> None:
+    assert projections.pod(raw(labels={label.COMPLETION_INDEX: index})).node == node
+    assert projections.pod(raw()).node == 0
 
 
 @pytest.mark.parametrize(
@@ -136,19 +137,19 @@ def test_a_pod_knows_its_number_among_the_nodes(label: str, node: int) -> None:
     ],
 )
 def test_a_pod_that_was_taken_from_its_machine_says_why(condition: dict, why: str) -> None:
-    seen = observe.pod(raw() | {"status": {"conditions": [{"type": "DisruptionTarget", **condition}]}})
+    seen = projections.pod(raw() | {"status": {"conditions": [{"type": "DisruptionTarget", **condition}]}})
     assert (seen.disruption, seen.disrupted) == (why, bool(why))
 
 
 def test_the_port_by_which_nodes_meet_is_guarded_as_the_servers_is() -> None:
     ports = [{"port": 29500, "targetPort": 29500}, {"port": 1, "targetPort": 1}]
-    seen = observe.service(raw() | {"spec": {"ports": ports, "publishNotReadyAddresses": True}})
+    seen = projections.service(raw() | {"spec": {"ports": ports, "publishNotReadyAddresses": True}})
     assert seen.guarded == {"selector": None, "ports": ports[:1], "unready": True}
 
 
 def test_a_pods_parent_is_its_release_or_its_job() -> None:
-    assert observe.pod(raw(labels={observe.RELEASE: "r", "batch.kubernetes.io/job-name": "j"})).parent == "r"
-    assert observe.pod(raw(labels={"batch.kubernetes.io/job-name": "j"})).parent == "j"
+    assert projections.pod(raw(labels={label.RELEASE: "r", "batch.kubernetes.io/job-name": "j"})).parent == "r"
+    assert projections.pod(raw(labels={"batch.kubernetes.io/job-name": "j"})).parent == "j"
 
 
 @pytest.mark.parametrize(
@@ -162,11 +163,11 @@ def test_a_pods_parent_is_its_release_or_its_job() -> None:
     ],
 )
 def test_a_server_is_settled_when_no_pod_of_a_former_template_is_left(state: dict, settled: bool) -> None:
-    assert observe.server(raw(generation=2) | {"spec": {"replicas": 1}, "status": state}).settled is settled
+    assert projections.server(raw(generation=2) | {"spec": {"replicas": 1}, "status": state}).settled is settled
 
 
 def test_a_foreign_object_belongs_to_no_job() -> None:
-    assert observe.uid_of({"metadata": {"name": "x"}}) is None
+    assert projections.uid_of({"metadata": {"name": "x"}}) is None
 
 
 def job(**changes) -> dict:
@@ -175,30 +176,36 @@ def job(**changes) -> dict:
 
 
 def test_a_field_of_a_newer_crd_is_not_an_invalid_spec() -> None:
-    seen = observe.parent(job(**{"spec.training.galore": True, "spec.newSection": {"a": 1}}))
+    seen = parents.parent(job(**{"spec.training.galore": True, "spec.newSection": {"a": 1}}))
     assert seen.spec is not None
     assert seen.error == ""
 
 
 def test_a_spec_that_cannot_be_read_says_where() -> None:
-    seen = observe.parent(job(**{"spec.training.batchSize": "many"}))
+    seen = parents.parent(job(**{"spec.training.batchSize": "many"}))
     assert seen.spec is None
     assert "spec.training.batchSize" in seen.error
 
 
 def test_what_another_version_wrote_into_the_status_costs_only_that_value() -> None:
     known = conditions.put(
-        status.Status(), Condition.FAILED, "True", Reason.LOSS_DIVERGED, "m", 1, observe._time("2026-01-01T00:00:00Z")
+        status.Status(),
+        Condition.FAILED,
+        "True",
+        Reason.LOSS_DIVERGED,
+        "m",
+        1,
+        projections.time_of("2026-01-01T00:00:00Z"),
     )
     wire = known.model_copy(update={"revision": "abc", "resolved": "{}"}).wire()
     wire |= {"failure": {"stage": "train", "reason": "NewReason", "message": "m"}, "phase": "Levitating", "new": 1}
     wire["history"] = [{"revision": "a", "outcome": "Serving"}, {"revision": "b", "outcome": "NewReason"}]
     wire["conditions"].append({"type": "Broken"})
-    seen = observe.parent(job(status=wire)).status
+    seen = parents.parent(job(status=wire)).status
     assert (seen.revision, seen.resolved, seen.failure, seen.phase) == ("abc", "{}", None, None)
     assert conditions.is_true(seen, Condition.FAILED)
     assert [h.revision for h in seen.history] == ["a"]
 
 
 def test_a_status_of_another_world_is_an_empty_one() -> None:
-    assert observe.parent(job(status={"conditions": "none", "history": 3})).status == status.Status()
+    assert parents.parent(job(status={"conditions": "none", "history": 3})).status == status.Status()

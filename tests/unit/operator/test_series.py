@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from finetune_api import metrics
-from finetune_operator import cache, observe, series
+from finetune_operator import cache, series
+from finetune_operator.observe import label
 from support import prometheus
 
 JOB: dict[str, Any] = {
@@ -175,7 +176,7 @@ def test_a_newer_revision_takes_the_place_of_the_series_before_it() -> None:
 def test_the_gpus_of_a_pod_are_said_although_the_job_itself_did_not_change() -> None:
     facts, exported = jobs(named("one"))
     assert 'stage="train",gpu_type' not in "".join(exported.exposition())
-    labels = {observe.UID: "uid-one", observe.STAGE: "train", observe.GPUS: "2", observe.GPU_TYPE: "nvidia-l4"}
+    labels = {label.UID: "uid-one", label.STAGE: "train", label.GPUS: "2", label.GPU_TYPE: "nvidia-l4"}
     pod = {
         "metadata": {"name": "p", "namespace": "ml", "resourceVersion": "5", "labels": labels},
         "status": {"phase": "Running", "startTime": "2026-05-04T12:00:00Z"},

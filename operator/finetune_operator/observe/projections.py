@@ -1,46 +1,25 @@
-"""What is: the world of one job as frozen facts, projected from what the API server sent.
+"""What the API server sent, as small frozen facts: one for each child of a job.
 
-    FineTuneJob ─┬─ run ConfigMap, progress ConfigMap, ServiceAccount + Role + RoleBinding
-                 ├─ Job per stage and attempt ── Pod; and Kueue's Workload, where the Job is in a queue
-                 └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
-
-Every child carries the job's uid as a label, so one cache answers for pods of Jobs and Deployments alike. Projections are
-small (thousands of jobs stay cheap) and total: a strange object gives a poorer fact, never an exception.
+Projections are small, so that thousands of jobs stay cheap, and total: a strange object gives a poorer fact, never an exception.
 """
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydantic
 
-from finetune_api import basemodel, job, outcome, revision, run, status
-from finetune_operator import kueue, settings
+from finetune_api import outcome, run
+from finetune_operator import kueue
+from finetune_operator.observe import label
 
-UID = "finetune.dev/uid"
-JOB = "finetune.dev/job"
-STAGE = "finetune.dev/stage"
-REVISION = "finetune.dev/revision"
-RELEASE = "finetune.dev/release"
-ATTEMPT = "finetune.dev/attempt"
 LOST = {"ContainerStatusUnknown", "Unknown"}
 """Why containers ended that a machine which came back does not find any more: in the kubelet's word, and in containerd's."""
-COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
-"""Label and annotation that the Job controller gives the pods of an Indexed Job."""
-GPUS = "finetune.dev/gpus"
-GPU_TYPE = "finetune.dev/gpu-type"
-HASH = "finetune.dev/spec-hash"
-"""Annotation: the digest of the manifest as we wrote it."""
-
-PATIENCE = 3.0
-"""Seconds without a pod after which the Job controller is asked why."""
-
 Raw = Mapping[str, Any]
 
 
-def _time(text: Any) -> datetime.datetime | None:
+def time_of(text: Any) -> datetime.datetime | None:
     try:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
     except ValueError:
@@ -166,27 +145,27 @@ def _labels(raw: Raw) -> Mapping[str, str]:
 
 
 def _hash(raw: Raw) -> str:
-    return str((raw.get("metadata", {}).get("annotations") or {}).get(HASH, ""))
+    return str((raw.get("metadata", {}).get("annotations") or {}).get(label.HASH, ""))
 
 
 def uid_of(raw: Raw) -> str | None:
     """The uid of the FineTuneJob that a child belongs to."""
-    return _labels(raw).get(UID)
+    return _labels(raw).get(label.UID)
 
 
 def stage_job(raw: Raw) -> StageJob:
     meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or [] if c.get("status") == "True"}
     over = conditions.get("Complete") or conditions.get("Failed")
-    attempt = _labels(raw).get(ATTEMPT, "1")
+    attempt = _labels(raw).get(label.ATTEMPT, "1")
     return StageJob(
         name=meta["name"],
         uid=meta.get("uid", ""),
-        stage=_labels(raw).get(STAGE, ""),
+        stage=_labels(raw).get(label.STAGE, ""),
         attempt=int(attempt) if attempt.isdigit() else 1,
         hash=_hash(raw),
-        created=_time(meta.get("creationTimestamp")),
-        finished=_time(over.get("lastTransitionTime")) if over else None,
+        created=time_of(meta.get("creationTimestamp")),
+        finished=time_of(over.get("lastTransitionTime")) if over else None,
         nodes=int(spec.get("completions") or 1),
         queue=_labels(raw).get(kueue.QUEUE, ""),
         suspended=bool(spec.get("suspend")),
@@ -234,7 +213,7 @@ def _terminated(state: Raw, once: bool) -> Terminated | None:
         exit_code=int(end.get("exitCode", 0)),
         reason=str(end.get("reason", "")),
         message=str(end.get("message", "")),
-        finished=_time(end.get("finishedAt")),
+        finished=time_of(end.get("finishedAt")),
     )
 
 
@@ -243,9 +222,9 @@ def _ended(state: Raw) -> datetime.datetime | None:
     if state.get("phase") not in {"Succeeded", "Failed"}:
         return None
     ends = [(s.get("state") or {}).get("terminated") or {} for s in _statuses(state)]
-    said = [_time(end.get("finishedAt")) for end in ends]
-    said = said if any(said) else [_time(c.get("lastTransitionTime")) for c in state.get("conditions") or []]
-    return max((time for time in said if time), default=_time(state.get("startTime")))
+    said = [time_of(end.get("finishedAt")) for end in ends]
+    said = said if any(said) else [time_of(c.get("lastTransitionTime")) for c in state.get("conditions") or []]
+    return max((time for time in said if time), default=time_of(state.get("startTime")))
 
 
 def _silent(state: Raw, ready: Raw) -> bool:
@@ -261,19 +240,19 @@ def pod(raw: Raw) -> Pod:
     scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     statuses = _statuses(state)
     starts = [
-        _time((s.get("state") or {}).get(k, {}).get("startedAt")) for s in statuses for k in ("running", "terminated")
+        time_of((s.get("state") or {}).get(k, {}).get("startedAt")) for s in statuses for k in ("running", "terminated")
     ]
     return Pod(
         name=meta["name"],
-        parent=_labels(raw).get(RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
-        node=int(node) if (node := _labels(raw).get(COMPLETION_INDEX, "0")).isdigit() else 0,
-        stage=_labels(raw).get(STAGE, ""),
-        gpus=int(gpus) if (gpus := _labels(raw).get(GPUS, "0")).isdigit() else 0,
-        gpu_type=_labels(raw).get(GPU_TYPE, ""),
+        parent=_labels(raw).get(label.RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
+        node=int(node) if (node := _labels(raw).get(label.COMPLETION_INDEX, "0")).isdigit() else 0,
+        stage=_labels(raw).get(label.STAGE, ""),
+        gpus=int(gpus) if (gpus := _labels(raw).get(label.GPUS, "0")).isdigit() else 0,
+        gpu_type=_labels(raw).get(label.GPU_TYPE, ""),
         phase=str(state.get("phase", "Pending")),
         ready=conditions.get("Ready", {}).get("status") == "True",
-        created=_time(meta.get("creationTimestamp")),
-        placed=_time(state.get("startTime")),
+        created=time_of(meta.get("creationTimestamp")),
+        placed=time_of(state.get("startTime")),
         started=min((s for s in starts if s), default=None),
         ended=_ended(state),
         waiting=_waiting(state),
@@ -294,7 +273,7 @@ def server(raw: Raw) -> Server:
     containers = ((spec.get("template") or {}).get("spec") or {}).get("containers") or [{}]
     return Server(
         name=meta["name"],
-        revision=_labels(raw).get(REVISION, ""),
+        revision=_labels(raw).get(label.REVISION, ""),
         guarded={
             "image": containers[0].get("image"),
             "args": containers[0].get("args"),
@@ -338,98 +317,3 @@ PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "ConfigMap": config,
 }
 """Kinds of children that are watched, and how each becomes a fact."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parent:
-    """The FineTuneJob. `spec` is None when it cannot be read; `error` then says why."""
-
-    name: str
-    namespace: str
-    uid: str
-    generation: int
-    run_annotation: str
-    created: datetime.datetime | None
-    deleting: bool
-    spec: job.FineTuneJobSpec | None
-    error: str
-    status: status.Status
-
-
-def parent(raw: Raw) -> Parent:
-    meta = raw["metadata"]
-    spec, error = None, ""
-    try:
-        # Unknown fields are a newer CRD's: the API server let them in, and a newer operator will read them.
-        spec = job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}), extra="ignore")
-    except pydantic.ValidationError as problem:
-        first = problem.errors()[0]
-        place = ".".join(str(part) for part in ("spec", *first["loc"]))
-        error = f"{place}: {first['msg']} (and {problem.error_count() - 1} more)"
-    return Parent(
-        name=meta["name"],
-        namespace=meta["namespace"],
-        uid=meta["uid"],
-        generation=int(meta.get("generation", 1)),
-        run_annotation=str((meta.get("annotations") or {}).get(revision.RUN_ANNOTATION, "")),
-        created=_time(meta.get("creationTimestamp")),
-        deleting=bool(meta.get("deletionTimestamp")),
-        spec=spec,
-        error=error,
-        status=_status(raw.get("status") or {}),
-    )
-
-
-def _status(raw: Raw) -> status.Status:
-    """The status, less the values that another version wrote and this one cannot read: the rest is the job's memory."""
-    readable = dict(raw)
-    for _ in range(10):
-        try:
-            return status.Status.model_validate_json(json.dumps(readable))
-        except pydantic.ValidationError as problem:
-            places = [error["loc"] for error in problem.errors()]
-        for field in {str(place[0]) for place in places}:
-            bad = {place[1] for place in places if place[0] == field and len(place) > 1}
-            value = readable.pop(field, None)
-            if isinstance(value, list):
-                readable[field] = [item for index, item in enumerate(value) if index not in bad]
-    return status.Status()
-
-
-@dataclasses.dataclass(frozen=True)
-class Observation:
-    """All that a decision may depend on."""
-
-    parent: Parent
-    spec: job.FineTuneJobSpec
-    entry: basemodel.BaseModelSpec | None
-    jobs: Mapping[str, StageJob]
-    pods: tuple[Pod, ...]
-    servers: Mapping[str, Server]
-    services: Mapping[str, Service]
-    configs: Mapping[str, Config]
-    refusals: Mapping[str, str]
-    """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
-    workloads: Mapping[str, kueue.Workload] | None
-    """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
-    granted: str
-    """Digest of the rights that this process gave the job's pods last; empty: none yet. They are not watched."""
-    now: datetime.datetime
-    settings: settings.Settings
-
-    def pods_of(self, name: str) -> list[Pod]:
-        """Pods of a Job or Deployment, the newest last."""
-        mine = [p for p in self.pods if p.parent == name]
-        return sorted(mine, key=lambda p: (p.created or datetime.datetime.min.replace(tzinfo=datetime.UTC), p.name))
-
-
-def by_kind(children: Mapping[tuple[str, str], Child]) -> dict[str, dict[str, Any]]:
-    """Children of one job, from (kind, name) to kind -> name -> fact."""
-    found: dict[str, dict[str, Any]] = {kind: {} for kind in PROJECTIONS}
-    for (kind, name), child in children.items():
-        found[kind][name] = child
-    return found
-
-
-def with_refusals(observation: Observation, refusals: Mapping[str, str]) -> Observation:
-    return dataclasses.replace(observation, refusals={name: text for name, text in refusals.items() if text})

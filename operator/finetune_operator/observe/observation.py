@@ -1,0 +1,52 @@
+"""All that a decision may depend on: one job, its children, its queue, the time and the settings."""
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api import basemodel, job
+from finetune_operator import kueue, settings
+from finetune_operator.observe import parents, projections
+
+PATIENCE = 3.0
+"""Seconds without a pod after which the Job controller is asked why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """All that a decision may depend on."""
+
+    parent: parents.Parent
+    spec: job.FineTuneJobSpec
+    entry: basemodel.BaseModelSpec | None
+    jobs: Mapping[str, projections.StageJob]
+    pods: tuple[projections.Pod, ...]
+    servers: Mapping[str, projections.Server]
+    services: Mapping[str, projections.Service]
+    configs: Mapping[str, projections.Config]
+    refusals: Mapping[str, str]
+    """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
+    workloads: Mapping[str, kueue.Workload] | None
+    """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
+    granted: str
+    """Digest of the rights that this process gave the job's pods last; empty: none yet. They are not watched."""
+    now: datetime.datetime
+    settings: settings.Settings
+
+    def pods_of(self, name: str) -> list[projections.Pod]:
+        """Pods of a Job or Deployment, the newest last."""
+        mine = [p for p in self.pods if p.parent == name]
+        return sorted(mine, key=lambda p: (p.created or datetime.datetime.min.replace(tzinfo=datetime.UTC), p.name))
+
+
+def by_kind(children: Mapping[tuple[str, str], projections.Child]) -> dict[str, dict[str, Any]]:
+    """Children of one job, from (kind, name) to kind -> name -> fact."""
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in projections.PROJECTIONS}
+    for (kind, name), child in children.items():
+        found[kind][name] = child
+    return found
+
+
+def with_refusals(world: Observation, refusals: Mapping[str, str]) -> Observation:
+    return dataclasses.replace(world, refusals={name: text for name, text in refusals.items() if text})
