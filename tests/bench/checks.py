@@ -74,8 +74,10 @@ def made(count: int) -> Iterator[dict[str, Any]]:
 def child(work: pathlib.Path, base: pathlib.Path) -> dict[str, Any]:
     """Reads, reviews and splits; the seconds of each part, and the peak memory in bytes."""
     from finetune_api import run
-    from finetune_trainer import preflight, storage, tokens
     from finetune_trainer.checks import review
+    from finetune_trainer.data import tokens
+    from finetune_trainer.stages import preflight
+    from finetune_trainer.store import storage
 
     document = {
         "name": "checks",

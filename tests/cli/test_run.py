@@ -230,7 +230,7 @@ def test_no_baseline_is_measured_where_it_decides_nothing(
 
 
 def test_a_machine_without_a_gpu_trains_the_same_revision_on_its_cpu(job, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import machine
+    from finetune_trainer.process import machine
 
     monkeypatch.setattr(machine, "accelerated", lambda: False)
     wanted = jobs.read(job(resources={"gpus": 2, "gpuType": "nvidia-l4"}))

@@ -9,8 +9,10 @@ from tests.scenarios import data, scenarios
 from tests.trainer import tiny
 
 from finetune_api import job, run
-from finetune_trainer import dataset, errors, preflight
 from finetune_trainer.checks import novelty, sample, variety
+from finetune_trainer.data import dataset
+from finetune_trainer.process import errors
+from finetune_trainer.stages import preflight
 
 
 @pytest.fixture(scope="module")

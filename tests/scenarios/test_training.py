@@ -16,7 +16,9 @@ from tests.bench.trainer import models
 from tests.trainer import tiny
 
 from finetune_api import job, reasons, run, status
-from finetune_trainer import adapter, baseline, evaluate, lora, model, preflight, train
+from finetune_trainer.engine import lora, model
+from finetune_trainer.stages import baseline, evaluate, preflight, train
+from finetune_trainer.training import adapter
 
 Rows = list[dict[str, Any]]
 BASE, FEW, TUNED = job.Contender.BASE, job.Contender.FEW_SHOT, job.Contender.TUNED

@@ -12,7 +12,7 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import run
-from finetune_trainer import storage
+from finetune_trainer.store import storage
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from finetune_api import job
-from finetune_trainer import lora
+from finetune_trainer.engine import lora
 
 SIZE: dict[str, Any] = {
     "vocab_size": 384,

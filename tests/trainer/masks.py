@@ -1,6 +1,6 @@
 """What a loss mask covers, as words."""
 
-from finetune_trainer import dataset, tokens
+from finetune_trainer.data import dataset, tokens
 
 
 def learned(encoder: tokens.Encoder, example: dataset.Example) -> list[str]:

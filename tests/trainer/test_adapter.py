@@ -7,7 +7,9 @@ import safetensors.torch
 import torch
 
 from finetune_api import job, reasons
-from finetune_trainer import adapter, checkpoint, errors, lora, model
+from finetune_trainer.engine import lora, model
+from finetune_trainer.process import errors
+from finetune_trainer.training import adapter, checkpoint
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import basemodel, job, reasons, run
-from finetune_trainer import advisor, architecture, case, effort, estimate, facts, verdict
+from finetune_trainer.planning import advisor, architecture, effort, measurements, memory, verdict, workload
 
 LLAMA = basemodel.Architecture(
     layers=32,
@@ -20,7 +20,7 @@ LLAMA = basemodel.Architecture(
     vocabulary_size=128256,
     max_positions=131072,
 )
-FOUND = facts.Facts(
+FOUND = measurements.Facts(
     train=800,
     validation=40,
     test=90,
@@ -42,11 +42,11 @@ def spec(**changes: Any) -> run.Run:
     return run.Run.model_validate_json(json.dumps(document))
 
 
-def spoke(found: facts.Facts = FOUND, **changes: Any) -> dict[str, advisor.Advice]:
+def spoke(found: measurements.Facts = FOUND, **changes: Any) -> dict[str, advisor.Advice]:
     return {one.rule: one for one in advisor.advise(spec(**changes), found) if one.weight or one.rule.startswith("tr")}
 
 
-def changed(**fields: Any) -> facts.Facts:
+def changed(**fields: Any) -> measurements.Facts:
     return dataclasses.replace(FOUND, **fields)
 
 
@@ -175,14 +175,14 @@ def test_a_gpu_is_known_by_the_words_of_its_type(name: str | None, tera: float |
     assert effort.peak(name) == (None if tera is None else tera * 1e12)
 
 
-def eight_billion(**training: Any) -> case.Case:
+def eight_billion(**training: Any) -> workload.Workload:
     settings = job.Training.model_validate({"maxSteps": 100, "batchSize": 16} | training)
-    device = case.Device("cuda")
-    return case.Case(architecture.Shape(LLAMA), settings, case.Examples.alike(1024, 16), device)
+    device = workload.Device("cuda")
+    return workload.Workload(architecture.Shape(LLAMA), settings, workload.Examples.alike(1024, 16), device)
 
 
-def operations(wanted: case.Case, *, checkpointing: bool = False) -> float:
-    setup = estimate.Setup(16 * 1024, checkpointing, estimate.Memory())
+def operations(wanted: workload.Workload, *, checkpointing: bool = False) -> float:
+    setup = memory.Setup(16 * 1024, checkpointing, memory.Memory())
     return effort.work(wanted, setup, 1000)
 
 

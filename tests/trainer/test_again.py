@@ -8,7 +8,9 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import outcome, run
-from finetune_trainer import baseline, errors, evaluate, folders, preflight, signals, storage, train
+from finetune_trainer.process import errors, signals
+from finetune_trainer.stages import baseline, evaluate, preflight, train
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 

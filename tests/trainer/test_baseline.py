@@ -11,23 +11,12 @@ import torch
 from tests.trainer import tiny
 
 from finetune_api import job, reasons, results, run, status
-from finetune_trainer import (
-    baseline,
-    consistency,
-    contenders,
-    contest,
-    dataset,
-    errors,
-    evaluate,
-    evidence,
-    folders,
-    lora,
-    model,
-    preflight,
-    probe,
-    storage,
-    train,
-)
+from finetune_trainer.data import dataset
+from finetune_trainer.engine import lora, model
+from finetune_trainer.evaluation import answers, consistency, contenders, evidence, forgetting
+from finetune_trainer.process import errors
+from finetune_trainer.stages import baseline, evaluate, preflight, train
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 BASE, PROMPT, FEW = job.Contender.BASE, job.Contender.PROMPT, job.Contender.FEW_SHOT
@@ -76,7 +65,7 @@ def test_a_template_without_a_system_turn_gets_its_text_before_the_first_questio
 
 def test_different_answers_are_shown_first(base: pathlib.Path, world: World) -> None:
     spec = world()
-    encoder = contest.tokens.load(base, spec.training)
+    encoder = answers.tokens.load(base, spec.training)
     rows = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(40))]
     chosen = contenders.few(rows, 2, None, 3, room=1000, encoder=encoder)
     assert len({example.answer for example in chosen}) == 2
@@ -86,17 +75,17 @@ def test_different_answers_are_shown_first(base: pathlib.Path, world: World) -> 
 
 
 def test_examples_with_tools_are_not_shown_and_get_none_shown(base: pathlib.Path, world: World) -> None:
-    encoder = contest.tokens.load(base, world().training)
+    encoder = answers.tokens.load(base, world().training)
     plain = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
     calling = [dataset.example(row, job.Format.CHAT, str(n)) for n, row in enumerate(tiny.calling(9))]
     chosen = contenders.few([*calling, *plain], 18, None, 3, room=9000, encoder=encoder)
     assert {one.source for one in chosen} == {one.source for one in plain}
     assert all(one.tools is None for one in chosen)
-    ring = contest.Contest(
+    ring = answers.ModelRunner(
         None, None, encoder, contenders.Script(job.Prompt(), chosen), job.Evaluation(), torch.device("cpu")
     )  # type: ignore[arg-type]
-    assert contest.askable(ring, FEW, plain) is None
-    assert "without a result" in (contest.askable(ring, FEW, [*plain, *calling]) or "")
+    assert answers.askable(ring, FEW, plain) is None
+    assert "without a result" in (answers.askable(ring, FEW, [*plain, *calling]) or "")
 
 
 def prepared(world: World, minimum: float, **changes: Any) -> run.Run:
@@ -157,7 +146,7 @@ def test_a_prompt_that_passes_is_said_and_ends_the_job_only_where_that_is_wanted
     answer = baseline.baseline(spec, 1)
     assert answer.baseline is not None
     assert (answer.baseline.sufficient, answer.reason) == (BASE, None)
-    monkeypatch.setattr(contest, "load", None)  # a second attempt loads nothing
+    monkeypatch.setattr(answers, "load", None)  # a second attempt loads nothing
     strict = spec.model_copy(update={"intent": job.Intent(advice=job.Advice.ENFORCE)})
     assert baseline.baseline(strict, 2).reason is reasons.Reason.PROMPT_ALREADY_SUFFICIENT
     cheaper = job.Intent(advice=job.Advice.ENFORCE, goals=[job.Goal.TOKEN_REDUCTION])
@@ -208,16 +197,16 @@ def test_without_preflight_there_is_nothing_to_ask(world: World) -> None:
 
 
 def test_the_probe_asks_what_is_in_its_file() -> None:
-    built = probe.built_in()
+    built = forgetting.built_in()
     assert (built.questions, built.choices) == (64, 4)
     assert len({example.messages[0].content for example in built.examples}) == 64
 
 
 def test_forgetting_is_the_rise_of_the_loss_on_right_answers() -> None:
-    questions = dataclasses.replace(probe.built_in(), examples=probe.built_in().examples[:8])
+    questions = dataclasses.replace(forgetting.built_in(), examples=forgetting.built_in().examples[:8])
     before = [(1.0, 1), (2.0, 1), (2.0, 1), (2.0, 1)] * 2
     after = [(1.5, 1), (1.0, 1), (2.0, 1), (2.0, 1), (1.0, 1), (2.0, 1), (2.0, 1), (2.0, 1)]
-    found = probe.measure(questions, before, after)
+    found = forgetting.measure(questions, before, after)
     assert found[job.Contender.TUNED][job.Metric.FORGETTING].value == pytest.approx(0.25)
     assert found[BASE][job.Metric.GENERAL_ACCURACY].value == 1.0
     assert found[job.Contender.TUNED][job.Metric.GENERAL_ACCURACY].value == 0.5
@@ -231,26 +220,26 @@ def test_losses_are_those_of_transformers_whatever_examples_share(base: pathlib.
     """Own passes with shared beginnings against padded rows, of the base and of an adapted model, one of them long."""
     spec = world(training={"precision": "Float32"})
     plain = model.load(base, job.Precision.FLOAT32, torch.device("cpu"))
-    encoder = contest.tokens.load(base, spec.training)
+    encoder = answers.tokens.load(base, spec.training)
     rows = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
     rows.append(dataset.thaw({"source": "t", "text": "Thank you for 678, it is great!"}))
     script = contenders.Script(job.Prompt(), tuple(rows[:2]))
-    asked = contest.Contest(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
+    asked = answers.ModelRunner(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
     encoded = [encoder.answered(script.ask(example, FEW)) for example in rows]
     for adapted in (False, True):
         if adapted:
             asked.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
             for weight in lora.parameters(asked.model).values():
                 torch.nn.init.normal_(weight, std=0.05)
-        found = contest.nats(asked, [script.ask(example, FEW) for example in rows])
+        found = answers.nats(asked, [script.ask(example, FEW) for example in rows])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(contest.decoding, "of", lambda *_: None)
-            wanted = [-total for total, _ in contest.likelihoods(asked, encoded)]
+            patch.setattr(answers.decoding, "of", lambda *_: None)
+            wanted = [-total for total, _ in answers.likelihoods(asked, encoded)]
         assert [total for total, _ in found] == pytest.approx(wanted, rel=1e-4)
         assert [count for _, count in found] == [one.trainable for one in encoded]
-    before = contest.nats(asked, rows)
+    before = answers.nats(asked, rows)
     with lora.disabled(asked.model):
-        assert contest.nats(asked, rows) != before, "the adapter counts where it is on"
+        assert answers.nats(asked, rows) != before, "the adapter counts where it is on"
 
 
 def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:

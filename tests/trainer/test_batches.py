@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer import batches, loop, passes
+from finetune_trainer.planning import epoch_count
+from finetune_trainer.training import batches, loop
 
 
 def test_every_epoch_sees_every_example_once_in_another_order() -> None:
@@ -38,7 +39,7 @@ def test_steps_and_parts_of_epochs_are_exact() -> None:
     "examples, epochs", [(4, 25), (12, 8), (33, 3), (34, 3), (300, 3), (8333, 3), (9000, 2), (30_000, 1)]
 )
 def test_the_epochs_follow_the_number_of_examples(examples: int, epochs: int) -> None:
-    assert passes.epochs_for(examples) == epochs
+    assert epoch_count.epochs_for(examples) == epochs
 
 
 @given(

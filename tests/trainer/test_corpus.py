@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from tests.trainer import families, tiny
 
 from finetune_api import job, reasons, run
-from finetune_trainer import corpus, dataset, errors, folders, machine, preflight, storage, tokens
+from finetune_trainer.data import corpus, dataset, tokens
+from finetune_trainer.process import errors, machine
+from finetune_trainer.stages import preflight
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 

@@ -10,7 +10,9 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import job, reasons
-from finetune_trainer import dataset, errors, rows, storage
+from finetune_trainer.data import dataset, rows
+from finetune_trainer.process import errors
+from finetune_trainer.store import storage
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 

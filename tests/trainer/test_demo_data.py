@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from finetune_api import job
-from finetune_trainer import dataset
+from finetune_trainer.data import dataset
 
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "support-desk"
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from finetune_trainer import dialects, toolcalls
+from finetune_trainer.data import dialects, toolcalls
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}'
 

@@ -9,12 +9,13 @@ import transformers
 from tests.trainer import decoders
 
 from finetune_api import job
-from finetune_trainer import attention, decoder, engine, flexible, forest, lora, loss, model, objective
+from finetune_trainer.engine import attention, decoder, flex_attention, lora, loss, model, passes, prefix_tree
+from finetune_trainer.training import objective
 
 CPU = torch.device("cpu")
 
 
-def rows() -> list[forest.Row]:
+def rows() -> list[prefix_tree.Row]:
     """Examples with two prefixes, one of them shared at two depths, a whole example that is another's prefix, and a long one."""
     numbers = np.random.default_rng(2)
     prefixes = [numbers.integers(1, 384, length) for length in (60, 30)]
@@ -24,10 +25,10 @@ def rows() -> list[forest.Row]:
         middle = np.full(12, 5) if at % 3 == 0 else np.zeros(0, dtype=int)
         found.append(np.concatenate([prefixes[at % 2], middle, tail]))
     found += [found[0][:70], numbers.integers(1, 384, 600)]
-    return [forest.Row(ids, numbers.random(len(ids)) < 0.3) for ids in found]
+    return [prefix_tree.Row(ids, numbers.random(len(ids)) < 0.3) for ids in found]
 
 
-def one_by_one(tuned: Any, examples: list[forest.Row]) -> tuple[float, dict[str, torch.Tensor]]:
+def one_by_one(tuned: Any, examples: list[prefix_tree.Row]) -> tuple[float, dict[str, torch.Tensor]]:
     """The summed loss and the adapter's gradients, by transformers and autograd."""
     total = 0.0
     for row in examples:
@@ -60,8 +61,8 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
     tuned = decoders.made(decoders.FAMILIES[family](), modules)
     total, wanted = one_by_one(tuned, rows())
     head = model.head(tuned.get_base_model())
-    motor = engine.of(tuned, head, CPU, checkpointing)
-    assert isinstance(motor, engine.Fast)
+    motor = passes.of(tuned, head, CPU, checkpointing)
+    assert isinstance(motor, passes.Fast)
     value = objective.Supervised().learn(motor, rows(), 1)
     assert value == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
@@ -71,11 +72,11 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
 @pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but FlexAttention's kernel, which has no backward pass on a CPU: its mask, its layouts, its arguments."""
-    monkeypatch.setattr(attention, "of", lambda batch, _: flexible.Flexible(batch))
+    monkeypatch.setattr(attention, "of", lambda batch, _: flex_attention.Flexible(batch))
     tuned = decoders.made(decoders.FAMILIES[family]())
     total, wanted = one_by_one(tuned, rows())
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
-    assert isinstance(motor, engine.Fast)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    assert isinstance(motor, passes.Fast)
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
 
@@ -85,7 +86,7 @@ def test_blocks_of_rows_change_nothing(rows_of_a_block: int, monkeypatch: pytest
     monkeypatch.setattr(decoder, "ROWS", rows_of_a_block)
     tuned = decoders.made(decoders.FAMILIES["qwen 3"]())
     total, wanted = one_by_one(tuned, rows())
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
 
@@ -95,7 +96,7 @@ def test_one_micro_batch_leaves_nothing_behind_for_the_next() -> None:
     tuned = decoders.made(decoders.FAMILIES["gemma 2, soft-capping"]())
     few = rows()[2:4]
     _, wanted = one_by_one(tuned, few)
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     objective.Supervised().learn(motor, rows(), 1)
     for weight in lora.parameters(tuned).values():
         weight.grad = None
@@ -105,7 +106,7 @@ def test_one_micro_batch_leaves_nothing_behind_for_the_next() -> None:
 
 def test_the_optimizers_changes_reach_the_next_pass() -> None:
     tuned = decoders.made(decoders.FAMILIES["llama 3"]())
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
     with torch.no_grad():
         for weight in lora.parameters(tuned).values():
             weight.mul_(-0.5)
@@ -121,8 +122,8 @@ def test_in_bfloat16_the_loss_is_that_of_transformers() -> None:
     for name, weight in tuned.named_parameters():
         if "lora_" not in name:
             weight.data = weight.data.bfloat16()
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
-    assert isinstance(motor, engine.Fast)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    assert isinstance(motor, passes.Fast)
     assert objective.Supervised().value(motor, rows()) == pytest.approx(exact, rel=0.02)
 
 
@@ -140,8 +141,8 @@ UNKNOWN: dict[str, Any] = {
 def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     tuned = decoders.made(UNKNOWN[kind]())
     total, wanted = one_by_one(tuned, rows())
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, False)
-    assert isinstance(motor, engine.Plain)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    assert isinstance(motor, passes.Plain)
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
 
@@ -149,8 +150,8 @@ def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, capsys: 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_takes_the_slower_path(checkpointing: bool) -> None:
     tuned = decoders.made(decoders.FAMILIES["llama 3"](), dropout=0.2)
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), CPU, checkpointing)
-    assert isinstance(motor, engine.Plain)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, checkpointing)
+    assert isinstance(motor, passes.Plain)
     torch.manual_seed(5)
     first = objective.Supervised().learn(motor, rows(), 1)
     torch.manual_seed(5)
@@ -162,8 +163,8 @@ def test_dropout_takes_the_slower_path(checkpointing: bool) -> None:
 def test_with_the_adapters_off_it_is_the_base_model(plain: bool) -> None:
     tuned = decoders.made(decoders.FAMILIES["gemma 3, alternating windows"](), dropout=0.1 if plain else 0.0)
     head = model.head(tuned.get_base_model())
-    motor = engine.of(tuned, head, CPU, False)
-    assert isinstance(motor, engine.Plain if plain else engine.Fast)
+    motor = passes.of(tuned, head, CPU, False)
+    assert isinstance(motor, passes.Plain if plain else passes.Fast)
     found = motor.forward(rows(), keep=False, adapted=False)
     mine = float(loss.log_probabilities(found.states, found.targets, head).sum())
     with lora.disabled(tuned), torch.no_grad():

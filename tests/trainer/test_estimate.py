@@ -16,20 +16,11 @@ from tests.bench.trainer import process
 from tests.trainer import decoders as families
 
 from finetune_api import basemodel, job, run
-from finetune_trainer import (
-    architecture,
-    case,
-    corpus,
-    decoder,
-    engine,
-    estimate,
-    forecast,
-    forest,
-    loss,
-    model,
-    objective,
-    preflight,
-)
+from finetune_trainer.data import corpus
+from finetune_trainer.engine import decoder, loss, model, passes, prefix_tree
+from finetune_trainer.planning import architecture, forecast, memory, workload
+from finetune_trainer.stages import preflight
+from finetune_trainer.training import objective
 
 LLAMA_8B = architecture.Shape(
     basemodel.Architecture(
@@ -44,16 +35,16 @@ LLAMA_8B = architecture.Shape(
     )
 )
 GIB = 2**30
-EXAMPLES = case.Examples(longest=2048, row=2048, average=500, step=8000)
-GPU = case.Device("cuda")
+EXAMPLES = workload.Examples(longest=2048, row=2048, average=500, step=8000)
+GPU = workload.Device("cuda")
 
 
-def wanted(examples: case.Examples = EXAMPLES, device: case.Device = GPU, **training: Any) -> case.Case:
-    return case.Case(LLAMA_8B, job.Training.model_validate(training), examples, device)
+def wanted(examples: workload.Examples = EXAMPLES, device: workload.Device = GPU, **training: Any) -> workload.Workload:
+    return workload.Workload(LLAMA_8B, job.Training.model_validate(training), examples, device)
 
 
-def total(of: case.Case, tokens: int = 2048, checkpointing: bool = False) -> int:
-    return estimate.memory(of, tokens, checkpointing=checkpointing).total
+def total(of: workload.Workload, tokens: int = 2048, checkpointing: bool = False) -> int:
+    return memory.memory(of, tokens, checkpointing=checkpointing).total
 
 
 # -- numbers of a model --
@@ -100,31 +91,31 @@ def test_every_factor_moves_the_total_in_its_direction() -> None:
     base = total(wanted())
     assert total(wanted(), 4096) > base
     assert total(wanted(lora={"rank": 64})) > base
-    assert total(wanted(device=case.Device("cuda", width=4))) > base
-    assert total(wanted(device=case.Device("cuda", compiled=False))) > base
+    assert total(wanted(device=workload.Device("cuda", width=4))) > base
+    assert total(wanted(device=workload.Device("cuda", compiled=False))) > base
     assert total(wanted(lora={"targetModules": "Attention"})) < base
     assert total(wanted(), checkpointing=True) < base
     assert total(wanted(method="QLoRA")) < base
-    assert total(wanted(device=case.Device("cuda", processes=4, shards=4))) < base
-    cpu = wanted(device=case.Device("cpu"))
+    assert total(wanted(device=workload.Device("cuda", processes=4, shards=4))) < base
+    cpu = wanted(device=workload.Device("cpu"))
     longer = dataclasses.replace(EXAMPLES, row=4096)
-    assert total(wanted(longer, case.Device("cpu"))) > total(cpu), "probabilities grow with the length of a row"
+    assert total(wanted(longer, workload.Device("cpu"))) > total(cpu), "probabilities grow with the length of a row"
 
 
 def test_known_models_take_what_is_known_of_them() -> None:
     assert 16 * GIB < total(wanted(), 1024) < 26 * GIB
-    whole = estimate.memory(wanted(), 1024, checkpointing=True)
+    whole = memory.memory(wanted(), 1024, checkpointing=True)
     assert whole.weights / GIB == pytest.approx(8.03e9 * 2 / GIB, rel=0.02)
-    quarter = estimate.memory(wanted(method="QLoRA"), 1024, checkpointing=True)
+    quarter = memory.memory(wanted(method="QLoRA"), 1024, checkpointing=True)
     assert 5 * GIB < quarter.weights < 7 * GIB, "8 billion weights in 4 bits, the embedding and the head in 16"
     assert whole.adapter == 41_943_040 * 16
 
 
 def test_the_terms_are_named_once_and_sum_up_to_the_total() -> None:
-    found = estimate.memory(wanted(device=case.Device("cpu"), method="QLoRA"), 2048, checkpointing=False)
+    found = memory.memory(wanted(device=workload.Device("cpu"), method="QLoRA"), 2048, checkpointing=False)
     names = [term.name for term in found.terms]
     assert len(names) == len(set(names))
-    assert found.total == sum(found.of(purpose) for purpose in estimate.Purpose)
+    assert found.total == sum(found.of(purpose) for purpose in memory.Purpose)
 
 
 def test_a_dropout_takes_the_plain_engine() -> None:
@@ -155,11 +146,11 @@ TERMS = {
 @pytest.mark.parametrize("family", ["llama 3", "qwen 3", "gemma 3, alternating windows"])
 def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, length: int, count: int) -> None:
     tuned = families.made(families.FAMILIES[family]())
-    motor = engine.of(tuned, model.head(tuned.get_base_model()), torch.device("cpu"), checkpointing)
-    assert isinstance(motor, engine.Fast)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), torch.device("cpu"), checkpointing)
+    assert isinstance(motor, passes.Fast)
     number = np.random.default_rng(0)
     rows = [
-        forest.Row(np.append(at + 1, number.integers(1, 384, length)), np.ones(length + 1, dtype=bool))
+        prefix_tree.Row(np.append(at + 1, number.integers(1, 384, length)), np.ones(length + 1, dtype=bool))
         for at in range(count)
     ]
     objective.Supervised().learn(motor, rows, 1)
@@ -168,30 +159,30 @@ def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, le
     shape = architecture.of(tuned.config.to_dict())
     assert shape is not None
     training = job.Training(lora=job.LoRA(rank=8), batch_size=count)
-    one = case.Case(shape, training, case.Examples.alike(length, count), case.Device("cpu", 4))
-    found = estimate.memory(one, length * count, checkpointing=checkpointing)
+    one = workload.Workload(shape, training, workload.Examples.alike(length, count), workload.Device("cpu", 4))
+    found = memory.memory(one, length * count, checkpointing=checkpointing)
     held: dict[str, int] = {}
     for name, buffer in motor._inner.memory._held.items():
         term = TERMS.get(name[0], "work") if isinstance(name, tuple) else "work"
         term = "inputs of the layers" if isinstance(name, tuple) and name[0] == "y" else term
         held[term] = held.get(term, 0) + buffer.numel() * buffer.element_size()
     held["inputs of the layers"] += rows_of(held, shape, found)
-    kept = {term.name: term.bytes for term in found.terms if term.purpose is estimate.Purpose.ACTIVATIONS}
+    kept = {term.name: term.bytes for term in found.terms if term.purpose is memory.Purpose.ACTIVATIONS}
     work = held.pop("work")
     assert kept == {name: pytest.approx(size, rel=0.02) for name, size in held.items()}
-    assert work < found.of(estimate.Purpose.WORK) < 3 * work, "it has what a layer makes and forgets too"
+    assert work < found.of(memory.Purpose.WORK) < 3 * work, "it has what a layer makes and forgets too"
 
 
-def rows_of(held: dict[str, int], shape: architecture.Shape, found: estimate.Memory) -> int:
+def rows_of(held: dict[str, int], shape: architecture.Shape, found: memory.Memory) -> int:
     """Bytes of the embedding's output, which is no buffer of the arena."""
     return held["inputs of the layers"] // shape.numbers.layers
 
 
 def test_the_estimate_counts_with_the_trainers_own_numbers() -> None:
-    assert (estimate.CHUNK, estimate.ROWS) == (loss.CHUNK, decoder.ROWS)
-    theirs = (forest.PIECE, forest.TOGETHER, forest.ROUND, forest.EVEN)
-    assert theirs == (estimate.PIECE, estimate.TOGETHER, estimate.ROUND, estimate.EVEN)
-    assert corpus.SHARED == forest.SHORTEST
+    assert (memory.CHUNK, memory.ROWS) == (loss.CHUNK, decoder.ROWS)
+    theirs = (prefix_tree.PIECE, prefix_tree.TOGETHER, prefix_tree.ROUND, prefix_tree.EVEN)
+    assert theirs == (memory.PIECE, memory.TOGETHER, memory.ROUND, memory.EVEN)
+    assert corpus.SHARED == prefix_tree.SHORTEST
 
 
 @pytest.mark.parametrize("shared, own, count", [(0, 100, 8), (400, 100, 16), (900, 60, 4), (40, 300, 8)])
@@ -199,28 +190,30 @@ def test_tokens_after_a_shared_beginning_have_probabilities_for_it(shared: int, 
     number = np.random.default_rng(0)
     beginning = number.integers(1, 384, shared)
     rows = [np.concatenate([beginning, [at + 1], number.integers(1, 384, own)]) for at in range(count)]
-    batch = forest.plant([forest.Row(ids, np.ones(len(ids), dtype=bool)) for ids in rows])
+    batch = prefix_tree.build([prefix_tree.Row(ids, np.ones(len(ids), dtype=bool)) for ids in rows])
     found = sum(len(tile.lengths) * tile.longest * (tile.before + tile.longest) for tile in batch.tiles)
     length, distinct = shared + own, shared + own * count
-    examples = case.Examples(length, length, length, distinct)
-    one = case.Case(LLAMA_8B, job.Training(batch_size=count), examples, case.Device("cpu"))
-    assert estimate.reach(one) * distinct == pytest.approx(found, rel=0.1)
+    examples = workload.Examples(length, length, length, distinct)
+    one = workload.Workload(LLAMA_8B, job.Training(batch_size=count), examples, workload.Device("cpu"))
+    assert memory.reach(one) * distinct == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("length", [1, 16, 100, 256, 300, 1024])
 def test_the_span_of_a_row_is_that_of_its_tiles(length: int) -> None:
     ids = np.arange(1, length + 2)
-    batch = forest.plant([forest.Row(ids, np.ones(length + 1, dtype=bool))])
+    batch = prefix_tree.build([prefix_tree.Row(ids, np.ones(length + 1, dtype=bool))])
     mine = [tile for tile in batch.tiles if tile.begin < length]
     scores = sum(len(tile.lengths) * tile.longest * (tile.before + tile.longest) for tile in mine)
-    assert estimate.span(length) * length == pytest.approx(scores)
+    assert memory.span(length) * length == pytest.approx(scores)
 
 
 # -- what train runs with --
 
 
-def setup(gib: float, device: case.Device = GPU, examples: case.Examples = EXAMPLES, **training: Any) -> estimate.Setup:
-    return estimate.setup(wanted(examples, device, **training), int(gib * GIB))
+def setup(
+    gib: float, device: workload.Device = GPU, examples: workload.Examples = EXAMPLES, **training: Any
+) -> memory.Setup:
+    return memory.setup(wanted(examples, device, **training), int(gib * GIB))
 
 
 def test_a_large_gpu_trains_without_checkpointing_and_a_small_one_with_it() -> None:
@@ -242,8 +235,8 @@ def test_less_memory_never_makes_a_larger_micro_batch() -> None:
 
 
 def test_a_cpu_takes_no_more_tokens_than_it_gains_from() -> None:
-    cpu = case.Device("cpu")
-    apart = case.Examples(longest=140, row=140, average=117, step=1800)
+    cpu = workload.Device("cpu")
+    apart = workload.Examples(longest=140, row=140, average=117, step=1800)
     together = dataclasses.replace(apart, average=500)
     assert setup(64, cpu, apart).tokens <= 640, "parts of a step instead of the whole"
     assert setup(64, cpu, together).tokens >= 1800, "a step that shares much stays in one piece"
@@ -279,12 +272,12 @@ def test_advice_names_changes_that_fit() -> None:
     assert "training.method QLoRA" in small
     assert "resources.gpuType" in small
     assert forecast.hopeless(wanted(), 12 * GIB)
-    assert not forecast.hopeless(wanted(device=case.Device("cuda", processes=4)), 12 * GIB)
+    assert not forecast.hopeless(wanted(device=workload.Device("cuda", processes=4)), 12 * GIB)
 
 
 @pytest.mark.parametrize("size, text", [(3 * GIB, "3.0Gi"), (21.4 * GIB, "21Gi"), (0.52 * GIB, "0.5Gi")])
 def test_sizes_are_said_as_kubernetes_says_them(size: float, text: str) -> None:
-    assert estimate.text(int(size)) == text
+    assert memory.text(int(size)) == text
 
 
 @pytest.mark.parametrize("text, size", [("22Gi", 22 * GIB), ("1.5G", 1_500_000_000), ("512Mi", GIB // 2), ("7", 7)])

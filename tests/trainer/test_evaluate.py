@@ -8,7 +8,9 @@ import torch
 import transformers
 
 from finetune_api import job, reasons, results, run, status
-from finetune_trainer import contenders, errors, evaluate, preflight, train
+from finetune_trainer.evaluation import contenders
+from finetune_trainer.process import errors
+from finetune_trainer.stages import evaluate, preflight, train
 
 World = Callable[..., run.Run]
 CPU = torch.device("cpu")

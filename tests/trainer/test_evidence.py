@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune_trainer import evidence
+from finetune_trainer.evaluation import evidence
 
 
 def share(hits: int, examples: int) -> evidence.Column:

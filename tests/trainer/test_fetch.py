@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from finetune_api import reasons, run
-from finetune_trainer import errors, fetch, folders, storage
+from finetune_trainer.process import errors
+from finetune_trainer.stages import fetch
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 

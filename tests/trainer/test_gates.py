@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune_api import job, status
-from finetune_trainer import evidence, gates
+from finetune_trainer.evaluation import evidence, gates
 
 EXACT = job.Metric.EXACT_MATCH
 TUNED, BASE, SERVING = job.Contender.TUNED, job.Contender.BASE, job.Contender.SERVING

@@ -11,7 +11,8 @@ import transformers
 from tests.trainer import decoders
 
 from finetune_api import job
-from finetune_trainer import cache, decoding, errors, generate, lora, loss, model, signals
+from finetune_trainer.engine import decoding, generate, kv_cache, lora, loss, model
+from finetune_trainer.process import errors, signals
 
 CPU = torch.device("cpu")
 STOPS = frozenset(range(40, 72))
@@ -146,7 +147,7 @@ def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.Monk
         return enter(self, rows, room)
 
     monkeypatch.setattr(generate, "AHEAD", 2)
-    monkeypatch.setattr(cache, "EVEN", 16)
+    monkeypatch.setattr(kv_cache, "EVEN", 16)
     monkeypatch.setattr(decoding.Decoding, "enter", noted)
     monkeypatch.setattr(decoding.Decoding, "_budget", lambda self: 280 * self._cache.bytes)
     assert greedy(tuned, asked, 40, frozenset()) == wanted

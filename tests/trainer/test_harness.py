@@ -13,20 +13,13 @@ import transformers
 from tests.trainer import tiny
 
 from finetune_api import job, reasons, results, run
-from finetune_trainer import (
-    contenders,
-    contest,
-    errors,
-    evaluate,
-    generate,
-    lora,
-    model,
-    preflight,
-    storage,
-    tokens,
-    train,
-)
+from finetune_trainer.data import tokens
+from finetune_trainer.engine import generate, lora, model
+from finetune_trainer.evaluation import answers, contenders
 from finetune_trainer.harness import catalogue, description, play, player, refusal, tasks
+from finetune_trainer.process import errors
+from finetune_trainer.stages import evaluate, preflight, train
+from finetune_trainer.store import storage
 
 World = Callable[..., run.Run]
 Data = Callable[[str, list[Any]], list[str]]
@@ -114,7 +107,9 @@ def test_the_numbers_are_those_of_the_packages_own_wrapper(
     assert rules is not None
     plain = model.load(base, job.Precision.FLOAT32, CPU)
     encoder = tokens.load(base, spec.training)
-    asked = contest.Contest(plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU)
+    asked = answers.ModelRunner(
+        plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU
+    )
     seen: dict[str, list[float]] = {}
     for adapted in (False, True):
         if adapted:
@@ -158,7 +153,9 @@ def test_answers_and_likelihoods_are_those_of_the_packages_own_wrapper(world: Wo
     spec = world(training={"precision": "Float32"})
     plain = model.load(base, job.Precision.FLOAT32, CPU)
     encoder = tokens.load(base, spec.training)
-    asked = contest.Contest(plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU)
+    asked = answers.ModelRunner(
+        plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU
+    )
     mine = player.Player(asked, lambda share: None)
     theirs = HFLM(pretrained=plain, tokenizer=encoder.tokenizer, batch_size=2)
 
@@ -316,7 +313,9 @@ def test_a_task_that_breaks_costs_itself_alone(world: World, base: pathlib.Path,
     assert rules is not None
     plain = model.load(base, job.Precision.FLOAT32, CPU)
     encoder = tokens.load(base, spec.training)
-    asked = contest.Contest(plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU)
+    asked = answers.ModelRunner(
+        plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU
+    )
     there = loaded(spec)
 
     def broken(items: Any) -> float:

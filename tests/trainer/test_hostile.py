@@ -20,7 +20,10 @@ import pytest
 import zstandard
 
 from finetune_api import run
-from finetune_trainer import errors, preflight, rows, storage
+from finetune_trainer.data import rows
+from finetune_trainer.process import errors
+from finetune_trainer.stages import preflight
+from finetune_trainer.store import storage
 
 World = Callable[..., run.Run]
 ROUNDS = 60

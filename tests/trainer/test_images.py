@@ -55,7 +55,7 @@ def test_unknown_arguments_are_bad_configuration() -> None:
 
 
 def test_fetch_runs_in_the_slim_image(world: Callable[..., run.Run], tmp_path: pathlib.Path) -> None:
-    from finetune_trainer import folders, storage
+    from finetune_trainer.store import folders, storage
 
     (tmp_path / "run.json").write_text(world().model_dump_json(by_alias=True, exclude_none=True))
     (tmp_path / "local").mkdir()

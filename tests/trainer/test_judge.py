@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from finetune_api import job, reasons, results, run
-from finetune_trainer import contest, dataset, duel, errors, evaluate, judge, metrics, preflight, toolcalls, train
+from finetune_trainer.data import dataset, toolcalls
+from finetune_trainer.evaluation import answers, judge, metrics, pairwise
+from finetune_trainer.process import errors
+from finetune_trainer.stages import evaluate, preflight, train
 
 World = Callable[..., run.Run]
 BASE, FEW, TUNED = job.Contender.BASE, job.Contender.FEW_SHOT, job.Contender.TUNED
@@ -124,8 +127,8 @@ def made(url: str, *, needed: bool = False, key: str = "", **rules: Any) -> judg
     return judge.Judge(job.Judge.model_validate(document), 7, key, needed=needed)
 
 
-def case(tuned: str, other: str, place: int = 0, over: job.Contender = BASE, expected: str = "fine") -> duel.Case:
-    return duel.Case(place, over, QUESTION, expected, tuned, other)
+def case(tuned: str, other: str, place: int = 0, over: job.Contender = BASE, expected: str = "fine") -> pairwise.Case:
+    return pairwise.Case(place, over, QUESTION, expected, tuned, other)
 
 
 def fails(call: Callable[[], Any], words: str) -> errors.Failure:
@@ -145,7 +148,7 @@ def test_a_case_has_all_its_parts_between_marks_in_both_orders() -> None:
     swapped = parts_of({"messages": one.asked("brevity", swapped=True)})
     assert (swapped["A"], swapped["B"]) == ("theirs", "mine")
     assert "brevity" in one.asked("brevity", swapped=False)[0]["content"]
-    assert duel.CRITERIA in one.asked(None, swapped=False)[0]["content"]
+    assert pairwise.CRITERIA in one.asked(None, swapped=False)[0]["content"]
     assert "{braces}" in one.asked("{braces}", swapped=False)[0]["content"]
 
 
@@ -168,7 +171,7 @@ def test_what_answers_say_stands_in_the_users_message_alone() -> None:
 def test_tools_and_calls_are_shown_to_the_judge() -> None:
     call = toolcalls.Call("refund", '{"item": 12}', "call00000")
     turns = (*QUESTION, dataset.Message("assistant", "", calls=(call,)), dataset.Message("tool", "done", call=call.id))
-    asked = duel.Case(0, BASE, turns, "fine", "a", "b", '[{"type": "function"}]').asked(None, swapped=False)
+    asked = pairwise.Case(0, BASE, turns, "fine", "a", "b", '[{"type": "function"}]').asked(None, swapped=False)
     question = parts_of({"messages": asked})["QUESTION"]
     assert question.startswith('tools that the assistant may call:\n[{"type": "function"}]\n\nuser:\nHow are you?')
     assert 'assistant:\n{"name": "refund", "arguments": {"item": 12}}\n\ntool:\ndone' in question
@@ -177,12 +180,12 @@ def test_tools_and_calls_are_shown_to_the_judge() -> None:
 def test_long_texts_are_cut_in_the_middle() -> None:
     text = "a" * 50_000 + "z" * 50_000
     body = case(text, text + "!", expected=text).asked(None, swapped=False)[1]["content"]
-    assert len(body) < 4 * duel.QUESTION
+    assert len(body) < 4 * pairwise.QUESTION
     shown = parts_of({"messages": case(text, "b").asked(None, swapped=False)})["A"]
     assert shown.startswith("aaa")
     assert shown.endswith("zzz")
     assert "[... 94000 characters left out ...]" in shown
-    assert duel.cut("short", 5) == "short"
+    assert pairwise.cut("short", 5) == "short"
 
 
 @pytest.mark.parametrize(
@@ -208,14 +211,14 @@ def test_long_texts_are_cut_in_the_middle() -> None:
     ],
 )
 def test_a_verdict_is_one_object_of_the_form_or_none(content: str, winner: str | None) -> None:
-    found = duel.read(content)
+    found = pairwise.read(content)
     assert (found and found.winner.value) == winner
 
 
 def test_a_reason_is_kept_short() -> None:
-    found = duel.read(said("A", "x" * 10_000))
+    found = pairwise.read(said("A", "x" * 10_000))
     assert found is not None
-    assert len(found.reason) == duel.REASON
+    assert len(found.reason) == pairwise.REASON
 
 
 @pytest.mark.parametrize(
@@ -231,21 +234,21 @@ def test_a_reason_is_kept_short() -> None:
     ],
 )
 def test_only_what_both_orders_agree_on_counts(straight: str, swapped: str, result: str) -> None:
-    first, second = duel.Verdict(duel.Winner(straight), ""), duel.Verdict(duel.Winner(swapped), "")
-    assert duel.settle(first, second) == result
+    first, second = pairwise.Verdict(pairwise.Winner(straight), ""), pairwise.Verdict(pairwise.Winner(swapped), "")
+    assert pairwise.settle(first, second) == result
 
 
 def test_a_tally_says_what_was_a_tie_for_which_reason_and_what_was_left_out() -> None:
-    a, b, tie = (duel.Verdict(winner, "") for winner in duel.Winner)
+    a, b, tie = (pairwise.Verdict(winner, "") for winner in pairwise.Winner)
     cases = [case("x", "y", place) for place in range(5)] + [case("same ", " same", 5), case("x", "y", 0, FEW)]
-    verdicts: dict[tuple[int, bool], duel.Verdict | None] = {
+    verdicts: dict[tuple[int, bool], pairwise.Verdict | None] = {
         (0, False): a, (0, True): b,
         (1, False): a, (1, True): a,
         (2, False): tie, (2, True): tie,
         (3, False): b, (3, True): None,
         (6, False): b, (6, True): a,
     }  # fmt: skip
-    found = duel.tally(cases, verdicts)
+    found = pairwise.tally(cases, verdicts)
     assert (found[BASE].same, found[BASE].swayed, found[BASE].unread) == (1, 1, 2)
     assert (found[BASE].counts.wins, found[BASE].counts.ties, found[BASE].counts.losses) == (1, 3, 0)
     assert found[BASE].duel == found[BASE].counts
@@ -253,13 +256,13 @@ def test_a_tally_says_what_was_a_tie_for_which_reason_and_what_was_left_out() ->
 
 
 def test_a_few_verdicts_of_many_questions_are_no_measure() -> None:
-    won = dict.fromkeys(range(4), duel.Result.WON)
-    assert duel.Tally(won, unread=4).duel.examples == 4
-    assert duel.Tally(won, unread=5).duel.examples == 0
-    assert duel.Tally(won, unread=5).counts.wins == 4
-    same = dict.fromkeys(range(50), duel.Result.TIED)
-    assert duel.Tally(same, same=50, unread=1).duel.examples == 0, "what is the same shows nothing of the judge"
-    assert duel.Tally(same, same=50).duel.examples == 50
+    won = dict.fromkeys(range(4), pairwise.Result.WON)
+    assert pairwise.Tally(won, unread=4).duel.examples == 4
+    assert pairwise.Tally(won, unread=5).duel.examples == 0
+    assert pairwise.Tally(won, unread=5).counts.wins == 4
+    same = dict.fromkeys(range(50), pairwise.Result.TIED)
+    assert pairwise.Tally(same, same=50, unread=1).duel.examples == 0, "what is the same shows nothing of the judge"
+    assert pairwise.Tally(same, same=50).duel.examples == 50
 
 
 # -- the endpoint --
@@ -285,7 +288,7 @@ def test_it_is_asked_so_that_it_says_the_same_again(server: tuple[Endpoint, str]
     text = [collections.Counter(json.dumps(body, sort_keys=True) for body in one) for one in (first, endpoint.asked)]
     assert text[0] == text[1]
     assert {(body["temperature"], body["seed"], body["model"]) for body in first} == {(0, 7, "wise")}
-    assert first[0]["response_format"]["json_schema"]["schema"] == duel.SCHEMA
+    assert first[0]["response_format"]["json_schema"]["schema"] == pairwise.SCHEMA
 
 
 def test_a_judge_that_likes_what_comes_first_finds_ties_only(server: tuple[Endpoint, str]) -> None:
@@ -318,7 +321,7 @@ def test_no_more_requests_than_allowed_are_under_way(server: tuple[Endpoint, str
 def test_verdicts_that_are_none_are_counted_and_left_out(server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
     endpoint.think = lambda parts: "A, of course" if "rambling" in parts["QUESTION"] else prefers_good(parts)
-    rambling = duel.Case(9, BASE, (dataset.Message("user", "rambling"),), "", "good", "bad")
+    rambling = pairwise.Case(9, BASE, (dataset.Message("user", "rambling"),), "", "good", "bad")
     found = made(url).hear([case("good", "bad", n) for n in range(3)] + [rambling]).tallies[BASE]
     assert (found.counts.wins, found.counts.examples, found.unread) == (3, 3, 1)
 
@@ -497,12 +500,12 @@ def test_the_same_examples_are_judged_for_every_contender() -> None:
     ]
     examples.insert(7, dataset.Example("f:text", text="plain"))
 
-    def answers(word: str) -> contest.Answers:
+    def written(word: str) -> answers.Answers:
         given = [metrics.Answer(None if one.text else f"{word} {one.source}", one.answer, 1.0, 1) for one in examples]
-        return contest.Answers(given, [], [])
+        return answers.Answers(given, [], [])
 
     rules = job.Judge(endpoint="http://judge/v1", model="wise", maximum_examples=10)
-    asked = {BASE: answers("base"), FEW: answers("few"), TUNED: answers("tuned")}
+    asked = {BASE: written("base"), FEW: written("few"), TUNED: written("tuned")}
     cases = judge.cases(rules, examples, asked, 3)
     assert len(cases) == 20
     places = {which: [one.place for one in cases if one.over is which] for which in (BASE, FEW)}

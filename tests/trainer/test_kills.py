@@ -13,7 +13,8 @@ import pytest
 from tests.trainer import processes, tiny
 
 from finetune_api import exits, run
-from finetune_trainer import folders, preflight, train
+from finetune_trainer.stages import preflight, train
+from finetune_trainer.store import folders
 
 World = Callable[..., run.Run]
 

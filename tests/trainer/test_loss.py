@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from finetune_api import job
-from finetune_trainer import lora, loss, model
+from finetune_trainer.engine import lora, loss, model
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from finetune_api import job
-from finetune_trainer import metrics, toolcalls
+from finetune_trainer.data import toolcalls
+from finetune_trainer.evaluation import metrics
 
 M = job.Metric
 

@@ -10,7 +10,10 @@ import torch
 from tests.trainer import test_engine, tiny
 
 from finetune_api import job, run
-from finetune_trainer import adapter, engine, evaluate, forest, lora, loss, model, objective, preflight, tokens, train
+from finetune_trainer.data import tokens
+from finetune_trainer.engine import lora, loss, model, passes, prefix_tree
+from finetune_trainer.stages import evaluate, preflight, train
+from finetune_trainer.training import adapter, objective
 
 CPU = torch.device("cpu")
 
@@ -60,19 +63,19 @@ def test_dpo_has_the_loss_and_gradients_of_trl(base: pathlib.Path, tmp_path: pat
     rows = []
     lengths = batch["attention_mask"].sum(1).tolist()
     for ids, marks, length in zip(batch["input_ids"], batch["completion_mask"], lengths, strict=True):
-        rows.append(forest.Row(ids[:length].numpy(), marks[:length].numpy().astype(bool)))
+        rows.append(prefix_tree.Row(ids[:length].numpy(), marks[:length].numpy().astype(bool)))
     alternating = [row for both in zip(rows[:6], rows[6:], strict=True) for row in both]
-    motor = engine.of(mine, model.head(mine.get_base_model()), CPU, False)
-    assert isinstance(motor, engine.Fast)
+    motor = passes.of(mine, model.head(mine.get_base_model()), CPU, False)
+    assert isinstance(motor, passes.Fast)
     aim = objective.Preference(0.3)
     assert aim.learn(motor, alternating, 6) == pytest.approx(expected.item(), rel=1e-5)
     wanted = {name: weight.grad for name, weight in theirs.named_parameters() if weight.grad is not None}
     assert wanted
     test_engine.close(lora.parameters(mine), wanted)
     assert aim.value(motor, alternating) == pytest.approx(6 * expected.item(), rel=1e-5)
-    shared = forest.plant(alternating).tokens
+    shared = prefix_tree.build(alternating).tokens
     prompts = sum(int((~row.learned).sum()) for row in alternating[::2])
-    assert shared <= forest.plant(alternating, share=False).tokens - prompts // 2, (
+    assert shared <= prefix_tree.build(alternating, share=False).tokens - prompts // 2, (
         "the prompt of a pair is computed once"
     )
 
@@ -100,10 +103,10 @@ def test_qlora_computes_with_the_base_in_4_bits(base: pathlib.Path) -> None:
     for weight in lora.parameters(tuned).values():
         torch.nn.init.normal_(weight, std=0.1)
     head = model.head(small)
-    motor = engine.of(tuned, head, CPU, False)
-    assert isinstance(motor, engine.Fast)
+    motor = passes.of(tuned, head, CPU, False)
+    assert isinstance(motor, passes.Fast)
     numbers = np.random.default_rng(1)
-    rows = [forest.Row(numbers.integers(1, 300, length), numbers.random(length) < 0.4) for length in (40, 90, 33)]
+    rows = [prefix_tree.Row(numbers.integers(1, 300, length), numbers.random(length) < 0.4) for length in (40, 90, 33)]
 
     whole = model.load(base, job.Precision.FLOAT32, CPU)
     import bitsandbytes.functional

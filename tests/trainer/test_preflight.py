@@ -7,7 +7,11 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import outcome, reasons, run
-from finetune_trainer import __main__, dataset, errors, folders, preflight, signals, storage
+from finetune_trainer import __main__
+from finetune_trainer.data import dataset
+from finetune_trainer.process import errors, signals
+from finetune_trainer.stages import preflight
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 
@@ -218,7 +222,7 @@ def test_many_cut_examples_are_worth_a_word(world: World) -> None:
 
 
 def test_a_row_that_the_template_refuses_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import tokens
+    from finetune_trainer.data import tokens
 
     def render(self: tokens.Encoder, turns: Any, *, answer: bool = False, tools: str | None = None) -> str:
         raise dataset.Wrong("the model's chat template refuses it: no system turns")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_api import metrics, outcome, run, status
-from finetune_trainer import progress
+from finetune_trainer.process import progress
 from support import prometheus
 
 World = Callable[..., run.Run]

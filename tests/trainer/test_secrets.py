@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 
-from finetune_trainer import secrets
+from finetune_trainer.process import secrets
 
 CANARIES = {
     "AWS_ACCESS_KEY_ID": "AKIACANARY1234567890",

@@ -10,7 +10,8 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import exits, run
-from finetune_trainer import __main__, log, signals
+from finetune_trainer import __main__
+from finetune_trainer.process import log, signals
 
 World = Callable[..., run.Run]
 

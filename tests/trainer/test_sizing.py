@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from finetune_api import reasons, run
-from finetune_trainer import __main__, errors, preflight, sizing
+from finetune_trainer import __main__
+from finetune_trainer.process import errors
+from finetune_trainer.stages import estimate, preflight
 
 World = Callable[..., run.Run]
 
@@ -102,7 +104,7 @@ def test_an_unknown_limit_is_said_to_be_unknown(
     said = capsys.readouterr().out
     assert code == 0
     assert "unknown" in said
-    for name in sizing.GPUS:
+    for name in estimate.GPUS:
         assert name in said
 
 
@@ -138,8 +140,8 @@ def test_it_needs_no_torch(world: World, tmp_path: pathlib.Path) -> None:
 def test_the_gpu_types_are_those_of_the_chart() -> None:
     values = yaml.safe_load((REPOSITORY / "charts/finetune-operator/values.yaml").read_text())
     theirs = {name: kind["memoryGiB"] for name, kind in values["gpuTypes"].items()}
-    assert sizing.GPUS.items() <= theirs.items()
-    assert set(sizing.GPUS.values()) == set(theirs.values()), "each size is there once"
+    assert estimate.GPUS.items() <= theirs.items()
+    assert set(estimate.GPUS.values()) == set(theirs.values()), "each size is there once"
 
 
 def test_preflight_ends_a_job_whose_weights_no_gpu_of_it_can_hold(world: World) -> None:

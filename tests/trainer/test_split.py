@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer import dataset, split
+from finetune_trainer.data import dataset, split
 
 
 def made(keys: list[list[int]]) -> split.Prompts:

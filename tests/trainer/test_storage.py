@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from finetune_api import reasons
-from finetune_trainer import errors, files, folders, objects, storage
-from finetune_trainer import s3 as s3_store
+from finetune_trainer.process import errors
+from finetune_trainer.store import files, folders, objects, storage
+from finetune_trainer.store import s3 as s3_store
 
 
 @pytest.fixture(params=["s3", "file"])

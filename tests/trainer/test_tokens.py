@@ -6,7 +6,7 @@ import pytest
 from tests.trainer import families, masks, tiny
 
 from finetune_api import job
-from finetune_trainer import dataset, tokens
+from finetune_trainer.data import dataset, tokens
 
 USER, ANSWER = dataset.Message("user", "Is 12 late?"), dataset.Message("assistant", '{"reply": true}')
 MORE = (dataset.Message("user", "Thank you"), dataset.Message("assistant", "it is great"))

@@ -1,4 +1,4 @@
-"""Examples with tools: read and linked in `dataset`, rendered and encoded in `tokens`, asked and measured in `contest`."""
+"""Examples with tools: read and linked in `dataset`, rendered and encoded in `tokens`, asked and measured in `answers`."""
 
 import dataclasses
 import json
@@ -10,7 +10,10 @@ import pytest
 from tests.trainer import families, masks, tiny
 
 from finetune_api import job, reasons, run
-from finetune_trainer import canary, contest, dataset, errors, evaluate, preflight, tokens, train
+from finetune_trainer.data import dataset, tokens
+from finetune_trainer.evaluation import answers, canary
+from finetune_trainer.process import errors
+from finetune_trainer.stages import evaluate, preflight, train
 
 ASKED = {"role": "user", "content": "I want my money back for item 12."}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [tiny.call("refund", id="call_x", item=12)]}
@@ -256,13 +259,13 @@ def test_an_answer_is_read_in_the_dialect_of_the_model(family: str) -> None:
     made = encoder(families.TOOL_TEMPLATES[family])
     example = read(row(ASKED, CALLED))
     ids = made.tokenizer(WANTED[family])["input_ids"]
-    text, judged = contest.understood(made, example, ids)
+    text, judged = answers.understood(made, example, ids)
     assert text == example.answer
     assert judged is not None
     assert judged.match
     assert judged.valid
     other = read(row(ASKED, changed(CALLED, tool_calls=[tiny.call("refund", item=13)])))
-    _, judged = contest.understood(made, other, ids)
+    _, judged = answers.understood(made, other, ids)
     assert judged is not None
     assert not judged.match
     assert judged.valid
@@ -273,14 +276,14 @@ def test_a_special_token_that_marks_calls_is_not_lost() -> None:
     made.tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
     ids = made.tokenizer(WANTED["Mistral"])["input_ids"]
     assert "[TOOL_CALLS]" not in made.tokenizer.decode(ids, skip_special_tokens=True)
-    _, judged = contest.understood(made, read(row(ASKED, CALLED)), ids)
+    _, judged = answers.understood(made, read(row(ASKED, CALLED)), ids)
     assert judged is not None
     assert judged.match
 
 
 def test_words_are_no_call_and_cut_calls_are_broken() -> None:
     made = encoder(tiny.TOOL_TEMPLATE)
-    text, judged = contest.understood(
+    text, judged = answers.understood(
         made, read(row(ASKED, SAID)), made.tokenizer("It is on its way.<|im_end|>")["input_ids"]
     )
     assert text == "It is on its way."
@@ -288,12 +291,12 @@ def test_words_are_no_call_and_cut_calls_are_broken() -> None:
     assert judged.match
     assert judged.valid is None
     ids = made.tokenizer('<tool_call>{"name": "ref')["input_ids"]
-    text, judged = contest.understood(made, read(row(ASKED, CALLED)), ids)
+    text, judged = answers.understood(made, read(row(ASKED, CALLED)), ids)
     assert text == '<tool_call>{"name": "ref'
     assert judged is not None
     assert not judged.match
     assert judged.valid is False
-    assert contest.understood(made, read(row(ASKED, SAID, tools=None)), ids)[1] is None
+    assert answers.understood(made, read(row(ASKED, SAID, tools=None)), ids)[1] is None
 
 
 def test_a_request_is_asked_with_its_tools() -> None:

@@ -15,22 +15,13 @@ import torch
 from tests.trainer import tiny
 
 from finetune_api import exits, outcome, reasons, run
-from finetune_trainer import (
-    __main__,
-    adapter,
-    checkpoint,
-    engine,
-    errors,
-    folders,
-    loop,
-    loss,
-    objects,
-    preflight,
-    signals,
-    storage,
-    tokens,
-    train,
-)
+from finetune_trainer import __main__
+from finetune_trainer.data import tokens
+from finetune_trainer.engine import loss, passes
+from finetune_trainer.process import errors, signals
+from finetune_trainer.stages import preflight, train
+from finetune_trainer.store import folders, objects, storage
+from finetune_trainer.training import adapter, checkpoint, loop
 
 World = Callable[..., run.Run]
 
@@ -90,7 +81,7 @@ def test_the_adapter_loads_in_peft_with_the_same_logits(world: World, base: path
     expected = plain(ids).logits
     loaded = peft.PeftModel.from_pretrained(plain, str(path_of(spec.layout.adapter)))
     theirs = loaded(ids).logits
-    from finetune_trainer import lora, model
+    from finetune_trainer.engine import lora, model
 
     mine = lora.add(model.load(base, spec.training.precision, torch.device("cpu")), spec.training.lora, "tiny-base")
     adapter.load(path_of(spec.layout.adapter), mine)
@@ -166,7 +157,7 @@ def test_out_of_memory_ends_with_its_own_code(
     def run_out(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(engine.Fast, "forward", run_out)
+    monkeypatch.setattr(passes.Fast, "forward", run_out)
     monkeypatch.setattr(signals, "install", lambda: None)
     monkeypatch.setattr("finetune_trainer.log.configure", lambda: None)
     (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_api import reasons, run
-from finetune_trainer import errors, verify
+from finetune_trainer.process import errors
+from finetune_trainer.stages import verify
 
 World = Callable[..., run.Run]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from finetune_api import exits, reasons
-from finetune_trainer import errors, watchdogs
+from finetune_trainer.process import errors
+from finetune_trainer.training import watchdogs
 
 
 @pytest.mark.parametrize("value, norm", [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])

@@ -63,7 +63,7 @@ def _estimate(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 def _size(quantity: str) -> None:
     """Raises manifests.Invalid for what is no size of memory."""
-    from finetune_trainer import forecast
+    from finetune_trainer.planning import forecast
 
     try:
         forecast.size(quantity)
@@ -191,7 +191,7 @@ def _print(found: answer.Answer, table: str | None) -> None:
 
 def _answered(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
     """The verb's answer, whatever happens in it."""
-    from finetune_trainer import errors
+    from finetune_trainer.process import errors
 
     verb: answer.Command = options.verb
     try:

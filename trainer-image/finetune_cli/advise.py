@@ -30,7 +30,7 @@ def advise(wanted: jobs.Job) -> answer.Answer:
 
 def elsewhere(spec: run.Run, folder: pathlib.Path) -> run.Run:
     """The same run with its results in a folder of this machine."""
-    from finetune_trainer import files
+    from finetune_trainer.store import files
 
     storage = spec.storage.model_copy(update={"output": files.address(folder / "output")})
     return spec.model_copy(update={"storage": storage})
@@ -39,8 +39,9 @@ def elsewhere(spec: run.Run, folder: pathlib.Path) -> run.Run:
 def preflight(spec: run.Run) -> tuple[outcome.Outcome, list[dict[str, object]]]:
     """What the stage answers, and its findings with all places. Raises Failure where it says nothing of the data."""
     from finetune_api import reasons
-    from finetune_trainer import errors, storage
-    from finetune_trainer import preflight as stage
+    from finetune_trainer.process import errors
+    from finetune_trainer.stages import preflight as stage
+    from finetune_trainer.store import storage
 
     try:
         result = stage.preflight(spec)
@@ -56,7 +57,8 @@ def preflight(spec: run.Run) -> tuple[outcome.Outcome, list[dict[str, object]]]:
 
 def known(spec: run.Run) -> status.Preflight | None:
     """What preflight found earlier, where the job's results go; None where it has not passed there."""
-    from finetune_trainer import errors, storage
+    from finetune_trainer.process import errors
+    from finetune_trainer.store import storage
 
     try:
         document = json.loads(storage.of(spec.storage, 20).read(spec.layout.preflight))

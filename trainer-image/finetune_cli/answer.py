@@ -139,7 +139,7 @@ class Answer(status.Reported):
 
 def code(reason: reasons.Reason | None) -> Exit:
     """The exit code of a reason that ended a stage."""
-    from finetune_trainer import errors
+    from finetune_trainer.process import errors
 
     return Exit(errors.EXITS.get(reason, Exit.INVALID)) if reason is not None else Exit.DONE
 

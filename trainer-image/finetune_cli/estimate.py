@@ -22,11 +22,11 @@ def estimate(wanted: jobs.Job, memory: str | None, *, read: bool) -> tuple[answe
 def sized(
     wanted: jobs.Job, spec: run.Run, found: status.Preflight | None, memory: str | None
 ) -> tuple[answer.Answer, str]:
-    from finetune_trainer import sizing
+    from finetune_trainer.stages import estimate as stage
 
-    size = sizing.size(spec, memory)
+    size = stage.size(spec, memory)
     ended = answer.Exit.INVALID if size.chosen.fits is False else answer.Exit.DONE
-    table = sizing.text(size)
+    table = stage.text(size)
     made = answer.Estimate(
         memory=size.document(),
         duration=found.estimated_duration if found else None,

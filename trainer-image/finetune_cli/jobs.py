@@ -67,9 +67,9 @@ def _memory(wanted: job.TrainingResources) -> str | None:
     """What training may use in the cluster, as far as it is known here."""
     if not wanted.gpus:
         return wanted.requests.memory
-    from finetune_trainer import sizing
+    from finetune_trainer.stages import estimate
 
-    known = sizing.GPUS.get(wanted.gpu_type or "")
+    known = estimate.GPUS.get(wanted.gpu_type or "")
     return f"{known}Gi" if known else None
 
 
@@ -178,7 +178,7 @@ def _changed(data: Any, path: tuple[str, ...], folder: pathlib.Path) -> Any:
 
 def uri(value: Any, folder: pathlib.Path) -> Any:
     """A plain path as a file:// URI; everything else as it is."""
-    from finetune_trainer import files
+    from finetune_trainer.store import files
 
     if not isinstance(value, str) or not value or "://" in value:
         return value

@@ -45,7 +45,8 @@ def of_job(wanted: jobs.Job) -> answer.Answer:
 
 def document(spec: run.Run) -> dict[str, Any] | None:
     """results.json of a run's evaluation; None where there is none. Raises Failure."""
-    from finetune_trainer import errors, storage
+    from finetune_trainer.process import errors
+    from finetune_trainer.store import storage
 
     try:
         text = storage.of(spec.storage, 20).read(f"{spec.layout.evaluation(spec.evaluation_hash)}/{RESULTS}")

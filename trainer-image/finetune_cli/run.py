@@ -153,7 +153,7 @@ def run_all(wanted: jobs.Job, work: pathlib.Path | None, screen: show.Screen, re
 
 def here(wanted: jobs.Job) -> jobs.Job:
     """The job as this machine can run it: a machine without a GPU trains on its CPU, which changes no revision."""
-    from finetune_trainer import machine
+    from finetune_trainer.process import machine
 
     resources = wanted.spec.resources
     if not resources.gpus or machine.accelerated():

@@ -47,14 +47,15 @@ class Wanted:
 
 def validate(wanted: Wanted) -> answer.Answer:
     """Reads all files and applies all rules. Raises Failure, manifests.Invalid."""
-    from finetune_trainer import storage, tokens
+    from finetune_trainer.data import tokens
+    from finetune_trainer.store import storage
 
     spec = described(wanted)
     store = storage.of(spec.storage, 20)
     if wanted.model is None:
         encoder = tokens.Encoder(Plain(), frozenset(), 2**30)
     else:
-        from finetune_trainer import preflight
+        from finetune_trainer.stages import preflight
 
         encoder = preflight.load(spec, wanted.model)
     with temporary() as work:
@@ -65,7 +66,7 @@ def judged(wanted: Wanted, spec: run.Run, store: Any, encoder: Any, work: pathli
     """The answer for the files of a spec."""
     import numpy as np
 
-    from finetune_trainer import preflight
+    from finetune_trainer.stages import preflight
 
     found = preflight.gather(spec, store, encoder, work)
     judgement = found.review.judge(found.corpus, found.examples)

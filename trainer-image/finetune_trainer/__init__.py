@@ -1,6 +1,17 @@
 """The trainer image's program: one process a stage, started by the operator or by hand with a run file.
 
-`__main__` chooses the stage: preflight, train, evaluate, verify, or fetch (the server's init container). Each stage reads
-`finetune_api.run.Run`, reaches data and results through `storage`, and answers with `finetune_api.outcome.Outcome`.
-fetch and verify run in a slim image: they and what they import stay free of torch, transformers and numpy.
+`__main__` chooses the stage. Each stage reads `finetune_api.run.Run`, reaches data and results through `store`, and answers with
+`finetune_api.outcome.Outcome`. The rooms have one subject each, and a map in their `__init__`; imports point downwards only:
+
+    stages      preflight, baseline, train, evaluate, verify, fetch: a stage is a story
+    harness     public benchmarks
+    evaluation  answers -> metrics -> evidence -> gates
+    training    loop, objective, batches, checkpoints
+    checks      data checks                                      no torch
+    planning    advice, verdict, memory, duration and cost       no torch
+    data        file -> rows -> examples -> token ids            no torch
+    store       objects by URI                                   no torch; boto3 only here
+    engine      forward and backward passes, generation          the only room that owns tensors
+    report      results.json -> one HTML page
+    process     errors, log, secrets, signals, machine, progress imports nothing of ours
 """

@@ -14,44 +14,45 @@ from collections.abc import Callable
 import pydantic
 
 from finetune_api import exits, outcome, reasons, run
-from finetune_trainer import errors, log, machine, secrets, signals, uncompiled
+from finetune_trainer.engine import uncompiled
+from finetune_trainer.process import errors, log, machine, secrets, signals
 
 Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
 
 
 def _preflight(spec: run.Run, _: argparse.Namespace) -> outcome.Outcome:
-    from finetune_trainer import preflight
+    from finetune_trainer.stages import preflight
 
     return preflight.preflight(spec)
 
 
 def _baseline(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
-    from finetune_trainer import baseline
+    from finetune_trainer.stages import baseline
 
     return baseline.baseline(spec, options.attempt)
 
 
 def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
-    from finetune_trainer import train
+    from finetune_trainer.stages import train
 
     return train.train(spec, options.attempt, options.micro_batch_scale)
 
 
 def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
-    from finetune_trainer import evaluate
+    from finetune_trainer.stages import evaluate
 
     rival = evaluate.Rival(options.serving, options.serving_sha256) if options.serving else None
     return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, rival)
 
 
 def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
-    from finetune_trainer import verify
+    from finetune_trainer.stages import verify
 
     return verify.verify(spec, options.endpoint, options.canary, patience=options.patience)
 
 
 def _fetch(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
-    from finetune_trainer import fetch
+    from finetune_trainer.stages import fetch
 
     return fetch.fetch(spec, options.adapter, options.sha256, options.base_to, options.adapter_to)
 
@@ -76,15 +77,15 @@ def _estimate(options: argparse.Namespace) -> int:
     """Prints what training will take; the exit code says whether that fits."""
     import json
 
-    from finetune_trainer import sizing
+    from finetune_trainer.stages import estimate
 
     try:
-        found = sizing.size(_read(options.run), options.memory)
+        found = estimate.size(_read(options.run), options.memory)
     except (errors.Failure, ValueError) as problem:
         message = problem.message if isinstance(problem, errors.Failure) else str(problem)
         print(f"finetune-trainer estimate: {message}", file=sys.stderr)
         return problem.exit if isinstance(problem, errors.Failure) else exits.Exit.INVALID
-    print(json.dumps(found.document(), indent=1) if options.output == "json" else sizing.text(found))
+    print(json.dumps(found.document(), indent=1) if options.output == "json" else estimate.text(found))
     return exits.Exit.INVALID if found.chosen.fits is False else exits.Exit.DONE
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import machine
+from finetune_trainer.process import machine
 
 OURS, BATCHED, SINGLE = "finetune-trainer", "transformers, batches of 32", "transformers, one by one"
 BATCH = 32
@@ -45,7 +45,7 @@ def main(path: str) -> None:
 def write_adapter(base: pathlib.Path, folder: pathlib.Path) -> None:
     """A random adapter as PEFT writes it."""
     from finetune_api import job as api
-    from finetune_trainer import lora, model
+    from finetune_trainer.engine import lora, model
 
     torch.manual_seed(0)
     loaded = model.load(base, api.Precision.FLOAT32, torch.device("cpu"))
@@ -60,7 +60,7 @@ def ours(job: dict[str, Any]) -> Answer:
     import safetensors.torch
 
     from finetune_api import job as api
-    from finetune_trainer import generate, lora, model
+    from finetune_trainer.engine import generate, lora, model
 
     machine.allocate()
     where = torch.device("cpu")

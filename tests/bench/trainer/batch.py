@@ -4,7 +4,7 @@ import dataclasses
 
 from tests.bench.trainer import course, lengths, recipe, workloads
 
-from finetune_trainer import batches
+from finetune_trainer.training import batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,8 @@ def child(run_file: str, answer: pathlib.Path) -> int:
     import torch
 
     from finetune_trainer import __main__ as trainer
-    from finetune_trainer import decoder, loop
+    from finetune_trainer.engine import decoder
+    from finetune_trainer.training import loop
 
     step, forward = loop.Loop.step, decoder.Decoder.forward
     computed: list[int] = []

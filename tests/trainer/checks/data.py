@@ -6,7 +6,7 @@ Everything is drawn from a seed; nothing here shares words with the rules' own p
 import random
 from typing import Any
 
-from finetune_trainer import dataset
+from finetune_trainer.data import dataset
 
 NOUNS, VERBS, ADJECTIVES = (
     words.split()

@@ -11,8 +11,8 @@ import numpy as np
 from tests.trainer import families
 
 from finetune_api import checks as api
-from finetune_trainer import corpus, dataset, tokens
 from finetune_trainer.checks import review
+from finetune_trainer.data import corpus, dataset, tokens
 
 
 @functools.cache

@@ -12,8 +12,10 @@ from tests.trainer.checks import data, judged
 
 from finetune_api import checks as api
 from finetune_api import reasons, run
-from finetune_trainer import dataset, errors, preflight, tokens
 from finetune_trainer.checks import review, similar
+from finetune_trainer.data import dataset, tokens
+from finetune_trainer.process import errors
+from finetune_trainer.stages import preflight
 
 World = Callable[..., run.Run]
 GOOD = data.examples(80)
@@ -193,7 +195,7 @@ def test_a_file_that_breaks_off_fails_even_where_broken_lines_may_go(world: Worl
 
 
 def test_a_template_that_refuses_rows_is_a_rule_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import tokens
+    from finetune_trainer.data import tokens
 
     render = tokens.Encoder.render
 

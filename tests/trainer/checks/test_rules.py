@@ -11,7 +11,7 @@ from tests.trainer.checks import data, judged
 
 from finetune_api import checks as api
 from finetune_api import job
-from finetune_trainer import dataset
+from finetune_trainer.data import dataset
 
 GOOD = data.examples(300)
 

@@ -5,8 +5,8 @@ They look at the training files' rows alone: held-out files may be as they are.
 
 import numpy as np
 
-from finetune_trainer import dataset
 from finetune_trainer.checks import languages, rule, table
+from finetune_trainer.data import dataset
 
 ENOUGH = 20
 """Rows below which shares say nothing."""

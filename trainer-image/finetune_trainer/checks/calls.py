@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from finetune_trainer import dataset, toolcalls
 from finetune_trainer.checks import rule
+from finetune_trainer.data import dataset, toolcalls
 
 
 @dataclasses.dataclass(frozen=True)

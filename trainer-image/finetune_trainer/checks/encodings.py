@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from finetune_trainer import dataset
 from finetune_trainer.checks import rule
+from finetune_trainer.data import dataset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from finetune_trainer import split
 from finetune_trainer.checks import rule, similar, table
+from finetune_trainer.data import split
 
 
 def duplicates(found: table.Table, keep: rule.Mask) -> rule.Hits:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from finetune_api import checks as api
-from finetune_trainer import corpus, dataset, rows, tokens
 from finetune_trainer.checks import answers, calls, encodings, repeats, rule, table, texts
+from finetune_trainer.data import corpus, dataset, rows, tokens
 
 PLACES = 20
 """Places that a finding names; and broken rows after which reading stops where they end the job: enough to see the pattern."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from finetune_trainer import dataset, tokens
+from finetune_trainer.data import dataset, tokens
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """Row numbers, ascending."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer import dataset
 from finetune_trainer.checks import languages
+from finetune_trainer.data import dataset
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

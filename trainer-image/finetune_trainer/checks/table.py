@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer import corpus, dataset, split
 from finetune_trainer.checks import languages, rule, similar
+from finetune_trainer.data import corpus, dataset, split
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from finetune_trainer import dataset
 from finetune_trainer.checks import rule
+from finetune_trainer.data import dataset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 
 from finetune_api import job, reasons
-from finetune_trainer import errors
 from finetune_trainer.harness import description, refusal
+from finetune_trainer.process import errors
 
 NAMED = re.compile(rb"^[\"']?(task|group)[\"']?:[ \t]*[\"']?([^\s\"'\[{#][^\n\"'#]*)", re.MULTILINE)
 """A task's or a group's name at the beginning of a line; a list of a group's tasks is none."""

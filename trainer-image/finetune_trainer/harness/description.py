@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from finetune_api import reasons
-from finetune_trainer import errors
+from finetune_trainer.process import errors
 
 PACKAGE = "lm_eval"
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from finetune_api import job, results
-from finetune_trainer import contest, errors, evidence, log
+from finetune_trainer.evaluation import answers, evidence
 from finetune_trainer.harness import tasks
+from finetune_trainer.process import errors, log
 
 BOTH = (job.Contender.BASE, job.Contender.TUNED)
 
@@ -33,7 +34,7 @@ class Played:
 
 
 def measure(
-    asked: contest.Contest,
+    asked: answers.ModelRunner,
     listed: Sequence[tasks.Task],
     problems: Sequence[str],
     rules: job.Harness,
@@ -67,7 +68,7 @@ def measure(
 
 
 def both(
-    asked: contest.Contest, task: tasks.Task, rules: job.Harness, done: Callable[[float], None]
+    asked: answers.ModelRunner, task: tasks.Task, rules: job.Harness, done: Callable[[float], None]
 ) -> Iterator[Played]:
     """What the base model got, and the tuned one."""
     for turn, who in enumerate(BOTH):
@@ -80,7 +81,7 @@ def both(
 
 
 def play(
-    asked: contest.Contest, task: tasks.Task, rules: job.Harness, done: Callable[[float], None] = lambda share: None
+    asked: answers.ModelRunner, task: tasks.Task, rules: job.Harness, done: Callable[[float], None] = lambda share: None
 ) -> Played:
     """What the model got, as whoever it plays now."""
     from lm_eval import evaluator

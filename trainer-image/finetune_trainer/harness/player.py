@@ -8,7 +8,9 @@ from lm_eval import utils
 from lm_eval.api import model
 from lm_eval.models import utils as models
 
-from finetune_trainer import contest, generate, tokens
+from finetune_trainer.data import tokens
+from finetune_trainer.engine import generate
+from finetune_trainer.evaluation import answers
 
 LENGTH = 2048
 """Positions of a model whose configuration does not say how many it has; as there."""
@@ -25,7 +27,7 @@ Done = Callable[[float], None]
 class Player(model.TemplateLM):  # type: ignore[misc]
     """A contest's model, playing whoever it plays now. `done` hears the share of a kind of request that is done."""
 
-    def __init__(self, asked: contest.Contest, done: Done) -> None:
+    def __init__(self, asked: answers.ModelRunner, done: Done) -> None:
         super().__init__()
         self.tokenizer = asked.encoder.tokenizer
         self._asked, self._done = asked, done
@@ -57,7 +59,7 @@ class Player(model.TemplateLM):  # type: ignore[misc]
             ids = (context + continuation)[-self.max_length - 1 :]
             known = max(1, len(ids) - len(continuation))
             encoded.append(tokens.Encoded(ids, [False] * known + [True] * (len(ids) - known)))
-        return contest.likelihoods(self._asked, encoded, self._done)
+        return answers.likelihoods(self._asked, encoded, self._done)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the model's length."""

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import job, reasons, run
-from finetune_trainer import contenders, errors, log, rows, storage
+from finetune_trainer.data import rows
+from finetune_trainer.evaluation import contenders
 from finetune_trainer.harness import catalogue, description
+from finetune_trainer.process import errors, log
+from finetune_trainer.store import storage
 
 PATIENCE = 20.0
 """Seconds for the hub to say that it has a dataset."""

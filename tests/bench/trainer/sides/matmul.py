@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from finetune_trainer import machine
+from finetune_trainer.process import machine
 
 SIZES = (1024, 2048, 4096)
 REPETITIONS = 5

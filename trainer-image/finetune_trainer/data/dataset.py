@@ -1,0 +1,448 @@
+"""Examples: what the rows of the data files mean, which split they belong to, and the frozen split in storage.
+
+preflight reads the users' files, checks every row and freezes the split; train and evaluate read only the frozen files,
+so that all attempts and stages see the same examples, whatever happens to the users' files meanwhile.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from finetune_api import job
+from finetune_trainer.data import rows, toolcalls
+
+SPLITS = ("train", "validation", "test")
+
+ROLES = ("system", "user", "assistant", "tool")
+
+ORDER = "roleOrder"
+"""The data check of turns that do not follow one another as they should."""
+
+TOOLS = "toolCalls"
+"""The data check of tools, calls and results that do not belong together."""
+
+EXPECTED = {
+    job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
+    job.Format.CHAT: '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+    job.Format.PROMPT_COMPLETION: '{"prompt": "...", "completion": "..."}',
+    job.Format.INSTRUCTION: '{"instruction": "...", "input": "...", "output": "..."} (input is optional)',
+    job.Format.TEXT: '{"text": "..."}',
+}
+
+FIELDS = {
+    job.Format.PREFERENCE: ("chosen", "rejected"),
+    job.Format.CHAT: ("messages",),
+    job.Format.PROMPT_COMPLETION: ("prompt", "completion"),
+    job.Format.INSTRUCTION: ("instruction", "output"),
+    job.Format.TEXT: ("text",),
+}
+
+
+class Wrong(ValueError):
+    """A row that is no example; the message says what was seen and expected. `rule`: the data check that it breaks."""
+
+    def __init__(self, message: str, rule: str = "schema") -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A turn of a chat. `learned` is False for answers that only give context."""
+
+    role: str
+    content: str
+    learned: bool = True
+    calls: tuple[toolcalls.Call, ...] = ()
+    """Of the assistant: the tools that it calls after what it says."""
+    call: str = ""
+    """Of a tool: the id of the call that this is the result of."""
+    name: str = ""
+    """Of a tool: its name, where the data say it."""
+
+    @property
+    def text(self) -> str:
+        """What is said and what is called, as one text."""
+        return toolcalls.written(self.content, self.calls)
+
+    @property
+    def key(self) -> list[Any]:
+        """Equal for turns that say and call the same; ids of calls are nothing but names."""
+        said: list[Any] = [self.role, self.content.strip()]
+        return [*said, [call.key for call in self.calls]] if self.calls else said
+
+    def wire(self, *, opened: bool = False) -> dict[str, Any]:
+        """As OpenAI's API has it; `opened`: as chat templates want it, see `toolcalls.Call.wire`."""
+        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.calls:
+            made["tool_calls"] = [call.wire(opened=opened) for call in self.calls]
+        if self.role == "tool":
+            made |= {"tool_call_id": self.call} | ({"name": self.name} if self.name else {})
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Either a chat that ends with an answer, or plain text. `source` is the place it came from, `uri:line`.
+
+    Of a preference pair the chat ends with the chosen answer; `rejected` is the answer to the same prompt that is worse.
+    """
+
+    source: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    rejected: str | None = None
+    tools: str | None = None
+    """What the assistant may call, as `toolcalls.tools` writes it; None: it has no tools."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str | None:
+        """The last answer, its calls in JSON; plain text has none."""
+        return self.messages[-1].text if self.messages else None
+
+    @property
+    def size(self) -> int:
+        """Characters of all texts."""
+        others = (self.text, self.rejected, self.tools)
+        return sum(len(turn.text) for turn in self.messages) + sum(len(one or "") for one in others)
+
+    def sides(self) -> tuple["Example", ...]:
+        """The example as chats with one last answer each: itself, or of a preference pair the chosen and the rejected one."""
+        if self.rejected is None:
+            return (self,)
+        chosen = dataclasses.replace(self, rejected=None)
+        worse = dataclasses.replace(self.messages[-1], content=self.rejected)
+        return chosen, dataclasses.replace(chosen, messages=(*self.prompt, worse))
+
+    def key(self) -> int:
+        """A hash of the prompt, tools included (of the whole text for plain text): equal prompts belong to one split."""
+        if self.text is not None:
+            return digest(["text", self.text.strip()])
+        return self._key(self.prompt)
+
+    def keys(self) -> Iterator[int]:
+        """The prompts of every answer in the chat, the last one's included."""
+        if self.text is not None:
+            yield self.key()
+        for index, turn in enumerate(self.messages):
+            if turn.role == "assistant":
+                yield self._key(self.messages[:index])
+
+    def _key(self, turns: Sequence[Message]) -> int:
+        said = [turn.key for turn in turns]
+        return digest(said if self.tools is None else ["tools", self.tools, said])
+
+    def line(self) -> str:
+        """The example as a line of the frozen split."""
+        record: dict[str, Any] = {"source": self.source}
+        if self.text is not None:
+            record["text"] = self.text
+        else:
+            record["messages"] = [turn.wire() | ({} if turn.learned else {"weight": 0}) for turn in self.messages]
+        if self.tools is not None:
+            record["tools"] = json.loads(self.tools)
+        if self.rejected is not None:
+            record["rejected"] = self.rejected
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def digest(value: Any) -> int:
+    """64 bits that depend on the value alone: not on the process, not on the order of the rows."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def detect(value: Any) -> job.Format:
+    """The format that a row's fields tell. Raises Wrong."""
+    if not isinstance(value, dict):
+        raise Wrong(f"expected a JSON object, found {_name(value)}")
+    for kind, fields in FIELDS.items():
+        if all(field in value for field in fields):
+            return kind
+    seen = ", ".join(map(str, value)) or "none"
+    raise Wrong(f"no format has these fields ({seen}); expected one of " + " or ".join(EXPECTED.values()))
+
+
+def example(value: Any, kind: job.Format, source: str) -> Example:
+    """A row of a known format as an example. Raises Wrong."""
+    if not isinstance(value, dict):
+        raise Wrong(f"expected a JSON object, found {_name(value)}")
+    missing = [field for field in FIELDS[kind] if value.get(field) is None]
+    if missing:
+        seen = ", ".join(map(str, value)) or "none"
+        raise Wrong(f"the field {missing[0]!r} is missing (found: {seen}); expected {EXPECTED[kind]}")
+    if kind is job.Format.TEXT:
+        return Example(source, text=_text(value["text"], "text"))
+    if kind is job.Format.CHAT:
+        turns = _turns(value["messages"], "messages")
+    elif kind is job.Format.INSTRUCTION:
+        request = _text(value["instruction"], "instruction")
+        extra = value.get("input")
+        if isinstance(extra, str) and extra.strip():
+            request = f"{request}\n\n{extra}"
+        turns = (Message("user", request), Message("assistant", _text(value["output"], "output")))
+    elif kind is job.Format.PREFERENCE:
+        return _preference(value, source)
+    else:
+        turns = _prompt(value["prompt"]) + _completion(value["completion"])
+    _check(turns)
+    if value.get("functions"):
+        raise Wrong("'functions' is the older form of OpenAI's API; write them as 'tools'", TOOLS)
+    try:
+        tools = toolcalls.tools(value.get("tools"))
+    except toolcalls.Unusable as wrong:
+        raise Wrong(str(wrong), TOOLS) from None
+    return Example(source, messages=_linked(turns, tools), tools=tools)
+
+
+def _preference(value: dict[str, Any], source: str) -> Example:
+    """A preference pair in any of the forms that TRL documents: texts, messages, or whole chats that differ at their end."""
+    chosen, rejected, prompt = (_side(value.get(field), field) for field in ("chosen", "rejected", "prompt"))
+    given = [turn for side in (chosen, rejected, prompt) if isinstance(side, tuple) for turn in side]
+    if value.get("tools") or any(turn.calls or turn.role == "tool" for turn in given):
+        raise Wrong("tools are not supported in preference pairs; write the chosen chat as a row of messages", TOOLS)
+    if isinstance(chosen, tuple) and isinstance(rejected, tuple):
+        asked = _asked(prompt, chosen, rejected)
+        better, worse = _ending(asked, chosen, "chosen"), _ending(asked, rejected, "rejected")
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            raise Wrong(
+                "'chosen' and 'rejected' are texts without a prompt; expected " + EXPECTED[job.Format.PREFERENCE]
+            )
+        asked = (Message("user", prompt, learned=False),) if isinstance(prompt, str) else prompt
+        better, worse = chosen, rejected
+    else:
+        raise Wrong("'chosen' and 'rejected' must be of one kind: both texts, or both lists of messages")
+    turns = (*asked, Message("assistant", better))
+    _check(turns)
+    if better == worse:
+        raise Wrong("'chosen' and 'rejected' are the same answer, so that there is nothing to prefer")
+    return Example(source, turns, rejected=worse)
+
+
+def _side(value: Any, field: str) -> str | tuple[Message, ...] | None:
+    """A text or turns as context; None for a field that is absent."""
+    if value is None or (field == "prompt" and value in ("", [])):
+        return None
+    if isinstance(value, str):
+        return _text(value, field)
+    return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, field))
+
+
+def _ending(asked: tuple[Message, ...], side: tuple[Message, ...], field: str) -> str:
+    """The one answer that follows the prompt, which the side may repeat."""
+    rest = side[len(asked) :] if side[: len(asked)] == asked else side
+    if len(rest) != 1 or rest[0].role != "assistant":
+        roles = ", ".join(turn.role for turn in rest) or "nothing"
+        raise Wrong(f"after the shared prompt '{field}' must be one answer of the assistant, found {roles}")
+    return rest[0].content
+
+
+def _asked(
+    prompt: str | tuple[Message, ...] | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[Message, ...]:
+    """The turns of the prompt: given as turns, or a text before single answers, or what both chats begin with."""
+    if isinstance(prompt, tuple):
+        return prompt
+    if isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
+        return (Message("user", prompt, learned=False),)
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not shared:
+        raise Wrong("'chosen' and 'rejected' have no turn in common at their beginning; add the field 'prompt'")
+    if isinstance(prompt, str) and all(turn.content.strip() != prompt.strip() for turn in chosen[:shared]):
+        raise Wrong(
+            "the text 'prompt' is none of the turns that 'chosen' and 'rejected' begin with; remove or correct it"
+        )
+    return chosen[:shared]
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("user", _text(value, "prompt")),)
+    return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, "prompt"))
+
+
+def _completion(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("assistant", _text(value, "completion")),)
+    return _turns(value, "completion")
+
+
+def _turns(value: Any, field: str) -> tuple[Message, ...]:
+    if isinstance(value, str):  # CSV carries the list as JSON text
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise Wrong(f"'{field}' is text that is no JSON list: {error}") from None
+    if not isinstance(value, list) or not value:
+        raise Wrong(f"'{field}' must be a list of {{role, content}}, found {_name(value)}")
+    return tuple(_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
+
+
+def _turn(value: Any, place: str) -> Message:
+    if not isinstance(value, dict) or "role" not in value:
+        raise Wrong(f"{place} must be an object with role and content, found {_name(value)}")
+    role = "system" if value["role"] == "developer" else value["role"]
+    if role not in ROLES or value.get("function_call"):
+        found = "a function_call, the older form of tool_calls" if value.get("function_call") else f"the role {role!r}"
+        raise Wrong(f"{place} has {found}; supported are the roles {', '.join(ROLES[:-1])} and {ROLES[-1]}")
+    try:
+        calls = toolcalls.calls(value.get("tool_calls"), f"{place}.tool_calls")
+    except toolcalls.Unusable as wrong:
+        raise Wrong(str(wrong), TOOLS) from None
+    if calls and role != "assistant":
+        raise Wrong(f"{place} is of the role {role} and calls tools; only the assistant may", TOOLS)
+    content = value.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if content is None and calls:
+        content = ""
+    weight = value.get("weight", 1)
+    if weight not in (0, 1, None):
+        raise Wrong(f"{place} has the weight {weight!r}; it must be 0 (context only) or 1 (learned)")
+    text = _text(content, f"{place}.content", empty=role != "assistant" or bool(calls))
+    if role != "tool":
+        return Message(role, text, weight != 0, calls)
+    return Message(role, text, weight != 0, call=_word(value, "tool_call_id"), name=_word(value, "name"))
+
+
+def _word(value: dict[str, Any], field: str) -> str:
+    return value[field] if isinstance(value.get(field), str) else ""
+
+
+def _check(turns: tuple[Message, ...]) -> None:
+    if turns[-1].role != "assistant":
+        raise Wrong(
+            f"the last turn is of the role {turns[-1].role}; an example ends with the assistant's answer", ORDER
+        )
+    if not any(turn.role == "user" for turn in turns):
+        raise Wrong("there is no turn of the user before the answer", ORDER)
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise Wrong("a system turn comes after the first turn; only the first may be one", ORDER)
+    chat = turns[1:] if turns[0].role == "system" else turns
+    expected: tuple[str, ...] = ("user",)
+    for index, turn in enumerate(chat):
+        seen = f"turn {index + 1} of the chat is of the role {turn.role}"
+        if turn.role == "tool" and "tool" not in expected:
+            raise Wrong(f"{seen}, and no call is before it", TOOLS)
+        if turn.role not in expected:
+            why = "a call is followed by its result" if "tool" in expected else "they alternate"
+            raise Wrong(f"{seen}, expected {' or '.join(expected)}: {why}", ORDER)
+        if turn.role == "assistant":
+            expected = ("tool",) if turn.calls else ("user",)
+        else:
+            expected = ("tool", "assistant") if turn.role == "tool" else ("assistant",)
+
+
+def _linked(turns: tuple[Message, ...], tools: str | None) -> tuple[Message, ...]:
+    """The turns, each call with an id and each result with that of its call. Raises Wrong for what has no partner."""
+    made: list[Message] = []
+    waiting: list[toolcalls.Call] = []
+    count = 0
+    for index, turn in enumerate(turns):
+        place = f"messages[{index}]"
+        if turn.role == "tool":
+            made.append(_answered(turn, waiting, place))
+            continue
+        if waiting:
+            names = ", ".join(f"{call.name!r}" for call in waiting)
+            raise Wrong(f"{place} comes before the result of {names}; each call needs its result", TOOLS)
+        waiting = list(toolcalls.numbered(turn.calls, count))
+        count += len(waiting)
+        for call in waiting:
+            if tools is None:
+                raise Wrong(f"{place} calls {call.name!r}, and the row has no 'tools'", TOOLS)
+            if call.name not in toolcalls.functions(tools):
+                raise Wrong(f"{place} {toolcalls.problem(call, tools)}", TOOLS)
+        if len({call.id for call in waiting}) < len(waiting):
+            raise Wrong(f"{place} has two calls with the same id", TOOLS)
+        made.append(dataclasses.replace(turn, calls=tuple(waiting)))
+    return tuple(made)
+
+
+def _answered(turn: Message, waiting: list[toolcalls.Call], place: str) -> Message:
+    """A result with the id of its call, which waits no longer; without an id in the data it is the first of that name."""
+    for call in waiting:
+        if call.id == turn.call if turn.call else turn.name in ("", call.name):
+            waiting.remove(call)
+            return dataclasses.replace(turn, call=call.id)
+    said = f"with the tool_call_id {turn.call!r}" if turn.call else f"of {turn.name!r}" if turn.name else "more"
+    raise Wrong(f"{place} is a result {said}, which belongs to no call before it", TOOLS)
+
+
+def _text(value: Any, field: str, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise Wrong(f"'{field}' must be text, found {_name(value)}")
+    if not value.strip() and not empty:
+        raise Wrong(f"'{field}' is empty", "emptyAnswers")
+    return value
+
+
+def _name(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    if value == []:
+        return "an empty list"
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def frozen(path: pathlib.Path) -> list[Example]:
+    """The examples of one file of the frozen split."""
+    return list(stream(path))
+
+
+def stream(path: pathlib.Path) -> Iterator[Example]:
+    """The examples of one file of the frozen split, one at a time."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield thaw(json.loads(line))
+
+
+def thaw(record: dict[str, Any]) -> Example:
+    turns = tuple(_thawed(turn) for turn in record.get("messages", ()))
+    tools = json.dumps(record["tools"], ensure_ascii=False) if "tools" in record else None
+    return Example(record["source"], turns, record.get("text"), record.get("rejected"), tools)
+
+
+def _thawed(turn: dict[str, Any]) -> Message:
+    calls = tuple(
+        toolcalls.Call(call["function"]["name"], call["function"]["arguments"], call["id"])
+        for call in turn.get("tool_calls", ())
+    )
+    learned, result = turn.get("weight", 1) != 0, turn.get("tool_call_id", "")
+    return Message(turn["role"], turn["content"], learned, calls, result, turn.get("name", ""))
+
+
+def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:
+    """Examples of one file; Auto tells the format by the first row."""
+    for row in found:
+        if isinstance(row, rows.Bad):
+            yield row
+            continue
+        try:
+            if kind is job.Format.AUTO:
+                kind = detect(row.value)
+            yield example(row.value, kind, row.source)
+        except Wrong as wrong:
+            yield rows.Bad(row.source, str(wrong), wrong.rule)
+
+
+def alike(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Iterator[Example | rows.Bad]:
+    """The same, preference pairs among other examples as Bad, and the other way round; `pairs` as the first one is, or given."""
+    for one in found:
+        if isinstance(one, Example):
+            kind = one.rejected is not None
+            pairs = kind if pairs is None else pairs
+            if kind is not pairs:
+                seen = "a preference pair among other examples" if kind else "no preference pair, as the others are"
+                one = rows.Bad(one.source, f"{seen}; a dataset holds only pairs or none", "schema")
+        yield one

@@ -1,0 +1,383 @@
+"""Examples as token ids, and which of them are learned.
+
+The model's own chat template renders an example; the learned tokens are those of the answers, the stop token included,
+found without any mark in the template: what the template renders for the turns before an answer must be the beginning of
+what it renders for the whole chat, in text and in tokens, since that is all the server will have when it must answer.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from finetune_api import job
+from finetune_trainer.data import dataset, dialects, spans, toolcalls
+from finetune_trainer.store import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An example for the model. learned[i]: whether token i is a target, predicted from the tokens before it."""
+
+    ids: list[int]
+    learned: list[bool]
+    truncated: bool = False
+
+    @property
+    def trainable(self) -> int:
+        """How many tokens are learned; the first token is never predicted."""
+        return sum(self.learned[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """An example as rows of tokens, with what the data checks want to know of how they came about."""
+
+    rows: tuple[Encoded, ...]
+    merged: bool = False
+    """Whether an answer would have merged with its prompt's end, so that each side was tokenized on its own."""
+    unended: bool = False
+    """Whether a learned answer has no stop token before the next one begins, or at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """An example as the text to tokenize. The answers to learn begin where the prompts, beginnings of the text, end."""
+
+    text: str
+    prompts: tuple[str, ...] = ()
+    plain: bool = False
+    """Plain text: learned whole, with the special tokens that the tokenizer adds by itself."""
+    everything: bool = False
+    """Whether prompts are learned too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with the rules of one run."""
+
+    tokenizer: Any
+    stops: frozenset[int]
+    max_length: int
+    loss_on: job.LossOn = job.LossOn.ASSISTANT
+    files: str = ""
+    """The SHA-256 of the tokenizer's files."""
+
+    @property
+    def identity(self) -> str:
+        """Encoders of equal identity encode equally."""
+        return identity(self.files, self.max_length, self.loss_on)
+
+    def encode(self, example: dataset.Example) -> Encoded:
+        """Ids and learned tokens of a whole example. Raises dataset.Wrong when the template cannot render it."""
+        return self._one(self._script(example))
+
+    def rows(self, example: dataset.Example) -> tuple[Encoded, ...]:
+        """The example as rows of tokens: one, or of a preference pair two that begin with the same prompt."""
+        return tuple(map(self._one, self._scripts(example)))
+
+    def batch(self, examples: Sequence[dataset.Example]) -> list[tuple[Encoded, ...] | dataset.Wrong]:
+        """`rows` of many examples, tokenized at once and in parallel; of an example that cannot be rendered, the reason."""
+        return [found.rows if isinstance(found, Details) else found for found in self.details(examples)]
+
+    def details(self, examples: Sequence[dataset.Example]) -> list[Details | dataset.Wrong]:
+        """As `batch`, with more to know."""
+        made: list[list[Script] | dataset.Wrong] = []
+        for example in examples:
+            try:
+                made.append(self._scripts(example))
+            except dataset.Wrong as wrong:
+                made.append(wrong)
+        encoded = self._many([script for one in made if isinstance(one, list) for script in one])
+        return [_details(itertools.islice(encoded, len(one))) if isinstance(one, list) else one for one in made]
+
+    def prompt(self, example: dataset.Example) -> list[int]:
+        """The ids that the server gets when it must give the last answer."""
+        return self._ids(self.render(example.prompt, answer=True, tools=example.tools))
+
+    def answered(self, example: dataset.Example) -> Encoded:
+        """The example with only its last answer as target (all of a plain text), uncut: for the loss of an evaluation."""
+        return dataclasses.replace(self, loss_on=job.LossOn.LAST_ASSISTANT).encode(example)
+
+    def render(self, turns: Sequence[dataset.Message], *, answer: bool = False, tools: str | None = None) -> str:
+        """The turns as text; with `answer`, up to where the assistant begins. Raises dataset.Wrong."""
+        if not self.tokenizer.chat_template:
+            return self._plain(turns, tools)
+        if tools is not None and (problem := self.hearing.problem):
+            raise dataset.Wrong(problem)
+        try:
+            return self._applied(turns, answer, tools)
+        except Exception as error:
+            renamed = _renamed(turns)
+            if renamed == list(turns):
+                raise dataset.Wrong(f"the model's chat template refuses it: {type(error).__name__}: {error}") from None
+        return self.render(renamed, answer=answer, tools=tools)
+
+    def _applied(self, turns: Sequence[dataset.Message], answer: bool, tools: str | None) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            [turn.wire(opened=True) for turn in turns],
+            tools=None if tools is None else json.loads(tools),
+            tokenize=False,
+            add_generation_prompt=answer,
+        )
+        return text
+
+    @property
+    def hearing(self) -> "Hearing":
+        """What the chat template makes of tools."""
+        return _hearing(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
+
+    def _plain(self, turns: Sequence[dataset.Message], tools: str | None) -> str:
+        if len(turns) > 2 or turns[0].role != "user" or tools is not None:
+            raise dataset.Wrong(
+                "the base model has no chat template, so that only one prompt and one completion can be learned; choose an "
+                "instruct model"
+            )
+        return "".join(turn.content for turn in turns)
+
+    # --- An example as text ---
+
+    def _scripts(self, example: dataset.Example) -> list[Script]:
+        if example.rejected is None:
+            return [self._script(example)]
+        # Of a pair only the answers count, whatever a chat would be learned of.
+        answers = dataclasses.replace(self, loss_on=job.LossOn.LAST_ASSISTANT)
+        return [answers._script(side) for side in example.sides()]
+
+    def _script(self, example: dataset.Example) -> Script:
+        if example.text is not None:
+            return Script(example.text, plain=True)
+        text = self.render(example.messages, tools=example.tools)
+        chosen = self._chosen(example)
+        prompts = [self.render(example.messages[:index], answer=True, tools=example.tools) for index in chosen]
+        for index, prompt in zip(chosen, prompts, strict=True):
+            if text.startswith(prompt):
+                continue
+            tail = self._tail(example) if chosen == [len(example.messages) - 1] else None
+            if tail is None:
+                raise dataset.Wrong(
+                    f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
+                    "cannot be learned as it will be asked for; try training.lossOn: LastAssistant"
+                )
+            text = prompt + tail
+        return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
+
+    def _tail(self, example: dataset.Example) -> str | None:
+        """The last answer as the template writes it when the last question begins the chat: for templates that move text
+        while a chat grows (Mistral's have the system turn before a question only as long as that is the last turn).
+        None: even there the question changes once it is answered."""
+        asked = max((i for i, turn in enumerate(example.messages) if turn.role == "user"), default=0)
+        short = example.messages[asked:]
+        text = self.render(short, tools=example.tools)
+        prompt = self.render(short[:-1], answer=True, tools=example.tools)
+        return text[len(prompt) :] if text.startswith(prompt) else None
+
+    def _chosen(self, example: dataset.Example) -> list[int]:
+        """The turns to learn."""
+        answers = [i for i, turn in enumerate(example.messages) if turn.role == "assistant" and turn.learned]
+        return answers[-1:] if self.loss_on is job.LossOn.LAST_ASSISTANT else answers
+
+    # --- A text as tokens ---
+
+    def _one(self, script: Script) -> Encoded:
+        return self._encoded(script, *self._alone(script))[0]
+
+    def _alone(self, script: Script) -> spans.Found:
+        """What borders.find says of many, for one."""
+        ids = self._ids(script.text, special=script.plain)
+        starts: list[int | None] = []
+        for prompt in script.prompts:
+            begin = self._ids(prompt)
+            starts.append(len(begin) if ids[: len(begin)] == begin else None)
+        return ids, starts
+
+    def _many(self, scripts: Sequence[Script]) -> Iterator[Details]:
+        """The same as `_one` of each script, in their order, with more to know."""
+        found: dict[int, spans.Found] = {}
+        for special in (False, True):
+            part = [index for index, script in enumerate(scripts) if self._special(script.plain) is special]
+            if getattr(self.tokenizer, "is_fast", False):
+                texts = [(scripts[index].text, scripts[index].prompts) for index in part]
+                found |= zip(part, spans.find(self.tokenizer, texts, special=special), strict=True)
+            else:
+                found |= ((index, self._alone(scripts[index])) for index in part)
+        for index, script in enumerate(scripts):
+            ids, starts = found.pop(index)
+            encoded, ended = self._encoded(script, ids, starts)
+            yield Details((encoded,), merged=None in starts, unended=not ended)
+
+    def _encoded(self, script: Script, ids: list[int], starts: Sequence[int | None]) -> tuple[Encoded, bool]:
+        """The learned tokens of a tokenized text, and whether all answers end; `starts` has None for a prompt whose ids the
+        text's do not begin with."""
+        if script.plain:
+            ids = [*ids, *self._end()]
+            learned, ended = [True] * len(ids), bool(self._end())
+        else:
+            if None in starts:
+                ids, starts = self._pieces(script)
+            ids, learned, ended = self._learned(ids, [start for start in starts if start is not None])
+        if script.everything:
+            learned = [True] * len(ids)
+        return Encoded(ids[: self.max_length], learned[: self.max_length], len(ids) > self.max_length), ended
+
+    def _pieces(self, script: Script) -> tuple[list[int], list[int]]:
+        """Each side of a border on its own, as the server does: for answers that would merge with their prompt's end."""
+        ids: list[int] = []
+        starts, position = [], 0
+        for prompt in script.prompts:
+            ids += self._ids(script.text[position : len(prompt)], first=not position)
+            position = len(prompt)
+            starts.append(len(ids))
+        return ids + self._ids(script.text[position:], first=False), starts
+
+    def _learned(self, ids: list[int], starts: list[int]) -> tuple[list[int], list[bool], bool]:
+        """Each answer from its start to its stop token; an answer at the end without one gets it. And whether all have one."""
+        learned, ended = [False] * len(ids), True
+        for start, following in zip(starts, [*starts[1:], None], strict=True):
+            limit = len(ids) if following is None else following
+            stop = next((i for i in range(start, limit) if ids[i] in self.stops), None)
+            if stop is None and following is None:
+                ids, learned = [*ids, *self._end()], [*learned, *[False for _ in self._end()]]
+                stop = len(ids) - 1 if self._end() else None
+            ended = ended and stop is not None
+            for i in range(start, limit if stop is None else stop + 1):
+                learned[i] = True
+        return ids, learned, ended
+
+    def _end(self) -> list[int]:
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def _ids(self, text: str, *, first: bool = True, special: bool = False) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=first and self._special(special))["input_ids"]
+        return ids
+
+    def _special(self, plain: bool) -> bool:
+        """Whether the tokenizer adds its special tokens: a chat template writes its own begin-of-sequence token, and a second
+        one would be one too many."""
+        return plain or not self.tokenizer.chat_template
+
+
+def _details(found: Iterable[Details]) -> Details:
+    sides = list(found)
+    rows = tuple(row for side in sides for row in side.rows)
+    return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides))
+
+
+# --- Templates and tools ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Hearing:
+    """What a chat template makes of tools, as a chat of our own shows it."""
+
+    problem: str | None = None
+    """Why examples with tools cannot be learned; None: nothing known against it."""
+    dialect: str | None = None
+    """How the model writes calls, a name of dialects.READERS; None: in none that is known."""
+
+
+_TOOL = toolcalls.tools(
+    [{"type": "function", "function": {"name": "probe_tool", "description": "probe", "parameters": {"type": "object"}}}]
+)
+_CALL = toolcalls.Call("probe_tool", '{"probe": [1, "two"]}', "call00000")
+_PROBE = (
+    dataset.Message("user", "probe question"),
+    dataset.Message("assistant", "", calls=(_CALL,)),
+    dataset.Message("tool", "probe result", call=_CALL.id),
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _hearing(tokenizer: Any, template: str, stops: frozenset[int]) -> Hearing:
+    """`template` is the tokenizer's as text: a tokenizer may get another one."""
+    encoder = Encoder(tokenizer, stops, 0)
+    try:
+        asked = encoder._applied(_PROBE[:1], True, _TOOL)
+        called = encoder._applied(_PROBE[:2], False, _TOOL)
+        told = encoder._applied(_PROBE, True, _TOOL)
+    except Exception:  # this chat is ours; what the template says of the user's will be heard there
+        return Hearing()
+    answer = called.removeprefix(asked)
+    lost = {
+        "tools": _CALL.name in asked,
+        "calls of tools": _CALL.name in answer,
+        "results of tools": "probe result" in told,
+    }
+    for what, there in lost.items():
+        if not there:
+            return Hearing(
+                f"the model's chat template knows no {what}: it leaves them out; choose a base model that was trained to call "
+                "tools, or remove `tools` and calls from the examples"
+            )
+    ends = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
+    ends = [answer.find(text) for text in ends if text and text in answer]
+    return Hearing(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
+
+
+def _renamed(turns: Sequence[dataset.Message]) -> list[dataset.Message]:
+    """The turns with ids of calls that every template takes; see `toolcalls.SHORT`."""
+    names: dict[str, str] = {}
+    made, count = [], 0
+    for turn in turns:
+        calls = []
+        for call in turn.calls:
+            names[call.id] = toolcalls.short(call.id, count)
+            calls.append(dataclasses.replace(call, id=names[call.id]))
+            count += 1
+        made.append(dataclasses.replace(turn, calls=tuple(calls), call=names.get(turn.call, turn.call)))
+    return made
+
+
+def load(folder: pathlib.Path, training: job.Training) -> Encoder:
+    """The encoder of a model folder. Examples are cut where the spec says, or where the model's positions end."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return Encoder(tokenizer, stops(tokenizer, folder), limit(folder, training), training.loss_on, files(folder))
+
+
+def limit(folder: pathlib.Path, training: job.Training) -> int:
+    """Tokens of the longest example."""
+    config = json.loads((folder / "config.json").read_text())
+    positions = config.get("text_config", config).get("max_position_embeddings") or training.max_sequence_length
+    return min(positions, training.max_sequence_length)
+
+
+def files(folder: pathlib.Path) -> str:
+    """The SHA-256 of all that tells how a model folder tokenizes: its tokenizer, template and configurations."""
+    found = sorted({path for kind in sources.SMALL for path in folder.glob(kind) if path.is_file()})
+    # The index of the weights has nothing to say, and is not there when only the tokenizer was fetched.
+    hashes = {path.name: _sha256(path) for path in found if not path.name.endswith(".index.json")}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(files: str, max_length: int, loss_on: job.LossOn) -> str:
+    """A hash of what an encoder's result depends on besides the example; computed without loading a tokenizer."""
+    versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")]
+    return hashlib.sha256(json.dumps([FORMAT, files, max_length, loss_on, versions]).encode()).hexdigest()
+
+
+FORMAT = 1
+"""Raised with every change of this module that encodes an example differently."""
+
+
+def stops(tokenizer: Any, folder: pathlib.Path) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's, and those of generation_config.json, which the server reads too."""
+    found: set[int] = set()
+    path = folder / "generation_config.json"
+    if path.is_file():
+        ends = json.loads(path.read_text()).get("eos_token_id")
+        found |= {ends} if isinstance(ends, int) else set(ends or ())
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return frozenset(found)

@@ -1,0 +1,207 @@
+"""Linear layers that read the same input, with their adapters, as one matrix product.
+
+    y = [x | x Aᵀ] [W | B]ᵀ        W frozen, A and B of all the layers side by side, B block by block
+
+The rank's columns are part of the frozen weight's own storage: they are written anew after each optimizer step, from the float32
+parameters that PEFT made, and the forward and the backward pass of the adapter cost no pass over the outputs of their own.
+PEFT's layers stay what they are; their base weights become views of this storage.
+
+A weight that is held otherwise (`Held`: in 4 bits, or in parts by several processes) is put together when it is needed, in one
+buffer for all layers of its kind.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from finetune_trainer.engine import buffers, lora
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of the layers: its rows of the output and, where it is adapted, its columns of the rank and its two weights."""
+
+    begin: int
+    end: int
+    rank: slice | None = None
+    a: torch.nn.Parameter | None = None
+    b: torch.nn.Parameter | None = None
+
+
+class Held(Protocol):
+    """Frozen weights that are not held as one matrix."""
+
+    def put(self, out: torch.Tensor) -> None:
+        """Writes them, [outputs, inputs], into a view of the buffer."""
+
+
+class Quantised:
+    """Layers of bitsandbytes in 4 bits (nf4): the frozen base of QLoRA (arXiv 2305.14314)."""
+
+    def __init__(self, bases: Sequence[Any]) -> None:
+        self._bases = bases
+
+    def put(self, out: torch.Tensor) -> None:
+        import bitsandbytes.functional
+
+        begin = 0
+        for base in self._bases:
+            end = begin + base.out_features
+            found = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+            out[begin:end] = found.to(out.dtype)
+            begin = end
+
+
+class Sharded:
+    """Each process holds as many rows as any other; all are gathered when they are needed, and forgotten."""
+
+    def __init__(self, whole: torch.Tensor, rank: int, size: int) -> None:
+        self._shape = whole.shape
+        each = -(-whole.shape[0] // size)
+        self._part = whole.new_zeros(each, whole.shape[1])
+        mine = whole[rank * each : (rank + 1) * each]
+        self._part[: len(mine)] = mine
+        self._size = size
+
+    def put(self, out: torch.Tensor) -> None:
+        every = self._part.new_empty(self._size * len(self._part), self._part.shape[1])
+        torch.distributed.all_gather_into_tensor(every, self._part)
+        out.copy_(every[: self._shape[0]])
+
+
+class Fused:
+    """Several linear layers of one input. x is [n, inputs + rank], of which the last columns are for `fill`."""
+
+    def __init__(
+        self, layers: Sequence[Any], name: str, memory: buffers.BufferPool, shards: tuple[int, int] | None = None
+    ) -> None:
+        """shards: this process's number and how many there are, to hold the frozen weights together; the layers' own are gone
+        then, and all processes must run each pass together."""
+        self._name, self._memory = name, memory
+        self._held: Held | None = None
+        self.parts: list[Part] = []
+        outputs = rank = 0
+        scales = []
+        for layer in layers:
+            base = getattr(layer, "base_layer", layer)
+            part = Part(outputs, outputs + base.out_features)
+            if layer is not base:
+                a, b = layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight
+                part = dataclasses.replace(part, rank=slice(rank, rank + a.shape[0]), a=a, b=b)
+                rank += a.shape[0]
+                scales.append(layer.scaling[lora.ADAPTER])
+            self.parts.append(part)
+            outputs = part.end
+        if len(set(scales)) > 1:
+            raise ValueError("adapters of one input differ in their scale")
+        first = getattr(layers[0], "base_layer", layers[0])
+        self.inputs: int = first.in_features
+        self.outputs, self.rank = outputs, rank
+        self.scale = scales[0] if scales else 0.0
+        bases = [getattr(layer, "base_layer", layer) for layer in layers]
+        self._dtype, where = memory.dtype, memory.where
+        biases = [base.bias for base in bases]
+        self.bias = None
+        if any(bias is not None for bias in biases):
+            zero = [torch.zeros(part.end - part.begin, dtype=self._dtype, device=where) for part in self.parts]
+            whole = [other if bias is None else bias.data for bias, other in zip(biases, zero, strict=True)]
+            self.bias = torch.cat([part.to(where, self._dtype) for part in whole])
+        self._columns = torch.zeros(self.outputs, rank, dtype=self._dtype, device=where)
+        self._whole: torch.Tensor | None = None
+        if any(hasattr(base.weight, "quant_state") for base in bases):
+            self._held = Quantised(bases)
+        else:
+            self._join(bases, shards)
+        self.down = torch.zeros(rank, self.inputs, dtype=self._dtype, device=where)
+        """[rank, inputs]: scale · A of all adapted layers."""
+
+    def _join(self, bases: list[Any], shards: tuple[int, int] | None) -> None:
+        whole = torch.zeros(self.outputs, self.inputs + self.rank, dtype=self._dtype, device=self._memory.where)
+        for part, base in zip(self.parts, bases, strict=True):
+            here = whole[part.begin : part.end, : self.inputs]
+            here.copy_(base.weight.data)
+            base.weight.data = here if shards is None else base.weight.data.new_empty(0)
+        if shards is None:
+            self._whole = whole
+            self._columns = whole[:, self.inputs :]
+        else:
+            self._held = Sharded(whole[:, : self.inputs], *shards)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[outputs, inputs + rank]; where it is held otherwise, good until the next layer of its kind asks."""
+        if self._whole is not None:
+            return self._whole
+        name = ("weight", self._name)
+        found = self._memory.take(name, self.outputs, self.inputs + self.rank)
+        if self._memory.claim(name, self) and self._held is not None:
+            self._held.put(found[:, : self.inputs])
+            found[:, self.inputs :] = self._columns
+        return found
+
+    @property
+    def width(self) -> int:
+        """Columns of x."""
+        return self.inputs + self.rank
+
+    def refresh(self) -> None:
+        """Takes the adapters' weights as they are now."""
+        for part in self.parts:
+            if part.rank is not None and part.a is not None and part.b is not None:
+                self.down[part.rank] = part.a.detach() * self.scale
+                self._columns[part.begin : part.end, part.rank] = part.b.detach().to(self._dtype)
+        self._memory.release(("weight", self._name))
+
+    def fill(self, x: torch.Tensor, adapted: bool = True) -> torch.Tensor:
+        """Completes x by the rank's columns; zero where the adapters are off."""
+        if self.rank:
+            if adapted:
+                torch.mm(x[:, : self.inputs], self.down.t(), out=x[:, self.inputs :])
+            else:
+                x[:, self.inputs :].zero_()
+        return x
+
+    def forward(self, x: torch.Tensor, out: torch.Tensor, adapted: bool = True) -> torch.Tensor:
+        """Writes [n, outputs]."""
+        self.fill(x, adapted)
+        if self.bias is not None:
+            return torch.addmm(self.bias, x, self.weight.t(), out=out)
+        return torch.mm(x, self.weight.t(), out=out)
+
+    def backward(self, upstream: torch.Tensor, x: torch.Tensor, through: bool = True) -> torch.Tensor | None:
+        """Adds to the adapters' gradients; the gradient of the input [n, inputs], a view, where it is wanted.
+
+        `upstream` [n, outputs] is the gradient of the output, x the filled input.
+        """
+        if not through:
+            if not self.rank:
+                return None
+            thin = upstream @ self._columns
+            self._learn(upstream, x, thin)
+            return None
+        whole = self._memory.take(("below", self._name), upstream.shape[0], self.width)
+        torch.mm(upstream, self.weight, out=whole)
+        below = whole[:, : self.inputs]
+        if self.rank:
+            thin = whole[:, self.inputs :]
+            self._learn(upstream, x, thin)
+            below.addmm_(thin, self.down)
+        return below
+
+    def _learn(self, upstream: torch.Tensor, x: torch.Tensor, thin: torch.Tensor) -> None:
+        grad_a = thin.t() @ x[:, : self.inputs]
+        for part in self.parts:
+            if part.rank is None or part.a is None or part.b is None:
+                continue
+            columns = slice(self.inputs + part.rank.start, self.inputs + part.rank.stop)
+            grad_b = upstream[:, part.begin : part.end].t() @ x[:, columns]
+            _gather(part.a, grad_a[part.rank], self.scale)
+            _gather(part.b, grad_b, 1.0)
+
+
+def _gather(weight: torch.nn.Parameter, gradient: torch.Tensor, scale: float) -> None:
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    weight.grad.add_(gradient, alpha=scale)

@@ -1,0 +1,153 @@
+"""The adapter in the model: PEFT makes and names it, `Fast` computes it.
+
+PEFT's own forward casts every input to the adapter's float32 and keeps a copy of it for the backward pass. `Fast` saves
+the layer's input and the rank-sized product only, multiplies in the base's precision, and skips the input's gradient where
+nobody needs it (below the first adapted layer). The weights stay PEFT's float32 parameters: the master copy.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from finetune_api import job, reasons
+from finetune_trainer.process import errors
+
+ADAPTER = "default"
+"""PEFT's name for the one adapter of a model."""
+
+PARENTS = {
+    job.Modules.ATTENTION: ("attn", "attention"),
+    job.Modules.MLP: ("mlp", "ffn", "feed_forward"),
+}
+"""Words in the name of the module around the linear layers that an adapter targets."""
+
+
+class Fast(torch.autograd.Function):
+    """y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with W frozen; x [n, in], W [out, in], A [rank, in], B [out, rank]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        small = flat @ a.t()
+        y = torch.nn.functional.linear(flat, weight, bias)
+        y.addmm_(small, b.t(), alpha=scale)
+        ctx.save_for_backward(flat, small, weight, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, small, weight, a, b = ctx.saved_tensors
+        g = upstream[0].reshape(-1, weight.shape[0])
+        down = (g @ b).mul_(ctx.scale)
+        grad_a = (down.t() @ flat).float()
+        grad_b = (g.t() @ small).float().mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (g @ weight).addmm_(down, a).view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def _forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """The forward of a PEFT LoRA layer with `Fast`."""
+    base = layer.base_layer
+    if layer.disable_adapters:
+        plain: torch.Tensor = base(x)
+        return plain
+    a, b, scale = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
+    dropout = layer.lora_dropout[ADAPTER]
+    quantised = hasattr(base.weight, "quant_state")
+    if quantised or (layer.training and not isinstance(dropout, torch.nn.Identity)):
+        linear = torch.nn.functional.linear
+        result: torch.Tensor = base(x) + linear(linear(dropout(x), a.to(x.dtype)), b.to(x.dtype)) * scale
+        return result
+    fast: torch.Tensor = Fast.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return fast
+
+
+def targets(model: Any, modules: job.Modules) -> list[str]:
+    """The names of the linear layers to adapt, without those around them: q_proj, up_proj, ... The head is never one."""
+    head = model.get_output_embeddings()
+    found = set()
+    for name, module in model.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        if not isinstance(module, torch.nn.Linear) or module is head or "." not in name:
+            continue
+        words = PARENTS.get(modules)
+        if words is None or any(word in parent.rpartition(".")[2].lower() for word in words):
+            found.add(leaf)
+    if not found:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"the base model ({type(model).__name__}) has no linear layers for training.lora.targetModules: {modules}; "
+            "choose AllLinear or another model",
+        )
+    return sorted(found)
+
+
+def add(model: Any, spec: job.LoRA, base_name: str) -> Any:
+    """The model with a fresh adapter: A random by torch's generator, B zero, both float32 and the only trainable weights."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets(model, spec.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    tuned = peft.get_peft_model(model, config)
+    tuned.peft_config[ADAPTER].base_model_name_or_path = base_name
+    for layer in layers(tuned):
+        layer.forward = functools.partial(_forward, layer)
+    return tuned
+
+
+def layers(model: Any) -> Iterator[Any]:
+    """The adapted layers."""
+    for module in model.modules():
+        if hasattr(module, "lora_A") and isinstance(getattr(module, "base_layer", None), torch.nn.Linear):
+            yield module
+
+
+def parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The trainable weights by name, in the model's order."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def active(model: Any) -> bool:
+    """Whether the model is an adapted one at present."""
+    return any(not layer.disable_adapters for layer in layers(model))
+
+
+@contextlib.contextmanager
+def disabled(model: Any) -> Iterator[None]:
+    """The base model, for as long as the context lasts."""
+    with model.disable_adapter():
+        yield
+
+
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+    """The model as it is."""
+    yield
+
+
+def checkpoint_activations(base: Any) -> None:
+    """Computes each layer's activations again in the backward pass instead of keeping them."""
+    base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # Non-reentrant checkpointing needs no gradient of the embedding's output, which transformers asks for.
+    base.disable_input_require_grads()

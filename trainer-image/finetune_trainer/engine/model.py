@@ -1,0 +1,161 @@
+"""The base model in memory: device, precision, loading from a local folder, and the hidden states of a batch."""
+
+import pathlib
+from typing import Any
+
+import torch
+
+from finetune_api import job, reasons
+from finetune_trainer.engine import loss, uncompiled
+from finetune_trainer.process import errors, log, machine
+
+IGNORED = -1
+"""Target of a position that is not learned."""
+
+
+def device(number: int = 0) -> torch.device:
+    """The accelerator of this number where there is one."""
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype(precision: job.Precision, where: torch.device) -> torch.dtype:
+    """The precision of the frozen base. Auto: bfloat16 where the machine multiplies in it."""
+    if precision is job.Precision.AUTO:
+        if where.type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision is job.Precision.BFLOAT16 else torch.float32
+
+
+def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, quantised: bool = False) -> Any:
+    """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), the head apart.
+
+    Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid).
+    """
+    if quantised:
+        uncompiled.bring_back()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    kind = dtype(precision, where)
+    try:
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=kind,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            device_map={"": where} if where.type == "cuda" or quantised else None,
+            quantization_config=nf4(kind) if quantised else None,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID, f"the base model could not be loaded: {' '.join(str(error).split())[:500]}"
+        ) from error
+    loaded.requires_grad_(False)
+    loaded.eval()
+    own(loaded)
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = (
+                False  # it would lay the weights out anew, and no other code can read them then
+            )
+    log.info("base model loaded", kind=type(loaded).__name__, dtype=str(kind).removeprefix("torch."), device=str(where))
+    return loaded
+
+
+def nf4(kind: torch.dtype) -> Any:
+    """QLoRA's way to hold frozen weights (arXiv 2305.14314)."""
+    import transformers
+
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=kind,
+    )
+
+
+def place(loaded: Any, head: loss.Head, where: torch.device) -> loss.Head:
+    """Moves all but the linear layers of a model to a device, and gives its head there."""
+    for module in loaded.modules():
+        if not isinstance(module, torch.nn.Linear):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(where)
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(where))
+    loaded.get_output_embeddings().to(where)
+    return loss.head_of(loaded) if head.weight is not None else head
+
+
+def own(loaded: Any) -> None:
+    """Copies what is neither a linear layer's weight nor small from the mapped file, and all that is small: the file's pages
+    are given back once the linear layers are copied too, see `fused`."""
+    layers = {id(module.weight) for module in loaded.modules() if isinstance(module, torch.nn.Linear)}
+    layers -= {id(loaded.get_input_embeddings().weight), id(loaded.get_output_embeddings().weight)}
+    for weight in loaded.parameters():
+        if weight.device.type == "cpu" and weight.is_floating_point() and id(weight) not in layers:
+            weight.data = weight.data.clone()
+
+
+def pad(rows: list[list[int]], fill: int, where: torch.device) -> torch.Tensor:
+    """Rows of ids as one tensor, filled up on the right: with causal attention no position sees what comes after it, so that
+    neither a mask nor a special padding token is needed."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=where)
+
+
+def labelled(
+    model: Any, head: loss.Head, rows: list[list[int]], learned: list[list[bool]], where: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states [n, d] that predict the learned tokens, and these tokens [n], row by row.
+
+    With a head that is unknown (no weight) the states are the model's own logits [n, vocabulary].
+    """
+    ids = pad(rows, 0, where)
+    shifted = [
+        [token if mark else IGNORED for token, mark in zip(row[1:], marks[1:], strict=True)] + [IGNORED]
+        for row, marks in zip(rows, learned, strict=True)
+    ]
+    targets = pad(shifted, IGNORED, where)
+    chosen = targets != IGNORED
+    if head.weight is None:
+        return model(input_ids=ids, use_cache=False).logits[chosen], targets[chosen]
+    return decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[chosen], targets[chosen]
+
+
+def head(model: Any) -> loss.Head:
+    """The model's output head, after comparing it with the model's own logits; an unknown kind costs the slower path."""
+    found = loss.head_of(model)
+    probe = torch.arange(1, 9, device=model.device)[None]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(input_ids=probe, use_cache=False).logits[0].float(), -1)
+        hidden = decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
+        observed = torch.log_softmax(found.logits(hidden), -1)
+    difference = float((expected - observed).abs().max())
+    if difference < 1e-3 * max(1.0, float(expected.abs().max())):
+        return found
+    log.warning("the output head is of an unknown kind; full logits are computed", difference=round(difference, 4))
+    return loss.Head(None)
+
+
+def decoder(model: Any) -> Any:
+    """The model below its output head."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.base_model
+
+
+def memory(where: torch.device) -> int:
+    """Bytes of the device's memory, or of the process's limit on a CPU."""
+    if where.type == "cuda":
+        return int(torch.cuda.get_device_properties(where).total_memory)
+    return machine.memory()
+
+
+def peak(where: torch.device) -> int:
+    """Peak memory in bytes: of the GPU, or of the process on a CPU."""
+    return int(torch.cuda.max_memory_allocated(where)) if where.type == "cuda" else machine.peak()

@@ -1,0 +1,116 @@
+"""Forward and backward passes of a micro-batch, behind one seam.
+
+Fast      `decoder` on a `prefix_tree`: for the families that it knows
+Plain     the modules of transformers with autograd, padded: correct for any other model, and slower
+
+`of` chooses; both give the states that predict the learned tokens, and take the gradient of these.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from finetune_api import reasons
+from finetune_trainer.engine import decoder, lora, loss, model, prefix_tree
+from finetune_trainer.process import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """What a forward pass finds: states [n, hidden] that predict the targets [n] of the rows [n]."""
+
+    states: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+
+
+class Engine(Protocol):
+    """A model that learns. `forward` with keep=True may be followed by `backward`, once."""
+
+    head: loss.Head
+    shares: bool
+    """Whether rows that begin alike cost less together, and nothing is padded."""
+
+    def forward(self, rows: Sequence[prefix_tree.Row], *, keep: bool, adapted: bool = True) -> Labelled: ...
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        """Adds to the gradients of the adapter; `gradient` [n, hidden] is that of the states."""
+
+    def refresh(self) -> None:
+        """Takes the adapter's weights as they are now."""
+
+
+class Fast:
+    """The trainer's own passes."""
+
+    shares = True
+
+    def __init__(self, inner: decoder.Decoder, head: loss.Head, where: torch.device) -> None:
+        self.head = head
+        self._inner, self._where = inner, where
+
+    def forward(self, rows: Sequence[prefix_tree.Row], *, keep: bool, adapted: bool = True) -> Labelled:
+        batch = prefix_tree.build(rows).to(self._where)
+        states = self._inner.forward(batch, keep=keep, adapted=adapted)
+        return Labelled(states, batch.targets, batch.rows)
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        self._inner.backward(gradient)
+
+    def refresh(self) -> None:
+        self._inner.refresh()
+
+
+class Plain:
+    """Autograd through transformers' own modules."""
+
+    shares = False
+
+    def __init__(self, tuned: Any, head: loss.Head, where: torch.device) -> None:
+        self.head = head
+        self._tuned, self._where = tuned, where
+        self._states = torch.empty(0)
+
+    def forward(self, rows: Sequence[prefix_tree.Row], *, keep: bool, adapted: bool = True) -> Labelled:
+        ids, learned = [row.ids.tolist() for row in rows], [row.learned.tolist() for row in rows]
+        self._tuned.train(keep)
+        with (
+            contextlib.nullcontext() if adapted else lora.disabled(self._tuned),
+            torch.set_grad_enabled(keep and adapted),
+        ):
+            self._states, targets = model.labelled(self._tuned, self.head, ids, learned, self._where)
+        counts = torch.tensor([int(row.learned[1:].sum()) for row in rows], device=self._where)
+        owners = torch.repeat_interleave(torch.arange(len(rows), device=self._where), counts)
+        return Labelled(self._states.detach(), targets, owners)
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        torch.autograd.backward(self._states, gradient)
+        self._states = torch.empty(0)
+
+    def refresh(self) -> None:
+        """Nothing is copied here."""
+
+
+def of(
+    tuned: Any, head: loss.Head, where: torch.device, checkpointing: bool, shards: tuple[int, int] | None = None
+) -> Engine:
+    """The fast engine where the model's family is known and its output head too, else the plain one.
+
+    shards: this process's number and how many there are, to hold the frozen layers together; see `fused.Sharded`.
+    """
+    found = None if head.weight is None else decoder.of(model.decoder(tuned), where, shards)
+    if found is None and shards is not None:
+        raise errors.Failure(
+            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+            "the base model does not fit into one GPU, and its family is not one whose layers can be shared among several "
+            "(Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3); choose a larger resources.gpuType or a smaller base model",
+        )
+    if found is None:
+        if checkpointing:
+            lora.checkpoint_activations(tuned.get_base_model())
+        return Plain(tuned, head, where)
+    found.checkpointing = checkpointing
+    return Fast(found, head, where)

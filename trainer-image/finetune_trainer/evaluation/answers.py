@@ -1,0 +1,253 @@
+"""A contest: one loaded model, the examples, and every contender asked the same questions. Used before training and after."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_api import job, reasons, run
+from finetune_trainer.data import dataset, dialects, tokens, toolcalls
+from finetune_trainer.engine import decoder, decoding, generate, lora, loss, model, prefix_tree
+from finetune_trainer.evaluation import contenders, metrics
+from finetune_trainer.process import errors, log, machine, signals
+from finetune_trainer.store import folders, sources, storage
+from finetune_trainer.training import batches
+
+TOKENS = {"cuda": 16_384, "cpu": 2_048}
+"""Tokens of a batch whose losses are computed."""
+
+TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
+
+
+@dataclasses.dataclass
+class ModelRunner:
+    """The loaded model, with an adapter or without, and what it is asked."""
+
+    model: Any
+    head: loss.Head
+    encoder: tokens.Encoder
+    script: contenders.Script
+    rules: job.Evaluation
+    where: torch.device
+
+    @contextlib.contextmanager
+    def playing(self, which: job.Contender) -> Iterator[Any]:
+        """The model as this contender, for as long as the context lasts."""
+        adapted = hasattr(self.model, "disable_adapter")
+        with lora.disabled(self.model) if adapted and which not in TUNED else lora.enabled():
+            yield self.model
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a contender answered to the examples, in their order."""
+
+    answers: list[metrics.Answer]
+    generated: list[list[int]]
+    """Token ids of each answer; empty for plain text."""
+    prompts: list[list[int]]
+    prefill: float = 0.0
+    """Tokens per second of the losses, which read prompt and answer at once."""
+
+    def and_then(self, more: "Answers") -> "Answers":
+        return Answers(
+            [*self.answers, *more.answers],
+            [*self.generated, *more.generated],
+            [*self.prompts, *more.prompts],
+            more.prefill,
+        )
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Tokens of a prompt, the mean."""
+        return sum(map(len, self.prompts)) / max(1, len(self.prompts))
+
+    @property
+    def answer_tokens(self) -> float:
+        return sum(map(len, self.generated)) / max(1, len(self.generated))
+
+
+def load(spec: run.Run, store: storage.Storage) -> ModelRunner:
+    """The base model without an adapter, and the frozen split's training examples for FewShot. Raises Failure."""
+    torch.set_num_threads(machine.threads())
+    where = model.device()
+    folder = sources.resolve(spec.base_model, store, machine.work() / "base")
+    encoder = tokens.load(folder, spec.training)
+    base = model.load(folder, spec.training.precision, where)
+    positions = (
+        getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
+    )
+    wanted = spec.intent.prompt.few_shot if job.Contender.FEW_SHOT in spec.evaluation.baselines else 0
+    shots: tuple[dataset.Example, ...] = ()
+    if wanted and encoder.tokenizer.chat_template:
+        training = list(dataset.stream(machine.work() / "data" / "train.jsonl"))
+        room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
+        shots = contenders.few(training, wanted, spec.evaluation.labels, spec.training.seed, room=room, encoder=encoder)
+        if len(shots) < wanted:
+            log.info("fewer examples are shown than wanted", shown=len(shots), wanted=wanted, tokens=room)
+    script = contenders.Script(spec.intent.prompt, shots, inline=not takes_system(encoder))
+    return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where)
+
+
+def takes_system(encoder: tokens.Encoder) -> bool:
+    """Whether the model's chat template renders a system turn."""
+    try:
+        encoder.render([dataset.Message("system", "s"), dataset.Message("user", "u")], answer=True)
+    except dataset.Wrong:
+        return False
+    return True
+
+
+def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Manifest:
+    """Files of the frozen split into the working folder; the whole split's manifest. Raises Failure when preflight did not write
+    it."""
+    try:
+        return folders.load(store, spec.layout.data, machine.work() / "data", only=names)
+    except errors.NotFound:
+        raise errors.Failure(
+            reasons.Reason.DATASET_NOT_FOUND,
+            f"{spec.layout.data} holds no frozen split; run the preflight stage of this revision first",
+        ) from None
+
+
+def able(contest: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> bool:
+    """Whether the questions can be put to a contender; one for which they cannot stays away, and the log says why."""
+    problem = askable(contest, which, examples)
+    if problem:
+        log.warning("a contender stays away", contender=which, problem=problem)
+    return problem is None
+
+
+def askable(contest: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> str | None:
+    """Why the questions cannot be put as this contender gets them; None: they can."""
+    if which is job.Contender.FEW_SHOT and any(example.tools for example in examples):
+        return (
+            "examples before a question would call tools without a result, or tools that the question does not have; put "
+            "examples of calls into intent.prompt.system"
+        )
+    try:
+        for example in examples[:1]:
+            contest.encoder.answered(contest.script.ask(example, which))
+    except dataset.Wrong as wrong:
+        return str(wrong)
+    return None
+
+
+def ask(
+    contest: ModelRunner,
+    which: job.Contender,
+    examples: list[dataset.Example],
+    done: Callable[[float], None] = lambda share: None,
+) -> Answers:
+    """What the contender answers to each example, and the loss it gives to what was expected. `done` hears the share done."""
+    if any(example.tools for example in examples) and contest.encoder.hearing.dialect is None:
+        log.warning(
+            "calls of tools are not measured: the model writes them in no dialect that is known", contender=which
+        )
+    asked = [contest.script.ask(example, which) for example in examples]
+    places = [place for place, example in enumerate(examples) if example.answer is not None]
+    prompts = [contest.encoder.prompt(asked[place]) for place in places]
+    limit = contest.rules.generation.max_new_tokens
+    with contest.playing(which):
+        found = generate.greedy(
+            contest.model,
+            contest.head,
+            prompts,
+            contest.encoder.stops,
+            limit,
+            contest.where,
+            lambda count: done(0.9 * count / max(1, len(prompts))),
+        )
+        begun = time.monotonic()
+        losses = nats(contest, asked)
+        read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
+    done(1.0)
+    texts: list[tuple[str | None, toolcalls.Judged | None, bool]] = [(None, None, True)] * len(examples)
+    for place, ids in zip(places, found, strict=True):
+        stopped = bool(ids) and ids[-1] in contest.encoder.stops
+        texts[place] = *understood(contest.encoder, examples[place], ids), stopped
+    log.info("answered", contender=which, answers=len(found), tokens=sum(map(len, found)))
+    answers = [
+        metrics.Answer(text, example.answer, total, count, stopped, called)
+        for (text, called, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
+    ]
+    return Answers(answers, found, prompts, read)
+
+
+def understood(
+    encoder: tokens.Encoder, example: dataset.Example, ids: list[int]
+) -> tuple[str, toolcalls.Judged | None]:
+    """An answer as text, its calls as `Example.answer` writes them, and what they are worth.
+
+    None: the example has no tools, or the model writes calls in no dialect that is known.
+    """
+    plain: str = encoder.tokenizer.decode(ids, skip_special_tokens=True)
+    dialect = encoder.hearing.dialect if example.tools is not None else None
+    if example.tools is None or dialect is None:
+        return plain, None
+    # Some families mark calls by special tokens.
+    said = ids[:-1] if ids and ids[-1] in encoder.stops else ids
+    raw: str = encoder.tokenizer.decode(said, skip_special_tokens=False)
+    reply = dialects.READERS[dialect](raw)
+    judged = toolcalls.judged(reply, example.messages[-1].calls, example.tools)
+    if reply.broken:
+        return raw, judged
+    return toolcalls.written(reply.content, reply.calls) if reply.calls else plain, judged
+
+
+def nats(contest: ModelRunner, asked: list[dataset.Example]) -> list[tuple[float, int]]:
+    """The loss of each example's last answer, summed over its tokens, and how many these are."""
+    encoded = [contest.encoder.answered(example) for example in asked]
+    return [(-total, one.trainable) for (total, _), one in zip(likelihoods(contest, encoded), encoded, strict=True)]
+
+
+@torch.no_grad()
+def likelihoods(
+    contest: ModelRunner, encoded: list[tokens.Encoded], done: Callable[[float], None] = lambda share: None
+) -> list[tuple[float, bool]]:
+    """The log-probability of each row's learned tokens together, and whether each is the likeliest in its place.
+
+    By the trainer's own passes, so that what rows begin with alike is read once; of an unknown family by transformers'.
+    `done` hears the share done.
+    """
+    own = None if contest.head.weight is None else decoding.of(model.decoder(contest.model), contest.where)
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    misses = torch.zeros(len(encoded), dtype=torch.int64)
+    over = 0
+    for part, owners, (values, best) in _together(contest, own.decoder, encoded) if own else _padded(contest, encoded):
+        rows = torch.tensor(part)[owners.cpu()]
+        sums.index_add_(0, rows, values.double().cpu())
+        misses.index_add_(0, rows, (~best).long().cpu())
+        over += len(part)
+        done(over / len(encoded))
+    return list(zip(sums.tolist(), (misses == 0).tolist(), strict=True))
+
+
+Scored = tuple[list[int], torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
+"""Some rows' numbers; of each of their learned tokens: whose it is, its log-probability, whether it is the likeliest."""
+
+
+def _together(contest: ModelRunner, passes: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
+    rows = [prefix_tree.Row(np.array(one.ids), np.array(one.learned)) for one in encoded]
+    adapted = lora.active(contest.model)
+    passes.refresh()
+    for part in batches.cut([[row] for row in rows], TOKENS[contest.where.type]):
+        signals.check()
+        batch = prefix_tree.build([rows[index] for index in part]).to(contest.where)
+        states = passes.forward(batch, keep=False, adapted=adapted)
+        yield part, batch.rows, loss.likelihoods(states, batch.targets, contest.head)
+
+
+def _padded(contest: ModelRunner, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
+    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], TOKENS[contest.where.type]):
+        signals.check()
+        rows = [encoded[index] for index in part]
+        states, targets = model.labelled(
+            contest.model, contest.head, [row.ids for row in rows], [row.learned for row in rows], contest.where
+        )
+        owners = torch.repeat_interleave(torch.tensor([row.trainable for row in rows]))
+        yield part, owners, loss.likelihoods(states, targets, contest.head)

@@ -1,0 +1,47 @@
+"""Consistency: how often sampled answers to one question agree, of base and tuned model."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from finetune_api import job
+from finetune_trainer.data import dataset
+from finetune_trainer.engine import generate
+from finetune_trainer.evaluation import answers, evidence, metrics
+
+
+def agreement(texts: list[str]) -> float:
+    """The share of pairs that are equal but for case, punctuation and white space."""
+    pairs = list(itertools.combinations([metrics.normalized(text) for text in texts], 2))
+    return sum(one == other for one, other in pairs) / len(pairs)
+
+
+def measure(
+    asked: answers.ModelRunner,
+    which: job.Contender,
+    examples: list[dataset.Example],
+    rules: job.Consistency,
+    seed: int,
+    done: Callable[[float], None],
+) -> evidence.Column:
+    """A row for each example: those beyond rules.maximumExamples, and plain texts, are not asked."""
+    chosen = [place for place, example in enumerate(examples) if example.answer is not None][: rules.maximum_examples]
+    prompts = [asked.encoder.prompt(asked.script.ask(examples[place], which)) for place in chosen]
+    with asked.playing(which):
+        found = generate.sample(
+            asked.model,
+            asked.head,
+            prompts,
+            asked.encoder.stops,
+            asked.rules.generation.max_new_tokens,
+            asked.where,
+            samples=rules.samples,
+            temperature=rules.temperature,
+            seed=seed,
+            done=lambda count: done(count / max(1, len(prompts))),
+        )
+    values = np.full(len(examples), np.nan)
+    for place, samples in zip(chosen, found, strict=True):
+        values[place] = agreement([asked.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in samples])
+    return evidence.mean(values)

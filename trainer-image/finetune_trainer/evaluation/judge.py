@@ -1,0 +1,289 @@
+"""The judge of evaluation.judge: a language model behind an OpenAI-compatible endpoint, asked about duels. Plain HTTP.
+
+The endpoint is the job author's choice, and is reached from where the pod is, with what its network lets through: http and https
+alone, no proxy of the environment, no redirect, answers of a bounded size, and of a refusal only the words of an API's error.
+What the judge is sent: questions, expected answers and answers of the test examples. Its key comes by the environment.
+"""
+
+import concurrent.futures
+import dataclasses
+import email.message
+import http.client
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+from finetune_api import job, reasons, run
+from finetune_trainer.data import dataset
+from finetune_trainer.evaluation import answers, contenders, pairwise
+from finetune_trainer.process import errors, log, secrets, signals
+
+AT_ONCE = 8
+"""Requests under way."""
+
+TIMEOUT = 120.0
+"""Seconds for one request."""
+
+PATIENCE = 300.0
+"""Seconds in which a request is repeated."""
+
+LONGEST = 3600.0
+"""Seconds for all of them; what is not said by then is not counted."""
+
+TOKENS = 1024
+"""Of a verdict: a sentence and a letter, with room for models that think before they speak."""
+
+SIZE = 1 << 20
+"""Bytes of an answer that are read."""
+
+NEVER = frozenset({401, 403, 404, 405})
+"""What is answered to every request alike: a wrong key, a wrong place, a wrong model."""
+
+AGAIN = frozenset({408, 409, 425, 429})
+"""What passes by itself, besides all from 500."""
+
+
+class Refused(Exception):
+    """This one request gets no verdict; another may."""
+
+
+def of(spec: run.Run) -> "Judge | None":
+    """The judge that the job names, if any; it has answered once, or has a problem. Raises Failure when a gate needs it and it
+    does not answer."""
+    rules = spec.evaluation.judge
+    if rules is None:
+        return None
+    needed = any(gate.metric is job.Metric.JUDGE_WIN_RATE for gate in spec.evaluation.gates)
+    made = Judge(rules, spec.training.seed, os.environ.get(run.JUDGE_KEY, "").strip(), needed=needed)
+    made.greet()
+    return made
+
+
+def cases(
+    rules: job.Judge, examples: list[dataset.Example], asked: Mapping[job.Contender, answers.Answers], seed: int
+) -> list[pairwise.Case]:
+    """The chosen examples' answers by the tuned model, against each other contender's; all of one example together."""
+    numbered = [(place, example) for place, example in enumerate(examples) if example.answer is not None]
+    chosen = contenders.choose(numbered, rules.maximum_examples, seed)
+    rivals = [which for which in asked if which is not job.Contender.TUNED]
+    return [
+        pairwise.Case(
+            place,
+            which,
+            example.prompt,
+            example.answer or "",
+            asked[job.Contender.TUNED].answers[place].text or "",
+            asked[which].answers[place].text or "",
+            example.tools,
+        )
+        for place, example in chosen
+        for which in rivals
+    ]
+
+
+GREETING = pairwise.Case(
+    -1,
+    job.Contender.BASE,
+    (dataset.Message("user", "What is two and two?"),),
+    "Four.",
+    "It is four.",
+    "It is the colour blue.",
+)
+"""Asked first, before a model is loaded: whoever cannot answer this has a problem that waiting does not solve."""
+
+
+class Judge:
+    """Who is asked. `problem` says why it is not asked any more; a judge that a gate needs raises Failure instead."""
+
+    def __init__(self, rules: job.Judge, seed: int, key: str, *, needed: bool = False) -> None:
+        self.rules, self._seed, self._key, self._needed = rules, seed, key, needed
+        self._url = f"{rules.endpoint.rstrip('/')}/chat/completions"
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay())
+        self._body: dict[str, Any] = {
+            "model": rules.model,
+            "temperature": 0,
+            "seed": seed,
+            "max_tokens": TOKENS,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": pairwise.SCHEMA},
+            },
+        }
+        self._over = threading.Event()
+        self._heard = 0.0
+        """When the endpoint last answered, by the monotonic clock."""
+        self.problem: str | None = None
+
+    def greet(self) -> None:
+        """One easy case, and what the endpoint does not know is left out of what it is asked."""
+        messages = GREETING.asked(self.rules.criteria, swapped=False)
+        try:
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise self._failure("the key in its Secret has characters that no header can carry")
+            while True:
+                try:
+                    content = self._patiently(messages)
+                    break
+                except Refused as refused:
+                    if not self._simpler(str(refused)):
+                        raise self._failure(str(refused)) from None
+            if pairwise.read(content) is None:
+                raise self._failure(
+                    f"its answer is no verdict such as {{'reason': '...', 'winner': 'A'}}: {secrets.redact(content[:200])!r}"
+                )
+        except errors.Failure as failure:
+            self._failed(failure)
+            return
+        log.info("the judge answers", judge=self.rules.model, endpoint=self.rules.endpoint)
+
+    def hear(
+        self, cases: Sequence[pairwise.Case], done: Callable[[float], None] = lambda share: None
+    ) -> pairwise.Hearing:
+        """Both orders of every case whose answers differ. `done` hears the share done. Raises Failure, Stopped."""
+        orders = [(n, swapped) for n, case in enumerate(cases) if not case.same for swapped in (False, True)]
+        verdicts: dict[tuple[int, bool], pairwise.Verdict | None] = {}
+        if self.problem is None and orders:
+            self._over.clear()
+            pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE, "judge")
+            try:
+                waiting = {pool.submit(self._verdict, cases[n], swapped): (n, swapped) for n, swapped in orders}
+                for future in concurrent.futures.as_completed(waiting, LONGEST):
+                    signals.check()
+                    verdicts[waiting[future]] = future.result()
+                    done(0.99 * len(verdicts) / len(orders))
+            except TimeoutError:
+                self.problem = (
+                    f"{len(orders) - len(verdicts)} of {len(orders)} verdicts were not there after {LONGEST:.0f} s"
+                )
+                log.warning("the judge takes too long", problem=self.problem)
+            except errors.Failure as failure:
+                self._failed(failure)
+            finally:
+                # Without waiting: what is under way ends by itself, and nobody listens.
+                self._over.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        done(1.0)
+        unread = sum(verdict is None for verdict in verdicts.values())
+        log.info("judged", cases=len(cases), verdicts=len(verdicts) - unread, unread=unread, of=len(orders))
+        return pairwise.Hearing(cases, verdicts, self.problem)
+
+    def _verdict(self, case: pairwise.Case, swapped: bool) -> pairwise.Verdict | None:
+        try:
+            found = pairwise.read(self._patiently(case.asked(self.rules.criteria, swapped=swapped)))
+        except Refused as refused:
+            log.warning("no verdict", example=case.place, over=case.over, problem=str(refused))
+            return None
+        return found and dataclasses.replace(found, reason=secrets.redact(found.reason))
+
+    def _patiently(self, messages: list[dict[str, str]]) -> str:
+        """The judge's words. Raises Refused; Failure when it refuses or misses everything."""
+        begun, pause = time.monotonic(), 1.0
+        while True:
+            wait = 0.0
+            try:
+                found = self._call({**self._body, "messages": messages})
+                self._heard = time.monotonic()
+                return found
+            except urllib.error.HTTPError as error:
+                said = f"HTTP {error.code}{words(error)}"
+                if error.code in NEVER or 300 <= error.code < 400:
+                    raise self._failure(said) from None
+                if error.code < 500 and error.code not in AGAIN:
+                    self._heard = time.monotonic()
+                    raise Refused(said) from None
+                wait = asked_to_wait(error.headers)
+            except (OSError, http.client.HTTPException) as error:
+                said = errors.describe(error)
+            pause = min(max(pause * 2, wait), PATIENCE)
+            if time.monotonic() + pause > begun + PATIENCE:
+                if self._heard < begun:
+                    raise self._failure(f"no answer in {PATIENCE:.0f} s; the last: {said}")
+                raise Refused(said)
+            if self._over.wait(pause):
+                raise Refused("nobody waits any more")
+
+    def _call(self, body: dict[str, Any]) -> str:
+        """The content of one answer. Raises OSError, HTTPException; Refused when it is no chat completion."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        request = urllib.request.Request(self._url, data=json.dumps(body).encode(), headers=headers)  # noqa: S310
+        until = time.monotonic() + TIMEOUT
+        with self._opener.open(request, timeout=TIMEOUT) as answer:
+            read = bytearray()
+            while piece := answer.read1(65_536):
+                read += piece
+                if len(read) > SIZE:
+                    raise Refused(f"an answer of more than {SIZE} bytes")
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no whole answer in {TIMEOUT:.0f} s")
+        try:
+            content = json.loads(read)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise Refused(
+                "the answer is no chat completion; is this the base URL of an OpenAI-compatible API?"
+            ) from None
+        return content if isinstance(content, str) else ""
+
+    def _simpler(self, refusal: str) -> bool:
+        """Leaves out what the endpoint does not know; whether there was such a thing. The temperature stays."""
+        if "temperature" in refusal:
+            return False
+        if "max_completion_tokens" in refusal and "max_tokens" in self._body:
+            self._body["max_completion_tokens"] = self._body.pop("max_tokens")
+        elif "seed" in refusal and "seed" in self._body:
+            del self._body["seed"]
+        elif "response_format" in self._body:
+            # Older servers refuse it in words of all kinds, and some in none.
+            del self._body["response_format"]
+        else:
+            return False
+        log.info("the judge is asked in simpler words", problem=refusal)
+        return True
+
+    def _failure(self, said: str) -> errors.Failure:
+        return errors.Failure(
+            reasons.Reason.JUDGE_FAILED,
+            f"evaluation.judge: {self.rules.model} at {self.rules.endpoint}: {said}. Check endpoint, model "
+            "and apiKeySecret, and what the namespace's network policies let out.",
+        )
+
+    def _failed(self, failure: errors.Failure) -> None:
+        """Ends the evaluation where a gate waits for the judge; else it goes on without."""
+        if self._needed:
+            raise failure
+        self.problem = failure.message
+        log.warning("the evaluation goes on without the judge", problem=failure.message)
+
+
+class Stay(urllib.request.HTTPRedirectHandler):
+    """No redirect is followed: the key and the examples are for the endpoint that the job names."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        return None
+
+
+def words(error: urllib.error.HTTPError) -> str:
+    """What an API says of its refusal, in a few words; nothing of a page that is no such answer."""
+    if 300 <= error.code < 400:
+        return ": it redirects, which is not followed"
+    try:
+        found = json.loads(error.read(20_000))
+        found = found.get("error", found.get("detail", found.get("message")))
+        found = found.get("message") if isinstance(found, dict) else found
+    except (ValueError, AttributeError, OSError, http.client.HTTPException, RecursionError):
+        return ""
+    return f": {secrets.redact(' '.join(found.split()))[:300]}" if isinstance(found, str) else ""
+
+
+def asked_to_wait(headers: email.message.Message) -> float:
+    """Seconds of Retry-After; a date, or what is no number, is none."""
+    try:
+        return max(0.0, float(headers.get("Retry-After", "")))
+    except ValueError:
+        return 0.0

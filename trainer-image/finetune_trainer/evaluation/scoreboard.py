@@ -1,0 +1,325 @@
+"""The scoreboard of an evaluation: from what every contender answered to results.json and the status."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from finetune_api import job, results, run, status
+from finetune_trainer import report
+from finetune_trainer.data import dataset
+from finetune_trainer.evaluation import answers, evidence, gates, pairwise
+from finetune_trainer.process import errors
+from finetune_trainer.store import folders, storage
+
+SAMPLES = 60
+"""Examples in results.json with everybody's answer: those that tell most; samples.jsonl has all."""
+
+UNFOUGHT = evidence.Duel(0, 0, 0)
+
+IN_STATUS = (
+    job.Metric.TOOL_CALL_MATCH,
+    job.Metric.EXACT_MATCH,
+    job.Metric.JSON_VALID,
+    job.Metric.ROUGE_L,
+    job.Metric.LOSS,
+    job.Metric.FORGETTING,
+    job.Metric.CONSISTENCY,
+    job.Metric.PERPLEXITY,
+)
+"""Metrics of the status besides those of the gates; results.json has all. The last are left out first where room is short."""
+
+
+@dataclasses.dataclass
+class Findings:
+    """What was measured, contender by contender."""
+
+    asked: dict[job.Contender, answers.Answers] = dataclasses.field(default_factory=dict)
+    values: gates.Values = dataclasses.field(default_factory=dict)
+    prefill: float = 0.0
+    """Tokens per second of reading a prompt."""
+    hearing: pairwise.Hearing | None = None
+    """What the judge said; None without one."""
+    harness: results.Harness | None = None
+    """What the benchmarks gave; None without any."""
+
+    @property
+    def tallies(self) -> dict[job.Contender, pairwise.Tally]:
+        """The tuned model's duels; none before the hearing."""
+        return self.hearing.tallies if self.hearing else {}
+
+    @property
+    def duels(self) -> gates.Duels:
+        return {which: one.duel for which, one in self.tallies.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known besides the answers."""
+
+    sha256: str
+    """Of the adapter's manifest."""
+    seconds: float
+    """The evaluation took."""
+    training: dict[str, Any]
+    """What training said of itself, in the adapter's manifest."""
+    history: dict[str, Any]
+    """Losses of its steps and validations."""
+
+
+def score(spec: run.Run) -> job.Metric:
+    """The metric that the job is about: its first gate's."""
+    return spec.evaluation.gates[0].metric if spec.evaluation.gates else job.Metric.EXACT_MATCH
+
+
+def best(spec: run.Run, found: Findings, among: Sequence[job.Contender]) -> job.Contender | None:
+    """The contender that is best in the job's metric, else in the loss; the first of equals, which is the simplest."""
+    if score(spec) in job.PAIRWISE and (
+        fought := [which for which in among if found.duels.get(which, UNFOUGHT).examples]
+    ):
+        return min(fought, key=lambda which: found.duels[which].rate)
+    for metric in (score(spec), job.Metric.LOSS):
+        there = [(found.values[which][metric].value, which) for which in among if metric in found.values.get(which, {})]
+        if there:
+            choose = min if metric in job.LOWER_IS_BETTER else max
+            return choose(there, key=lambda one: one[0])[1]
+    return None
+
+
+def results_of(
+    spec: run.Run,
+    store: storage.Storage,
+    found: Findings,
+    seen: list[status.GateResult],
+    examples: list[dataset.Example],
+    facts: Facts,
+) -> results.Results:
+    """All of it as results.json says it."""
+    tuned = job.Contender.TUNED
+    rivals = [which for which in found.asked if which is not tuned]
+    baselines = [which for which in rivals if which is not job.Contender.SERVING]
+    strongest = best(spec, found, baselines)
+    saved = None
+    if strongest is not None and found.asked[tuned].prompts:
+        saved = round(found.asked[strongest].prompt_tokens - found.asked[tuned].prompt_tokens)
+    told = values(found.values)
+    gpus = spec.gpus * spec.nodes
+    took = facts.training.get("seconds")
+    hours = gpus * took / 3600 if took else None
+    try:
+        checked = json.loads(store.read(spec.layout.preflight))
+    except errors.NotFound:
+        checked = {}
+    return results.Results(
+        namespace=spec.namespace,
+        name=spec.name,
+        revision=spec.revision,
+        base_model=spec.base_model.name,
+        base_model_revision=spec.base_model.revision,
+        served_model_name=spec.served_model_name,
+        rank=spec.training.lora.rank,
+        adapter=facts.sha256,
+        intent=spec.intent,
+        evaluation=summary(spec, told, seen, len(examples), saved, found.duels),
+        values=told,
+        comparisons=[
+            *(compared(metric, which, found) for which in rivals for metric in comparable(found, which)),
+            *(one for which, duel_ in found.duels.items() if (one := preferred(which, duel_))),
+        ],
+        judgement=judgement(spec, found),
+        harness=found.harness,
+        tokens=[
+            results.Tokens(contender=which, prompt=round(one.prompt_tokens, 1), answer=round(one.answer_tokens, 1))
+            for which, one in found.asked.items()
+            if one.prompts
+        ],
+        break_even_requests=break_even(saved, took, found.prefill),
+        training=results.Training(
+            **facts.history,
+            seconds=took,
+            tokens_per_second=facts.training.get("tokens_per_second"),
+            peak_memory=facts.training.get("peak_memory"),
+            gpu_hours=hours if gpus else None,
+            cost=hours * spec.price_per_gpu_hour if hours and spec.price_per_gpu_hour is not None else None,
+            currency=spec.currency if spec.price_per_gpu_hour is not None else None,
+        ),
+        preflight=checked.get("outcome", {}).get("preflight"),
+        baseline=before_training(spec, store),
+        findings=checked.get("facts", {}).get("findings", []),
+        seconds=round(facts.seconds, 1),
+        finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        samples=shown([sample(spec, example, index, found) for index, example in enumerate(examples)], strongest),
+    )
+
+
+def values(measured: gates.Values) -> list[results.Value]:
+    """Every metric of every contender, with its interval."""
+    found = []
+    for metric in job.Metric:
+        for which, columns in measured.items():
+            if (column := columns.get(metric)) is not None:
+                low, high = evidence.interval(column) or (None, None)
+                if metric in job.SHARES and low is not None and high is not None:
+                    low, high = max(low, 0.0), min(high, 1.0)
+                found.append(
+                    results.Value(
+                        metric=metric, contender=which, value=column.value, low=low, high=high, examples=column.examples
+                    )
+                )
+    return found
+
+
+def comparable(found: Findings, other: job.Contender) -> list[job.Metric]:
+    """Metrics of both, as far as better and worse have a meaning."""
+    both = found.values[job.Contender.TUNED].keys() & found.values[other].keys()
+    return [metric for metric in job.Metric if metric in both and metric is not job.Metric.LENGTH_RATIO]
+
+
+def compared(metric: job.Metric, other: job.Contender, found: Findings) -> results.Comparison:
+    one, two = found.values[job.Contender.TUNED][metric], found.values[other][metric]
+    difference = evidence.compare(one, two, lower_is_better=metric in job.LOWER_IS_BETTER)
+    return results.Comparison(
+        metric=metric,
+        over=other,
+        gain=difference.gain,
+        low=difference.low,
+        high=difference.high,
+        p_value=difference.chance,
+        examples=int((one.defined & two.defined).sum()),
+    )
+
+
+def preferred(other: job.Contender, found: evidence.Duel) -> results.Comparison | None:
+    """A duel as a comparison: the gain is the win rate over one half; None for fewer than two verdicts."""
+    interval = found.interval()
+    if interval is None:
+        return None
+    low, high = interval
+    return results.Comparison(
+        metric=job.Metric.JUDGE_WIN_RATE,
+        over=other,
+        gain=found.rate - 0.5,
+        low=low - 0.5,
+        high=high - 0.5,
+        p_value=found.chance_better,
+        examples=found.examples,
+    )
+
+
+def judgement(spec: run.Run, found: Findings) -> results.Judgement | None:
+    """What the judge said of each contender."""
+    rules = spec.evaluation.judge
+    if rules is None or found.hearing is None:
+        return None
+    return results.Judgement(
+        model=rules.model,
+        criteria=rules.criteria or pairwise.CRITERIA,
+        duels=[fought(which, one) for which, one in found.tallies.items()],
+        problem=found.hearing.problem,
+    )
+
+
+def fought(other: job.Contender, found: pairwise.Tally) -> results.Duel:
+    counts, measured = found.counts, found.duel
+    low, high = measured.interval() or (None, None)
+    return results.Duel(
+        over=other,
+        win_rate=measured.rate if measured.examples else None,
+        low=low,
+        high=high,
+        p_value=measured.chance_better if measured.examples else None,
+        wins=counts.wins,
+        ties=counts.ties,
+        losses=counts.losses,
+        same=found.same,
+        swayed=found.swayed,
+        unread=found.unread,
+    )
+
+
+def verdicts(hearing: pairwise.Hearing, examples: list[dataset.Example]) -> Iterator[dict[str, Any]]:
+    """The lines of judge.jsonl: what was said of each case in each order; winner null: nothing that could be read."""
+    for number, case in enumerate(hearing.cases):
+        line = {"source": examples[case.place].source, "over": case.over}
+        if case.same:
+            yield {**line, "same": True}
+            continue
+        for swapped in (False, True):
+            said = hearing.verdicts.get((number, swapped))
+            tuned = "B" if swapped else "A"
+            yield {**line, "tuned": tuned, "winner": said and said.winner, "reason": said and said.reason}
+
+
+def break_even(saved: int | None, seconds: float | None, prefill: float) -> int | None:
+    """Requests until the tokens that need not be read any more would have taken as long as the training did."""
+    if not saved or saved <= 0 or not seconds or prefill <= 0:
+        return None
+    return round(seconds * prefill / saved)
+
+
+def summary(
+    spec: run.Run,
+    measured: list[results.Value],
+    seen: list[status.GateResult],
+    examples: int,
+    saved: int | None,
+    duels: gates.Duels,
+) -> status.Evaluation:
+    """The evaluation for the status: the gates' metrics and the main ones."""
+    main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.gates), *IN_STATUS]))
+    told = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
+    mine = [one.value for one in measured if one.metric is score(spec) and one.contender is job.Contender.TUNED]
+    if score(spec) in job.PAIRWISE:
+        first = spec.evaluation.gates[0].over
+        mine = [one.rate for which, one in duels.items() if which is first and one.examples]
+    return status.Evaluation(
+        passed=all(one.passed for one in seen),
+        score=f"{mine[0]:.4f}" if mine else None,
+        examples=examples,
+        metrics=[metric_value(one) for one in told],
+        gates=seen,
+        canary=f"{spec.layout.evaluation(spec.evaluation_hash)}/canary.json",
+        tokens_saved_per_request=saved,
+    )
+
+
+def metric_value(one: results.Value) -> status.MetricValue:
+    return status.MetricValue(
+        name=one.metric,
+        contender=one.contender,
+        value=f"{one.value:.4f}",
+        low=None if one.low is None else f"{one.low:.4f}",
+        high=None if one.high is None else f"{one.high:.4f}",
+    )
+
+
+def before_training(spec: run.Run, store: storage.Storage) -> status.Baseline | None:
+    """What the baseline stage found, where it ran."""
+    manifest = folders.manifest(store, spec.layout.baseline(spec.evaluation_hash))
+    if manifest is None or not folders.made_of(store, manifest, spec.layout.data):
+        return None
+    return status.Baseline.model_validate(manifest.extra["baseline"])
+
+
+def shown(samples: list[results.Sample], rival: job.Contender | None) -> list[results.Sample]:
+    """Those that tell most: where tuned model and rival differ first."""
+    return [one for _, one in report.choose(samples, rival or job.Contender.BASE, SAMPLES)]
+
+
+def sample(spec: run.Run, example: dataset.Example, index: int, found: Findings) -> results.Sample:
+    metric = score(spec)
+    right = {
+        which: bool(columns[metric].parts[index, 0])
+        for which, columns in found.values.items()
+        if metric in columns and columns[metric].share and columns[metric].defined[index]
+    }
+    return results.Sample(
+        source=example.source,
+        messages=[{"role": turn.role, "content": turn.text} for turn in example.prompt] if example.messages else None,
+        text=example.text,
+        expected=example.answer,
+        answers={which: one.answers[index].text for which, one in found.asked.items()},
+        judged={which: one.results[index].value for which, one in found.tallies.items() if index in one.results},
+        right=right if metric not in job.LOWER_IS_BETTER else {which: not hit for which, hit in right.items()},
+    )

@@ -1,0 +1,53 @@
+"""The one tree of expected errors. A stage raises them, `__main__` turns them into an outcome and an exit code.
+
+Failure            reason + exit code + a message that says what was seen, what was expected and what to do
+  NotFound         an object that storage was asked for does not exist; the caller says what it was for
+Stopped            SIGTERM arrived (a BaseException, so that no `except Exception` swallows it)
+"""
+
+import re
+
+from finetune_api import exits, reasons, status
+from finetune_trainer.process import secrets
+
+EXITS: dict[reasons.Reason, int] = {
+    reasons.Reason.STORAGE_UNAVAILABLE: exits.Exit.STORAGE,
+    reasons.Reason.TRAINER_OUT_OF_MEMORY: exits.Exit.OUT_OF_MEMORY,
+    reasons.Reason.LOSS_DIVERGED: exits.Exit.DIVERGED,
+    reasons.Reason.TRAINER_ERROR: 1,
+    reasons.Reason.SERVER_FAILED: 1,
+    reasons.Reason.JUDGE_FAILED: 1,
+}
+"""Exit codes of reasons; every other reason of a Failure is bad configuration or data."""
+
+
+class Failure(Exception):
+    """A stage cannot go on."""
+
+    def __init__(self, reason: reasons.Reason, message: str, preflight: status.Preflight | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.preflight = preflight
+
+    @property
+    def exit(self) -> int:
+        return EXITS.get(self.reason, exits.Exit.INVALID)
+
+
+class NotFound(Failure):
+    """No object at this URI."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(reasons.Reason.DATASET_NOT_FOUND, f"{uri} does not exist")
+        self.uri = uri
+
+
+class Stopped(BaseException):
+    """The pod is asked to end."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line, without what could be a secret."""
+    text = secrets.redact(" ".join(f"{type(error).__name__}: {error}".split()))
+    return re.sub(r"(AKIA|ASIA)[A-Z0-9]{8,}", r"\1…", text)[:300]

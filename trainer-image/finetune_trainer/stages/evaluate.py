@@ -1,0 +1,270 @@
+"""The evaluation stage: every contender, from one loaded model, on the same held-out examples.
+
+test split -> greedy answers and losses of each contender -> metrics with intervals, public benchmarks and verdicts of a judge
+where the job names them -> gates -> results, samples, canary and report in storage. A gate that does not pass is a result, not
+an error of the stage.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+from finetune_api import job, outcome, reasons, results, run, status
+from finetune_trainer import report
+from finetune_trainer.data import dataset
+from finetune_trainer.engine import generate, lora
+from finetune_trainer.evaluation import (
+    answers,
+    canary,
+    consistency,
+    contenders,
+    forgetting,
+    gates,
+    judge,
+    metrics,
+    scoreboard,
+)
+from finetune_trainer.harness import play, tasks
+from finetune_trainer.process import errors, log, machine, progress
+from finetune_trainer.store import folders, storage
+from finetune_trainer.training import adapter
+
+
+@dataclasses.dataclass
+class Meter:
+    """Tells how far the evaluation is: so many parts of equal size."""
+
+    report: progress.Progress
+    parts: int
+    examples: int
+    over: int = 0
+
+    def tell(self, share: float) -> None:
+        """`share` of the present part is done; 1 ends it."""
+        percent = round(100 * min(1.0, (self.over + share) / self.parts))
+        steps = self.examples * self.parts
+        self.report.tell(
+            status.Progress(
+                summary=f"{percent}%",
+                percent=percent,
+                step=round(steps * percent / 100),
+                total_steps=steps,
+                updated_at=progress.now(),
+            )
+        )
+        self.over += share >= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """The adapter that serves now."""
+
+    uri: str
+    sha256: str
+
+
+def evaluate(
+    spec: run.Run, uri: str | None, sha256: str | None, attempt: int, serving: Rival | None = None
+) -> outcome.Outcome:
+    """Scores the adapter at `uri` (absent: this revision's), against the one that serves too. Raises Failure, Stopped."""
+    store = storage.of(spec.storage)
+    uri = (uri or spec.layout.adapter).rstrip("/")
+    work = machine.work()
+    try:
+        manifest = folders.load(store, uri, work / "tuned", expected=sha256)
+    except errors.NotFound:
+        raise errors.Failure(
+            reasons.Reason.ADAPTER_INCOMPATIBLE, f"{uri} holds no complete adapter; run the train stage first"
+        ) from None
+    if done := finished(spec, store, manifest.sha256):
+        return done
+    begun = time.monotonic()
+    umpire = judge.of(spec)
+    rules = spec.evaluation.harness
+    benchmarks, problems = tasks.at_hand(spec, rules, store) if rules else ([], [])
+    split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl"})
+    examples = contenders.choose(
+        dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
+    )
+    meter = Meter(
+        progress.Progress(spec, "evaluate", attempt),
+        4 + len(job.Contender) + (umpire is not None) + (rules is not None),
+        len(examples),
+    )
+    meter.tell(0)
+    asked = answers.load(spec, store)
+    found = measure(spec, store, asked, examples, serving, meter)
+    if rules is not None:
+        found.harness = play.measure(asked, benchmarks, problems, rules, meter.tell)
+    if umpire is not None:
+        cases = judge.cases(umpire.rules, examples, found.asked, spec.training.seed)
+        found.hearing = umpire.hear(cases, meter.tell)
+    seen = gates.check(spec.evaluation.gates, found.values, duels=found.duels)
+    recorded = canary.record(asked.model, asked.head, *pairs(asked, examples, found), asked.where)
+    facts = scoreboard.Facts(
+        manifest.sha256, time.monotonic() - begun, manifest.extra.get("training", {}), history(work / "tuned")
+    )
+    told = scoreboard.results_of(spec, store, found, seen, examples, facts)
+    deliver(spec, store, split, told, found, examples, recorded)
+    meter.report.end()
+    return answered(spec, told.evaluation)
+
+
+def finished(spec: run.Run, store: storage.Storage, sha256: str) -> outcome.Outcome | None:
+    """The outcome of an earlier attempt that scored the same adapter in the same way."""
+    manifest = folders.manifest(store, spec.layout.evaluation(spec.evaluation_hash))
+    if manifest is None or manifest.extra.get("adapter") != sha256:
+        return None
+    if not folders.made_of(store, manifest, spec.layout.data):
+        return None
+    log.info("the evaluation was done before", evaluation=spec.layout.evaluation(spec.evaluation_hash))
+    return answered(spec, status.Evaluation.model_validate(manifest.extra["evaluation"]))
+
+
+def answered(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
+    failed = [f"{gate.requirement}: {gate.observed}" for gate in found.gates if not gate.passed]
+    text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed)
+    if not failed:
+        text = "every gate passed" if found.gates else "the job has no gates"
+    return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
+
+
+# --- Everybody is asked ---
+
+
+def measure(
+    spec: run.Run,
+    store: storage.Storage,
+    asked: answers.ModelRunner,
+    examples: list[dataset.Example],
+    serving: Rival | None,
+    meter: Meter,
+) -> scoreboard.Findings:
+    """Baselines first, then the model that serves, then the tuned one, whose adapter stays in the model."""
+    log.info("evaluating", examples=len(examples), maximum_new_tokens=spec.evaluation.generation.max_new_tokens)
+    found = scoreboard.Findings()
+    base = asked.model
+    baselines = contenders.taking_part(spec.evaluation, asked.script, examples)
+    # The losses of the base model are those that forgetting is measured against, wanted or not.
+    questions = forgetting.load(spec, store)
+    before = probed(asked, job.Contender.BASE, questions)
+    for which in baselines:
+        enter(asked, which, examples, found, meter)
+    if serving is not None and (rival := dress(base, serving, store, spec)) is not None:
+        asked.model = rival
+        enter(asked, job.Contender.SERVING, examples, found, meter)
+        base = rival.unload()
+    asked.model = lora.add(base, spec.training.lora, spec.base_model.name)
+    adapter.load(machine.work() / "tuned", asked.model)
+    asked.model.eval()
+    enter(asked, job.Contender.TUNED, examples, found, meter)
+    forgotten = forgetting.measure(questions, before, probed(asked, job.Contender.TUNED, questions))
+    for which, columns in forgotten.items():
+        if which in found.values:
+            found.values[which] |= columns
+    if rules := spec.evaluation.consistency:
+        strongest = scoreboard.best(spec, found, baselines)
+        for which in (job.Contender.TUNED,) if strongest is None else (strongest, job.Contender.TUNED):
+            column = consistency.measure(asked, which, examples, rules, spec.training.seed, meter.tell)
+            found.values[which][job.Metric.CONSISTENCY] = column
+    return found
+
+
+def enter(
+    asked: answers.ModelRunner,
+    which: job.Contender,
+    examples: list[dataset.Example],
+    found: scoreboard.Findings,
+    meter: Meter,
+) -> None:
+    """One contender's answers and metrics, where the questions can be put to it."""
+    if not answers.able(asked, which, examples):
+        return
+    found.asked[which] = answers.ask(asked, which, examples, meter.tell)
+    found.values[which] = metrics.measure(found.asked[which].answers, asked.rules)
+    found.prefill = max(found.prefill, found.asked[which].prefill)
+
+
+def probed(asked: answers.ModelRunner, which: job.Contender, questions: forgetting.Probe) -> list[tuple[float, int]]:
+    with asked.playing(which):
+        return answers.nats(asked, questions.examples)
+
+
+def dress(base: Any, rival: Rival, store: storage.Storage, spec: run.Run) -> Any | None:
+    """The base model with the adapter that serves; None where that adapter is of no use here, and the log says why.
+
+    Raises Failure when it cannot be read: a gate over it must not pass for want of an answer.
+    """
+    folder = machine.work() / "serving"
+    try:
+        folders.load(store, rival.uri, folder, expected=rival.sha256)
+    except errors.NotFound:
+        log.warning("the model that serves is not in storage any more", adapter=rival.uri)
+        return None
+    config = json.loads((folder / adapter.CONFIG).read_text())
+    chosen = next((m for m in job.Modules if lora.targets(base, m) == sorted(config["target_modules"])), None)
+    if config["base_model_name_or_path"] != spec.base_model.name or chosen is None:
+        log.warning(
+            "the model that serves is not compared with",
+            adapter=rival.uri,
+            base_model=config["base_model_name_or_path"],
+            adapts=config["target_modules"],
+        )
+        return None
+    shape = job.LoRA(rank=config["r"], alpha=config["lora_alpha"], target_modules=chosen)
+    made = lora.add(base, shape, spec.base_model.name)
+    adapter.load(folder, made)
+    made.eval()
+    return made
+
+
+def pairs(
+    asked: answers.ModelRunner, examples: list[dataset.Example], found: scoreboard.Findings
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and tuned answers for the canary; plain text is cut into a beginning and its continuation."""
+    if examples and examples[0].text is not None:
+        few = examples[: canary.CANDIDATES]
+        prompts = [asked.encoder.encode(example).ids[: canary.LENGTH] for example in few]
+        return prompts, generate.greedy(
+            asked.model, asked.head, prompts, asked.encoder.stops, canary.LENGTH, asked.where
+        )
+    tuned = found.asked[job.Contender.TUNED]
+    return tuned.prompts[: canary.CANDIDATES], tuned.generated[: canary.CANDIDATES]
+
+
+def history(folder: pathlib.Path) -> dict[str, Any]:
+    """The losses of the training, which travel with the adapter; nothing for an adapter from elsewhere."""
+    path = folder / "training.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def deliver(
+    spec: run.Run,
+    store: storage.Storage,
+    split: folders.Manifest,
+    told: results.Results,
+    found: scoreboard.Findings,
+    examples: list[dataset.Example],
+    recorded: list[dict[str, Any]],
+) -> None:
+    """Everything into storage; the evaluation's manifest is last, after the report."""
+    folder = machine.work() / "evaluation"
+    folder.mkdir(exist_ok=True)
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for index, example in enumerate(examples):
+            file.write(json.dumps(scoreboard.sample(spec, example, index, found).wire(), ensure_ascii=False) + "\n")
+    if found.hearing is not None:
+        lines = (json.dumps(line) for line in scoreboard.verdicts(found.hearing, examples))
+        (folder / "judge.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    # A server that cannot read calls must not pass because the first example has no tools.
+    first = next((one for one in examples if one.tools), examples[0] if examples else None)
+    limit = spec.evaluation.generation.max_new_tokens
+    document = canary.document(recorded, first, spec.served_model_name, spec.base_model.name, limit)
+    (folder / "canary.json").write_text(json.dumps(document), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(told.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
+    store.write(spec.layout.report, report.page(told).encode())
+    extra = {"adapter": told.adapter, "evaluation": told.evaluation.wire(), folders.MADE_OF: split.sha256}
+    folders.save(store, folder, spec.layout.evaluation(spec.evaluation_hash), extra)
+    log.info("evaluated", passed=told.evaluation.passed, score=told.evaluation.score, report=spec.layout.report)

@@ -1,0 +1,352 @@
+"""The preflight stage: is everything there and right, before an accelerator is requested?
+
+Reachability of output, model and data; every row read once, encoded and checked; the split, frozen in storage for all later
+stages; a memory estimate; a verdict with advice. Runs on a CPU without the model's weights. An attempt repeated gives the same.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from finetune_api import job, outcome, reasons, run, status
+from finetune_trainer.checks import novelty, review, rule, sample, variety
+from finetune_trainer.data import corpus, dataset, rows, split, tokens
+from finetune_trainer.evaluation import metrics
+from finetune_trainer.planning import advisor, effort, forecast, measurements, memory, verdict, workload
+from finetune_trainer.process import errors, log, machine
+from finetune_trainer.store import files, folders, objects, sources, storage
+
+FIRST_CONTACT = 20.0
+"""Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
+
+
+@dataclasses.dataclass
+class Gathered:
+    """All examples of all files: their text and tokens are on the disk, their numbers in the review."""
+
+    path: pathlib.Path
+    writer: corpus.Writer
+    review: review.Review
+    sample: sample.Sampler
+    inputs: list[objects.Entry] = dataclasses.field(default_factory=list)
+    pairs: bool | None = None
+    """Whether the examples are preference pairs; None before the first one."""
+
+    @functools.cached_property
+    def corpus(self) -> corpus.Corpus:
+        """The tokens of all examples, once all are taken."""
+        return self.writer.finish("", pairs=bool(self.pairs), template=None)
+
+    def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
+        self.pairs = example.rejected is not None
+        for row in details.rows:
+            self.writer.add(row.ids, row.learned, row.truncated)
+        if part == 0:
+            self.sample.take(self.review.taken, example)
+        self.review.take(part, example, details)
+
+    def examples(self, wanted: rule.Rows) -> dict[int, dataset.Example]:
+        """A few examples, read again."""
+        numbers = set(wanted.tolist())
+        found: dict[int, dataset.Example] = {}
+        with self.path.open("rb") as spool:
+            for number, line in enumerate(spool):
+                if len(found) == len(numbers):
+                    break
+                if number in numbers:
+                    found[number] = dataset.thaw(json.loads(line))
+        return found
+
+
+def preflight(spec: run.Run) -> outcome.Outcome:
+    """Checks everything and freezes the split. Raises Failure."""
+    store = storage.of(spec.storage, FIRST_CONTACT)
+    if done := finished(spec, store):
+        return done
+    measurable(spec)
+    writable(spec, store)
+    with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
+        work = pathlib.Path(temporary)
+        folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
+        encoder = load(spec, folder)
+        playable(spec, store, encoder)
+        gathered = gather(spec, store, encoder, work)
+        judgement = gathered.review.judge(gathered.corpus, gathered.examples)
+        place = judgement.after_split(assign(spec, judgement))
+        files = [dataclasses.asdict(entry) for entry in gathered.inputs]
+        passes(spec, store, judgement, place, files)
+        found = measure(spec, gathered, judgement, place, folder)
+        freeze(spec, store, gathered, place, encoder, work / "data")
+    return answer(spec, store, found, files)
+
+
+def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
+    """The answer of an earlier attempt that froze the split, judged by what the job says now.
+
+    A job's data are frozen with its first answer. What an earlier job of this name left, or an earlier run without a cluster,
+    counts only as long as the files are the same by name, size and tag.
+    """
+    try:
+        document = json.loads(store.read(spec.layout.preflight))
+    except errors.NotFound:
+        return None
+    if "facts" not in document:  # the data did not pass
+        return None
+    if spec.uid is None or document.get("job") != spec.uid:
+        there = [dataclasses.asdict(entry) for entries in listed(spec, store).values() for entry in entries]
+        if there != document["inputs"]:
+            changed = next((one for one in there if one not in document["inputs"]), document["inputs"][0])
+            log.info("the data changed since an earlier run, which does not count", file=changed["uri"])
+            return None
+    log.info("preflight was done before", uri=spec.layout.preflight)
+    return answer(spec, store, measurements.Facts(**document["facts"]), document["inputs"])
+
+
+def answer(
+    spec: run.Run, store: storage.Storage, found: measurements.Facts, files: list[dict[str, Any]]
+) -> outcome.Outcome:
+    """The outcome, kept with the facts it follows from and the rules that spoke."""
+    result = verdict.judge(spec, found)
+    advice = [one.document() for one in advisor.advise(spec, found)]
+    known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
+    write(spec, store, known)
+    log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
+    return result
+
+
+def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> None:
+    document = {"job": spec.uid, **document}
+    store.write(spec.layout.preflight, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def writable(spec: run.Run, store: storage.Storage) -> None:
+    """Raises now what training would raise after its last step."""
+    probe = f"{spec.layout.root}/.writable"
+    store.write(probe, b"")
+    store.delete(probe)
+
+
+def measurable(spec: run.Run) -> None:
+    """Raises Failure(InvalidSpec) now for a schema that the evaluation could not hold answers against."""
+    if spec.evaluation.output_schema is None:
+        return
+    try:
+        metrics.validator(spec.evaluation.output_schema)
+    except ValueError as error:
+        raise errors.Failure(
+            reasons.Reason.INVALID_SPEC, f"evaluation.outputSchema is no JSON Schema that can be used: {error}"
+        ) from None
+
+
+def playable(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> None:
+    """Raises Failure now for benchmarks that the evaluation could not play."""
+    rules = spec.evaluation.harness
+    if rules is None:
+        return
+    if rules.chat_template and not encoder.tokenizer.chat_template:
+        raise errors.Failure(
+            reasons.Reason.INVALID_SPEC,
+            f"evaluation.harness.chatTemplate: {spec.base_model.source} has no chat template; leave it out",
+        )
+    from finetune_trainer.harness import tasks
+
+    tasks.load(spec, rules, store)
+
+
+def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
+    """The encoder, after checking that the model is one we can train. Raises Failure(ModelInvalid)."""
+    from transformers.models.auto import modeling_auto
+
+    config = sources.check(folder, spec.base_model.source, weights=False)
+    kind = config.get("model_type")
+    if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{spec.base_model.source}: config.json says model_type {kind!r}, which is no causal language model that "
+            "this trainer knows; choose another base model",
+        )
+    try:
+        return tokens.load(folder, spec.training)
+    except Exception as error:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{spec.base_model.source}: the tokenizer cannot be loaded ({errors.describe(error)}); the folder needs "
+            "tokenizer.json and tokenizer_config.json",
+        ) from error
+
+
+def listed(spec: run.Run, store: storage.Storage) -> dict[str, list[objects.Entry]]:
+    """The files of each part of the data. Raises Failure(DatasetNotFound)."""
+    wanted = {"train": spec.dataset.train}
+    held_out = {"validation": spec.dataset.validation, "test": spec.dataset.test}
+    wanted |= {name: chosen.uris for name, chosen in held_out.items() if chosen.uris}
+    return {name: [tagged(entry) for entry in rows.find(store, patterns)] for name, patterns in wanted.items()}
+
+
+def tagged(entry: objects.Entry) -> objects.Entry:
+    """A file of this machine is told by its contents, as an object of S3 is by its ETag, not by when it was written."""
+    if not entry.uri.startswith("file://"):
+        return entry
+    return dataclasses.replace(entry, etag=folders.sha256(files.path_of(entry.uri)))
+
+
+def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Gathered:
+    """Every row of every file, encoded and looked at. Raises Failure(DatasetInvalid) when there is none."""
+    files = listed(spec, store)  # all of them first: it is quick
+    found = Gathered(
+        work / "rows.jsonl",
+        corpus.Writer(work / "corpus"),
+        review.Review(spec.dataset.checks, encoder),
+        sample.Sampler(spec.training.seed),
+    )
+    with found.path.open("w", encoding="utf-8") as spool:
+        for name, entries in files.items():
+            found.inputs += entries
+            before, broken = found.review.taken, False
+            for one in corpus.encode(dataset.alike(read(spec, store, entries), found.pairs), encoder):
+                if isinstance(one, rows.Bad):
+                    broken = True
+                    found.review.broken(one)
+                    if found.review.hopeless:
+                        return found
+                else:
+                    spool.write(one[0].line())
+                    found.take(dataset.SPLITS.index(name), *one)
+            if found.review.taken == before and not broken:
+                raise nothing(name, entries)
+    return found
+
+
+def read(spec: run.Run, store: storage.Storage, entries: list[objects.Entry]) -> Iterator[dataset.Example | rows.Bad]:
+    for entry in entries:
+        yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format)
+
+
+def nothing(name: str, entries: list[objects.Entry]) -> errors.Failure:
+    names = ", ".join(entry.uri for entry in entries[:3])
+    return errors.Failure(
+        reasons.Reason.DATASET_INVALID,
+        f"{names}: no examples, the {name} files are empty ({sum(entry.size for entry in entries)} bytes). Upload "
+        f"examples such as {dataset.EXPECTED[job.Format.CHAT]}, one a line.",
+    )
+
+
+def assign(spec: run.Run, judgement: review.Judgement) -> split.Array:
+    """int8 [rows]: where each example goes: 0 train, 1 validation, 2 test, -1 nowhere."""
+    place = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
+    mine = rule.rows(place == 0)
+    fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
+    place[mine] = split.assign(judgement.columns.prompts.take(mine), *fractions, spec.training.seed)
+    return place
+
+
+def passes(
+    spec: run.Run, store: storage.Storage, judgement: review.Judgement, place: split.Array, files: list[dict[str, Any]]
+) -> None:
+    """Raises Failure(DatasetInvalid), the findings whole in storage, when a rule ends the job or nothing is left to train on."""
+    failing = judgement.failing
+    if failing:
+        shown = failing[:5]
+        more = f" | and {len(failing) - 5} more rules" if len(failing) > 5 else ""
+        message = (
+            f"the data do not pass: {' | '.join(finding.line() for finding in shown)}{more}. Repair the data, or set "
+            f"dataset.checks ({', '.join(finding.rule for finding in shown)}) to another policy."
+        )
+    elif not (place == 0).any() or not judgement.columns.teaching[place == 0].any():
+        dropped = " | ".join(finding.line() for finding in judgement.findings if finding.dropped)
+        message = f"no training example with a token to learn is left: {dropped or 'raise training.maxSequenceLength'}"
+    else:
+        return
+    found = status.Preflight(
+        verdict="NotRecommended",
+        findings=[finding.line() for finding in [*failing, *(one for one in judgement.findings if one not in failing)]],
+        examples=int((place == 0).sum()),
+        tokens=0,
+        trainable_tokens=0,
+    )
+    failure = errors.Failure(reasons.Reason.DATASET_INVALID, message, found)
+    result = outcome.Outcome(
+        stage=reasons.Stage.PREFLIGHT, reason=failure.reason, message=message, preflight=failure.preflight
+    )
+    findings = [finding.document() for finding in judgement.findings]
+    write(spec, store, {"outcome": result.wire(), "findings": findings, "inputs": files})
+    raise failure
+
+
+def freeze(
+    spec: run.Run,
+    store: storage.Storage,
+    gathered: Gathered,
+    place: split.Array,
+    encoder: tokens.Encoder,
+    local: pathlib.Path,
+) -> None:
+    """Writes train, validation and test as they will be used, with the inputs' sizes and tags; what training reads also as
+    tokens."""
+    local.mkdir()
+    outputs = [(local / f"{name}.jsonl").open("wb") for name in dataset.SPLITS]
+    try:
+        with gathered.path.open("rb") as spool:
+            for where, line in zip(place.tolist(), spool, strict=True):
+                if where >= 0:
+                    outputs[where].write(line)
+    finally:
+        for output in outputs:
+            output.close()
+    for index, name in enumerate(dataset.SPLITS[:2]):
+        corpus.write(local, name, gathered.corpus.select(rule.rows(place == index)), encoder)
+    inputs = [dataclasses.asdict(entry) for entry in gathered.inputs]
+    folders.save(store, local, spec.layout.data, {"inputs": inputs, "encoder": encoder.identity})
+
+
+def measure(
+    spec: run.Run, gathered: Gathered, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
+) -> measurements.Facts:
+    """The numbers of the split. Raises Failure, see `foreseen`."""
+    mine = rule.rows(place == 0)
+    train = gathered.corpus.select(mine)
+    lengths = forecast.examples(train, spec.training.batch_size)
+    drawn = gathered.sample.among(place == 0)
+    novel = novelty.measure(drawn)
+    answers = judgement.columns.answer[mine]
+    counts: dict[str, Any] = {name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)}
+    return measurements.Facts(
+        **counts,
+        tokens=int(train.lengths.sum()),
+        trainable=int(train.trainable.sum()),
+        truncated=float(train.truncated.mean()),
+        findings=[finding.document() for finding in judgement.findings],
+        lengths=dataclasses.asdict(lengths),
+        distinct=variety.distinct(drawn, len(mine)),
+        top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
+        novelty=None if novel is None else dataclasses.asdict(novel),
+        **foreseen(spec, folder, lengths, train.examples),
+    )
+
+
+def foreseen(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, examples: int) -> dict[str, Any]:
+    """Memory and work of training, and what to change where memory is short; None where neither config.json nor the catalogue
+    tells the model's numbers.
+
+    Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPUs have.
+    """
+    wanted = forecast.of_run(spec, folder, lengths)
+    if wanted is None:
+        return {"memory": None, "parameters": spec.base_model.parameters}
+    there = forecast.available(spec)
+    remedy = forecast.advice(wanted, there)
+    if remedy and spec.gpus and forecast.hopeless(wanted, there):
+        raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, remedy)
+    setup = memory.setup(wanted, there)
+    return {
+        "memory": memory.text(setup.memory.total),
+        "memory_advice": remedy,
+        "parameters": wanted.parameters,
+        "work": effort.work(wanted, setup, examples),
+    }

@@ -1,0 +1,245 @@
+"""The training stage, as one story: data -> model -> adapter -> steps -> adapter in storage.
+
+Every random choice comes from the seed, every number that a later step needs is in `checkpoint.State`: N steps are the
+same as k steps, a kill, and N - k steps of the next attempt.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import torch
+
+from finetune_api import job, outcome, reasons, run
+from finetune_trainer.data import corpus
+from finetune_trainer.engine import lora, model, passes
+from finetune_trainer.planning import forecast, memory, workload
+from finetune_trainer.process import errors, log, machine, progress
+from finetune_trainer.store import folders, sources, storage
+from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes
+
+SHARE = 0.7
+"""Of a GPU's memory that frozen weights and adapter may take; the rest is for activations."""
+
+
+def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
+    """Trains the revision's adapter, or goes on where an earlier attempt stopped. Raises Failure, Stopped."""
+    store = storage.of(spec.storage)
+    if done := finished(spec, store):
+        return done
+
+    # processes, data and model
+    torch.set_num_threads(machine.threads())
+    others = processes.start_others(min(spec.gpus, torch.cuda.device_count()))  # the spec may have been edited since
+    where = model.device(processes.number("LOCAL_RANK", 0))
+    us = processes.join(where)
+    try:
+        return together(spec, store, us, where, attempt, scale)
+    finally:
+        processes.leave(us)
+        others.stop()
+
+
+def together(
+    spec: run.Run, store: storage.Storage, us: processes.ProcessGroup, where: torch.device, attempt: int, scale: float
+) -> outcome.Outcome:
+    """The part of one process; with a single one, all there is."""
+    if us.local:
+        us.wait()  # the first process of the node fetches the base model for all
+    folder = sources.resolve(spec.base_model, store, processes.shared() / "base")
+    if not us.local:
+        us.wait()
+    data = corpus.load(store, spec.layout.data, folder, spec.training)
+    shards = sharing(spec, folder, us, where)
+    quantised = spec.training.method is job.Method.QLORA
+    base = model.load(folder, spec.training.precision, torch.device("cpu") if shards else where, quantised)
+    head = model.head(base)
+    if shards:
+        head = model.place(base, head, where)
+
+    # adapter and optimizer
+    torch.manual_seed(spec.training.seed)
+    tuned = lora.add(base, spec.training.lora, spec.base_model.name)
+    for weight in lora.parameters(tuned).values():
+        weight.data = weight.data.to(where)
+    weights = lora.parameters(tuned)
+    optimizer = torch.optim.AdamW(weights.values(), lr=0.0, weight_decay=0.0, fused=True)
+
+    # plan
+    plan = batches.plan(
+        data.train.examples,
+        batch_size=spec.training.batch_size,
+        seed=spec.training.seed,
+        epochs=spec.training.epochs,
+        max_steps=spec.training.max_steps,
+    )
+    setup = arrange(base, folder, spec.training, data, where, scale, us.size, us.size if shards else 1)
+    motor = passes.of(tuned, head, where, setup.checkpointing, shards)
+    aim = objective.of(spec.training)
+    report = progress.Progress(
+        spec if us.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
+        "train",
+        attempt,
+    )
+    fingerprint = identity(spec, data)
+    saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, report.saved)
+    course = loop.Loop(
+        spec, data, plan, setup, motor, aim, us, weights, optimizer, saver, report, where, sharded=shards is not None
+    )
+
+    # steps
+    found = checkpoint.newest(store, spec.layout, fingerprint)
+    if found is not None:
+        course.resume(found)
+    agreed(us, course.state.step)
+    log.info(
+        "training",
+        steps=plan.steps,
+        from_step=course.state.step,
+        examples=data.train.examples,
+        parameters=sum(weight.numel() for weight in weights.values()),
+        micro_batch_tokens=setup.tokens,
+        gradient_checkpointing=setup.checkpointing,
+        engine=type(motor).__name__.lower(),
+        processes=us.size,
+        threads=torch.get_num_threads(),
+    )
+    resumed_from = course.state.step or None
+    with course.nothing_lost():
+        course.run()
+
+        # adapter
+        if us.first:
+            result = deliver(spec, store, course, tuned, base.dtype, resumed_from)
+        else:
+            result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {us.rank} of {us.size} is done")
+    report.end()
+    return result
+
+
+def agreed(us: processes.ProcessGroup, step: int) -> None:
+    """Raises Failure when processes would go on from different checkpoints: one came while another was choosing."""
+    (total,) = us.add([], [step])
+    if total != step * us.size:
+        raise errors.Failure(
+            reasons.Reason.TRAINER_ERROR, "the training processes chose different checkpoints; the next attempt goes on"
+        )
+
+
+def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
+    """The outcome of an earlier attempt that uploaded the whole adapter."""
+    manifest = folders.manifest(store, spec.layout.adapter)
+    if manifest is None or "training" not in manifest.extra or not folders.made_of(store, manifest, spec.layout.data):
+        return None
+    described = adapter.described(spec.layout.adapter, manifest, spec.training.lora.rank)
+    log.info("the adapter is already there", adapter=spec.layout.adapter)
+    return answer(spec, outcome.Training(adapter=described, **manifest.extra["training"]))
+
+
+def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
+    validation = "" if training.validation_loss is None else f", validation loss {training.validation_loss:.3f}"
+    text = f"{training.steps} steps in {progress.duration(training.seconds)}, loss {training.loss:.3f}{validation}"
+    return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
+
+
+def sharing(
+    spec: run.Run, folder: pathlib.Path, us: processes.ProcessGroup, where: torch.device
+) -> tuple[int, int] | None:
+    """Whether the processes hold the frozen layers together, since one GPU cannot: (number, how many) or None.
+
+    Raises Failure(InsufficientGpuMemory) when the weights do not fit in any way.
+    """
+    if forced := os.environ.get("FINETUNE_SHARD"):
+        return (us.rank, us.size) if forced == "1" and us.size > 1 else None
+    if where.type != "cuda":
+        return None
+    device = workload.Device("cuda", processes=us.size)
+    wanted = forecast.of_folder(folder, spec.training, workload.Examples.alike(1, 1), device)
+    if wanted is None:
+        return None
+    least, there = memory.memory(wanted, 1, checkpointing=True), model.memory(where)
+    if least.weights + least.adapter <= SHARE * there:
+        return None
+    if us.size > 1 and least.weights / us.size + least.adapter <= SHARE * there:
+        log.info("the base model is shared among the processes", weights=memory.text(least.weights), processes=us.size)
+        return us.rank, us.size
+    raise errors.Failure(
+        reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+        f"weights and adapter take {memory.text(least.weights + least.adapter)}, each of {us.size} GPUs has "
+        f"{memory.text(there)}; choose a larger resources.gpuType, more resources.gpus, training.method QLoRA, or a smaller "
+        "base model",
+    )
+
+
+def arrange(
+    base: Any,
+    folder: pathlib.Path,
+    training: job.Training,
+    data: corpus.Splits,
+    where: torch.device,
+    scale: float,
+    processes: int = 1,
+    shards: int = 1,
+) -> memory.Setup:
+    """Micro-batch and gradient checkpointing by the memory estimate; `scale` is below 1 after an out-of-memory."""
+    device = workload.Device(where.type, base.dtype.itemsize, processes, shards, machine.c_compiler())
+    examples = forecast.examples(data.train, training.batch_size)
+    wanted = forecast.of_folder(folder, training, examples, device)
+    if wanted is None:
+        setup = memory.Setup(examples.longest, True, memory.Memory())
+    else:
+        if not wanted.quantised:  # bitsandbytes puts two weights into a number
+            counted = sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
+            wanted = dataclasses.replace(wanted, counted=counted)
+        setup = memory.setup(wanted, model.memory(where))
+    if scale < 1:
+        again = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
+        setup = dataclasses.replace(setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=again)
+    return setup
+
+
+def identity(spec: run.Run, data: corpus.Splits) -> str:
+    """What a checkpoint must have been made with to be resumed: data, model and every setting that shapes the weights."""
+    # Without defaults: a field that a later version adds does not make a checkpoint strange.
+    chosen = spec.training.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"checkpoints", "retries"}
+    )
+    settings = {**chosen, "peak": loop.learning_rate(spec)}
+    parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def deliver(
+    spec: run.Run,
+    store: storage.Storage,
+    course: loop.Loop,
+    tuned: Any,
+    dtype: torch.dtype,
+    resumed_from: int | None,
+) -> outcome.Outcome:
+    """Writes, checks and uploads the adapter. The checkpoints have done their work and go."""
+    state = course.state
+    folder = machine.work() / "adapter"
+    adapter.write(folder, tuned, course.chosen(), course.data.template, dtype)
+    adapter.check(folder, spec.base_model.name, tuned)
+    facts = {
+        "steps": state.step,
+        "loss": state.history[-1]["loss"],
+        "validation_loss": state.best_loss,
+        "best_step": state.best_step or None,
+        "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+        "seconds": round(state.seconds, 1),
+        "peak_memory": model.peak(course.where),
+        "resumed_from": resumed_from,
+    }
+    course.saver.settle(60)
+    (folder / "training.json").write_text(json.dumps({"history": state.history, "validations": state.validations}))
+    extra = {"training": facts, folders.MADE_OF: course.data.sha256}
+    described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)
+    for step in checkpoint.complete(store, spec.layout):
+        folders.remove(store, spec.layout.checkpoint(step))
+    log.info("adapter uploaded", adapter=described.uri, bytes=described.bytes)
+    return answer(spec, outcome.Training(adapter=described, **facts))

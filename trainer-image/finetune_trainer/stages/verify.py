@@ -1,0 +1,208 @@
+"""The verify stage: does the running server really apply the adapter? Plain HTTP, in the slim image.
+
+vLLM accepts some adapters and computes the base model. So the recorded answers of the canary are scored by the server
+under both names: tuned must agree with what the evaluation recorded, and differ from base where the evaluation did.
+"""
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from finetune_api import outcome, reasons, run
+from finetune_trainer.process import errors, log, secrets, signals
+from finetune_trainer.store import storage
+
+TOLERANCE = 0.15
+"""Mean nats per token that served and recorded log-probabilities may differ: other kernels round bfloat16 otherwise.
+Measured between this trainer and vLLM 0.32 on a CPU, SmolLM2-135M: 0.002."""
+
+RELATIVE = 0.05
+"""The same as a share of the recorded difference between tuned and base, where that is larger."""
+
+VISIBLE = 0.02
+"""Recorded differences between tuned and base below this are too small to see through the rounding."""
+
+SHARE = 0.5
+"""Of the recorded difference between tuned and base that the server must show."""
+
+TIMEOUT = 120.0
+
+PARSER = (
+    "The examples have tools: give the server --enable-auto-tool-choice and --tool-call-parser=NAME in "
+    "spec.deployment.extraArgs, or for all jobs of the base model in its defaults.serving.extraArgs; NAME is hermes for Qwen "
+    "2.5, llama3_json for Llama 3.1, mistral for Mistral"
+)
+"""What to do when vLLM was started without what reads calls of tools."""
+
+
+class Refused(errors.Failure):
+    """The server answers, but not as it should."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(reasons.Reason.ADAPTER_NOT_SERVED, message)
+
+
+def verify(spec: run.Run, endpoint: str, uri: str, *, patience: float) -> outcome.Outcome:
+    """Raises Failure: AdapterNotServed when the server does not serve this adapter, ServerFailed when it never answers."""
+    server = Server(endpoint.rstrip("/"), os.environ.get("API_KEY"))
+    recorded = _recorded(storage.of(spec.storage), uri)
+    tuned, base = spec.served_model_name, spec.base_model.name
+    server.wait({tuned, base}, patience)
+    log.info("the server lists both models", tuned=tuned, base=base)
+    agreement, contrast, expected = compare(server, recorded["examples"], tuned, base)
+    log.info("canary", agreement=round(agreement, 4), contrast=round(contrast, 4), recorded=round(expected, 4))
+    judge(agreement, contrast, expected)
+    text, speed = server.ask(tuned, recorded["request"])
+    log.info("answered", text=text[:200], tokens_per_second=round(speed, 1))
+    return outcome.Outcome(
+        stage=reasons.Stage.VERIFY,
+        message=f"{tuned} answers as evaluated: {agreement:.3f} nats per token from the recording, {contrast:.3f} from {base}",
+        verification=outcome.Verification(
+            tokens_per_second=round(speed, 1),
+            difference_from_base=round(contrast, 4),
+            difference_from_evaluation=round(agreement, 4),
+        ),
+    )
+
+
+def _recorded(store: storage.Storage, uri: str) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(store.read(uri))
+    except errors.NotFound:
+        raise Refused(f"{uri} does not exist: there is nothing to compare the server with; evaluate again") from None
+    return document
+
+
+def compare(server: "Server", examples: list[dict[str, Any]], tuned: str, base: str) -> tuple[float, float, float]:
+    """Nats per token: served tuned from recorded tuned, served tuned from served base, recorded tuned from recorded base."""
+    agreement, contrast, expected = [], [], []
+    for example in examples:
+        mine = server.score(tuned, example["prompt"], example["answer"])
+        other = server.score(base, example["prompt"], example["answer"])
+        agreement += [abs(a - b) for a, b in zip(mine, example["tuned"], strict=True)]
+        contrast += [abs(a - b) for a, b in zip(mine, other, strict=True)]
+        expected += [abs(a - b) for a, b in zip(example["tuned"], example["base"], strict=True)]
+    return mean(agreement), mean(contrast), mean(expected)
+
+
+def judge(agreement: float, contrast: float, expected: float) -> None:
+    """Raises Refused when the values say that the adapter is not applied, or not as it was evaluated."""
+    if expected >= VISIBLE and contrast < SHARE * expected:
+        raise Refused(
+            f"the served model differs from the base by {contrast:.3f} nats per token, the evaluated one by {expected:.3f}: the "
+            "server does not apply the adapter (or only in part). Check that the server's image supports LoRA for this "
+            "architecture."
+        )
+    allowed = max(TOLERANCE, RELATIVE * expected)
+    if agreement > allowed:
+        raise Refused(
+            f"the served model's log-probabilities differ from the evaluation's by {agreement:.3f} nats per token, allowed are "
+            f"{allowed:.3f}. Check that the server has the same base model, precision and adapter as the evaluation."
+        )
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+class Server:
+    """An OpenAI-compatible server."""
+
+    def __init__(self, endpoint: str, key: str | None) -> None:
+        self._endpoint, self._key = endpoint, key
+        # In the cluster, never through a proxy of the environment.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def wait(self, names: set[str], patience: float) -> None:
+        """Until the server lists the names. Raises Failure after `patience` seconds, or at once when it refuses the key."""
+        deadline, seen = time.monotonic() + patience, "no answer yet"
+        while True:
+            signals.check()
+            try:
+                listed = {entry["id"] for entry in self._call("/v1/models", None, 10)["data"]}
+                if names <= listed:
+                    return
+                seen = f"it lists {', '.join(sorted(listed))}"
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403):
+                    raise Refused(f"{self._endpoint} answers {error.code}: the API key is wrong or missing") from error
+                seen = f"HTTP {error.code}"
+            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+                seen = errors.describe(error)
+            if time.monotonic() > deadline:
+                message = f"{self._endpoint} does not list {', '.join(sorted(names))} after {patience:.0f} s ({seen})"
+                if seen.startswith("it lists"):
+                    raise Refused(message + ". Check --lora-modules and the served names.")
+                raise errors.Failure(reasons.Reason.SERVER_FAILED, message + ". Look at the server's pods.")
+            time.sleep(1)
+
+    def score(self, name: str, prompt: list[int], answer: list[int]) -> list[float]:
+        """The log-probability of each token of the answer after the prompt (vLLM's prompt_logprobs)."""
+        body = {
+            "model": name,
+            "prompt": prompt + answer,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+        }
+        found = self._post("/v1/completions", body)["choices"][0].get("prompt_logprobs")
+        if not found or len(found) != len(prompt) + len(answer):
+            raise Refused(f"{self._endpoint} does not return prompt_logprobs; the server must be vLLM")
+        try:
+            return [
+                float(entry[str(token)]["logprob"]) for entry, token in zip(found[len(prompt) :], answer, strict=True)
+            ]
+        except (KeyError, TypeError) as error:
+            raise Refused(f"{self._endpoint}: prompt_logprobs lack the tokens that were sent: {error}") from error
+
+    def ask(self, name: str, request: dict[str, Any]) -> tuple[str, float]:
+        """One request as a client sends it: the answer, and tokens per second."""
+        body = {"model": name, "max_tokens": min(64, request.get("maxTokens", 64)), "temperature": 0}
+        begun = time.monotonic()
+        if "messages" in request:
+            asked = {key: request[key] for key in ("messages", "tools") if key in request}
+            found = self._chat(body | asked)
+            message = found["choices"][0]["message"]
+            text = message.get("content") or (json.dumps(message["tool_calls"]) if message.get("tool_calls") else "")
+        else:
+            found = self._post("/v1/completions", body | {"prompt": request.get("prompt", "Hello")})
+            text = found["choices"][0]["text"]
+        seconds = time.monotonic() - begun
+        return text or "", found.get("usage", {}).get("completion_tokens", 0) / max(seconds, 1e-9)
+
+    def _chat(self, body: dict[str, Any]) -> Any:
+        try:
+            return self._post("/v1/chat/completions", body)
+        except Refused as refused:
+            if "tool-call-parser" not in str(refused):
+                raise
+            raise Refused(f"{refused}. {PARSER}") from refused
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """A request that is repeated a few times: the server may be replaced while we ask."""
+        for attempt in range(4):
+            signals.check()
+            try:
+                return self._call(path, body, TIMEOUT)
+            except urllib.error.HTTPError as error:
+                said = secrets.redact(error.read(500).decode(errors="replace"))
+                if error.code < 500 or attempt == 3:
+                    raise Refused(f"{self._endpoint}{path} answers {error.code}: {said}") from error
+            except (OSError, http.client.HTTPException) as error:
+                if attempt == 3:
+                    raise errors.Failure(
+                        reasons.Reason.SERVER_FAILED, f"{self._endpoint}{path}: {errors.describe(error)}"
+                    ) from error
+            time.sleep(2**attempt)
+        raise AssertionError("unreachable")
+
+    def _call(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._endpoint + path, data=data, headers=headers)  # noqa: S310
+        with self._opener.open(request, timeout=timeout) as answer:
+            return json.load(answer)

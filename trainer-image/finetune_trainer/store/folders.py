@@ -1,0 +1,134 @@
+"""Folders in storage that a reader never sees half: manifest.json, written last, lists every file with size and SHA-256.
+
+A folder without a manifest does not exist for us; one whose files do not match it is Corrupt.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from finetune_api import layout, reasons
+from finetune_trainer.process import errors
+from finetune_trainer.store import storage
+
+
+class Corrupt(errors.Failure):
+    """The manifest and the files disagree."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(reasons.Reason.TRAINER_ERROR, message)
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The contents of a folder. `sha256` is the hash of the manifest's own bytes: it stands for the whole folder."""
+
+    files: tuple[File, ...]
+    sha256: str
+    extra: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+MADE_OF = "madeOf"
+"""In a manifest: the sha256 of the frozen split that the folder was made of."""
+
+
+def made_of(store: storage.Storage, found: Manifest, data: str) -> bool:
+    """Whether a folder was made of the frozen split at `data` as that is now."""
+    split = manifest(store, data)
+    return split is not None and found.extra.get(MADE_OF) == split.sha256
+
+
+def save(store: storage.Storage, local: pathlib.Path, uri: str, extra: dict[str, Any] | None = None) -> Manifest:
+    """Uploads a local folder and then its manifest. What was at `uri` before stops being complete first."""
+    paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != layout.MANIFEST)
+    files = [File(str(path.relative_to(local)), path.stat().st_size, sha256(path)) for path in paths]
+    document = {"files": [dataclasses.asdict(file) for file in files], **(extra or {})}
+    data = (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    store.delete(f"{uri}/{layout.MANIFEST}")
+    for path, file in zip(paths, files, strict=True):
+        store.upload(path, f"{uri}/{file.path}")
+    store.write(f"{uri}/{layout.MANIFEST}", data)
+    return parse(data, uri)
+
+
+def manifest(store: storage.Storage, uri: str) -> Manifest | None:
+    """The manifest of a complete folder; None where there is none."""
+    try:
+        data = store.read(f"{uri}/{layout.MANIFEST}")
+    except errors.NotFound:
+        return None
+    return parse(data, uri)
+
+
+def load(
+    store: storage.Storage, uri: str, local: pathlib.Path, *, expected: str | None = None, only: set[str] | None = None
+) -> Manifest:
+    """Downloads a complete folder and checks every file. Raises NotFound, or Corrupt when a hash differs.
+
+    What lies in `local` already, as it should be, is not fetched again.
+    expected: the SHA-256 that the manifest must have; only: the files to take, absent all of them.
+    """
+    found = manifest(store, uri)
+    if found is None:
+        raise errors.NotFound(f"{uri}/{layout.MANIFEST}")
+    if expected is not None and found.sha256 != expected:
+        raise Corrupt(f"{uri}: the manifest's SHA-256 is {found.sha256}, expected {expected}; the folder was replaced")
+    local.mkdir(parents=True, exist_ok=True)
+    wanted = [file for file in found.files if only is None or file.path in only]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda file: _fetch(store, uri, file, local), wanted))
+    return found
+
+
+def _fetch(store: storage.Storage, uri: str, file: File, local: pathlib.Path) -> None:
+    path = local / file.path
+    if not path.resolve().is_relative_to(local.resolve()):
+        raise Corrupt(f"{uri}: the manifest names {file.path!r}, which lies outside of the folder")
+    if _same(path, file):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        store.download(f"{uri}/{file.path}", path)
+    except errors.NotFound:
+        raise Corrupt(f"{uri}/{file.path} is missing, although the manifest lists it") from None
+    if not _same(path, file):
+        raise Corrupt(f"{uri}/{file.path}: size or SHA-256 differ from the manifest's; the file was changed or damaged")
+
+
+def _same(path: pathlib.Path, file: File) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and sha256(path) == file.sha256
+
+
+def parse(data: bytes, uri: str) -> Manifest:
+    try:
+        document = json.loads(data)
+        files = tuple(File(**file) for file in document.pop("files"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{uri}/{layout.MANIFEST} is not a manifest: {error}") from error
+    return Manifest(files, hashlib.sha256(data).hexdigest(), document)
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(store: storage.Storage, uri: str) -> None:
+    """Deletes a folder, the manifest first, so that it is never half there."""
+    store.delete(f"{uri}/{layout.MANIFEST}")
+    for entry in list(store.entries(f"{uri}/")):
+        store.delete(entry.uri)

@@ -1,0 +1,237 @@
+"""Objects of Amazon S3 and of every compatible store: the only module that knows boto3.
+
+What another try with the same credentials cannot change fails at once; everything else is tried again for the patience.
+"""
+
+import functools
+import io
+import os
+import pathlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
+
+from finetune_api import reasons
+from finetune_trainer.process import errors, log
+from finetune_trainer.store import objects
+
+DENIED = {
+    "403", "401", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "TokenRefreshRequired", "XAdminUserNotFound", "XAdminNoSuchUser", "AllAccessDisabled", "AccountProblem", "UnauthorizedAccess",
+    "RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "PermanentRedirect", "301", "InvalidClientTokenId",
+}  # fmt: skip
+"""Error codes that another try with the same credentials, clock and region would not change."""
+
+MISSING = {"404", "NoSuchKey", "NotFound"}
+
+T = TypeVar("T")
+
+
+class S3:
+    """s3:// URIs of Amazon S3 or any compatible store."""
+
+    def __init__(self, endpoint: str | None, region: str | None, patience: float) -> None:
+        import boto3
+        import boto3.s3.transfer
+        import botocore.config
+
+        # Stores other than Amazon's may not know the newer checksum headers; manifests carry hashes of our own anyway.
+        checksums: dict[str, Any] = (
+            {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+            if endpoint
+            else {}
+        )
+        config = botocore.config.Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=16,
+            user_agent_extra="finetune-operator",
+            s3={"addressing_style": "path"} if endpoint else {},
+            **checksums,
+        )
+        self._endpoint, self._patience = endpoint, patience
+        self._client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=region or os.environ.get("AWS_REGION") or "us-east-1",
+            config=config,
+        )
+        self._transfer = boto3.s3.transfer.TransferConfig(
+            multipart_threshold=objects.PART,
+            multipart_chunksize=objects.PART,
+            max_concurrency=4,
+            preferred_transfer_client="classic",
+        )
+
+    def stat(self, uri: str) -> objects.Entry:
+        bucket, key = split(uri)
+        answer = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
+        return objects.Entry(uri, answer["ContentLength"], answer.get("ETag", "").strip('"'))
+
+    def open(self, uri: str) -> BinaryIO:
+        entry = self.stat(uri)
+        return io.BufferedReader(Stream(entry.size, lambda offset: self._body(entry, offset)), 2**20)
+
+    def _body(self, entry: objects.Entry, offset: int) -> Any:
+        bucket, key = split(entry.uri)
+        condition: Any = {"IfMatch": entry.etag} if entry.etag else {}
+        span = f"bytes={offset}-"
+        return self._call(
+            entry.uri, lambda: self._client.get_object(Bucket=bucket, Key=key, Range=span, **condition)["Body"]
+        )
+
+    def write(self, uri: str, data: bytes) -> None:
+        bucket, key = split(uri)
+        self._call(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
+
+    def upload(self, path: pathlib.Path, uri: str) -> None:
+        bucket, key = split(uri)
+        self._call(uri, lambda: self._client.upload_file(str(path), bucket, key, Config=self._transfer))
+
+    def download(self, uri: str, path: pathlib.Path) -> None:
+        bucket, key = split(uri)
+        self._call(uri, lambda: self._client.download_file(bucket, key, str(path), Config=self._transfer))
+
+    def entries(self, prefix: str) -> Iterator[objects.Entry]:
+        bucket, key = split(prefix)
+        token: Any = {}
+        while True:
+            request: Any = functools.partial(self._client.list_objects_v2, Bucket=bucket, Prefix=key, **token)
+            page: Any = self._call(prefix, request)
+            for found in page.get("Contents", []):
+                yield objects.Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found.get("ETag", "").strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, uri: str) -> None:
+        bucket, key = split(uri)
+        self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
+    def _call(self, uri: str, request: Callable[[], T]) -> T:
+        """Does a request until it is answered; what another try cannot change is raised at once."""
+        begun, pause, said = time.monotonic(), 0.5, False
+        while True:
+            try:
+                return request()
+            except Exception as error:
+                failure = self._explain(uri, error)
+                late = time.monotonic() + pause > min(begun + self._patience, objects.deadline())
+                if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or late:
+                    raise failure from error
+                if not said:
+                    log.warning("the store does not answer; trying again", uri=uri, error=errors.describe(error))
+                    said = True
+                time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
+                pause = min(pause * 2, 15)
+
+    def _explain(self, uri: str, error: Exception) -> errors.Failure:
+        import botocore.exceptions
+
+        where = f"{uri} at {self._endpoint or 'Amazon S3'}"
+        if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
+            return errors.Failure(
+                reasons.Reason.S3_ACCESS_DENIED,
+                f"{where}: no credentials were found. Set storage.credentialsSecret to a Secret with AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or give the job's ServiceAccount a cloud identity.",
+            )
+        if isinstance(error, botocore.exceptions.ParamValidationError):
+            return errors.Failure(reasons.Reason.INVALID_SPEC, f"{where}: {errors.describe(error)}")
+        if isinstance(error, errors.Failure):
+            return error
+        code = code_of(error)
+        if code == "404":
+            code, error = self._spelled_out(uri, error)
+        if code == "NoSuchBucket":
+            return errors.Failure(
+                reasons.Reason.BUCKET_NOT_FOUND,
+                f"{where}: the bucket {split(uri)[0]!r} does not exist. Create it, or correct the name or storage.endpoint.",
+            )
+        if code in MISSING:
+            return errors.NotFound(uri)
+        if code in DENIED:
+            return errors.Failure(
+                reasons.Reason.S3_ACCESS_DENIED,
+                f"{where}: refused with {errors.describe(error)}. Check the access key and secret in "
+                "storage.credentialsSecret, their rights to read the data and to write below storage.output, and storage.region.",
+            )
+        if code in ("412", "PreconditionFailed"):
+            return errors.Failure(
+                reasons.Reason.DATASET_INVALID, f"{uri} was changed while it was read. Run again when it is complete."
+            )
+        return errors.Failure(
+            reasons.Reason.STORAGE_UNAVAILABLE,
+            f"{where}: no answer for {self._patience:.0f} s ({errors.describe(error)}). Check storage.endpoint and "
+            "that the store runs and is reachable from the cluster's pods.",
+        )
+
+    def _spelled_out(self, uri: str, error: Exception) -> tuple[str, Exception]:
+        """A HEAD's 404 has no body: it says neither key, nor bucket, nor (VersityGW) account. A listing's does."""
+        try:
+            self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1)
+        except Exception as listing:
+            if code_of(listing) != "AccessDenied":  # it may read but not list
+                return code_of(listing), listing
+        return "NoSuchKey", error
+
+
+class Stream(io.RawIOBase):
+    """An object's bytes from first to last; a broken connection is opened again where it broke."""
+
+    def __init__(self, size: int, body: Callable[[int], Any]) -> None:
+        self._size, self._open, self._position, self._tries = size, body, 0, 0
+        self._body: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._position < self._size:
+            try:
+                self._body = self._body or self._open(self._position)
+                data = self._body.read(min(len(buffer), objects.PART))
+                if not data:
+                    raise EOFError("the connection ended early")
+            except errors.Failure:
+                raise
+            except Exception as error:
+                self._tries += 1
+                if self._tries > 10:
+                    raise errors.Failure(
+                        reasons.Reason.STORAGE_UNAVAILABLE,
+                        f"the download broke again and again ({errors.describe(error)})",
+                    ) from error
+                self._body = None
+                time.sleep(min(0.2 * 2**self._tries, 10))
+                continue
+            self._tries = 0
+            self._position += len(data)
+            buffer[: len(data)] = data
+            return len(data)
+        return 0
+
+    def close(self) -> None:
+        if self._body is not None:
+            self._body.close()
+        super().close()
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and key of an s3:// URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def code_of(error: BaseException) -> str:
+    """The store's error code, found through the wrappers of boto3's transfers."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        seen = seen.__cause__ or seen.__context__
+    found = re.search(r"An error occurred \((\w+)\)", str(error))  # S3UploadFailedError carries its cause as text alone
+    return found.group(1) if found else ""

@@ -1,0 +1,127 @@
+"""From a base model's source to a local folder: hf:// through huggingface_hub, s3:// through storage, others in place.
+
+Used by preflight (configuration and tokenizer only), train and evaluate (everything), and fetch. Free of torch.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from finetune_api import reasons, run
+from finetune_trainer.process import errors, log
+from finetune_trainer.store import files, storage
+
+SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
+"""What a tokenizer and a configuration need."""
+
+WEIGHTS = "*.safetensors"
+
+IGNORED = ["consolidated*", "original/*"]
+"""Second copies of the weights in other layouts, which some publishers add."""
+
+
+def resolve(
+    base: run.ResolvedBaseModel, store: storage.Storage, into: pathlib.Path, *, weights: bool = True
+) -> pathlib.Path:
+    """The model's files in a local folder: `into`, or where they are mounted. Raises Failure(ModelInvalid and the like)."""
+    scheme, _, rest = base.source.partition("://")
+    if scheme == "hf":
+        folder = _hub(base, rest, into, weights)
+    elif scheme == "s3":
+        folder = _bucket(base.source, store, into, weights)
+    elif scheme == "pvc":
+        folder = pathlib.Path(os.environ.get("FINETUNE_MODEL_PATH", run.MODEL_PATH))
+    else:
+        folder = files.path_of(base.source)
+    check(folder, base.source, weights=weights or scheme in ("pvc", "file"))
+    return folder
+
+
+def _bucket(source: str, store: storage.Storage, into: pathlib.Path, weights: bool) -> pathlib.Path:
+    prefix = source.rstrip("/") + "/"
+    entries = [entry for entry in store.entries(prefix) if "/" not in entry.uri.removeprefix(prefix)]
+    if not entries:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{source} holds no files; expected config.json, tokenizer.json and safetensors. Upload the model or correct "
+            "the BaseModel's source.",
+        )
+    names = [entry.uri.removeprefix(prefix) for entry in entries]
+    if not any(name.endswith(".safetensors") for name in names):
+        raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(source, names))
+    for entry, name in zip(entries, names, strict=True):
+        path = into / name
+        wanted = any(pathlib.PurePath(name).match(kind) for kind in (*SMALL, *((WEIGHTS,) if weights else ())))
+        if wanted and not (path.is_file() and path.stat().st_size == entry.size):
+            store.download(entry.uri, path)
+    return into
+
+
+def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bool) -> pathlib.Path:
+    import huggingface_hub
+    import huggingface_hub.errors as hub
+
+    patterns = [*SMALL, *((WEIGHTS,) if weights else ())]
+    log.info("fetching the base model from the hub", model=name, revision=base.revision or "main", weights=weights)
+    try:
+        if not weights:
+            names = huggingface_hub.HfApi().list_repo_files(name, revision=base.revision)
+            if not any(file.endswith(".safetensors") for file in names):
+                raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(base.source, names))
+        folder = huggingface_hub.snapshot_download(
+            name, revision=base.revision, allow_patterns=patterns, local_dir=into
+        )
+    except hub.GatedRepoError as error:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{base.source} is gated: accept its licence on the hub and set the BaseModel's accessTokenSecret to a Secret "
+            "whose key HF_TOKEN may read it.",
+        ) from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{base.source} at revision {base.revision or 'main'} does not exist on the hub, or needs an access token. "
+            "Correct the source, or set accessTokenSecret.",
+        ) from error
+    except errors.Failure:
+        raise
+    except Exception as error:
+        raise errors.Failure(
+            reasons.Reason.STORAGE_UNAVAILABLE,
+            f"{base.source} could not be fetched from the hub ({errors.describe(error)}). Without a way to the hub, copy the "
+            "model into S3 or a volume and use an s3:// or pvc:// source.",
+        ) from error
+    return pathlib.Path(folder)
+
+
+def check(folder: pathlib.Path, source: str, *, weights: bool = True) -> dict[str, Any]:
+    """The model's config.json, after checking that the folder is one we load. Raises Failure(ModelInvalid)."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{source} has no config.json; expected a folder in the transformers layout. Correct the BaseModel's source.",
+        ) from None
+    except ValueError as error:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID, f"{source}: config.json is not valid JSON: {error}"
+        ) from error
+    if "auto_map" in config:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{source} needs code of its own (auto_map in config.json), which is never run. Choose a model that "
+            "transformers supports.",
+        )
+    names = sorted(path.name for path in folder.iterdir())
+    if weights and not any(name.endswith(".safetensors") for name in names):
+        raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(source, names))
+    return config
+
+
+def _no_weights(source: str, names: list[str]) -> str:
+    return (
+        f"{source} has no *.safetensors (found: {', '.join(names[:8])}). Pickled weights are never loaded; save the model "
+        "with safetensors."
+    )

@@ -1,0 +1,103 @@
+"""Objects by URI: s3:// for real and file:// for local runs, behind one small interface.
+
+    storage = Storage(endpoint=None, region=None)
+    storage.read / write / open / download / upload / stat / entries / glob / delete
+
+Outages are waited for up to `patience` seconds, then they are Failure(StorageUnavailable); a wrong bucket or wrong
+credentials fail at once. Nothing here holds a whole object in memory but `read` and `write`, which are for small ones.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from finetune_api import job, reasons
+from finetune_trainer.process import errors
+from finetune_trainer.store import files, objects, s3
+
+PATIENCE = float(os.environ.get("FINETUNE_STORAGE_PATIENCE", "300"))
+"""Seconds that an outage of the store is waited for."""
+
+
+class Storage:
+    """Chooses the store by the URI's scheme."""
+
+    def __init__(self, endpoint: str | None = None, region: str | None = None, patience: float = PATIENCE) -> None:
+        self._endpoint, self._region, self.patience = endpoint, region, patience
+        self._stores: dict[str, objects.Store] = {}
+
+    def _of(self, uri: str) -> objects.Store:
+        scheme = uri.partition("://")[0]
+        if scheme not in self._stores:
+            if scheme == "s3":
+                self._stores[scheme] = s3.S3(self._endpoint, self._region, self.patience)
+            elif scheme == "file":
+                self._stores[scheme] = files.Files()
+            else:
+                raise errors.Failure(reasons.Reason.INVALID_SPEC, f"{uri}: the scheme must be s3:// or file:///")
+        return self._stores[scheme]
+
+    def stat(self, uri: str) -> objects.Entry:
+        """Size and tag of an object. Raises NotFound."""
+        return self._of(uri).stat(uri)
+
+    def exists(self, uri: str) -> bool:
+        with contextlib.suppress(errors.NotFound):
+            self.stat(uri)
+            return True
+        return False
+
+    def open(self, uri: str) -> BinaryIO:
+        """A stream of an object's bytes that survives broken connections. Raises NotFound."""
+        return self._of(uri).open(uri)
+
+    def read(self, uri: str) -> bytes:
+        """A small object. Raises NotFound."""
+        with self.open(uri) as stream:
+            return stream.read()
+
+    def write(self, uri: str, data: bytes) -> None:
+        """A small object; readers see the old one or the new one, never a part."""
+        self._of(uri).write(uri, data)
+
+    def upload(self, path: pathlib.Path, uri: str) -> None:
+        """A file of any size, in parts."""
+        self._of(uri).upload(path, uri)
+
+    def download(self, uri: str, path: pathlib.Path) -> None:
+        """An object of any size into a file, which appears only when it is complete. Raises NotFound."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        self._of(uri).download(uri, temporary)
+        temporary.replace(path)
+
+    def entries(self, prefix: str) -> Iterator[objects.Entry]:
+        """Every object whose URI begins with `prefix`, in the order of their names."""
+        return self._of(prefix).entries(prefix)
+
+    def glob(self, pattern: str) -> list[objects.Entry]:
+        """The objects that match: * and ? within a folder, ** across folders. Raises NotFound for a plain URI."""
+        if not re.search(r"[*?]", pattern):
+            return [self.stat(pattern)]
+        matches = re.compile(glob_expression(pattern)).fullmatch
+        prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
+        return [entry for entry in self.entries(prefix) if matches(entry.uri)]
+
+    def delete(self, uri: str) -> None:
+        """Removes an object; one that does not exist is fine."""
+        self._of(uri).delete(uri)
+
+
+def of(spec: job.Storage, patience: float = PATIENCE) -> Storage:
+    """The storage that a job's spec describes; credentials come from the environment, as boto3 finds them."""
+    return Storage(spec.endpoint, spec.region, min(patience, PATIENCE))
+
+
+def glob_expression(pattern: str) -> str:
+    """The regular expression of a glob: `**/` matches any number of folders, none included."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    words = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    return "".join(words.get(part, re.escape(part)) for part in parts)

@@ -1,0 +1,231 @@
+"""Checkpoints of a training run: all that is needed to go on as if nothing had happened, as safetensors and JSON, no pickle.
+
+    checkpoints/<step>/  adapter · optimizer · random · best .safetensors, state.json, manifest.json (last)
+
+The loop takes a Snapshot (a copy in memory) and goes on; a thread writes, hashes and uploads it. The newest folder whose
+manifest and hashes hold is what a later attempt resumes from; a half-written one does not exist.
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from finetune_api import layout, status
+from finetune_trainer.process import errors, log
+from finetune_trainer.store import folders, storage
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass
+class State:
+    """What the loop knows besides tensors. Mutable: the loop's one memory."""
+
+    step: int = 0
+    """Optimizer steps done: the sampler's position too, see `batches`."""
+    tokens: int = 0
+    """Tokens trained on."""
+    seconds: float = 0.0
+    """Time spent in steps, over all attempts."""
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """Of each step: step, loss, learningRate, gradientNorm."""
+    validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """Of each validation: step, loss."""
+    best_loss: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    """Validations in a row without a better loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory."""
+
+    state: State
+    adapter: Tensors
+    optimizer: Tensors
+    random: Tensors
+    best: Tensors | None
+
+
+def randomness() -> Tensors:
+    """The state of torch's generators; examples are chosen without them."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def restore_randomness(found: Tensors) -> None:
+    torch.set_rng_state(found["cpu"])
+    if "cuda" in found and torch.cuda.is_available():
+        torch.cuda.set_rng_state(found["cuda"])
+
+
+def capture(
+    weights: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    random: Tensors,
+    best: Tensors | None,
+) -> Snapshot:
+    """A copy of everything, on the CPU."""
+    moments: Tensors = {}
+    for name, weight in weights.items():
+        for key, value in optimizer.state.get(weight, {}).items():
+            moments[f"{name}|{key}"] = value.detach().cpu().clone()
+    copied = dataclasses.replace(state, history=list(state.history), validations=list(state.validations))
+    return Snapshot(copied, copy(weights), moments, random, best)
+
+
+def copy(weights: dict[str, torch.nn.Parameter]) -> Tensors:
+    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+
+
+def restore(snapshot: Snapshot, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Puts a snapshot's tensors back. The optimizer's step counters stay where AdamW wants them, on the CPU or fused."""
+    put(snapshot.adapter, weights)
+    for name, weight in weights.items():
+        found = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = snapshot.optimizer.get(f"{name}|{key}")
+            if value is not None:
+                found[key] = value.to(weight.device)
+        if found:
+            optimizer.state[weight] = found
+    restore_randomness(snapshot.random)
+
+
+def put(tensors: Tensors, weights: dict[str, torch.nn.Parameter]) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tensors[name])
+
+
+def write(snapshot: Snapshot, folder: pathlib.Path, fingerprint: str) -> None:
+    """The files of a checkpoint, without the manifest."""
+    safetensors.torch.save_file(snapshot.adapter, folder / "adapter.safetensors")
+    safetensors.torch.save_file(snapshot.optimizer, folder / "optimizer.safetensors")
+    safetensors.torch.save_file(snapshot.random, folder / "random.safetensors")
+    if snapshot.best is not None:
+        safetensors.torch.save_file(snapshot.best, folder / "best.safetensors")
+    document = {"fingerprint": fingerprint, **dataclasses.asdict(snapshot.state)}
+    (folder / "state.json").write_text(json.dumps(document))
+
+
+def read(folder: pathlib.Path, fingerprint: str) -> Snapshot:
+    """The checkpoint in a folder. Raises Corrupt when it belongs to another run."""
+    try:
+        document = json.loads((folder / "state.json").read_text())
+        if document.pop("fingerprint") != fingerprint:
+            raise folders.Corrupt("it was made with other data or other settings")
+        parts = {
+            name: safetensors.torch.load_file(folder / f"{name}.safetensors")
+            for name in ("adapter", "optimizer", "random", "best")
+            if (name == "best" and (folder / "best.safetensors").exists()) or name != "best"
+        }
+        return Snapshot(State(**document), parts["adapter"], parts["optimizer"], parts["random"], parts.get("best"))
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise folders.Corrupt(f"it cannot be read: {error}") from error
+
+
+def newest(store: storage.Storage, where: layout.Layout, fingerprint: str) -> Snapshot | None:
+    """The newest checkpoint that is complete and undamaged; older ones are tried in turn."""
+    for step in reversed(complete(store, where)):
+        uri = where.checkpoint(step)
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                folders.load(store, uri, pathlib.Path(temporary))
+                return read(pathlib.Path(temporary), fingerprint)
+            except (folders.Corrupt, errors.NotFound) as problem:
+                log.warning("checkpoint skipped", checkpoint=uri, problem=problem.message)
+    return None
+
+
+def complete(store: storage.Storage, where: layout.Layout) -> list[int]:
+    """Steps of the checkpoints that have a manifest."""
+    steps = []
+    for entry in store.entries(f"{where.checkpoints}/"):
+        step, _, name = entry.uri.removeprefix(f"{where.checkpoints}/").partition("/")
+        if name == layout.MANIFEST and step.isdigit():
+            steps.append(int(step))
+    return sorted(steps)
+
+
+class Saver:
+    """Uploads snapshots in the background, one at a time; a newer one replaces one that waits."""
+
+    def __init__(
+        self,
+        store: storage.Storage,
+        where: layout.Layout,
+        fingerprint: str,
+        keep: int,
+        saved: Callable[[status.Checkpoint], Any],
+    ) -> None:
+        self._store, self._where, self._fingerprint, self._keep, self._saved = store, where, fingerprint, keep, saved
+        self._lock = threading.Condition()
+        self._waiting: Snapshot | None = None
+        self._busy = False
+        self._done = -1
+        self._thread: threading.Thread | None = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Saves a snapshot soon. A failure is logged, and the next snapshot tries again: training goes on."""
+        with self._lock:
+            self._waiting = snapshot
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+                self._thread.start()
+            self._lock.notify_all()
+
+    def settle(self, seconds: float) -> None:
+        """Waits until nothing is under way, but no longer than this."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._waiting is None and not self._busy, seconds)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Saves a snapshot now, unless its step is saved already. Raises Failure."""
+        with self._lock:
+            self._waiting = None
+            self._lock.wait_for(lambda: not self._busy, 10)
+            if self._done == snapshot.state.step:
+                return
+        self._save(snapshot)
+
+    def _work(self) -> None:
+        while True:
+            snapshot = None  # the last one goes while the next is waited for
+            with self._lock:
+                self._lock.wait_for(lambda: self._waiting is not None)
+                snapshot, self._waiting, self._busy = self._waiting, None, True
+            try:
+                if snapshot is not None:
+                    self._save(snapshot)
+            except Exception as error:
+                problem = error.message if isinstance(error, errors.Failure) else errors.describe(error)
+                log.warning("checkpoint not saved; training goes on", problem=problem)
+            finally:
+                with self._lock:
+                    self._busy = False
+                    self._lock.notify_all()
+
+    def _save(self, snapshot: Snapshot) -> None:
+        step = snapshot.state.step
+        uri = self._where.checkpoint(step)
+        with tempfile.TemporaryDirectory() as temporary:
+            write(snapshot, pathlib.Path(temporary), self._fingerprint)
+            manifest = folders.save(self._store, pathlib.Path(temporary), uri)
+        self._done = step
+        log.info("checkpoint saved", checkpoint=uri, step=step, bytes=manifest.bytes)
+        self._saved(status.Checkpoint(uri=uri, step=step, saved_at=datetime.datetime.now(datetime.UTC)))
+        for old in complete(self._store, self._where)[: -self._keep]:
+            folders.remove(self._store, self._where.checkpoint(old))

@@ -1,0 +1,329 @@
+"""The loop of training: optimizer steps, validations, checkpoints, and what is told of them.
+
+All that one step needs of the steps before lies in `checkpoint.State` and the tensors beside it, so that a loop can be
+left after any step and be taken up by another process.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_api import reasons, run, status
+from finetune_trainer.data import corpus
+from finetune_trainer.engine import model, passes, prefix_tree
+from finetune_trainer.planning import memory
+from finetune_trainer.process import errors, log, progress, signals
+from finetune_trainer.store import objects
+from finetune_trainer.training import batches, checkpoint, objective, processes, watchdogs
+
+WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
+"""Share of the steps with a rising learning rate; the share of the peak it ends at; the longest gradient."""
+
+HURRY = 12.0
+"""Seconds that the store may take to answer when a pod must end: of the 30 that it has, the upload needs some too."""
+
+BUNDLE = 256
+"""Examples of a validation that are sorted, cut and shared together."""
+
+VALIDATIONS = 5
+"""A run validates at least so often, however few epochs it has."""
+
+
+def learning_rate(spec: run.Run) -> float:
+    """The peak: the job's, else the catalogue's, else 2e-4, or 1e-4 from 30 billion parameters on."""
+    given = spec.training.learning_rate or spec.base_model.learning_rate
+    if given is not None:
+        return given
+    return 1e-4 if (spec.base_model.parameters or 0) >= 30e9 else 2e-4
+
+
+def schedule(step: int, steps: int) -> float:
+    """The share of the peak learning rate at a step, counted from 0: a linear rise, then half a cosine to FLOOR."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    along = (step - warm) / max(1, steps - 1 - warm)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, along)))
+
+
+@dataclasses.dataclass
+class Loop:
+    """The steps of a run."""
+
+    spec: run.Run
+    data: corpus.Splits
+    plan: batches.Plan
+    setup: memory.Setup
+    engine: passes.Engine
+    objective: objective.Objective
+    ranks: processes.ProcessGroup
+    weights: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    saver: checkpoint.Saver
+    report: progress.Progress
+    where: torch.device
+    state: checkpoint.State = dataclasses.field(default_factory=checkpoint.State)
+    best: checkpoint.Tensors | None = None
+    random: checkpoint.Tensors = dataclasses.field(default_factory=checkpoint.randomness)
+    sharded: bool = False
+    """Whether the processes hold the frozen layers together, and must run each pass together."""
+    saved_step: int = 0
+    spike: watchdogs.Spike = dataclasses.field(default_factory=watchdogs.Spike)
+    pace: float = 0.0
+    """Seconds of a step, averaged."""
+    speed: float = 0.0
+    """Tokens per second of this attempt, averaged."""
+
+    def resume(self, found: checkpoint.Snapshot) -> None:
+        checkpoint.restore(found, self.weights, self.optimizer)
+        self.engine.refresh()
+        self.state, self.best, self.random = found.state, found.best, found.random
+        self.saved_step = found.state.step
+        for point in self.state.history:
+            self.spike.see(int(point["step"]), point["loss"], point["learningRate"])
+        log.info("resumed", step=found.state.step)
+
+    @contextlib.contextmanager
+    def nothing_lost(self) -> Iterator[None]:
+        """Saves the last whole step when training ends early, and lets the reason go on; a loss that diverged is not kept."""
+        try:
+            yield
+        except errors.Stopped:
+            self.save_now()
+            self.report.end()
+            raise
+        except Exception as error:
+            if not (isinstance(error, errors.Failure) and error.reason is reasons.Reason.LOSS_DIVERGED):
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    self.save_now()
+            self.report.end()
+            raise
+
+    def save_now(self) -> None:
+        """Saves the last whole step unless it is saved already. Raises Failure when the store does not answer soon."""
+        objects.hurry(HURRY)
+        if self.ranks.first and self.state.step > self.saved_step:
+            log.info("ending early; saving a checkpoint", step=self.state.step)
+            self.saver.save(self.snapshot())
+
+    def run(self) -> None:
+        """All steps that are left."""
+        self.probe()
+        last_saved = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if self.ranks.size > 1:  # all processes stop after the same step
+                stack.enter_context(signals.held())
+            while True:
+                if self.validation_due():
+                    self.validate()
+                if self.state.step >= self.plan.steps or self.exhausted():
+                    return
+                self.step()
+                if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
+                    if self.ranks.first:
+                        with signals.held():
+                            self.saver.submit(self.snapshot())
+                    last_saved = time.monotonic()
+
+    def probe(self) -> None:
+        """The largest micro-batch there can be, for nothing: where memory is short, this is known in the first minute."""
+        begun, lengths = time.monotonic(), self.data.train.lengths
+        longest = sorted(range(self.data.train.examples), key=lambda index: -self.length(index, lengths))
+        rows: list[prefix_tree.Row] = []
+        size = 0
+        for index in longest[: self.plan.batch_size]:
+            if size and size + self.length(index, lengths) > self.setup.tokens:
+                break
+            rows += self.rows(self.data.train, index)
+            size += self.length(index, lengths)
+        # Other tokens, so that nothing is shared: the first ones differ.
+        distinct = [prefix_tree.Row(np.concatenate([[at], row.ids[1:]]), row.learned) for at, row in enumerate(rows)]
+        random = checkpoint.randomness()
+        signals.check()
+        self.objective.learn(self.engine, distinct, max(1, self.objective.units(distinct)))
+        self.optimizer.zero_grad(set_to_none=True)
+        checkpoint.restore_randomness(random)
+        log.info("the largest micro-batch fits", tokens=size, seconds=round(time.monotonic() - begun, 2))
+
+    def length(self, index: int, lengths: Any) -> int:
+        """Tokens of an example."""
+        each = self.objective.rows
+        return int(lengths[index * each : (index + 1) * each].sum())
+
+    def rows(self, source: corpus.Corpus, index: int) -> list[prefix_tree.Row]:
+        """The rows of an example."""
+        each = self.objective.rows
+        return [
+            prefix_tree.Row(source.ids(row), source.learned(row)) for row in range(index * each, (index + 1) * each)
+        ]
+
+    def micro(self, units: list[list[prefix_tree.Row]]) -> Iterator[list[prefix_tree.Row]]:
+        """Examples in micro-batches that fit into memory."""
+        if self.engine.shares:
+            parts = batches.cut(units, self.setup.tokens)
+        else:
+            lengths = [max(len(row.ids) for row in unit) * len(unit) for unit in units]
+            parts = batches.micro(range(len(units)), lengths, self.setup.tokens)
+        for part in parts:
+            yield [row for index in part for row in units[index]]
+
+    def paced(
+        self, parts: list[list[prefix_tree.Row]], idle: list[prefix_tree.Row]
+    ) -> Iterator[tuple[list[prefix_tree.Row], float]]:
+        """Micro-batches and their share: all processes run as many passes where they hold the frozen layers together."""
+        yield from ((rows, 1.0) for rows in parts)
+        if self.sharded:
+            yield from ((idle, 0.0) for _ in range(self.ranks.most(len(parts)) - len(parts)))
+
+    def step(self) -> None:
+        """One optimizer step: gradients of micro-batches, divided by the units of the whole step."""
+        begun = time.monotonic()
+        self.random = checkpoint.randomness()
+        chosen = self.plan.step(self.state.step)
+        examples = [self.rows(self.data.train, index) for index in chosen]
+        total = sum(self.objective.units(example) for example in examples)
+        mine = [examples[at] for at in batches.portion(examples, self.ranks.rank, self.ranks.size)]
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for rows, share in self.paced(list(self.micro(mine)), examples[0]):
+            signals.check()
+            value += self.objective.learn(self.engine, rows, total, share)
+        value = self.together(value)
+        rate = learning_rate(self.spec) * schedule(self.state.step, self.plan.steps)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
+        watchdogs.step(self.state.step + 1, value, norm, rate)
+        with signals.held():
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.engine.refresh()
+            self.account(sum(len(row.ids) for example in examples for row in example), value, rate, norm, begun)
+        if self.state.step == watchdogs.MOVED_AFTER:
+            watchdogs.moved(self.state.step, self.weights)
+        self.spike.see(self.state.step, value, rate)
+
+    def together(self, value: float) -> float:
+        """The value of all processes; their gradients are added up. Raises Stopped on all of them when one is to stop."""
+        if self.ranks.size == 1:
+            return value
+        for weight in self.weights.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        value, stop = self.ranks.add(gradients, [value, float(signals.asked())])
+        if stop:
+            raise errors.Stopped
+        return value
+
+    def account(self, count: int, value: float, rate: float, norm: float, begun: float) -> None:
+        """Notes a step of so many tokens that is done, and tells of it."""
+        state, seconds = self.state, time.monotonic() - begun
+        state.step += 1
+        state.tokens += count
+        state.seconds += seconds
+        state.history.append({"step": state.step, "loss": value, "learningRate": rate, "gradientNorm": norm})
+        self.random = checkpoint.randomness()
+        self.pace = seconds if not self.pace else 0.8 * self.pace + 0.2 * seconds
+        self.speed = count / seconds if not self.speed else 0.8 * self.speed + 0.2 * count / seconds
+        left = (self.plan.steps - state.step) * self.pace
+        log.info(
+            "step",
+            step=state.step,
+            steps=self.plan.steps,
+            loss=round(value, 4),
+            learning_rate=float(f"{rate:.3g}"),
+            gradient_norm=round(norm, 3),
+            tokens_per_second=round(count / seconds),
+        )
+        self.report.metrics.set(
+            step=state.step,
+            total_steps=self.plan.steps,
+            epoch=self.plan.epoch(state.step),
+            loss=value,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens_per_second=self.speed,
+            eta_seconds=left,
+            memory_bytes=model.peak(self.where),
+        )
+        self.tell(left)
+
+    def tell(self, left: float) -> None:
+        state = self.state
+        percent = 100 * state.step // self.plan.steps
+        self.report.tell(
+            status.Progress(
+                summary=f"{percent}%",
+                percent=percent,
+                step=state.step,
+                total_steps=self.plan.steps,
+                epoch=f"{self.plan.epoch(state.step):.2f}",
+                loss=f"{state.history[-1]['loss']:.3f}",
+                validation_loss=f"{state.validations[-1]['loss']:.3f}" if state.validations else None,
+                tokens_per_second=round(self.speed),
+                eta=progress.duration(left),
+                updated_at=progress.now(),
+            )
+        )
+
+    def validation_due(self) -> bool:
+        """About once an epoch, at least VALIDATIONS times a run, and after the last step."""
+        state = self.state
+        if not len(self.data.validation) or state.step == 0:
+            return False
+        every = max(1, min(math.ceil(self.plan.examples / self.plan.batch_size), self.plan.steps // VALIDATIONS))
+        if state.validations and state.validations[-1]["step"] == state.step:
+            return False
+        return state.step % every == 0 or state.step == self.plan.steps
+
+    def validate(self) -> None:
+        """The loss of the validation split; the best adapter so far is kept."""
+        begun = time.monotonic()
+        value = self.mean(self.data.validation)
+        state = self.state
+        if not math.isfinite(value):
+            watchdogs.step(state.step, value, 1.0, learning_rate(self.spec))
+        with signals.held():
+            state.validations.append({"step": state.step, "loss": value})
+            if state.best_loss is None or value < state.best_loss:
+                state.best_loss, state.best_step, state.worse = value, state.step, 0
+                self.best = checkpoint.copy(self.weights)
+            else:
+                state.worse += 1
+            seconds = round(time.monotonic() - begun, 2)
+            log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
+            self.report.metrics.set(validation_loss=value)
+            self.tell((self.plan.steps - state.step) * self.pace)
+
+    def mean(self, source: corpus.Corpus) -> float:
+        """The objective's mean over all examples, each process taking every so-manieth."""
+        mine = range(self.ranks.rank, source.examples, self.ranks.size)
+        value, units = 0.0, 0
+        for begin in range(0, -(-source.examples // self.ranks.size), BUNDLE):
+            examples = [self.rows(source, index) for index in mine[begin : begin + BUNDLE]]
+            units += sum(self.objective.units(example) for example in examples)
+            for rows, share in self.paced(list(self.micro(examples)), self.rows(source, 0)):
+                signals.check()
+                value += share * self.objective.value(self.engine, rows)
+        value, every = self.ranks.add([], [value, units])
+        return value / every
+
+    def exhausted(self) -> bool:
+        """Whether the validation loss has not improved for too long."""
+        stop = self.state.worse >= self.spec.training.early_stopping.patience
+        if stop:
+            log.info("early stop", step=self.state.step, best_step=self.state.best_step)
+        return stop
+
+    def snapshot(self) -> checkpoint.Snapshot:
+        return checkpoint.capture(self.weights, self.optimizer, self.state, self.random, self.best)
+
+    def chosen(self) -> checkpoint.Tensors:
+        """The adapter to keep: of the best validation, or of the last step where nothing was validated."""
+        return self.best if self.best is not None else checkpoint.copy(self.weights)

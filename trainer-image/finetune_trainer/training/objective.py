@@ -1,0 +1,98 @@
+"""What training minimises: a value for some rows, and its gradient into the adapter.
+
+An objective is a sum over units (learned tokens, or pairs), so that micro-batches and processes add up to the whole step:
+each is divided by the units of the step before it is summed.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from finetune_api import job
+from finetune_trainer.engine import loss, passes, prefix_tree
+
+
+class Objective(Protocol):
+    """A sum over units."""
+
+    rows: int
+    """Rows of tokens of an example."""
+
+    def units(self, rows: Sequence[prefix_tree.Row]) -> int:
+        """How many terms the rows have."""
+
+    def learn(self, model: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+        """The rows' part of the mean over `units`, times `share`; its gradient is added to the adapter's."""
+
+    def value(self, model: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+        """The sum over the rows, without a gradient."""
+
+
+class Supervised:
+    """The cross-entropy of each learned token, in nats."""
+
+    rows = 1
+
+    def units(self, rows: Sequence[prefix_tree.Row]) -> int:
+        return sum(int(row.learned[1:].sum()) for row in rows)
+
+    def learn(self, model: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+        found = model.forward(rows, keep=True)
+        weights = torch.full(found.targets.shape, share / units, dtype=torch.float32, device=found.targets.device)
+        value, gradient = loss.total(found.states, found.targets, model.head, weights)
+        model.backward(gradient)
+        return value
+
+    def value(self, model: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+        found = model.forward(rows, keep=False)
+        return -float(loss.log_probabilities(found.states, found.targets, model.head).sum(dtype=torch.float64))
+
+
+class Preference:
+    """Direct preference optimisation (arXiv 2305.18290): rows 2i and 2i + 1 are the chosen and the rejected answer of pair i.
+
+        - log sigmoid(beta · (log p(chosen) / q(chosen) - log p(rejected) / q(rejected)))
+
+    with log-probabilities summed over the answer; the reference q is the same model with its adapters off.
+    """
+
+    rows = 2
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def units(self, rows: Sequence[prefix_tree.Row]) -> int:
+        return len(rows) // 2
+
+    def learn(self, model: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+        reference = self._scores(model, model.forward(rows, keep=False, adapted=False), len(rows))
+        found = model.forward(rows, keep=True)
+        margins = self._margins(self._scores(model, found, len(rows)), reference)
+        # The slope of the value with respect to each answer's log-probability; cross-entropies are their negatives.
+        slopes = self.beta * torch.sigmoid(-margins) * (share / units)
+        signed = torch.stack([slopes, -slopes], 1).reshape(-1).float()
+        _, gradient = loss.total(found.states, found.targets, model.head, signed[found.rows])
+        model.backward(gradient)
+        return float(-torch.nn.functional.logsigmoid(margins).sum() * (share / units))
+
+    def value(self, model: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+        reference = self._scores(model, model.forward(rows, keep=False, adapted=False), len(rows))
+        margins = self._margins(self._scores(model, model.forward(rows, keep=False), len(rows)), reference)
+        return float(-torch.nn.functional.logsigmoid(margins).sum())
+
+    def _scores(self, model: passes.Engine, found: passes.Labelled, rows: int) -> torch.Tensor:
+        """[rows] summed log-probabilities in float64."""
+        each = loss.log_probabilities(found.states, found.targets, model.head).double()
+        return torch.zeros(rows, dtype=torch.float64, device=each.device).index_add_(0, found.rows, each)
+
+    def _margins(self, tuned: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        gains = (tuned - reference).view(-1, 2)
+        return self.beta * (gains[:, 0] - gains[:, 1])
+
+
+def of(training: job.Training) -> Objective:
+    """The objective of a job."""
+    if training.objective is job.Objective.DPO:
+        return Preference((training.dpo or job.DPO()).beta)
+    return Supervised()
