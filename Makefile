@@ -42,10 +42,8 @@ format: venv ## Format the code and repair what the linter can
 	$(VENV)/ruff format
 	$(VENV)/ruff check --fix
 
-crds: venv ## Write the CRDs and the API reference from the models
-	$(VENV)/python -m finetune_api.crd
-	$(VENV)/python -m finetune_api.reference
-	$(VENV)/python -m finetune_cli.reference
+crds: venv ## Write the CRDs and docs/reference from the models
+	$(VENV)/python hack/generate
 
 dashboards: venv ## Write the chart's Grafana dashboards
 	$(VENV)/python hack/dashboards
@@ -67,9 +65,7 @@ verify-imports: venv
 	$(VENV)/lint-imports
 
 verify-generated: venv
-	$(VENV)/python -m finetune_api.crd --check
-	$(VENV)/python -m finetune_api.reference --check
-	$(VENV)/python -m finetune_cli.reference --check
+	$(VENV)/python hack/generate --check
 	$(VENV)/python -m tests.bench.trainer --check
 	$(VENV)/python -m tests.bench.estimate --check
 	$(VENV)/python -m tests.bench.evaluation --check

@@ -75,5 +75,5 @@ def test_every_value_has_a_default_to_read() -> None:
 
 def test_the_chart_carries_the_generated_crds() -> None:
     generated = {path.name: path.read_text() for path in (REPOSITORY / "crds").glob("*.yaml")}
-    assert generated, "crds/ is empty: run `python -m finetune_api.crd`"
+    assert generated, "crds/ is empty: run `make crds`"
     assert {path.name: path.read_text() for path in (CHART / "crds").glob("*.yaml")} == generated

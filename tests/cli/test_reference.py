@@ -9,13 +9,14 @@ from tests.cli import test_report
 from tests.trainer import tiny
 
 from finetune_api import exits
-from finetune_cli import answer, reference
+from finetune_cli import answer
+from generate import cli, page
 
-SCHEMA = json.loads((reference.FOLDER / "cli.schema.json").read_text())
+SCHEMA = json.loads((page.FOLDER / "cli.schema.json").read_text())
 
 
 def test_the_committed_files_are_current() -> None:
-    assert {path.name: path.read_text() == text for path, text in reference.files().items()} == {
+    assert {path.name: path.read_text() == text for path, text in cli.files().items()} == {
         "cli.md": True,
         "cli.schema.json": True,
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api import basemodel, crd, job, model
+from finetune_api import basemodel, job, model, schema
 from support import manifests
 
 pytestmark = pytest.mark.cluster
@@ -80,7 +80,7 @@ def test_the_example_with_every_field_has_every_field():
                 yield f"{at}{name}"
                 yield from given(inner, f"{at}{name}.")
 
-    assert set(paths(crd.schema_of(job.FineTuneJobSpec))) - set(given(manifests.every_field()["spec"])) == exclusive
+    assert set(paths(schema.schema_of(job.FineTuneJobSpec))) - set(given(manifests.every_field()["spec"])) == exclusive
 
 
 def _enumerated() -> Iterator[Any]:
@@ -94,7 +94,7 @@ def _enumerated() -> Iterator[Any]:
         if "items" in schema:
             yield from walk(schema["items"], f"{at}[0]")
 
-    for path, value in walk(crd.schema_of(job.FineTuneJobSpec), "spec"):
+    for path, value in walk(schema.schema_of(job.FineTuneJobSpec), "spec"):
         yield pytest.param(path, value, id=f"{path.removeprefix('spec.')}={value}")
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import finetune_api
-from finetune_api import basemodel, crd, job, reasons, status
+from finetune_api import basemodel, job, reasons, schema, status
 from support import manifests
 
 pytestmark = pytest.mark.cluster
@@ -49,7 +49,7 @@ def test_every_field_is_described_in_a_sentence(kind):
                 yield f"{at}.{name}: {text!r}"
             yield from undescribed(child.get("items", child), f"{at}.{name}")
 
-    assert list(undescribed(crd.schema_of(kind), kind.__name__)) == []
+    assert list(undescribed(schema.schema_of(kind), kind.__name__)) == []
 
 
 def test_get_shows_the_progress_and_wide_the_rest(control_plane, own):
@@ -109,5 +109,5 @@ def test_a_bare_off_in_yaml_is_no_enumeration_value():
             yield from values(child)
 
     assert {
-        value for value in values(crd.schema_of(job.FineTuneJobSpec)) if yaml.safe_load(str(value)) != value
+        value for value in values(schema.schema_of(job.FineTuneJobSpec)) if yaml.safe_load(str(value)) != value
     } == set()

@@ -5,7 +5,7 @@ from typing import Any
 import kubernetes.client
 import pytest
 
-from finetune_api import crd, status
+from finetune_api import schema, status
 from support import api, manifests
 
 pytestmark = pytest.mark.cluster
@@ -53,7 +53,7 @@ def full_status() -> dict[str, Any]:
                 return True
         return NOW if schema.get("format") == "date-time" else schema.get("enum", ["text"])[0]
 
-    return value(crd.schema_of(status.Status))
+    return value(schema.schema_of(status.Status))
 
 
 def test_a_status_with_every_field_is_stored_as_written(own):
@@ -73,9 +73,9 @@ def test_a_write_of_the_status_leaves_the_spec_alone(own):
 
 def test_a_write_of_the_job_leaves_the_status_alone(own):
     stored = own.create(manifests.changed(manifests.MINIMAL, **{"status.phase": "Ready"}))
-    assert stored["status"] == {"observedGeneration": crd.UNSEEN}
+    assert stored["status"] == {"observedGeneration": schema.UNSEEN}
     found = own.replace(manifests.changed(stored, **{"status.phase": "Ready"}))
-    assert found["status"] == {"observedGeneration": crd.UNSEEN}
+    assert found["status"] == {"observedGeneration": schema.UNSEEN}
 
 
 def test_a_condition_type_stands_once(own):

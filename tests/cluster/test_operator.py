@@ -12,7 +12,7 @@ from pathlib import Path
 import kubernetes.client
 import pytest
 
-from finetune_api import crd
+from finetune_api import schema
 from finetune_operator.observe import label
 from flow import world
 from support import controlplane, installed, manifests
@@ -489,7 +489,7 @@ def test_it_works_with_rights_in_some_namespaces_only(
     replica = installed.start("narrow-0", tmp_path, *files)
     try:
         inside.play(NAME, "Training")
-        assert outside.job(NAME)["status"] == {"observedGeneration": crd.UNSEEN}
+        assert outside.job(NAME)["status"] == {"observedGeneration": schema.UNSEEN}
         said = replica.said()
         assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
     finally:

@@ -13,7 +13,7 @@ import datetime
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from finetune_api import crd, job
+from finetune_api import job, schema
 from finetune_operator import cluster
 from finetune_operator.observe import label, projections
 from flow import recorder
@@ -188,7 +188,7 @@ class FakeCluster:
         if old is None:
             raw: Raw = {**manifest, "metadata": {**meta, "namespace": namespace, "generation": 1}, "spec": spec}
             if kind == "FineTuneJob":
-                raw["status"] = {"observedGeneration": crd.UNSEEN}
+                raw["status"] = {"observedGeneration": schema.UNSEEN}
         else:
             raw = copy.deepcopy(old)
             if raw["spec"] != spec:

@@ -10,9 +10,10 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from tests.report import example
 
-from finetune_api import job, reference, results, status
+from finetune_api import job, results, status
 from finetune_trainer import report
 from finetune_trainer.report import differences, drawings, judgement, reading, samples, sections, words
+from generate import api
 
 Metric = job.Metric
 Contender = job.Contender
@@ -327,7 +328,7 @@ def test_the_page_is_the_same_for_the_same_results_and_asks_for_nothing() -> Non
 def test_results_survive_the_file_and_fit_their_schema(name: str) -> None:
     found = getattr(example, name)()
     document = json.loads(json.dumps(found.wire()))
-    jsonschema.Draft202012Validator(reference.results_schema()).validate(document)
+    jsonschema.Draft202012Validator(api.results_schema()).validate(document)
     assert report.page(results.Results.model_validate(document)) == report.page(found)
 
 

@@ -15,7 +15,7 @@ import pydantic
 import yaml
 
 import finetune_api
-from finetune_api import crd
+from finetune_api import schema as schemas
 from finetune_cli import answer, rules
 
 Path = tuple[str | int, ...]
@@ -178,8 +178,7 @@ def _without_nulls(value: Any, path: Path = ()) -> Any:
 @functools.cache
 def schema(kind: str) -> dict[str, Any]:
     """The schema of a kind, as its CustomResourceDefinition has it, without the status."""
-    definition = {"FineTuneJob": crd.finetunejob, "BaseModel": crd.base_model}[kind]()
-    whole: dict[str, Any] = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    whole = {"FineTuneJob": schemas.finetunejob, "BaseModel": schemas.base_model}[kind]()
     return whole | {"properties": {key: value for key, value in whole["properties"].items() if key != "status"}}
 
 

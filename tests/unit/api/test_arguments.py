@@ -8,11 +8,11 @@ import argparse
 
 import pytest
 
-from finetune_api import basemodel, crd, job
+from finetune_api import basemodel, job, schema
 from finetune_cli import rules
 
 REFUSED = basemodel._REFUSED_ARGUMENTS
-SCHEMA = crd.schema_of(job.FineTuneJobSpec)["properties"]["deployment"]["properties"]["extraArgs"]
+SCHEMA = schema.schema_of(job.FineTuneJobSpec)["properties"]["deployment"]["properties"]["extraArgs"]
 
 
 def refused(*arguments: str) -> bool:

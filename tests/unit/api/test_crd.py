@@ -8,7 +8,9 @@ import pytest
 import yaml
 from pydantic import Field
 
-from finetune_api import basemodel, crd, exits, job, model, reasons, reference, status
+from finetune_api import basemodel, exits, job, model, reasons, schema, status
+from generate import __main__ as generate
+from generate import api, crd, page
 
 SPECS = [job.FineTuneJobSpec, basemodel.BaseModelSpec, status.Status]
 
@@ -23,7 +25,9 @@ def nodes(schema: dict[str, Any], at: str = "") -> Iterator[tuple[str, dict[str,
 
 
 def every_node() -> list[Any]:
-    return [pytest.param(node, id=f"{kind.__name__}{at}") for kind in SPECS for at, node in nodes(crd.schema_of(kind))]
+    return [
+        pytest.param(node, id=f"{kind.__name__}{at}") for kind in SPECS for at, node in nodes(schema.schema_of(kind))
+    ]
 
 
 @pytest.mark.parametrize("node", every_node())
@@ -54,45 +58,45 @@ def test_a_node_is_structural(node):
 def test_what_people_write_is_bounded(kind):
     """Rules cost by the longest input: without bounds the API server refuses the definition."""
     if kind is not status.Status:
-        for at, node in nodes(crd.schema_of(kind)):
+        for at, node in nodes(schema.schema_of(kind)):
             bound = {"string": "maxLength", "array": "maxItems"}.get(node.get("type", ""))
             assert bound is None or bound in node or "enum" in node, at
 
 
 def test_defaults_below_an_absent_object_are_filled():
-    lora = crd.schema_of(job.Training)["properties"]["lora"]
+    lora = schema.schema_of(job.Training)["properties"]["lora"]
     assert lora["default"] == {}
     assert lora["properties"]["rank"]["default"] == 16
 
 
 def test_a_default_that_fills_nothing_is_left_out():
-    resources = crd.schema_of(job.Resources)["properties"]
+    resources = schema.schema_of(job.Resources)["properties"]
     assert "default" not in resources["requests"]
     assert "default" not in resources["tolerations"]
 
 
 def test_a_split_defaults_as_a_whole_or_not_at_all():
-    dataset = crd.schema_of(job.Dataset)["properties"]
+    dataset = schema.schema_of(job.Dataset)["properties"]
     assert dataset["validation"]["default"] == {"fraction": 0.05}
     assert "default" not in dataset["validation"]["properties"]["fraction"]
 
 
 def test_rules_of_a_type_and_of_its_field_are_joined():
-    output = crd.schema_of(job.Storage)["properties"]["output"]
+    output = schema.schema_of(job.Storage)["properties"]["output"]
     messages = [rule["message"] for rule in output["x-kubernetes-validations"]]
     assert len(messages) == 3
     assert "pattern" not in output
 
 
 def test_a_quantity_may_be_a_number_or_text():
-    cpu = crd.schema_of(job.Requests)["properties"]["cpu"]
+    cpu = schema.schema_of(job.Requests)["properties"]["cpu"]
     assert cpu["x-kubernetes-int-or-string"] is True
     assert len(cpu["x-kubernetes-validations"]) == 2
 
 
 def test_the_status_has_no_closed_lists():
     """An older definition must store what a newer operator says."""
-    found = crd.finetunejob()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    found = schema.finetunejob()["properties"]["status"]
     assert [at for at, node in nodes(found) if "enum" in node] == []
 
 
@@ -101,7 +105,7 @@ def test_a_fractional_bound_needs_a_message():
         share: float = Field(le=0.5)
 
     with pytest.raises(ValueError, match="x-message"):
-        crd.schema_of(Share)
+        schema.schema_of(Share)
 
 
 def test_a_message_needs_something_to_speak_of():
@@ -110,7 +114,7 @@ def test_a_message_needs_something_to_speak_of():
         name: Annotated[str, pydantic.BeforeValidator(str), model.text("^a$", "must be a", 1)]
 
     with pytest.raises(ValueError, match="neither a pattern nor a bound"):
-        crd.schema_of(Lost)
+        schema.schema_of(Lost)
 
 
 def test_a_field_has_one_type():
@@ -118,7 +122,7 @@ def test_a_field_has_one_type():
         either: int | str = 1
 
     with pytest.raises(ValueError, match="one type"):
-        crd.schema_of(Either)
+        schema.schema_of(Either)
 
 
 def test_the_files_are_the_definitions():
@@ -129,22 +133,20 @@ def test_the_files_are_the_definitions():
 
 
 def test_what_is_committed_is_current(capsys):
-    assert crd.main(["--check"]) == 0, capsys.readouterr().err
-    assert reference.main(["--check"]) == 0, capsys.readouterr().err
+    assert generate.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_check_names_what_is_not_current_and_how_to_repair_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(crd, "REPOSITORY", tmp_path)
+def test_check_names_what_is_not_current_and_how_to_repair_it(tmp_path, capsys):
     target = tmp_path / "crds" / "a.yaml"
-    assert crd.write({target: "new"}, check=True, command="make crds") == 1
+    assert generate.write({target: "new"}, check=True, root=tmp_path) == 1
     assert capsys.readouterr().err == "crds/a.yaml is not current: run `make crds` and commit it\n"
-    assert crd.write({target: "new"}, check=False, command="make crds") == 0
-    assert crd.write({target: "new"}, check=True, command="make crds") == 0
+    assert generate.write({target: "new"}, check=False, root=tmp_path) == 0
+    assert generate.write({target: "new"}, check=True, root=tmp_path) == 0
 
 
 @pytest.mark.parametrize("kind", [reasons.Condition, reasons.Reason, reasons.Phase, reasons.Stage, exits.Exit])
 def test_every_member_is_explained(kind):
-    assert [name for name, text in reference.meanings(kind) if not text.endswith(".")] == []
+    assert [name for name, text in page.meanings(kind) if not text.endswith(".")] == []
 
 
 def test_exit_codes_are_api():
@@ -154,8 +156,8 @@ def test_exit_codes_are_api():
 
 
 def test_the_reference_names_every_field():
-    text = reference.api()
-    for at, _ in nodes(crd.schema_of(job.FineTuneJobSpec)):
+    text = api.fields()["finetunejob"]
+    for at, _ in nodes(schema.schema_of(job.FineTuneJobSpec)):
         name = at.rpartition(".")[2]
         if name not in ("", "items", "additionalProperties"):
             assert f"| `{name}` |" in text, at
