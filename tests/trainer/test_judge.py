@@ -374,9 +374,11 @@ def test_a_greeting_tells_what_waiting_does_not_solve(server: tuple[Endpoint, st
     endpoint.think = lambda parts: "Hello! How can I help?"
     fails(made(url, needed=True).greet, "is no verdict such as .* 'Hello! How can I help")
     endpoint.raw = b"<html>a login page</html>"
-    fails(made(url, needed=True).greet, "no chat completion")
+    fails(made(url, needed=True).greet, "not JSON; is this the base URL")
     endpoint.raw = b'{"choices": ' + b"[" * 5_000
-    fails(made(url, needed=True).greet, "no chat completion")
+    fails(made(url, needed=True).greet, "not JSON; is this the base URL")
+    endpoint.raw = b'{"choices": []}'
+    fails(made(url, needed=True).greet, "no chat completion; is this the base URL")
     endpoint.raw = b"x" * (judge.SIZE + 1)
     fails(made(url, needed=True).greet, "more than 1048576 bytes")
 
@@ -448,7 +450,7 @@ def test_an_endpoint_is_an_http_url_without_secrets(url: str) -> None:
 
 def test_nobody_there_is_said_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "PATIENCE", 0.5)
-    failure = fails(made("http://127.0.0.1:9/v1", needed=True).greet, "no answer in 0 s; the last: URLError")
+    failure = fails(made("http://127.0.0.1:9/v1", needed=True).greet, "no answer in 0 s; the last: ConnectError")
     assert failure.exit == 1, "another attempt may find it"
 
 

@@ -1,27 +1,21 @@
-"""The judge of evaluation.judge: a language model behind an OpenAI-compatible endpoint, asked about duels. Plain HTTP.
+"""The judge of evaluation.judge: a language model behind an OpenAI-compatible endpoint, asked about duels.
 
-The endpoint is the job author's choice, and is reached from where the pod is, with what its network lets through: http and https
-alone, no proxy of the environment, no redirect, answers of a bounded size, and of a refusal only the words of an API's error.
-What the judge is sent: questions, expected answers and answers of the test examples. Its key comes by the environment.
+The endpoint is the job author's choice, and is reached from where the pod is, with what its network lets through. What the
+judge is sent: questions, expected answers and answers of the test examples. Its key comes by the environment.
 """
 
 import concurrent.futures
 import dataclasses
-import email.message
-import http.client
-import json
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import answers, contenders, pairwise
-from finetune_trainer.process import errors, log, secrets, signals
+from finetune_trainer.process import errors, http, log, secrets, signals
 
 AT_ONCE = 8
 """Requests under way."""
@@ -41,11 +35,11 @@ TOKENS = 1024
 SIZE = 1 << 20
 """Bytes of an answer that are read."""
 
-NEVER = frozenset({401, 403, 404, 405})
+NEVER = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405})
 """What is answered to every request alike: a wrong key, a wrong place, a wrong model."""
 
-AGAIN = frozenset({408, 409, 425, 429})
-"""What passes by itself, besides all from 500."""
+
+BASE_URL = "is this the base URL of an OpenAI-compatible API?"
 
 
 class Refused(Exception):
@@ -101,9 +95,8 @@ class Judge:
     """Who is asked. `problem` says why it is not asked any more; a judge that a gate needs raises Failure instead."""
 
     def __init__(self, rules: job.Judge, seed: int, key: str, *, needed: bool = False) -> None:
-        self.rules, self._seed, self._key, self._needed = rules, seed, key, needed
-        self._url = f"{rules.endpoint.rstrip('/')}/chat/completions"
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay())
+        self.rules, self._seed, self._needed = rules, seed, needed
+        self._server = http.Server(rules.endpoint, key, seconds=TIMEOUT, size=SIZE)
         self._body: dict[str, Any] = {
             "model": rules.model,
             "temperature": 0,
@@ -123,8 +116,6 @@ class Judge:
         """One easy case, and what the endpoint does not know is left out of what it is asked."""
         messages = GREETING.asked(self.rules.criteria, swapped=False)
         try:
-            if not (self._key.isascii() and self._key.isprintable()):
-                raise self._failure("the key in its Secret has characters that no header can carry")
             while True:
                 try:
                     content = self._patiently(messages)
@@ -182,51 +173,28 @@ class Judge:
 
     def _patiently(self, messages: list[dict[str, str]]) -> str:
         """The judge's words. Raises Refused; Failure when it refuses or misses everything."""
-        begun, pause = time.monotonic(), 1.0
-        while True:
-            wait = 0.0
-            try:
-                found = self._call({**self._body, "messages": messages})
-                self._heard = time.monotonic()
-                return found
-            except urllib.error.HTTPError as error:
-                said = f"HTTP {error.code}{words(error)}"
-                if error.code in NEVER or 300 <= error.code < 400:
-                    raise self._failure(said) from None
-                if error.code < 500 and error.code not in AGAIN:
-                    self._heard = time.monotonic()
-                    raise Refused(said) from None
-                wait = asked_to_wait(error.headers)
-            except (OSError, http.client.HTTPException) as error:
-                said = errors.describe(error)
-            pause = min(max(pause * 2, wait), PATIENCE)
-            if time.monotonic() + pause > begun + PATIENCE:
-                if self._heard < begun:
-                    raise self._failure(f"no answer in {PATIENCE:.0f} s; the last: {said}")
-                raise Refused(said)
-            if self._over.wait(pause):
-                raise Refused("nobody waits any more")
-
-    def _call(self, body: dict[str, Any]) -> str:
-        """The content of one answer. Raises OSError, HTTPException; Refused when it is no chat completion."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self._url, data=json.dumps(body).encode(), headers=headers)  # noqa: S310
-        until = time.monotonic() + TIMEOUT
-        with self._opener.open(request, timeout=TIMEOUT) as answer:
-            read = bytearray()
-            while piece := answer.read1(65_536):
-                read += piece
-                if len(read) > SIZE:
-                    raise Refused(f"an answer of more than {SIZE} bytes")
-                if time.monotonic() > until:
-                    raise TimeoutError(f"no whole answer in {TIMEOUT:.0f} s")
+        begun = time.monotonic()
         try:
-            content = json.loads(read)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            raise Refused(
-                "the answer is no chat completion; is this the base URL of an OpenAI-compatible API?"
-            ) from None
+            found = self._server.ask(
+                "/chat/completions", {**self._body, "messages": messages}, patience=PATIENCE, pause=self._pause
+            )
+            content = found["choices"][0]["message"]["content"]
+        except http.Failed as failed:
+            if failed.status in NEVER:
+                raise self._failure(str(failed)) from None
+            if failed.transient and self._heard < begun:
+                raise self._failure(f"no answer in {PATIENCE:.0f} s; the last: {failed}") from None
+            if not failed.transient:
+                self._heard = time.monotonic()
+            raise Refused(f"{failed}; {BASE_URL}" if failed.status == 200 else str(failed)) from None
+        except (LookupError, TypeError):
+            raise Refused(f"the answer is no chat completion; {BASE_URL}") from None
+        self._heard = time.monotonic()
         return content if isinstance(content, str) else ""
+
+    def _pause(self, seconds: float) -> None:
+        if self._over.wait(seconds):
+            raise Refused("nobody waits any more")
 
     def _simpler(self, refusal: str) -> bool:
         """Leaves out what the endpoint does not know; whether there was such a thing. The temperature stays."""
@@ -257,33 +225,3 @@ class Judge:
             raise failure
         self.problem = failure.message
         log.warning("the evaluation goes on without the judge", problem=failure.message)
-
-
-class Stay(urllib.request.HTTPRedirectHandler):
-    """No redirect is followed: the key and the examples are for the endpoint that the job names."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> None:
-        return None
-
-
-def words(error: urllib.error.HTTPError) -> str:
-    """What an API says of its refusal, in a few words; nothing of a page that is no such answer."""
-    if 300 <= error.code < 400:
-        return ": it redirects, which is not followed"
-    try:
-        found = json.loads(error.read(20_000))
-        found = found.get("error", found.get("detail", found.get("message")))
-        found = found.get("message") if isinstance(found, dict) else found
-    except (ValueError, AttributeError, OSError, http.client.HTTPException, RecursionError):
-        return ""
-    return f": {secrets.redact(' '.join(found.split()))[:300]}" if isinstance(found, str) else ""
-
-
-def asked_to_wait(headers: email.message.Message) -> float:
-    """Seconds of Retry-After; a date, or what is no number, is none."""
-    try:
-        return max(0.0, float(headers.get("Retry-After", "")))
-    except ValueError:
-        return 0.0

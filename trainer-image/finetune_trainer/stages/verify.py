@@ -1,19 +1,16 @@
-"""The verify stage: does the running server really apply the adapter? Plain HTTP, in the slim image.
+"""The verify stage: does the running server really apply the adapter? In the slim image.
 
 vLLM accepts some adapters and computes the base model. So the recorded answers of the canary are scored by the server
 under both names: tuned must agree with what the evaluation recorded, and differ from base where the evaluation did.
 """
 
-import http.client
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from finetune_api import outcome, reasons, run
-from finetune_trainer.process import errors, log, secrets, signals
+from finetune_trainer.process import errors, http, log, signals
 from finetune_trainer.store import storage
 
 TOLERANCE = 0.15
@@ -29,7 +26,11 @@ VISIBLE = 0.02
 SHARE = 0.5
 """Of the recorded difference between tuned and base that the server must show."""
 
-TIMEOUT = 120.0
+TIMEOUT, PATIENCE = 120.0, 30.0
+"""Seconds for one request, and in which it is tried again: the server may be replaced while we ask."""
+
+SIZE = 16 << 20
+"""Bytes of an answer: a hundred for each token of the longest prompts."""
 
 PARSER = (
     "The examples have tools: give the server --enable-auto-tool-choice and --tool-call-parser=NAME in "
@@ -113,9 +114,8 @@ class Server:
     """An OpenAI-compatible server."""
 
     def __init__(self, endpoint: str, key: str | None) -> None:
-        self._endpoint, self._key = endpoint, key
-        # In the cluster, never through a proxy of the environment.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._endpoint = endpoint
+        self._server = http.Server(endpoint, key or "", seconds=TIMEOUT, size=SIZE)
 
     def wait(self, names: set[str], patience: float) -> None:
         """Until the server lists the names. Raises Failure after `patience` seconds, or at once when it refuses the key."""
@@ -123,16 +123,16 @@ class Server:
         while True:
             signals.check()
             try:
-                listed = {entry["id"] for entry in self._call("/v1/models", None, 10)["data"]}
+                listed = {entry["id"] for entry in self._server.ask("/v1/models", seconds=10)["data"]}
                 if names <= listed:
                     return
                 seen = f"it lists {', '.join(sorted(listed))}"
-            except urllib.error.HTTPError as error:
-                if error.code in (401, 403):
-                    raise Refused(f"{self._endpoint} answers {error.code}: the API key is wrong or missing") from error
-                seen = f"HTTP {error.code}"
-            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                seen = errors.describe(error)
+            except http.Failed as failed:
+                if failed.status in (401, 403):
+                    raise Refused(f"{self._endpoint}: the API key is wrong or missing: {failed}") from failed
+                seen = str(failed)
+            except (KeyError, TypeError):
+                seen = "its list of models is none"
             if time.monotonic() > deadline:
                 message = f"{self._endpoint} does not list {', '.join(sorted(names))} after {patience:.0f} s ({seen})"
                 if seen.startswith("it lists"):
@@ -183,26 +183,11 @@ class Server:
             raise Refused(f"{refused}. {PARSER}") from refused
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        """A request that is repeated a few times: the server may be replaced while we ask."""
-        for attempt in range(4):
-            signals.check()
-            try:
-                return self._call(path, body, TIMEOUT)
-            except urllib.error.HTTPError as error:
-                said = secrets.redact(error.read(500).decode(errors="replace"))
-                if error.code < 500 or attempt == 3:
-                    raise Refused(f"{self._endpoint}{path} answers {error.code}: {said}") from error
-            except (OSError, http.client.HTTPException) as error:
-                if attempt == 3:
-                    raise errors.Failure(
-                        reasons.Reason.SERVER_FAILED, f"{self._endpoint}{path}: {errors.describe(error)}"
-                    ) from error
-            time.sleep(2**attempt)
-        raise AssertionError("unreachable")
-
-    def _call(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._endpoint + path, data=data, headers=headers)  # noqa: S310
-        with self._opener.open(request, timeout=timeout) as answer:
-            return json.load(answer)
+        signals.check()
+        try:
+            return self._server.ask(path, body, patience=PATIENCE)
+        except http.Failed as failed:
+            message = f"{self._endpoint}{path}: {failed}"
+            if failed.transient:
+                raise errors.Failure(reasons.Reason.SERVER_FAILED, message) from failed
+            raise Refused(message) from failed

@@ -1,0 +1,134 @@
+"""The one seam to HTTP: JSON to a server and back, with one policy for what is tried again. In the slim image, too.
+
+A server is one that a job or the operator names, so: no proxy and no credentials of the environment, no redirect, answers of a
+bounded size and age. What an error quotes of an answer is an API's own message, without secrets.
+"""
+
+import datetime
+import email.utils
+import json
+import math
+import random
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from finetune_trainer.process import errors, secrets
+
+CONNECT_SECONDS = 10.0
+
+TRANSIENT = frozenset({408, 409, 425, 429})
+"""Statuses that pass by themselves, besides all from 500."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds between tries; doubled each time, and up to half of them taken off at random so that clients do not come together."""
+
+
+class Failed(Exception):
+    """No usable answer. `status` is the answer's HTTP status, None without an answer; `transient`: it may pass."""
+
+    def __init__(self, status: int | None, message: str, *, transient: bool = False, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.status, self.transient, self.after = status, transient, after
+
+
+class Server:
+    """A server below a base URL. `seconds` and `size` (bytes) bound each answer. May be used from several threads."""
+
+    def __init__(self, url: str, key: str = "", *, seconds: float, size: int) -> None:
+        self._url, self._seconds, self._size = url.rstrip("/"), seconds, size
+        self._carried = key.isascii() and key.isprintable()
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if key and self._carried else {}
+        # The machine's own authorities, which certifi's list that httpx brings does not have.
+        self._client = httpx.Client(headers=headers, trust_env=False, verify=ssl.create_default_context())
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        patience: float = 0.0,
+        seconds: float | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> Any:
+        """The JSON that answers a POST of `body`, or a GET. Transient failures are tried again for `patience` seconds, with a
+        `pause` between them, which may raise to end it.
+
+        Raises:
+            Failed: the last failure.
+        """
+        until, wait = time.monotonic() + patience, FIRST_PAUSE
+        while True:
+            try:
+                return self._once(path, body, seconds or self._seconds)
+            except Failed as failed:
+                length = max(wait * random.uniform(0.5, 1.0), failed.after)  # noqa: S311
+                if not failed.transient or time.monotonic() + length > until:
+                    raise
+                pause(length)
+                wait = min(2 * wait, LONGEST_PAUSE)
+
+    def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+        if not self._carried:
+            raise Failed(401, "the key in its Secret has characters that no header can carry")
+        timeout = httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+        until = time.monotonic() + seconds
+        # Not httpx's own JSON, which refuses lone surrogates; users' texts may have them.
+        sent = None if body is None else json.dumps(body).encode()
+        try:
+            method = "GET" if sent is None else "POST"
+            with self._client.stream(method, self._url + path, content=sent, timeout=timeout) as answer:
+                read = bytearray()
+                for piece in answer.iter_raw():
+                    read += piece
+                    if len(read) > self._size:
+                        raise Failed(answer.status_code, f"an answer of more than {self._size} bytes")
+                    if time.monotonic() > until:
+                        raise Failed(None, f"no whole answer in {seconds:.0f} s", transient=True)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            transient = isinstance(error, httpx.TransportError)
+            raise Failed(None, errors.describe(error), transient=transient) from None
+        return _content(answer, bytes(read))
+
+
+def _content(answer: httpx.Response, read: bytes) -> Any:
+    """The JSON of a good answer. Raises Failed for any other."""
+    status = answer.status_code
+    try:
+        content = json.loads(read)
+    except (ValueError, RecursionError):
+        content = None
+    if status >= 300:
+        transient = status >= 500 or status in TRANSIENT
+        message = f"HTTP {status}{_said(status, content)}"
+        raise Failed(status, message, transient=transient, after=_retry_after(answer.headers.get("Retry-After", "")))
+    if content is None:
+        raise Failed(status, "the answer is not JSON")
+    return content
+
+
+def _said(status: int, content: Any) -> str:
+    """What an API says of its refusal, in a few words; nothing of a page that is no such answer."""
+    if status < 400:
+        return ": it redirects, which is not followed"
+    if not isinstance(content, dict):
+        return ""
+    said = content.get("error", content.get("detail", content.get("message")))
+    said = said.get("message") if isinstance(said, dict) else said
+    return f": {secrets.redact(' '.join(said.split()))[:400]}" if isinstance(said, str) else ""
+
+
+def _retry_after(header: str) -> float:
+    """Seconds; the header has seconds or a date. 0 where it has neither."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (email.utils.parsedate_to_datetime(header) - datetime.datetime.now(datetime.UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return 0.0 if math.isnan(seconds) else max(0.0, seconds)
