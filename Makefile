@@ -7,6 +7,8 @@ PYTHON ?= python3
 export FINETUNE_CACHE ?= $(HOME)/.cache/finetune-operator
 # A uv that `make venv` had to bring itself lies here; one that the machine has comes first.
 export PATH := $(PATH):$(FINETUNE_CACHE)/uv/bin
+# Some containers set it; every process that imports torch and transformers then takes 14 s of a core instead of 6.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv/bin
 CHART := charts/finetune-operator

@@ -1,9 +1,15 @@
 """How a whole run shares the machine (`make test`, pytest -n): the tests that start clusters are one process's, one after
 another, and begin at once, since they wait most of the time; the other tests go file by file to whoever is free."""
 
+import os
+import sys
 from typing import Any
 
 import pytest
+
+# Without bytecode each of the many processes that tests start compiles torch and transformers again: 14 s of a core, not 6.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 CLUSTERS = ("tests/cluster/", "tests/e2e/", "tests/harness/test_controlplane.py")
 
