@@ -178,6 +178,16 @@ class Results(status.Reported):
     adapter: str = Field(description="SHA-256 of the adapter's manifest.")
     intent: job.Intent
     evaluation: status.Evaluation = Field(description="As in the job's status: gates and whether all passed.")
+    headline: job.Metric | None = Field(
+        default=None,
+        description="The metric that sums the evaluation up: of the first gate that is about the answers, else the first of the "
+        "task's on which any model scored; absent: nothing was measured.",
+    )
+    best_baseline: job.Contender | None = Field(
+        default=None,
+        description="The baseline that is best by the headline metric, of equals the cheapest: what tokens, samples and "
+        "break-even are compared with. Absent: none was measured.",
+    )
     values: list[Value] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
@@ -185,8 +195,8 @@ class Results(status.Reported):
     tokens: list[Tokens] = Field(default_factory=list)
     break_even_requests: int | None = Field(
         default=None,
-        description="Requests after which the saved prompt tokens have paid for the training, at the price of a GPU hour and the "
-        "measured speed of reading prompts; absent: nothing is saved, or the price is unknown.",
+        description="Requests after which the prompt tokens saved would have kept a device busy for as long as the training kept "
+        "its own, at the measured speed of reading prompts; absent: nothing is saved, or one of these is unknown.",
     )
     training: Training = Field(default_factory=Training)
     preflight: status.Preflight | None = None

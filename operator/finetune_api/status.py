@@ -128,7 +128,10 @@ class Evaluation(Reported):
     """How the tuned model compares."""
 
     passed: bool = Field(description="Whether every gate passed.")
-    score: str | None = Field(default=None, description="The tuned model's value of the first gate's metric.")
+    score: str | None = Field(
+        default=None,
+        description="The tuned model's value of the first gate's metric; without gates, of the metric that tells most.",
+    )
     examples: int = Field(description="Test examples scored.")
     metrics: list[MetricValue] = Field(default_factory=list, description="All metrics of all contenders.")
     gates: list[GateResult] = Field(default_factory=list, description="Each gate with what was measured.")

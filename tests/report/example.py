@@ -68,6 +68,8 @@ def everything() -> results.Results:
             ],
             canary="s3://acme/finetune/example/support-desk/4c81e0/evaluation/77ab/canary.json",
         ),
+        headline=Metric.EXACT_MATCH,
+        best_baseline=FEW_SHOT,
         values=values(),
         comparisons=comparisons(),
         tokens=[
@@ -340,7 +342,9 @@ def plain_text() -> results.Results:
     ]
     texts = [results.Sample(source=f"x.jsonl:{line}", text="Once upon a time. " * 40) for line in range(5)]
     evaluation = status.Evaluation(passed=True, examples=60)
-    return changed(bare(), evaluation=evaluation, values=values, samples=texts)
+    return changed(
+        bare(), evaluation=evaluation, headline=Metric.LOSS, best_baseline=BASE, values=values, samples=texts
+    )
 
 
 EVIL = (

@@ -10,7 +10,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from tests.report import example
 
-from finetune_api import job, results, status
+from finetune_api import job, results
 from finetune_trainer import report
 from finetune_trainer.report import differences, drawings, judgement, reading, samples, sections, words
 from generate import api
@@ -170,7 +170,7 @@ def test_a_baseline_without_a_right_answer_has_no_price() -> None:
         one if one.contender is Contender.TUNED else one.model_copy(update={"value": 0.0})
         for one in example.everything().values
     ]
-    cost = judgement.for_tuning(example.changed(example.everything(), values=values))[2]
+    cost = judgement.for_tuning(example.changed(example.everything(), best_baseline=Contender.BASE, values=values))[2]
     assert "against no right answer by the base model alone" in cost.seen
     assert cost.mark is Mark.FOR
 
@@ -178,25 +178,20 @@ def test_a_baseline_without_a_right_answer_has_no_price() -> None:
 def test_a_training_without_break_even_says_why() -> None:
     found = example.changed(example.everything(), break_even_requests=None)
     assert judgement.unpaid(found) == "the speed of reading prompts was not measured"
-    assert (
-        judgement.unpaid(example.changed(found, training=results.Training())) == "the chart has no price of a GPU hour"
-    )
+    priceless = found.training.model_copy(update={"cost": None, "currency": None})
+    assert judgement.unpaid(example.changed(found, training=priceless)) == judgement.unpaid(found)
+    assert "how long the training took" in judgement.unpaid(example.changed(found, training=results.Training()))
     nothing = [one.model_copy(update={"prompt": 78.0}) for one in found.tokens]
     assert judgement.unpaid(example.changed(found, tokens=nothing)) == "no prompt tokens are saved"
     assert judgement.unpaid(example.changed(found, tokens=[])) == "tokens of requests were not compared"
 
 
-def test_the_headline_is_the_metric_that_tells_something() -> None:
-    free = [
-        results.Value(metric=metric, contender=who, value=value, examples=80)
-        for metric, tuned, base in ((Metric.EXACT_MATCH, 0, 0), (Metric.ROUGE_L, 0.5, 0.3))
-        for who, value in ((Contender.TUNED, tuned), (Contender.BASE, base))
-    ]
-    found = example.changed(example.bare(), values=free)
-    assert reading.headline(found) is Metric.ROUGE_L
-    gates = [example.gate(Metric.EXACT_MATCH, "x", "y", passed=False)]
-    asked = example.changed(found, evaluation=status.Evaluation(passed=False, examples=80, gates=gates))
-    assert reading.headline(asked) is Metric.EXACT_MATCH, "what a gate asks for is not passed over in silence"
+def test_a_job_about_style_is_summed_up_by_its_judge() -> None:
+    found = example.changed(example.judged(), headline=Metric.JUDGE_WIN_RATE, best_baseline=Contender.FEW_SHOT)
+    said = judgement.verdict(found)
+    assert "win rate of 0.56" in said.evidence
+    assert "30 won, 50 tied, 18 lost" in said.evidence
+    assert any("JudgeWinRate" in one and "not certain" in one for one in said.cautions), "a p-value of 0.1"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@
     canary       answers of the tuned model with the log-probability of every token, which verify asks for again
     consistency  how often sampled answers to one question agree
     forgetting   general questions that the training is not about, asked before and after; forgetting.jsonl has ours
+    headline     the metric that sums an evaluation up, and the baseline that is best by it
     scoreboard   from all of that to results.json and the status
 
 answers -> metrics -> evidence -> gates -> scoreboard

@@ -3,20 +3,18 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import job, results, run, status
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, evidence, gates, pairwise
+from finetune_trainer.evaluation import answers, evidence, gates, headline, pairwise
 from finetune_trainer.process import errors
 from finetune_trainer.store import folders, storage
 
 SAMPLES = 60
 """Examples in results.json with everybody's answer: those that tell most; samples.jsonl has all."""
-
-UNFOUGHT = evidence.Duel(0, 0, 0)
 
 IN_STATUS = (
     job.Metric.TOOL_CALL_MATCH,
@@ -53,6 +51,11 @@ class Findings:
     def duels(self) -> gates.Duels:
         return {which: one.duel for which, one in self.tallies.items()}
 
+    def headline(self, spec: run.Run) -> headline.Headline:
+        rates = {which: one.rate for which, one in self.duels.items() if one.examples}
+        rates.pop(job.Contender.SERVING, None)
+        return headline.decide(spec.evaluation.gates, self.values, rates)
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -68,25 +71,6 @@ class Facts:
     """Losses of its steps and validations."""
 
 
-def score(spec: run.Run) -> job.Metric:
-    """The metric that the job is about: its first gate's."""
-    return spec.evaluation.gates[0].metric if spec.evaluation.gates else job.Metric.EXACT_MATCH
-
-
-def best(spec: run.Run, found: Findings, among: Sequence[job.Contender]) -> job.Contender | None:
-    """The contender that is best in the job's metric, else in the loss; the first of equals, which is the simplest."""
-    if score(spec) in job.PAIRWISE and (
-        fought := [which for which in among if found.duels.get(which, UNFOUGHT).examples]
-    ):
-        return min(fought, key=lambda which: found.duels[which].rate)
-    for metric in (score(spec), job.Metric.LOSS):
-        there = [(found.values[which][metric].value, which) for which in among if metric in found.values.get(which, {})]
-        if there:
-            choose = min if metric in job.LOWER_IS_BETTER else max
-            return choose(there, key=lambda one: one[0])[1]
-    return None
-
-
 def results_of(
     spec: run.Run,
     store: storage.Storage,
@@ -98,11 +82,10 @@ def results_of(
     """All of it as results.json says it."""
     tuned = job.Contender.TUNED
     rivals = [which for which in found.asked if which is not tuned]
-    baselines = [which for which in rivals if which is not job.Contender.SERVING]
-    strongest = best(spec, found, baselines)
+    summed = found.headline(spec)
     saved = None
-    if strongest is not None and found.asked[tuned].prompts:
-        saved = round(found.asked[strongest].prompt_tokens - found.asked[tuned].prompt_tokens)
+    if summed.baseline is not None and found.asked[tuned].prompts:
+        saved = round(found.asked[summed.baseline].prompt_tokens - found.asked[tuned].prompt_tokens)
     told = values(found.values)
     gpus = spec.gpus * spec.nodes
     took = facts.training.get("seconds")
@@ -121,7 +104,9 @@ def results_of(
         rank=spec.training.lora.rank,
         adapter=facts.sha256,
         intent=spec.intent,
-        evaluation=summary(spec, told, seen, len(examples), saved, found.duels),
+        headline=summed.metric,
+        best_baseline=summed.baseline,
+        evaluation=summary(spec, told, seen, len(examples), saved, found),
         values=told,
         comparisons=[
             *(compared(metric, which, found) for which in rivals for metric in comparable(found, which)),
@@ -134,7 +119,7 @@ def results_of(
             for which, one in found.asked.items()
             if one.prompts
         ],
-        break_even_requests=break_even(saved, took, found.prefill),
+        break_even_requests=break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
         training=results.Training(
             **facts.history,
             seconds=took,
@@ -149,7 +134,7 @@ def results_of(
         findings=checked.get("facts", {}).get("findings", []),
         seconds=round(facts.seconds, 1),
         finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        samples=shown([sample(spec, example, index, found) for index, example in enumerate(examples)], strongest),
+        samples=shown([sample(summed.metric, *one, found) for one in enumerate(examples)], summed.baseline),
     )
 
 
@@ -252,7 +237,10 @@ def verdicts(hearing: pairwise.Hearing, examples: list[dataset.Example]) -> Iter
 
 
 def break_even(saved: int | None, seconds: float | None, prefill: float) -> int | None:
-    """Requests until the tokens that need not be read any more would have taken as long as the training did."""
+    """Requests until the tokens that need not be read any more would have taken as long as the training did.
+
+    saved: tokens a request; seconds: of the training, summed over its devices; prefill: tokens a second that one device reads.
+    """
     if not saved or saved <= 0 or not seconds or prefill <= 0:
         return None
     return round(seconds * prefill / saved)
@@ -264,15 +252,16 @@ def summary(
     seen: list[status.GateResult],
     examples: int,
     saved: int | None,
-    duels: gates.Duels,
+    found: Findings,
 ) -> status.Evaluation:
     """The evaluation for the status: the gates' metrics and the main ones."""
     main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.gates), *IN_STATUS]))
     told = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
-    mine = [one.value for one in measured if one.metric is score(spec) and one.contender is job.Contender.TUNED]
-    if score(spec) in job.PAIRWISE:
-        first = spec.evaluation.gates[0].over
-        mine = [one.rate for which, one in duels.items() if which is first and one.examples]
+    first = spec.evaluation.gates[0] if spec.evaluation.gates else None
+    metric = first.metric if first else found.headline(spec).metric
+    mine = [one.value for one in measured if one.metric is metric and one.contender is job.Contender.TUNED]
+    if first and metric in job.PAIRWISE:
+        mine = [one.rate for which, one in found.duels.items() if which is first.over and one.examples]
     return status.Evaluation(
         passed=all(one.passed for one in seen),
         score=f"{mine[0]:.4f}" if mine else None,
@@ -307,8 +296,8 @@ def shown(samples: list[results.Sample], rival: job.Contender | None) -> list[re
     return [one for _, one in report.choose(samples, rival or job.Contender.BASE, SAMPLES)]
 
 
-def sample(spec: run.Run, example: dataset.Example, index: int, found: Findings) -> results.Sample:
-    metric = score(spec)
+def sample(metric: job.Metric | None, index: int, example: dataset.Example, found: Findings) -> results.Sample:
+    """`metric` says which answers are right, where it is a share of right ones."""
     right = {
         which: bool(columns[metric].parts[index, 0])
         for which, columns in found.values.items()

@@ -70,7 +70,10 @@ def _decided(found: results.Results) -> str:
 
 def _evidence(found: results.Results) -> str:
     """The headline metric of the tuned model against the best baseline; empty where nothing was measured."""
-    metric = reading.headline(found)
+    metric = found.headline
+    if metric in job.PAIRWISE:
+        duel = reading.duel(found, found.best_baseline)
+        return _judged(found, duel) if duel else ""
     tuned = reading.value(found, metric, Contender.TUNED) if metric else None
     return f"{words.capital(_against(found, tuned))}." if tuned else ""
 
@@ -94,12 +97,12 @@ def _cautions(found: results.Results) -> list[str]:
     if baseline is not None and baseline.sufficient is not None:
         who = words.described(baseline.sufficient, found.intent.prompt)
         made.append(f"{words.capital(who)} passes the gates without any training.")
-    metric = reading.headline(found)
+    metric = found.headline
     if metric and _mark(found, metric) is Mark.AGAINST:
         made.append(
             f"By {metric} the best baseline is better than the tuned model: fine-tuning has not earned its place."
         )
-    if metric and found.evaluation.passed and _mark(found, metric) is Mark.UNDECIDED and reading.rival(found, metric):
+    if metric and found.evaluation.passed and _mark(found, metric) is Mark.UNDECIDED and found.best_baseline:
         made.append(f"By {metric} it is not certain that the tuned model is better than the best baseline.")
     if examples < FEW:
         counted = f"{examples} test example{'s' if examples != 1 else ''}"
@@ -155,16 +158,22 @@ def _style(found: results.Results, goals: set[Goal]) -> Reason:
     )
     if duel is None or duel.win_rate is None or (counted.mark is not Mark.UNMEASURED and Goal.STYLE not in goals):
         return counted
-    rate = words.measured(Metric.JUDGE_WIN_RATE, duel.win_rate, duel.low, duel.high)
-    said = (
+    meaning = f"{Metric.JUDGE_WIN_RATE}: {evaluation.MEANINGS[Metric.JUDGE_WIN_RATE]}."
+    return Reason(title, _judged(found, duel), _preferred(duel), meaning, asked)
+
+
+def _judged(found: results.Results, duel: results.Duel) -> str:
+    rate = words.measured(Metric.JUDGE_WIN_RATE, duel.win_rate or 0.0, duel.low, duel.high)
+    return (
         f"A judge gives the tuned model's answers a win rate of {rate} over {words.described(duel.over, found.intent.prompt)}: "
         f"{duel.wins} won, {duel.ties} tied, {duel.losses} lost."
     )
+
+
+def _preferred(duel: results.Duel) -> Mark:
     sure = duel.p_value is not None and duel.p_value < SURE
     worse = duel.high is not None and duel.high < 0.5
-    mark = Mark.FOR if sure else Mark.AGAINST if worse else Mark.UNDECIDED
-    meaning = f"{Metric.JUDGE_WIN_RATE}: {evaluation.MEANINGS[Metric.JUDGE_WIN_RATE]}."
-    return Reason(title, said, mark, meaning, asked)
+    return Mark.FOR if sure else Mark.AGAINST if worse else Mark.UNDECIDED
 
 
 def _by_metric(found: results.Results, title: str, metrics: tuple[Metric, ...], how: str, *, asked: bool) -> Reason:
@@ -178,6 +187,9 @@ def _by_metric(found: results.Results, title: str, metrics: tuple[Metric, ...], 
 
 def _mark(found: results.Results, metric: Metric) -> Mark:
     """What a metric says against the best baseline: by the paired comparison, else by intervals that do not overlap."""
+    if metric in job.PAIRWISE:
+        duel = reading.duel(found, found.best_baseline)
+        return _preferred(duel) if duel else Mark.UNMEASURED
     tuned, other = reading.value(found, metric, Contender.TUNED), reading.rival(found, metric)
     if tuned is None:
         return Mark.UNMEASURED
@@ -200,7 +212,7 @@ def _cost(found: results.Results) -> Reason:
     """Quality per token: what a right answer costs, with the wrong ones paid for too; and when the training is paid back."""
     title = "Cost"
     metric = reading.chosen(found, tuple(one for one in reading.TASK if one in reading.RIGHT_OR_WRONG))
-    other = reading.strongest(found)
+    other = found.best_baseline
     ours, theirs = (_per_answer(found, metric, who) for who in (Contender.TUNED, other))
     if ours is None or theirs is None or other is None:
         return Reason(
@@ -241,20 +253,20 @@ def _paid_back(found: results.Results) -> str:
 
 def unpaid(found: results.Results) -> str:
     """Why there is no break-even."""
-    if found.training.cost is None:
-        return "the chart has no price of a GPU hour"
-    ours, theirs = (reading.tokens(found, who) if who else None for who in (Contender.TUNED, reading.strongest(found)))
+    if not found.training.seconds:
+        return "how long the training took is not known"
+    ours, theirs = (reading.tokens(found, who) if who else None for who in (Contender.TUNED, found.best_baseline))
     if ours is None or theirs is None:
         return "tokens of requests were not compared"
     return (
         "no prompt tokens are saved"
-        if ours.prompt >= theirs.prompt
+        if round(theirs.prompt - ours.prompt) <= 0
         else "the speed of reading prompts was not measured"
     )
 
 
 def _fewer(found: results.Results) -> Reason:
-    title, other = "Fewer tokens", reading.strongest(found)
+    title, other = "Fewer tokens", found.best_baseline
     ours = reading.tokens(found, Contender.TUNED)
     theirs = reading.tokens(found, other) if other else None
     if ours is None or theirs is None or other is None:

@@ -1,6 +1,6 @@
 """Finds values in the results, for judgement and sections. Pure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from finetune_api import job, results
 
@@ -58,13 +58,21 @@ def best(metric: Metric) -> Callable[[Iterable[results.Value]], results.Value]:
 
 
 def rival(found: results.Results, metric: Metric) -> results.Value | None:
-    """The best baseline: what the tuned model has to beat; of equals the cheapest. None: none was measured."""
+    """The best baseline by a metric: what the tuned model has to beat; of equals the cheapest. None: none was measured."""
+    if metric is found.headline:
+        return value(found, metric, found.best_baseline) if found.best_baseline is not None else None
     values = [one for contender in BASELINES if (one := value(found, metric, contender)) is not None]
     return best(metric)(values) if values else None
 
 
 def comparison(found: results.Results, metric: Metric, over: Contender) -> results.Comparison | None:
     return next((one for one in found.comparisons if one.metric is metric and one.over is over), None)
+
+
+def duel(found: results.Results, over: Contender | None) -> results.Duel | None:
+    """The judge's verdicts against one baseline; None: there are none."""
+    duels = found.judgement.duels if found.judgement else []
+    return next((one for one in duels if one.over is over and one.win_rate is not None), None)
 
 
 def hardest(found: results.Results) -> results.Duel | None:
@@ -88,25 +96,17 @@ def gate_metrics(found: results.Results) -> list[Metric]:
     return [gate.metric for gate in found.evaluation.gates]
 
 
+def telling(
+    among: Sequence[Metric], asked: Sequence[Metric], tuned: Collection[Metric], scored: Collection[Metric]
+) -> Metric | None:
+    """The metric that tells most of those that the tuned model has: one that a gate asked for, else the first on which anybody
+    scored at all."""
+    there = [metric for metric in among if metric in tuned]
+    first = [metric for metric in asked if metric in there]
+    return next(iter([*first, *(metric for metric in there if metric in scored), *there]), None)
+
+
 def chosen(found: results.Results, metrics: tuple[Metric, ...]) -> Metric | None:
-    """The metric that tells most: one that a gate names, else the first on which anybody scored at all."""
-    there = [metric for metric in metrics if value(found, metric, Contender.TUNED) is not None]
-    asked = [metric for metric in gate_metrics(found) if metric in there]
-    telling = [metric for metric in there if any(one.value for one in found.values if one.metric is metric)]
-    return next(iter([*asked, *telling, *there]), None)
-
-
-def headline(found: results.Results) -> Metric | None:
-    """The first gate's metric, which is the job's score; without gates the most telling one."""
-    scored = [metric for metric in gate_metrics(found) if value(found, metric, Contender.TUNED) is not None]
-    return scored[0] if scored and scored[0] is not Metric.FORGETTING else chosen(found, TASK)
-
-
-def strongest(found: results.Results) -> Contender | None:
-    """The best baseline by the headline metric, which samples and tokens are compared with."""
-    metric = headline(found)
-    beaten = rival(found, metric) if metric is not None else None
-    if beaten is not None:
-        return beaten.contender
-    there = [one for one in BASELINES if any(one in sample.answers for sample in found.samples)]
-    return there[-1] if there else None
+    """The most telling one of these metrics."""
+    tuned = {one.metric for one in found.values if one.contender is Contender.TUNED}
+    return telling(metrics, gate_metrics(found), tuned, {one.metric for one in found.values if one.value})

@@ -81,7 +81,7 @@ def _kind(sample: results.Sample, rival: Contender | None, *, graded: bool) -> K
 
 def section(found: results.Results) -> markup.Html:
     """The answers side by side."""
-    rival = reading.strongest(found)
+    rival = found.best_baseline
     shown = choose(found.samples, rival)
     if not shown:
         return ""

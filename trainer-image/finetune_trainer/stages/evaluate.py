@@ -101,6 +101,8 @@ def evaluate(
     if umpire is not None:
         cases = judge.cases(umpire.rules, examples, found.asked, spec.training.seed)
         found.hearing = umpire.hear(cases, meter.tell)
+    if spec.evaluation.consistency is not None:
+        repeat(spec, spec.evaluation.consistency, asked, examples, found, meter)
     seen = gates.check(spec.evaluation.gates, found.values, duels=found.duels)
     recorded = canary.record(asked.model, asked.head, *pairs(asked, examples, found), asked.where)
     facts = scoreboard.Facts(
@@ -164,12 +166,22 @@ def measure(
     for which, columns in forgotten.items():
         if which in found.values:
             found.values[which] |= columns
-    if rules := spec.evaluation.consistency:
-        strongest = scoreboard.best(spec, found, baselines)
-        for which in (job.Contender.TUNED,) if strongest is None else (strongest, job.Contender.TUNED):
+    return found
+
+
+def repeat(
+    spec: run.Run,
+    rules: job.Consistency,
+    asked: answers.ModelRunner,
+    examples: list[dataset.Example],
+    found: scoreboard.Findings,
+    meter: Meter,
+) -> None:
+    """Several sampled answers of the tuned model and of the best baseline."""
+    for which in (found.headline(spec).baseline, job.Contender.TUNED):
+        if which is not None:
             column = consistency.measure(asked, which, examples, rules, spec.training.seed, meter.tell)
             found.values[which][job.Metric.CONSISTENCY] = column
-    return found
 
 
 def enter(
@@ -254,7 +266,8 @@ def deliver(
     folder.mkdir(exist_ok=True)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for index, example in enumerate(examples):
-            file.write(json.dumps(scoreboard.sample(spec, example, index, found).wire(), ensure_ascii=False) + "\n")
+            sample = scoreboard.sample(told.headline, index, example, found)
+            file.write(json.dumps(sample.wire(), ensure_ascii=False) + "\n")
     if found.hearing is not None:
         lines = (json.dumps(line) for line in scoreboard.verdicts(found.hearing, examples))
         (folder / "judge.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
