@@ -7,7 +7,7 @@ import pytest
 from finetune_api import reasons, run
 from finetune_trainer.process import errors
 from finetune_trainer.stages import fetch
-from finetune_trainer.store import folders, storage
+from finetune_trainer.store import folders, sources, storage
 
 World = Callable[..., run.Run]
 
@@ -80,11 +80,43 @@ def test_a_base_model_in_s3_is_copied_with_its_weights(
 ) -> None:
     for path in base.iterdir():
         s3.upload_file(str(path), "data", f"models/tiny/{path.name}")
-    s3.put_object(Bucket="data", Key="models/tiny/pytorch_model.bin", Body=b"pickle")
+    for second in ("pytorch_model.bin", "consolidated.safetensors", "consolidated.safetensors.index.json"):
+        s3.put_object(Bucket="data", Key=f"models/tiny/{second}", Body=b"the same weights once more")
     spec = world(baseModel={"name": "tiny-base", "source": "s3://data/models/tiny"}, storage={"endpoint": s3_server})
     fetch.fetch(spec, *saved, tmp_path / "base", tmp_path / "to")
     assert {path.name for path in (tmp_path / "base").iterdir()} == {path.name for path in base.iterdir()}
     assert folders.sha256(tmp_path / "base" / "model.safetensors") == folders.sha256(base / "model.safetensors")
+
+
+def test_a_second_copy_of_the_weights_is_not_fetched_from_the_hub(
+    world: World, saved: tuple[str, str], tmp_path: pathlib.Path, base: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import utils
+
+    listed = [path.name for path in base.iterdir()]
+    fetched: list[str] = []
+
+    def download(_: str, *, local_dir: pathlib.Path, allow_patterns: Any, ignore_patterns: Any, **__: Any) -> str:
+        there = [*listed, "consolidated.safetensors", "original/model.safetensors", "model.bin"]
+        fetched.extend(utils.filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(base)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    spec = world(baseModel={"name": "tiny-base", "source": "hf://org/model"})
+    fetch.fetch(spec, *saved, tmp_path / "base", tmp_path / "to")
+    assert sorted(fetched) == sorted(listed)
+
+
+def test_weights_in_another_layout_alone_are_refused(world: World, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "consolidated.safetensors").write_text("weights")
+    spec = world(baseModel={"name": "tiny-base", "source": f"file://{folder}"})
+    with pytest.raises(errors.Failure, match=r"consolidated\.safetensors") as caught:
+        sources.resolve(spec.base_model, storage.of(spec.storage), tmp_path / "base")
+    assert caught.value.reason is reasons.Reason.MODEL_INVALID
 
 
 def test_a_hub_that_cannot_be_reached_is_explained(

@@ -3,6 +3,7 @@
 Used by preflight (configuration and tokenizer only), train and evaluate (everything), and fetch. Free of torch.
 """
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 
 WEIGHTS = "*.safetensors"
 
-IGNORED = ["consolidated*", "original/*"]
+IGNORED = ("consolidated*", "original/*")
 """Second copies of the weights in other layouts, which some publishers add."""
 
 
@@ -48,11 +49,11 @@ def _bucket(source: str, store: storage.Storage, into: pathlib.Path, weights: bo
             "the BaseModel's source.",
         )
     names = [entry.uri.removeprefix(prefix) for entry in entries]
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(_matches(name, WEIGHTS) for name in names):
         raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(source, names))
     for entry, name in zip(entries, names, strict=True):
         path = into / name
-        wanted = any(pathlib.PurePath(name).match(kind) for kind in (*SMALL, *((WEIGHTS,) if weights else ())))
+        wanted = _matches(name, *SMALL, *((WEIGHTS,) if weights else ()))
         if wanted and not (path.is_file() and path.stat().st_size == entry.size):
             store.download(entry.uri, path)
     return into
@@ -67,10 +68,10 @@ def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bo
     try:
         if not weights:
             names = huggingface_hub.HfApi().list_repo_files(name, revision=base.revision)
-            if not any(file.endswith(".safetensors") for file in names):
+            if not any(_matches(file, WEIGHTS) for file in names):
                 raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(base.source, names))
         folder = huggingface_hub.snapshot_download(
-            name, revision=base.revision, allow_patterns=patterns, local_dir=into
+            name, revision=base.revision, allow_patterns=patterns, ignore_patterns=list(IGNORED), local_dir=into
         )
     except hub.GatedRepoError as error:
         raise errors.Failure(
@@ -115,13 +116,20 @@ def check(folder: pathlib.Path, source: str, *, weights: bool = True) -> dict[st
             "transformers supports.",
         )
     names = sorted(path.name for path in folder.iterdir())
-    if weights and not any(name.endswith(".safetensors") for name in names):
+    if weights and not any(_matches(name, WEIGHTS) for name in names):
         raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(source, names))
     return config
 
 
+def _matches(name: str, *kinds: str) -> bool:
+    """Whether a file is of one of these kinds, and no second copy."""
+    return any(fnmatch.fnmatch(name, kind) for kind in kinds) and not any(
+        fnmatch.fnmatch(name, kind) for kind in IGNORED
+    )
+
+
 def _no_weights(source: str, names: list[str]) -> str:
     return (
-        f"{source} has no *.safetensors (found: {', '.join(names[:8])}). Pickled weights are never loaded; save the model "
-        "with safetensors."
+        f"{source} has no *.safetensors in the transformers layout (found: {', '.join(names[:8])}). Pickled weights are never "
+        "loaded; save the model with safetensors."
     )
