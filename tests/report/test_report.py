@@ -3,8 +3,10 @@
 import html
 import json
 import math
+import re
 from pathlib import Path
 
+import jinja2
 import jsonschema
 import pytest
 from hatchling.builders.wheel import WheelBuilder
@@ -12,13 +14,14 @@ from tests.report import example
 
 from finetune_api import job, results
 from finetune_trainer import report
-from finetune_trainer.report import differences, drawings, judgement, reading, samples, sections, words
+from finetune_trainer.report import differences, document, drawings, judgement, parts, reading, samples, words
 from generate import api
 
 Metric = job.Metric
 Contender = job.Contender
 Mark = judgement.Mark
 REPOSITORY = Path(__file__).resolve().parents[2]
+ROOM = Path(report.__file__).parent
 
 
 def test_the_verdict_is_a_sentence_with_its_evidence() -> None:
@@ -227,12 +230,25 @@ def test_a_number_is_never_rounded_to_all_or_nothing(metric: job.Metric, value: 
 
 
 def test_differences_are_marked_by_word() -> None:
-    marked = differences.marked('{"intent": "refund", "urgent": true}', '{"intent": "praise", "urgent": true}')
-    assert marked == "{&quot;intent&quot;: &quot;<del>refund</del><ins>praise</ins>&quot;, &quot;urgent&quot;: true}"
-    phrase = differences.marked("It will come on Monday, we hope.", "It will come two days later, we hope.")
-    assert phrase == "It will come <del>on Monday</del><ins>two days later</ins>, we hope."
-    assert differences.marked("one two three", "one two three four") == "one two three<ins> four</ins>"
-    assert differences.marked("a <b> c", "a <i> c") == "a &lt;<del>b</del><ins>i</ins>&gt; c"
+    assert differences.marked('{"intent": "refund", "urgent": true}', '{"intent": "praise", "urgent": true}') == [
+        ("same", '{"intent": "'),
+        ("lacks", "refund"),
+        ("adds", "praise"),
+        ("same", '", "urgent": true}'),
+    ]
+    assert differences.marked("It will come on Monday, we hope.", "It will come two days later, we hope.") == [
+        ("same", "It will come "),
+        ("lacks", "on Monday"),
+        ("adds", "two days later"),
+        ("same", ", we hope."),
+    ]
+    assert differences.marked("one two three", "one two three four") == [("same", "one two three"), ("adds", " four")]
+
+
+def test_differences_and_what_surrounds_them_are_escaped() -> None:
+    one = sample(1, "a <i> c\x07", None, "a <b> c")
+    page = report.page(example.changed(example.bare(), samples=[one]))
+    assert ">a &lt;<del>b</del><ins>i</ins>&gt; c<ins>␇</ins></pre>" in page
 
 
 def test_answers_that_share_nothing_are_not_dotted_with_marks() -> None:
@@ -281,15 +297,17 @@ def test_free_texts_are_chosen_by_who_is_nearer() -> None:
 def test_overfitting_is_said_where_the_validation_loss_rises() -> None:
     assert "The model overfits: the validation loss rose from" in report.page(example.failed())
     assert "No overfitting is seen" in report.page(example.everything())
-    assert "cannot be seen" in sections.course([])
+    assert "cannot be seen" in parts.course([])
 
 
 @pytest.mark.parametrize(
     "points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, 1e9), (100_000, 1e-9)], [(step, 2.0) for step in range(5000)]]
 )
 def test_curves_of_any_kind_are_drawn(points: list[drawings.Point]) -> None:
-    drawn = drawings.curves(points, points[:1])
-    assert drawn.count("<svg") == 1
+    history = [{"step": float(step), "loss": float(loss)} for step, loss in points]
+    training = results.Training(history=history, validations=history[:1])
+    page = report.page(example.changed(example.bare(), training=training))
+    drawn = page[page.index('<svg class="curves"') : page.index("</svg>", page.index('<svg class="curves"'))]
     assert "nan" not in drawn
     assert len(drawn) < 20_000
 
@@ -336,6 +354,22 @@ def test_the_schema_is_one_and_refuses_what_is_no_result() -> None:
     assert not list(jsonschema.Draft202012Validator(schema).iter_errors(document | {"later": 1}))
 
 
-def test_the_style_sheet_travels_with_the_package() -> None:
+def test_a_name_that_a_template_gets_wrong_is_an_error() -> None:
+    """It would else be an empty place on the page."""
+    with pytest.raises(jinja2.UndefinedError):
+        document.environment().from_string("{{ found.revison }}").render(found=example.bare())
+
+
+def test_templates_and_style_sheet_travel_with_the_package() -> None:
+    templates = {f"finetune_trainer/report/templates/{file.name}" for file in (ROOM / "templates").iterdir()}
+    assert {"finetune_trainer/report/templates/style.css", "finetune_trainer/report/templates/page.html.j2"} < templates
     builder = WheelBuilder(str(REPOSITORY))
-    assert "finetune_trainer/report/style.css" in {file.distribution_path for file in builder.recurse_included_files()}
+    assert templates <= {file.distribution_path for file in builder.recurse_included_files()}
+
+
+def test_no_markup_is_written_outside_of_the_templates() -> None:
+    """Nor is any text called markup: what is not in a template is escaped."""
+    for file in ROOM.glob("*.py"):
+        assert not re.findall(r"</?[a-z]+[ >]|Markup\(", file.read_text()), file.name
+    for file in (ROOM / "templates").glob("*.j2"):
+        assert not re.findall(r"\| *safe|autoescape", file.read_text()), file.name

@@ -1,9 +1,15 @@
-"""The report: one HTML file without any request to elsewhere, light and dark, for people. Pure: results in, text out.
+"""Report: results.json -> one HTML file without any request to elsewhere, light and dark, for people. Pure: results in, text out.
 
-results -> judgement (what they say about fine-tuning, in words) -> sections, scores, samples (HTML of each part) -> document
-
-`reading` finds values in the results, `words` says numbers, `drawings` draws them,
-`differences` marks where answers differ, `markup` makes all that users wrote harmless.
+document     the page: templates/page.html.j2 and what it includes, through Jinja2, which escapes all that it is given
+judgement    what the results say about fine-tuning, in words: the verdict, five reasons for it, two against
+scores       rows of the tables with intervals: candidates, gains, the judge's verdicts
+benchmarks   rows of the table of public benchmarks
+parts        losses, tokens, findings in the data, facts
+samples      which answers are shown, and which kind each is
+differences  where an answer differs from the expected one
+drawings     places and ticks of the drawings
+reading      finds values in the results
+words        numbers and names in words
 """
 
 from finetune_trainer.report.document import page

@@ -3,8 +3,7 @@
 import difflib
 import itertools
 import re
-
-from finetune_trainer.report import markup
+import typing
 
 WORDS = 1500
 """Words up to which texts are compared; the time grows with the square."""
@@ -12,11 +11,15 @@ WORDS = 1500
 ALIKE = 0.3
 """Share of letters and digits that must be common; below it, marks on nearly every word only hide the answer."""
 
+Kind = typing.Literal["same", "lacks", "adds"]
+Parts = list[tuple[Kind, str]]
+"""Pieces of text in their order; none is empty."""
+
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
 
 
-def marked(expected: str, answer: str) -> markup.Html | None:
-    """The answer with what it lacks as <del> and what it adds as <ins>.
+def marked(expected: str, answer: str) -> Parts | None:
+    """The answer, with what it lacks and what it adds.
 
     None: there is nothing to learn from that, since the texts are too long or share too few words.
     """
@@ -34,10 +37,10 @@ def marked(expected: str, answer: str) -> markup.Html | None:
     kept = "".join([head, *(new for _, new, same in changes if same), tail])
     if _letters(kept) < ALIKE * max(_letters(expected), _letters(answer)):
         return None
-    parts = [markup.text(head)]
+    parts: Parts = [("same", head)]
     for old, new, same in _joined(changes):
-        parts += [markup.text(new)] if same else [_wrapped("del", old), _wrapped("ins", new)]
-    return "".join([*parts, markup.text(tail)])
+        parts += [("same", new)] if same else [("lacks", old), ("adds", new)]
+    return [(kind, piece) for kind, piece in [*parts, ("same", tail)] if piece]
 
 
 def _joined(changes: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
@@ -66,7 +69,3 @@ def nearness(expected: str, answer: str) -> float:
 def _common(a: list[str], b: list[str]) -> int:
     """How many pieces both begin with."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def _wrapped(tag: str, piece: str) -> markup.Html:
-    return f"<{tag}>{markup.text(piece)}</{tag}>" if piece else ""

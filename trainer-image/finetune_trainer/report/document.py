@@ -1,47 +1,45 @@
-"""The whole page: head, style and the parts in their order."""
+"""The whole page, made by the templates. They call the other modules of this room for what they show, and hold all markup.
+
+Jinja2 escapes whatever a template is given; only what stands in the templates themselves is markup.
+"""
 
 import functools
-import importlib.resources
+from typing import Any
 
-from finetune_api import results
-from finetune_trainer.report import benchmarks, duels, markup, samples, scores, sections
+import jinja2
+import markupsafe
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""Whatever slipped through: a browser loads nothing and runs nothing of this page."""
+from finetune_api import checks, evaluation, job, results
+from finetune_trainer.report import benchmarks, drawings, judgement, parts, reading, samples, scores, words
+
+_UNSEEN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+# C1 controls and lone surrogates: browsers guess at the first, and the second cannot be written as UTF-8 at all.
+_WRONG = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
+_VISIBLE = _UNSEEN | _WRONG
 
 
 def page(found: results.Results) -> str:
     """The HTML document of one evaluation. Any part of the results may be absent."""
-    name = f"{found.namespace}/{found.name}"
-    about = (
-        f"revision {markup.quoted(found.revision)} · base model {markup.quoted(found.base_model)} · LoRA rank {found.rank} · "
-        f"served as {markup.quoted(found.served_model_name)}"
-    )
-    parts = (
-        sections.verdict(found),
-        sections.reasons(found),
-        sections.gates(found),
-        scores.contenders(found),
-        scores.comparisons(found),
-        duels.section(found),
-        benchmarks.section(found),
-        sections.losses(found),
-        sections.tokens(found),
-        samples.section(found),
-        sections.findings(found),
-        sections.facts(found),
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
-        f'content="{POLICY}"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f'<title>Fine-tuning report: {markup.text(name)}</title><link rel="icon" href="data:,"><style>{style()}</style></head>'
-        f'<body><main><header><h1>{markup.quoted(name)}</h1><p class="soft">{about}</p></header>'
-        f"{''.join(parts)}</main></body></html>\n"
-    )
+    return environment().get_template("page.html.j2").render(found=found)
+
+
+def visible(value: Any) -> Any:
+    """A value as text, control characters made visible; Jinja2 escapes it then. Markup of a macro stays as it is."""
+    return value if isinstance(value, markupsafe.Markup) else str(value).replace("\r\n", "\n").translate(_VISIBLE)
 
 
 @functools.cache
-def style() -> str:
-    """style.css, which is a file of its own for those who edit it."""
-    return importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+def environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    modules = (benchmarks, drawings, evaluation, judgement, parts, reading, samples, scores, words)
+    made.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}
+    made.globals |= {"Candidate": job.Contender, "Mark": judgement.Mark, "rules": checks.BY_ID}
+    made.filters |= {"capital": words.capital, "count": words.count, "name": words.name}
+    return made

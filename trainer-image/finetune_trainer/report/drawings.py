@@ -1,10 +1,8 @@
-"""The drawings: intervals as whiskers, gains around zero, loss curves. Inline SVG whose colours are those of the style sheet."""
+"""The drawings: intervals as whiskers, gains around zero, loss curves. Numbers only; the templates make SVG of them."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-
-from finetune_trainer.report import markup
 
 POINTS = 400
 """Points of a curve at most: more than the drawing has pixels for says nothing and makes the page heavy."""
@@ -31,27 +29,30 @@ def spanning(values: Sequence[float]) -> Scale:
     return Scale(low - room, high + room)
 
 
+@dataclasses.dataclass(frozen=True)
+class Whisker:
+    """A dot with its interval on a scale; places are x in the drawing, None for what is not drawn."""
+
+    label: str
+    dot: float | None
+    ends: tuple[float, float] | None
+    line: float | None
+    width: int = 150
+    edge: int = 4
+
+
 def whisker(
-    value: float, low: float | None, high: float | None, scale: Scale, label: str, *, line: float | None = None
-) -> markup.Html:
-    """A dot with its interval on a scale; `line`: the value that other drawings on the same scale are compared with."""
-    width, height, edge = 150, 18, 4
+    value: float | None, low: float | None, high: float | None, scale: Scale, label: str, line: float | None = None
+) -> Whisker:
+    """`line`: the value that other drawings on the same scale are compared with."""
 
-    def x(place: float) -> float:
-        return round(edge + scale.at(place) * (width - 2 * edge), 1)
+    def x(place: float | None) -> float | None:
+        if place is None or not math.isfinite(place):
+            return None
+        return round(Whisker.edge + scale.at(place) * (Whisker.width - 2 * Whisker.edge), 1)
 
-    parts = [f'<line class="axis" x1="{edge}" x2="{width - edge}" y1="9" y2="9"/>']
-    if line is not None and math.isfinite(line):
-        parts.append(f'<line class="mean" x1="{x(line)}" x2="{x(line)}" y1="0" y2="{height}"/>')
-    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-        a, b = x(low), x(high)
-        parts.append(f'<path class="range" d="M{a} 4V14M{a} 9H{b}M{b} 4V14"/>')
-    if math.isfinite(value):
-        parts.append(f'<circle class="dot" cx="{x(value)}" cy="9" r="4"/>')
-    return (
-        f'<svg class="whisker" viewBox="0 0 {width} {height}" role="img" aria-label="{markup.text(label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    a, b = x(low), x(high)
+    return Whisker(label, x(value), None if a is None or b is None else (a, b), x(line))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,25 +74,37 @@ class Frame:
     def y(self, loss: float) -> float:
         return round(self.above + (self.height - self.above - self.below) * (1 - min(loss, self.top) / self.top), 1)
 
+    def anchor(self, step: float) -> str:
+        """Where a text about a step begins, so that it stays within the plane."""
+        share = step / self.last
+        return "start" if share < 0.2 else "end" if share > 0.8 else "middle"
 
-def curves(steps: Sequence[Point], checks: Sequence[Point]) -> markup.Html:
-    """Training and validation loss by step, with axes; the least validation loss has a mark. Empty for fewer than two points."""
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Training and validation loss by step."""
+
+    frame: Frame
+    losses: list[float]
+    """Ticks of the axis."""
+    steps: list[float]
+    training: list[Point]
+    validation: list[Point]
+    lowest: Point | None
+    """The least validation loss."""
+    label: str
+
+
+def curves(steps: Sequence[Point], checks: Sequence[Point]) -> Curves | None:
+    """None for fewer than two points."""
     known = [*steps, *checks]
     if len(known) < 2:
-        return ""
-    ticks = _ticks(max(loss for _, loss in known))
-    frame = Frame(max(max(step for step, _ in known), 1.0), ticks[-1])
-    grid = "".join(
-        f'<line class="grid" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{frame.y(tick)}" y2="{frame.y(tick)}"/>'
-        f'<text x="{frame.left - 8}" y="{frame.y(tick) + 4}" text-anchor="end">{tick:g}</text>'
-        for tick in ticks
-    )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="Loss curves"><svg class="curves" '
-        f'viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{markup.text(_told(steps, checks))}">'
-        f"{grid}{_steps(frame)}{_legend(frame, bool(checks))}"
-        f"{_line(frame, thinned(steps), 'training')}{_line(frame, checks, 'validation')}{_lowest(frame, checks)}</svg></div>"
-    )
+        return None
+    losses = _ticks(max(loss for _, loss in known))
+    frame = Frame(max(max(step for step, _ in known), 1.0), losses[-1])
+    whole = [tick for tick in _ticks(frame.last) if tick <= frame.last and tick == int(tick)]
+    lowest = min(checks, key=lambda point: point[1], default=None)
+    return Curves(frame, losses, whole, thinned(steps), list(checks), lowest, _told(steps, checks))
 
 
 def _told(steps: Sequence[Point], checks: Sequence[Point]) -> str:
@@ -107,55 +120,6 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     width = math.ceil(len(points) / POINTS) or 1
     parts = [points[begin : begin + width] for begin in range(0, len(points), width)]
     return [(part[len(part) // 2][0], sum(loss for _, loss in part) / len(part)) for part in parts]
-
-
-def _line(frame: Frame, points: Sequence[Point], kind: str) -> markup.Html:
-    if not points:
-        return ""
-    path = " ".join(f"{frame.x(step)},{frame.y(loss)}" for step, loss in points)
-    dots = kind == "validation" or len(points) == 1
-    marks = (
-        "".join(f'<circle cx="{frame.x(step)}" cy="{frame.y(loss)}" r="3.5"/>' for step, loss in points) if dots else ""
-    )
-    return f'<g class="{kind}"><polyline points="{path}"/>{marks}</g>'
-
-
-def _lowest(frame: Frame, checks: Sequence[Point]) -> markup.Html:
-    if not checks:
-        return ""
-    step, loss = min(checks, key=lambda point: point[1])
-    x, y = frame.x(step), frame.y(loss)
-    share = (x - frame.left) / (frame.width - frame.left - frame.right)
-    anchor = "start" if share < 0.2 else "end" if share > 0.8 else "middle"
-    # Above the point, where the curve has come down from; below would run into the training loss.
-    return (
-        f'<line class="mean" x1="{x}" x2="{x}" y1="{frame.above}" y2="{frame.height - frame.below}"/>'
-        f'<circle class="lowest" cx="{x}" cy="{y}" r="7"/>'
-        f'<text class="strong" x="{x}" y="{max(frame.above + 12, y - 16)}" text-anchor="{anchor}">lowest {loss:.3f} '
-        f"at step {step:g}</text>"
-    )
-
-
-def _steps(frame: Frame) -> markup.Html:
-    floor = frame.height - frame.below
-    marks = [tick for tick in _ticks(frame.last) if tick <= frame.last and tick == int(tick)]
-    parts = [f'<text x="{frame.x(tick)}" y="{floor + 18}" text-anchor="middle">{tick:g}</text>' for tick in marks]
-    parts.append(
-        f'<text x="{frame.width - frame.right}" y="{frame.height - 6}" text-anchor="end">optimizer step</text>'
-    )
-    parts.append(f'<text x="{frame.left}" y="16">loss, nats per learned token</text>')
-    return "".join(parts)
-
-
-def _legend(frame: Frame, both: bool) -> markup.Html:
-    right = frame.width - frame.right
-    made = f'<g class="training"><path d="M{right - 210} 12h28"/></g><text x="{right - 176}" y="16">training</text>'
-    if both:
-        made += (
-            f'<g class="validation"><path d="M{right - 100} 12h28"/><circle cx="{right - 86}" cy="12" r="3.5"/></g>'
-            f'<text x="{right - 66}" y="16">validation</text>'
-        )
-    return made
 
 
 def _ticks(highest: float) -> list[float]:

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Sequence
 
 from finetune_api import job, results
-from finetune_trainer.report import differences, markup, reading, words
+from finetune_trainer.report import differences, reading
 
 Contender = job.Contender
 
@@ -28,6 +28,9 @@ class Kind(enum.Enum):
     TEXT = "Plain texts, which have no answers"
     UNANSWERED = "Without an answer to compare"
 
+
+GRADED = frozenset({Kind.NEARER, Kind.FARTHER, Kind.ALIKE})
+"""Kinds of samples of which nearness was compared, since no answer is right as it stands."""
 
 _QUOTAS = {Kind.HELPED: 6, Kind.HURT: 6, Kind.BOTH_WRONG: 4, Kind.NEARER: 6, Kind.FARTHER: 6, Kind.WRONG: 12}
 
@@ -79,85 +82,32 @@ def _kind(sample: results.Sample, rival: Contender | None, *, graded: bool) -> K
     }[tuned, other]
 
 
-def section(found: results.Results) -> markup.Html:
-    """The answers side by side."""
-    rival = found.best_baseline
-    shown = choose(found.samples, rival)
-    if not shown:
-        return ""
-    graded = any(kind in (Kind.NEARER, Kind.FARTHER, Kind.ALIKE) for kind, _ in shown)
-    blocks, last = [], None
-    for kind, sample in shown:
-        if kind is not last:
-            blocks.append(f"<h3>{markup.text(kind.value)}</h3>")
-        blocks.append(_sample(sample, rival, found, opened=last is None, graded=graded))
-        last = kind
-    note = markup.paragraph(
-        f"{len(shown)} of {max(found.evaluation.examples, len(shown))} test examples, the most telling first; samples.jsonl "
-        "has all. In an answer, <del>struck out</del> is what was expected and is missing, <ins>underlined</ins> is what was "
-        "not expected.",
-        "soft",
-    )
-    return markup.section("samples", "Answers side by side", note, *blocks)
+def shown(found: results.Results) -> list[tuple[Kind, results.Sample]]:
+    return choose(found.samples, found.best_baseline)
 
 
-def _sample(
-    sample: results.Sample, rival: Contender | None, found: results.Results, *, opened: bool, graded: bool
-) -> markup.Html:
+def question(sample: results.Sample) -> str:
+    """The last question in one short line."""
     turns = sample.messages or []
     asked = next((turn.get("content", "") for turn in reversed(turns) if turn.get("role") == "user"), sample.text or "")
     brief = " ".join(asked[:400].split())
-    brief = brief if len(brief) <= 140 else f"{brief[:139]}…"
-    said = "" if graded else "".join(_right(sample, who) for who in (Contender.TUNED, rival) if who is not None)
-    prompt = "".join(
-        f"<h4>{markup.quoted(turn.get('role', ''))}</h4>"
-        + markup.block(turn.get("content", ""), f"Turn of {turn.get('role', '')}", "prompt")
-        for turn in turns
-    )
-    plain = markup.block(sample.text, "Text", "prompt") if sample.text is not None else ""
-    return (
-        f'<details class="sample"{" open" if opened else ""}><summary><span class="asked" dir="auto">'
-        f"{markup.text(brief) or 'an empty question'}</span> {said}</summary>"
-        f'<p class="soft source">{markup.quoted(sample.source)}</p>{plain}{prompt}'
-        f"{_answers(sample, found, graded=graded)}</details>"
-    )
+    return brief if len(brief) <= 140 else f"{brief[:139]}…"
 
 
-def _right(sample: results.Sample, who: Contender) -> markup.Html:
-    verdict = right(sample, who)
-    if verdict is None:
-        return ""
-    kind, sign, word = ("good", "✓", "right") if verdict else ("bad", "✗", "wrong")
-    return markup.badge(kind, sign, f"{words.name(who)} {word}") + " "
-
-
-def _answers(sample: results.Sample, found: results.Results, *, graded: bool) -> markup.Html:
+def answered(sample: results.Sample) -> list[Contender]:
+    """Whose answers are shown, in their order."""
     order = (Contender.TUNED, *reversed(reading.BASELINES), Contender.SERVING)
-    cells = []
-    if sample.expected is not None:
-        cells.append(f"<div><h4>Expected</h4>{markup.block(sample.expected, 'Expected answer')}</div>")
-    for who in order:
-        answer = sample.answers.get(who)
-        if answer is None:
-            continue
-        label = f"Answer of {words.described(who, found.intent.prompt)}"
-        verdict = "" if graded else _right(sample, who)
-        cells.append(
-            f"<div><h4>{verdict or markup.text(words.name(who))}</h4>{_answer(sample.expected, answer, label)}</div>"
-        )
-    return f'<div class="answers">{"".join(cells)}</div>' if cells else ""
+    return [who for who in order if sample.answers.get(who) is not None]
 
 
-def _answer(expected: str | None, answer: str, label: str) -> markup.Html:
+def compared(expected: str | None, answer: str) -> tuple[differences.Parts, str]:
+    """An answer with its differences marked, and what is to be said about it."""
+    plain: differences.Parts = [("same", answer)]
     if expected is None:
-        return markup.block(answer, label)
+        return plain, ""
     if not answer.strip():
-        return markup.paragraph("an empty answer", "soft")
+        return [], "an empty answer"
     if answer.strip() == expected.strip():
-        return markup.block(answer, label) + markup.paragraph("As expected.", "soft")
-    inner = differences.marked(expected, answer)
-    if inner is None:
-        return markup.block(answer, label) + markup.paragraph(
-            "Too different, or too long, to compare word by word.", "soft"
-        )
-    return markup.written(inner, label)
+        return plain, "As expected."
+    marked = differences.marked(expected, answer)
+    return (plain, "Too different, or too long, to compare word by word.") if marked is None else (marked, "")

@@ -1,0 +1,96 @@
+"""What the page says of the training and its price, of the data, and what exactly was measured."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+from finetune_api import job, results
+from finetune_trainer.report import drawings, judgement, reading, words
+
+Contender = job.Contender
+
+RISEN = 1.01
+"""A validation loss that ends above its least one by more than this factor has risen."""
+
+
+def points(listed: Iterable[Mapping[str, float]]) -> list[drawings.Point]:
+    pairs = [(one.get("step", math.nan), one.get("loss", math.nan)) for one in listed]
+    return [(step, loss) for step, loss in pairs if math.isfinite(step) and math.isfinite(loss)]
+
+
+def course(validations: list[drawings.Point]) -> str:
+    """What the validation loss did, in words."""
+    if not validations:
+        return "There is no validation loss, so overfitting cannot be seen: set dataset.validation."
+    step, least = min(validations, key=lambda point: point[1])
+    last_step, last = validations[-1]
+    if last > RISEN * least:
+        return (
+            f"The model overfits: the validation loss rose from its least value {least:.3f} at step {step:g} to {last:.3f} at "
+            f"step {last_step:g}, while it learned the training examples by heart. The adapter of step {step:g} is the one that "
+            "is kept; fewer epochs or more examples would save the rest."
+        )
+    return (
+        f"No overfitting is seen: the validation loss is least, {least:.3f}, at step {step:g}, and ends at {last:.3f}."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    who: Contender
+    counted: results.Tokens
+    over: str
+    """Prompt tokens over those of the tuned model."""
+
+
+def tokens(found: results.Results) -> list[Tokens]:
+    """What a request takes."""
+    ours = reading.tokens(found, Contender.TUNED)
+    made = []
+    for who in (Contender.TUNED, *reading.BASELINES, Contender.SERVING):
+        one = reading.tokens(found, who)
+        if one is None:
+            continue
+        over = "" if ours is None or who is Contender.TUNED else f"{one.prompt - ours.prompt:+,.0f}".replace("-", "−")
+        made.append(Tokens(who, one, over))
+    return made
+
+
+def break_even(found: results.Results) -> str:
+    """When the training is paid back."""
+    requests, cost = found.break_even_requests, found.training.cost
+    price = words.price(cost, found.training.currency) if cost is not None else "the training's price"
+    if requests is not None:
+        return (
+            f"Break-even after {words.count(requests)} requests: by then the prompt tokens saved are worth {price} at the "
+            "measured speed of reading prompts."
+        )
+    return f"No break-even: {judgement.unpaid(found)}."
+
+
+def places(finding: Mapping[str, object]) -> list[object]:
+    """Where the data has what a check found."""
+    listed = finding.get("places")
+    return list(listed) if isinstance(listed, list | tuple) else []
+
+
+def facts(found: results.Results) -> dict[str, str]:
+    """Cost of the training, and what exactly was measured."""
+    training = found.training
+    rows = {
+        "Training": None if training.seconds is None else words.duration(training.seconds),
+        "Speed": None if training.tokens_per_second is None else f"{words.count(training.tokens_per_second)} tokens/s",
+        "Peak memory": None if training.peak_memory is None else words.size(training.peak_memory),
+        "GPU hours": None if training.gpu_hours is None else f"{training.gpu_hours:,.2f}",
+        "Price of the training": None if training.cost is None else words.price(training.cost, training.currency),
+        "Evaluation": words.duration(found.seconds),
+        "Evaluated": None if found.finished_at is None else f"{found.finished_at:%Y-%m-%d %H:%M %Z}".strip(),
+        "Base model": found.base_model,
+        "Base model's revision": found.base_model_revision,
+        "Revision of the job": found.revision,
+        "LoRA rank": str(found.rank),
+        "Adapter, SHA-256": found.adapter,
+        "Served as": found.served_model_name,
+        "Canary": found.evaluation.canary,
+    }
+    return {name: value for name, value in rows.items() if value is not None}
