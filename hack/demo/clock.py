@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from typing import Any
 
 from demo import child
 from toolbox import say
@@ -39,8 +40,8 @@ class Clock:
         return "\n".join(lines)
 
 
-def together(*lanes: Callable[[], None]) -> None:
-    """Runs functions side by side to their ends; when one fails, the programs of the others are ended."""
+def together(*lanes: Callable[[], Any]) -> list[Any]:
+    """Runs functions side by side to their ends, and gives their results; one that fails ends the programs of the others."""
     with futures.ThreadPoolExecutor(len(lanes)) as pool:
         tasks = [pool.submit(lane) for lane in lanes]
         try:
@@ -52,3 +53,4 @@ def together(*lanes: Callable[[], None]) -> None:
         if failed:
             child.end_all()
             raise failed[0]
+        return [task.result() for task in tasks]

@@ -134,6 +134,37 @@ def refuse_to_replace(kube: Kube, *names: str) -> None:
             )
 
 
+def pull(kube: Kube, image: str) -> None:
+    """Lets the node fetch an image before a pod needs it, while other things are done; nothing waits for it.
+
+    A Job that goes when it is over; where it is slow, the pod that needs the image waits for the same pull.
+    """
+    make_namespace(kube, SYSTEM)
+    kube.apply(puller(image))
+
+
+def puller(image: str) -> Manifest:
+    name, tag = reference(image)["repository"].rpartition("/")[2], reference(image)["tag"]
+    container = {
+        "name": "pull",
+        "image": image,
+        "command": ["true"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"pull-{name}-{tag}", "namespace": SYSTEM, "labels": {LABEL: "true"}},
+        "spec": {"ttlSecondsAfterFinished": 0, "backoffLimit": 3, "template": {"spec": pod}},
+    }
+
+
 def chart(kube: Kube, chosen: dict[str, Any]) -> None:
     kube.run_helm(
         "upgrade", "--install", RELEASE, str(CHART), "--namespace", SYSTEM,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from demo import child, clock, follow, gateway, install, needs, place, progress, result
+from demo import clock, follow, gateway, install, needs, place, prepare, progress, result
 from demo.objects import Objects
 from demo.place import Place
 from demo.progress import End, Job
@@ -24,7 +24,6 @@ _INTRODUCTION = """\
 One FineTuneJob, from a data file in S3 to an answer of the tuned model, on a real Kubernetes cluster:
 cluster -> images of this checkout -> data and base model into S3 -> operator by its Helm chart -> preflight ->
 LoRA training of SmolLM2-135M on the CPU -> evaluation against the base -> vLLM serves what passed its gates."""
-_IMAGES = ["operator", "fetch", "trainer", "vllm-cpu"]
 
 
 def run(*, again: bool) -> int:
@@ -36,14 +35,16 @@ def run(*, again: bool) -> int:
     watch = clock.Clock()
 
     manifest = yaml.safe_load(QUICKSTART.read_text())
-    where, images, model = _prepare(given, manifest["metadata"]["namespace"], watch)
+    namespace = manifest["metadata"]["namespace"]
+    ready = prepare.existing(given, namespace, watch) if given else prepare.local(watch, cold=not machine.warm)
+    where, images = ready.where, ready.images
     store = where.store
     if store is None:
         with watch.step("S3 store: a pod of the demo's own", "10 s"):
             store = gateway.ensure(where.kube, images["s3"])
     with _objects(where, store) as objects:
         with watch.step("Data and base model into the bucket", "2 s"):
-            _upload(objects, manifest, model)
+            _upload(objects, manifest, ready.model)
         with watch.step("Operator: CRDs, namespaces, Secret, Helm chart", "15 s"):
             _install(where, store, images, manifest)
         job = _run_job(where, store, manifest, watch, again=again)
@@ -72,30 +73,6 @@ def _announce(given: tuple[str, str] | None, machine: needs.Machine) -> None:
             else "10 to 20 minutes at first, 5 later."
         )
     )
-
-
-def _prepare(given: tuple[str, str] | None, namespace: str, watch: clock.Clock) -> tuple[Place, dict[str, str], Path]:
-    """The cluster and then its images; beside them the base model's folder, which needs neither."""
-    places: list[Place] = []
-    models: list[Path] = []
-    images: dict[str, str] = {}
-
-    def cluster_and_images() -> None:
-        with watch.step("Cluster", "7 s, minutes at first"):
-            places.append(place.use_existing(*given) if given else place.start_local())
-        if given:
-            install.refuse_to_replace(places[0].kube, install.SYSTEM, gateway.NAMESPACE, namespace)
-        with watch.step("Images: operator, trainer, fetch, vLLM for CPUs", "2 s, 6 min at first"):
-            wanted = [*_IMAGES, "s3"] if given else _IMAGES
-            tool = cache.REPOSITORY / "hack" / "images"
-            images.update(json.loads(child.tool(tool, "build", *wanted, "--registry", places[0].registry, "--json")))
-
-    def model() -> None:
-        with watch.step("Base model: SmolLM2-135M-Instruct", "1 s, 40 s at first"):
-            models.append(Path(child.tool(cache.REPOSITORY / "hack" / "model.py")))
-
-    clock.together(cluster_and_images, model)
-    return places[0], images, models[0]
 
 
 @contextmanager

@@ -16,8 +16,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 hack/images", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     build = verbs.add_parser("build", help="build what the registry lacks, push it, print where each image is")
+    prepare = verbs.add_parser("prepare", help="build what was never built, and push nothing")
     names = [image.key for image in catalogue.PUBLISHED]
-    build.add_argument("image", nargs="*", help=f"{', '.join(names)} or all (default: all)")
+    for verb in (build, prepare):
+        verb.add_argument("image", nargs="*", help=f"{', '.join(names)} or all (default: all)")
     build.add_argument("--registry", required=True, metavar="HOST:PORT")
     build.add_argument("--tag", default="", help="a tag of your own instead of the hash of the contents")
     build.add_argument("--json", action="store_true", help="print one JSON object: image -> reference")
@@ -25,7 +27,11 @@ def main() -> int:
     wanted = names if not given.image or "all" in given.image else given.image
     if unknown := sorted(set(wanted) - set(names)):
         raise say.Problem(f"there is no image {', '.join(unknown)}; there are: {', '.join(names)}")
-    references = publish.build([catalogue.BY_KEY[name] for name in wanted], given.registry, given.tag)
+    images = [catalogue.BY_KEY[name] for name in wanted]
+    if given.verb == "prepare":
+        publish.prepare(images)
+        return 0
+    references = publish.build(images, given.registry, given.tag)
     if given.json:
         say.result(json.dumps(references))
     else:

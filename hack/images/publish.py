@@ -1,15 +1,15 @@
 """Builds what a registry lacks and pushes it; remembers the last images and lets go of older ones."""
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from images import base, builder, catalogue, registry
 from images.builder import Builder
 from images.catalogue import Image
-from localcluster import binaries, lock
-from toolbox import cache, say
+from localcluster import binaries
+from toolbox import cache, lock, say
 
 _KEPT = 3
 
@@ -21,12 +21,23 @@ def build(wanted: Sequence[Image], host: str, given_tag: str = "") -> dict[str, 
             f"no registry answers at {host}. The local cluster's is in cluster.json (python3 hack/localcluster up);"
             " of an existing cluster, give one that it can pull from."
         )
-    with ExitStack() as held:
-        held.enter_context(lock.held(cache.folder("images") / ".lock", "another build of images"))
-        program = builder.choose()
-        held.callback(program.close)
+    with _builder() as program:
         reference, identity = base.ensure(program)
         return {image.key: _publish(image, program, host, reference, identity, given_tag) for image in wanted}
+
+
+def prepare(wanted: Sequence[Image]) -> None:
+    """Builds these images and pushes nothing: for a registry that is not up yet, `build` will find them built."""
+    with _builder() as program:
+        reference, identity = base.ensure(program)
+        for image in wanted:
+            _ensure_local(image, program, reference, identity)
+
+
+@contextmanager
+def _builder() -> Iterator[Builder]:
+    with lock.held(cache.folder("images") / ".lock", "another build of images"), closing(builder.choose()) as program:
+        yield program
 
 
 def _publish(image: Image, program: Builder, host: str, base_image: str, identity: str, given_tag: str) -> str:

@@ -4,17 +4,20 @@ The versions are those of hack/tools/go.mod, whichever way the programs come. Th
 file's hash, so that another version never meets an old binary.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import lock, releases
-from toolbox import cache, golang, say, shell
+from localcluster import releases
+from toolbox import cache, golang, lock, say, shell
 
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false"}
 
@@ -27,6 +30,11 @@ class Binary:
     package: str
     module: str
     seconds: int
+
+    @property
+    def output(self) -> str:
+        """What Go calls it: the last part of the import path that is no version."""
+        return re.sub(r"/v\d+$", "", self.package).rpartition("/")[2]
 
 
 _KUBERNETES = "k8s.io/kubernetes"
@@ -46,7 +54,7 @@ ALL = (
 )
 BY_NAME = {binary.name: binary for binary in ALL}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-NODE = (*CONTROL_PLANE, "kube-scheduler", "kubelet", "kube-proxy", "coredns", "pause", "versitygw")
+NODE = (*CONTROL_PLANE, "kube-scheduler", "kubelet", "kube-proxy", "coredns", "pause", "versitygw", "helm")
 
 
 def version(module: str) -> str:
@@ -113,17 +121,40 @@ def _fetch_or_build(names: Sequence[str], folder: Path) -> None:
 
 
 def _build(wanted: Sequence[Binary], folder: Path) -> None:
+    """All by one command of Go's: while one program is linked, which takes a single core, the others' packages compile."""
     go = golang.find()
-    total = sum(binary.seconds for binary in wanted)
-    say.line(f"  building {len(wanted)} binaries once, into {folder}: up to {max(1, round(total / 60))} min on 2 cores")
-    for binary in wanted:
-        say.line(f"    {binary.name} (cold: {binary.seconds} s)")
-        began = time.monotonic()
-        part = folder / f".{binary.name}.{os.getpid()}"
-        argv: list[str | Path] = [go, "build", "-ldflags", link_flags(version(_KUBERNETES)), "-o", part, binary.package]
-        shell.run(argv, folder=golang.MODULE, environment=_ENVIRONMENT)
-        part.replace(folder / binary.name)
-        say.line(f"      built in {time.monotonic() - began:.0f} s")
+    minutes = max(1, round(sum(binary.seconds for binary in wanted) / 60))
+    say.line(f"  building {len(wanted)} binaries once, into {folder}: up to {minutes} min on 2 cores")
+    flags = ("-ldflags", link_flags(version(_KUBERNETES)))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
+        argv = [go, "build", *flags, "-o", f"{scratch}/", *(binary.package for binary in wanted)]
+        with _telling({Path(scratch, binary.output): binary.name for binary in wanted}):
+            shell.run(argv, folder=golang.MODULE, environment=_ENVIRONMENT)
+        for binary in wanted:
+            Path(scratch, binary.output).replace(folder / binary.name)
+
+
+@contextlib.contextmanager
+def _telling(expected: Mapping[Path, str]) -> Iterator[None]:
+    """Says of each of these files when it is there, beside what is done inside."""
+    over = threading.Event()
+
+    def tell() -> None:
+        began, left = time.monotonic(), dict(expected)
+        while left:
+            last = over.wait(1)
+            for path in [path for path in left if path.exists()]:
+                say.line(f"    {left.pop(path)}: built, {time.monotonic() - began:.0f} s; {len(left)} to come")
+            if last:
+                return
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 def link_flags(kubernetes: str) -> str:

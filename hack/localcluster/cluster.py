@@ -13,7 +13,6 @@ from localcluster import (
     binaries,
     cgroups,
     controlplane,
-    lock,
     machine,
     network,
     node,
@@ -23,7 +22,7 @@ from localcluster import (
     services,
 )
 from localcluster.plan import Plan
-from toolbox import cache, debian, say
+from toolbox import cache, debian, lock, say
 
 _NODE_PROGRAMS = ("openssl", "containerd", "ctr", "runc", "/usr/lib/cni/bridge", "iptables", "ip", "conntrack",
                   "docker-registry")  # fmt: skip

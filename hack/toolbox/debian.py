@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolbox import say, shell
+from toolbox import lock, say, shell
 
 # program or file -> package
 PACKAGES = {
@@ -29,6 +29,7 @@ PACKAGES = {
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_LOCK = Path("/run/finetune-debian.lock")
 
 
 def missing(programs: Sequence[str]) -> list[str]:
@@ -62,8 +63,10 @@ def ensure(programs: Sequence[str], purpose: str) -> None:
             f"{purpose} needs {names}. Install them with `sudo apt-get install {' '.join(packages)}`,"
             " or give KUBECONFIG and REGISTRY of an existing cluster instead."
         )
-    with say.step(f"Debian packages: installing {' '.join(packages)}", "30 s"):
-        install(packages)
+    with lock.held(_LOCK, "another command that installs Debian packages"):
+        if missing(programs):
+            with say.step(f"Debian packages: installing {' '.join(packages)}", "30 s"):
+                install(packages)
     if absent := missing(programs):
         raise say.Problem(f"{', '.join(absent)} still missing after installing {' '.join(packages)}")
 

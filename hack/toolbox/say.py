@@ -24,13 +24,16 @@ def result(text: str) -> None:
 
 @contextmanager
 def step(what: str, usually: str = "") -> Iterator[None]:
-    """Announces a step, and afterwards says how long it took; steps below a second get no second line."""
+    """Announces a step, and afterwards says how long it took; steps below a second get no second line.
+
+    That line names the step again, by its words before a colon: other programs may have spoken meanwhile.
+    """
     line(f"  {what}" + (f" (usually {usually})" if usually else ""))
     began = time.monotonic()
     yield
     took = time.monotonic() - began
     if took >= 1:
-        line(f"    done in {took:.1f} s")
+        line(f"    {what.partition(':')[0]}: done in {took:.1f} s")
 
 
 def size(amount: float) -> str:

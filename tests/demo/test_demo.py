@@ -86,6 +86,16 @@ def test_image_references_are_taken_apart(image: str, repository: str, tag: str,
     assert install.reference(image) == {"repository": repository, "tag": tag, "digest": digest}
 
 
+def test_an_image_is_pulled_ahead_by_a_job_that_a_restricted_namespace_admits() -> None:
+    job = install.puller("127.0.0.1:5050/finetune-trainer:" + "a" * 16)
+    assert job["metadata"]["name"] == "pull-finetune-trainer-" + "a" * 16
+    assert job["spec"]["ttlSecondsAfterFinished"] == 0
+    pod = job["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"].endswith(":" + "a" * 16)
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_documents_of_a_watch_are_told_apart() -> None:
     documents = [{"a": {"b": 1}}, {"c": []}]
     text = "".join(json.dumps(document, indent=4) + "\n" for document in documents)
