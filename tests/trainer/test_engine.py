@@ -72,7 +72,7 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
 @pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but FlexAttention's kernel, which has no backward pass on a CPU: its mask, its layouts, its arguments."""
-    monkeypatch.setattr(attention, "of", lambda batch, _: flex_attention.Flexible(batch))
+    monkeypatch.setattr(attention, "of", lambda batch, _: flex_attention.FlexAttention(batch))
     tuned = decoders.made(decoders.FAMILIES[family]())
     total, wanted = one_by_one(tuned, rows())
     motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
@@ -165,7 +165,7 @@ def test_with_the_adapters_off_it_is_the_base_model(plain: bool) -> None:
     head = model.head(tuned.get_base_model())
     motor = passes.of(tuned, head, CPU, False)
     assert isinstance(motor, passes.Plain if plain else passes.Fast)
-    found = motor.forward(rows(), keep=False, adapted=False)
+    found = motor.forward(rows(), save=False, adapted=False)
     mine = float(loss.log_probabilities(found.states, found.targets, head).sum())
     with lora.disabled(tuned), torch.no_grad():
         total = 0.0

@@ -234,7 +234,7 @@ def test_a_prompt_is_read_once_for_its_samples(monkeypatch: pytest.MonkeyPatch) 
 
 def test_samples_are_drawn_by_the_models_probabilities() -> None:
     logits = torch.tensor([2.0, 1.0, -1.0, float("-inf")]).log_softmax(-1)
-    rows = [generate.Row(0, [1], chance=random.Random(number)) for number in range(4000)]
+    rows = [generate.Completion(0, [1], generator=random.Random(number)) for number in range(4000)]
     found = torch.bincount(torch.tensor(generate._drawn(logits.expand(4000, 4), rows)), minlength=4) / 4000
     assert found.tolist() == pytest.approx(logits.exp().tolist(), abs=0.03)
 

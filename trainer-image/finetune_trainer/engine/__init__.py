@@ -1,18 +1,18 @@
-"""Engine: forward and backward passes, and generation. The only room that owns tensors; the cleverness of the trainer is here.
+"""Engine: forward and backward passes, and generation. The only package that owns tensors.
 
     model            the base model in memory: device, precision, loading from a local folder
-    lora             the adapter in the model: PEFT makes and names it, `Fast` computes it
+    lora             the adapter in the model: PEFT creates and names it, `Fast` computes it
     layers           a decoder's layers, read from the modules of transformers
     prefix_tree      a micro-batch without padding: examples that begin with the same tokens share them
     passes           the seam: forward and backward passes of a micro-batch, by our decoder or by transformers
     decoder          the decoder's forward and backward pass, written out: the hot loop of training
     attention        attention over a prefix tree, tile by tile, on a CPU
     flex_attention   the same on a GPU, by FlexAttention
-    attention_types  what both share
+    attention_types  what the two share
     elementwise      rotary embedding and activation, each with its gradient
     fused            linear layers that read the same input, with their adapters, as one matrix product
     loss             cross-entropy of the labelled positions only, chunk by chunk
-    buffers          the buffer pool: memory that one micro-batch after the other uses
+    buffers          the buffer pool: memory that micro-batches reuse
     decoding         the decoder over rows that grow token by token: the hot loop of evaluation
     kv_cache         the keys and values of these rows, and the attention over them
     generate         answers, greedy and sampled, for many prompts at a time

@@ -1,7 +1,7 @@
 """The decoder's forward pass over rows that grow token by token: the evaluation's hot loop.
 
-The layers and their adapters are those of `decoder`, which trains; keys and values stay in a `cache`. `of` gives what is made
-for a model of transformers, after comparing the states of both on a probe; a family that is not known has none.
+The layers and their adapters are those of `decoder`, which trains; keys and values stay in a `kv_cache`. `of` returns the
+one for a model of transformers, after comparing the states of both on a small input; None for an unknown family.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ ROWS = {"cpu": 128, "cuda": 512}
 """Rows that are written at the same time, at most."""
 
 STEP = 8
-"""Rows of a step are filled up to a multiple of this, for fewer shapes of products."""
+"""Rows of a step are padded to a multiple of this, so that matrix products have few shapes."""
 
 SHARE = {"cpu": 8, "cuda": 2}
-"""What the cache may take: the n-th part of the process's memory, or of the GPU's that is free."""
+"""What the cache may take: one n-th of the process's memory, or of the GPU's free memory."""
 
 ATTRIBUTE = "finetune_decoding"
 
 
 class Decoding:
-    """Rows, each with a number; those that leave make others move. No gradients."""
+    """Rows, each with a number; a row that leaves is replaced by the last one. No gradients."""
 
     def __init__(self, inner: decoder.Decoder, where: torch.device) -> None:
         """Raises Unknown."""
         first = inner.layers[0]
-        if any((layer.shared, layer.width) != (first.shared, first.width) for layer in inner.layers):
+        if any((layer.kv_heads, layer.width) != (first.kv_heads, first.width) for layer in inner.layers):
             raise layers.Unknown("layers of different widths")
         self._inner, self._where, self._memory = inner, where, inner.memory
         self._windows = {layer.kind.window for layer in inner.layers}
@@ -50,11 +50,11 @@ class Decoding:
 
     def _empty(self) -> kv_cache.Cache:
         first = self._inner.layers[0]
-        return kv_cache.Cache(len(self._inner.layers), first.shared, first.width, self._memory)
+        return kv_cache.Cache(len(self._inner.layers), first.kv_heads, first.width, self._memory)
 
     @torch.no_grad()
     def begin(self, prefix: list[int], adapted: bool) -> None:
-        """Forgets all rows; the prefix is what all others begin with."""
+        """Forgets all rows; `prefix` is what all the next ones begin with."""
         self._inner.refresh()
         self._adapted = adapted
         self._cache = self._empty()
@@ -67,17 +67,17 @@ class Decoding:
             self._cache.shared = shared
 
     def end(self) -> None:
-        """Gives the memory of all rows back."""
+        """Frees the memory of all rows."""
         self._cache = self._empty()
 
     def _budget(self) -> int:
-        """Bytes."""
+        """Bytes that the cache may take."""
         if self._where.type == "cuda":
             return int(torch.cuda.mem_get_info(self._where)[0]) // SHARE["cuda"]
         return machine.memory() // SHARE["cpu"]
 
     def places(self, length: int) -> int:
-        """Rows that fit when the longest has so many own tokens: at least one."""
+        """Rows that fit when the longest has `length` own tokens: at least one."""
         room = max(kv_cache.even(length), self._cache.room)
         return max(1, min(ROWS[self._where.type], (self._positions - self._cache.prefix) // room))
 
@@ -88,7 +88,7 @@ class Decoding:
 
     @property
     def room(self) -> int:
-        """Own tokens for which there is memory already."""
+        """Own tokens of a row for which memory is reserved."""
         return self._cache.room
 
     @torch.no_grad()
@@ -103,23 +103,23 @@ class Decoding:
         self._cache.fit(kv_cache.even(begin + len(rows), STEP), kv_cache.even(room))
         states = self._read([rows[number] for number in firsts])
         at = {tuple(rows[number]): place for place, number in enumerate(firsts)}
-        again = [at[tuple(row)] for row in rows]
-        # Copies of all, in the order asked for; where nothing is repeated and all are in order there is nothing to copy.
-        if again != list(range(len(rows))):
-            self._cache.repeat(begin, [begin + place for place in again])
-        return states[torch.tensor(again, device=self._where)]
+        order = [at[tuple(row)] for row in rows]
+        # Copies, in the order of `rows`; where no row is repeated and all are in order there is nothing to copy.
+        if order != list(range(len(rows))):
+            self._cache.repeat(begin, [begin + place for place in order])
+        return states[torch.tensor(order, device=self._where)]
 
     @torch.no_grad()
     def step(self, tokens: list[int], room: int) -> torch.Tensor:
         """Each row's next token; returns the states that predict what follows. room: see `enter`."""
-        held = self._cache
+        cache = self._cache
         filled = kv_cache.even(len(tokens), STEP)
-        held.fit(filled, kv_cache.even(max(room, self.longest + 1)))
-        spare = filled - len(tokens)
-        ids = torch.tensor(tokens + [0] * spare, device=self._where)
-        given = held.plan(0, held.lengths + [0] * spare, 1, self._windows)
-        states = self._pass(ids, given, None)[: len(tokens)]
-        held.lengths = [length + 1 for length in held.lengths]
+        cache.fit(filled, kv_cache.even(max(room, self.longest + 1)))
+        padding = filled - len(tokens)
+        ids = torch.tensor(tokens + [0] * padding, device=self._where)
+        plan = cache.plan(0, cache.lengths + [0] * padding, 1, self._windows)
+        states = self._pass(ids, plan, None)[: len(tokens)]
+        cache.lengths = [length + 1 for length in cache.lengths]
         return states
 
     def keep(self, rows: list[int]) -> list[int]:
@@ -130,39 +130,39 @@ class Decoding:
 
     def _read(self, rows: list[list[int]]) -> torch.Tensor:
         """Adds rows, longest first; the states of their last tokens."""
-        held = self._cache
-        held.fit(kv_cache.even(len(held.lengths) + len(rows), STEP), kv_cache.even(len(rows[0])))
-        found = []
+        cache = self._cache
+        cache.fit(kv_cache.even(len(cache.lengths) + len(rows), STEP), kv_cache.even(len(rows[0])))
+        built = []
         while rows:
             piece = min(kv_cache.even(len(rows[0]), 16), PIECE)
             count = max(1, TOGETHER[self._where.type] // piece)
-            found.append(self._read_together(rows[:count], piece))
+            built.append(self._read_together(rows[:count], piece))
             rows = rows[count:]
-        return torch.cat(found)
+        return torch.cat(built)
 
     def _read_together(self, rows: list[list[int]], piece: int) -> torch.Tensor:
-        held, begin = self._cache, len(self._cache.lengths)
+        cache, begin = self._cache, len(self._cache.lengths)
         states = None
         for offset in range(0, len(rows[0]), piece):
-            going = [row for row in rows if len(row) > offset]
+            active = [row for row in rows if len(row) > offset]
             size = min(piece, kv_cache.even(len(rows[0]) - offset, 16))
-            ids = [(row[offset : offset + size] + [0] * size)[:size] for row in going]
-            given = held.plan(begin, [offset] * len(going), size, self._windows)
-            ends = [number * size + min(len(row) - offset, size) - 1 for number, row in enumerate(going)]
+            ids = [(row[offset : offset + size] + [0] * size)[:size] for row in active]
+            plan = cache.plan(begin, [offset] * len(active), size, self._windows)
+            ends = [number * size + min(len(row) - offset, size) - 1 for number, row in enumerate(active)]
             flat = torch.tensor(ids, device=self._where).view(-1)
-            last = self._pass(flat, given, torch.tensor(ends, device=self._where))
-            states = last if states is None else torch.cat([last, states[len(going) :]])
-        held.lengths += map(len, rows)
+            last = self._pass(flat, plan, torch.tensor(ends, device=self._where))
+            states = last if states is None else torch.cat([last, states[len(active) :]])
+        cache.lengths += map(len, rows)
         assert states is not None
         return states
 
-    def _pass(self, ids: torch.Tensor, given: kv_cache.Pass, last: torch.Tensor | None) -> torch.Tensor:
+    def _pass(self, ids: torch.Tensor, plan: kv_cache.Plan, last: torch.Tensor | None) -> torch.Tensor:
         """The normed states [n, hidden] of the flat ids, or of those at `last`."""
         inner = self._inner
         x = inner.embed(ids)
-        rotations = inner.rotations((given.own + self._cache.prefix).view(-1))
+        rotations = inner.rotations((plan.own + self._cache.prefix).view(-1))
         for layer in inner.layers:
-            mixed = self._attention(layer, x, given, rotations[layer.rope])
+            mixed = self._attention(layer, x, plan, rotations[layer.rope])
             if layer is inner.layers[-1] and last is not None:
                 x, mixed = x[last], mixed[last]
             x = self._rest(layer, x, mixed)
@@ -171,33 +171,33 @@ class Decoding:
         return states
 
     def _attention(
-        self, layer: layers.Layer, x: torch.Tensor, given: kv_cache.Pass, rotation: tuple[torch.Tensor, torch.Tensor]
+        self, layer: layers.Layer, x: torch.Tensor, plan: kv_cache.Plan, rotation: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """What the layer's output projection reads."""
+        """The input of the layer's output projection."""
         take, size, width = self._memory.take, len(x), layer.width
-        here, turned = layer.heads * width, (layer.heads + layer.shared) * width
+        here, rotated = layer.heads * width, (layer.heads + layer.kv_heads) * width
         inputs = take("inputs", size, layer.qkv.width)
         layer.before_attention.forward(x, inputs[:, : layer.qkv.inputs])
         flat = layer.qkv.forward(inputs, take("qkv", size, layer.qkv.outputs), self._adapted)
         parts = []
-        for begin, end, norm in ((0, here, layer.query_norm), (here, turned, layer.key_norm)):
+        for begin, end, norm in ((0, here, layer.query_norm), (here, rotated, layer.key_norm)):
             part = flat[:, begin:end]
             if norm is not None:
                 heads = part.view(size, -1, width)
                 normed = take("normed", size, heads.shape[1], width)
                 norm.forward(heads, normed)
                 part = normed.view(size, -1)
-            out = take(("turned", begin), 1, size, (end - begin) // width, width)
+            out = take(("rotated", begin), 1, size, (end - begin) // width, width)
             elementwise.rotate(part, *rotation, out)
             parts.append(out[0])
         q, k = parts
-        self._cache.write(layer.number, given, k.view(-1, width), flat[:, turned:].reshape(-1, width))
+        self._cache.write(layer.number, plan, k.view(-1, width), flat[:, rotated:].reshape(-1, width))
         mixed = take("mixed rows", size, layer.out.width)
-        self._cache.attend(layer.number, given, q, layer.kind, mixed[:, : layer.out.inputs])
+        self._cache.attend(layer.number, plan, q, layer.kind, mixed[:, : layer.out.inputs])
         return mixed
 
     def _rest(self, layer: layers.Layer, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-        """The layer's output, from its input and its attention's."""
+        """The layer's output, from its input and the attention's output."""
         take, size = self._memory.take, len(x)
         middle = take("middle rows", *x.shape)
         self._add_projection(layer.out, layer.after_attention, mixed, x, middle)
@@ -221,12 +221,12 @@ class Decoding:
         out.add_(residual)
 
 
-# -- for a model of transformers --
+# -- built for a model of transformers --
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
-    """Held by the model itself: making it anew would copy all of its weights each time."""
+class _Cached:
+    """Stored on the model itself: building it again would copy all of its weights each time."""
 
     linears: list[torch.nn.Linear]
     weights: list[int]
@@ -235,52 +235,52 @@ class _Made:
 
 @torch.no_grad()
 def of(inner: Any, where: torch.device) -> Decoding | None:
-    """For the decoder of a model of transformers, below its head; None where its family is not known."""
+    """For a model of transformers without its head; None where its family is unknown."""
     linears = [module for module in inner.modules() if isinstance(module, torch.nn.Linear)]
-    held = getattr(inner, ATTRIBUTE, None)
-    if held is None or not _same(held, linears):
+    cache = getattr(inner, ATTRIBUTE, None)
+    if cache is None or not _same(cache, linears):
         setattr(inner, ATTRIBUTE, None)
-        found = _make(inner, where)
-        held = _Made(linears, [layer.weight.data_ptr() for layer in linears], found)
-        setattr(inner, ATTRIBUTE, held)
-    return held.decoding
+        built = _build(inner, where)
+        cache = _Cached(linears, [layer.weight.data_ptr() for layer in linears], built)
+        setattr(inner, ATTRIBUTE, cache)
+    return cache.decoding
 
 
-def _same(held: _Made, linears: list[torch.nn.Linear]) -> bool:
-    """Whether the model has the layers that it had, where they were: neither an adapter nor another engine came since."""
-    return len(held.linears) == len(linears) and all(
+def _same(cache: _Cached, linears: list[torch.nn.Linear]) -> bool:
+    """Whether the model's layers and their storage are still the same: no adapter was added, no other engine built."""
+    return len(cache.linears) == len(linears) and all(
         one is other and other.weight.data_ptr() == place
-        for one, other, place in zip(held.linears, linears, held.weights, strict=True)
+        for one, other, place in zip(cache.linears, linears, cache.weights, strict=True)
     )
 
 
-def _make(inner: Any, where: torch.device) -> Decoding | None:
+def _build(inner: Any, where: torch.device) -> Decoding | None:
     try:
-        found = Decoding(decoder.Decoder(inner, where, learns=False), where)
-        _compare(found, inner, where)
+        built = Decoding(decoder.Decoder(inner, where, learns=False), where)
+        _compare(built, inner, where)
     except layers.Unknown as unknown:
         log.warning(
-            "the model's family is not known; answers are generated by transformers, slower", differs=str(unknown)
+            "the model's family is unknown; transformers generates the answers, more slowly", differs=str(unknown)
         )
         return None
-    return found
+    return built
 
 
-def _compare(found: Decoding, inner: Any, where: torch.device) -> None:
-    """Two rows with a prefix, by both. Raises Unknown when the states differ."""
+def _compare(built: Decoding, inner: Any, where: torch.device) -> None:
+    """Runs two rows with a common prefix through both. Raises Unknown when the states differ."""
     size = inner.embed_tokens.weight.shape[0]
     prefix, tails = list(range(1, 18)), [list(range(20, 33)), list(range(40, 47))]
     prefix, *tails = ([number % size for number in part] for part in (prefix, *tails))
-    found.begin(prefix, lora.active(inner))
-    read = found.enter([tail[:-1] for tail in tails], 32)
-    mine = [read, found.step([tail[-1] for tail in tails], 32)]
-    found.end()
+    built.begin(prefix, lora.active(inner))
+    read = built.enter([tail[:-1] for tail in tails], 32)
+    ours = [read, built.step([tail[-1] for tail in tails], 32)]
+    built.end()
     quantised = any(hasattr(weight, "quant_state") for weight in inner.parameters())
     for row, tail in enumerate(tails):
         ids = torch.tensor(prefix + tail, device=where)[None]
-        wanted = inner(input_ids=ids, use_cache=False).last_hidden_state[0, -2:].float()
-        states = torch.stack([part[row] for part in mine]).float()
-        difference = float((states - wanted).norm() / wanted.norm())
-        # bitsandbytes rounds on its way through a layer, whatever the precision
+        expected = inner(input_ids=ids, use_cache=False).last_hidden_state[0, -2:].float()
+        states = torch.stack([part[row] for part in ours]).float()
+        difference = float((states - expected).norm() / expected.norm())
+        # bitsandbytes rounds inside a layer, whatever the precision
         if difference > (5e-2 if read.dtype != torch.float32 or quantised else 1e-4):
             raise layers.Unknown(f"its states differ by {difference:.2g}")

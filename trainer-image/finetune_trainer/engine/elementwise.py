@@ -1,10 +1,10 @@
-"""The parts of a layer that are neither products nor norms, each with its gradient: rotary embedding and activation."""
+"""The parts of a layer that are neither matrix products nor norms, each with its gradient: rotary embedding and activation."""
 
 import torch
 
 
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
-    """x [n, heads · width], turned by its positions, into out [shared, n, group, width]."""
+    """x [n, heads · width], rotated by its positions, into out [kv, n, group, width]."""
     heads = x.view(len(x), out.shape[0], out.shape[2], out.shape[3]).transpose(0, 1)
     (left, right), (low, high) = heads.chunk(2, -1), out.chunk(2, -1)
     torch.mul(left, cosine, out=low)
@@ -14,7 +14,7 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch
 
 
 def rotate_back(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> None:
-    """The gradient of `rotate`: x [shared, n, group, width] into out [n, shared, group, width]."""
+    """The gradient of `rotate`: x [kv, n, group, width] into out [n, kv, group, width]."""
     (left, right), (low, high) = x.chunk(2, -1), out.transpose(0, 1).chunk(2, -1)
     torch.mul(left, cosine, out=low)
     low.addcmul_(right, sine)
@@ -33,8 +33,8 @@ def activate(gelu: bool, gates: torch.Tensor, gate: torch.Tensor, out: torch.Ten
 
 
 def activate_backward(gelu: bool, gates: torch.Tensor, gate: torch.Tensor, upstream: torch.Tensor) -> None:
-    """Puts the gradients of gate and up in the place of gates [n, 2 · width]. `gate` holds activation(gate); it and `upstream`
-    [n, width] are used up: no memory is taken."""
+    """Overwrites gates [n, 2 · width] with the gradients of gate and up. `gate` holds activation(gate); it and `upstream`
+    [n, width] are overwritten too: no memory is allocated."""
     before, up = gates.chunk(2, -1)
     gate.mul_(upstream)
     upstream.mul_(up)

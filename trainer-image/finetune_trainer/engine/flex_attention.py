@@ -1,4 +1,4 @@
-"""Attention over a forest on a GPU: FlexAttention with the forest as its mask."""
+"""Attention over a prefix tree on a GPU: torch's FlexAttention with the tree as its mask."""
 
 import functools
 from typing import Any
@@ -9,8 +9,8 @@ from finetune_trainer.engine import attention_types, prefix_tree
 from finetune_trainer.process import log, machine
 
 
-class Flexible:
-    """FlexAttention (torch.nn.attention.flex_attention) with the forest as its mask; its backward pass is autograd's."""
+class FlexAttention:
+    """torch.nn.attention.flex_attention with the prefix tree as its mask; autograd computes its backward pass."""
 
     def __init__(self, batch: prefix_tree.Batch) -> None:
         self._batch = batch
@@ -22,10 +22,10 @@ class Flexible:
         k: torch.Tensor,
         v: torch.Tensor,
         kind: attention_types.Kind,
-        keep: Any,
+        slot: Any,
         out: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """Returns queries, keys, values and output as autograd knows them."""
+        """Returns queries, keys, values and output, with autograd's graph between them."""
         size = self._batch.tokens
         queries = self._heads(q, k).detach().requires_grad_()
         keys, values = (part[None, :, :size].detach().clone().requires_grad_() for part in (k, v))
@@ -47,25 +47,25 @@ class Flexible:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        kept: list[torch.Tensor],
+        saved: list[torch.Tensor],
         kind: attention_types.Kind,
         upstream: torch.Tensor,
         grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> None:
-        queries, keys, values, mixed = kept
+        queries, keys, values, mixed = saved
         with torch.enable_grad():
-            found = torch.autograd.grad(mixed, (queries, keys, values), self._heads(upstream, k))
+            gradients = torch.autograd.grad(mixed, (queries, keys, values), self._heads(upstream, k))
         dq, dk, dv = (part[:, : self._batch.tokens] for part in grads)
-        shared, size, width = dk.shape
-        dq.view(shared, size, -1, width).copy_(found[0].view(shared, -1, size, width).transpose(1, 2))
-        dk.copy_(found[1][0])
-        dv.copy_(found[2][0])
+        kv, size, width = dk.shape
+        dq.view(kv, size, -1, width).copy_(gradients[0].view(kv, -1, size, width).transpose(1, 2))
+        dk.copy_(gradients[1][0])
+        dv.copy_(gradients[2][0])
 
     def _heads(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """[1, heads, T, width] of what is laid out like queries."""
-        shared, width = k.shape[0], k.shape[2]
+        """[1, heads, T, width] of a tensor in the layout of the queries."""
+        kv, width = k.shape[0], k.shape[2]
         size = self._batch.tokens
-        return q[:, :size].view(shared, size, -1, width).transpose(1, 2).reshape(1, -1, size, width)
+        return q[:, :size].view(kv, size, -1, width).transpose(1, 2).reshape(1, -1, size, width)
 
     def _mask(self, window: int | None) -> Any:
         from torch.nn.attention import flex_attention
@@ -95,8 +95,8 @@ def _capped(softcap: float | None) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _flex(device: str) -> Any:
-    """FlexAttention compiled; where it cannot be (it has no backward pass on a CPU, and compiling needs a C compiler), the same
-    with all scores at once."""
+    """FlexAttention, compiled; where that is impossible (it has no backward pass on a CPU, and compiling needs a C compiler),
+    plain attention with a full mask."""
     from torch.nn.attention import flex_attention
 
     if device != "cuda":
@@ -118,7 +118,7 @@ def _masked(
     scale: float,
     enable_gqa: bool,
 ) -> torch.Tensor:
-    """FlexAttention's arguments, by torch's own kernels: [1, heads, T, width]."""
+    """The same by torch's own kernels, with the arguments of FlexAttention: [1, heads, T, width]."""
     from torch.nn.attention import flex_attention
 
     size = query.shape[2]

@@ -2,11 +2,11 @@
 
     y = [x | x Aᵀ] [W | B]ᵀ        W frozen, A and B of all the layers side by side, B block by block
 
-The rank's columns are part of the frozen weight's own storage: they are written anew after each optimizer step, from the float32
-parameters that PEFT made, and the forward and the backward pass of the adapter cost no pass over the outputs of their own.
-PEFT's layers stay what they are; their base weights become views of this storage.
+The rank's columns are part of the frozen weight's own storage: they are rewritten after each optimizer step from PEFT's float32
+parameters, so that the adapter's forward and backward pass need no pass over the outputs of their own.
+PEFT's layers stay as they are; their base weights become views of this storage.
 
-A weight that is held otherwise (`Held`: in 4 bits, or in parts by several processes) is put together when it is needed, in one
+A weight that is stored otherwise (`Held`: in 4 bits, or in shards by several processes) is assembled when it is needed, in one
 buffer for all layers of its kind.
 """
 
@@ -31,7 +31,7 @@ class Part:
 
 
 class Held(Protocol):
-    """Frozen weights that are not held as one matrix."""
+    """Frozen weights that are not stored as one matrix."""
 
     def put(self, out: torch.Tensor) -> None:
         """Writes them, [outputs, inputs], into a view of the buffer."""
@@ -49,19 +49,19 @@ class Quantised:
         begin = 0
         for base in self._bases:
             end = begin + base.out_features
-            found = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
-            out[begin:end] = found.to(out.dtype)
+            weights = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+            out[begin:end] = weights.to(out.dtype)
             begin = end
 
 
 class Sharded:
-    """Each process holds as many rows as any other; all are gathered when they are needed, and forgotten."""
+    """Each process holds an equal share of the rows; all are gathered when they are needed, and dropped afterwards."""
 
-    def __init__(self, whole: torch.Tensor, rank: int, size: int) -> None:
-        self._shape = whole.shape
-        each = -(-whole.shape[0] // size)
-        self._part = whole.new_zeros(each, whole.shape[1])
-        mine = whole[rank * each : (rank + 1) * each]
+    def __init__(self, joined: torch.Tensor, rank: int, size: int) -> None:
+        self._shape = joined.shape
+        each = -(-joined.shape[0] // size)
+        self._part = joined.new_zeros(each, joined.shape[1])
+        mine = joined[rank * each : (rank + 1) * each]
         self._part[: len(mine)] = mine
         self._size = size
 
@@ -77,8 +77,8 @@ class Fused:
     def __init__(
         self, layers: Sequence[Any], name: str, memory: buffers.BufferPool, shards: tuple[int, int] | None = None
     ) -> None:
-        """shards: this process's number and how many there are, to hold the frozen weights together; the layers' own are gone
-        then, and all processes must run each pass together."""
+        """shards: this process's number and how many there are, where each holds a shard of the frozen weights; the layers' own
+        are freed then, and all processes must run each pass together."""
         self._name, self._memory = name, memory
         self._held: Held | None = None
         self.parts: list[Part] = []
@@ -106,10 +106,10 @@ class Fused:
         self.bias = None
         if any(bias is not None for bias in biases):
             zero = [torch.zeros(part.end - part.begin, dtype=self._dtype, device=where) for part in self.parts]
-            whole = [other if bias is None else bias.data for bias, other in zip(biases, zero, strict=True)]
-            self.bias = torch.cat([part.to(where, self._dtype) for part in whole])
+            joined = [other if bias is None else bias.data for bias, other in zip(biases, zero, strict=True)]
+            self.bias = torch.cat([part.to(where, self._dtype) for part in joined])
         self._columns = torch.zeros(self.outputs, rank, dtype=self._dtype, device=where)
-        self._whole: torch.Tensor | None = None
+        self._joined: torch.Tensor | None = None
         if any(hasattr(base.weight, "quant_state") for base in bases):
             self._held = Quantised(bases)
         else:
@@ -118,28 +118,28 @@ class Fused:
         """[rank, inputs]: scale · A of all adapted layers."""
 
     def _join(self, bases: list[Any], shards: tuple[int, int] | None) -> None:
-        whole = torch.zeros(self.outputs, self.inputs + self.rank, dtype=self._dtype, device=self._memory.where)
+        joined = torch.zeros(self.outputs, self.inputs + self.rank, dtype=self._dtype, device=self._memory.where)
         for part, base in zip(self.parts, bases, strict=True):
-            here = whole[part.begin : part.end, : self.inputs]
-            here.copy_(base.weight.data)
-            base.weight.data = here if shards is None else base.weight.data.new_empty(0)
+            rows = joined[part.begin : part.end, : self.inputs]
+            rows.copy_(base.weight.data)
+            base.weight.data = rows if shards is None else base.weight.data.new_empty(0)
         if shards is None:
-            self._whole = whole
-            self._columns = whole[:, self.inputs :]
+            self._joined = joined
+            self._columns = joined[:, self.inputs :]
         else:
-            self._held = Sharded(whole[:, : self.inputs], *shards)
+            self._held = Sharded(joined[:, : self.inputs], *shards)
 
     @property
     def weight(self) -> torch.Tensor:
-        """[outputs, inputs + rank]; where it is held otherwise, good until the next layer of its kind asks."""
-        if self._whole is not None:
-            return self._whole
+        """[outputs, inputs + rank]; an assembled one is valid until the next layer of its kind is read."""
+        if self._joined is not None:
+            return self._joined
         name = ("weight", self._name)
-        found = self._memory.take(name, self.outputs, self.inputs + self.rank)
+        weights = self._memory.take(name, self.outputs, self.inputs + self.rank)
         if self._memory.claim(name, self) and self._held is not None:
-            self._held.put(found[:, : self.inputs])
-            found[:, self.inputs :] = self._columns
-        return found
+            self._held.put(weights[:, : self.inputs])
+            weights[:, self.inputs :] = self._columns
+        return weights
 
     @property
     def width(self) -> int:
@@ -147,7 +147,7 @@ class Fused:
         return self.inputs + self.rank
 
     def refresh(self) -> None:
-        """Takes the adapters' weights as they are now."""
+        """Copies the adapters' weights."""
         for part in self.parts:
             if part.rank is not None and part.a is not None and part.b is not None:
                 self.down[part.rank] = part.a.detach() * self.scale
@@ -155,7 +155,7 @@ class Fused:
         self._memory.release(("weight", self._name))
 
     def fill(self, x: torch.Tensor, adapted: bool = True) -> torch.Tensor:
-        """Completes x by the rank's columns; zero where the adapters are off."""
+        """Fills the rank's columns of x; with zero where the adapters are off."""
         if self.rank:
             if adapted:
                 torch.mm(x[:, : self.inputs], self.down.t(), out=x[:, self.inputs :])
@@ -170,38 +170,38 @@ class Fused:
             return torch.addmm(self.bias, x, self.weight.t(), out=out)
         return torch.mm(x, self.weight.t(), out=out)
 
-    def backward(self, upstream: torch.Tensor, x: torch.Tensor, through: bool = True) -> torch.Tensor | None:
-        """Adds to the adapters' gradients; the gradient of the input [n, inputs], a view, where it is wanted.
+    def backward(self, upstream: torch.Tensor, x: torch.Tensor, input_gradient: bool = True) -> torch.Tensor | None:
+        """Adds to the adapters' gradients; returns the gradient of the input [n, inputs], a view, where it is needed.
 
         `upstream` [n, outputs] is the gradient of the output, x the filled input.
         """
-        if not through:
+        if not input_gradient:
             if not self.rank:
                 return None
-            thin = upstream @ self._columns
-            self._learn(upstream, x, thin)
+            grad_rank = upstream @ self._columns
+            self._learn(upstream, x, grad_rank)
             return None
-        whole = self._memory.take(("below", self._name), upstream.shape[0], self.width)
-        torch.mm(upstream, self.weight, out=whole)
-        below = whole[:, : self.inputs]
+        joined = self._memory.take(("grad_inputs", self._name), upstream.shape[0], self.width)
+        torch.mm(upstream, self.weight, out=joined)
+        grad_inputs = joined[:, : self.inputs]
         if self.rank:
-            thin = whole[:, self.inputs :]
-            self._learn(upstream, x, thin)
-            below.addmm_(thin, self.down)
-        return below
+            grad_rank = joined[:, self.inputs :]
+            self._learn(upstream, x, grad_rank)
+            grad_inputs.addmm_(grad_rank, self.down)
+        return grad_inputs
 
-    def _learn(self, upstream: torch.Tensor, x: torch.Tensor, thin: torch.Tensor) -> None:
-        grad_a = thin.t() @ x[:, : self.inputs]
+    def _learn(self, upstream: torch.Tensor, x: torch.Tensor, grad_rank: torch.Tensor) -> None:
+        grad_a = grad_rank.t() @ x[:, : self.inputs]
         for part in self.parts:
             if part.rank is None or part.a is None or part.b is None:
                 continue
             columns = slice(self.inputs + part.rank.start, self.inputs + part.rank.stop)
             grad_b = upstream[:, part.begin : part.end].t() @ x[:, columns]
-            _gather(part.a, grad_a[part.rank], self.scale)
-            _gather(part.b, grad_b, 1.0)
+            _accumulate(part.a, grad_a[part.rank], self.scale)
+            _accumulate(part.b, grad_b, 1.0)
 
 
-def _gather(weight: torch.nn.Parameter, gradient: torch.Tensor, scale: float) -> None:
+def _accumulate(weight: torch.nn.Parameter, gradient: torch.Tensor, scale: float) -> None:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     weight.grad.add_(gradient, alpha=scale)

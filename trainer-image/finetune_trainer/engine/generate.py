@@ -1,8 +1,8 @@
 """Answers: greedy ones, and sampled ones, for many prompts at a time.
 
-`decoding` writes them where it knows the model's family: what all prompts begin with is read once, an answer that ends gives its
-place to a waiting prompt, and where answers outgrow the memory some of them wait again. Any other model goes through
-transformers: left-padded batches, from which finished rows are taken.
+`decoding` generates them where it knows the model's family: the prompts' common prefix is read once, a waiting prompt takes the
+place of an answer that ends, and where answers outgrow the memory some of them wait. Any other model goes through
+transformers: left-padded batches, from which finished rows are removed.
 """
 
 import collections
@@ -17,30 +17,30 @@ from finetune_trainer.engine import decoding, kv_cache, lora, loss, model
 from finetune_trainer.process import signals
 
 CACHED = {"cuda": 65_536, "cpu": 8_192}
-"""Positions of the key-value cache of one batch of transformers'."""
+"""Positions in the KV cache of one of transformers' batches."""
 
 SHORTEST = 24
-"""Tokens of a beginning that is worth being held once for all prompts; a shorter one is every row's own."""
+"""The shortest common prefix that is stored once for all prompts; a shorter one is part of each row."""
 
 AHEAD = 64
-"""Tokens of an answer for which memory is taken at once; longer ones take more as they grow."""
+"""Tokens of an answer for which memory is reserved at first; longer ones reserve more as they grow."""
 
 REFILL = 4
-"""Prompts wait until the n-th part of the places is free: reading a few costs as many calls as reading many."""
+"""Prompts wait until one n-th of the places is free: reading a few costs as many calls as reading many."""
 
 DRAWN = 32
 """Rows whose probabilities are summed up at a time."""
 
 
 @dataclasses.dataclass
-class Row:
-    """An answer that is written."""
+class Completion:
+    """An answer that is being generated."""
 
     number: int
     """Of its prompt."""
     prompt: list[int]
     answer: list[int] = dataclasses.field(default_factory=list)
-    chance: random.Random | None = None
+    generator: random.Random | None = None
     """Draws the tokens of a sampled answer."""
 
     @property
@@ -48,18 +48,18 @@ class Row:
         return self.prompt + self.answer
 
 
-Choose = Callable[[torch.Tensor, Sequence[Row]], list[int]]
+Choose = Callable[[torch.Tensor, Sequence[Completion]], list[int]]
 """The next token of each row, from logits [n, vocabulary] in float32."""
 
 Ended = Callable[[list[int]], bool]
-"""Whether an answer is over for another reason than a stop token or its length; asked after each token."""
+"""Whether an answer is over for another reason than a stop token or its length; called after each token."""
 
 
 @dataclasses.dataclass
-class _Course:
-    """Rows on their way: how they go on, and when they end."""
+class _Run:
+    """Answers in progress: how their tokens are chosen, and when they end."""
 
-    rows: list[Row]
+    rows: list[Completion]
     choose: Choose
     stops: frozenset[int]
     limit: int
@@ -70,8 +70,8 @@ class _Course:
     def __post_init__(self) -> None:
         self._open = collections.Counter(row.number for row in self.rows)
 
-    def take(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-        """Lets rows grow by a token; the places among `rows` of those that go on."""
+    def take(self, logits: torch.Tensor, rows: Sequence[Completion]) -> list[int]:
+        """Appends a token to each row; returns the places among `rows` of those that have not ended."""
         before, going = self.finished, []
         for place, (row, token) in enumerate(zip(rows, self.choose(logits, rows), strict=True)):
             row.answer.append(token)
@@ -95,12 +95,12 @@ def greedy(
     done: Callable[[int], None] = lambda count: None,
     ended: Ended | None = None,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, up to and with the stop token or where it has `ended`, at most `limit` tokens.
+    """The most likely continuation of each prompt, up to and including the stop token, or until `ended`, at most `limit` tokens.
 
     `done` is called with the number of prompts answered so far.
     """
-    rows = [Row(number, prompt) for number, prompt in enumerate(prompts)]
-    _write(tuned, head, _Course(rows, _likeliest, stops, limit, done, ended), where)
+    rows = [Completion(number, prompt) for number, prompt in enumerate(prompts)]
+    _write(tuned, head, _Run(rows, _likeliest, stops, limit, done, ended), where)
     return [row.answer for row in rows]
 
 
@@ -119,84 +119,84 @@ def sample(
 ) -> list[list[list[int]]]:
     """`samples` continuations of each prompt, drawn from the model's probabilities at a temperature above 0.
 
-    What is drawn depends on the seed and the prompt's place in the list, not on what is written beside it.
+    What is drawn depends on the seed and the prompt's place in the list, not on the other prompts.
     """
 
-    def drawn(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+    def drawn(logits: torch.Tensor, rows: Sequence[Completion]) -> list[int]:
         return _drawn(logits / temperature, rows)
 
     rows = [
-        Row(number, prompt, chance=random.Random(f"{seed}:{number}:{again}"))  # noqa: S311
+        Completion(number, prompt, generator=random.Random(f"{seed}:{number}:{repetition}"))  # noqa: S311
         for number, prompt in enumerate(prompts)
-        for again in range(samples)
+        for repetition in range(samples)
     ]
-    _write(tuned, head, _Course(rows, drawn, stops, limit, done), where)
+    _write(tuned, head, _Run(rows, drawn, stops, limit, done), where)
     return [[row.answer for row in rows[begin : begin + samples]] for begin in range(0, len(rows), samples)]
 
 
-def _likeliest(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    found: list[int] = logits.argmax(-1).tolist()
-    return found
+def _likeliest(logits: torch.Tensor, rows: Sequence[Completion]) -> list[int]:
+    chosen: list[int] = logits.argmax(-1).tolist()
+    return chosen
 
 
-def _drawn(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The token at which the summed probability passes a random number: one number for a token, whoever else is drawn."""
-    found: list[int] = []
+def _drawn(logits: torch.Tensor, rows: Sequence[Completion]) -> list[int]:
+    """The token at which the cumulative probability passes a random number: one draw for each token, whatever the batch."""
+    chosen: list[int] = []
     for begin in range(0, len(rows), DRAWN):
         sums = torch.softmax(logits[begin : begin + DRAWN], -1, dtype=torch.float64).cumsum(-1)
-        chances = [row.chance.random() if row.chance else 0.5 for row in rows[begin : begin + DRAWN]]
-        wanted = torch.tensor(chances, dtype=torch.float64, device=sums.device)[:, None] * sums[:, -1:]
-        found += torch.searchsorted(sums, wanted, right=True).clamp_(max=sums.shape[1] - 1)[:, 0].tolist()
-    return found
+        draws = [row.generator.random() if row.generator else 0.5 for row in rows[begin : begin + DRAWN]]
+        thresholds = torch.tensor(draws, dtype=torch.float64, device=sums.device)[:, None] * sums[:, -1:]
+        chosen += torch.searchsorted(sums, thresholds, right=True).clamp_(max=sums.shape[1] - 1)[:, 0].tolist()
+    return chosen
 
 
-def _write(tuned: Any, head: loss.Head, course: _Course, where: torch.device) -> None:
-    """Writes all answers."""
-    if not course.rows:
+def _write(tuned: Any, head: loss.Head, run: _Run, where: torch.device) -> None:
+    """Generates all answers."""
+    if not run.rows:
         return
-    found = None if head.weight is None else decoding.of(model.decoder(tuned), where)
-    if found is None:
-        _write_plainly(tuned, head, course, where)
+    chosen = None if head.weight is None else decoding.of(model.decoder(tuned), where)
+    if chosen is None:
+        _write_plainly(tuned, head, run, where)
         return
     try:
-        _write_together(found, lora.active(tuned), head, course)
+        _write_together(chosen, lora.active(tuned), head, run)
     finally:
-        found.end()
+        chosen.end()
 
 
-# -- by the trainer's own passes --
+# -- by the trainer's own engine --
 
 
-def _write_together(passes: decoding.Decoding, adapted: bool, head: loss.Head, course: _Course) -> None:
-    prefix = _shared([row.prompt for row in course.rows])
-    passes.begin(course.rows[0].prompt[:prefix], adapted)
-    longest = max(len(row.prompt) for row in course.rows) - prefix + course.limit
-    # The longest first: neighbours are of one length, and what memory holds is known early.
-    waiting = collections.deque(sorted(course.rows, key=lambda row: (-len(row.prompt), row.number)))
-    active: list[Row] = []
+def _write_together(engine: decoding.Decoding, adapted: bool, head: loss.Head, run: _Run) -> None:
+    prefix = _common_prefix([row.prompt for row in run.rows])
+    engine.begin(run.rows[0].prompt[:prefix], adapted)
+    longest = max(len(row.prompt) for row in run.rows) - prefix + run.limit
+    # The longest first: neighbours have similar lengths, and a lack of memory shows early.
+    waiting = collections.deque(sorted(run.rows, key=lambda row: (-len(row.prompt), row.number)))
+    active: list[Completion] = []
     while waiting or active:
         signals.check()
-        if fresh := _next(passes, waiting, len(active), prefix, course.limit):
-            room = max(_room(row, prefix, course.limit) for row in fresh)
-            states = passes.enter([row.ids[prefix:] for row in fresh], room)
-            going = course.take(_logits(head, states), fresh)
+        if fresh := _next(engine, waiting, len(active), prefix, run.limit):
+            room = max(_room(row, prefix, run.limit) for row in fresh)
+            states = engine.enter([row.ids[prefix:] for row in fresh], room)
+            going = run.take(_logits(head, states), fresh)
             stay = [*range(len(active)), *(len(active) + place for place in going)]
             active += fresh
         else:
-            room = passes.room
-            if passes.longest == room:
+            room = engine.room
+            if engine.longest == room:
                 room = min(longest, room + room // 2)
-                for _ in range(len(active) - passes.places(room)):
+                for _ in range(len(active) - engine.places(room)):
                     waiting.appendleft(active.pop())
-                passes.keep(list(range(len(active))))
-            stay = course.take(_logits(head, passes.step([row.answer[-1] for row in active], room)), active)
+                engine.keep(list(range(len(active))))
+            stay = run.take(_logits(head, engine.step([row.answer[-1] for row in active], room)), active)
         if len(stay) < len(active):
-            active = [active[place] for place in passes.keep(stay)]
+            active = [active[place] for place in engine.keep(stay)]
 
 
 @torch.no_grad()
 def _logits(head: loss.Head, states: torch.Tensor) -> torch.Tensor:
-    """[n, vocabulary] in float32, in memory that is used again: what is that large is slow to take anew at each step."""
+    """[n, vocabulary] in float32, in reused memory: tensors this large are slow to allocate at each step."""
     if head.weight is None or head.memory is None:
         return head.logits(states)
     count, padded = len(states), kv_cache.even(len(states), decoding.STEP)
@@ -206,73 +206,73 @@ def _logits(head: loss.Head, states: torch.Tensor) -> torch.Tensor:
     torch.mm(hidden, head.weight.t(), out=logits)
     if head.bias is not None:
         logits += head.bias
-    found = head.memory.take("answers float32", count, len(head.weight), dtype=torch.float32).copy_(logits[:count])
-    return found if head.softcap is None else found.div_(head.softcap).tanh_().mul_(head.softcap)
+    chosen = head.memory.take("answers float32", count, len(head.weight), dtype=torch.float32).copy_(logits[:count])
+    return chosen if head.softcap is None else chosen.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
 def _next(
-    passes: decoding.Decoding, waiting: collections.deque[Row], active: int, prefix: int, limit: int
-) -> list[Row]:
-    """The rows that begin now, taken from those that wait."""
+    engine: decoding.Decoding, waiting: collections.deque[Completion], active: int, prefix: int, limit: int
+) -> list[Completion]:
+    """The rows that start now, taken from the waiting ones."""
     if not waiting:
         return []
-    places = passes.places(max(_room(row, prefix, limit) for row in waiting))
+    places = engine.places(max(_room(row, prefix, limit) for row in waiting))
     free = places - active
     if free < 1 or (active and free < len(waiting) and free * REFILL < places):
         return []
     return [waiting.popleft() for _ in range(min(free, len(waiting)))]
 
 
-def _room(row: Row, prefix: int, limit: int) -> int:
-    """Own tokens for which a row takes memory when it begins."""
+def _room(row: Completion, prefix: int, limit: int) -> int:
+    """Own tokens for which a row reserves memory when it starts."""
     return len(row.prompt) - prefix + min(len(row.answer) + AHEAD, limit)
 
 
-def _shared(prompts: list[list[int]]) -> int:
-    """Tokens that all prompts begin with, as far as they are worth holding once; the last token is each row's own."""
+def _common_prefix(prompts: list[list[int]]) -> int:
+    """Tokens of the prompts' common prefix, 0 where it is too short; a prompt's last token is never part of it."""
     one, other = min(prompts), max(prompts)
     count = min(map(len, prompts)) - 1
-    found = next((place for place in range(count) if one[place] != other[place]), count)
-    return found if found >= SHORTEST and len(prompts) > 1 else 0
+    chosen = next((place for place in range(count) if one[place] != other[place]), count)
+    return chosen if chosen >= SHORTEST and len(prompts) > 1 else 0
 
 
 # -- by transformers --
 
 
-def _write_plainly(tuned: Any, head: loss.Head, course: _Course, where: torch.device) -> None:
-    order = sorted(course.rows, key=lambda row: (len(row.prompt), row.number))
+def _write_plainly(tuned: Any, head: loss.Head, run: _Run, where: torch.device) -> None:
+    order = sorted(run.rows, key=lambda row: (len(row.prompt), row.number))
     while order:
         longest, count = 0, 0
         for row in order:
             longest = max(longest, len(row.prompt))
-            if count and (longest + course.limit) * (count + 1) > CACHED[where.type]:
+            if count and (longest + run.limit) * (count + 1) > CACHED[where.type]:
                 break
             count += 1
-        _batch(tuned, head, order[:count], course, where)
+        _batch(tuned, head, order[:count], run, where)
         order = order[count:]
 
 
 @torch.inference_mode()
-def _batch(tuned: Any, head: loss.Head, rows: list[Row], course: _Course, where: torch.device) -> None:
+def _batch(tuned: Any, head: loss.Head, rows: list[Completion], run: _Run, where: torch.device) -> None:
     import transformers
 
     longest = max(len(row.prompt) for row in rows)
-    spare = [longest - len(row.prompt) for row in rows]
-    ids = torch.tensor([[0] * left + row.prompt for left, row in zip(spare, rows, strict=True)], device=where)
+    padding = [longest - len(row.prompt) for row in rows]
+    ids = torch.tensor([[0] * left + row.prompt for left, row in zip(padding, rows, strict=True)], device=where)
     mask = torch.tensor(
-        [[0] * left + [1] * len(row.prompt) for left, row in zip(spare, rows, strict=True)], device=where
+        [[0] * left + [1] * len(row.prompt) for left, row in zip(padding, rows, strict=True)], device=where
     )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    held = transformers.DynamicCache(config=tuned.config.get_text_config())
+    cache = transformers.DynamicCache(config=tuned.config.get_text_config())
     while rows:
         signals.check()
-        kept = course.take(_last(tuned, head, ids, mask, positions, held), rows)
-        if len(kept) < len(rows):
-            rows = [rows[place] for place in kept]
+        going = run.take(_last(tuned, head, ids, mask, positions, cache), rows)
+        if len(going) < len(rows):
+            rows = [rows[place] for place in going]
             if not rows:
                 break
-            chosen = torch.tensor(kept, device=where)
-            held.batch_select_indices(chosen)
+            chosen = torch.tensor(going, device=where)
+            cache.batch_select_indices(chosen)
             mask, positions = mask[chosen], positions[chosen]
         ids = torch.tensor([row.answer[-1:] for row in rows], device=where)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)

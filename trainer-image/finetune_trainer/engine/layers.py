@@ -9,14 +9,14 @@ from finetune_trainer.engine import attention_types, buffers, fused, lora
 
 
 class Unknown(Exception):
-    """The model is of a family that is not described here; the message says what differs."""
+    """The model's family is not described here; the message says what differs."""
 
 
 class Norm:
     """RMSNorm in float32. Llama's multiplies by the weight after rounding, Gemma's by 1 + weight before it."""
 
     def __init__(self, module: Any, memory: buffers.BufferPool, name: str = "norm") -> None:
-        """`name`: of the buffers that it shares with others; what `forward` returns lives until one of them runs."""
+        """`name`: of the buffers, which norms of the same name share; what `forward` returns is valid until one of them runs."""
         self._memory, self._name = memory, name
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if eps is None or not isinstance(getattr(module, "weight", None), torch.Tensor):
@@ -24,14 +24,14 @@ class Norm:
         self.eps = eps
         weight = module.weight.data
         with torch.no_grad():
-            probe = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
-            wanted = module(probe)
+            x = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
+            expected = module(x)
             for plus in (False, True):
                 self.plus = plus
                 self.weight = weight.float() + 1 if plus else weight
-                found = torch.empty_like(probe)
-                self.forward(probe, found)
-                if torch.allclose(found.float(), wanted.float(), rtol=1e-2 if weight.dtype != torch.float32 else 1e-5):
+                out = torch.empty_like(x)
+                self.forward(x, out)
+                if torch.allclose(out.float(), expected.float(), rtol=1e-2 if weight.dtype != torch.float32 else 1e-5):
                     return
         raise Unknown(f"the norm {type(module).__name__}")
 
@@ -50,9 +50,11 @@ class Norm:
 
     def backward(self, upstream: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The gradient of the input [n, d], in float32."""
-        slope = self._take("slope", upstream.shape).copy_(upstream).mul_(self.weight)
-        along = torch.mul(slope, unit, out=self._take("product", unit.shape)).sum(-1, keepdim=True).div_(unit.shape[-1])
-        return slope.addcmul_(unit, along, value=-1).mul_(factor)
+        gradient = self._take("gradient", upstream.shape).copy_(upstream).mul_(self.weight)
+        along = (
+            torch.mul(gradient, unit, out=self._take("product", unit.shape)).sum(-1, keepdim=True).div_(unit.shape[-1])
+        )
+        return gradient.addcmul_(unit, along, value=-1).mul_(factor)
 
     def _take(self, name: str, shape: torch.Size) -> torch.Tensor:
         return self._memory.take((self._name, name), *shape, dtype=torch.float32)
@@ -74,12 +76,11 @@ class Layer:
     query_norm: Norm | None
     key_norm: Norm | None
     heads: int
-    shared: int
-    """Key-value heads."""
+    kv_heads: int
     width: int
     kind: attention_types.Kind
     rope: str | None
-    """The layer type whose rotary embedding it uses; None where the model has one."""
+    """The layer type whose rotary embedding it uses; None where the model has only one."""
     gelu: bool
 
     @property
@@ -92,11 +93,11 @@ def of(
     module: Any,
     config: Any,
     memory: buffers.BufferPool,
-    typed: bool,
+    by_type: bool,
     shards: tuple[int, int] | None,
     learns: bool,
 ) -> Layer:
-    """Raises Unknown. typed: whether rotary embeddings differ by the layer's type; learns: whether dropout matters."""
+    """Raises Unknown. by_type: whether rotary embeddings differ by the layer's type; learns: whether dropout matters."""
     try:
         attended, mlp = module.self_attn, module.mlp
         groups = {
@@ -105,9 +106,9 @@ def of(
             "up": [mlp.gate_proj, mlp.up_proj],
             "down": [mlp.down_proj],
         }
-        # Gemma norms what a block adds too; elsewhere post_attention_layernorm is the norm before the feed-forward block.
-        around = hasattr(module, "pre_feedforward_layernorm")
-        before_mlp = module.pre_feedforward_layernorm if around else module.post_attention_layernorm
+        # Gemma also norms what a block adds; elsewhere post_attention_layernorm is the norm before the feed-forward block.
+        post_norms = hasattr(module, "pre_feedforward_layernorm")
+        before_mlp = module.pre_feedforward_layernorm if post_norms else module.post_attention_layernorm
         for layer in (layer for group in groups.values() for layer in group):
             _check(layer, learns)
         if getattr(attended, "attention_dropout", 0) or not getattr(attended, "is_causal", True):
@@ -122,18 +123,18 @@ def of(
             up=linears["up"],
             down=linears["down"],
             before_attention=Norm(module.input_layernorm, memory),
-            after_attention=Norm(module.post_attention_layernorm, memory) if around else None,
+            after_attention=Norm(module.post_attention_layernorm, memory) if post_norms else None,
             before_mlp=Norm(before_mlp, memory),
-            after_mlp=Norm(module.post_feedforward_layernorm, memory) if around else None,
+            after_mlp=Norm(module.post_feedforward_layernorm, memory) if post_norms else None,
             query_norm=Norm(attended.q_norm, memory) if hasattr(attended, "q_norm") else None,
             key_norm=Norm(attended.k_norm, memory) if hasattr(attended, "k_norm") else None,
             heads=queries.end // width,
-            shared=(keys.end - keys.begin) // width,
+            kv_heads=(keys.end - keys.begin) // width,
             width=width,
             kind=attention_types.Kind(
                 scale, getattr(attended, "attn_logit_softcapping", None), _window(attended, config)
             ),
-            rope=attended.layer_type if typed else None,
+            rope=attended.layer_type if by_type else None,
             gelu=_is_gelu(mlp.act_fn),
         )
     except (AttributeError, ValueError) as error:
@@ -142,12 +143,12 @@ def of(
 
 def _window(attended: Any, config: Any) -> int | None:
     """Tokens that a layer sees; Mistral's attention leaves that to the configuration."""
-    found: int | None = getattr(attended, "sliding_window", getattr(config, "sliding_window", None))
-    return found
+    out: int | None = getattr(attended, "sliding_window", getattr(config, "sliding_window", None))
+    return out
 
 
 def _check(layer: Any, learns: bool) -> None:
-    """Raises Unknown unless a layer is a plain linear one, perhaps with an adapter that, where it learns, drops nothing."""
+    """Raises Unknown unless a layer is plain and linear; its adapter, if it has one, must have no dropout where it learns."""
     base = getattr(layer, "base_layer", layer)
     if type(base) is not torch.nn.Linear and not hasattr(base.weight, "quant_state"):
         raise Unknown(f"a linear layer of the kind {type(base).__name__}")
@@ -156,10 +157,10 @@ def _check(layer: Any, learns: bool) -> None:
 
 
 def _is_gelu(activation: Any) -> bool:
-    probe = torch.linspace(-3, 3, 64)
-    found = activation(probe)
-    if torch.allclose(found, torch.nn.functional.silu(probe), atol=1e-6):
+    x = torch.linspace(-3, 3, 64)
+    out = activation(x)
+    if torch.allclose(out, torch.nn.functional.silu(x), atol=1e-6):
         return False
-    if torch.allclose(found, torch.nn.functional.gelu(probe, approximate="tanh"), atol=1e-6):
+    if torch.allclose(out, torch.nn.functional.gelu(x, approximate="tanh"), atol=1e-6):
         return True
     raise Unknown(f"the activation {type(activation).__name__}")

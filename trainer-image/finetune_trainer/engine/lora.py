@@ -1,8 +1,8 @@
-"""The adapter in the model: PEFT makes and names it, `Fast` computes it.
+"""The adapter in the model: PEFT creates and names it, `Fast` computes it.
 
 PEFT's own forward casts every input to the adapter's float32 and keeps a copy of it for the backward pass. `Fast` saves
 the layer's input and the rank-sized product only, multiplies in the base's precision, and skips the input's gradient where
-nobody needs it (below the first adapted layer). The weights stay PEFT's float32 parameters: the master copy.
+it is not needed (below the first adapted layer). The weights stay PEFT's float32 parameters: the master copy.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ PARENTS = {
     job.Modules.ATTENTION: ("attn", "attention"),
     job.Modules.MLP: ("mlp", "ffn", "feed_forward"),
 }
-"""Words in the name of the module around the linear layers that an adapter targets."""
+"""Parts of the name of the module around the linear layers that an adapter targets."""
 
 
 class Fast(torch.autograd.Function):
@@ -40,20 +40,20 @@ class Fast(torch.autograd.Function):
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         a, b = a.to(weight.dtype), b.to(weight.dtype)
-        small = flat @ a.t()
+        x_a = flat @ a.t()
         y = torch.nn.functional.linear(flat, weight, bias)
-        y.addmm_(small, b.t(), alpha=scale)
-        ctx.save_for_backward(flat, small, weight, a, b)
+        y.addmm_(x_a, b.t(), alpha=scale)
+        ctx.save_for_backward(flat, x_a, weight, a, b)
         ctx.scale, ctx.shape = scale, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, small, weight, a, b = ctx.saved_tensors
+        flat, x_a, weight, a, b = ctx.saved_tensors
         g = upstream[0].reshape(-1, weight.shape[0])
         down = (g @ b).mul_(ctx.scale)
         grad_a = (down.t() @ flat).float()
-        grad_b = (g.t() @ small).float().mul_(ctx.scale)
+        grad_b = (g.t() @ x_a).float().mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (g @ weight).addmm_(down, a).view(ctx.shape)
@@ -78,23 +78,23 @@ def _forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 def targets(model: Any, modules: job.Modules) -> list[str]:
-    """The names of the linear layers to adapt, without those around them: q_proj, up_proj, ... The head is never one."""
+    """The names of the linear layers to adapt, without their parents': q_proj, up_proj, ... The head is never one."""
     head = model.get_output_embeddings()
-    found = set()
+    names = set()
     for name, module in model.named_modules():
         parent, _, leaf = name.rpartition(".")
         if not isinstance(module, torch.nn.Linear) or module is head or "." not in name:
             continue
-        words = PARENTS.get(modules)
-        if words is None or any(word in parent.rpartition(".")[2].lower() for word in words):
-            found.add(leaf)
-    if not found:
+        parts = PARENTS.get(modules)
+        if parts is None or any(part in parent.rpartition(".")[2].lower() for part in parts):
+            names.add(leaf)
+    if not names:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
             f"the base model ({type(model).__name__}) has no linear layers for training.lora.targetModules: {modules}; "
             "choose AllLinear or another model",
         )
-    return sorted(found)
+    return sorted(names)
 
 
 def add(model: Any, spec: job.LoRA, base_name: str) -> Any:
@@ -129,25 +129,25 @@ def parameters(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def active(model: Any) -> bool:
-    """Whether the model is an adapted one at present."""
+    """Whether an adapter is switched on."""
     return any(not layer.disable_adapters for layer in layers(model))
 
 
 @contextlib.contextmanager
 def disabled(model: Any) -> Iterator[None]:
-    """The base model, for as long as the context lasts."""
+    """Switches the adapter off within the context."""
     with model.disable_adapter():
         yield
 
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-    """The model as it is."""
+    """Changes nothing: the counterpart of `disabled`."""
     yield
 
 
 def checkpoint_activations(base: Any) -> None:
-    """Computes each layer's activations again in the backward pass instead of keeping them."""
+    """Recomputes each layer's activations in the backward pass instead of saving them."""
     base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    # Non-reentrant checkpointing needs no gradient of the embedding's output, which transformers asks for.
+    # Non-reentrant checkpointing needs no gradient of the embedding's output, which transformers would request.
     base.disable_input_require_grads()

@@ -1,7 +1,7 @@
 """The loss: cross-entropy of the labelled positions only, chunk by chunk, so that the full logits never exist.
 
 The head is frozen, so its gradient with respect to the hidden states is computed in the same pass over a chunk in which
-its loss is: the logits are made once, used twice and forgotten. Sums are in float32. Equals the full cross-entropy.
+its loss is: the logits are computed once, used twice and dropped. Sums are in float32. Equals the full cross-entropy.
 """
 
 import dataclasses
@@ -12,23 +12,23 @@ import torch
 from finetune_trainer.engine import buffers
 
 CHUNK = 512
-"""Labelled positions whose logits exist at a time, in the head's precision; their slopes take the same place."""
+"""Labelled positions whose logits exist at a time, in the head's precision; their gradients overwrite them."""
 
 PIECE = {"cpu": 32, "cuda": 256}
-"""Of these, positions that exist in float32 too: on a CPU as many as stay in its caches."""
+"""Of these, positions whose logits are in float32 at a time: on a CPU as many as fit into its caches."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The frozen output head: `weight` [vocabulary, hidden], tied to the embedding or not. None: the model's own logits
-    take the place of the hidden states."""
+    """The frozen output head: `weight` [vocabulary, hidden], tied to the embedding or not. None: the head is
+    unknown, and the hidden states are the model's own logits."""
 
     weight: torch.Tensor | None
     bias: torch.Tensor | None = None
     softcap: float | None = None
     """Gemma 2: logits = softcap * tanh(logits / softcap)."""
     memory: buffers.BufferPool | None = None
-    """For the logits of a chunk; absent: new memory for each."""
+    """For the logits of a chunk; None: new memory for each."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, vocabulary] in float32."""
@@ -66,40 +66,40 @@ def total(
             if head.bias is not None:
                 logits += head.bias
         chunk = None if weights is None else weights[here]
-        value += _slopes(logits, targets[here], head.softcap, chunk, memory)
+        value += _gradients(logits, targets[here], head.softcap, chunk, memory)
         if head.weight is not None:
             torch.mm(logits, head.weight, out=gradient[here])
     return float(value), gradient
 
 
-def _slopes(
+def _gradients(
     logits: torch.Tensor,
     targets: torch.Tensor,
     softcap: float | None,
     weights: torch.Tensor | None,
     memory: buffers.BufferPool,
 ) -> torch.Tensor:
-    """The weighted sum of the cross-entropies; each one's slope takes the place of its logits [n, vocabulary]."""
+    """The weighted sum of the cross-entropies; their gradients overwrite the logits [n, vocabulary]."""
     value = torch.zeros((), dtype=torch.float64, device=logits.device)
     size = PIECE[logits.device.type]
     for begin in range(0, len(logits), size):
         here = slice(begin, begin + size)
         part, target = logits[here], targets[here, None]
-        full = memory.take("slopes", *part.shape, dtype=torch.float32).copy_(part)
-        bent = None
+        full = memory.take("gradients", *part.shape, dtype=torch.float32).copy_(part)
+        cap_gradient = None
         if softcap is not None:
-            bent = full.div_(softcap).tanh_().square()
+            cap_gradient = full.div_(softcap).tanh_().square()
             full.mul_(softcap)
         full.sub_(full.amax(-1, keepdim=True))
-        wanted = full.gather(1, target)
+        chosen = full.gather(1, target)
         sums = full.exp_().sum(-1, keepdim=True)
-        losses = sums.log() - wanted
+        losses = sums.log() - chosen
         full.div_(sums).scatter_add_(1, target, full.new_full(target.shape, -1.0))
         if weights is not None:
             losses *= weights[here, None]
             full *= weights[here, None]
-        if bent is not None:
-            full *= bent.neg_().add_(1)
+        if cap_gradient is not None:
+            full *= cap_gradient.neg_().add_(1)
         value += losses.sum(dtype=torch.float64)
         part.copy_(full)
     return value
@@ -112,10 +112,10 @@ def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -
 
 def likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probability of each target [n] in float32, and whether it is the likeliest token [n]; without gradients."""
-    found, best, size = [], [], 4 * PIECE[hidden.device.type]
+    likely, best, size = [], [], 4 * PIECE[hidden.device.type]
     for begin in range(0, hidden.shape[0], size):
         logits = head.logits(hidden[begin : begin + size])
         chosen = logits.gather(1, targets[begin : begin + size, None])[:, 0]
-        found.append(chosen - torch.logsumexp(logits, dim=-1))
+        likely.append(chosen - torch.logsumexp(logits, dim=-1))
         best.append(chosen == logits.amax(-1))
-    return (torch.cat(found), torch.cat(best)) if found else (torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    return (torch.cat(likely), torch.cat(best)) if likely else (torch.zeros(0), torch.zeros(0, dtype=torch.bool))

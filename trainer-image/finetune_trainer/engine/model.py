@@ -19,7 +19,7 @@ def device(number: int = 0) -> torch.device:
 
 
 def dtype(precision: job.Precision, where: torch.device) -> torch.dtype:
-    """The precision of the frozen base. Auto: bfloat16 where the machine multiplies in it."""
+    """The precision of the frozen base. Auto: bfloat16 where the hardware has it."""
     if precision is job.Precision.AUTO:
         if where.type == "cuda":
             fast = torch.cuda.is_bf16_supported()
@@ -30,7 +30,7 @@ def dtype(precision: job.Precision, where: torch.device) -> torch.dtype:
 
 
 def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, quantised: bool = False) -> Any:
-    """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), the head apart.
+    """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), except the head.
 
     Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid).
     """
@@ -39,16 +39,16 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    kind = dtype(precision, where)
+    torch_dtype = dtype(precision, where)
     try:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=kind,
+            dtype=torch_dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             device_map={"": where} if where.type == "cuda" or quantised else None,
-            quantization_config=nf4(kind) if quantised else None,
+            quantization_config=nf4(torch_dtype) if quantised else None,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -58,30 +58,35 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
         ) from error
     loaded.requires_grad_(False)
     loaded.eval()
-    own(loaded)
+    copy_from_file(loaded)
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = (
-                False  # it would lay the weights out anew, and no other code can read them then
+                False  # it would change the weights' layout, and no other code could read them
             )
-    log.info("base model loaded", kind=type(loaded).__name__, dtype=str(kind).removeprefix("torch."), device=str(where))
+    log.info(
+        "base model loaded",
+        kind=type(loaded).__name__,
+        dtype=str(torch_dtype).removeprefix("torch."),
+        device=str(where),
+    )
     return loaded
 
 
-def nf4(kind: torch.dtype) -> Any:
-    """QLoRA's way to hold frozen weights (arXiv 2305.14314)."""
+def nf4(torch_dtype: torch.dtype) -> Any:
+    """QLoRA's storage of frozen weights (arXiv 2305.14314)."""
     import transformers
 
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=kind,
+        bnb_4bit_compute_dtype=torch_dtype,
     )
 
 
 def place(loaded: Any, head: loss.Head, where: torch.device) -> loss.Head:
-    """Moves all but the linear layers of a model to a device, and gives its head there."""
+    """Moves all but the linear layers of a model to a device; returns its head there."""
     for module in loaded.modules():
         if not isinstance(module, torch.nn.Linear):
             for weight in module.parameters(recurse=False):
@@ -92,9 +97,9 @@ def place(loaded: Any, head: loss.Head, where: torch.device) -> loss.Head:
     return loss.head_of(loaded) if head.weight is not None else head
 
 
-def own(loaded: Any) -> None:
-    """Copies what is neither a linear layer's weight nor small from the mapped file, and all that is small: the file's pages
-    are given back once the linear layers are copied too, see `fused`."""
+def copy_from_file(loaded: Any) -> None:
+    """Copies every weight but the linear layers' from the mapped file: the file's pages
+    are freed once the linear layers are copied too, see `fused`."""
     layers = {id(module.weight) for module in loaded.modules() if isinstance(module, torch.nn.Linear)}
     layers -= {id(loaded.get_input_embeddings().weight), id(loaded.get_output_embeddings().weight)}
     for weight in loaded.parameters():
@@ -103,7 +108,7 @@ def own(loaded: Any) -> None:
 
 
 def pad(rows: list[list[int]], fill: int, where: torch.device) -> torch.Tensor:
-    """Rows of ids as one tensor, filled up on the right: with causal attention no position sees what comes after it, so that
+    """Rows of ids as one tensor, padded on the right: with causal attention no position depends on what comes after it, so that
     neither a mask nor a special padding token is needed."""
     longest = max(map(len, rows))
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=where)
@@ -129,16 +134,16 @@ def labelled(
 
 
 def head(model: Any) -> loss.Head:
-    """The model's output head, after comparing it with the model's own logits; an unknown kind costs the slower path."""
-    found = loss.head_of(model)
-    probe = torch.arange(1, 9, device=model.device)[None]
+    """The model's output head, after comparing it with the model's own logits; an unknown kind takes the slower path."""
+    ours = loss.head_of(model)
+    ids = torch.arange(1, 9, device=model.device)[None]
     with torch.no_grad():
-        expected = torch.log_softmax(model(input_ids=probe, use_cache=False).logits[0].float(), -1)
-        hidden = decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
-        observed = torch.log_softmax(found.logits(hidden), -1)
+        expected = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), -1)
+        hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+        observed = torch.log_softmax(ours.logits(hidden), -1)
     difference = float((expected - observed).abs().max())
     if difference < 1e-3 * max(1.0, float(expected.abs().max())):
-        return found
+        return ours
     log.warning("the output head is of an unknown kind; full logits are computed", difference=round(difference, 4))
     return loss.Head(None)
 

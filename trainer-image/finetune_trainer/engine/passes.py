@@ -1,9 +1,9 @@
 """Forward and backward passes of a micro-batch, behind one seam.
 
-Fast      `decoder` on a `prefix_tree`: for the families that it knows
+Fast      `decoder` on a `prefix_tree`: for the families that it supports
 Plain     the modules of transformers with autograd, padded: correct for any other model, and slower
 
-`of` chooses; both give the states that predict the learned tokens, and take the gradient of these.
+`of` chooses; both return the states that predict the learned tokens, and accept their gradient.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from finetune_trainer.process import errors
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """What a forward pass finds: states [n, hidden] that predict the targets [n] of the rows [n]."""
+    """The result of a forward pass: states [n, hidden] that predict the targets [n] of the rows [n]."""
 
     states: torch.Tensor
     targets: torch.Tensor
@@ -28,19 +28,19 @@ class Labelled:
 
 
 class Engine(Protocol):
-    """A model that learns. `forward` with keep=True may be followed by `backward`, once."""
+    """A model that learns. `forward` with save=True saves the activations for one `backward`."""
 
     head: loss.Head
     shares: bool
-    """Whether rows that begin alike cost less together, and nothing is padded."""
+    """Whether rows with a common prefix cost less together, and nothing is padded."""
 
-    def forward(self, rows: Sequence[prefix_tree.Row], *, keep: bool, adapted: bool = True) -> Labelled: ...
+    def forward(self, rows: Sequence[prefix_tree.Row], *, save: bool, adapted: bool = True) -> Labelled: ...
 
     def backward(self, gradient: torch.Tensor) -> None:
-        """Adds to the gradients of the adapter; `gradient` [n, hidden] is that of the states."""
+        """Adds to the gradients of the adapter; `gradient` [n, hidden] is the gradient of the states."""
 
     def refresh(self) -> None:
-        """Takes the adapter's weights as they are now."""
+        """Copies the adapter's weights, where the engine has copies."""
 
 
 class Fast:
@@ -52,9 +52,9 @@ class Fast:
         self.head = head
         self._inner, self._where = inner, where
 
-    def forward(self, rows: Sequence[prefix_tree.Row], *, keep: bool, adapted: bool = True) -> Labelled:
+    def forward(self, rows: Sequence[prefix_tree.Row], *, save: bool, adapted: bool = True) -> Labelled:
         batch = prefix_tree.build(rows).to(self._where)
-        states = self._inner.forward(batch, keep=keep, adapted=adapted)
+        states = self._inner.forward(batch, save=save, adapted=adapted)
         return Labelled(states, batch.targets, batch.rows)
 
     def backward(self, gradient: torch.Tensor) -> None:
@@ -74,12 +74,12 @@ class Plain:
         self._tuned, self._where = tuned, where
         self._states = torch.empty(0)
 
-    def forward(self, rows: Sequence[prefix_tree.Row], *, keep: bool, adapted: bool = True) -> Labelled:
+    def forward(self, rows: Sequence[prefix_tree.Row], *, save: bool, adapted: bool = True) -> Labelled:
         ids, learned = [row.ids.tolist() for row in rows], [row.learned.tolist() for row in rows]
-        self._tuned.train(keep)
+        self._tuned.train(save)
         with (
             contextlib.nullcontext() if adapted else lora.disabled(self._tuned),
-            torch.set_grad_enabled(keep and adapted),
+            torch.set_grad_enabled(save and adapted),
         ):
             self._states, targets = model.labelled(self._tuned, self.head, ids, learned, self._where)
         counts = torch.tensor([int(row.learned[1:].sum()) for row in rows], device=self._where)
@@ -91,26 +91,26 @@ class Plain:
         self._states = torch.empty(0)
 
     def refresh(self) -> None:
-        """Nothing is copied here."""
+        """This engine has no copies."""
 
 
 def of(
     tuned: Any, head: loss.Head, where: torch.device, checkpointing: bool, shards: tuple[int, int] | None = None
 ) -> Engine:
-    """The fast engine where the model's family is known and its output head too, else the plain one.
+    """The fast engine where the model's family and its output head are known, else the plain one.
 
-    shards: this process's number and how many there are, to hold the frozen layers together; see `fused.Sharded`.
+    shards: this process's number and the number of processes that each hold a shard of the frozen layers; see `fused.Sharded`.
     """
-    found = None if head.weight is None else decoder.of(model.decoder(tuned), where, shards)
-    if found is None and shards is not None:
+    built = None if head.weight is None else decoder.of(model.decoder(tuned), where, shards)
+    if built is None and shards is not None:
         raise errors.Failure(
             reasons.Reason.INSUFFICIENT_GPU_MEMORY,
-            "the base model does not fit into one GPU, and its family is not one whose layers can be shared among several "
+            "the base model does not fit into one GPU, and the trainer cannot shard its family over several "
             "(Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3); choose a larger resources.gpuType or a smaller base model",
         )
-    if found is None:
+    if built is None:
         if checkpointing:
             lora.checkpoint_activations(tuned.get_base_model())
         return Plain(tuned, head, where)
-    found.checkpointing = checkpointing
-    return Fast(found, head, where)
+    built.checkpointing = checkpointing
+    return Fast(built, head, where)

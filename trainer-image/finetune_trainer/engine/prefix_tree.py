@@ -1,9 +1,10 @@
 """A micro-batch without padding and without repetition: examples that begin with the same tokens share them.
 
-Examples are sorted by their tokens; what neighbours have in common becomes one node, computed once, and each example goes on
-from it: a forest of prefixes, laid out flat, every node after its ancestors. With causal attention a node's states do not
-depend on what follows it, so that losses and gradients are those of the examples one by one. A learned token at a branch is a
-label of the shared state before it: several labels of one state are several terms of the loss, and none is dropped.
+Examples are sorted by their tokens; a common prefix of neighbours becomes one node, computed once, and each example continues
+from it: a prefix tree (one for each first token), laid out flat, every node after its ancestors. With causal attention a node's
+states do not depend on what follows it, so that losses and gradients are those of the examples one by one. A learned token at
+a branch is a label of the shared state before it: several labels of one state are several terms of the loss, and none is
+dropped.
 
 What no learned token depends on (the last token of an example, and what comes after its last learned one) is left out.
 """
@@ -19,10 +20,10 @@ import torch
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SHORTEST = 8
-"""Tokens that a shared prefix has at least, and that sharing must save eight times over."""
+"""The shortest shared prefix; sharing must save at least eight times as many tokens."""
 
 PIECE = 256
-"""Tokens of a node; a longer one is a chain. So attention never multiplies much that its mask hides."""
+"""Tokens of a node; a longer one is a chain. So attention computes few scores that its mask hides."""
 
 SLACK = 0.7
 """Nodes are attended together when the shortest has at least this share of the longest one's tokens."""
@@ -31,16 +32,16 @@ TOGETHER = 2048
 """Tokens of nodes that are attended together: their scores should stay in the cache."""
 
 ROUND = 32
-"""Micro-batches have a multiple of so many tokens: a matrix product of a new shape costs a CPU half a millisecond and
-0.6 MiB once, for the code that is made for it. What is missing is filled by tokens that nothing depends on."""
+"""Micro-batches are padded to a multiple of this many tokens: on a CPU a matrix product of a new shape costs half a
+millisecond and 0.6 MiB once, for the code generated for it. Nothing depends on the padding."""
 
 EVEN = 16
-"""The same within a tile: its nodes are padded to a multiple of so many tokens."""
+"""The same within a tile: its nodes are padded to a multiple of this many tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An example: ids [n], and learned [n]: whether a token is a target, predicted from those before it."""
+    """A sequence of token ids [n], and learned [n]: whether a token is a target, predicted from those before it."""
 
     ids: Array
     learned: Array
@@ -71,21 +72,21 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A forest, flat: token i sees token j where j <= i < ends[j]."""
+    """A prefix tree, flat: token i attends to token j where j <= i < ends[j]."""
 
     ids: torch.Tensor
     """[T]"""
     positions: torch.Tensor
     """[T] of each token in its example."""
     ends: torch.Tensor
-    """[T] where the part of the flat batch ends that goes on from token j."""
+    """[T] for each token, the end of the part of the flat batch that descends from it."""
     tiles: tuple[Tile, ...]
     states: torch.Tensor
-    """[n] the flat index of the state that predicts a label, rising."""
+    """[n] the flat index of the state that predicts each label, ascending."""
     targets: torch.Tensor
     """[n] the label's token."""
     rows: torch.Tensor
-    """[n] the example that the label is of."""
+    """[n] the example that each label belongs to."""
 
     @property
     def tokens(self) -> int:
@@ -121,21 +122,21 @@ def needed(row: Row) -> int:
 
 
 def build(rows: Sequence[Row], *, share: bool = True) -> Batch:
-    """The forest of some examples; with share=False one tree for each."""
+    """The prefix tree of some examples; with share=False nothing is shared."""
     cut = [row.ids[: needed(row)] for row in rows]
     order = sorted((index for index in range(len(rows)) if len(cut[index])), key=lambda index: key(cut[index]))
     common = [_common(cut[one], cut[other]) if share else 0 for one, other in itertools.pairwise(order)]
-    roots = _grow(order, cut, common, 0, len(order), 0)
+    roots = _build(order, cut, common, 0, len(order), 0)
     return _flatten(roots, rows, cut)
 
 
 def key(ids: Array) -> bytes:
-    """Rows sort by this as by their tokens."""
+    """A sort key that orders rows by their tokens."""
     return ids.astype(">u4").tobytes()
 
 
 def common(one: Row, other: Row) -> int:
-    """Tokens that both rows begin with, of those that count."""
+    """Tokens that both rows begin with, of those that are computed."""
     return _common(one.ids[: needed(one)], other.ids[: needed(other)])
 
 
@@ -146,7 +147,7 @@ def _common(one: Array, other: Array) -> int:
     return int(different[0]) if len(different) else length
 
 
-def _grow(order: list[int], cut: list[Array], common: list[int], begin: int, end: int, depth: int) -> list[_Node]:
+def _build(order: list[int], cut: list[Array], common: list[int], begin: int, end: int, depth: int) -> list[_Node]:
     """Nodes of the sorted examples begin:end, which share their first `depth` tokens. Long chains do not recurse deeply:
     a node's depth grows by SHORTEST at least."""
     nodes: list[_Node] = []
@@ -169,7 +170,7 @@ def _grow(order: list[int], cut: list[Array], common: list[int], begin: int, end
         node.rows = [index for index in order[begin:stop] if len(cut[index]) == shared]
         if stop - begin > 1:
             first = begin + len(node.rows)
-            node.children = _grow(order, cut, common, first, stop, shared)
+            node.children = _build(order, cut, common, first, stop, shared)
         nodes.append(node)
         begin = stop
     return nodes
@@ -182,7 +183,7 @@ def _flatten(roots: list[_Node], rows: Sequence[Row], cut: list[Array]) -> Batch
     paths: dict[int, tuple[tuple[int, int], ...]] = {}
     """Of each example: the flat ranges of its tokens, in order."""
     spans: list[tuple[int, int, int]] = []
-    """(begin, end, end of what goes on from it) of flat ranges."""
+    """(begin, end, end of its descendants) of flat ranges."""
     size = 0
 
     def put(part: Array, depth: int) -> tuple[int, int]:
@@ -208,24 +209,24 @@ def _flatten(roots: list[_Node], rows: Sequence[Row], cut: list[Array]) -> Batch
         for node in siblings:
             if not node.children and len(node.ids) <= PIECE:
                 continue
-            opened = []
-            along = seen
+            chain = []
+            ancestors = seen
             for begin in range(0, len(node.ids), PIECE):
                 place = put(node.ids[begin : begin + PIECE], node.depth + begin)
-                tiles.append(Tile(*place, (place[1] - place[0],), along))
-                along = _joined(along, place)
-                opened.append(place)
+                tiles.append(Tile(*place, (place[1] - place[0],), ancestors))
+                ancestors = _joined(ancestors, place)
+                chain.append(place)
             for index in node.rows:
-                paths[index] = along
-            visit(node.children, along)
-            spans.extend((*place, size) for place in opened)
+                paths[index] = ancestors
+            visit(node.children, ancestors)
+            spans.extend((*place, size) for place in chain)
 
     visit(roots, ())
     if filler := -size % ROUND:
         leaves([_Node(0, np.zeros(filler, dtype=np.int64))], ())
     ends = np.zeros(size, dtype=np.int64)
     for begin, end, over in spans:
-        # A leaf's tokens are seen to its end; an inner one's to the end of its last descendant.
+        # A leaf's tokens are visible up to its end, an inner node's up to the end of its last descendant.
         ends[begin:end] = over
     states, targets, owners = _labels(rows, cut, paths)
     return Batch(
@@ -255,7 +256,7 @@ def _together(group: list[_Node]) -> list[list[_Node]]:
 
 
 def _joined(seen: tuple[tuple[int, int], ...], place: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Ranges and one more; neighbours become one."""
+    """Ranges and one more; adjacent ones are merged."""
     if seen and seen[-1][1] == place[0]:
         return (*seen[:-1], (seen[-1][0], place[1]))
     return (*seen, place)
@@ -265,15 +266,15 @@ def _labels(
     rows: Sequence[Row], cut: list[Array], paths: dict[int, tuple[tuple[int, int], ...]]
 ) -> tuple[Array, Array, Array]:
     """(state, target, example) of every learned token, sorted by state."""
-    found = []
+    labels = []
     for index, row in enumerate(rows):
         if index not in paths:
             continue
         flat = np.concatenate([np.arange(begin, end) for begin, end in paths[index]])
         at = np.flatnonzero(row.learned[1 : len(cut[index]) + 1])
-        found.append(np.stack([flat[at], row.ids[at + 1], np.full(len(at), index)]))
-    if not found:
+        labels.append(np.stack([flat[at], row.ids[at + 1], np.full(len(at), index)]))
+    if not labels:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    table = np.concatenate(found, axis=1).astype(np.int64)
+    table = np.concatenate(labels, axis=1).astype(np.int64)
     table = table[:, np.lexsort((table[2], table[0]))]
     return table[0], table[1], table[2]

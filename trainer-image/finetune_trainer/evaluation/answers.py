@@ -238,7 +238,7 @@ def _together(contest: ModelRunner, passes: decoder.Decoder, encoded: list[token
     for part in batches.cut([[row] for row in rows], TOKENS[contest.where.type]):
         signals.check()
         batch = prefix_tree.build([rows[index] for index in part]).to(contest.where)
-        states = passes.forward(batch, keep=False, adapted=adapted)
+        states = passes.forward(batch, save=False, adapted=adapted)
         yield part, batch.rows, loss.likelihoods(states, batch.targets, contest.head)
 
 

@@ -22,10 +22,10 @@ class Objective(Protocol):
     def units(self, rows: Sequence[prefix_tree.Row]) -> int:
         """How many terms the rows have."""
 
-    def learn(self, model: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+    def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
         """The rows' part of the mean over `units`, times `share`; its gradient is added to the adapter's."""
 
-    def value(self, model: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
         """The sum over the rows, without a gradient."""
 
 
@@ -37,16 +37,16 @@ class Supervised:
     def units(self, rows: Sequence[prefix_tree.Row]) -> int:
         return sum(int(row.learned[1:].sum()) for row in rows)
 
-    def learn(self, model: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
-        found = model.forward(rows, keep=True)
+    def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+        found = engine.forward(rows, save=True)
         weights = torch.full(found.targets.shape, share / units, dtype=torch.float32, device=found.targets.device)
-        value, gradient = loss.total(found.states, found.targets, model.head, weights)
-        model.backward(gradient)
+        value, gradient = loss.total(found.states, found.targets, engine.head, weights)
+        engine.backward(gradient)
         return value
 
-    def value(self, model: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
-        found = model.forward(rows, keep=False)
-        return -float(loss.log_probabilities(found.states, found.targets, model.head).sum(dtype=torch.float64))
+    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+        found = engine.forward(rows, save=False)
+        return -float(loss.log_probabilities(found.states, found.targets, engine.head).sum(dtype=torch.float64))
 
 
 class Preference:
@@ -65,25 +65,25 @@ class Preference:
     def units(self, rows: Sequence[prefix_tree.Row]) -> int:
         return len(rows) // 2
 
-    def learn(self, model: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
-        reference = self._scores(model, model.forward(rows, keep=False, adapted=False), len(rows))
-        found = model.forward(rows, keep=True)
-        margins = self._margins(self._scores(model, found, len(rows)), reference)
+    def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+        reference = self._scores(engine, engine.forward(rows, save=False, adapted=False), len(rows))
+        found = engine.forward(rows, save=True)
+        margins = self._margins(self._scores(engine, found, len(rows)), reference)
         # The slope of the value with respect to each answer's log-probability; cross-entropies are their negatives.
         slopes = self.beta * torch.sigmoid(-margins) * (share / units)
         signed = torch.stack([slopes, -slopes], 1).reshape(-1).float()
-        _, gradient = loss.total(found.states, found.targets, model.head, signed[found.rows])
-        model.backward(gradient)
+        _, gradient = loss.total(found.states, found.targets, engine.head, signed[found.rows])
+        engine.backward(gradient)
         return float(-torch.nn.functional.logsigmoid(margins).sum() * (share / units))
 
-    def value(self, model: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
-        reference = self._scores(model, model.forward(rows, keep=False, adapted=False), len(rows))
-        margins = self._margins(self._scores(model, model.forward(rows, keep=False), len(rows)), reference)
+    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+        reference = self._scores(engine, engine.forward(rows, save=False, adapted=False), len(rows))
+        margins = self._margins(self._scores(engine, engine.forward(rows, save=False), len(rows)), reference)
         return float(-torch.nn.functional.logsigmoid(margins).sum())
 
-    def _scores(self, model: passes.Engine, found: passes.Labelled, rows: int) -> torch.Tensor:
+    def _scores(self, engine: passes.Engine, found: passes.Labelled, rows: int) -> torch.Tensor:
         """[rows] summed log-probabilities in float64."""
-        each = loss.log_probabilities(found.states, found.targets, model.head).double()
+        each = loss.log_probabilities(found.states, found.targets, engine.head).double()
         return torch.zeros(rows, dtype=torch.float64, device=each.device).index_add_(0, found.rows, each)
 
     def _margins(self, tuned: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
