@@ -66,6 +66,25 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     }
 
 
+PLACES = {
+    (TRAINING, "run"): f"annotation {RUN_ANNOTATION}",
+    (PREFLIGHT, "minimumExamples"): "spec.dataset.minimumExamples",
+    (EVALUATION, "prompt"): "spec.intent.prompt",
+    (ENVIRONMENT, "evaluationResources"): "spec.evaluation.resources",
+    (ENVIRONMENT, "judgeApiKeySecret"): "spec.evaluation.judge.apiKeySecret",
+    (ENVIRONMENT, "retries"): "spec.training.retries",
+}
+"""Where an input stands in the manifest, unless below its section's own object."""
+OBJECTS = {PREFLIGHT: "spec.intent", EVALUATION: "spec.evaluation", RELEASE: "spec.deployment"}
+
+
+def field_of(section: str, path: str) -> str:
+    """The field of the manifest that an input of a section comes from: (training, training.lora.rank) is
+    spec.training.lora.rank."""
+    first, dot, rest = path.partition(".")
+    return PLACES.get((section, first), f"{OBJECTS.get(section, 'spec')}.{first}") + dot + rest
+
+
 def training_hash(sections: Mapping[str, Any]) -> str:
     """Names a revision: all that shapes the weights."""
     return digest(sections[TRAINING], 8)

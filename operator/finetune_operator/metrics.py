@@ -15,7 +15,7 @@ from finetune_api import metrics as contract
 from finetune_api.reasons import Phase, Reason, Stage
 from finetune_operator import series
 from finetune_operator.cache import Cache
-from finetune_operator.decide import draft
+from finetune_operator.decide import verdict
 
 # one more series for each, which nobody asks for
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -52,7 +52,7 @@ for _kind in KINDS_OF_ERRORS:
     reconcile_errors.labels(_kind)
 
 
-def ended(facts: Iterable[draft.Ended]) -> None:
+def ended(facts: Iterable[verdict.Ended]) -> None:
     """Observe attempts that ended."""
     for fact in facts:
         stage_duration.labels(fact.stage, fact.result).observe(fact.seconds)

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_api import status
 from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, kueue, metrics, settings
-from finetune_operator.decide import core, diagnosis, draft
+from finetune_operator.decide import core, diagnosis, verdict
 from finetune_operator.manifests import identity
 from finetune_operator.observe import observation, parents, projections
 
@@ -62,7 +62,7 @@ class Reconciler:
         if parent.deleting:
             return None
         now = self._clock()
-        decision = core.decide(await self._gather(parent, now)) if parent.spec else core.refuse(parent, now)
+        decision = core.refuse(parent, now) if parent.unreadable else core.decide(await self._gather(parent, now))
         try:
             moved = await self._act(parent, raw, decision, now)
         except Gone:
@@ -104,7 +104,7 @@ class Reconciler:
         return None if known is None else {name: known[job.uid] for name, job in jobs.items() if job.uid in known}
 
     async def _act(
-        self, parent: parents.Parent, raw: projections.Raw, decision: draft.Decision, now: datetime.datetime
+        self, parent: parents.Parent, raw: projections.Raw, decision: verdict.Decision, now: datetime.datetime
     ) -> bool:
         """Whether anything was to be done."""
         if decision.remove_parent:

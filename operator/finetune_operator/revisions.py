@@ -11,8 +11,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api import job, revision
+from finetune_api import job, revision, run
 
+SHOWN = 3
+"""Changed fields that a message names."""
 FREE_MAPS = {"nodeSelector", "checks", "outputSchema"}
 """Fields whose keys are the user's."""
 
@@ -39,12 +41,18 @@ def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What the spec asks for now: the recorded sections where nothing changed, and the hashes that name the children. They are
-    asked for many times in a reconcile, and their sections stay as they are: only the base model is filled in."""
+    """What the spec asks for now: the recorded sections where nothing changed, and the hashes that name the children."""
 
-    resolved: dict[str, Any]
-    changed: dict[str, list[str]]
+    resolved: Mapping[str, Any]
+    """The sections, and the base model once it is known."""
+    changed: Mapping[str, list[str]]
     """Section -> paths that differ from the record; all sections are present, unchanged ones with an empty list."""
+
+    def why(self, *sections: str) -> str:
+        """Which fields of the spec were changed, for people; empty if none was."""
+        fields = [revision.field_of(section, path) for section in sections for path in self.changed.get(section, [])]
+        shown = ", ".join(fields[:SHOWN]) + (f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else "")
+        return f"{shown} changed" if fields else ""
 
     @functools.cached_property
     def revision(self) -> str:
@@ -77,3 +85,8 @@ def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, 
     if not changed[revision.TRAINING] and revision.BASE_MODEL in recorded:
         resolved[revision.BASE_MODEL] = recorded[revision.BASE_MODEL]
     return Wanted(resolved=resolved, changed=changed)
+
+
+def resolved(wanted: Wanted, base: run.ResolvedBaseModel) -> Wanted:
+    """With the base model that the catalogue named."""
+    return dataclasses.replace(wanted, resolved={**wanted.resolved, revision.BASE_MODEL: base.wire()})

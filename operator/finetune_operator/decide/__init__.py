@@ -1,12 +1,14 @@
 """What shall be: from one observation to one decision. Pure: no I/O, no clock, no memory.
 
 - `core`: the journey of a job, as rules in order, and what holds in every world.
-- `draft`: the decision in the making.
+- `world`: what the rules look at; `verdict`: what they return.
+- `life`: rules around the stages: suspension, deadline, the end.
 - `edits`: what an edit of the spec makes stale.
-- `attempts`: a stage and its attempts, one Job each; `gang` sees its pods together, `queue` its waits.
-- `baseline`: before training, whether a prompt is enough.
-- `rollout`: from a judged adapter to requests.
+- `stages`, `baseline`, `rollout`: rules of the stages; what serves is kept serving.
+- `attempts`: one Job for each attempt of a stage, until it is over; `endings`: how it ended, and what follows.
+- `gang`: the pods of an attempt together; `queue`: an attempt in a queue; `progress`: how far training is.
 - `diagnosis`: what is wrong with a pod, in the words of the API.
+- `leftovers`: what neither serves nor is wanted goes.
 - `cost`: what the stages' pods held.
 - `summary`: Ready, Reconciling, Stalled and the phase.
 """

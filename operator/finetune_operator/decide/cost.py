@@ -11,30 +11,30 @@ import datetime
 
 from finetune_api import status
 from finetune_operator import settings
-from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.verdict import AS_IT_IS, Verdict
+from finetune_operator.decide.world import World
 from finetune_operator.observe import projections
 
 PAUSE = datetime.timedelta(seconds=60)
 """The least time between two counts, but for the last of an attempt."""
 
 
-def settle(draft: Draft) -> None:
-    """Count up to now, where there is something new to count."""
-    now = draft.obs.now.replace(microsecond=0)
-    before = draft.status.cost
+def settle(world: World) -> Verdict:
+    """In every world: count up to now, where there is something new to count."""
+    before = world.state.cost
     since = before.counted_until if before else None
-    holding = [pod for pod in draft.obs.pods if pod.stage and held(pod, since, now)]
+    holding = [pod for pod in world.obs.pods if pod.stage and held(pod, since, world.now)]
     if not holding:
-        return
-    uncounted = now - (since or min(pod.placed for pod in holding if pod.placed))
-    if uncounted < PAUSE and not any(pod.ended and goes(draft, pod) for pod in holding):
-        return
-    draft.edit(cost=counted(before, holding, now, draft.obs.settings))
+        return AS_IT_IS
+    uncounted = world.now - (since or min(pod.placed for pod in holding if pod.placed))
+    if uncounted < PAUSE and not any(pod.ended and goes(world, pod) for pod in holding):
+        return AS_IT_IS
+    return Verdict(edits={"cost": counted(before, holding, world.now, world.obs.settings)})
 
 
-def goes(draft: Draft, pod: projections.Pod) -> bool:
+def goes(world: World, pod: projections.Pod) -> bool:
     """Whether a pod that ended may not be seen again: it is being deleted, or its Job is over, which the status tells anyway."""
-    job = draft.obs.jobs.get(pod.parent)
+    job = world.obs.jobs.get(pod.parent)
     return pod.deleting or job is None or job.over
 
 

@@ -4,78 +4,114 @@
 there.
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from finetune_api import revision, run
+from finetune_api import revision
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide.draft import ENDS, STAGES, Draft
+from finetune_operator.decide.verdict import Say, Verdict
+from finetune_operator.decide.world import ENDS, STAGES, World, remembered
 
 
-def the_spec_asks_for_other_work(draft: Draft) -> bool:
-    """Forget just as much as the edit made stale: all of it, the judgement, the release, or a failure that may now pass."""
-    old, wanted = draft.status, draft.wanted
-    release = draft.release_name if draft.spec.deployment.enabled else None
-    if old.revision != wanted.revision:
-        another_revision(draft)
+@dataclasses.dataclass(frozen=True)
+class Stale:
+    """What the status forgets, and what follows for people to read."""
+
+    forgets: tuple[Condition, ...] = ()
+    edits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    news: str = ""
+
+    def __add__(self, other: "Stale") -> "Stale":
+        news = "; ".join(filter(None, (self.news, other.news)))
+        return Stale(self.forgets + other.forgets, {**self.edits, **other.edits}, news)
+
+
+NOTHING = Stale()
+
+
+def the_spec_asks_for_other_work(world: World) -> Verdict | None:
+    """Scenarios A and N. The record differs from what the spec asks for now: it is written anew, and the status forgets just as
+    much as that makes stale."""
+    state, record = world.state, recorded(world)
+    if all(getattr(state, field) == value for field, value in record.items()) and world.true(Condition.ACCEPTED):
+        return None
+    if state.revision != world.wanted.revision:
+        stale = another_revision(world)
     else:
-        if old.evaluation_hash != wanted.evaluation_hash:
-            draft.forget(Condition.EVALUATED, Condition.DEPLOYED)
-            draft.edit(evaluation=None)
-            if old.stage == Stage.BASELINE:
-                draft.forget(Condition.BASELINE_MEASURED)
-                draft.edit(baseline=None)
-            if old.stage in {Stage.BASELINE, Stage.EVALUATE, Stage.VERIFY}:
-                begin_again(draft)
-        elif old.release != release:
-            draft.forget(Condition.DEPLOYED)
-            if old.stage == Stage.VERIFY or conditions.is_true(old, Condition.COMPLETE):
-                begin_again(draft)
-        train_after_all(draft)
-        another_try(draft)
-    base = run.ResolvedBaseModel.model_validate(wanted.resolved[revision.BASE_MODEL])
-    draft.edit(
-        resolved=json.dumps(wanted.resolved, separators=(",", ":")),
-        evaluation_hash=wanted.evaluation_hash,
-        release=release,
-        base_model=base.name,
+        stale = another_judgement(world) or another_release(world)
+        stale += train_after_all(world)
+        stale += NOTHING if Condition.FAILED in stale.forgets else another_try(world)
+    text = f"revision {world.wanted.revision} of base model {world.base_model.name}"
+    return Verdict(
+        forgets=stale.forgets,
+        edits={**stale.edits, **record},
+        says=(Say(Condition.ACCEPTED, "True", Reason.ACCEPTED, f"{stale.news}: {text}" if stale.news else text),),
+        proceed=True,
     )
-    draft.say(Condition.ACCEPTED, "True", Reason.ACCEPTED, f"revision {wanted.revision} of base model {base.name}")
-    return False
 
 
-def train_after_all(draft: Draft) -> None:
+def recorded(world: World) -> dict[str, Any]:
+    """The fields of the status that say what the spec asks for."""
+    return {
+        "revision": world.wanted.revision,
+        "resolved": json.dumps(world.wanted.resolved, separators=(",", ":")),
+        "evaluation_hash": world.wanted.evaluation_hash,
+        "release": world.release_name if world.spec.deployment.enabled else None,
+        "base_model": world.base_model.name,
+    }
+
+
+def another_revision(world: World) -> Stale:
+    """Nothing of the former one counts; what it had reached goes into the history."""
+    old = world.state
+    unfinished = old.revision is not None and old.completion_time is None
+    superseded = remembered(old, str(old.revision), Reason.SUPERSEDED, world.now) if unfinished else {}
+    forgotten = dict.fromkeys(
+        ("micro_batch_scale", "preflight", "baseline", "progress", "checkpoint", "artifacts", "evaluation")
+    )
+    news = since("new revision", world.wanted.why(revision.TRAINING))
+    return begin_again(world) + Stale(STAGES, superseded | forgotten, news)
+
+
+def another_judgement(world: World) -> Stale | None:
+    """The tuned model is the same, and is evaluated anew."""
+    old = world.state
+    if old.evaluation_hash == world.wanted.evaluation_hash:
+        return None
+    news = since("new evaluation", world.wanted.why(revision.EVALUATION))
+    stale = Stale((Condition.EVALUATED, Condition.DEPLOYED), {"evaluation": None}, news)
+    if old.stage == Stage.BASELINE:
+        stale += Stale((Condition.BASELINE_MEASURED,), {"baseline": None})
+    if old.stage in {Stage.BASELINE, Stage.EVALUATE, Stage.VERIFY}:
+        stale += begin_again(world)
+    return stale
+
+
+def another_release(world: World) -> Stale:
+    """The adapter is the same, and is served in another way, or at last, or no longer."""
+    old, release = world.state, recorded(world)["release"]
+    if old.release == release:
+        return NOTHING
+    why = world.wanted.why(revision.RELEASE) or "spec.deployment.enabled changed"
+    stale = Stale((Condition.DEPLOYED,), news=since("new release" if release else "no release any more", why))
+    if old.stage == Stage.VERIFY or world.true(Condition.COMPLETE):
+        stale += begin_again(world)
+    return stale
+
+
+def train_after_all(world: World) -> Stale:
     """The job had ended with a prompt that is enough, and now the spec wants the training too."""
-    ended = conditions.is_true(draft.status, Condition.COMPLETE) and not conditions.is_true(
-        draft.status, Condition.TRAINED
-    )
-    if ended and not draft.spec.intent.content_with_a_prompt:
-        begin_again(draft)
+    ended = world.true(Condition.COMPLETE) and not world.true(Condition.TRAINED)
+    return begin_again(world) if ended and not world.spec.intent.content_with_a_prompt else NOTHING
 
 
-def another_revision(draft: Draft) -> None:
-    old = draft.status
-    if old.revision is not None and old.completion_time is None:
-        draft.remember(old.revision, Reason.SUPERSEDED)
-    begin_again(draft)
-    draft.forget(*STAGES)
-    draft.edit(
-        revision=draft.wanted.revision,
-        micro_batch_scale=None,
-        preflight=None,
-        baseline=None,
-        progress=None,
-        checkpoint=None,
-        artifacts=None,
-        evaluation=None,
-    )
-
-
-def begin_again(draft: Draft) -> None:
+def begin_again(world: World) -> Stale:
     """The stage that is under way, or at which the job ended, is not what is asked for any more."""
-    draft.forget(*ENDS)
-    draft.edit(stage=None, attempt=None, failed_attempts=None, retry_at=None, failure=None, completion_time=None)
-    draft.edit(start_time=draft.obs.now.replace(microsecond=0), queue=None)
+    edits = dict.fromkeys(("stage", "attempt", "failed_attempts", "retry_at", "failure", "completion_time", "queue"))
+    return Stale(ENDS, {**edits, "start_time": world.now})
 
 
 INHERENT = {
@@ -89,17 +125,20 @@ INHERENT = {
 """Failures of the work itself: with more memory or other credentials it would end the same."""
 
 
-def another_try(draft: Draft) -> None:
+def another_try(world: World) -> Stale:
     """An edit of what surrounds a stage changes no result, and gives the stage that failed another try."""
-    failure = draft.status.failure
-    if failure is None or not conditions.is_true(draft.status, Condition.FAILED):
-        return
+    failure = world.state.failure
+    if failure is None or not world.true(Condition.FAILED):
+        return NOTHING
     stage = Stage(failure.stage)
-    changed = {section for section, paths in draft.wanted.changed.items() if paths}
-    relevant = set() if failure.reason in INHERENT else {revision.ENVIRONMENT}
-    relevant |= {revision.PREFLIGHT} if stage is Stage.PREFLIGHT else set()
-    if changed & relevant:
-        attempt = (draft.status.attempt or 1) + 1
-        begin_again(draft)
-        draft.forget(conditions.STAGE_CONDITIONS[stage])
-        draft.edit(stage=stage, attempt=attempt, failed_attempts=0, micro_batch_scale=None)
+    relevant = [revision.PREFLIGHT] if stage is Stage.PREFLIGHT else []
+    relevant += [] if failure.reason in INHERENT else [revision.ENVIRONMENT]
+    why = world.wanted.why(*relevant)
+    if not why:
+        return NOTHING
+    once_more = {"stage": stage, "attempt": world.attempt + 1, "failed_attempts": 0, "micro_batch_scale": None}
+    return begin_again(world) + Stale((conditions.STAGE_CONDITIONS[stage],), once_more, since(f"{stage} again", why))
+
+
+def since(news: str, why: str) -> str:
+    return f"{news}, since {why}" if why else ""

@@ -9,7 +9,9 @@ import datetime
 from finetune_api import status
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions, kueue
-from finetune_operator.decide.draft import Draft
+from finetune_operator.decide import verdict
+from finetune_operator.decide.verdict import Verdict
+from finetune_operator.decide.world import World
 from finetune_operator.observe import projections
 
 PATIENCE = datetime.timedelta(seconds=10)
@@ -18,36 +20,32 @@ REFUSED = {"Inadmissible", "Misconfigured", "Deactivated", "Suspended", "NoMatch
 """Kueue's reasons for which waiting does not help: somebody has to change a queue, or the job."""
 
 
-def wait(draft: Draft, stage: Stage, job: projections.StageJob) -> None:
-    """Say why the Job is held back."""
+def wait(world: World, stage: Stage, job: projections.StageJob) -> Verdict:
+    """Scenario B. Say why the Job is held back."""
+    due = None
     if not job.queue:
         reason, why = (
             Reason.QUEUED,
             f"Job {job.name} is suspended by another hand, and goes on when that sets spec.suspend to false",
         )
-    elif draft.obs.workloads is None:
-        reason, why = _unread(draft)
-    elif (workload := draft.obs.workloads.get(job.name)) is None:
-        reason, why = _unnoticed(draft, job)
-    else:
+    elif world.obs.workloads is None:
+        reason, why = _unread(world)
+    elif (workload := world.obs.workloads.get(job.name)) is not None:
         reason, why = _said(workload)
+    elif world.obs.now < (due := (job.created or world.obs.now) + PATIENCE):
+        reason, why = Reason.QUEUED, "Kueue has not seen it yet"
+    else:
+        reason, due = Reason.QUEUE_REFUSED, None
+        why = "Kueue made no Workload for it: does Kueue run, and look after Jobs of this namespace?"
     where = f"waits in LocalQueue {job.queue}" if job.queue else "waits"
-    text = f"{stage} attempt {draft.status.attempt} {where}: {why}"
-    draft.say(conditions.STAGE_CONDITIONS[stage], "Unknown", reason, text)
+    text = f"{stage} attempt {world.state.attempt} {where}: {why}"
+    return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", reason, text, job=job.name, again=due)
 
 
-def _unread(draft: Draft) -> tuple[Reason, str]:
-    if draft.obs.settings.kueue.enabled:
+def _unread(world: World) -> tuple[Reason, str]:
+    if world.obs.settings.kueue.enabled:
         return Reason.QUEUED, "Kueue's Workloads cannot be read so far; is Kueue installed?"
     return Reason.QUEUED, "Kueue's reasons are not known here, since the chart's kueue.enabled is off"
-
-
-def _unnoticed(draft: Draft, job: projections.StageJob) -> tuple[Reason, str]:
-    due = (job.created or draft.obs.now) + PATIENCE
-    if draft.obs.now < due:
-        draft.again_at(due)
-        return Reason.QUEUED, "Kueue has not seen it yet"
-    return Reason.QUEUE_REFUSED, "Kueue made no Workload for it: does Kueue run, and look after Jobs of this namespace?"
 
 
 def _said(workload: kueue.Workload) -> tuple[Reason, str]:
@@ -69,17 +67,18 @@ def _said(workload: kueue.Workload) -> tuple[Reason, str]:
     return Reason.QUEUED, why
 
 
-def settle(draft: Draft) -> None:
-    """Since when the Job under way waits, and how long others before it did."""
-    record, now = draft.status.queue, draft.obs.now.replace(microsecond=0)
-    job = draft.obs.jobs.get(draft.active_job) if draft.active_job else None
+def settle(world: World) -> Verdict:
+    """In every world: since when the Job under way waits, and how long others before it did."""
+    record = world.state.queue
+    job = world.obs.jobs.get(world.active_job) if world.active_job else None
     waits = job is not None and job.suspended and not (job.over or job.deleting)
     since = record.since if record else None
     before = record.waited_seconds if record else 0
     if job is not None and waits and since is None:
-        draft.edit(queue=status.Queue(name=job.queue or None, since=now, waited_seconds=before))
-    elif record is not None and since is not None and not waits:
-        seconds = max(0, round((now - since).total_seconds()))
-        draft.edit(queue=record.model_copy(update={"since": None, "waited_seconds": before + seconds}))
-        if draft.status.stage:
-            draft.waited.append((Stage(draft.status.stage), float(seconds)))
+        return Verdict(edits={"queue": status.Queue(name=job.queue or None, since=world.now, waited_seconds=before)})
+    if record is None or since is None or waits:
+        return verdict.AS_IT_IS
+    seconds = max(0, round((world.now - since).total_seconds()))
+    left = record.model_copy(update={"since": None, "waited_seconds": before + seconds})
+    stage = world.state.stage
+    return Verdict(edits={"queue": left}, waited=((Stage(stage), float(seconds)),) if stage else ())

@@ -3,171 +3,159 @@
 The candidate and what serves are both built from their `Release` record, so either can be made again at any moment.
 """
 
-import datetime
+import dataclasses
+import functools
 
-from finetune_api import job, run, status
+from finetune_api import job, outcome, status
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import attempts, diagnosis
-from finetune_operator.decide.draft import Draft, Ref
+from finetune_operator.decide import attempts, diagnosis, verdict
+from finetune_operator.decide.verdict import AS_IT_IS, Verdict
+from finetune_operator.decide.world import World, fails
 from finetune_operator.manifests import deployment, identity, meta, release, service
 from finetune_operator.observe import projections
+from finetune_operator.observe.records import Release
 
 
-def advance(draft: Draft, base: run.ResolvedBaseModel, adapter: status.Adapter) -> None:
-    """Take the rollout of the wanted release one step further."""
-    name = draft.release_name
-    if draft.serving is not None and draft.serving.name == name:
+def the_release_is_not_rolled_out(world: World) -> Verdict:
+    """Scenarios F and G: what is left when all other rules say no. Take the rollout one step further."""
+    serving = world.serving
+    if serving is not None and serving.name == world.release_name:
         # only its judgement was asked for again
-        draft.say(Condition.DEPLOYED, "True", Reason.SERVING, f"revision {draft.serving.revision} serves")
-        draft.edit(failure=None)
-        draft.finish(Reason.SERVING)
-        return
-    canary = draft.status.evaluation.canary if draft.status.evaluation else None
-    candidate = release.build(
-        name,
-        draft.wanted.revision,
-        parent_name=draft.obs.parent.name,
-        base_model=base,
-        adapter=adapter,
-        spec=draft.spec,
-        chart=draft.obs.settings,
-        canary=canary,
+        text = f"revision {serving.revision} serves"
+        edits = {"failure": None}
+        return verdict.says(Condition.DEPLOYED, "True", Reason.SERVING, text, edits=edits, outcome=Reason.SERVING)
+    if world.state.stage != Stage.VERIFY:
+        return attempts.begin(Stage.VERIFY)
+    candidate = _candidate(world)
+    server = world.obs.servers.get(candidate.name)
+    if server is None and _recreates(world) and serving is not None and world.obs.pods_of(serving.name):
+        text = f"{serving.name} is being stopped to make room (deployment.rollout.strategy: Recreate)"
+        return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, candidate=candidate)
+    content = attempts.run_of(world, candidate.revision, candidate.base_model)
+    kept = (*attempts.furnish(world, content), *keep(world, candidate, world.spec.deployment.replicas))
+    changing = any(manifest["kind"] == "Deployment" for manifest in kept)
+    if server is None or changing or not server.settled or server.ready < world.spec.deployment.replicas:
+        found = _starting(world, candidate, server)
+    else:
+        found = _verify(world, candidate)
+    if found.outcome is not None:
+        return found
+    return dataclasses.replace(found, candidate=candidate, apply=(*kept, *found.apply))
+
+
+def _candidate(world: World) -> Release:
+    return release.build(
+        world.release_name,
+        world.wanted.revision,
+        parent_name=world.obs.parent.name,
+        base_model=world.base_model,
+        adapter=world.adapter,
+        spec=world.spec,
+        chart=world.obs.settings,
+        canary=world.state.evaluation.canary if world.state.evaluation else None,
     )
-    draft.candidate = candidate
-    server = draft.obs.servers.get(name)
-    if server is None and recreates(draft) and draft.serving is not None and draft.obs.pods_of(draft.serving.name):
-        draft.enter_once(Stage.VERIFY)
-        text = f"{draft.serving.name} is being stopped to make room (deployment.rollout.strategy: Recreate)"
-        draft.say(Condition.DEPLOYED, "Unknown", Reason.STARTING, text)
-        return
-    attempts.furnish(draft, attempts.run_of(draft, candidate.revision, base))
-    keep(draft, candidate, draft.spec.deployment.replicas)
-    changing = any(manifest["kind"] == "Deployment" for manifest in draft.apply)
-    if server is None or changing or not server.settled or server.ready < draft.spec.deployment.replicas:
-        _starting(draft, name, server)
-        return
-    wanted = job.Resources(gpus=0, requests=draft.obs.settings.verify.requests)
-    endpoint = service.endpoint(draft.obs.parent, name)
-    answer = attempts.advance(
-        draft,
-        Stage.VERIFY,
-        base,
-        wanted,
-        ["--endpoint", endpoint, *(["--canary", canary] if canary else [])],
-        api_key_secret=draft.spec.deployment.api_key_secret,
-    )
-    if answer is not None:
-        speed = answer.verification.tokens_per_second if answer.verification else None
-        _switch(draft, candidate, round(speed) if speed is not None else None)
 
 
-def recreates(draft: Draft) -> bool:
-    return draft.spec.deployment.rollout.strategy == "Recreate" and draft.candidate is not None
+def _recreates(world: World) -> bool:
+    return world.spec.deployment.rollout.strategy == "Recreate"
 
 
-def _starting(draft: Draft, name: str, server: projections.Server | None) -> None:
-    draft.enter_once(Stage.VERIFY)
+def _starting(world: World, candidate: Release, server: projections.Server | None) -> Verdict:
+    """Scenario F."""
     # A verification of pods that were here before says nothing of these.
-    attempt = draft.status.attempt or 1
-    if meta.stage_job(draft.obs.parent, draft.wanted, Stage.VERIFY, attempt) in draft.obs.jobs:
-        draft.edit(attempt=attempt + 1, retry_at=None)
-    problems = [p for p in map(diagnosis.server, draft.obs.pods_of(name)) if p is not None]
+    before = attempts.name_of(world, Stage.VERIFY) in world.obs.jobs
+    edits = {"attempt": world.attempt + 1, "retry_at": None} if before else {}
+    problems = [p for p in map(diagnosis.server, world.obs.pods_of(candidate.name)) if p is not None]
     if server is not None and server.refusal:
         problems.append(diagnosis.refused("the server's pod", server.refusal))
     for problem in sorted(problems, key=lambda p: not p.ends)[:1]:
         if problem.ends:
-            draft.fail(
-                Stage.VERIFY, problem.reason, problem.message, exit_code=problem.exit_code, log_tail=problem.log_tail
+            return fails(
+                world,
+                Stage.VERIFY,
+                problem.reason,
+                problem.message,
+                exit_code=problem.exit_code,
+                log_tail=problem.log_tail,
             )
-        else:
-            draft.say(Condition.DEPLOYED, "Unknown", problem.reason, problem.message)
-        return
+        return verdict.says(Condition.DEPLOYED, "Unknown", problem.reason, problem.message, edits=edits)
     ready = server.ready if server else 0
-    draft.say(
-        Condition.DEPLOYED,
-        "Unknown",
-        Reason.STARTING,
-        f"{name} starts: {ready} of {draft.spec.deployment.replicas} pods are ready",
+    text = f"{candidate.name} starts: {ready} of {world.spec.deployment.replicas} pods are ready"
+    return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, edits=edits)
+
+
+def _verify(world: World, candidate: Release) -> Verdict:
+    """Scenario G."""
+    canary = ("--canary", candidate.canary) if candidate.canary else ()
+    work = attempts.Work(
+        Stage.VERIFY,
+        job.Resources(gpus=0, requests=world.obs.settings.verify.requests),
+        ("--endpoint", service.endpoint(world.obs.parent, candidate.name), *canary),
+        api_key_secret=world.spec.deployment.api_key_secret,
     )
+    return attempts.advance(world, work, functools.partial(_switch, candidate))
 
 
-def _switch(draft: Draft, candidate: release.Release, speed: int | None) -> None:
+def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdict:
     """The Service now sends requests to the candidate; the release before it drains."""
-    now = draft.obs.now.replace(microsecond=0)
-    server = draft.obs.servers.get(candidate.name)
-    record = candidate.model_copy(update={"tokens_per_second": speed})
-    draft.edit(
-        serving=record.model_dump_json(by_alias=True),
-        deployment=status.Deployment(
-            endpoint=service.endpoint(draft.obs.parent, draft.obs.parent.name),
-            model=candidate.served_model_name,
-            revision=candidate.revision,
-            release=candidate.name,
-            ready_replicas=server.ready if server else 0,
-            tokens_per_second=speed,
-            switched_at=now,
-        ),
-        retry_at=None,
-        failure=None,
+    server = world.obs.servers.get(candidate.name)
+    speed = round(answer.verification.tokens_per_second) if answer.verification else None
+    deployed = status.Deployment(
+        endpoint=service.endpoint(world.obs.parent, world.obs.parent.name),
+        model=candidate.served_model_name,
+        revision=candidate.revision,
+        release=candidate.name,
+        ready_replicas=server.ready if server else 0,
+        tokens_per_second=speed,
+        switched_at=world.now,
     )
-    draft.candidate = None
-    draft.active_job = None
-    draft.say(Condition.DEPLOYED, "True", Reason.SERVING, f"revision {candidate.revision} was verified and serves")
-    draft.finish(Reason.SERVING)
+    return verdict.says(
+        Condition.DEPLOYED,
+        "True",
+        Reason.SERVING,
+        f"revision {candidate.revision} was verified and serves",
+        serves=candidate.model_copy(update={"tokens_per_second": speed}),
+        edits={"deployment": deployed, "failure": None},
+        outcome=Reason.SERVING,
+    )
 
 
-def keep(draft: Draft, wanted: release.Release, replicas: int) -> None:
-    """A release's Deployment and its own Service exist and are as recorded."""
-    parent, chart = draft.obs.parent, draft.obs.settings
+def keep(world: World, wanted: Release, replicas: int) -> tuple[meta.Manifest, ...]:
+    """What is missing or different of a release's Deployment and its own Service."""
+    parent, chart = world.obs.parent, world.obs.settings
     server = deployment.build(parent, chart, wanted, replicas)
-    present = draft.obs.servers.get(wanted.name)
+    present = world.obs.servers.get(wanted.name)
     fresh = projections.server(server)
-    if present is None or (not present.deleting and (present.guarded, present.replicas) != (fresh.guarded, replicas)):
-        chosen = wanted.storage.service_account_name
-        draft.apply += [*identity.build(parent, chart, draft.wanted.revision, chosen), server]
-    expose(draft, wanted.name, wanted.name)
+    differs = present is None or (
+        not present.deleting and (present.guarded, present.replicas) != (fresh.guarded, replicas)
+    )
+    chosen = wanted.storage.service_account_name
+    owned = (*identity.build(parent, chart, world.wanted.revision, chosen), server) if differs else ()
+    return (*owned, *expose(world, wanted.name, wanted.name))
 
 
-def expose(draft: Draft, name: str, release_name: str) -> None:
-    """The Service `name` stands before the pods of a release."""
-    manifest = service.build(draft.obs.parent, draft.obs.settings, name, release_name)
-    present = draft.obs.services.get(name)
-    if present is None or present.guarded != projections.service(manifest).guarded:
-        draft.apply.append(manifest)
+def expose(world: World, name: str, release_name: str) -> tuple[meta.Manifest, ...]:
+    """The Service `name` before the pods of a release, where it is missing or different."""
+    manifest = service.build(world.obs.parent, world.obs.settings, name, release_name)
+    present = world.obs.services.get(name)
+    same = present is not None and present.guarded == projections.service(manifest).guarded
+    return () if same else (manifest,)
 
 
-def keep_serving(draft: Draft) -> None:
-    """What serves goes on serving, whatever the wanted revision does, and heals when a part of it is removed."""
-    serving = draft.serving
+def keep_serving(world: World) -> Verdict:
+    """In every world: what serves goes on serving, whatever the wanted revision does, and heals when a part of it is removed."""
+    serving = world.serving
     if serving is None:
-        return
-    if meta.run_config(draft.obs.parent, serving.revision) not in draft.obs.configs:
-        attempts.furnish(draft, attempts.run_of(draft, serving.revision, serving.base_model))
-    keep(draft, serving, 0 if recreates(draft) else draft.spec.deployment.replicas)
-    expose(draft, draft.obs.parent.name, serving.name)
-    server = draft.obs.servers.get(serving.name)
-    if draft.status.deployment is not None:
-        ready = server.ready if server else 0
-        draft.edit(deployment=draft.status.deployment.model_copy(update={"ready_replicas": ready}))
-
-
-def retire(draft: Draft) -> None:
-    """Releases that neither serve nor are wanted go: failed candidates at once, the former one after it drained."""
-    keep_names = {r.name for r in (draft.serving, draft.candidate) if r is not None}
-    switched = draft.status.deployment.switched_at if draft.status.deployment else None
-    drained = switched + datetime.timedelta(seconds=draft.obs.settings.drain_seconds) if switched else draft.obs.now
-    for name, server in draft.obs.servers.items():
-        if name in keep_names or server.deleting:
-            continue
-        former = draft.serving is not None and name != draft.release_name
-        if former and draft.obs.now < drained:
-            draft.again_at(drained)
-            continue
-        draft.delete.append(Ref("Deployment", name))
-    names = {draft.obs.parent.name} if draft.serving else set()
-    names |= {draft.nodes_service} if draft.nodes_service else set()
-    draft.delete += [
-        Ref("Service", name)
-        for name in draft.obs.services
-        if name not in keep_names | names and name not in draft.obs.servers
-    ]
+        return AS_IT_IS
+    content = attempts.run_of(world, serving.revision, serving.base_model)
+    absent = meta.run_config(world.obs.parent, serving.revision) not in world.obs.configs
+    makes_room = world.candidate is not None and _recreates(world)
+    apply = (
+        *(attempts.furnish(world, content) if absent else ()),
+        *keep(world, serving, 0 if makes_room else world.spec.deployment.replicas),
+        *expose(world, world.obs.parent.name, serving.name),
+    )
+    server, deployed = world.obs.servers.get(serving.name), world.state.deployment
+    ready = server.ready if server else 0
+    edits = {"deployment": deployed.model_copy(update={"ready_replicas": ready})} if deployed is not None else {}
+    return Verdict(apply=apply, edits=edits)

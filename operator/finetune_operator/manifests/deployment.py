@@ -5,8 +5,8 @@ from typing import Any
 from finetune_api import run
 from finetune_operator import settings
 from finetune_operator.manifests import meta, pods
-from finetune_operator.manifests.release import Release
 from finetune_operator.observe import label, parents
+from finetune_operator.observe.records import Release
 
 SERVER = "server"
 FETCH = "fetch"

@@ -1,37 +1,10 @@
-"""What a serving Deployment is made from. Recorded whole in `status.serving`, so that it can be made again at any time."""
+"""A candidate, from spec, base model, adapter and settings."""
 
 import posixpath
-from typing import Any
 
-from pydantic import Field
-
-from finetune_api import job, model, run, status
+from finetune_api import job, run, status
 from finetune_operator import settings
-
-
-class Release(model.Model):
-    """One candidate or serving release: a revision's adapter under one serving configuration.
-
-    Images and arguments of the operator's settings are part of it: an upgrade of the operator leaves what serves as it is.
-    """
-
-    model_config = model.Model.model_config | {"extra": "ignore"}
-
-    name: str
-    revision: str
-    base_model: run.ResolvedBaseModel
-    adapter: status.Adapter
-    deployment: job.Deployment
-    storage: job.Storage
-    served_model_name: str
-    image: str
-    fetch_image: str
-    arguments: list[str] = Field(default_factory=list)
-    env: dict[str, str] = Field(default_factory=dict)
-    shm_size: Any = "1Gi"
-    canary: str | None = None
-    tokens_per_second: int | None = None
-
+from finetune_operator.observe.records import Release
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""

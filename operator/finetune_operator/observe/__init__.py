@@ -6,6 +6,7 @@
 
 - `label`: labels and annotations by which children are found; every child carries the job's uid.
 - `projections`: one small fact for each child, from what the API server sent.
-- `parents`: the FineTuneJob, its spec and status parsed once.
+- `records`: what the status remembers as text, parsed: inputs of the revision, the serving release.
+- `parents`: the FineTuneJob: spec, status and records, each parsed once.
 - `observation`: all of these together, as a decision sees them.
 """

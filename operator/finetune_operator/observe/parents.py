@@ -1,4 +1,4 @@
-"""The FineTuneJob itself: its spec and its status, parsed once."""
+"""The FineTuneJob itself: its spec, its status and the records in it, each parsed once."""
 
 import dataclasses
 import datetime
@@ -7,12 +7,13 @@ import json
 import pydantic
 
 from finetune_api import job, revision, status
-from finetune_operator.observe import projections
+from finetune_operator.observe import projections, records
 
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
-    """The FineTuneJob. `spec` is None when it cannot be read; `error` then says why."""
+    """The FineTuneJob. `unreadable` says why spec or records cannot be read, and is empty when both can; only then they are
+    to be used."""
 
     name: str
     namespace: str
@@ -22,20 +23,15 @@ class Parent:
     created: datetime.datetime | None
     deleting: bool
     spec: job.FineTuneJobSpec | None
-    error: str
     status: status.Status
+    records: records.Records
+    unreadable: str
 
 
 def parent(raw: projections.Raw) -> Parent:
-    meta = raw["metadata"]
-    spec, error = None, ""
-    try:
-        # Unknown fields are a newer CRD's: the API server let them in, and a newer operator will read them.
-        spec = job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}), extra="ignore")
-    except pydantic.ValidationError as problem:
-        first = problem.errors()[0]
-        place = ".".join(str(part) for part in ("spec", *first["loc"]))
-        error = f"{place}: {first['msg']} (and {problem.error_count() - 1} more)"
+    meta, state = raw["metadata"], _status(raw.get("status") or {})
+    spec, spec_problem = _spec(raw)
+    remembered, record_problem = _records(state)
     return Parent(
         name=meta["name"],
         namespace=meta["namespace"],
@@ -45,9 +41,32 @@ def parent(raw: projections.Raw) -> Parent:
         created=projections.time_of(meta.get("creationTimestamp")),
         deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,
-        error=error,
-        status=_status(raw.get("status") or {}),
+        status=state,
+        records=remembered,
+        unreadable=spec_problem or record_problem,
     )
+
+
+def _spec(raw: projections.Raw) -> tuple[job.FineTuneJobSpec | None, str]:
+    """The spec, or why an API server without our schema let in what cannot be read."""
+    try:
+        # Unknown fields are a newer CRD's: the API server let them in, and a newer operator will read them.
+        return job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}), extra="ignore"), ""
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in ("spec", *first["loc"]))
+        seen = f"{place}: {first['msg']} (and {problem.error_count() - 1} more)"
+        return None, f"the spec is not valid: {seen}; edit it"
+
+
+def _records(state: status.Status) -> tuple[records.Records, str]:
+    try:
+        return records.read(state), ""
+    except ValueError as problem:
+        return records.Records(), (
+            f"the records of the status (resolved, serving) are not as this operator wrote them: {str(problem)[:200]}. Nothing "
+            "is touched: restore the status, or delete the job and create it again"
+        )
 
 
 def _status(raw: projections.Raw) -> status.Status:

@@ -178,13 +178,13 @@ def job(**changes) -> dict:
 def test_a_field_of_a_newer_crd_is_not_an_invalid_spec() -> None:
     seen = parents.parent(job(**{"spec.training.galore": True, "spec.newSection": {"a": 1}}))
     assert seen.spec is not None
-    assert seen.error == ""
+    assert seen.unreadable == ""
 
 
 def test_a_spec_that_cannot_be_read_says_where() -> None:
     seen = parents.parent(job(**{"spec.training.batchSize": "many"}))
     assert seen.spec is None
-    assert "spec.training.batchSize" in seen.error
+    assert "spec.training.batchSize" in seen.unreadable
 
 
 def test_what_another_version_wrote_into_the_status_costs_only_that_value() -> None:

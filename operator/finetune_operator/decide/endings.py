@@ -1,0 +1,157 @@
+"""How an attempt ended, and what follows: its answer is read, it is repeated by the exit-code contract, or the revision ends."""
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+
+from finetune_api import outcome, status
+from finetune_api.exits import Exit
+from finetune_api.reasons import Reason, Stage
+from finetune_operator import conditions
+from finetune_operator.decide import diagnosis, gang, verdict
+from finetune_operator.decide.verdict import Ended, Verdict
+from finetune_operator.decide.world import World, fails
+
+LONGEST_PAUSE = 300.0
+SMALLEST_SHARE = 0.5
+"""An out-of-memory is answered once, with half the micro-batch."""
+LATE = 10.0
+"""Seconds by which the news of a pod's end may come after those of its Job's: two watches, in no order."""
+
+
+def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, outcome.Outcome], Verdict]) -> Verdict:
+    """Scenario D. Its end is decided, or one of several pods was taken away."""
+    present, first = pods.job, pods.first
+    done = first is not None and first.terminated is not None and first.terminated.exit_code == Exit.DONE
+    if done and (answer := diagnosis.answer(first)):
+        # What happened to the others afterwards does not matter.
+        if not present.over:
+            return Verdict(job=present.name)
+        return dataclasses.replace(read(world, answer), ended=_ended(world, stage, pods, "succeeded"))
+    if pods.disrupted:
+        return _uncounted(world, stage, pods, pods.disrupted)
+    if not present.over:
+        problem = next(filter(None, map(diagnosis.disrupted, pods.pods)), None)
+        if problem is None:
+            return Verdict(job=present.name)
+        kind = conditions.STAGE_CONDITIONS[stage]
+        return verdict.says(kind, "Unknown", problem.reason, problem.message, job=present.name)
+    if present.finished is not None and not pods.told:
+        late = present.finished + datetime.timedelta(seconds=LATE)
+        if world.obs.now < late:
+            return Verdict(job=present.name, again=late)
+    if why := _nobodys_failure(world, stage, pods):
+        return _uncounted(world, stage, pods, why, _pause(world))
+    return _failed(world, stage, pods, _problem(stage, pods))
+
+
+def _nobodys_failure(world: World, stage: Stage, pods: gang.Gang) -> str:
+    """Why a Job that is over ended by no fault of its own; empty if it failed."""
+    present = pods.job
+    if present.succeeded and not pods.told:
+        # Evicted or deleted in the moment of its end, while nobody listened: what it has done lies in S3.
+        return f"attempt {present.attempt} of {stage} ended well, and its pod was gone before its answer was read"
+    if pods.lost:
+        return f"the machine of pod {pods.lost.name} lost its containers"
+    said = world.condition(conditions.STAGE_CONDITIONS[stage])
+    if pods.stopped and (said is None or said.reason != Reason.RUNNING):
+        return f"attempt {present.attempt} of {stage} ended before its {present.nodes} pods had met"
+    return ""
+
+
+def _problem(stage: Stage, pods: gang.Gang) -> diagnosis.Problem:
+    cause, failure = (None, "its answer was lost") if pods.job.succeeded else (pods.cause, pods.job.failure)
+    problem = diagnosis.failed(stage, cause, failure)
+    if cause is not None and pods.job.nodes > 1:
+        return dataclasses.replace(problem, message=f"pod {cause.name}: {problem.message}")
+    return problem
+
+
+def _ended(world: World, stage: Stage, pods: gang.Gang, result: str) -> tuple[Ended, ...]:
+    """For the metrics: how long the attempt took, and how long it waited for the last of its pods."""
+    present = pods.job
+    if present.created is None:
+        return ()
+    finished = present.finished or world.obs.now
+    starts: dict[int, datetime.datetime] = {}
+    for pod in world.obs.pods_of(present.name):
+        if pod.started is not None:
+            starts.setdefault(pod.node, pod.started)
+    waits = starts and not present.queue  # else it was counted when it left the queue
+    waited = (max(starts.values()) - present.created).total_seconds() if waits else None
+    return (Ended(stage, result, (finished - present.created).total_seconds(), waited),)
+
+
+def next_attempt(world: World) -> Verdict:
+    """The next attempt takes over at once; the Job of this one is stopped, since it is not the active one any more."""
+    soon = world.obs.now + datetime.timedelta(seconds=0.2)
+    return Verdict(edits={"attempt": world.attempt + 1}, again=soon)
+
+
+def _uncounted(world: World, stage: Stage, pods: gang.Gang, why: str, pause: float = 0.0) -> Verdict:
+    """Several pods cannot go on without one of them, or a pod was lost with its machine: all are stopped, and the next attempt
+    resumes. It is nobody's failure."""
+    following = next_attempt(world)
+    retry = {"retry_at": world.now + datetime.timedelta(seconds=pause)} if pause else {}
+    text = f"{why}: attempt {world.attempt + 1} of {stage} goes on from the newest checkpoint, if there is one"
+    return dataclasses.replace(
+        following,
+        edits={**following.edits, **retry},
+        says=(verdict.Say(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RETRYING, text),),
+        ended=_ended(world, stage, pods, "disrupted"),
+    )
+
+
+def _pause(world: World) -> float:
+    """Seconds before the next attempt, growing with each."""
+    return min(world.obs.settings.retry_backoff_seconds * 2.0 ** min(world.attempt - 1, 16), LONGEST_PAUSE)
+
+
+def _failed(world: World, stage: Stage, pods: gang.Gang, problem: diagnosis.Problem) -> Verdict:
+    """Repeat, or end: 2 and 4 never again, memory once with half the micro-batch, storage until the deadline, the rest up to
+    `training.retries`. Only the rest counts as failed attempts."""
+    failures = world.state.failed_attempts or 0
+    scale = world.state.micro_batch_scale or 1.0
+    ends = problem.ends
+    if problem.reason is Reason.TRAINER_OUT_OF_MEMORY:
+        ends = ends or scale <= SMALLEST_SHARE
+        scale = scale / 2
+    elif problem.reason is not Reason.STORAGE_UNAVAILABLE:
+        ends = ends or failures >= world.spec.training.retries
+        failures += 1
+    if ends:
+        end = fails(
+            world, stage, problem.reason, problem.message, exit_code=problem.exit_code, log_tail=problem.log_tail
+        )
+        return dataclasses.replace(end, ended=_ended(world, stage, pods, "failed"))
+    again = _repeated(world, stage, problem, failures, scale)
+    return dataclasses.replace(again, ended=_ended(world, stage, pods, "failed"))
+
+
+def _repeated(world: World, stage: Stage, problem: diagnosis.Problem, failures: int, scale: float) -> Verdict:
+    attempt, pause = world.attempt, _pause(world)
+    failure = status.Failure(
+        stage=stage,
+        reason=problem.reason,
+        attempt=attempt,
+        exit_code=problem.exit_code,
+        message=problem.message,
+        log_tail=problem.log_tail,
+        time=world.now,
+    )
+    waiting = problem.reason is Reason.STORAGE_UNAVAILABLE
+    return verdict.says(
+        conditions.STAGE_CONDITIONS[stage],
+        "Unknown",
+        problem.reason if waiting else Reason.RETRYING,
+        f"attempt {attempt} of {stage} failed: {problem.message[:800]}; attempt {attempt + 1} starts in {pause:.0f} s",
+        edits={
+            "attempt": attempt + 1,
+            "failed_attempts": failures,
+            "micro_batch_scale": scale if scale < 1 else None,
+            "retry_at": world.now + datetime.timedelta(seconds=pause),
+            "failure": failure,
+        },
+        retried=((stage, problem.reason),),
+        again=world.obs.now + datetime.timedelta(seconds=pause),
+    )

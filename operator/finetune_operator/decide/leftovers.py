@@ -1,0 +1,44 @@
+"""In every world: what neither serves nor is wanted goes."""
+
+import datetime
+
+from finetune_operator.decide.verdict import Ref, Verdict
+from finetune_operator.decide.world import World
+from finetune_operator.manifests import meta
+
+
+def releases(world: World) -> Verdict:
+    """Failed candidates go at once, the former release after it drained; so do Services without a release behind them."""
+    needed = {release.name for release in (world.serving, world.candidate) if release is not None}
+    drained, due, delete = _drained(world), None, list[Ref]()
+    for name, server in world.obs.servers.items():
+        if name in needed or server.deleting:
+            continue
+        former = world.serving is not None and name != world.release_name
+        if former and world.obs.now < drained:
+            due = drained
+        else:
+            delete.append(Ref("Deployment", name))
+    needed |= {world.obs.parent.name} if world.serving else set()
+    needed |= {world.nodes_service} if world.nodes_service else set()
+    unused = [name for name in world.obs.services if name not in needed and name not in world.obs.servers]
+    return Verdict(delete=(*delete, *(Ref("Service", name) for name in unused)), again=due)
+
+
+def _drained(world: World) -> datetime.datetime:
+    switched = world.state.deployment.switched_at if world.state.deployment else None
+    return switched + datetime.timedelta(seconds=world.obs.settings.drain_seconds) if switched else world.obs.now
+
+
+def jobs(world: World) -> Verdict:
+    """Running Jobs other than the wanted one, and the files of revisions that nobody needs. Finished Jobs stay for a look."""
+    running = [
+        job.name for job in world.obs.jobs.values() if not (job.over or job.deleting) and job.name != world.active_job
+    ]
+    parent = world.obs.parent
+    needed = {world.state.revision, world.serving.revision if world.serving else None} - {None}
+    files = {of(parent, str(one)) for one in needed for of in (meta.run_config, meta.progress_config)}
+    # A release that drains still mounts its run file.
+    files |= {meta.run_config(parent, server.revision) for server in world.obs.servers.values()}
+    unused = [name for name in world.obs.configs if name not in files]
+    return Verdict(delete=(*(Ref("Job", name) for name in running), *(Ref("ConfigMap", name) for name in unused)))

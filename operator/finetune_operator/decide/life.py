@@ -1,0 +1,135 @@
+"""Rules of a job's life around its stages: what must be there first, suspension, the deadline, and the end."""
+
+import datetime
+
+from finetune_api.reasons import Condition, Reason, Stage
+from finetune_operator import conditions
+from finetune_operator.decide import attempts, baseline, verdict
+from finetune_operator.decide.verdict import Say, Verdict
+from finetune_operator.decide.world import ENDS, World, fails
+
+
+def time_to_live_is_over(world: World) -> Verdict | None:
+    """Scenarios J and L. Finished, not serving, and its time is up."""
+    due = _removal_due(world)
+    return Verdict(remove_parent=True) if due is not None and world.obs.now >= due else None
+
+
+def _removal_due(world: World) -> datetime.datetime | None:
+    ttl, finished = world.spec.ttl_seconds_after_finished, world.state.completion_time
+    unchanged = world.state.observed_generation == world.obs.parent.generation
+    if ttl is None or finished is None or not unchanged or world.serving is not None or not any(map(world.true, ENDS)):
+        return None
+    return finished + datetime.timedelta(seconds=ttl)
+
+
+def serving_was_turned_off(world: World) -> Verdict | None:
+    """Scenarios H, I and K. deployment.enabled is false now: what serves goes, whatever else the job does."""
+    if world.spec.deployment.enabled or world.serving is None:
+        return None
+    text = "deployment.enabled is false"
+    return verdict.says(
+        Condition.DEPLOYED, "False", Reason.DISABLED, text, withdraws=True, edits={"deployment": None}, proceed=True
+    )
+
+
+def suspension_is_over(world: World) -> Verdict | None:
+    """Scenario M. Resuming starts the next attempt with a new clock, unless the last one had ended before it could be stopped."""
+    if world.spec.suspend or not world.true(Condition.SUSPENDED):
+        return None
+    clock = {"start_time": world.now, "queue": None}
+    next_attempt = {"attempt": (world.state.attempt or 0) + 1, "retry_at": None}
+    stopped = world.state.stage is not None and not attempts.had_ended(world, Stage(world.state.stage))
+    return verdict.says(
+        Condition.SUSPENDED,
+        "False",
+        Reason.RESUMED,
+        "resumed from the last checkpoint, if there was one",
+        edits=clock | (next_attempt if stopped else {}),
+        proceed=True,
+    )
+
+
+def gpu_type_is_unknown(world: World) -> Verdict | None:
+    """Scenario A. A type that the operator's settings lack can never be scheduled: said before anything starts."""
+    known = world.obs.settings.gpu_types
+    wanted = [world.spec.resources, world.spec.evaluation.resources, world.spec.deployment.resources]
+    missing = [r.gpu_type for r in wanted if r and r.gpu_type and r.gpu_type not in known]
+    if not missing or world.true(Condition.FAILED) or world.state.revision is not None:
+        return None
+    return verdict.says(
+        Condition.ACCEPTED,
+        "False",
+        Reason.UNSCHEDULABLE,
+        f"gpuType {missing[0]} is not among the operator's: {', '.join(sorted(known)) or 'none are set'}. Choose one of them, or "
+        "let the platform team add it to the chart's gpuTypes.",
+    )
+
+
+def base_model_is_not_in_the_catalogue(world: World) -> Verdict | None:
+    """Scenarios A and N."""
+    if world.base is not None:
+        return None
+    return verdict.says(
+        Condition.ACCEPTED,
+        "False",
+        Reason.BASE_MODEL_NOT_FOUND,
+        f"there is no BaseModel {world.spec.base_model.name}: see `kubectl get basemodels`, or let the platform team add it; the "
+        "job goes on by itself",
+        forgets=ENDS if world.wanted.revision != world.state.revision else (),
+    )
+
+
+def failure_is_final(world: World) -> Verdict | None:
+    """Scenarios J and K. A child that is removed, or a restart of the operator, never starts a finished revision again."""
+    return verdict.AS_IT_IS if world.true(Condition.FAILED) else None
+
+
+def everything_is_done(world: World) -> Verdict | None:
+    """Scenarios H and L. Complete without a server, or the wanted release serves, or a prompt was enough."""
+    if not world.spec.deployment.enabled or baseline.prompt_is_enough(world):
+        done = world.true(Condition.COMPLETE)
+    else:
+        serves = world.serving is not None and world.serving.name == world.release_name
+        done = serves and world.true(Condition.DEPLOYED)
+    return verdict.AS_IT_IS if done else None
+
+
+def job_is_suspended(world: World) -> Verdict | None:
+    """Scenario M. The running stage is stopped, its checkpoints stay."""
+    if not world.spec.suspend:
+        return None
+    stage, says = world.state.stage, list[Say]()
+    if stage and not world.true(Condition.SUSPENDED):
+        kind = conditions.STAGE_CONDITIONS[Stage(stage)]
+        says.append(Say(kind, "Unknown", Reason.SUSPENDED, f"{stage} is suspended"))
+    text = "spec.suspend is true: set it to false to go on"
+    return Verdict(says=(*says, Say(Condition.SUSPENDED, "True", Reason.SUSPENDED, text)))
+
+
+def deadline_has_passed(world: World) -> Verdict | None:
+    """Scenarios B to G. Waiting in a queue is not counted: when that ends is not the job's to say."""
+    due = _deadline(world)
+    if due is None or world.obs.now < due:
+        return None
+    stage = Stage(world.state.stage) if world.state.stage else Stage.PREFLIGHT
+    waited = world.condition(conditions.STAGE_CONDITIONS[stage])
+    seen = f"; the last that was seen: {waited.reason}: {waited.message}" if waited else ""
+    granted = world.spec.active_deadline_seconds
+    text = f"the revision did not end within activeDeadlineSeconds ({granted}){seen}"
+    return fails(world, stage, Reason.DEADLINE_EXCEEDED, text)
+
+
+def _deadline(world: World) -> datetime.datetime | None:
+    started, queued = world.state.start_time, world.state.queue
+    if started is None or (queued is not None and queued.since is not None):
+        return None
+    granted = world.spec.active_deadline_seconds + (queued.waited_seconds if queued else 0)
+    return started + datetime.timedelta(seconds=granted)
+
+
+def wake(world: World) -> Verdict:
+    """In every world: look again when the deadline or the time to live will have passed."""
+    over = world.true(Condition.SUSPENDED) or world.state.completion_time is not None
+    due = [_removal_due(world), None if over else _deadline(world)]
+    return Verdict(again=min((time for time in due if time is not None and time > world.obs.now), default=None))

@@ -1,0 +1,117 @@
+"""Rules of the stages: each is begun when the one before it is done, and its answer becomes its condition."""
+
+import dataclasses
+
+from finetune_api import outcome, status
+from finetune_api.reasons import Condition, Reason, Stage
+from finetune_operator.decide import attempts, progress, verdict
+from finetune_operator.decide.attempts import Work
+from finetune_operator.decide.verdict import Verdict
+from finetune_operator.decide.world import World, fails
+
+
+def preflight_is_not_done(world: World) -> Verdict | None:
+    """Scenarios A to E, without a GPU."""
+    if world.true(Condition.PREFLIGHT_PASSED):
+        return None
+    requests = world.obs.settings.preflight.requests
+    wanted = world.spec.resources.model_copy(update={"gpus": 0, "gpu_type": None, "requests": requests})
+    return attempts.advance(world, Work(Stage.PREFLIGHT, wanted), _preflight)
+
+
+def _preflight(world: World, answer: outcome.Outcome) -> Verdict:
+    found = answer.preflight
+    if answer.reason is not None:
+        failed = fails(world, Stage.PREFLIGHT, answer.reason, answer.message)
+        return dataclasses.replace(failed, edits={**failed.edits, "preflight": found})
+    text = f"{found.examples} training examples; {found.verdict}" if found else answer.message
+    advice = " ".join(found.advice) if found else ""
+    message = f"{text}. {advice}".strip(". ") + "."
+    return verdict.says(
+        Condition.PREFLIGHT_PASSED, "True", Reason.SUCCEEDED, message, edits={"preflight": found}, proceed=True
+    )
+
+
+def training_is_not_done(world: World) -> Verdict | None:
+    """Scenarios B to E."""
+    if world.true(Condition.TRAINED):
+        return None
+    scale, wanted = world.state.micro_batch_scale, world.spec.resources
+    arguments = ("--micro-batch-scale", str(scale)) if scale else ()
+    work = Work(Stage.TRAIN, wanted, arguments, nodes=wanted.nodes)
+    return progress.noted(world, attempts.advance(world, work, _trained))
+
+
+def _trained(world: World, answer: outcome.Outcome) -> Verdict:
+    if answer.training is None:
+        text = "training ended well but named no adapter: look at the trainer's image"
+        return fails(world, Stage.TRAIN, Reason.TRAINER_ERROR, text)
+    done = answer.training
+    whole = status.Progress(
+        summary="100%",
+        percent=100,
+        step=done.steps,
+        total_steps=done.steps,
+        loss=f"{done.loss:.4f}",
+        validation_loss=None if done.validation_loss is None else f"{done.validation_loss:.4f}",
+        tokens_per_second=round(done.tokens_per_second),
+        updated_at=world.now,
+    )
+    resumed = "" if done.resumed_from is None else f" (resumed from step {done.resumed_from})"
+    return verdict.says(
+        Condition.TRAINED,
+        "True",
+        Reason.SUCCEEDED,
+        f"{done.steps} steps{resumed}, loss {done.loss:.4f}: {done.adapter.uri}",
+        edits={"artifacts": status.Artifacts(adapter=done.adapter), "progress": whole},
+        proceed=True,
+    )
+
+
+def evaluation_is_not_done(world: World) -> Verdict | None:
+    """Scenarios B to E."""
+    if world.true(Condition.EVALUATED):
+        return None
+    adapter, serving = world.adapter, world.serving
+    arguments = ["--adapter", adapter.uri, "--sha256", adapter.sha256]
+    if serving is not None and serving.revision != world.wanted.revision:
+        arguments += ["--serving", serving.adapter.uri, "--serving-sha256", serving.adapter.sha256]
+    wanted = world.spec.evaluation.resources or world.spec.resources
+    return attempts.advance(world, Work(Stage.EVALUATE, wanted, tuple(arguments)), _evaluated)
+
+
+def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
+    found = answer.evaluation
+    if found is None:
+        text = "the evaluation ended well but gave no results"
+        return fails(world, Stage.EVALUATE, Reason.TRAINER_ERROR, text)
+    edits = {"evaluation": found, "artifacts": status.Artifacts(adapter=world.adapter, report=answer.report)}
+    if not found.passed:
+        missed = "; ".join(
+            f"{g.metric}: required {g.requirement}, observed {g.observed}" for g in found.gates if not g.passed
+        )
+        failed = fails(
+            world,
+            Stage.EVALUATE,
+            Reason.EVALUATION_BELOW_GATE,
+            f"{missed}. Look at the report ({answer.report}), then improve data or training, or change evaluation.gates.",
+        )
+        return dataclasses.replace(failed, edits={**failed.edits, **edits})
+    gates = f"{len(found.gates)} of {len(found.gates)} gates passed" if found.gates else "no gates"
+    text = f"{gates} on {found.examples} test examples"
+    return verdict.says(Condition.EVALUATED, "True", Reason.SUCCEEDED, text, edits=edits, proceed=True)
+
+
+def deployment_is_disabled(world: World) -> Verdict | None:
+    """Scenario L: the end of a job that serves nothing."""
+    if world.spec.deployment.enabled:
+        return None
+    report = world.state.artifacts.report if world.state.artifacts else None
+    return Verdict(
+        says=(
+            verdict.Say(Condition.DEPLOYED, "False", Reason.DISABLED, "deployment.enabled is false"),
+            verdict.Say(Condition.COMPLETE, "True", Reason.SUCCEEDED, f"the adapter is trained and measured: {report}"),
+        ),
+        edits={"failure": None},
+        outcome=Reason.SUCCEEDED,
+    )

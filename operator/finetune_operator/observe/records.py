@@ -1,0 +1,58 @@
+"""What the status remembers as text, parsed once: the inputs of the revision, and what serves."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from finetune_api import job, model, revision, run, status
+
+
+class Release(model.Model):
+    """One candidate or serving release: a revision's adapter under one serving configuration. Recorded whole in
+    `status.serving`, so that its Deployment can be made again at any time.
+
+    Images and arguments of the operator's settings are part of it: an upgrade of the operator leaves what serves as it is.
+    """
+
+    model_config = model.Model.model_config | {"extra": "ignore"}
+
+    name: str
+    revision: str
+    base_model: run.ResolvedBaseModel
+    adapter: status.Adapter
+    deployment: job.Deployment
+    storage: job.Storage
+    served_model_name: str
+    image: str
+    fetch_image: str
+    arguments: list[str] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict)
+    shm_size: Any = "1Gi"
+    canary: str | None = None
+    tokens_per_second: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """`inputs`: the sections of the spec that the revision was made from, None before the first one."""
+
+    inputs: Mapping[str, Any] | None = None
+    base_model: run.ResolvedBaseModel | None = None
+    serving: Release | None = None
+
+
+def read(state: status.Status) -> Records:
+    """Raises ValueError when another hand wrote these fields: they are the operator's memory, and nobody's to guess."""
+    inputs = json.loads(state.resolved) if state.resolved else None
+    sections = [] if inputs is None else inputs.values() if isinstance(inputs, dict) else [inputs]
+    if not all(isinstance(section, dict) for section in sections):
+        raise ValueError("status.resolved is not an object of objects")
+    base = inputs.get(revision.BASE_MODEL) if inputs else None
+    return Records(
+        inputs=inputs,
+        base_model=run.ResolvedBaseModel.model_validate(base) if base is not None else None,
+        serving=Release.model_validate_json(state.serving) if state.serving else None,
+    )
