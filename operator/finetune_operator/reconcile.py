@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from finetune_api import status
 from finetune_api.reasons import Condition
-from finetune_operator import cache, cluster, conditions, kueue, metrics, settings
+from finetune_operator import cache, cluster, conditions, gather, metrics, settings
 from finetune_operator.decide import core, diagnosis, verdict
 from finetune_operator.manifests import identity
 from finetune_operator.observe import observation, parents, projections
@@ -45,7 +45,8 @@ class Reconciler:
         chart: settings.Settings,
         clock: Callable[[], datetime.datetime],
     ) -> None:
-        self._api, self._facts, self._settings, self._clock = api, facts, chart, clock
+        self._api, self._facts, self._clock = api, facts, clock
+        self._gatherer = gather.Gatherer(api, facts, chart)
 
     async def reconcile(self, uid: str) -> float | None:
         """Bring the job one step further. Returns in how many seconds to look again; None when it is gone.
@@ -62,7 +63,9 @@ class Reconciler:
         if parent.deleting:
             return None
         now = self._clock()
-        decision = core.refuse(parent, now) if parent.unreadable else core.decide(await self._gather(parent, now))
+        decision = (
+            core.refuse(parent, now) if parent.unreadable else core.decide(await self._gatherer.gather(parent, now))
+        )
         try:
             moved = await self._act(parent, raw, decision, now)
         except Gone:
@@ -70,38 +73,6 @@ class Reconciler:
         again = [AFTERWARDS] if moved else [RESYNC]
         again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in decision.apply) else []
         return min(again if decision.requeue is None else [*again, decision.requeue])
-
-    async def _gather(self, parent: parents.Parent, now: datetime.datetime) -> observation.Observation:
-        assert parent.spec is not None
-        kinds = observation.by_kind(self._facts.children.get(parent.uid, {}))
-        name = parent.spec.base_model.name
-        world = observation.Observation(
-            parent=parent,
-            spec=parent.spec,
-            entry=self._facts.catalogue.get(name) if name else None,
-            jobs=kinds["Job"],
-            pods=tuple(kinds["Pod"].values()),
-            servers=kinds["Deployment"],
-            services=kinds["Service"],
-            configs=kinds["ConfigMap"],
-            refusals={},
-            workloads=self._workloads(kinds["Job"]),
-            granted=self._facts.granted.get(parent.uid, ""),
-            now=now,
-            settings=self._settings,
-        )
-        refusals = {}
-        for present in world.jobs.values():
-            there = {pod.node for pod in world.pods_of(present.name)}
-            stays = present.over or present.ending or present.deleting or present.suspended
-            waits = not stays and len(there) < present.nodes
-            if waits and present.created and (now - present.created).total_seconds() > observation.PATIENCE:
-                refusals[present.name] = await self._api.refusal(parent.namespace, present.uid)
-        return observation.with_refusals(world, refusals)
-
-    def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:
-        known = self._facts.workloads
-        return None if known is None else {name: known[job.uid] for name, job in jobs.items() if job.uid in known}
 
     async def _act(
         self, parent: parents.Parent, raw: projections.Raw, decision: verdict.Decision, now: datetime.datetime

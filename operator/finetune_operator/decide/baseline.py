@@ -21,7 +21,7 @@ def prompt_is_enough(world: World) -> bool:
 
 
 def baseline_is_not_wanted_any_more(world: World) -> Verdict | None:
-    """intent.advice is Ignore now: what a baseline waits for is no condition of this job."""
+    """Scenario N. intent.advice is Ignore now: what a baseline waits for is no condition of this job."""
     if world.spec.intent.advice is not job.Advice.IGNORE or not _to_be_measured(world):
         return None
     measured = world.condition(Condition.BASELINE_MEASURED) is not None

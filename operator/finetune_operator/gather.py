@@ -1,0 +1,75 @@
+"""The gatherer: all that a decision about one job may depend on, from the caches, and from the API server where they lack it.
+
+The possible worlds, by what the status says (its stage, its conditions) and what is there. Rules and tests name them:
+
+       status                      children
+    A  nothing, or Accepted=False  none                                             new: what the spec names is looked up
+    B  stage, attempt              Job, suspended                                   a stage waits in its queue
+    C  stage, attempt              Job ── Pods                                      a stage waits for its pods, or runs
+    D  stage, attempt              Job, over ── Pods, ended                         a stage ended: an answer, or a failed attempt
+    E  stage, attempt, retryAt     no Job of this attempt                           between two attempts
+    F  Evaluated, stage verify     Deployment (candidate), not ready                a candidate starts
+    G  Evaluated, stage verify     Deployment (candidate), ready; Job               a candidate is verified
+    H  Deployed, serving           Deployment ── Pods, Services                     the wanted release serves
+    I  serving, stage              those of H, and those of A to G                  another revision is made meanwhile
+    J  Failed                      none                                             it failed, and nothing serves
+    K  Failed, serving             those of H                                       it failed, and the former goes on serving
+    L  Complete                    none                                             done without a server
+    M  Suspended                   no Job; those of H, where something serves       suspended
+    N  revision, resolved          any                                              the spec is not the one that was recorded
+    O  any                         any                                              spec or records cannot be read
+
+Every world is reached again from the status and the children alone: nothing is remembered here.
+"""
+
+import datetime
+from collections.abc import Mapping
+
+from finetune_operator import cache, cluster, kueue, settings
+from finetune_operator.observe import observation, parents, projections
+
+
+class Gatherer:
+    """Reads the cache; asks the API server only why a Job has no pod."""
+
+    def __init__(self, api: cluster.Cluster, facts: cache.Cache, chart: settings.Settings) -> None:
+        self._api, self._facts, self._settings = api, facts, chart
+
+    async def gather(self, parent: parents.Parent, now: datetime.datetime) -> observation.Observation:
+        """The world of a job that can be read (all but scenario O)."""
+        assert parent.spec is not None
+        kinds = observation.by_kind(self._facts.children.get(parent.uid, {}))
+        name = parent.spec.base_model.name
+        world = observation.Observation(
+            parent=parent,
+            spec=parent.spec,
+            entry=self._facts.catalogue.get(name) if name else None,
+            jobs=kinds["Job"],
+            pods=tuple(kinds["Pod"].values()),
+            servers=kinds["Deployment"],
+            services=kinds["Service"],
+            configs=kinds["ConfigMap"],
+            refusals={},
+            workloads=self._workloads(kinds["Job"]),
+            granted=self._facts.granted.get(parent.uid, ""),
+            now=now,
+            settings=self._settings,
+        )
+        refusals = {job.name: await self._api.refusal(parent.namespace, job.uid) for job in _without_a_pod(world)}
+        return observation.with_refusals(world, refusals)
+
+    def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:
+        known = self._facts.workloads
+        return None if known is None else {name: known[job.uid] for name, job in jobs.items() if job.uid in known}
+
+
+def _without_a_pod(world: observation.Observation) -> list[projections.StageJob]:
+    """Jobs that lack a pod for longer than making one takes."""
+    return [
+        job
+        for job in world.jobs.values()
+        if not (job.over or job.ending or job.deleting or job.suspended)
+        and len({pod.node for pod in world.pods_of(job.name)}) < job.nodes
+        and job.created
+        and (world.now - job.created).total_seconds() > observation.PATIENCE
+    ]
