@@ -4,6 +4,7 @@
     rule      what a rule is: of one row (it looks at an example) or of the table (it looks at columns of numbers)
     table     the columns: hashes, marks and languages of every row, never its text, so that a million rows fit into memory
     texts     rules of one row that look for patterns in its texts
+    calls     rules of one row about tools and calls of them
     encodings rules of one row that look at its tokens
     answers   rules of the table about answers: labels, JSON, reasoning, languages
     repeats   rules of the table about equal rows: duplicates, contradictions, leakage
