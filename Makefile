@@ -106,7 +106,7 @@ bench-estimate: venv ## Measure peaks of training against the memory estimate; A
 bench-evaluation: venv ## Measure the evaluation's answers against transformers' own, a quarter of an hour on a quiet machine
 	$(VENV)/python -m tests.bench.evaluation $(ARGS)
 
-bench-operator: venv ## Measure the operator at scale and beside Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--scenario burst-100"
+bench-operator: venv ## Measure the operator at scale, beside a floor, a former revision and Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--before REV"
 	$(VENV)/python -m tests.bench.operator $(ARGS)
 
 # --- Clusters and images ---

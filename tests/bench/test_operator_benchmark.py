@@ -1,18 +1,39 @@
 """The operator's benchmark itself: what KWOK is told, how the audit log is read, what is written. No timing is asserted."""
 
+import asyncio
+import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from tests.bench.operator import __main__, audit, drive, measure, ours, peer, report, scenarios, stages
+from tests.bench.operator import (
+    __main__,
+    audit,
+    bare,
+    drive,
+    jobset,
+    measure,
+    ours,
+    peer,
+    recording,
+    report,
+    revision,
+    scenarios,
+    sides,
+    stages,
+)
 
 from finetune_api import outcome
 from finetune_api.reasons import Stage
 from finetune_operator.observe import label
 from support import manifests
-from toolbox import golang
+from toolbox import cache, golang, say
 
+USER = next(iter(ours.SIDE.users))
 AT = "2026-11-23T00:00:0{}.250000Z"
 
 
@@ -20,7 +41,7 @@ def line(**changes: Any) -> bytes:
     event = {
         "stage": "ResponseComplete",
         "verb": "patch",
-        "user": {"username": ours.SIDE.user},
+        "user": {"username": USER},
         "userAgent": "client/1",
         "objectRef": {"resource": "jobs", "name": "b-00001-0a1b2c3d-preflight-1"},
         "responseStatus": {"code": 201},
@@ -32,18 +53,20 @@ def line(**changes: Any) -> bytes:
 
 def results() -> report.Results:
     found = [
-        report.Found("burst-1000", 1000, scenarios.RATE.name, "ours", 60.0),
-        report.Found("burst-1000", 1000, scenarios.RATE.name, "theirs", 20.0),
-        report.Found("burst-1000", 1000, scenarios.LIFE_WRITES.name, "ours", 7.0),
+        report.Found("burst-1000", 1000, scenarios.RATE.name, scenarios.OURS, 60.0),
+        report.Found("burst-1000", 1000, scenarios.RATE.name, scenarios.FLOOR, 80.0),
+        report.Found("burst-1000", 1000, scenarios.RATE.name, scenarios.FORMER, 30.0),
+        report.Found("burst-1000", 1000, scenarios.LIFE_WRITES.name, scenarios.OURS, 7.0),
     ]
-    late = {"burst-1000, ours": ["one was late"]}
-    return report.Results({"cores": "2 cores"}, {"kopf": "1"}, "ours", "theirs", {"burst-1000, ours": 1.0}, found, late)
+    late = {f"burst-1000, {scenarios.OURS}": ["one was late"]}
+    minutes = {f"burst-1000, {scenarios.OURS}": 1.0}
+    return report.Results({"cores": "2 cores"}, {"kopf": "1"}, "0a1b2c3 of 2026-11-23", minutes, found, late)
 
 
 def test_a_request_is_known_by_who_asked_for_what_and_when() -> None:
     one = audit.request(line(**{"objectRef.subresource": "status"}))
     assert one is not None
-    assert (one.user, one.verb, one.what, one.job, one.code) == (ours.SIDE.user, "patch", "jobs/status", "b-00001", 201)
+    assert (one.user, one.verb, one.what, one.job, one.code) == (USER, "patch", "jobs/status", "b-00001", 201)
     assert one.answered - one.received == 1
     assert one.writes
 
@@ -121,33 +144,45 @@ def test_percentiles_are_measured_values() -> None:
 
 
 def test_goals_and_figures_are_of_scenarios_that_run() -> None:
-    assert all(goal.scenario in scenarios.BY_NAME for goal in scenarios.GOALS)
-    assert all(scenarios.BY_NAME[goal.scenario].peer for goal in scenarios.GOALS if goal.of_ratio)
+    assert set(sides.SIDES) == set(scenarios.SIDES)
+    for goal in scenarios.GOALS:
+        assert {scenarios.OURS, goal.to or scenarios.OURS} <= set(scenarios.BY_NAME[goal.scenario].sides), goal
 
 
-def test_rows_compare_where_the_peer_has_the_figure() -> None:
+def test_a_steady_scenario_runs_at_its_part_of_the_floors_rate() -> None:
+    steady = next(scenario for scenario in scenarios.ALL if scenario.part == 0.7).at(results().floor())
+    assert steady.rate == pytest.approx(56)
+    assert steady.jobs == 56 * scenarios.STEADY
+    nothing = report.Results({}, {}, "")
+    with pytest.raises(say.Problem, match="burst-1000 of the floor"):
+        nothing.floor()
+
+
+def test_rows_compare_with_each_side_that_has_the_figure() -> None:
     rate, writes = report.rows(results())
-    assert (rate.ours, rate.peer, rate.peer_value, rate.ratio) == (60, "theirs", 20, 3)
-    assert (writes.ours, writes.peer, writes.peer_value, writes.ratio) == (7, None, None, None)
+    assert (rate.ours, rate.others[scenarios.FLOOR]) == (60, report.Beside(80, 0.75))
+    assert rate.others[scenarios.FORMER] == report.Beside(30, 2)
+    assert (writes.ours, writes.others) == (7, {})
 
 
 def test_the_page_says_which_goals_are_missed_and_what_went_wrong() -> None:
     page = report.page(results())
-    assert f"| burst-1000 | {scenarios.RATE.name} | at least 80 per second | **no**: 60 |" in page
-    assert "**no**: 3.00" in page
-    assert "- burst-1000, ours: one was late" in page
+    assert f"| burst-1000 | {scenarios.RATE.name} | at least 0.85 times that of floor | **no**: 0.75 |" in page
+    assert f"| burst-1000 | {scenarios.RATE.name} | at least 1.7 times that of former | yes: 2.00 |" in page
+    assert "at most 0.5 s | not measured |" in page
+    assert "0a1b2c3 of 2026-11-23" in page
+    assert f"- burst-1000, {scenarios.OURS}: one was late" in page
 
 
 def test_a_part_that_is_measured_again_takes_the_place_of_what_was_known_of_it() -> None:
     whole = results()
-    first = report.Found("burst-100", 100, scenarios.RATE.name, "ours", 50.0)
-    whole.put("burst-100", "ours", [first], [], 1.0)
-    fresh = report.Found("burst-1000", 1000, scenarios.RATE.name, "ours", 90.0)
-    whole.put("burst-1000", "ours", [fresh], [], 2.0)
-    assert [(row.scenario, row.ours, row.peer_value) for row in report.rows(whole)] == [
-        ("burst-100", 50, None), ("burst-1000", 90, 20),
-    ]  # fmt: skip
-    assert whole.minutes == {"burst-100, ours": 1.0, "burst-1000, ours": 2.0}
+    first = report.Found("burst-100", 100, scenarios.RATE.name, scenarios.OURS, 50.0)
+    whole.put("burst-100", scenarios.OURS, [first], [], 1.0)
+    fresh = report.Found("burst-1000", 1000, scenarios.RATE.name, scenarios.OURS, 90.0)
+    whole.put("burst-1000", scenarios.OURS, [fresh], [], 2.0)
+    assert [(row.scenario, row.ours) for row in report.rows(whole)] == [("burst-100", 50), ("burst-1000", 90)]
+    assert whole.floor() == 80
+    assert sorted(whole.minutes.values()) == [1.0, 2.0]
     assert "one was late" not in report.page(whole)
 
 
@@ -164,7 +199,49 @@ def test_page_and_rows_are_checked_against_what_was_measured(tmp_path: pathlib.P
         assert (tmp_path / name).read_text() == text
 
 
-@pytest.mark.parametrize("module", [peer.MODULE, peer.JOBSET])
-def test_the_peer_is_locked(module: str) -> None:
-    assert f"{module} v" in (golang.MODULE / peer.TOOL / "go.mod").read_text()
+def test_peers_are_locked_in_versions_that_fit() -> None:
+    for module, tool in ((peer.MODULE, peer.TOOL), (peer.JOBSET, peer.TOOL), (jobset.MODULE, jobset.TOOL)):
+        assert f"{module} v" in (golang.MODULE / tool / "go.mod").read_text()
     assert peer.version().startswith("v2.")
+    assert f"{peer.JOBSET} {jobset.version()}" in (golang.MODULE / peer.TOOL / "go.mod").read_text()
+
+
+def test_what_was_recorded_of_one_job_is_written_for_another() -> None:
+    path = "/apis/finetune.dev/v1alpha1/namespaces/bench/finetunejobs/f-00000/status?fieldManager=finetune-operator"
+    body = {"metadata": {"resourceVersion": "7"}, "status": {"jobName": "f-00000-train-1"}}
+    job = {"metadata": {"name": "f-00000-train-1", "ownerReferences": [{"uid": "one"}]}}
+    writes = [
+        recording.Write("PATCH", path, "application/merge-patch+json", json.dumps(body)),
+        recording.Write("POST", "/apis/batch/v1/namespaces/bench/jobs", "application/json", json.dumps(job)),
+    ]
+    asked: list[tuple[str, str, Any, Any, str]] = []
+
+    class Server:
+        async def request(self, method: str, path: str, query: Any, body: Any, content: str) -> Any:
+            asked.append((method, path, query, body, content))
+            return {"metadata": {"resourceVersion": "9"}}
+
+    templates = [dataclasses.asdict(one) for one in recording.templates(writes, "f-00000", "one")]
+    known = {"metadata": {"name": "b-00001", "uid": "two", "resourceVersion": "8"}}
+    asyncio.run(bare.write_all(Server(), templates, known))  # type: ignore[arg-type]
+    (method, where, query, status, content), (_, _, _, made, _) = asked
+    assert (method, content, query) == ("PATCH", "application/merge-patch+json", {"fieldManager": "finetune-operator"})
+    assert where.endswith("/finetunejobs/b-00001/status")
+    assert status == {"metadata": {"resourceVersion": "8"}, "status": {"jobName": "b-00001-train-1"}}
+    assert made == {"metadata": {"name": "b-00001-train-1", "ownerReferences": [{"uid": "two"}]}}
+
+
+def test_a_revision_has_its_own_code_chart_and_crds() -> None:
+    with revision.at("HEAD") as code:
+        assert code.root != cache.REPOSITORY
+        assert any("finetunejobs" in file.name for file in code.crds.iterdir())
+        assert (code.chart / "Chart.yaml").exists()
+        assert any(document["kind"] == "Stage" for document in code.played)
+        shown = [sys.executable, "-c", "import finetune_operator; print(finetune_operator.__file__)"]
+        found = subprocess.run(
+            shown, env=os.environ | code.environment, capture_output=True, text=True, check=True
+        ).stdout
+        assert found.startswith(str(code.root))
+    assert not code.root.exists()
+    with pytest.raises(say.Problem, match="is no revision"):
+        revision.commit("nothing-of-this-name")

@@ -18,6 +18,7 @@ import kubernetes.config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HARNESS = REPOSITORY / "hack" / "localcluster"
+CRDS = REPOSITORY / "crds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +58,13 @@ def harness(*words: str) -> str:
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[ControlPlane]:
-    """A control plane of this name that serves and explains the CRDs of crds/; gone afterwards."""
+def running(name: str, crds: Path = CRDS) -> Iterator[ControlPlane]:
+    """A control plane of this name that serves and explains these CRDs; gone afterwards."""
     try:
         facts = json.loads(Path(harness("up", "--control-plane-only", "--name", name)).read_text())
         plane = ControlPlane(name, Path(facts["kubeconfig"]), Path(facts["bin"]), facts)
-        plane.kubectl("apply", "--server-side", "-f", REPOSITORY / "crds")
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", REPOSITORY / "crds")
+        plane.kubectl("apply", "--server-side", "-f", crds)
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crds)
         # The manual is published a moment after the kind.
         deadline = time.monotonic() + 15
         while plane.run("explain", "ftj").returncode != 0 and time.monotonic() < deadline:

@@ -38,15 +38,20 @@ Raw = dict[str, Any]
 
 
 def rendered(
-    plane: controlplane.ControlPlane, values: Raw | None = None, release: str = "finetune-operator"
+    plane: controlplane.ControlPlane,
+    values: Raw | None = None,
+    release: str = "finetune-operator",
+    *,
+    chart: Path = CHART,
+    quick: Raw = QUICK,
 ) -> list[Raw]:
     """The chart's objects."""
     text = subprocess.run(
         [
-            *(plane.bin / "helm", "template", release, CHART, f"--namespace={SYSTEM}"),
+            *(plane.bin / "helm", "template", release, chart, f"--namespace={SYSTEM}"),
             *("--kube-version=1.30", "--skip-tests", "--values=-"),
         ],
-        input=json.dumps(QUICK | (values or {})),
+        input=json.dumps(quick | (values or {})),
         capture_output=True,
         text=True,
         check=True,
@@ -55,10 +60,16 @@ def rendered(
 
 
 def install(
-    plane: controlplane.ControlPlane, folder: Path, values: Raw | None = None, release: str = "finetune-operator"
+    plane: controlplane.ControlPlane,
+    folder: Path,
+    values: Raw | None = None,
+    release: str = "finetune-operator",
+    *,
+    chart: Path = CHART,
+    quick: Raw = QUICK,
 ) -> tuple[Path, Path]:
     """The chart's objects but its pods; a kubeconfig of its ServiceAccount, and its settings file."""
-    manifests = [m for m in rendered(plane, values, release) if m["kind"] not in NOT_HERE]
+    manifests = [m for m in rendered(plane, values, release, chart=chart, quick=quick) if m["kind"] not in NOT_HERE]
     if plane.run("get", "namespace", SYSTEM).returncode:
         plane.kubectl("create", "namespace", SYSTEM)
     plane.kubectl(

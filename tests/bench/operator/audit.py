@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 NAME = re.compile(r"[a-z]-\d{5}")
 """Names of the benchmark's jobs; those of their children begin with them."""
+READS = {"get", "list", "watch"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Request:
 
     @property
     def writes(self) -> bool:
-        return self.verb not in {"get", "list", "watch"}
+        return self.verb not in READS
 
 
 def request(line: bytes) -> Request | None:
@@ -100,9 +101,9 @@ def _inode(file: BinaryIO) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """Whose requests are counted: the controller's user, its kind of job, and the child that a job is begun with."""
+    """Whose requests are counted: the controllers' users, their kind of job, and the child that a job is begun with."""
 
-    user: str
+    users: frozenset[str]
     jobs: str
     child: str
 
@@ -121,7 +122,7 @@ class Ledger:
         self.jobs_ended: dict[str, float] = {}
         """Stage Job -> when the Job controller's last word on it was there."""
         self.asked: collections.Counter[tuple[str, str]] = collections.Counter()
-        """(verb, what) -> requests of the controller."""
+        """(verb, what) -> requests of the controllers."""
         self.refused: collections.Counter[tuple[str, str, int]] = collections.Counter()
         self.agents: collections.Counter[str] = collections.Counter()
         """Requests of everybody, by the program that asked."""
@@ -129,7 +130,7 @@ class Ledger:
     def add(self, one: Request) -> None:
         side = self.side
         self.agents[one.agent.split("/")[0]] += 1
-        if one.user == side.user:
+        if one.user in side.users:
             self.asked[one.verb, one.what] += 1
             if one.code >= 400:
                 self.refused[one.verb, one.what, one.code] += 1
@@ -147,12 +148,18 @@ class Ledger:
         return [self.begun[name] - at for name, at in self.created.items() if name in self.begun]
 
     def writes(self, what: str) -> int:
-        """Requests of the controller that wrote this resource."""
+        """Requests of the controllers that wrote this resource."""
+        return sum(n for (verb, where), n in self.asked.items() if where == what and verb not in READS)
+
+    @property
+    def children(self) -> int:
+        """Writes of whatever a job consists of: not its own status, no event, no Lease."""
+        other = {"events", "leases"}
         return sum(
-            n for (verb, where), n in self.asked.items() if where == what and verb not in {"get", "list", "watch"}
+            n for (verb, what), n in self.asked.items() if verb not in READS and "/" not in what and what not in other
         )
 
     @property
     def requests(self) -> int:
-        """All requests of the controller but those for its Lease."""
+        """All requests of the controllers but those for a Lease."""
         return sum(n for (_, what), n in self.asked.items() if what != "leases")

@@ -72,6 +72,7 @@ class Drive:
     async def open(self) -> AsyncIterator["Drive"]:
         client = await kubernetes.aio.config.new_client_from_config(config_file=str(self._plane.kubeconfig))
         self._api = cluster.Cluster(client)
+        self._log.read()  # what was asked before is no job's
         reading = asyncio.create_task(self._read())
         try:
             yield self
@@ -117,9 +118,9 @@ class Drive:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def create(self, manifest: dict[str, Any]) -> None:
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
         assert self._api is not None
-        await self._api.request("POST", self._path, body=manifest)
+        return await self._api.request("POST", self._path, body=manifest)
 
     async def create_all(self, manifests: list[dict[str, Any]], rate: float | None) -> None:
         """All of them, at once or so many a second."""

@@ -1,21 +1,22 @@
-"""One scenario, one side, from a fresh control plane to its figures."""
+"""The phases of a scenario, and the figures of each: jobs begin, live, rest."""
 
 import asyncio
 import collections
-import contextlib
 import itertools
 import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from tests.bench.operator import drive, ours, peer, place, report, scenarios, usage
+from tests.bench.operator import drive, ours, place, report, revision, scenarios, usage
 from tests.bench.operator.scenarios import Figure, Scenario
 
-from support import controlplane, installed
+from support import controlplane
 from toolbox import say
 
+Raw = dict[str, Any]
 QUIET = 0.25
 """Of a core: below it, for three seconds, a process is at rest."""
 LEFTOVERS = 3.0
@@ -45,76 +46,19 @@ def percentile(values: Sequence[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part / 100))] if ordered else float("nan")
 
 
-def of_ours(scenario: Scenario, deadline: float) -> Findings:
-    found = Findings(ours.NAME, scenario)
-    with (
-        place.control_plane() as plane,
-        place.logs(plane, found.remarks) as folder,
-        ours.operator(plane, folder) as operator,
-    ):
-        operator.leading(operator.start())
-        asyncio.run(_ours(plane, folder, operator, found, deadline))
-        _errors(operator, found)
-    return found
-
-
-def of_peer(scenario: Scenario, deadline: float) -> Findings:
-    found = Findings(peer.NAME, scenario)
-    with (
-        place.control_plane() as plane,
-        place.logs(plane, found.remarks) as folder,
-        peer.controller(plane, folder) as pid,
-    ):
-        asyncio.run(_peer(scenario, plane, pid, found, deadline))
-    return found
-
-
-async def _peer(
-    scenario: Scenario, plane: controlplane.ControlPlane, pid: int, found: Findings, deadline: float
-) -> None:
-    async with drive.Drive(plane, peer.SIDE, peer.PATH, deadline).open() as driver:
-        manifests = [peer.manifest(f"b-{number:05d}") for number in range(scenario.jobs)]
-        await _begin(driver, scenario, plane, manifests, pid, found)
-
-
-async def _ours(
-    plane: controlplane.ControlPlane, folder: pathlib.Path, operator: ours.Operator, found: Findings, deadline: float
-) -> None:
-    scenario, pid = found.scenario, operator.replicas[0].process.pid
-    manifests = [ours.manifest(f"b-{number:05d}", scenario.serves) for number in range(scenario.jobs)]
-    final = "Ready" if scenario.serves else "Complete"
-    async with (
-        drive.Drive(plane, ours.SIDE, ours.PATH, deadline).open() as driver,
-        contextlib.AsyncExitStack() as stack,
-    ):
-        if scenario.rests:
-            await _finished(driver, plane, folder, operator, found)
-            return
-        before = usage.of(pid)
-        if scenario.played:
-            stack.enter_context(place.nodes(plane, folder))
-            await stack.enter_async_context(driver.watching(final))
-        await _begin(driver, scenario, plane, manifests, pid, found)
-        if not scenario.lives:
-            return
-        if not scenario.played:
-            stack.enter_context(place.nodes(plane, folder))
-            await stack.enter_async_context(driver.watching(final))
-        await _live(driver, scenario, pid, before, found)
-
-
-async def _finished(
+async def finished(
     driver: drive.Drive,
     plane: controlplane.ControlPlane,
     folder: pathlib.Path,
     operator: ours.Operator,
+    code: revision.Code,
     found: Findings,
 ) -> None:
     """One job lives, while nobody leads it is copied, and then an operator finds them all."""
     scenario = found.scenario
     copies = [f"c-{number:05d}" for number in range(scenario.jobs)]
     say.line(f"    {scenario.title} ({found.side})")
-    with place.nodes(plane, folder):
+    with place.nodes(plane, folder, code.played):
         async with driver.watching("Complete"):
             await driver.create(ours.manifest("b-00000", serves=False))
             lived = await driver.until("jobs are finished, to be copied", lambda: len(driver.seen.finished), 1, 60)
@@ -130,19 +74,22 @@ async def _finished(
             found.remark(f"{len(begun)} finished jobs are so no more, the first: {begun[0]}")
 
 
-async def _begin(
+async def begin(
     driver: drive.Drive,
     scenario: Scenario,
     plane: controlplane.ControlPlane,
-    manifests: list[dict[str, object]],
-    pid: int,
+    manifests: list[Raw],
+    pids: Sequence[int],
     found: Findings,
 ) -> None:
-    """Until each job has its first Job, which is the last of its first children."""
+    """Until each job has its first child."""
     others = place.programs(plane) | {"driver": os.getpid()}
     server = others.pop("kube-apiserver")
-    before, asked, ledger = usage.of(pid), driver.ledger.requests, driver.ledger
-    server_before, others_before = usage.of(server).cpu, _cpu(others.values())
+    driver.read()
+    ledger = driver.ledger
+    asked, wrote = ledger.requests, ledger.writes(f"{ledger.side.jobs}/status")
+    before, server_before, others_before = usage.of(*pids), usage.of(server), usage.of(*others.values())
+    machine_before = usage.machine()
     say.line(f"    {scenario.title} ({found.side})")
     making = asyncio.create_task(driver.create_all(manifests, scenario.rate))
 
@@ -152,34 +99,39 @@ async def _begin(
         return len(ledger.begun)
 
     done = await driver.until("jobs have begun", begun_by_now, scenario.jobs, scenario.seconds)
-    busy = usage.of(pid)
+    busy, elsewhere = usage.of(*pids), usage.machine() - machine_before
+    elsewhere -= sum(
+        usage.of(*now).cpu - then.cpu
+        for now, then in ((pids, before), ([server], server_before), (others.values(), others_before))
+    )
     if not done:
         found.remark(f"only {len(ledger.begun)} of {scenario.jobs} jobs had begun after {scenario.seconds:.0f} s")
         making.cancel()
     await asyncio.gather(making, return_exceptions=True)
     if not scenario.played:
         await asyncio.sleep(LEFTOVERS)
-    after, waits, begun = usage.of(pid), ledger.waits(), max(len(ledger.begun), 1)
+    after, waits, begun = usage.of(*pids), ledger.waits(), max(len(ledger.begun), 1)
     lasted = max(ledger.begun.values(), default=0.0) - min(ledger.created.values(), default=0.0)
     if scenario.rate is None:
         found.add(scenarios.RATE, len(waits) / lasted)
+    else:
+        found.add(
+            scenarios.CREATED, len(ledger.created) / (max(ledger.created.values()) - min(ledger.created.values()))
+        )
     found.add(scenarios.WAIT_50, percentile(waits, 50))
     found.add(scenarios.WAIT_99, percentile(waits, 99))
     if not scenario.played:
         found.add(scenarios.REQUESTS, (ledger.requests - asked) / begun)
-        found.add(scenarios.STATUS, ledger.writes(f"{ledger.side.jobs}/status") / begun)
+        found.add(scenarios.STATUS, (ledger.writes(f"{ledger.side.jobs}/status") - wrote) / begun)
         found.add(scenarios.MEMORY, after.peak / 1e6)
         found.add(scenarios.CPU, (after.cpu - before.cpu) / begun * 1000)
-        found.add(scenarios.CPU_SERVER, (usage.of(server).cpu - server_before) / begun * 1000)
-        found.add(scenarios.CPU_OTHERS, (_cpu(others.values()) - others_before) / begun * 1000)
+        found.add(scenarios.CPU_SERVER, (usage.of(server).cpu - server_before.cpu) / begun * 1000)
+        found.add(scenarios.CPU_OTHERS, (usage.of(*others.values()).cpu - others_before.cpu) / begun * 1000)
         found.add(scenarios.BUSY, usage.share(before, busy) * 100)
+        found.add(scenarios.ELSEWHERE, max(0.0, elsewhere) / (busy.at - before.at) * 100)
 
 
-def _cpu(pids: Iterable[int]) -> float:
-    return sum(usage.of(pid).cpu for pid in pids)
-
-
-async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> None:
+async def live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> None:
     """Until each job is finished."""
     ledger, seen, started = driver.ledger, driver.seen, time.time()
     end = "are served" if scenario.serves else "are finished"
@@ -209,8 +161,7 @@ async def _live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage
     found.add(scenarios.LIFE_REQUESTS, ledger.requests / finished)
     found.add(scenarios.LIFE_WRITES, ledger.writes("finetunejobs/status") / finished)
     found.add(scenarios.LIFE_EVENTS, ledger.writes("events") / finished)
-    children = sum(n for (verb, what), n in ledger.asked.items() if verb in {"patch", "delete"} and "/" not in what)
-    found.add(scenarios.LIFE_CHILDREN, (children - ledger.asked["patch", "leases"]) / finished)
+    found.add(scenarios.LIFE_CHILDREN, ledger.children / finished)
     found.add(scenarios.LIFE_CPU, (after.cpu - before.cpu) / finished * 1000)
     found.add(scenarios.LIFE_MEMORY, after.peak / 1e6)
 
@@ -234,8 +185,7 @@ async def _rest(driver: drive.Drive, operator: ours.Operator, found: Findings) -
     found.add(scenarios.RESTART_MEMORY, usage.of(second.process.pid).memory / 1e6)
     leader, number = second, 0
     for figure, how in ((scenarios.HANDOVER, signal.SIGTERM), (scenarios.FAILOVER, signal.SIGKILL)):
-        standby = operator.start()
-        await asyncio.to_thread(installed.eventually, lambda standby=standby: standby.heard("standing by"), 60)
+        standby = await asyncio.to_thread(operator.standing_by, operator.start())
         await asyncio.sleep(2)
         began, number = time.time(), number + 1
         leader.process.send_signal(how)
@@ -262,15 +212,3 @@ async def _quiet(driver: drive.Drive, pid: int) -> None:
         return int(len(readings) > 3 and all(usage.share(*pair) < QUIET for pair in itertools.pairwise(readings[-4:])))
 
     await driver.until("process is at rest", at_rest, 1, 120)
-
-
-def _errors(operator: ours.Operator, found: Findings) -> None:
-    """What the operator complained about: a benchmark of errors would be none."""
-    for replica in operator.replicas:
-        bad = [line["message"] for line in replica.said() if line.get("level") not in {"INFO", "DEBUG"}]
-        lost = [text for text in bad if "lease" in text or "no longer leading" in text]
-        if rest := [text for text in bad if text not in lost]:
-            found.remark(f"{len(rest)} warnings of {replica.name}, the first: {rest[0][:300]}")
-
-
-SIDES: dict[str, Callable[[Scenario, float], Findings]] = {ours.NAME: of_ours, peer.NAME: of_peer}

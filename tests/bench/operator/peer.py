@@ -1,7 +1,8 @@
-"""The other side: Kubeflow Trainer's controller, which makes a JobSet of each TrainJob, as its manifests install it.
+"""Kubeflow Trainer's controller, which makes a JobSet of each TrainJob, as its manifests install it.
 
 Its webhook is not reachable from an API server without pods: the webhook's configuration goes once the controller is ready, so
-that TrainJobs are not validated, which spares it work. JobSet's own controller is not there: no Job and no pod is made.
+that TrainJobs are not validated, which spares it work. A Job is made only where
+JobSet's controller runs, too (jobset.py).
 """
 
 import contextlib
@@ -20,14 +21,14 @@ from tests.bench.operator import audit, place
 from support import controlplane, installed
 from toolbox import golang, gotool
 
-NAME = "Kubeflow Trainer"
 MODULE, JOBSET = "github.com/kubeflow/trainer/v2", "sigs.k8s.io/jobset"
 TOOL = "kubeflow-trainer"
 SYSTEM, ACCOUNT = "kubeflow-system", "kubeflow-trainer-controller-manager"
 SECRET, WEBHOOK = "kubeflow-trainer-webhook-cert", "validator.trainer.kubeflow.org"
 CERTIFICATES = pathlib.Path("/tmp/k8s-webhook-server/serving-certs")
 """Where the program looks for its certificate; it can be told no other place."""
-SIDE = audit.Side(f"system:serviceaccount:{SYSTEM}:{ACCOUNT}", "trainjobs", "jobsets")
+USER = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+SIDE = audit.Side(frozenset({USER}), "trainjobs", "jobsets")
 PATH = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{place.NAMESPACE}/trainjobs"
 RUNTIME = "torch-distributed"
 
@@ -60,7 +61,11 @@ def controller(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterat
     source = gotool.source(TOOL, MODULE)
     kubeconfig = _install(plane, source, folder)
     health, webhook = installed.free_port(), installed.free_port()
-    argv = [program(), f"--health-probe-bind-address=127.0.0.1:{health}", f"--webhook-server-port={webhook}"]
+    argv: list[str | pathlib.Path] = [
+        program(),
+        f"--health-probe-bind-address=127.0.0.1:{health}",
+        f"--webhook-server-port={webhook}",
+    ]
     made = not CERTIFICATES.exists()
     try:
         with place.running(argv, folder / "peer.log", KUBECONFIG=str(kubeconfig)) as child:
@@ -101,13 +106,7 @@ def _install(plane: controlplane.ControlPlane, source: pathlib.Path, folder: pat
     for one in hook["webhooks"]:
         one["clientConfig"]["service"] |= {"name": ACCOUNT, "namespace": SYSTEM}
     plane.kubectl("create", "-f", "-", stdin=json.dumps(hook))
-    token = plane.kubectl("create", "token", ACCOUNT, f"--namespace={SYSTEM}", "--duration=1h").strip()
-    admin = yaml.safe_load(plane.kubeconfig.read_text())
-    context = {"name": "peer", "context": {"cluster": admin["clusters"][0]["name"], "user": "peer"}}
-    users = [{"name": "peer", "user": {"token": token}}]
-    kubeconfig = folder / "peer.kubeconfig"
-    kubeconfig.write_text(json.dumps(admin | {"users": users, "contexts": [context], "current-context": "peer"}))
-    return kubeconfig
+    return place.kubeconfig(plane, SYSTEM, ACCOUNT, folder / "peer.kubeconfig")
 
 
 def _ready(plane: controlplane.ControlPlane, port: int) -> bool:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import yaml
 from tests.bench.operator import stages
@@ -23,15 +24,25 @@ PROGRAMS = ("kube-scheduler", "kwok", "helm")
 
 
 @contextlib.contextmanager
-def control_plane() -> Iterator[controlplane.ControlPlane]:
-    """A fresh one, with our CRDs and the namespace of the jobs; gone afterwards."""
+def control_plane(crds: pathlib.Path = controlplane.CRDS) -> Iterator[controlplane.ControlPlane]:
+    """A fresh one, with these CRDs and the namespace of the jobs; gone afterwards."""
     folder = binaries.ensure((*binaries.CONTROL_PLANE, *PROGRAMS))
-    with controlplane.running(f"bench-{os.getpid()}") as plane:
+    with controlplane.running(f"bench-{os.getpid()}", crds) as plane:
         assert plane.bin == folder, f"one folder for all programs: {plane.bin}, {folder}"
         plane.kubectl("create", "namespace", NAMESPACE)
         # For a moment the API server knows a new kind and has no store for it yet.
         installed.eventually(lambda: plane.run("get", "finetunejobs", "--namespace", NAMESPACE).returncode == 0, 30)
         yield plane
+
+
+def kubeconfig(plane: controlplane.ControlPlane, namespace: str, account: str, file: pathlib.Path) -> pathlib.Path:
+    """`file`, as the kubeconfig of a ServiceAccount."""
+    token = plane.kubectl("create", "token", account, f"--namespace={namespace}", "--duration=1h").strip()
+    admin = yaml.safe_load(plane.kubeconfig.read_text())
+    context = {"name": account, "context": {"cluster": admin["clusters"][0]["name"], "user": account}}
+    users = [{"name": account, "user": {"token": token}}]
+    file.write_text(json.dumps(admin | {"users": users, "contexts": [context], "current-context": account}))
+    return file
 
 
 def programs(plane: controlplane.ControlPlane) -> dict[str, int]:
@@ -75,10 +86,10 @@ def running(
 
 
 @contextlib.contextmanager
-def nodes(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterator[None]:
-    """Nodes that KWOK plays, and a scheduler that gives them the pods."""
+def nodes(plane: controlplane.ControlPlane, folder: pathlib.Path, played: list[dict[str, Any]]) -> Iterator[None]:
+    """Nodes that KWOK plays, as it is told by `played`, and a scheduler that gives them the pods."""
     config = folder / "kwok.yaml"
-    config.write_text(yaml.safe_dump_all(stages.configuration()))
+    config.write_text(yaml.safe_dump_all(played))
     kubeconfig = f"--kubeconfig={plane.kubeconfig}"
     kwok = [
         plane.bin / "kwok",

@@ -6,6 +6,8 @@ import pathlib
 
 from tests.bench.operator import scenarios, stages
 
+from toolbox import say
+
 RUNS, DATA, PAGE = "operator-runs.json", "operator.json", "operator.md"
 REST = 20.0
 """Seconds over which rest is measured."""
@@ -23,26 +25,31 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
+class Beside:
+    """Another side's value of the same figure. `ratio`: ours by it; None where it is 0."""
+
+    value: float
+    ratio: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
-    """A figure of ours, and the peer's where it has one. `ratio`: ours by the peer's."""
+    """A figure of ours, and of each other side that has it."""
 
     scenario: str
     jobs: int
     figure: str
     ours: float
-    peer: str | None
-    peer_value: float | None
-    ratio: float | None
+    others: dict[str, Beside]
 
 
 @dataclasses.dataclass
 class Results:
-    """All that one command measured. `machine` and `versions`: facts by name."""
+    """All that one command measured. `machine` and `versions`: facts by name. `former`: the revision of that side, if any."""
 
     machine: dict[str, str]
     versions: dict[str, str]
-    ours: str
-    peer: str
+    former: str
     minutes: dict[str, float] = dataclasses.field(default_factory=dict)
     """Scenario and side, as in `about` -> how long it took."""
     found: list[Found] = dataclasses.field(default_factory=list)
@@ -56,6 +63,14 @@ class Results:
         self.minutes[about(scenario, side)] = minutes
         self.remarks[about(scenario, side)] = remarks
 
+    def floor(self) -> float:
+        """Jobs a second that the floor began, of 1,000 at once."""
+        sought = ("burst-1000", scenarios.FLOOR, scenarios.RATE.name)
+        for one in self.found:
+            if (one.scenario, one.side, one.figure) == sought:
+                return one.value
+        raise say.Problem("it needs the floor's rate: measure burst-1000 of the floor first")
+
     def remark(self, scenario: str, side: str, text: str) -> None:
         self.remarks.setdefault(about(scenario, side), []).append(text)
 
@@ -66,20 +81,22 @@ def about(scenario: str, side: str) -> str:
 
 def rows(results: Results) -> list[Row]:
     """In the order in which they were measured."""
-    theirs = {(one.scenario, one.figure): one.value for one in results.found if one.side == results.peer}
+    values = {(one.scenario, one.figure, one.side): one.value for one in results.found}
     made = []
     for one in results.found:
-        if one.side != results.ours:
+        if one.side != scenarios.OURS:
             continue
-        value = theirs.get((one.scenario, one.figure))
-        ratio = round(one.value / value, 3) if value else None
-        name = results.peer if value is not None else None
-        made.append(Row(one.scenario, one.jobs, one.figure, _rounded(one.value), name, _rounded(value), ratio))
+        others = {
+            side: Beside(_rounded(value), round(one.value / value, 3) if value else None)
+            for side in scenarios.SIDES
+            if side != scenarios.OURS and (value := values.get((one.scenario, one.figure, side))) is not None
+        }
+        made.append(Row(one.scenario, one.jobs, one.figure, _rounded(one.value), others))
     return made
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def write(results: Results, folder: pathlib.Path) -> None:
@@ -109,6 +126,7 @@ def page(results: Results) -> str:
         "",
         f"- Machine: {', '.join(results.machine.values())}; the API server, etcd, the controllers and the driver share it",
         f"- {', '.join(f'{name} {version}' for name, version in results.versions.items())}",
+        *([f"- The side *former* is this operator at {results.former}"] if results.former else []),
         f"- {sum(results.minutes.values()):.0f} minutes in all; a part is measured again by "
         '`make bench-operator ARGS="--scenario burst-100"`',
         "",
@@ -116,36 +134,41 @@ def page(results: Results) -> str:
     for name in dict.fromkeys(row.scenario for row in made):
         lines += _table(results, name, [row for row in made if row.scenario == name])
     lines += ["## Goals", "", "| scenario | figure | goal | reached |", "|---|---|---|---|"]
-    lines += [line for goal in scenarios.GOALS for line in _goal(made, goal)]
+    lines += [_goal(made, goal) for goal in scenarios.GOALS]
     lines += ["", *_remarks(results), *_method(results)]
     return "\n".join(lines)
 
 
 def _table(results: Results, name: str, made: list[Row]) -> list[str]:
-    scenario = scenarios.BY_NAME[name]
-    with_peer = any(row.peer for row in made)
-    head = f"| figure | unit | {results.ours} |" + (f" {results.peer} | ours by it |" if with_peer else "")
-    lines = [f"## {scenario.title}", "", head, "|---|---|---|" + ("---|---|" if with_peer else "")]
+    sides = [side for side in scenarios.SIDES if any(side in row.others for row in made)]
+    head = "".join(f" {side} | ours by it |" for side in sides)
+    lines = [f"## {scenarios.BY_NAME[name].title}", "", f"| figure | unit | {scenarios.OURS} |{head}"]
+    lines += ["|---|---|---|" + "---|---|" * len(sides)]
     for row in made:
         figure = scenarios.FIGURES[row.figure]
         line = f"| {row.figure} | {figure.unit} | {row.ours:,.{figure.digits}f} |"
-        if with_peer:
-            theirs = "" if row.peer_value is None else f"{row.peer_value:,.{figure.digits}f}"
-            line += f" {theirs} | {'' if row.ratio is None else f'**{row.ratio:.2g}x**'} |"
+        for side in sides:
+            beside = row.others.get(side)
+            line += " | |" if beside is None else f" {beside.value:,.{figure.digits}f} | {_times(beside.ratio)} |"
         lines.append(line)
     return [*lines, ""]
 
 
-def _goal(made: list[Row], goal: scenarios.Goal) -> list[str]:
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"**{ratio:.2g}x**"
+
+
+def _goal(made: list[Row], goal: scenarios.Goal) -> str:
     row = next((row for row in made if (row.scenario, row.figure) == (goal.scenario, goal.figure.name)), None)
-    value = (row.ratio if goal.of_ratio else row.ours) if row is not None else None
-    if value is None:
-        return []
+    beside = row.others.get(goal.to) if row is not None and goal.to else None
+    value = beside.ratio if beside is not None else row.ours if row is not None and goal.to is None else None
     how = "at least" if goal.figure.more else "at most"
-    unit = "times the peer's" if goal.of_ratio else goal.figure.unit
-    seen = f"{value:.2f}" if goal.of_ratio else f"{value:,.{goal.figure.digits}f}"
-    verdict = "yes" if goal.reached(value) else "**no**"
-    return [f"| {goal.scenario} | {goal.figure.name} | {how} {goal.bound:g} {unit} | {verdict}: {seen} |"]
+    unit = f"times that of {goal.to}" if goal.to else goal.figure.unit
+    verdict = "not measured"
+    if value is not None:
+        seen = f"{value:.2f}" if goal.to else f"{value:,.{goal.figure.digits}f}"
+        verdict = f"{'yes' if goal.reached(value) else '**no**'}: {seen}"
+    return f"| {goal.scenario} | {goal.figure.name} | {how} {goal.bound:g} {unit} | {verdict} |"
 
 
 def _remarks(results: Results) -> list[str]:
@@ -159,12 +182,18 @@ def _method(results: Results) -> list[str]:
         "## What was done",
         "",
         "Every scenario has a fresh control plane (etcd, kube-apiserver, kube-controller-manager) for each side. The operator "
-        "runs as a process with the ServiceAccount, Role and settings of its chart, the peer's controller with those of its "
+        "runs as a process with the ServiceAccount, Role and settings of its chart, the peers' controllers with those of their "
         "manifests; each with its own limit of requests a second. The driver creates the jobs over 32 connections.",
         "",
-        "- *Begun*: our job has its ConfigMaps, ServiceAccount, Role and RoleBinding and, last, its first Job, whose pod "
-        f"kube-controller-manager makes on the same two cores; a TrainJob of {results.peer} has its JobSet, its only child. "
-        "JobSet's own controller is not there, nor the peer's validating webhook: both would cost it more.",
+        "- *Begun*: our job has its first Job, whose pod kube-controller-manager makes on the same two cores; so has a TrainJob "
+        f"of {scenarios.PEER_JOBSET}, whose JobSet controller runs with its webhooks as its manifests install it. A TrainJob of "
+        f"{scenarios.PEER} alone has its JobSet, its only child: no Job and no pod is made. The peer's own validating webhook is "
+        "not there: it would cost it more.",
+        "- *Floor*: a bare client, with the operator's own HTTP client, account and number of workers and nothing else of it, "
+        "writes for each job what the operator wrote for one: the same status, Job and events, recorded on their way to the API "
+        "server until the job had begun.",
+        "- *Former*: an earlier revision of the operator, from a worktree of it, with its own chart and CRDs, in the same "
+        "Python environment; its pods are played as its own benchmark plays them.",
         "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Bursts of up to 1,000 live on "
         "afterwards: kube-scheduler places their pods on nodes that KWOK plays.",
         f"- KWOK starts each container at once and ends it after {stages.RUNS:g} s with exit code 0 and the termination message "

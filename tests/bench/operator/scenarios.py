@@ -2,39 +2,55 @@
 
 import dataclasses
 
+OURS, FLOOR, FORMER = "finetune-operator", "floor", "former"
+PEER, PEER_JOBSET = "Kubeflow Trainer", "Kubeflow Trainer + JobSet"
+SIDES = (FLOOR, OURS, FORMER, PEER, PEER_JOBSET)
+"""In the order in which they are measured."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """Jobs that come in one way. `rate`: jobs per second, None for all at once. `played`: scheduler and kubelets are there from
-    the beginning; else they come when all jobs have begun. `lives`: whether the jobs are followed to their end."""
+    """Jobs that come in one way. `rate`: jobs per second, None for all at once. `part`: instead, this part of the rate at which
+    the floor began 1,000 at once in the same run, for STEADY seconds. `played`: scheduler and kubelets are there from the
+    beginning; else they come when all jobs have begun. `lives`: whether our jobs, and the former ones, live to their end."""
 
     name: str
     title: str
     jobs: int
     rate: float | None = None
+    part: float | None = None
     played: bool = False
     lives: bool = False
     serves: bool = False
     rests: bool = False
     """Whether the jobs were finished long ago: rest, restart, handover, failover."""
-    peer: bool = False
+    sides: tuple[str, ...] = (OURS,)
     seconds: float = 120
     """After which the jobs' beginning is cut off."""
 
+    def at(self, floor: float) -> "Scenario":
+        """The scenario at its part of that many jobs a second."""
+        assert self.part is not None, self
+        rate = self.part * floor
+        return dataclasses.replace(self, rate=rate, jobs=min(self.jobs, round(rate * STEADY)))
 
+
+STEADY = 20.0
+"""Seconds in which jobs come at a steady rate."""
 ALL = (
-    Scenario("burst-100", "100 jobs at once", 100, lives=True, peer=True, seconds=60),
-    Scenario("burst-1000", "1,000 jobs at once", 1000, lives=True, peer=True, seconds=120),
-    Scenario("burst-5000", "5,000 jobs at once", 5000, peer=True, seconds=300),
-    Scenario("steady-50", "50 jobs a second, for 20 seconds", 1000, rate=50, peer=True, seconds=120),
+    Scenario("burst-100", "100 jobs at once", 100, lives=True, sides=(FLOOR, OURS, FORMER, PEER), seconds=60),
+    Scenario("burst-1000", "1,000 jobs at once", 1000, lives=True, sides=SIDES, seconds=120),
+    Scenario("burst-5000", "5,000 jobs at once", 5000, sides=(FLOOR, OURS), seconds=240),
+    Scenario("steady", "0.7 of the floor's rate, for 20 seconds", 5000, part=0.7, sides=(FLOOR, OURS), seconds=60),
     Scenario(
-        "lives-5", "5 jobs a second, for 20 seconds, to their end", 100, rate=5, played=True, lives=True, seconds=60
+        "lives-5", "5 jobs a second, for 20 seconds, to their end", 100, rate=5, played=True, lives=True,
+        sides=(OURS, FORMER), seconds=60,
     ),
     Scenario(
         "served", "2 jobs a second, for 15 seconds, to a served model", 30, rate=2, played=True, lives=True, serves=True
     ),
     Scenario("finished-5000", "5,000 finished jobs", 5000, rests=True),
-)
+)  # fmt: skip
 BY_NAME = {scenario.name: scenario for scenario in ALL}
 
 
@@ -48,7 +64,8 @@ class Figure:
     more: bool = False
 
 
-RATE = Figure("jobs begun, with all their children", "per second", 0, more=True)
+CREATED = Figure("jobs created", "per second", 1, more=True)
+RATE = Figure("jobs begun", "per second", 1, more=True)
 WAIT_50 = Figure("from a job's creation to its first Job, p50", "s", 3)
 WAIT_99 = Figure("from a job's creation to its first Job, p99", "s", 3)
 REQUESTS = Figure("API requests until a job has begun", "per job")
@@ -58,6 +75,7 @@ CPU = Figure("CPU until a job has begun", "ms per job")
 CPU_SERVER = Figure("CPU of the API server until a job has begun", "ms per job")
 CPU_OTHERS = Figure("CPU of etcd, controller manager and driver meanwhile", "ms per job")
 BUSY = Figure("CPU while jobs begin", "% of a core", 0)
+ELSEWHERE = Figure("CPU of other programs of the machine meanwhile", "% of a core", 0)
 LIVES = Figure("whole lives", "per second", more=True)
 POD_50 = Figure("from a pod's end to the status, p50", "s", 2)
 POD_99 = Figure("from a pod's end to the status, p99", "s", 2)
@@ -78,30 +96,32 @@ HANDOVER = Figure("from the leader's SIGTERM to the first Job of a new job", "s"
 FAILOVER = Figure("from the leader's SIGKILL to the first Job of a new job", "s")
 FIGURES = {figure.name: figure for figure in globals().copy().values() if isinstance(figure, Figure)}
 
-COMPARED = (RATE, WAIT_50, WAIT_99, REQUESTS, STATUS, MEMORY, CPU, CPU_SERVER, CPU_OTHERS, BUSY)
-"""Figures that both sides have."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """At least, or at most, that much: of the figure itself, or of its ratio to the peer's."""
+    """At least, or at most, that much: of our figure itself, or of its ratio to another side's."""
 
     scenario: str
     figure: Figure
     bound: float
-    of_ratio: bool = False
+    to: str | None = None
 
     def reached(self, value: float) -> bool:
         return value >= self.bound if self.figure.more else value <= self.bound
 
 
 GOALS = (
-    Goal("burst-1000", RATE, 80),
-    Goal("steady-50", WAIT_99, 0.5),
+    Goal("burst-1000", RATE, 0.85, FLOOR),
+    Goal("burst-1000", RATE, 1.7, FORMER),
+    Goal("steady", WAIT_99, 0.5),
+    Goal("burst-1000", REQUESTS, 4),
+    Goal("burst-1000", LIFE_REQUESTS, 15),
+    Goal("lives-5", LIFE_REQUESTS, 15),
     Goal("lives-5", LIFE_WRITES, 8),
+    Goal("burst-1000", LIVES, 2, FORMER),
+    Goal("burst-1000", JOB_99, 5),
+    Goal("burst-1000", MEMORY, 2.5, PEER),
     Goal("finished-5000", REST_MEMORY, 250),
     Goal("finished-5000", REST_CPU, 5),
     Goal("finished-5000", RESTART, 25),
-    Goal("burst-1000", RATE, 4, of_ratio=True),
-    Goal("burst-1000", MEMORY, 2.5, of_ratio=True),
 )
