@@ -35,7 +35,7 @@ class Comparison(status.Reported):
     examples: int
 
 
-class Duel(status.Reported):
+class PairwiseResult(status.Reported):
     """The judge's verdicts on the tuned model's answers against one contender's. One counts when the judge says the same with the
     answers in the other order; what it says of one order alone is a tie."""
 
@@ -59,7 +59,7 @@ class Duel(status.Reported):
     )
     swayed: int = Field(default=0, description="Ties because the judge changed its mind with the order of the answers.")
     unread: int = Field(
-        default=0, description="Questions left out: a verdict was refused, late, or not of the form that was asked for."
+        default=0, description="Questions left out: a verdict was refused, late, or not of the requested form."
     )
 
 
@@ -68,7 +68,7 @@ class Judgement(status.Reported):
 
     model: str = Field(description="The judge, by the name that its endpoint knows.")
     criteria: str = Field(description="What it was asked to judge by.")
-    duels: list[Duel] = Field(default_factory=list)
+    comparisons: list[PairwiseResult] = Field(default_factory=list, alias="duels")
     problem: str | None = Field(default=None, description="Why the judge could not be asked, or not to the end.")
 
 

@@ -267,7 +267,7 @@ def failed() -> results.Results:
 def judged() -> results.Results:
     """A judge was asked, and not everywhere to the end."""
     duels = [
-        results.Duel(
+        results.PairwiseResult(
             over=BASE,
             win_rate=0.91,
             low=0.8377,
@@ -279,10 +279,10 @@ def judged() -> results.Results:
             swayed=5,
             same=1,
         ),
-        results.Duel(
+        results.PairwiseResult(
             over=FEW_SHOT, win_rate=0.56, low=0.46, high=0.65, p_value=0.1, wins=30, ties=50, losses=18, unread=2
         ),
-        results.Duel(over=PROMPT, wins=10, ties=5, losses=5, unread=80),
+        results.PairwiseResult(over=PROMPT, wins=10, ties=5, losses=5, unread=80),
     ]
     said = results.Judgement(model="wise-70b", criteria="Friendly and short.", duels=duels, problem="160 verdicts late")
     return changed(everything(), judgement=said)
@@ -375,7 +375,7 @@ def hostile() -> results.Results:
         findings=[{"rule": EVIL, "count": EVIL, "message": EVIL, "dropped": EVIL, "places": [EVIL]}, {}],
         training=training(overfits=True).model_copy(update={"currency": EVIL}),
         judgement=results.Judgement(
-            model=EVIL, criteria=EVIL, problem=EVIL, duels=[results.Duel(over=BASE, wins=0, ties=0, losses=0)]
+            model=EVIL, criteria=EVIL, problem=EVIL, duels=[results.PairwiseResult(over=BASE, wins=0, ties=0, losses=0)]
         ),
         harness=results.Harness(
             release=EVIL,

@@ -84,8 +84,8 @@ def test_examples_with_tools_are_not_shown_and_get_none_shown(base: pathlib.Path
     ring = answers.ModelRunner(
         None, None, encoder, contenders.Script(job.Prompt(), chosen), job.Evaluation(), torch.device("cpu")
     )  # type: ignore[arg-type]
-    assert answers.askable(ring, FEW, plain) is None
-    assert "without a result" in (answers.askable(ring, FEW, [*plain, *calling]) or "")
+    assert answers.obstacle(ring, FEW, plain) is None
+    assert "without a result" in (answers.obstacle(ring, FEW, [*plain, *calling]) or "")
 
 
 def prepared(world: World, minimum: float, **changes: Any) -> run.Run:
@@ -104,7 +104,7 @@ def test_a_prompt_that_does_not_pass_leaves_training_something_to_win(world: Wor
     assert answer.baseline.sufficient is None
     assert answer.baseline.examples == 32, "after the first look no contender can pass any more"
     assert {value.contender for value in answer.baseline.metrics} == {BASE, FEW}
-    assert "something to win" in answer.message
+    assert "no prompt meets the gates' bounds" in answer.message
 
 
 def test_what_shall_be_better_than_a_prompt_is_left_to_be_won(world: World) -> None:
@@ -115,7 +115,7 @@ def test_what_shall_be_better_than_a_prompt_is_left_to_be_won(world: World) -> N
     answer = baseline.baseline(prepared(world, 0.0, evaluation={"gates": gates}), 1)
     assert answer.baseline is not None
     assert answer.baseline.sufficient is None
-    assert "left to be won: ExactMatch better than FewShot by at least 0.2" in answer.message
+    assert "must still show: ExactMatch better than FewShot by at least 0.2" in answer.message
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_there_is_room_up_to_the_end_of_the_scale(
 ) -> None:
     gate = job.Gate.model_validate({"metric": metric, "over": "FewShot", "improvement": improvement})
     column = evidence.mean([1.0] * hits + [0.0] * (100 - hits), share=True)
-    assert baseline.room(gate, {FEW: {gate.metric: column}}) is left
-    assert baseline.room(gate, {}), "a contender that takes no part"
+    assert baseline.can_be_beaten(gate, {FEW: {gate.metric: column}}) is left
+    assert baseline.can_be_beaten(gate, {}), "a contender that takes no part"
 
 
 def test_a_prompt_that_passes_is_said_and_ends_the_job_only_where_that_is_wanted(
@@ -156,7 +156,7 @@ def test_a_prompt_that_passes_is_said_and_ends_the_job_only_where_that_is_wanted
 
 def test_looks_share_the_doubt() -> None:
     gate = job.Gate(metric=job.Metric.EXACT_MATCH, minimum=0.5, over=BASE, improvement=0.1)
-    strict = baseline.sure(gate, 4)
+    strict = baseline.bounds_only(gate, 4)
     assert strict.confidence == pytest.approx(1 - 0.05 / 4)
     assert (strict.over, strict.improvement) == (None, None)
 

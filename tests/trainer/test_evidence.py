@@ -44,25 +44,25 @@ def test_better_in_shares_is_the_exact_test_of_mcnemar() -> None:
     other = evidence.mean([0, 0, 0, 0, 1, 1, 0], share=True)
     found = evidence.compare(one, other)
     assert found.gain == pytest.approx(3 / 7)
-    assert found.chance == pytest.approx(stats.binomtest(4, 5, 0.5, alternative="greater").pvalue)
+    assert found.p_value == pytest.approx(stats.binomtest(4, 5, 0.5, alternative="greater").pvalue)
 
 
 def test_lower_is_better_turns_the_comparison_round() -> None:
     low, high = evidence.mean(np.linspace(0, 1, 60)), evidence.mean(np.linspace(0, 1, 60) + 0.2)
     assert evidence.compare(low, high, lower_is_better=True).gain == pytest.approx(0.2)
-    assert evidence.compare(low, high, lower_is_better=True).chance < 0.001
-    assert evidence.compare(low, high).chance > 0.99
+    assert evidence.compare(low, high, lower_is_better=True).p_value < 0.001
+    assert evidence.compare(low, high).p_value > 0.99
 
 
 def test_equal_contenders_are_no_gain() -> None:
     column = evidence.mean(np.linspace(0, 1, 30))
     found = evidence.compare(column, column)
     assert (found.gain, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert found.chance == 1.0
+    assert found.p_value == 1.0
 
 
 def test_one_example_proves_nothing() -> None:
-    assert evidence.compare(share(1, 1), share(0, 1)).chance == 1.0
+    assert evidence.compare(share(1, 1), share(0, 1)).p_value == 1.0
 
 
 LEVEL, TRIALS = 0.05, 1_500
@@ -73,7 +73,7 @@ TOLERATED = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / TRIALS)
 @pytest.mark.parametrize("examples", [20, 60, 200])
 @pytest.mark.parametrize("both, differ", [(0.5, 0.3), (0.85, 0.1), (0.2, 0.05)])
 @pytest.mark.parametrize("margin", [0.0, 0.05])
-def test_a_model_that_is_not_better_seldom_passes_by_luck(
+def test_a_model_that_is_not_better_seldom_passes_by_chance(
     examples: int, both: float, differ: float, margin: float
 ) -> None:
     """Right answers in pairs: both with `both`, one alone with `differ` in all; the true gain is the margin itself."""
@@ -99,38 +99,38 @@ def test_nor_does_one_by_a_metric_that_is_no_share(
     for _ in range(400):
         other = draw.beta(2, 2, examples)
         one = other + margin + draw.normal(0, 0.3, examples)
-        passed.append(evidence.compare(evidence.mean(one), evidence.mean(other), margin=margin).chance <= LEVEL)
+        passed.append(evidence.compare(evidence.mean(one), evidence.mean(other), margin=margin).p_value <= LEVEL)
     evidence._draws.cache_clear()
     assert np.mean(passed) <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / 400) + 0.01
 
 
 @pytest.mark.parametrize("examples", [15, 40, 150])
-def test_a_model_below_the_minimum_seldom_passes_by_luck(examples: int) -> None:
+def test_a_model_below_the_minimum_seldom_passes_by_chance(examples: int) -> None:
     hits = np.random.default_rng(examples).binomial(examples, 0.8, TRIALS)
-    known = {n: evidence.chance_at_least(share(n, examples), 0.8) for n in set(hits.tolist())}
+    known = {n: evidence.p_value_at_least(share(n, examples), 0.8) for n in set(hits.tolist())}
     assert np.mean([known[n] <= LEVEL for n in hits.tolist()]) <= TOLERATED
 
 
 @pytest.mark.parametrize("examples", [15, 60, 200])
 @pytest.mark.parametrize("ties", [0.0, 0.3, 0.8])
-def test_duels_of_equals_are_seldom_won_by_luck(examples: int, ties: float) -> None:
+def test_equal_contenders_seldom_win_pairwise_comparisons_by_chance(examples: int, ties: float) -> None:
     draw = np.random.default_rng(examples)
     lucky = 0
     for wins, tied, losses in draw.multinomial(examples, [(1 - ties) / 2, ties, (1 - ties) / 2], size=TRIALS):
-        lucky += evidence.Duel(int(wins), int(tied), int(losses)).chance_better <= LEVEL
+        lucky += evidence.WinLoss(int(wins), int(tied), int(losses)).p_value_better <= LEVEL
     assert lucky / TRIALS <= TOLERATED
 
 
 @pytest.mark.parametrize("examples", [15, 60, 200])
 @pytest.mark.parametrize("ties", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("minimum", [0.5, 0.6, 0.75])
-def test_a_win_rate_below_the_minimum_seldom_passes_by_luck(examples: int, ties: float, minimum: float) -> None:
+def test_a_win_rate_below_the_minimum_seldom_passes_by_chance(examples: int, ties: float, minimum: float) -> None:
     """The true rate is the minimum itself, ties counted half."""
-    chances = [minimum - ties / 2, ties, 1 - minimum - ties / 2]
+    probabilities = [minimum - ties / 2, ties, 1 - minimum - ties / 2]
     draw = np.random.default_rng(examples)
     lucky = 0
-    for wins, tied, losses in draw.multinomial(examples, chances, size=TRIALS):
-        lucky += evidence.Duel(int(wins), int(tied), int(losses)).chance_at_least(minimum) <= LEVEL
+    for wins, tied, losses in draw.multinomial(examples, probabilities, size=TRIALS):
+        lucky += evidence.WinLoss(int(wins), int(tied), int(losses)).p_value_at_least(minimum) <= LEVEL
     assert lucky / TRIALS <= TOLERATED
 
 
@@ -140,22 +140,22 @@ def test_the_interval_of_a_win_rate_holds_it(examples: int, ties: float, rate: f
     draw = np.random.default_rng(examples)
     inside = 0
     for wins, tied, losses in draw.multinomial(examples, [rate - ties / 2, ties, 1 - rate - ties / 2], size=TRIALS):
-        low, high = evidence.Duel(int(wins), int(tied), int(losses)).interval() or (0, 0)
+        low, high = evidence.WinLoss(int(wins), int(tied), int(losses)).interval() or (0, 0)
         inside += low <= rate <= high
     # Wilson's interval holds a share in about 95 of 100 cases; with few examples a little less often at its worst.
     assert inside / TRIALS >= 0.92
 
 
-def test_the_interval_of_duels_without_ties_is_wilsons() -> None:
-    assert evidence.Duel(8, 0, 2).interval() == pytest.approx(evidence.interval(share(8, 10)))
-    assert evidence.Duel(1, 0, 0).interval() is None
-    assert evidence.Duel(0, 0, 0).rate == 0.5
+def test_the_interval_of_a_win_rate_without_ties_is_wilsons() -> None:
+    assert evidence.WinLoss(8, 0, 2).interval() == pytest.approx(evidence.interval(share(8, 10)))
+    assert evidence.WinLoss(1, 0, 0).interval() is None
+    assert evidence.WinLoss(0, 0, 0).rate == 0.5
 
 
 def test_ties_prove_nothing() -> None:
-    assert evidence.Duel(3, 97, 0).chance_better == evidence.Duel(3, 0, 0).chance_better == 0.125
-    assert evidence.Duel(0, 100, 0).chance_better == 1.0
-    assert evidence.Duel(0, 0, 0).chance_at_least(0.5) == 1.0
+    assert evidence.WinLoss(3, 97, 0).p_value_better == evidence.WinLoss(3, 0, 0).p_value_better == 0.125
+    assert evidence.WinLoss(0, 100, 0).p_value_better == 1.0
+    assert evidence.WinLoss(0, 0, 0).p_value_at_least(0.5) == 1.0
 
 
 def test_a_model_that_is_better_passes() -> None:

@@ -94,10 +94,10 @@ def test_gates_are_said_in_words() -> None:
     )
 
 
-def fought(gate: dict[str, Any], *counts: int, over: str = "FewShot") -> status.GateResult:
+def judged(gate: dict[str, Any], *counts: int, over: str = "FewShot") -> status.GateResult:
     made = job.Gate.model_validate({"metric": "JudgeWinRate", "over": over} | gate)
-    duels = {made.over: evidence.Duel(*counts)} if len(counts) == 3 and made.over else {}
-    return gates.check([made], {}, duels=duels)[0]
+    win_losses = {made.over: evidence.WinLoss(*counts)} if len(counts) == 3 and made.over else {}
+    return gates.check([made], {}, win_losses=win_losses)[0]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def fought(gate: dict[str, Any], *counts: int, over: str = "FewShot") -> status.
         ({}, (), False),
     ],
 )
-def test_duels_are_won_with_evidence(gate: dict[str, Any], counts: tuple[int, ...], passed: bool) -> None:
-    assert fought(gate, *counts).passed is passed
+def test_a_gate_on_win_rate_asks_for_evidence(gate: dict[str, Any], counts: tuple[int, ...], passed: bool) -> None:
+    assert judged(gate, *counts).passed is passed
 
 
 @pytest.mark.parametrize(
@@ -139,22 +139,22 @@ def test_duels_are_won_with_evidence(gate: dict[str, Any], counts: tuple[int, ..
         ({"minimum": 0.5}, (30, 20, 6), True),
     ],
 )
-def test_duels_with_what_serves_are_lost_on_evidence_alone(
+def test_a_gate_over_the_serving_model_fails_only_on_evidence(
     gate: dict[str, Any], counts: tuple[int, ...], passed: bool
 ) -> None:
-    assert fought(gate, *counts, over="Serving").passed is passed
+    assert judged(gate, *counts, over="Serving").passed is passed
 
 
-def test_duels_are_said_in_words() -> None:
-    found = fought({}, 50, 45, 5)
+def test_a_gate_on_win_rate_says_what_was_observed() -> None:
+    found = judged({}, 50, 45, 5)
     assert found.requirement == "JudgeWinRate over FewShot above 0.5"
     assert found.observed == "0.7250 (95 %: 0.6304 to 0.8030, 50 won, 45 tied, 5 lost)"
-    assert fought({"minimum": 0.6}).requirement == "JudgeWinRate over FewShot at least 0.6"
-    assert fought({}, over="Serving").requirement == "JudgeWinRate over Serving not below 0.5"
-    assert "too few examples to be sure: so many wins come by luck in 12 of 100 cases" in fought({}, 3, 9, 0).observed
-    assert "worse, with a chance of" in fought({}, 0, 9, 30, over="Serving").observed
-    assert fought({}).observed == "FewShot was not measured"
-    assert "too few verdicts of the judge could be read" in fought({}, 0, 0, 0).observed
+    assert judged({"minimum": 0.6}).requirement == "JudgeWinRate over FewShot at least 0.6"
+    assert judged({}, over="Serving").requirement == "JudgeWinRate over Serving not below 0.5"
+    assert "too few examples to be sure: so many wins come by chance in 12 of 100 cases" in judged({}, 3, 9, 0).observed
+    assert "worse, with a chance of" in judged({}, 0, 9, 30, over="Serving").observed
+    assert judged({}).observed == "FewShot was not measured"
+    assert "verdicts were readable" in judged({}, 0, 0, 0).observed
 
 
 def test_a_prompt_is_held_against_the_same_gates() -> None:

@@ -50,7 +50,7 @@ def free_text() -> scoreboard.Findings:
 
 
 def results_of(spec: run.Run, found: scoreboard.Findings, **training: Any) -> results.Results:
-    facts = scoreboard.Facts("0" * 64, 1.0, training, {})
+    facts = scoreboard.Provenance("0" * 64, 1.0, training, {})
     return scoreboard.results_of(spec, storage.of(spec.storage), found, [], EXAMPLES, facts)
 
 
@@ -121,7 +121,7 @@ def test_a_judge_decides_where_the_first_gate_is_about_it(world: World) -> None:
         for place, swapped in enumerate((False, True)):
             named = {"A": "AB", "B": "BA"}.get(winner)  # the tuned model's answer is A in the one order, B in the other
             verdicts[number, swapped] = pairwise.Verdict(pairwise.Winner(named[place] if named else "Tie"), "")
-    found.hearing = pairwise.Hearing(cases, verdicts)
+    found.judged = pairwise.Judged(cases, verdicts)
     gates = [gate(Metric.JUDGE_WIN_RATE, over=BASE, minimum=0.5)]
     spec = world().model_copy(update={"evaluation": world().evaluation.model_copy(update={"gates": gates})})
     assert found.headline(spec) == headline.Headline(Metric.JUDGE_WIN_RATE, PROMPT), "won 0.75, 0.875 and 1"

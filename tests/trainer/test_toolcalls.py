@@ -203,7 +203,7 @@ def test_the_calls_are_learned_from_where_the_server_lets_the_model_begin(family
     assert ids[: len(prompt)] == prompt
     assert "refund" in made.tokenizer.decode(made.prompt(read(row(ASKED, SAID)))), "the tools are in the prompt"
     assert made.batch([example]) == [(made.encode(example),)]
-    assert made.hearing == tokens.Hearing(None, DIALECTS[family])
+    assert made.tool_support == tokens.ToolSupport(None, DIALECTS[family])
 
 
 def test_a_template_that_takes_one_call_at_a_time_says_so() -> None:
@@ -259,13 +259,13 @@ def test_an_answer_is_read_in_the_dialect_of_the_model(family: str) -> None:
     made = encoder(families.TOOL_TEMPLATES[family])
     example = read(row(ASKED, CALLED))
     ids = made.tokenizer(WANTED[family])["input_ids"]
-    text, judged = answers.understood(made, example, ids)
+    text, judged = answers.decode_answer(made, example, ids)
     assert text == example.answer
     assert judged is not None
     assert judged.match
     assert judged.valid
     other = read(row(ASKED, changed(CALLED, tool_calls=[tiny.call("refund", item=13)])))
-    _, judged = answers.understood(made, other, ids)
+    _, judged = answers.decode_answer(made, other, ids)
     assert judged is not None
     assert not judged.match
     assert judged.valid
@@ -276,14 +276,14 @@ def test_a_special_token_that_marks_calls_is_not_lost() -> None:
     made.tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
     ids = made.tokenizer(WANTED["Mistral"])["input_ids"]
     assert "[TOOL_CALLS]" not in made.tokenizer.decode(ids, skip_special_tokens=True)
-    _, judged = answers.understood(made, read(row(ASKED, CALLED)), ids)
+    _, judged = answers.decode_answer(made, read(row(ASKED, CALLED)), ids)
     assert judged is not None
     assert judged.match
 
 
 def test_words_are_no_call_and_cut_calls_are_broken() -> None:
     made = encoder(tiny.TOOL_TEMPLATE)
-    text, judged = answers.understood(
+    text, judged = answers.decode_answer(
         made, read(row(ASKED, SAID)), made.tokenizer("It is on its way.<|im_end|>")["input_ids"]
     )
     assert text == "It is on its way."
@@ -291,12 +291,12 @@ def test_words_are_no_call_and_cut_calls_are_broken() -> None:
     assert judged.match
     assert judged.valid is None
     ids = made.tokenizer('<tool_call>{"name": "ref')["input_ids"]
-    text, judged = answers.understood(made, read(row(ASKED, CALLED)), ids)
+    text, judged = answers.decode_answer(made, read(row(ASKED, CALLED)), ids)
     assert text == '<tool_call>{"name": "ref'
     assert judged is not None
     assert not judged.match
     assert judged.valid is False
-    assert answers.understood(made, read(row(ASKED, SAID, tools=None)), ids)[1] is None
+    assert answers.decode_answer(made, read(row(ASKED, SAID, tools=None)), ids)[1] is None
 
 
 def test_a_request_is_asked_with_its_tools() -> None:

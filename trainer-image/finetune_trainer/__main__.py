@@ -41,8 +41,8 @@ def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
 def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import evaluate
 
-    rival = evaluate.Rival(options.serving, options.serving_sha256) if options.serving else None
-    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, rival)
+    serving = evaluate.ServingAdapter(options.serving, options.serving_sha256) if options.serving else None
+    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, serving)
 
 
 def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:

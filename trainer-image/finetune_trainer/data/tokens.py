@@ -108,7 +108,7 @@ class Encoder:
         """The turns as text; with `answer`, up to where the assistant begins. Raises dataset.Wrong."""
         if not self.tokenizer.chat_template:
             return self._plain(turns, tools)
-        if tools is not None and (problem := self.hearing.problem):
+        if tools is not None and (problem := self.tool_support.problem):
             raise dataset.Wrong(problem)
         try:
             return self._applied(turns, answer, tools)
@@ -128,9 +128,9 @@ class Encoder:
         return text
 
     @property
-    def hearing(self) -> "Hearing":
-        """What the chat template makes of tools."""
-        return _hearing(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
+    def tool_support(self) -> "ToolSupport":
+        """What the chat template does with tools."""
+        return _tool_support(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
 
     def _plain(self, turns: Sequence[dataset.Message], tools: str | None) -> str:
         if len(turns) > 2 or turns[0].role != "user" or tools is not None:
@@ -272,8 +272,8 @@ def _details(found: Iterable[Details]) -> Details:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hearing:
-    """What a chat template makes of tools, as a chat of our own shows it."""
+class ToolSupport:
+    """What a chat template does with tools, found out with a chat of our own."""
 
     problem: str | None = None
     """Why examples with tools cannot be learned; None: nothing known against it."""
@@ -293,7 +293,7 @@ _PROBE = (
 
 
 @functools.lru_cache(maxsize=8)
-def _hearing(tokenizer: Any, template: str, stops: frozenset[int]) -> Hearing:
+def _tool_support(tokenizer: Any, template: str, stops: frozenset[int]) -> ToolSupport:
     """`template` is the tokenizer's as text: a tokenizer may get another one."""
     encoder = Encoder(tokenizer, stops, 0)
     try:
@@ -301,7 +301,7 @@ def _hearing(tokenizer: Any, template: str, stops: frozenset[int]) -> Hearing:
         called = encoder._applied(_PROBE[:2], False, _TOOL)
         told = encoder._applied(_PROBE, True, _TOOL)
     except Exception:  # this chat is ours; what the template says of the user's will be heard there
-        return Hearing()
+        return ToolSupport()
     answer = called.removeprefix(asked)
     lost = {
         "tools": _CALL.name in asked,
@@ -310,13 +310,13 @@ def _hearing(tokenizer: Any, template: str, stops: frozenset[int]) -> Hearing:
     }
     for what, there in lost.items():
         if not there:
-            return Hearing(
+            return ToolSupport(
                 f"the model's chat template knows no {what}: it leaves them out; choose a base model that was trained to call "
                 "tools, or remove `tools` and calls from the examples"
             )
     ends = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
     ends = [answer.find(text) for text in ends if text and text in answer]
-    return Hearing(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
+    return ToolSupport(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
 
 
 def _renamed(turns: Sequence[dataset.Message]) -> list[dataset.Message]:

@@ -1,4 +1,4 @@
-"""A contest: one loaded model, the examples, and every contender asked the same questions. Used before training and after."""
+"""One loaded model, and every contender asked the same questions. Used by the baseline stage and the evaluation."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
 
 @dataclasses.dataclass
 class ModelRunner:
-    """The loaded model, with an adapter or without, and what it is asked."""
+    """The loaded model, with an adapter or without, and what turns examples into questions."""
 
     model: Any
     head: loss.Head
@@ -35,8 +35,8 @@ class ModelRunner:
     where: torch.device
 
     @contextlib.contextmanager
-    def playing(self, which: job.Contender) -> Iterator[Any]:
-        """The model as this contender, for as long as the context lasts."""
+    def as_contender(self, which: job.Contender) -> Iterator[Any]:
+        """The model as this contender, within the context."""
         adapted = hasattr(self.model, "disable_adapter")
         with lora.disabled(self.model) if adapted and which not in TUNED else lora.enabled():
             yield self.model
@@ -44,7 +44,7 @@ class ModelRunner:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a contender answered to the examples, in their order."""
+    """A contender's answers to the examples, in their order."""
 
     answers: list[metrics.Answer]
     generated: list[list[int]]
@@ -63,7 +63,7 @@ class Answers:
 
     @property
     def prompt_tokens(self) -> float:
-        """Tokens of a prompt, the mean."""
+        """Mean tokens of a prompt."""
         return sum(map(len, self.prompts)) / max(1, len(self.prompts))
 
     @property
@@ -88,7 +88,9 @@ def load(spec: run.Run, store: storage.Storage) -> ModelRunner:
         room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
         shots = contenders.few(training, wanted, spec.evaluation.labels, spec.training.seed, room=room, encoder=encoder)
         if len(shots) < wanted:
-            log.info("fewer examples are shown than wanted", shown=len(shots), wanted=wanted, tokens=room)
+            log.info(
+                "fewer examples fit into the prompt than requested", shown=len(shots), requested=wanted, tokens=room
+            )
     script = contenders.Script(spec.intent.prompt, shots, inline=not takes_system(encoder))
     return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where)
 
@@ -114,16 +116,16 @@ def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Man
         ) from None
 
 
-def able(contest: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> bool:
-    """Whether the questions can be put to a contender; one for which they cannot stays away, and the log says why."""
-    problem = askable(contest, which, examples)
+def can_answer(runner: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> bool:
+    """Whether the questions can be put to a contender; one for which they cannot is skipped, and the log says why."""
+    problem = obstacle(runner, which, examples)
     if problem:
-        log.warning("a contender stays away", contender=which, problem=problem)
+        log.warning("a contender is skipped", contender=which, problem=problem)
     return problem is None
 
 
-def askable(contest: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> str | None:
-    """Why the questions cannot be put as this contender gets them; None: they can."""
+def obstacle(runner: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> str | None:
+    """Why the questions cannot be put to this contender; None where they can."""
     if which is job.Contender.FEW_SHOT and any(example.tools for example in examples):
         return (
             "examples before a question would call tools without a result, or tools that the question does not have; put "
@@ -131,45 +133,44 @@ def askable(contest: ModelRunner, which: job.Contender, examples: list[dataset.E
         )
     try:
         for example in examples[:1]:
-            contest.encoder.answered(contest.script.ask(example, which))
+            runner.encoder.answered(runner.script.ask(example, which))
     except dataset.Wrong as wrong:
         return str(wrong)
     return None
 
 
 def ask(
-    contest: ModelRunner,
+    runner: ModelRunner,
     which: job.Contender,
     examples: list[dataset.Example],
     done: Callable[[float], None] = lambda share: None,
 ) -> Answers:
-    """What the contender answers to each example, and the loss it gives to what was expected. `done` hears the share done."""
-    if any(example.tools for example in examples) and contest.encoder.hearing.dialect is None:
-        log.warning(
-            "calls of tools are not measured: the model writes them in no dialect that is known", contender=which
-        )
-    asked = [contest.script.ask(example, which) for example in examples]
+    """The contender's answer to each example, and its loss on the expected answer. `done` is called with the share that is
+    done."""
+    if any(example.tools for example in examples) and runner.encoder.tool_support.dialect is None:
+        log.warning("tool calls are not measured: the model writes them in no known dialect", contender=which)
+    asked = [runner.script.ask(example, which) for example in examples]
     places = [place for place, example in enumerate(examples) if example.answer is not None]
-    prompts = [contest.encoder.prompt(asked[place]) for place in places]
-    limit = contest.rules.generation.max_new_tokens
-    with contest.playing(which):
+    prompts = [runner.encoder.prompt(asked[place]) for place in places]
+    limit = runner.rules.generation.max_new_tokens
+    with runner.as_contender(which):
         found = generate.greedy(
-            contest.model,
-            contest.head,
+            runner.model,
+            runner.head,
             prompts,
-            contest.encoder.stops,
+            runner.encoder.stops,
             limit,
-            contest.where,
+            runner.where,
             lambda count: done(0.9 * count / max(1, len(prompts))),
         )
         begun = time.monotonic()
-        losses = nats(contest, asked)
+        losses = losses_of(runner, asked)
         read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
     done(1.0)
     texts: list[tuple[str | None, toolcalls.Judged | None, bool]] = [(None, None, True)] * len(examples)
     for place, ids in zip(places, found, strict=True):
-        stopped = bool(ids) and ids[-1] in contest.encoder.stops
-        texts[place] = *understood(contest.encoder, examples[place], ids), stopped
+        stopped = bool(ids) and ids[-1] in runner.encoder.stops
+        texts[place] = *decode_answer(runner.encoder, examples[place], ids), stopped
     log.info("answered", contender=which, answers=len(found), tokens=sum(map(len, found)))
     answers = [
         metrics.Answer(text, example.answer, total, count, stopped, called)
@@ -178,20 +179,20 @@ def ask(
     return Answers(answers, found, prompts, read)
 
 
-def understood(
+def decode_answer(
     encoder: tokens.Encoder, example: dataset.Example, ids: list[int]
 ) -> tuple[str, toolcalls.Judged | None]:
-    """An answer as text, its calls as `Example.answer` writes them, and what they are worth.
+    """An answer as text, its calls as `Example.answer` writes them, and the score of the calls.
 
-    None: the example has no tools, or the model writes calls in no dialect that is known.
+    None: the example has no tools, or the model writes calls in no known dialect.
     """
     plain: str = encoder.tokenizer.decode(ids, skip_special_tokens=True)
-    dialect = encoder.hearing.dialect if example.tools is not None else None
+    dialect = encoder.tool_support.dialect if example.tools is not None else None
     if example.tools is None or dialect is None:
         return plain, None
     # Some families mark calls by special tokens.
-    said = ids[:-1] if ids and ids[-1] in encoder.stops else ids
-    raw: str = encoder.tokenizer.decode(said, skip_special_tokens=False)
+    trimmed = ids[:-1] if ids and ids[-1] in encoder.stops else ids
+    raw: str = encoder.tokenizer.decode(trimmed, skip_special_tokens=False)
     reply = dialects.READERS[dialect](raw)
     judged = toolcalls.judged(reply, example.messages[-1].calls, example.tools)
     if reply.broken:
@@ -199,26 +200,26 @@ def understood(
     return toolcalls.written(reply.content, reply.calls) if reply.calls else plain, judged
 
 
-def nats(contest: ModelRunner, asked: list[dataset.Example]) -> list[tuple[float, int]]:
+def losses_of(runner: ModelRunner, asked: list[dataset.Example]) -> list[tuple[float, int]]:
     """The loss of each example's last answer, summed over its tokens, and how many these are."""
-    encoded = [contest.encoder.answered(example) for example in asked]
-    return [(-total, one.trainable) for (total, _), one in zip(likelihoods(contest, encoded), encoded, strict=True)]
+    encoded = [runner.encoder.answered(example) for example in asked]
+    return [(-total, one.trainable) for (total, _), one in zip(likelihoods(runner, encoded), encoded, strict=True)]
 
 
 @torch.no_grad()
 def likelihoods(
-    contest: ModelRunner, encoded: list[tokens.Encoded], done: Callable[[float], None] = lambda share: None
+    runner: ModelRunner, encoded: list[tokens.Encoded], done: Callable[[float], None] = lambda share: None
 ) -> list[tuple[float, bool]]:
-    """The log-probability of each row's learned tokens together, and whether each is the likeliest in its place.
+    """The summed log-probability of each row's learned tokens, and whether each of these is the likeliest in its place.
 
-    By the trainer's own passes, so that what rows begin with alike is read once; of an unknown family by transformers'.
-    `done` hears the share done.
+    By the trainer's own engine, so that common prefixes are read once; by transformers for an unknown family.
+    `done` is called with the share that is done.
     """
-    own = None if contest.head.weight is None else decoding.of(model.decoder(contest.model), contest.where)
+    own = None if runner.head.weight is None else decoding.of(model.decoder(runner.model), runner.where)
     sums = torch.zeros(len(encoded), dtype=torch.float64)
     misses = torch.zeros(len(encoded), dtype=torch.int64)
     over = 0
-    for part, owners, (values, best) in _together(contest, own.decoder, encoded) if own else _padded(contest, encoded):
+    for part, owners, (values, best) in _together(runner, own.decoder, encoded) if own else _padded(runner, encoded):
         rows = torch.tensor(part)[owners.cpu()]
         sums.index_add_(0, rows, values.double().cpu())
         misses.index_add_(0, rows, (~best).long().cpu())
@@ -228,26 +229,26 @@ def likelihoods(
 
 
 Scored = tuple[list[int], torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
-"""Some rows' numbers; of each of their learned tokens: whose it is, its log-probability, whether it is the likeliest."""
+"""Some rows' numbers; of each of their learned tokens: its row, its log-probability, whether it is the likeliest."""
 
 
-def _together(contest: ModelRunner, passes: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
+def _together(runner: ModelRunner, engine: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
     rows = [prefix_tree.Row(np.array(one.ids), np.array(one.learned)) for one in encoded]
-    adapted = lora.active(contest.model)
-    passes.refresh()
-    for part in batches.cut([[row] for row in rows], TOKENS[contest.where.type]):
+    adapted = lora.active(runner.model)
+    engine.refresh()
+    for part in batches.cut([[row] for row in rows], TOKENS[runner.where.type]):
         signals.check()
-        batch = prefix_tree.build([rows[index] for index in part]).to(contest.where)
-        states = passes.forward(batch, save=False, adapted=adapted)
-        yield part, batch.rows, loss.likelihoods(states, batch.targets, contest.head)
+        batch = prefix_tree.build([rows[index] for index in part]).to(runner.where)
+        states = engine.forward(batch, save=False, adapted=adapted)
+        yield part, batch.rows, loss.likelihoods(states, batch.targets, runner.head)
 
 
-def _padded(contest: ModelRunner, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
-    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], TOKENS[contest.where.type]):
+def _padded(runner: ModelRunner, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
+    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], TOKENS[runner.where.type]):
         signals.check()
         rows = [encoded[index] for index in part]
         states, targets = model.labelled(
-            contest.model, contest.head, [row.ids for row in rows], [row.learned for row in rows], contest.where
+            runner.model, runner.head, [row.ids for row in rows], [row.learned for row in rows], runner.where
         )
         owners = torch.repeat_interleave(torch.tensor([row.trainable for row in rows]))
-        yield part, owners, loss.likelihoods(states, targets, contest.head)
+        yield part, owners, loss.likelihoods(states, targets, runner.head)

@@ -1,7 +1,7 @@
 """The canary: answers of the tuned model with the log-probability of every token, under tuned and base.
 
-evaluate records it; verify asks the server for the same and so sees whether it really applies the adapter. The recording
-half is used where torch is; this module itself imports nothing heavy.
+evaluate records it; verify requests the same from the server and so sees whether it really applies the adapter. Only recording
+needs torch; the module itself imports nothing heavy.
 """
 
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finetune_trainer.engine import loss
 
 EXAMPLES, CANDIDATES, LENGTH = 4, 12, 32
-"""Examples recorded, examples looked at, tokens of an answer."""
+"""Examples recorded, examples considered, tokens of an answer."""
 
 
 def record(
@@ -25,7 +25,7 @@ def record(
     answers: list[list[int]],
     where: "torch.device",
 ) -> list[dict[str, Any]]:
-    """The EXAMPLES answers in which tuned and base differ most: there an adapter that is not applied shows."""
+    """The EXAMPLES answers in which tuned and base differ most: they show best whether the adapter is applied."""
     from finetune_trainer.engine import lora
 
     found: list[dict[str, Any]] = []
@@ -33,10 +33,10 @@ def record(
         answer = answer[:LENGTH]
         if not answer:
             continue
-        mine = _log_probabilities(tuned, head, prompt, answer, where)
+        adapted = _log_probabilities(tuned, head, prompt, answer, where)
         with lora.disabled(tuned):
             base = _log_probabilities(tuned, head, prompt, answer, where)
-        found.append({"prompt": prompt, "answer": answer, "tuned": mine, "base": base})
+        found.append({"prompt": prompt, "answer": answer, "tuned": adapted, "base": base})
     found.sort(key=lambda one: -difference(one["tuned"], one["base"]))
     return found[:EXAMPLES]
 

@@ -28,7 +28,7 @@ def measure(
     """A row for each example: those beyond rules.maximumExamples, and plain texts, are not asked."""
     chosen = [place for place, example in enumerate(examples) if example.answer is not None][: rules.maximum_examples]
     prompts = [asked.encoder.prompt(asked.script.ask(examples[place], which)) for place in chosen]
-    with asked.playing(which):
+    with asked.as_contender(which):
         found = generate.sample(
             asked.model,
             asked.head,

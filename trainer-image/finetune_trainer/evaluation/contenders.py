@@ -14,22 +14,22 @@ from finetune_api import job
 from finetune_trainer.data import dataset, tokens
 
 CANDIDATES = 256
-"""Training examples of which the few are chosen."""
+"""Training examples from which the few are chosen."""
 
 T = TypeVar("T")
 
 MARGIN = 0.5
-"""Of the model's positions, the share that the few examples may take."""
+"""The share of the model's positions that the few examples may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """How the baselines ask."""
+    """How the baselines' questions are written."""
 
     prompt: job.Prompt
     shots: tuple[dataset.Example, ...] = ()
     inline: bool = False
-    """Whether the model's template knows no system turn, so that its text goes before the question."""
+    """Whether the model's template has no system turn, so that its text is put before the question."""
 
     def ask(self, example: dataset.Example, which: job.Contender) -> dataset.Example:
         """The example as this contender gets it; only its last answer counts."""
@@ -50,7 +50,7 @@ class Script:
 
 
 def choose(examples: list[T], maximum: int, seed: int) -> list[T]:
-    """At most so many, drawn by the seed, in their order."""
+    """At most `maximum` of them, drawn by the seed, in their order."""
     if len(examples) <= maximum:
         return examples
     drawn = random.Random(f"{seed}:evaluation").sample(range(len(examples)), maximum)  # noqa: S311
@@ -62,14 +62,14 @@ def without_system(example: dataset.Example) -> tuple[dataset.Message, ...]:
 
 
 def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset.Example]) -> list[job.Contender]:
-    """The baselines that the job wants and that there is something to ask with."""
+    """The baselines that the job requests and has a prompt or examples for."""
     chats = any(example.messages for example in examples)
-    there = {
+    possible = {
         job.Contender.BASE: True,
         job.Contender.PROMPT: chats and script.prompt.system is not None,
         job.Contender.FEW_SHOT: chats and bool(script.shots),
     }
-    return [which for which in job.Contender if which in spec.baselines and there[which]]
+    return [which for which in job.Contender if which in spec.baselines and possible[which]]
 
 
 def few(

@@ -1,4 +1,4 @@
-"""How sure the test examples make a figure, pure: intervals, bounds and paired tests.
+"""How certain a figure is on so many test examples, pure: intervals, bounds and paired tests.
 
 Every metric is a function of sums over examples (`Column`), so that resampling examples, or swapping two contenders' answers to
 an example, is one matrix product, whatever the metric.
@@ -6,11 +6,10 @@ an example, is one matrix product, whatever the metric.
 - Interval of a share: Wilson (1927). Of anything else: percentiles of the bootstrap over examples (Efron 1979), widened by
   sqrt(n / (n - 1)) since few examples vary less than their population.
 - Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
-- Duels, which are won, tied or lost: the sign test of wins and losses (Dixon and Mood 1946); for bounds and intervals ties count
-  half, with the spread of shares, which is never smaller than theirs.
-- Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with
-  the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
-  bootstrap.
+- Pairwise comparisons, won, tied or lost: the sign test of wins and losses (Dixon and Mood 1946); for bounds and intervals
+ties count half, with the spread of shares, which is never smaller than theirs. - Better than another contender, shares: the
+exact test of McNemar (1947), and with a margin the score test of Tango (1998) with the larger of the two probabilities.
+Anything else: a permutation test that swaps the contenders' answers, and with a margin the bootstrap.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RESAMPLES = 10_000
 UNITS = 500
-"""Examples beyond this number are put together into as many groups of equal size, which are resampled instead."""
+"""More examples than this are put into this many groups of equal size, which are resampled instead."""
 SEED = 2026
 
 
@@ -83,8 +82,8 @@ def interval(column: Column, confidence: float = 0.95) -> tuple[float, float] | 
     return float(low), float(high)
 
 
-def chance_at_least(column: Column, minimum: float) -> float:
-    """The probability of a value this high if the true one were just below `minimum`."""
+def p_value_at_least(column: Column, minimum: float) -> float:
+    """The p-value of a value this high: its probability if the true one were just below `minimum`."""
     if column.share:
         from scipy import stats
 
@@ -92,8 +91,8 @@ def chance_at_least(column: Column, minimum: float) -> float:
     return float(np.mean(_resampled(column) < minimum)) if column.examples > 1 else 1.0
 
 
-def chance_at_most(column: Column, maximum: float) -> float:
-    """The probability of a value this low if the true one were just above `maximum`."""
+def p_value_at_most(column: Column, maximum: float) -> float:
+    """The p-value of a value this low: its probability if the true one were just above `maximum`."""
     if column.share:
         from scipy import stats
 
@@ -111,7 +110,7 @@ class Difference:
     gain: float
     low: float
     high: float
-    chance: float
+    p_value: float
     """The probability of such a gain, or a larger one, if the first were not better than the second by more than the margin."""
 
 
@@ -128,10 +127,10 @@ def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin
     if one.share and other.share:
         wins = int(((one.parts[:, 0] - other.parts[:, 0]) * sign > 0).sum())
         losses = int(((one.parts[:, 0] - other.parts[:, 0]) * sign < 0).sum())
-        chance = max(mcnemar(wins, losses), tango(wins, losses, one.examples, margin) if margin > 0 else 0.0)
+        p_value = max(mcnemar(wins, losses), tango(wins, losses, one.examples, margin) if margin > 0 else 0.0)
     else:
-        chance = max(_swapped(one, other, sign, gain), float(np.mean(gains <= margin)) if margin > 0 else 0.0)
-    return Difference(gain, float(low), float(high), chance)
+        p_value = max(_swapped(one, other, sign, gain), float(np.mean(gains <= margin)) if margin > 0 else 0.0)
+    return Difference(gain, float(low), float(high), p_value)
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -163,8 +162,8 @@ def tango(wins: int, losses: int, examples: int, margin: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Duel:
-    """How often one contender was liked better than another, as often as, and less."""
+class WinLoss:
+    """How often one contender was preferred to another, rated equal, and not preferred."""
 
     wins: int
     ties: int
@@ -176,21 +175,22 @@ class Duel:
 
     @property
     def rate(self) -> float:
-        """Wins and half of the ties, by all; without any, one half."""
+        """Wins and half of the ties, divided by all; one half where there are none."""
         return (self.wins + self.ties / 2) / self.examples if self.examples else 0.5
 
     @property
-    def chance_better(self) -> float:
-        """The probability of so many wins if a win were no likelier than a loss."""
+    def p_value_better(self) -> float:
+        """The p-value of so many wins: their probability if a win were no likelier than a loss."""
         return mcnemar(self.wins, self.losses)
 
     @property
-    def chance_worse(self) -> float:
-        """The probability of so many losses if a loss were no likelier than a win."""
+    def p_value_worse(self) -> float:
+        """The p-value of so many losses: their probability if a loss were no likelier than a win."""
         return mcnemar(self.losses, self.wins)
 
-    def chance_at_least(self, minimum: float) -> float:
-        """The probability of a rate this high if the true one were just below `minimum`; of an odd number of ties one is lost."""
+    def p_value_at_least(self, minimum: float) -> float:
+        """The p-value of a rate this high: its probability if the true one were just below `minimum`. An odd tie counts as
+        lost."""
         from scipy import stats
 
         if not self.examples:
@@ -213,8 +213,8 @@ class Duel:
 # --- Resampling ---
 
 
-def _only(column: Column, kept: Any) -> Column:
-    return dataclasses.replace(column, parts=np.where(kept[:, None], column.parts, 0.0), defined=kept)
+def _only(column: Column, rows: Any) -> Column:
+    return dataclasses.replace(column, parts=np.where(rows[:, None], column.parts, 0.0), defined=rows)
 
 
 def _units(column: Column) -> Array:
@@ -235,7 +235,7 @@ def _draws(units: int) -> Array:
 
 
 def _resampled(column: Column) -> Array:
-    """float [RESAMPLES]: the metric of examples drawn again."""
+    """float [RESAMPLES]: the metric of each bootstrap sample."""
     units = _units(column)
     found = column.of(_draws(len(units)) @ units)
     wider: Array = column.value + (found - column.value) * math.sqrt(len(units) / (len(units) - 1))
@@ -256,5 +256,5 @@ def _swapped(one: Column, other: Column, sign: float, gain: float) -> float:
     swaps = np.random.default_rng(SEED).integers(0, 2, size=(RESAMPLES, len(first))).astype(np.float64)
     moved = swaps @ (second - first)
     found = sign * (one.of(first.sum(0) + moved) - other.of(second.sum(0) - moved))
-    # A gain is counted as reached within the error of the sums.
+    # A gain counts as reached within the rounding error of the sums.
     return float((1 + np.sum(found >= gain - 1e-12)) / (RESAMPLES + 1))

@@ -1,7 +1,7 @@
-"""Gates, pure: whether what was measured lets the tuned model serve, each said in words.
+"""Gates, pure: whether the measured values let the tuned model serve, each with a sentence that says why.
 
-A gate asks for evidence, not for a lucky value: a bound holds when a model that just misses it would seldom have got this far on
-so many examples (`gate.confidence`). Three bounds need no evidence: shares of 0 and of 1, which no number of examples proves, and
+A gate asks for evidence, not for a lucky value: a bound holds when a model that just misses it would seldom get this far on
+as many examples (`gate.confidence`). Three bounds need no evidence: shares of 0 and of 1, which no number of examples proves, and
 "not worse than the revision that serves", which fails on evidence of the opposite.
 """
 
@@ -12,8 +12,8 @@ from finetune_trainer.evaluation import evidence, metrics
 
 Values = dict[job.Contender, metrics.Columns]
 
-Duels = Mapping[job.Contender, evidence.Duel]
-"""Of the tuned model with each contender, before the judge."""
+WinLosses = Mapping[job.Contender, evidence.WinLoss]
+"""By contender: the tuned model's pairwise comparisons with it, as judged."""
 
 TOLERANCE = 1e-9
 """Of comparisons, since 0.85 - 0.80 is a little less than 0.05."""
@@ -23,48 +23,53 @@ POINT = 0.5
 
 
 def check(
-    gates: list[job.Gate], values: Values, subject: job.Contender = job.Contender.TUNED, duels: Duels | None = None
+    gates: list[job.Gate],
+    values: Values,
+    subject: job.Contender = job.Contender.TUNED,
+    win_losses: WinLosses | None = None,
 ) -> list[status.GateResult]:
-    """Each gate, with `subject` in the place of the tuned model; gates of duels are of the tuned model alone."""
+    """Each gate, with `subject` in the place of the tuned model; gates on pairwise comparisons are about the tuned model
+    alone."""
     return [
-        _fought(gate, duels or {}) if gate.metric in job.PAIRWISE else _check(gate, values, subject) for gate in gates
+        _pairwise(gate, win_losses or {}) if gate.metric in job.PAIRWISE else _check(gate, values, subject)
+        for gate in gates
     ]
 
 
-def _fought(gate: job.Gate, duels: Duels) -> status.GateResult:
-    """A gate of duels with gate.over: more wins than losses, or at least a rate of gate.minimum."""
+def _pairwise(gate: job.Gate, win_losses: WinLosses) -> status.GateResult:
+    """A gate on pairwise comparisons with gate.over: more wins than losses, or at least a rate of gate.minimum."""
     serving = gate.over is job.Contender.SERVING
-    found = duels.get(gate.over) if gate.over is not None else None
+    found = win_losses.get(gate.over) if gate.over is not None else None
     if found is None:
-        passed, seen = serving, f"{gate.over} {'is nothing yet' if serving else 'was not measured'}"
+        passed, observed = serving, f"{gate.over} {'does not exist yet' if serving else 'was not measured'}"
     elif not found.examples:
-        # Without a verdict nobody is shown to be worse, and nobody to be better.
+        # Without a verdict there is no evidence in either direction.
         passed = serving and gate.minimum is None
-        seen = f"{gate.metric} over {gate.over} was not measured: too few verdicts of the judge could be read"
+        observed = f"{gate.metric} over {gate.over} was not measured: too few of the judge's verdicts were readable"
     elif gate.minimum is not None:
-        (passed, doubt), seen = _reached(gate, gate.minimum, found), told(found)
-        seen += doubt
+        (passed, doubt), observed = _reached(gate, gate.minimum, found), rate_text(found)
+        observed += doubt
     elif serving:
-        sure = found.losses > found.wins and found.chance_worse <= 1 - max(gate.confidence, POINT)
+        sure = found.losses > found.wins and found.p_value_worse <= 1 - max(gate.confidence, POINT)
         passed = not sure
-        seen = told(found) + (f"; worse, with a chance of {found.chance_worse:.2g} to look so by luck" if sure else "")
+        observed = rate_text(found) + (f"; worse, with a p-value of {found.p_value_worse:.2g}" if sure else "")
     else:
-        passed, seen = found.wins > found.losses, told(found)
+        passed, observed = found.wins > found.losses, rate_text(found)
         if passed and gate.confidence > POINT:
-            passed, doubt = _sure(gate, found.chance_better, "so many wins come by luck")
-            seen += doubt
-    return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=seen, passed=passed)
+            passed, doubt = _sure(gate, found.p_value_better, "so many wins come by chance")
+            observed += doubt
+    return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=observed, passed=passed)
 
 
-def _reached(gate: job.Gate, minimum: float, found: evidence.Duel) -> tuple[bool, str]:
+def _reached(gate: job.Gate, minimum: float, found: evidence.WinLoss) -> tuple[bool, str]:
     if found.rate < minimum - TOLERANCE:
         return False, ""
     if gate.confidence <= POINT or minimum <= 0 or minimum >= 1:
         return True, ""
-    return _sure(gate, found.chance_at_least(minimum), f"a model at {minimum:g} gets this far")
+    return _sure(gate, found.p_value_at_least(minimum), f"a model at {minimum:g} gets this far")
 
 
-def told(found: evidence.Duel) -> str:
+def rate_text(found: evidence.WinLoss) -> str:
     """For example: 0.7250 (95 %: 0.6200 to 0.8100, 50 won, 45 tied, 5 lost)."""
     interval = found.interval()
     around = f"95 %: {interval[0]:.4f} to {interval[1]:.4f}, " if interval else ""
@@ -74,19 +79,19 @@ def told(found: evidence.Duel) -> str:
 def _check(gate: job.Gate, values: Values, subject: job.Contender) -> status.GateResult:
     column = values.get(subject, {}).get(gate.metric)
     if column is None:
-        seen, passed = (
+        observed, passed = (
             f"{gate.metric} was not measured: there are no test examples, or they have no answers to compare",
             False,
         )
     else:
-        seen, passed = said(column), True
+        observed, passed = value_text(column), True
         for good, words in (_above(gate, column), _below(gate, column), _better(gate, column, values)):
             passed &= good
-            seen += words
-    return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=seen, passed=passed)
+            observed += words
+    return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=observed, passed=passed)
 
 
-def said(column: evidence.Column) -> str:
+def value_text(column: evidence.Column) -> str:
     """For example: 0.9250 (95 %: 0.8500 to 0.9640, n 80)."""
     found = evidence.interval(column)
     around = f"95 %: {found[0]:.4f} to {found[1]:.4f}, " if found else ""
@@ -101,7 +106,7 @@ def _above(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
         return False, ""
     if gate.confidence <= POINT or (column.share and (minimum <= 0 or minimum >= 1)):
         return True, ""
-    return _sure(gate, evidence.chance_at_least(column, minimum), f"a model at {minimum:g} gets this far")
+    return _sure(gate, evidence.p_value_at_least(column, minimum), f"a model at {minimum:g} gets this far")
 
 
 def _below(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
@@ -112,7 +117,7 @@ def _below(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
         return False, ""
     if gate.confidence <= POINT or (column.share and (maximum <= 0 or maximum >= 1)):
         return True, ""
-    return _sure(gate, evidence.chance_at_most(column, maximum), f"a model at {maximum:g} gets this low")
+    return _sure(gate, evidence.p_value_at_most(column, maximum), f"a model at {maximum:g} gets this low")
 
 
 def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bool, str]:
@@ -121,29 +126,29 @@ def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bo
     other = values.get(gate.over, {}).get(gate.metric)
     serving = gate.over is job.Contender.SERVING
     if other is None:
-        return serving, f"; {gate.over} {'is nothing to compare with' if serving else 'was not measured'}"
+        return serving, f"; {gate.over} {'does not exist yet' if serving else 'was not measured'}"
     lower, margin = gate.metric in job.LOWER_IS_BETTER, gate.improvement or 0.0
     words = f", {gate.over} {other.value:.4f}"
     if serving and not margin:
         worse = evidence.compare(other, column, lower_is_better=lower)
-        sure = worse.gain > TOLERANCE and worse.chance <= 1 - max(gate.confidence, POINT)
-        return not sure, words + (f"; worse, with a chance of {worse.chance:.2g} to look so by luck" if sure else "")
+        sure = worse.gain > TOLERANCE and worse.p_value <= 1 - max(gate.confidence, POINT)
+        return not sure, words + (f"; worse, with a p-value of {worse.p_value:.2g}" if sure else "")
     found = evidence.compare(column, other, lower_is_better=lower, margin=margin)
     # Without a margin "better" means better: a model that changed nothing does not pass.
     if found.gain < margin - TOLERANCE or (not margin and found.gain <= TOLERANCE):
         return False, words
     if gate.confidence <= POINT:
         return True, words
-    good, doubt = _sure(gate, found.chance, "so large a gain comes by luck")
+    good, doubt = _sure(gate, found.p_value, "so large a gain comes by chance")
     return good, words + doubt
 
 
-def _sure(gate: job.Gate, chance: float, event: str) -> tuple[bool, str]:
-    """Whether that chance is small enough; the doubt in words where it is not."""
+def _sure(gate: job.Gate, p_value: float, event: str) -> tuple[bool, str]:
+    """Whether the p-value is small enough; where it is not, why the gate fails."""
     allowed = 1 - gate.confidence
-    if chance <= allowed + TOLERANCE:
+    if p_value <= allowed + TOLERANCE:
         return True, ""
-    doubt = f"too few examples to be sure: {event} in {100 * chance:.2g} of 100 cases, allowed are {100 * allowed:.3g}"
+    doubt = f"too few examples to be sure: {event} in {100 * p_value:.2g} of 100 cases, allowed are {100 * allowed:.3g}"
     return False, f"; {doubt}; test more examples, or lower the gate's confidence"
 
 

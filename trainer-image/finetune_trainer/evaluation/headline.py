@@ -1,6 +1,6 @@
-"""What an evaluation is summed up by: its headline metric, and the baseline that is best by it. Pure; decided here alone.
+"""The headline of an evaluation: its metric, and the baseline that is best by it. Pure; decided here alone.
 
-scoreboard writes both into results.json; consistency, samples, tokens saved, break-even and the report go by them.
+scoreboard writes both into results.json; consistency, samples, tokens saved, break-even and the report use them.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from finetune_trainer.evaluation import gates
 from finetune_trainer.report import reading
 
 ELSEWHERE = evaluation.OF_TRAINING - evaluation.PAIRWISE
-"""Metrics that are not about the answers to the test examples, or of two models only: they sum up nothing."""
+"""Metrics that are not about the answers to the test examples, or that compare two models only: never a headline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Headline:
 def decide(required: Sequence[job.Gate], measured: gates.Values, rates: Mapping[job.Contender, float]) -> Headline:
     """rates: the tuned model's win rate before a judge against each baseline that has one.
 
-    The metric is the first gate's that can be, else the most telling one of the task. Of equal baselines the cheapest is best.
+    The metric is that of the first gate that has one, else the most telling one of the task. Of equal baselines the cheapest
+    is best.
     """
     tuned = measured.get(job.Contender.TUNED, {})
     asked = [gate.metric for gate in required if gate.metric not in ELSEWHERE]

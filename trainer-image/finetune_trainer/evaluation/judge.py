@@ -1,7 +1,7 @@
-"""The judge of evaluation.judge: a language model behind an OpenAI-compatible endpoint, asked about duels.
+"""The judge of evaluation.judge: a language model behind an OpenAI-compatible endpoint, which compares answers pairwise.
 
-The endpoint is the job author's choice, and is reached from where the pod is, with what its network lets through. What the
-judge is sent: questions, expected answers and answers of the test examples. Its key comes by the environment.
+The author of the job chooses the endpoint; it is reached from the pod, as far as the network allows. What the
+judge gets: questions, expected answers and answers of the test examples. Its key comes from the environment.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from finetune_trainer.evaluation import answers, contenders, pairwise
 from finetune_trainer.process import errors, http, log, secrets, signals
 
 AT_ONCE = 8
-"""Requests under way."""
+"""Requests at the same time."""
 
 TIMEOUT = 120.0
 """Seconds for one request."""
@@ -27,16 +27,16 @@ PATIENCE = 300.0
 """Seconds in which a request is repeated."""
 
 LONGEST = 3600.0
-"""Seconds for all of them; what is not said by then is not counted."""
+"""Seconds for all of them; later verdicts are not counted."""
 
 TOKENS = 1024
-"""Of a verdict: a sentence and a letter, with room for models that think before they speak."""
+"""Of a verdict: a sentence and a letter, with room for models that reason first."""
 
 SIZE = 1 << 20
 """Bytes of an answer that are read."""
 
 NEVER = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405})
-"""What is answered to every request alike: a wrong key, a wrong place, a wrong model."""
+"""Status codes that every request would get: a wrong key, a wrong address, a wrong model."""
 
 
 BASE_URL = "is this the base URL of an OpenAI-compatible API?"
@@ -54,7 +54,7 @@ def of(spec: run.Run) -> "Judge | None":
         return None
     needed = any(gate.metric is job.Metric.JUDGE_WIN_RATE for gate in spec.evaluation.gates)
     made = Judge(rules, spec.training.seed, os.environ.get(run.JUDGE_KEY, "").strip(), needed=needed)
-    made.greet()
+    made.check()
     return made
 
 
@@ -64,7 +64,7 @@ def cases(
     """The chosen examples' answers by the tuned model, against each other contender's; all of one example together."""
     numbered = [(place, example) for place, example in enumerate(examples) if example.answer is not None]
     chosen = contenders.choose(numbered, rules.maximum_examples, seed)
-    rivals = [which for which in asked if which is not job.Contender.TUNED]
+    others = [which for which in asked if which is not job.Contender.TUNED]
     return [
         pairwise.Case(
             place,
@@ -76,11 +76,11 @@ def cases(
             example.tools,
         )
         for place, example in chosen
-        for which in rivals
+        for which in others
     ]
 
 
-GREETING = pairwise.Case(
+CHECK = pairwise.Case(
     -1,
     job.Contender.BASE,
     (dataset.Message("user", "What is two and two?"),),
@@ -88,11 +88,11 @@ GREETING = pairwise.Case(
     "It is four.",
     "It is the colour blue.",
 )
-"""Asked first, before a model is loaded: whoever cannot answer this has a problem that waiting does not solve."""
+"""Asked first, before a model is loaded: a judge that cannot answer this has a problem that waiting does not solve."""
 
 
 class Judge:
-    """Who is asked. `problem` says why it is not asked any more; a judge that a gate needs raises Failure instead."""
+    """The endpoint. `problem` says why it is no longer asked; a judge that a gate needs raises Failure instead."""
 
     def __init__(self, rules: job.Judge, seed: int, key: str, *, needed: bool = False) -> None:
         self.rules, self._seed, self._needed = rules, seed, needed
@@ -108,13 +108,13 @@ class Judge:
             },
         }
         self._over = threading.Event()
-        self._heard = 0.0
+        self._last_answer = 0.0
         """When the endpoint last answered, by the monotonic clock."""
         self.problem: str | None = None
 
-    def greet(self) -> None:
-        """One easy case, and what the endpoint does not know is left out of what it is asked."""
-        messages = GREETING.asked(self.rules.criteria, swapped=False)
+    def check(self) -> None:
+        """Asks one easy case; parameters that the endpoint does not know are dropped from all later requests."""
+        messages = CHECK.messages(self.rules.criteria, swapped=False)
         try:
             while True:
                 try:
@@ -125,17 +125,18 @@ class Judge:
                         raise self._failure(str(refused)) from None
             if pairwise.read(content) is None:
                 raise self._failure(
-                    f"its answer is no verdict such as {{'reason': '...', 'winner': 'A'}}: {secrets.redact(content[:200])!r}"
+                    f"its answer is not a verdict such as {{'reason': '...', 'winner': 'A'}}: {secrets.redact(content[:200])!r}"
                 )
         except errors.Failure as failure:
             self._failed(failure)
             return
         log.info("the judge answers", judge=self.rules.model, endpoint=self.rules.endpoint)
 
-    def hear(
+    def compare(
         self, cases: Sequence[pairwise.Case], done: Callable[[float], None] = lambda share: None
-    ) -> pairwise.Hearing:
-        """Both orders of every case whose answers differ. `done` hears the share done. Raises Failure, Stopped."""
+    ) -> pairwise.Judged:
+        """Both orders of every case whose answers differ. `done` is called with the share that is done. Raises Failure,
+        Stopped."""
         orders = [(n, swapped) for n, case in enumerate(cases) if not case.same for swapped in (False, True)]
         verdicts: dict[tuple[int, bool], pairwise.Verdict | None] = {}
         if self.problem is None and orders:
@@ -149,30 +150,30 @@ class Judge:
                     done(0.99 * len(verdicts) / len(orders))
             except TimeoutError:
                 self.problem = (
-                    f"{len(orders) - len(verdicts)} of {len(orders)} verdicts were not there after {LONGEST:.0f} s"
+                    f"{len(orders) - len(verdicts)} of {len(orders)} verdicts did not come within {LONGEST:.0f} s"
                 )
                 log.warning("the judge takes too long", problem=self.problem)
             except errors.Failure as failure:
                 self._failed(failure)
             finally:
-                # Without waiting: what is under way ends by itself, and nobody listens.
+                # Without waiting: pending requests end on their own, and their answers are ignored.
                 self._over.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         done(1.0)
         unread = sum(verdict is None for verdict in verdicts.values())
         log.info("judged", cases=len(cases), verdicts=len(verdicts) - unread, unread=unread, of=len(orders))
-        return pairwise.Hearing(cases, verdicts, self.problem)
+        return pairwise.Judged(cases, verdicts, self.problem)
 
     def _verdict(self, case: pairwise.Case, swapped: bool) -> pairwise.Verdict | None:
         try:
-            found = pairwise.read(self._patiently(case.asked(self.rules.criteria, swapped=swapped)))
+            found = pairwise.read(self._patiently(case.messages(self.rules.criteria, swapped=swapped)))
         except Refused as refused:
             log.warning("no verdict", example=case.place, over=case.over, problem=str(refused))
             return None
         return found and dataclasses.replace(found, reason=secrets.redact(found.reason))
 
     def _patiently(self, messages: list[dict[str, str]]) -> str:
-        """The judge's words. Raises Refused; Failure when it refuses or misses everything."""
+        """The judge's answer. Raises Refused; Failure when it refuses every request, or answers none."""
         begun = time.monotonic()
         try:
             found = self._server.ask(
@@ -182,22 +183,22 @@ class Judge:
         except http.Failed as failed:
             if failed.status in NEVER:
                 raise self._failure(str(failed)) from None
-            if failed.transient and self._heard < begun:
+            if failed.transient and self._last_answer < begun:
                 raise self._failure(f"no answer in {PATIENCE:.0f} s; the last: {failed}") from None
             if not failed.transient:
-                self._heard = time.monotonic()
+                self._last_answer = time.monotonic()
             raise Refused(f"{failed}; {BASE_URL}" if failed.status == 200 else str(failed)) from None
         except (LookupError, TypeError):
-            raise Refused(f"the answer is no chat completion; {BASE_URL}") from None
-        self._heard = time.monotonic()
+            raise Refused(f"the answer is not a chat completion; {BASE_URL}") from None
+        self._last_answer = time.monotonic()
         return content if isinstance(content, str) else ""
 
     def _pause(self, seconds: float) -> None:
         if self._over.wait(seconds):
-            raise Refused("nobody waits any more")
+            raise Refused("the evaluation no longer waits")
 
     def _simpler(self, refusal: str) -> bool:
-        """Leaves out what the endpoint does not know; whether there was such a thing. The temperature stays."""
+        """Drops a parameter that the endpoint does not know; returns whether there was one. The temperature stays."""
         if "temperature" in refusal:
             return False
         if "max_completion_tokens" in refusal and "max_tokens" in self._body:
@@ -205,23 +206,23 @@ class Judge:
         elif "seed" in refusal and "seed" in self._body:
             del self._body["seed"]
         elif "response_format" in self._body:
-            # Older servers refuse it in words of all kinds, and some in none.
+            # Older servers refuse it with very different messages, or with none.
             del self._body["response_format"]
         else:
             return False
-        log.info("the judge is asked in simpler words", problem=refusal)
+        log.info("the judge is asked without a parameter that it does not know", problem=refusal)
         return True
 
-    def _failure(self, said: str) -> errors.Failure:
+    def _failure(self, problem: str) -> errors.Failure:
         return errors.Failure(
             reasons.Reason.JUDGE_FAILED,
-            f"evaluation.judge: {self.rules.model} at {self.rules.endpoint}: {said}. Check endpoint, model "
-            "and apiKeySecret, and what the namespace's network policies let out.",
+            f"evaluation.judge: {self.rules.model} at {self.rules.endpoint}: {problem}. Check endpoint, model "
+            "and apiKeySecret, and whether the namespace's network policies allow it.",
         )
 
     def _failed(self, failure: errors.Failure) -> None:
-        """Ends the evaluation where a gate waits for the judge; else it goes on without."""
+        """Ends the evaluation where a gate needs the judge; else the evaluation continues without it."""
         if self._needed:
             raise failure
         self.problem = failure.message
-        log.warning("the evaluation goes on without the judge", problem=failure.message)
+        log.warning("the evaluation continues without the judge", problem=failure.message)

@@ -1,7 +1,7 @@
-"""Metrics of answers, pure: what a contender wrote against what was expected, example by example.
+"""Metrics of answers, pure: a contender's answers against the expected ones, example by example.
 
-Each metric is a column of `evidence`, so that it comes with its interval and can be compared in pairs. What a metric means is
-said in finetune_api.evaluation.MEANINGS.
+Each metric is a column of `evidence`, so that it comes with its interval and can be compared in pairs. Their meanings are
+in finetune_api.evaluation.MEANINGS.
 """
 
 import collections
@@ -19,7 +19,7 @@ from finetune_trainer.data import toolcalls, values
 from finetune_trainer.evaluation import evidence
 
 GRAM = 4
-"""Words of the sequences whose repetition is counted."""
+"""Words of the sequences (n-grams) whose repetition is counted."""
 
 Columns = dict[job.Metric, evidence.Column]
 
@@ -34,9 +34,9 @@ class Answer:
     """The loss of the expected answer, summed over its tokens."""
     tokens: int
     stopped: bool = True
-    """Whether the answer ended by itself."""
+    """Whether the answer ended with a stop token."""
     called: toolcalls.Judged | None = None
-    """Of an example with tools: what the calls of the answer are worth."""
+    """For an example with tools: the score of the answer's calls."""
 
 
 def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
@@ -60,7 +60,7 @@ def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
             found |= classification(pairs, rules.labels)
         if rules.output_schema is not None:
             fits = validator(rules.output_schema)
-            # A call is held against its tool's parameters, not against the schema of answers.
+            # A call is checked against its tool's parameters, not against the schema of answers.
             calling = [one.called is not None and one.called.valid is not None for one in answers]
             found[job.Metric.JSON_SCHEMA] = evidence.mean(
                 [fits(pair[0]) if pair and not calls else np.nan for pair, calls in zip(pairs, calling, strict=True)],
@@ -76,13 +76,13 @@ def _perplexity(sums: evidence.Array) -> evidence.Array:
 
 
 def _sums(rows: list[tuple[float, ...] | None], of: Callable[[Any], Any] = evidence.ratio) -> evidence.Column:
-    """A column of what each example adds; None: not defined for it."""
+    """A column of each example's parts; None: not defined for it."""
     width = max((len(row) for row in rows if row), default=2)
     parts = np.array([row or (0.0,) * width for row in rows], dtype=np.float64)
     return evidence.Column(parts, of, np.array([row is not None for row in rows]))
 
 
-# --- Of one answer ---
+# --- One answer ---
 
 
 def exact_match(text: str | None, expected: str) -> float:
@@ -95,7 +95,7 @@ def normalized_match(text: str | None, expected: str) -> float:
 
 @functools.lru_cache(maxsize=65_536)
 def normalized(text: str) -> str:
-    """Without case, punctuation and runs of white space. What has nothing but these stays as it is."""
+    """Without case, punctuation and runs of white space. Text that consists of these alone stays as it is."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     words = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in plain).split()
     return " ".join(words) or plain.strip()
@@ -140,14 +140,14 @@ def length_ratio(text: str | None, expected: str) -> float:
 
 
 def repetition(text: str | None) -> tuple[float, float] | None:
-    """How many word sequences of four occurred before, of how many; None for shorter answers."""
+    """How many sequences of four words occurred before, of how many; None for shorter answers."""
     words = (text or "").split()
     grams = [tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)]
     return (float(len(grams) - len(set(grams))), float(len(grams))) if grams else None
 
 
 def fields(text: str | None, expected: str) -> tuple[float, float, float] | None:
-    """Fields that are right, that are wrong or too many, and that are missing; None where no JSON with fields is expected."""
+    """Fields that are right, wrong or superfluous, and missing; None where no JSON with fields is expected."""
     try:
         wanted = collections.Counter(_leaves(values.parsed(expected)))
     except ValueError:
@@ -192,11 +192,11 @@ SCORES: dict[job.Metric, Callable[[str | None, str], float]] = {
 BINARY = frozenset({job.Metric.EXACT_MATCH, job.Metric.NORMALIZED_MATCH, job.Metric.JSON_VALID})
 
 
-# --- Of calls ---
+# --- Tool calls ---
 
 
 def calls(answers: Sequence[Answer]) -> Columns:
-    """Of examples with tools: whether the calls are the expected ones, and whether they are calls that could be made."""
+    """For examples with tools: whether the calls are the expected ones, and whether they are valid."""
     known = [one.called for one in answers]
     match = [np.nan if one is None else float(one.match) for one in known]
     valid = [np.nan if one is None or one.valid is None else float(one.valid) for one in known]
@@ -206,7 +206,7 @@ def calls(answers: Sequence[Answer]) -> Columns:
     }
 
 
-# --- By rules of the job ---
+# --- Labels and schemas of the job ---
 
 
 def classification(pairs: Sequence[tuple[str | None, str] | None], labels: Sequence[str]) -> Columns:

@@ -1,4 +1,4 @@
-"""The scoreboard of an evaluation: from what every contender answered to results.json and the status."""
+"""The scoreboard of an evaluation: from every contender's answers to results.json and the status."""
 
 import dataclasses
 import datetime
@@ -14,7 +14,7 @@ from finetune_trainer.process import errors
 from finetune_trainer.store import folders, storage
 
 SAMPLES = 60
-"""Examples in results.json with everybody's answer: those that tell most; samples.jsonl has all."""
+"""Examples in results.json with everybody's answer: the most telling ones; samples.jsonl has all."""
 
 IN_STATUS = (
     job.Metric.TOOL_CALL_MATCH,
@@ -37,58 +37,58 @@ class Findings:
     values: gates.Values = dataclasses.field(default_factory=dict)
     prefill: float = 0.0
     """Tokens per second of reading a prompt."""
-    hearing: pairwise.Hearing | None = None
-    """What the judge said; None without one."""
+    judged: pairwise.Judged | None = None
+    """What the judge decided; None without one."""
     harness: results.Harness | None = None
-    """What the benchmarks gave; None without any."""
+    """The results of the benchmarks; None without any."""
 
     @property
     def tallies(self) -> dict[job.Contender, pairwise.Tally]:
-        """The tuned model's duels; none before the hearing."""
-        return self.hearing.tallies if self.hearing else {}
+        """The tuned model's pairwise comparisons; empty until they are judged."""
+        return self.judged.tallies if self.judged else {}
 
     @property
-    def duels(self) -> gates.Duels:
-        return {which: one.duel for which, one in self.tallies.items()}
+    def win_losses(self) -> gates.WinLosses:
+        return {which: one.win_loss for which, one in self.tallies.items()}
 
     def headline(self, spec: run.Run) -> headline.Headline:
-        rates = {which: one.rate for which, one in self.duels.items() if one.examples}
+        rates = {which: one.rate for which, one in self.win_losses.items() if one.examples}
         rates.pop(job.Contender.SERVING, None)
         return headline.decide(spec.evaluation.gates, self.values, rates)
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is known besides the answers."""
+class Provenance:
+    """Where the evaluated adapter comes from, and how long its evaluation took."""
 
     sha256: str
     """Of the adapter's manifest."""
     seconds: float
-    """The evaluation took."""
+    """The evaluation's duration."""
     training: dict[str, Any]
-    """What training said of itself, in the adapter's manifest."""
+    """What training recorded in the adapter's manifest."""
     history: dict[str, Any]
-    """Losses of its steps and validations."""
+    """Losses of training's steps and validations."""
 
 
 def results_of(
     spec: run.Run,
     store: storage.Storage,
     found: Findings,
-    seen: list[status.GateResult],
+    gate_results: list[status.GateResult],
     examples: list[dataset.Example],
-    facts: Facts,
+    provenance: Provenance,
 ) -> results.Results:
-    """All of it as results.json says it."""
+    """Everything that results.json says."""
     tuned = job.Contender.TUNED
-    rivals = [which for which in found.asked if which is not tuned]
-    summed = found.headline(spec)
+    others = [which for which in found.asked if which is not tuned]
+    headline_ = found.headline(spec)
     saved = None
-    if summed.baseline is not None and found.asked[tuned].prompts:
-        saved = round(found.asked[summed.baseline].prompt_tokens - found.asked[tuned].prompt_tokens)
-    told = values(found.values)
+    if headline_.baseline is not None and found.asked[tuned].prompts:
+        saved = round(found.asked[headline_.baseline].prompt_tokens - found.asked[tuned].prompt_tokens)
+    reported = values(found.values)
     gpus = spec.gpus * spec.nodes
-    took = facts.training.get("seconds")
+    took = provenance.training.get("seconds")
     hours = gpus * took / 3600 if took else None
     try:
         checked = json.loads(store.read(spec.layout.preflight))
@@ -102,15 +102,15 @@ def results_of(
         base_model_revision=spec.base_model.revision,
         served_model_name=spec.served_model_name,
         rank=spec.training.lora.rank,
-        adapter=facts.sha256,
+        adapter=provenance.sha256,
         intent=spec.intent,
-        headline=summed.metric,
-        best_baseline=summed.baseline,
-        evaluation=summary(spec, told, seen, len(examples), saved, found),
-        values=told,
+        headline=headline_.metric,
+        best_baseline=headline_.baseline,
+        evaluation=summary(spec, reported, gate_results, len(examples), saved, found),
+        values=reported,
         comparisons=[
-            *(compared(metric, which, found) for which in rivals for metric in comparable(found, which)),
-            *(one for which, duel_ in found.duels.items() if (one := preferred(which, duel_))),
+            *(compared(metric, which, found) for which in others for metric in comparable(found, which)),
+            *(one for which, counts in found.win_losses.items() if (one := as_comparison(which, counts))),
         ],
         judgement=judgement(spec, found),
         harness=found.harness,
@@ -121,10 +121,10 @@ def results_of(
         ],
         break_even_requests=break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
         training=results.Training(
-            **facts.history,
+            **provenance.history,
             seconds=took,
-            tokens_per_second=facts.training.get("tokens_per_second"),
-            peak_memory=facts.training.get("peak_memory"),
+            tokens_per_second=provenance.training.get("tokens_per_second"),
+            peak_memory=provenance.training.get("peak_memory"),
             gpu_hours=hours if gpus else None,
             cost=hours * spec.price_per_gpu_hour if hours and spec.price_per_gpu_hour is not None else None,
             currency=spec.currency if spec.price_per_gpu_hour is not None else None,
@@ -132,9 +132,9 @@ def results_of(
         preflight=checked.get("outcome", {}).get("preflight"),
         baseline=before_training(spec, store),
         findings=checked.get("facts", {}).get("findings", []),
-        seconds=round(facts.seconds, 1),
+        seconds=round(provenance.seconds, 1),
         finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        samples=shown([sample(summed.metric, *one, found) for one in enumerate(examples)], summed.baseline),
+        samples=shown([sample(headline_.metric, *one, found) for one in enumerate(examples)], headline_.baseline),
     )
 
 
@@ -156,7 +156,7 @@ def values(measured: gates.Values) -> list[results.Value]:
 
 
 def comparable(found: Findings, other: job.Contender) -> list[job.Metric]:
-    """Metrics of both, as far as better and worse have a meaning."""
+    """Metrics that both have, except those without a better and a worse."""
     both = found.values[job.Contender.TUNED].keys() & found.values[other].keys()
     return [metric for metric in job.Metric if metric in both and metric is not job.Metric.LENGTH_RATIO]
 
@@ -170,13 +170,13 @@ def compared(metric: job.Metric, other: job.Contender, found: Findings) -> resul
         gain=difference.gain,
         low=difference.low,
         high=difference.high,
-        p_value=difference.chance,
+        p_value=difference.p_value,
         examples=int((one.defined & two.defined).sum()),
     )
 
 
-def preferred(other: job.Contender, found: evidence.Duel) -> results.Comparison | None:
-    """A duel as a comparison: the gain is the win rate over one half; None for fewer than two verdicts."""
+def as_comparison(other: job.Contender, found: evidence.WinLoss) -> results.Comparison | None:
+    """Pairwise comparisons as a paired difference: the gain is the win rate minus one half; None for fewer than two verdicts."""
     interval = found.interval()
     if interval is None:
         return None
@@ -187,33 +187,33 @@ def preferred(other: job.Contender, found: evidence.Duel) -> results.Comparison 
         gain=found.rate - 0.5,
         low=low - 0.5,
         high=high - 0.5,
-        p_value=found.chance_better,
+        p_value=found.p_value_better,
         examples=found.examples,
     )
 
 
 def judgement(spec: run.Run, found: Findings) -> results.Judgement | None:
-    """What the judge said of each contender."""
+    """The judge's results against each contender."""
     rules = spec.evaluation.judge
-    if rules is None or found.hearing is None:
+    if rules is None or found.judged is None:
         return None
     return results.Judgement(
         model=rules.model,
         criteria=rules.criteria or pairwise.CRITERIA,
-        duels=[fought(which, one) for which, one in found.tallies.items()],
-        problem=found.hearing.problem,
+        comparisons=[pairwise_result(which, one) for which, one in found.tallies.items()],
+        problem=found.judged.problem,
     )
 
 
-def fought(other: job.Contender, found: pairwise.Tally) -> results.Duel:
-    counts, measured = found.counts, found.duel
+def pairwise_result(other: job.Contender, found: pairwise.Tally) -> results.PairwiseResult:
+    counts, measured = found.counts, found.win_loss
     low, high = measured.interval() or (None, None)
-    return results.Duel(
+    return results.PairwiseResult(
         over=other,
         win_rate=measured.rate if measured.examples else None,
         low=low,
         high=high,
-        p_value=measured.chance_better if measured.examples else None,
+        p_value=measured.p_value_better if measured.examples else None,
         wins=counts.wins,
         ties=counts.ties,
         losses=counts.losses,
@@ -223,21 +223,21 @@ def fought(other: job.Contender, found: pairwise.Tally) -> results.Duel:
     )
 
 
-def verdicts(hearing: pairwise.Hearing, examples: list[dataset.Example]) -> Iterator[dict[str, Any]]:
-    """The lines of judge.jsonl: what was said of each case in each order; winner null: nothing that could be read."""
-    for number, case in enumerate(hearing.cases):
+def verdicts(judged: pairwise.Judged, examples: list[dataset.Example]) -> Iterator[dict[str, Any]]:
+    """The lines of judge.jsonl: the verdict on each case in each order; winner null: unreadable."""
+    for number, case in enumerate(judged.cases):
         line = {"source": examples[case.place].source, "over": case.over}
         if case.same:
             yield {**line, "same": True}
             continue
         for swapped in (False, True):
-            said = hearing.verdicts.get((number, swapped))
+            verdict = judged.verdicts.get((number, swapped))
             tuned = "B" if swapped else "A"
-            yield {**line, "tuned": tuned, "winner": said and said.winner, "reason": said and said.reason}
+            yield {**line, "tuned": tuned, "winner": verdict and verdict.winner, "reason": verdict and verdict.reason}
 
 
 def break_even(saved: int | None, seconds: float | None, prefill: float) -> int | None:
-    """Requests until the tokens that need not be read any more would have taken as long as the training did.
+    """Requests until reading the saved tokens would have taken as long as the training did.
 
     saved: tokens a request; seconds: of the training, summed over its devices; prefill: tokens a second that one device reads.
     """
@@ -249,25 +249,25 @@ def break_even(saved: int | None, seconds: float | None, prefill: float) -> int 
 def summary(
     spec: run.Run,
     measured: list[results.Value],
-    seen: list[status.GateResult],
+    gate_results: list[status.GateResult],
     examples: int,
     saved: int | None,
     found: Findings,
 ) -> status.Evaluation:
     """The evaluation for the status: the gates' metrics and the main ones."""
     main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.gates), *IN_STATUS]))
-    told = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
+    reported = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
     first = spec.evaluation.gates[0] if spec.evaluation.gates else None
     metric = first.metric if first else found.headline(spec).metric
-    mine = [one.value for one in measured if one.metric is metric and one.contender is job.Contender.TUNED]
+    score = [one.value for one in measured if one.metric is metric and one.contender is job.Contender.TUNED]
     if first and metric in job.PAIRWISE:
-        mine = [one.rate for which, one in found.duels.items() if which is first.over and one.examples]
+        score = [one.rate for which, one in found.win_losses.items() if which is first.over and one.examples]
     return status.Evaluation(
-        passed=all(one.passed for one in seen),
-        score=f"{mine[0]:.4f}" if mine else None,
+        passed=all(one.passed for one in gate_results),
+        score=f"{score[0]:.4f}" if score else None,
         examples=examples,
-        metrics=[metric_value(one) for one in told],
-        gates=seen,
+        metrics=[metric_value(one) for one in reported],
+        gates=gate_results,
         canary=f"{spec.layout.evaluation(spec.evaluation_hash)}/canary.json",
         tokens_saved_per_request=saved,
     )
@@ -284,16 +284,16 @@ def metric_value(one: results.Value) -> status.MetricValue:
 
 
 def before_training(spec: run.Run, store: storage.Storage) -> status.Baseline | None:
-    """What the baseline stage found, where it ran."""
+    """The result of the baseline stage, where it ran."""
     manifest = folders.manifest(store, spec.layout.baseline(spec.evaluation_hash))
     if manifest is None or not folders.made_of(store, manifest, spec.layout.data):
         return None
     return status.Baseline.model_validate(manifest.extra["baseline"])
 
 
-def shown(samples: list[results.Sample], rival: job.Contender | None) -> list[results.Sample]:
-    """Those that tell most: where tuned model and rival differ first."""
-    return [one for _, one in report.choose(samples, rival or job.Contender.BASE, SAMPLES)]
+def shown(samples: list[results.Sample], baseline: job.Contender | None) -> list[results.Sample]:
+    """The most telling ones: first those where the tuned model and the baseline differ."""
+    return [one for _, one in report.choose(samples, baseline or job.Contender.BASE, SAMPLES)]
 
 
 def sample(metric: job.Metric | None, index: int, example: dataset.Example, found: Findings) -> results.Sample:

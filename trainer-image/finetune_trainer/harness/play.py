@@ -76,7 +76,7 @@ def both(
         def share(part: float, before: int = turn) -> None:
             done((before + part) / len(BOTH))
 
-        with asked.playing(who):
+        with asked.as_contender(who):
             yield play(asked, task, rules, share)
 
 
@@ -126,7 +126,7 @@ def compared(task: tasks.Task, base: Played, tuned: Played) -> list[results.Benc
         if columns is not None and min(one.examples for one in columns) > 1:
             better = evidence.compare(columns[1], columns[0], lower_is_better=not higher)
             worse = evidence.compare(columns[0], columns[1], lower_is_better=not higher)
-            told = {"low": better.low, "high": better.high, "p_value": min(1.0, 2 * min(better.chance, worse.chance))}
+            told = {"low": better.low, "high": better.high, "p_value": min(1.0, 2 * min(better.p_value, worse.p_value))}
         found.append(
             results.Benchmark(
                 task=task.name,

@@ -162,7 +162,7 @@ def _style(found: results.Results, goals: set[Goal]) -> Reason:
     return Reason(title, _judged(found, duel), _preferred(duel), meaning, asked)
 
 
-def _judged(found: results.Results, duel: results.Duel) -> str:
+def _judged(found: results.Results, duel: results.PairwiseResult) -> str:
     rate = words.measured(Metric.JUDGE_WIN_RATE, duel.win_rate or 0.0, duel.low, duel.high)
     return (
         f"A judge gives the tuned model's answers a win rate of {rate} over {words.described(duel.over, found.intent.prompt)}: "
@@ -170,7 +170,7 @@ def _judged(found: results.Results, duel: results.Duel) -> str:
     )
 
 
-def _preferred(duel: results.Duel) -> Mark:
+def _preferred(duel: results.PairwiseResult) -> Mark:
     sure = duel.p_value is not None and duel.p_value < SURE
     worse = duel.high is not None and duel.high < 0.5
     return Mark.FOR if sure else Mark.AGAINST if worse else Mark.UNDECIDED

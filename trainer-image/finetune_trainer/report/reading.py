@@ -69,15 +69,15 @@ def comparison(found: results.Results, metric: Metric, over: Contender) -> resul
     return next((one for one in found.comparisons if one.metric is metric and one.over is over), None)
 
 
-def duel(found: results.Results, over: Contender | None) -> results.Duel | None:
+def duel(found: results.Results, over: Contender | None) -> results.PairwiseResult | None:
     """The judge's verdicts against one baseline; None: there are none."""
-    duels = found.judgement.duels if found.judgement else []
+    duels = found.judgement.comparisons if found.judgement else []
     return next((one for one in duels if one.over is over and one.win_rate is not None), None)
 
 
-def hardest(found: results.Results) -> results.Duel | None:
+def hardest(found: results.Results) -> results.PairwiseResult | None:
     """The duels with the baseline that the tuned model won the smallest share of; None: none was measured."""
-    duels = found.judgement.duels if found.judgement else []
+    duels = found.judgement.comparisons if found.judgement else []
     measured = [one for one in duels if one.over in BASELINES and one.win_rate is not None]
     return min(measured, key=lambda one: one.win_rate or 0.0, default=None)
 

@@ -76,10 +76,10 @@ def comparisons(found: results.Results) -> list[tuple[results.Comparison, Cell]]
     return made
 
 
-def verdicts(found: results.Results) -> list[tuple[results.Duel, Cell | None]]:
+def verdicts(found: results.Results) -> list[tuple[results.PairwiseResult, Cell | None]]:
     """The judge's win rates; None: too few verdicts."""
-    made: list[tuple[results.Duel, Cell | None]] = []
-    for one in found.judgement.duels if found.judgement else []:
+    made: list[tuple[results.PairwiseResult, Cell | None]] = []
+    for one in found.judgement.comparisons if found.judgement else []:
         if one.win_rate is None:
             made.append((one, None))
             continue
@@ -91,7 +91,7 @@ def verdicts(found: results.Results) -> list[tuple[results.Duel, Cell | None]]:
     return made
 
 
-def left_out(one: results.Duel) -> str:
+def left_out(one: results.PairwiseResult) -> str:
     """What became of questions that neither won nor lost."""
     counted = (
         (one.same, "with the same text"),

@@ -1,8 +1,8 @@
 """The baseline stage, before training: does a prompt alone pass the gates?
 
 The base model is asked with the prompt in use today, and with a few examples, on validation examples; the test examples stay
-unseen. A contender is asked in growing rounds, and no more once it is sure to pass or sure to fail; since several looks are
-several chances, each is allowed its share of the doubt (Bonferroni).
+unseen. A contender is asked in growing rounds, until it has passed or can no longer pass; each of the looks gets its share of
+the error probability that the gate allows (Bonferroni).
 """
 
 import json
@@ -15,7 +15,7 @@ from finetune_trainer.process import log, machine, progress
 from finetune_trainer.store import folders, storage
 
 ROUNDS = (32, 64, 128, 256, 512)
-"""Examples after which there is a look."""
+"""Numbers of examples after which the gates are checked."""
 
 Asked = dict[job.Contender, answers.Answers]
 
@@ -27,7 +27,7 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
     manifest = folders.manifest(store, folder)
     if manifest is not None and folders.made_of(store, manifest, spec.layout.data):
         log.info("the baseline was measured before", baseline=folder)
-        return answered(spec, status.Baseline.model_validate(manifest.extra["baseline"]))
+        return outcome_of(spec, status.Baseline.model_validate(manifest.extra["baseline"]))
     split = answers.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
@@ -35,54 +35,56 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
     asked: Asked = {}
     passing = None
     if examples:
-        passing = play(spec, answers.load(spec, store), examples[: spec.evaluation.maximum_examples], asked, report)
+        passing = run_rounds(
+            spec, answers.load(spec, store), examples[: spec.evaluation.maximum_examples], asked, report
+        )
     found = summary(spec, asked, passing, len(examples))
     deliver(spec, store, split, found, asked, examples)
     report.end()
-    return answered(spec, found)
+    return outcome_of(spec, found)
 
 
-def answered(spec: run.Run, found: status.Baseline) -> outcome.Outcome:
-    """Under Enforce a prompt that is enough ends the job, unless it wants what a prompt cannot give."""
+def outcome_of(spec: run.Run, found: status.Baseline) -> outcome.Outcome:
+    """Under Enforce a prompt that is enough ends the job, unless a goal of the job needs training."""
     ends = found.sufficient and spec.intent.content_with_a_prompt
     reason = reasons.Reason.PROMPT_ALREADY_SUFFICIENT if ends else None
     return outcome.Outcome(stage=reasons.Stage.BASELINE, reason=reason, message=found.message, baseline=found)
 
 
-def play(
-    spec: run.Run, ring: answers.ModelRunner, examples: list[dataset.Example], asked: Asked, report: progress.Progress
+def run_rounds(
+    spec: run.Run, runner: answers.ModelRunner, examples: list[dataset.Example], asked: Asked, report: progress.Progress
 ) -> job.Contender | None:
-    """Rounds until one contender meets every bound or none can any more; their answers are put into `asked`. Who meets them."""
+    """Rounds until one contender meets every bound, or none can; their answers go into `asked`. Returns who meets the bounds."""
     looks = [size for size in ROUNDS if size < len(examples)] + [len(examples)]
-    strict = [sure(gate, len(looks)) for gate in spec.evaluation.absolute]
-    playing = contenders.taking_part(spec.evaluation, ring.script, examples)
-    playing = [which for which in playing if answers.able(ring, which, examples)]
+    strict = [bounds_only(gate, len(looks)) for gate in spec.evaluation.absolute]
+    open_ = contenders.taking_part(spec.evaluation, runner.script, examples)
+    open_ = [which for which in open_ if answers.can_answer(runner, which, examples)]
     begun = 0
     for look in looks:
-        for turn, which in enumerate(playing):
-            report.tell(told(begun + (look - begun) * turn // len(playing), len(examples)))
-            fresh = answers.ask(ring, which, examples[begun:look])
+        for turn, which in enumerate(open_):
+            report.tell(progress_of(begun + (look - begun) * turn // len(open_), len(examples)))
+            fresh = answers.ask(runner, which, examples[begun:look])
             asked[which] = asked[which].and_then(fresh) if which in asked else fresh
         begun = look
-        values = {which: metrics.measure(one.answers, ring.rules) for which, one in asked.items()}
-        for which in playing:
+        values = {which: metrics.measure(one.answers, runner.rules) for which, one in asked.items()}
+        for which in open_:
             if all(gate.passed for gate in gates.check(strict, values, which)):
                 return which
-        playing = [which for which in playing if not any(hopeless(gate, values[which]) for gate in strict)]
-        log.info("baseline", examples=look, open=[str(which) for which in playing])
-        if not playing:
+        open_ = [which for which in open_ if not any(cannot_pass(gate, values[which]) for gate in strict)]
+        log.info("baseline", examples=look, open=[str(which) for which in open_])
+        if not open_:
             return None
     return None
 
 
-def sure(gate: job.Gate, looks: int) -> job.Gate:
-    """The gate as a prompt must pass it: its bounds alone, with the doubt shared among the looks."""
+def bounds_only(gate: job.Gate, looks: int) -> job.Gate:
+    """The gate as a prompt must pass it: only its bounds, at a confidence corrected for the number of looks."""
     confidence = gate.confidence if gate.confidence <= gates.POINT else 1 - (1 - gate.confidence) / looks
     return gate.model_copy(update={"over": None, "improvement": None, "confidence": confidence})
 
 
-def hopeless(gate: job.Gate, columns: metrics.Columns) -> bool:
-    """Whether a contender that just passes would seldom look like this."""
+def cannot_pass(gate: job.Gate, columns: metrics.Columns) -> bool:
+    """Whether a contender that meets the bounds would seldom score like this."""
     column = columns.get(gate.metric)
     if column is None:
         return True
@@ -90,20 +92,20 @@ def hopeless(gate: job.Gate, columns: metrics.Columns) -> bool:
     low = gate.minimum is not None and column.value < gate.minimum
     high = gate.maximum is not None and column.value > gate.maximum
     return bool(
-        (low and evidence.chance_at_most(column, float(gate.minimum or 0)) <= allowed)
-        or (high and evidence.chance_at_least(column, float(gate.maximum or 0)) <= allowed)
+        (low and evidence.p_value_at_most(column, float(gate.minimum or 0)) <= allowed)
+        or (high and evidence.p_value_at_least(column, float(gate.maximum or 0)) <= allowed)
     )
 
 
-def told(done: int, examples: int) -> status.Progress:
+def progress_of(done: int, examples: int) -> status.Progress:
     percent = round(100 * done / max(1, examples))
     return status.Progress(
         summary=f"{percent}%", percent=percent, step=done, total_steps=examples, updated_at=progress.now()
     )
 
 
-def room(gate: job.Gate, values: gates.Values) -> bool:
-    """Whether a model could be as much better than this contender as the gate wants."""
+def can_be_beaten(gate: job.Gate, values: gates.Values) -> bool:
+    """Whether a model could be better than this contender by as much as the gate requires."""
     column = values.get(gate.over, {}).get(gate.metric) if gate.over else None
     if column is None:
         return True
@@ -111,20 +113,20 @@ def room(gate: job.Gate, values: gates.Values) -> bool:
     return abs(limit - column.value) > max(gate.improvement or 0.0, gates.TOLERANCE) - gates.TOLERANCE
 
 
-def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, there: int) -> status.Baseline:
-    """What was found; a prompt is enough that meets every bound, where no gate wants more than a prompt gives."""
+def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, available: int) -> status.Baseline:
+    """The result. A prompt is enough if it meets every bound, and no gate requires more than a prompt can give."""
     measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in asked.items()}
-    wanted = [gate for gate in spec.evaluation.relative if room(gate, measured)]
+    left = [gate for gate in spec.evaluation.relative if can_be_beaten(gate, measured)]
     main = {gate.metric for gate in (*spec.evaluation.absolute, *spec.evaluation.relative)}
     return status.Baseline(
-        sufficient=None if wanted else passing,
+        sufficient=None if left else passing,
         examples=max((len(one.answers) for one in asked.values()), default=0),
         metrics=[scoreboard.metric_value(one) for one in scoreboard.values(measured) if one.metric in main],
-        message=sentence(spec, passing, wanted, len(asked[passing].answers) if passing else there),
+        message=explanation(spec, passing, left, len(asked[passing].answers) if passing else available),
     )
 
 
-def sentence(spec: run.Run, passing: job.Contender | None, wanted: list[job.Gate], examples: int) -> str:
+def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gate], examples: int) -> str:
     how = {
         job.Contender.BASE: "the base model meets the gates' bounds as it is",
         job.Contender.PROMPT: "the base model meets the gates' bounds with the prompt of today",
@@ -134,13 +136,13 @@ def sentence(spec: run.Run, passing: job.Contender | None, wanted: list[job.Gate
         return "no baseline: there are no validation examples with answers"
     if passing is None:
         return (
-            f"no prompt meets the gates' bounds, on up to {examples} validation examples: training has something to win"
+            f"no prompt meets the gates' bounds, on up to {examples} validation examples: training may improve on that"
         )
     text = f"{how[passing]}, on {examples} validation examples"
-    if wanted:
-        return f"{text}; left to be won: {', '.join(map(gates.requirement, wanted))}"
+    if left:
+        return f"{text}; training must still show: {', '.join(map(gates.requirement, left))}"
     if spec.intent.wants_more:
-        return f"{text}; what training can still win is what the goals name, measured in the evaluation"
+        return f"{text}; whether training reaches the job's goals is measured in the evaluation"
     return f"{text}: training may not be worth its cost"
 
 

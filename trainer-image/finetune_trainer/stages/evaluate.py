@@ -34,7 +34,7 @@ from finetune_trainer.training import adapter
 
 @dataclasses.dataclass
 class Meter:
-    """Tells how far the evaluation is: so many parts of equal size."""
+    """Reports how far the evaluation is, in parts of equal size."""
 
     report: progress.Progress
     parts: int
@@ -58,17 +58,17 @@ class Meter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rival:
-    """The adapter that serves now."""
+class ServingAdapter:
+    """The adapter that is served now."""
 
     uri: str
     sha256: str
 
 
 def evaluate(
-    spec: run.Run, uri: str | None, sha256: str | None, attempt: int, serving: Rival | None = None
+    spec: run.Run, uri: str | None, sha256: str | None, attempt: int, serving: ServingAdapter | None = None
 ) -> outcome.Outcome:
-    """Scores the adapter at `uri` (absent: this revision's), against the one that serves too. Raises Failure, Stopped."""
+    """Scores the adapter at `uri` (None: this revision's), also against the one that is served. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     uri = (uri or spec.layout.adapter).rstrip("/")
     work = machine.work()
@@ -81,7 +81,7 @@ def evaluate(
     if done := finished(spec, store, manifest.sha256):
         return done
     begun = time.monotonic()
-    umpire = judge.of(spec)
+    arbiter = judge.of(spec)
     rules = spec.evaluation.harness
     benchmarks, problems = tasks.at_hand(spec, rules, store) if rules else ([], [])
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl"})
@@ -90,28 +90,28 @@ def evaluate(
     )
     meter = Meter(
         progress.Progress(spec, "evaluate", attempt),
-        4 + len(job.Contender) + (umpire is not None) + (rules is not None),
+        4 + len(job.Contender) + (arbiter is not None) + (rules is not None),
         len(examples),
     )
     meter.tell(0)
-    asked = answers.load(spec, store)
-    found = measure(spec, store, asked, examples, serving, meter)
+    runner = answers.load(spec, store)
+    found = measure(spec, store, runner, examples, serving, meter)
     if rules is not None:
-        found.harness = play.measure(asked, benchmarks, problems, rules, meter.tell)
-    if umpire is not None:
-        cases = judge.cases(umpire.rules, examples, found.asked, spec.training.seed)
-        found.hearing = umpire.hear(cases, meter.tell)
+        found.harness = play.measure(runner, benchmarks, problems, rules, meter.tell)
+    if arbiter is not None:
+        cases = judge.cases(arbiter.rules, examples, found.asked, spec.training.seed)
+        found.judged = arbiter.compare(cases, meter.tell)
     if spec.evaluation.consistency is not None:
-        repeat(spec, spec.evaluation.consistency, asked, examples, found, meter)
-    seen = gates.check(spec.evaluation.gates, found.values, duels=found.duels)
-    recorded = canary.record(asked.model, asked.head, *pairs(asked, examples, found), asked.where)
-    facts = scoreboard.Facts(
+        measure_consistency(spec, spec.evaluation.consistency, runner, examples, found, meter)
+    gate_results = gates.check(spec.evaluation.gates, found.values, win_losses=found.win_losses)
+    recorded = canary.record(runner.model, runner.head, *pairs(runner, examples, found), runner.where)
+    provenance = scoreboard.Provenance(
         manifest.sha256, time.monotonic() - begun, manifest.extra.get("training", {}), history(work / "tuned")
     )
-    told = scoreboard.results_of(spec, store, found, seen, examples, facts)
-    deliver(spec, store, split, told, found, examples, recorded)
+    scores = scoreboard.results_of(spec, store, found, gate_results, examples, provenance)
+    deliver(spec, store, split, scores, found, examples, recorded)
     meter.report.end()
-    return answered(spec, told.evaluation)
+    return outcome_of(spec, scores.evaluation)
 
 
 def finished(spec: run.Run, store: storage.Storage, sha256: str) -> outcome.Outcome | None:
@@ -122,10 +122,10 @@ def finished(spec: run.Run, store: storage.Storage, sha256: str) -> outcome.Outc
     if not folders.made_of(store, manifest, spec.layout.data):
         return None
     log.info("the evaluation was done before", evaluation=spec.layout.evaluation(spec.evaluation_hash))
-    return answered(spec, status.Evaluation.model_validate(manifest.extra["evaluation"]))
+    return outcome_of(spec, status.Evaluation.model_validate(manifest.extra["evaluation"]))
 
 
-def answered(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
+def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     failed = [f"{gate.requirement}: {gate.observed}" for gate in found.gates if not gate.passed]
     text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed)
     if not failed:
@@ -133,94 +133,96 @@ def answered(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
 
 
-# --- Everybody is asked ---
+# --- Every contender answers ---
 
 
 def measure(
     spec: run.Run,
     store: storage.Storage,
-    asked: answers.ModelRunner,
+    runner: answers.ModelRunner,
     examples: list[dataset.Example],
-    serving: Rival | None,
+    serving: ServingAdapter | None,
     meter: Meter,
 ) -> scoreboard.Findings:
-    """Baselines first, then the model that serves, then the tuned one, whose adapter stays in the model."""
+    """Baselines first, then the adapter that is served, then the tuned one, which stays in the model."""
     log.info("evaluating", examples=len(examples), maximum_new_tokens=spec.evaluation.generation.max_new_tokens)
     found = scoreboard.Findings()
-    base = asked.model
-    baselines = contenders.taking_part(spec.evaluation, asked.script, examples)
-    # The losses of the base model are those that forgetting is measured against, wanted or not.
+    base = runner.model
+    baselines = contenders.taking_part(spec.evaluation, runner.script, examples)
+    # Forgetting is measured against the base model's losses, whether Base is among the baselines or not.
     questions = forgetting.load(spec, store)
-    before = probed(asked, job.Contender.BASE, questions)
+    before = general_losses(runner, job.Contender.BASE, questions)
     for which in baselines:
-        enter(asked, which, examples, found, meter)
-    if serving is not None and (rival := dress(base, serving, store, spec)) is not None:
-        asked.model = rival
-        enter(asked, job.Contender.SERVING, examples, found, meter)
-        base = rival.unload()
-    asked.model = lora.add(base, spec.training.lora, spec.base_model.name)
-    adapter.load(machine.work() / "tuned", asked.model)
-    asked.model.eval()
-    enter(asked, job.Contender.TUNED, examples, found, meter)
-    forgotten = forgetting.measure(questions, before, probed(asked, job.Contender.TUNED, questions))
+        measure_contender(runner, which, examples, found, meter)
+    if serving is not None and (adapted := with_serving_adapter(base, serving, store, spec)) is not None:
+        runner.model = adapted
+        measure_contender(runner, job.Contender.SERVING, examples, found, meter)
+        base = adapted.unload()
+    runner.model = lora.add(base, spec.training.lora, spec.base_model.name)
+    adapter.load(machine.work() / "tuned", runner.model)
+    runner.model.eval()
+    measure_contender(runner, job.Contender.TUNED, examples, found, meter)
+    forgotten = forgetting.measure(questions, before, general_losses(runner, job.Contender.TUNED, questions))
     for which, columns in forgotten.items():
         if which in found.values:
             found.values[which] |= columns
     return found
 
 
-def repeat(
+def measure_consistency(
     spec: run.Run,
     rules: job.Consistency,
-    asked: answers.ModelRunner,
+    runner: answers.ModelRunner,
     examples: list[dataset.Example],
     found: scoreboard.Findings,
     meter: Meter,
 ) -> None:
-    """Several sampled answers of the tuned model and of the best baseline."""
+    """How consistent sampled answers are: of the best baseline and of the tuned model."""
     for which in (found.headline(spec).baseline, job.Contender.TUNED):
         if which is not None:
-            column = consistency.measure(asked, which, examples, rules, spec.training.seed, meter.tell)
+            column = consistency.measure(runner, which, examples, rules, spec.training.seed, meter.tell)
             found.values[which][job.Metric.CONSISTENCY] = column
 
 
-def enter(
-    asked: answers.ModelRunner,
+def measure_contender(
+    runner: answers.ModelRunner,
     which: job.Contender,
     examples: list[dataset.Example],
     found: scoreboard.Findings,
     meter: Meter,
 ) -> None:
-    """One contender's answers and metrics, where the questions can be put to it."""
-    if not answers.able(asked, which, examples):
+    """One contender's answers and metrics, unless the questions cannot be put to it."""
+    if not answers.can_answer(runner, which, examples):
         return
-    found.asked[which] = answers.ask(asked, which, examples, meter.tell)
-    found.values[which] = metrics.measure(found.asked[which].answers, asked.rules)
+    found.asked[which] = answers.ask(runner, which, examples, meter.tell)
+    found.values[which] = metrics.measure(found.asked[which].answers, runner.rules)
     found.prefill = max(found.prefill, found.asked[which].prefill)
 
 
-def probed(asked: answers.ModelRunner, which: job.Contender, questions: forgetting.Probe) -> list[tuple[float, int]]:
-    with asked.playing(which):
-        return answers.nats(asked, questions.examples)
+def general_losses(
+    runner: answers.ModelRunner, which: job.Contender, questions: forgetting.Questions
+) -> list[tuple[float, int]]:
+    with runner.as_contender(which):
+        return answers.losses_of(runner, questions.examples)
 
 
-def dress(base: Any, rival: Rival, store: storage.Storage, spec: run.Run) -> Any | None:
-    """The base model with the adapter that serves; None where that adapter is of no use here, and the log says why.
+def with_serving_adapter(base: Any, serving: ServingAdapter, store: storage.Storage, spec: run.Run) -> Any | None:
+    """The base model with the adapter that is served; None where that adapter does not fit, and the log says why.
 
-    Raises Failure when it cannot be read: a gate over it must not pass for want of an answer.
+    Raises Failure when it cannot be read: a gate over it must not pass only because it has no answers.
     """
     folder = machine.work() / "serving"
     try:
-        folders.load(store, rival.uri, folder, expected=rival.sha256)
+        folders.load(store, serving.uri, folder, expected=serving.sha256)
     except errors.NotFound:
-        log.warning("the model that serves is not in storage any more", adapter=rival.uri)
+        log.warning("the served adapter is no longer in storage", adapter=serving.uri)
         return None
     config = json.loads((folder / adapter.CONFIG).read_text())
     chosen = next((m for m in job.Modules if lora.targets(base, m) == sorted(config["target_modules"])), None)
     if config["base_model_name_or_path"] != spec.base_model.name or chosen is None:
         log.warning(
-            "the model that serves is not compared with",
-            adapter=rival.uri,
+            "the served adapter does not fit the base model: there is no comparison with it",
+            adapter=serving.uri,
             base_model=config["base_model_name_or_path"],
             adapts=config["target_modules"],
         )
@@ -233,21 +235,21 @@ def dress(base: Any, rival: Rival, store: storage.Storage, spec: run.Run) -> Any
 
 
 def pairs(
-    asked: answers.ModelRunner, examples: list[dataset.Example], found: scoreboard.Findings
+    runner: answers.ModelRunner, examples: list[dataset.Example], found: scoreboard.Findings
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and tuned answers for the canary; plain text is cut into a beginning and its continuation."""
     if examples and examples[0].text is not None:
         few = examples[: canary.CANDIDATES]
-        prompts = [asked.encoder.encode(example).ids[: canary.LENGTH] for example in few]
+        prompts = [runner.encoder.encode(example).ids[: canary.LENGTH] for example in few]
         return prompts, generate.greedy(
-            asked.model, asked.head, prompts, asked.encoder.stops, canary.LENGTH, asked.where
+            runner.model, runner.head, prompts, runner.encoder.stops, canary.LENGTH, runner.where
         )
     tuned = found.asked[job.Contender.TUNED]
     return tuned.prompts[: canary.CANDIDATES], tuned.generated[: canary.CANDIDATES]
 
 
 def history(folder: pathlib.Path) -> dict[str, Any]:
-    """The losses of the training, which travel with the adapter; nothing for an adapter from elsewhere."""
+    """The losses of the training, stored with the adapter; empty for an adapter from elsewhere."""
     path = folder / "training.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -256,7 +258,7 @@ def deliver(
     spec: run.Run,
     store: storage.Storage,
     split: folders.Manifest,
-    told: results.Results,
+    scores: results.Results,
     found: scoreboard.Findings,
     examples: list[dataset.Example],
     recorded: list[dict[str, Any]],
@@ -266,18 +268,18 @@ def deliver(
     folder.mkdir(exist_ok=True)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for index, example in enumerate(examples):
-            sample = scoreboard.sample(told.headline, index, example, found)
+            sample = scoreboard.sample(scores.headline, index, example, found)
             file.write(json.dumps(sample.wire(), ensure_ascii=False) + "\n")
-    if found.hearing is not None:
-        lines = (json.dumps(line) for line in scoreboard.verdicts(found.hearing, examples))
+    if found.judged is not None:
+        lines = (json.dumps(line) for line in scoreboard.verdicts(found.judged, examples))
         (folder / "judge.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     # A server that cannot read calls must not pass because the first example has no tools.
     first = next((one for one in examples if one.tools), examples[0] if examples else None)
     limit = spec.evaluation.generation.max_new_tokens
     document = canary.document(recorded, first, spec.served_model_name, spec.base_model.name, limit)
     (folder / "canary.json").write_text(json.dumps(document), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(told.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
-    store.write(spec.layout.report, report.page(told).encode())
-    extra = {"adapter": told.adapter, "evaluation": told.evaluation.wire(), folders.MADE_OF: split.sha256}
+    (folder / "results.json").write_text(json.dumps(scores.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
+    store.write(spec.layout.report, report.page(scores).encode())
+    extra = {"adapter": scores.adapter, "evaluation": scores.evaluation.wire(), folders.MADE_OF: split.sha256}
     folders.save(store, folder, spec.layout.evaluation(spec.evaluation_hash), extra)
-    log.info("evaluated", passed=told.evaluation.passed, score=told.evaluation.score, report=spec.layout.report)
+    log.info("evaluated", passed=scores.evaluation.passed, score=scores.evaluation.score, report=spec.layout.report)
