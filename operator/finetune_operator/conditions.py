@@ -91,8 +91,9 @@ def phase(state: status.Status) -> Phase:
 
 
 def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
-    """Conditions worth an event: stages and ends whose value or reason changed, and Ready when it is won or lost. That a stage
-    waits for its pod is no news: its Job has events of its own, and what stands in the way has another reason."""
+    """Conditions worth an event: stages and ends whose value or reason changed, what an edit brings about (Accepted says it),
+    and Ready when it is won or lost. That a stage waits for its pod is no news: its Job has events of its own, and what stands in
+    the way has another reason."""
     before = {c.type: c for c in old.conditions}
     found = []
     for condition in new.conditions:
@@ -102,11 +103,15 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
                 found.append(condition)
         elif condition.type in {Condition.RECONCILING, Condition.STALLED} or condition.reason == Reason.WAITING:
             continue
-        elif was is None or (was.status, was.reason) != (condition.status, condition.reason):
+        elif was is None or (was.status, was.reason) != (condition.status, condition.reason) or _edited(was, condition):
             found.append(condition)
     # A stage that ends the job says so once, not once more as the job's failure.
     failed = [c for c in found if c.type == Condition.FAILED]
     return [c for c in found if c in failed or (c.reason, c.message) not in {(f.reason, f.message) for f in failed}]
+
+
+def _edited(was: status.Condition, condition: status.Condition) -> bool:
+    return condition.type == Condition.ACCEPTED and was.message != condition.message
 
 
 GOOD_NEWS = {

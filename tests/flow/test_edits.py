@@ -621,3 +621,64 @@ def image(played: world.World) -> str:
 
 def args(played: world.World) -> list[str]:
     return played.cluster.get("Deployment", played.serving())["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+# -- why there is a new revision, evaluation or release --
+
+WHYS = [
+    ({"spec.training.lora.rank": 32}, "new revision", "spec.training.lora.rank changed"),
+    (DATA, "new revision", "spec.dataset.train[0] changed"),
+    (GATE, "is evaluated again", "spec.evaluation.gates changed"),
+    ({"spec.intent.prompt.system": "Be brief."}, "is evaluated again", "spec.intent.prompt.system changed"),
+    (IMAGE, "is served by a new release", "spec.deployment.image changed"),
+    ({"spec.deployment.enabled": False}, "is not served any more", "spec.deployment.enabled changed"),
+]
+
+
+@pytest.mark.parametrize("edit, what, why", WHYS)
+async def test_the_field_that_made_work_is_in_condition_event_and_log(
+    edit: dict, what: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    played = await served()
+    caplog.clear()
+    caplog.set_level("INFO")
+    played.apply(**edit)
+    await played.rest()
+    (event,) = [text for kind, reason, text in played.cluster.events if why in text]
+    assert what in event
+    assert f"revision {played.state.revision}" in event
+    accepted = played.condition("Accepted")
+    assert accepted is not None
+    assert what in accepted.message
+    assert accepted.message.endswith(why)
+    assert [record for record in caplog.records if why in record.getMessage()]
+
+
+async def test_of_many_changed_fields_three_are_named() -> None:
+    played = await served()
+    played.apply(**{f"spec.training.{name}": 1 for name in ("seed", "batchSize", "epochs", "maxSteps")})
+    await played.rest()
+    accepted = played.condition("Accepted")
+    assert accepted is not None
+    assert accepted.message.count("spec.training.") == 3
+    assert "and 1 more changed" in accepted.message
+
+
+async def test_a_new_run_of_the_same_spec_names_its_annotation() -> None:
+    played = await served()
+    played.cluster.edit(
+        "FineTuneJob", world.NAME, lambda raw: raw["metadata"].update(annotations={"finetune.dev/run": "2"})
+    )
+    await played.rest()
+    assert [text for *_, text in played.cluster.events if "annotation finetune.dev/run changed" in text]
+
+
+async def test_a_stage_that_is_tried_again_after_an_edit_says_so() -> None:
+    played = start({"train": [Ends(3, world.refusal(Stage.TRAIN, Reason.TRAINER_OUT_OF_MEMORY))] * 2})
+    await played.rest()
+    assert played.phase == Phase.FAILED
+    played.apply(**{"spec.resources.requests.memory": "64Gi"})
+    await played.rest()
+    assert any(
+        "train is tried again: spec.resources.requests.memory changed" in text for *_, text in played.cluster.events
+    )

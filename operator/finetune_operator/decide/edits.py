@@ -44,13 +44,16 @@ def the_spec_asks_for_other_work(world: World) -> Verdict | None:
         stale = another_judgement(world) or another_release(world)
         stale += train_after_all(world)
         stale += NOTHING if Condition.FAILED in stale.forgets else another_try(world)
-    text = f"revision {world.wanted.revision} of base model {world.base_model.name}"
     return Verdict(
         forgets=stale.forgets,
         edits={**stale.edits, **record},
-        says=(Say(Condition.ACCEPTED, "True", Reason.ACCEPTED, f"{stale.news}: {text}" if stale.news else text),),
+        says=(Say(Condition.ACCEPTED, "True", Reason.ACCEPTED, stale.news or _subject(world)),),
         proceed=True,
     )
+
+
+def _subject(world: World) -> str:
+    return f"revision {world.wanted.revision} of base model {world.base_model.name}"
 
 
 def recorded(world: World) -> dict[str, Any]:
@@ -72,7 +75,8 @@ def another_revision(world: World) -> Stale:
     forgotten = dict.fromkeys(
         ("micro_batch_scale", "preflight", "baseline", "progress", "checkpoint", "artifacts", "evaluation")
     )
-    news = since("new revision", world.wanted.why(revision.TRAINING))
+    why = world.wanted.why(revision.TRAINING)
+    news = f"new {_subject(world)}: {why}" if why else ""
     return begin_again(world) + Stale(STAGES, superseded | forgotten, news)
 
 
@@ -81,7 +85,7 @@ def another_judgement(world: World) -> Stale | None:
     old = world.state
     if old.evaluation_hash == world.wanted.evaluation_hash:
         return None
-    news = since("new evaluation", world.wanted.why(revision.EVALUATION))
+    news = f"{_subject(world)} is evaluated again: {world.wanted.why(revision.EVALUATION)}"
     stale = Stale((Condition.EVALUATED, Condition.DEPLOYED), {"evaluation": None}, news)
     if old.stage == Stage.BASELINE:
         stale += Stale((Condition.BASELINE_MEASURED,), {"baseline": None})
@@ -96,7 +100,8 @@ def another_release(world: World) -> Stale:
     if old.release == release:
         return NOTHING
     why = world.wanted.why(revision.RELEASE) or "spec.deployment.enabled changed"
-    stale = Stale((Condition.DEPLOYED,), news=since("new release" if release else "no release any more", why))
+    follows = f"is served by a new release, {release}" if release else "is not served any more"
+    stale = Stale((Condition.DEPLOYED,), news=f"{_subject(world)} {follows}: {why}")
     if old.stage == Stage.VERIFY or world.true(Condition.COMPLETE):
         stale += begin_again(world)
     return stale
@@ -137,8 +142,6 @@ def another_try(world: World) -> Stale:
     if not why:
         return NOTHING
     once_more = {"stage": stage, "attempt": world.attempt + 1, "failed_attempts": 0, "micro_batch_scale": None}
-    return begin_again(world) + Stale((conditions.STAGE_CONDITIONS[stage],), once_more, since(f"{stage} again", why))
-
-
-def since(news: str, why: str) -> str:
-    return f"{news}, since {why}" if why else ""
+    return begin_again(world) + Stale(
+        (conditions.STAGE_CONDITIONS[stage],), once_more, f"{_subject(world)}: {stage} is tried again: {why}"
+    )

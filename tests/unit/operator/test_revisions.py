@@ -1,6 +1,7 @@
 """Which edit means which work, and what never counts as an edit."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -311,3 +312,10 @@ def test_a_resolved_base_model_stays_while_the_training_section_does() -> None:
     assert kept.resolved["baseModel"]["source"] == "hf://old/one"
     edited = revisions.want(spec(**{"training.seed": 1}), "", old)
     assert "baseModel" not in edited.resolved, "a new revision takes the catalogue as it is then"
+
+
+@pytest.mark.parametrize("edit", [one for one in TRAINS + EVALUATES + RELEASES + SURROUNDS + CHECKS if len(one) == 1])
+def test_a_change_is_named_by_its_field_in_the_manifest(edit: dict[str, Any]) -> None:
+    (field,) = edit
+    wanted = revisions.want(spec(**edit), "", record())
+    assert wanted.why(*wanted.changed).startswith(f"spec.{field}")
