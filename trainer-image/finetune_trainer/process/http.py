@@ -21,7 +21,7 @@ from finetune_trainer.process import errors, secrets
 CONNECT_SECONDS = 10.0
 
 TRANSIENT = frozenset({408, 409, 425, 429})
-"""Statuses that pass by themselves, besides all from 500."""
+"""Statuses that are transient, besides all from 500."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between tries; doubled each time, and up to half of them taken off at random so that clients do not come together."""
@@ -104,22 +104,22 @@ def _content(answer: httpx.Response, read: bytes) -> Any:
         content = None
     if status >= 300:
         transient = status >= 500 or status in TRANSIENT
-        message = f"HTTP {status}{_said(status, content)}"
+        message = f"HTTP {status}{_refusal(status, content)}"
         raise Failed(status, message, transient=transient, after=_retry_after(answer.headers.get("Retry-After", "")))
     if content is None:
         raise Failed(status, "the answer is not JSON")
     return content
 
 
-def _said(status: int, content: Any) -> str:
+def _refusal(status: int, content: Any) -> str:
     """What an API says of its refusal, in a few words; nothing of a page that is no such answer."""
     if status < 400:
         return ": it redirects, which is not followed"
     if not isinstance(content, dict):
         return ""
-    said = content.get("error", content.get("detail", content.get("message")))
-    said = said.get("message") if isinstance(said, dict) else said
-    return f": {secrets.redact(' '.join(said.split()))[:400]}" if isinstance(said, str) else ""
+    message = content.get("error", content.get("detail", content.get("message")))
+    message = message.get("message") if isinstance(message, dict) else message
+    return f": {secrets.redact(' '.join(message.split()))[:400]}" if isinstance(message, str) else ""
 
 
 def _retry_after(header: str) -> float:

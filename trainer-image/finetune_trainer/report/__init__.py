@@ -2,7 +2,7 @@
 
 document     the page: templates/page.html.j2 and what it includes, through Jinja2, which escapes all that it is given
 judgement    what the results say about fine-tuning, in words: the verdict, five reasons for it, two against
-scores       rows of the tables with intervals: candidates, gains, the judge's verdicts
+scores       rows of the tables with intervals: contenders, gains, the judge's verdicts
 benchmarks   rows of the table of public benchmarks
 parts        losses, tokens, findings in the data, facts
 samples      which answers are shown, and which kind each is

@@ -40,6 +40,6 @@ def environment() -> jinja2.Environment:
     )
     modules = (benchmarks, drawings, evaluation, judgement, parts, reading, samples, scores, words)
     made.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}
-    made.globals |= {"Candidate": job.Contender, "Mark": judgement.Mark, "rules": checks.BY_ID}
+    made.globals |= {"Contender": job.Contender, "Mark": judgement.Mark, "rules": checks.BY_ID}
     made.filters |= {"capital": words.capital, "count": words.count, "name": words.name}
     return made

@@ -104,15 +104,15 @@ def curves(steps: Sequence[Point], checks: Sequence[Point]) -> Curves | None:
     frame = Frame(max(max(step for step, _ in known), 1.0), losses[-1])
     whole = [tick for tick in _ticks(frame.last) if tick <= frame.last and tick == int(tick)]
     lowest = min(checks, key=lambda point: point[1], default=None)
-    return Curves(frame, losses, whole, thinned(steps), list(checks), lowest, _told(steps, checks))
+    return Curves(frame, losses, whole, thinned(steps), list(checks), lowest, _label(steps, checks))
 
 
-def _told(steps: Sequence[Point], checks: Sequence[Point]) -> str:
-    said = []
+def _label(steps: Sequence[Point], checks: Sequence[Point]) -> str:
+    parts = []
     for name, points in (("Training", steps), ("Validation", checks)):
         if points:
-            said.append(f"{name} loss from {points[0][1]:.3f} to {points[-1][1]:.3f} at step {points[-1][0]:g}")
-    return ". ".join(said)
+            parts.append(f"{name} loss from {points[0][1]:.3f} to {points[-1][1]:.3f} at step {points[-1][0]:g}")
+    return ". ".join(parts)
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
