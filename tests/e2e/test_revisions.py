@@ -49,7 +49,7 @@ def probe(site: Site) -> None:
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 0,
         # A rollout is on trial, not the patience of a resolver: a name server that a busy machine keeps waiting is
-        # asked up to five times. A name that is not there, or leads nowhere, still is a failed request.
+        # asked up to five times. A name that is not there, or refers to nothing, still is a failed request.
         "dnsConfig": {"options": [{"name": "attempts", "value": "5"}]},
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],

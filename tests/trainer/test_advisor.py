@@ -178,7 +178,7 @@ def test_a_gpu_is_known_by_the_words_of_its_type(name: str | None, tera: float |
 def eight_billion(**training: Any) -> workload.Workload:
     settings = job.Training.model_validate({"maxSteps": 100, "batchSize": 16} | training)
     device = workload.Device("cuda")
-    return workload.Workload(architecture.Shape(LLAMA), settings, workload.Examples.alike(1024, 16), device)
+    return workload.Workload(architecture.Shape(LLAMA), settings, workload.Examples.of_one_kind(1024, 16), device)
 
 
 def operations(wanted: workload.Workload, *, checkpointing: bool = False) -> float:

@@ -66,7 +66,7 @@ def test_a_template_without_a_system_turn_gets_its_text_before_the_first_questio
 def test_different_answers_are_shown_first(base: pathlib.Path, world: World) -> None:
     spec = world()
     encoder = answers.tokens.load(base, spec.training)
-    rows = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(40))]
+    rows = [dataset.from_record({"source": str(n), **row}) for n, row in enumerate(tiny.examples(40))]
     chosen = contenders.few(rows, 2, None, 3, room=1000, encoder=encoder)
     assert len({example.answer for example in chosen}) == 2
     assert chosen == contenders.few(rows, 2, None, 3, room=1000, encoder=encoder), "by the seed"
@@ -76,7 +76,7 @@ def test_different_answers_are_shown_first(base: pathlib.Path, world: World) -> 
 
 def test_examples_with_tools_are_not_shown_and_get_none_shown(base: pathlib.Path, world: World) -> None:
     encoder = answers.tokens.load(base, world().training)
-    plain = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
+    plain = [dataset.from_record({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
     calling = [dataset.example(row, job.Format.CHAT, str(n)) for n, row in enumerate(tiny.calling(9))]
     chosen = contenders.few([*calling, *plain], 18, None, 3, room=9000, encoder=encoder)
     assert {one.source for one in chosen} == {one.source for one in plain}
@@ -221,8 +221,8 @@ def test_losses_are_those_of_transformers_whatever_examples_share(base: pathlib.
     spec = world(training={"precision": "Float32"})
     plain = model.load(base, job.Precision.FLOAT32, torch.device("cpu"))
     encoder = answers.tokens.load(base, spec.training)
-    rows = [dataset.thaw({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
-    rows.append(dataset.thaw({"source": "t", "text": "Thank you for 678, it is great!"}))
+    rows = [dataset.from_record({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
+    rows.append(dataset.from_record({"source": "t", "text": "Thank you for 678, it is great!"}))
     script = contenders.Script(job.Prompt(), tuple(rows[:2]))
     asked = answers.ModelRunner(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
     encoded = [encoder.answered(script.ask(example, FEW)) for example in rows]

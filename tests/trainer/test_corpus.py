@@ -362,6 +362,6 @@ def test_pairs_and_other_examples_do_not_mix(world: World, tmp_path: pathlib.Pat
     (tmp_path / "chats.jsonl").write_text(tiny.jsonl(tiny.examples(2)))
     first, second = (f"file://{tmp_path}/{name}.jsonl" for name in ("pairs", "chats"))
     changes = {"train": [first, second]} if part == "train" else {"train": [first], "test": {"uris": [second]}}
-    with pytest.raises(errors.Failure, match=r"chats.jsonl:1: .*a dataset holds only pairs or none") as caught:
+    with pytest.raises(errors.Failure, match=r"chats.jsonl:1: .*a dataset has only pairs, or none") as caught:
         preflight.preflight(world(dataset=changes))
     assert caught.value.reason is reasons.Reason.DATASET_INVALID

@@ -204,7 +204,7 @@ def test_errors_name_file_and_line(tmp_path: pathlib.Path) -> None:
         (
             b'{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}, '
             b'{"role": "assistant", "content": "x"}]}',
-            "turn 2 of the chat is of the role user, expected assistant",
+            "turn 2 of the chat has the role user, expected assistant",
         ),
         (b'{"messages": "\xff"}', "not UTF-8: byte 0xff"),
     ],

@@ -129,7 +129,7 @@ def test_calls_match_in_any_order_and_each_as_often_as_expected(
         return tuple(toolcalls.Call(name, '{"city": 1}') for name in names)
 
     assert TOOLS is not None
-    found = toolcalls.judged(toolcalls.Reply("", calls(made)), calls(expected), TOOLS)
+    found = toolcalls.score(toolcalls.Reply("", calls(made)), calls(expected), TOOLS)
     assert (found.match, found.valid) == (match, valid)
 
 
@@ -150,9 +150,11 @@ def test_arguments_are_equal_as_json_is(one: str, other: str, same: bool) -> Non
 def test_a_broken_reply_is_neither_a_match_nor_valid() -> None:
     assert TOOLS is not None
     call = toolcalls.Call("time", "{}")
-    assert toolcalls.judged(toolcalls.Reply("", (call,), broken=True), [call], TOOLS) == toolcalls.Judged(False, False)
+    assert toolcalls.score(toolcalls.Reply("", (call,), broken=True), [call], TOOLS) == toolcalls.CallScore(
+        False, False
+    )
     bad = toolcalls.Call("weather", "{}")
-    assert toolcalls.judged(toolcalls.Reply("", (bad,)), [bad], TOOLS) == toolcalls.Judged(True, False)
+    assert toolcalls.score(toolcalls.Reply("", (bad,)), [bad], TOOLS) == toolcalls.CallScore(True, False)
 
 
 def test_what_is_nested_without_end_is_no_call() -> None:

@@ -159,7 +159,7 @@ def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, le
     shape = architecture.of(tuned.config.to_dict())
     assert shape is not None
     training = job.Training(lora=job.LoRA(rank=8), batch_size=count)
-    one = workload.Workload(shape, training, workload.Examples.alike(length, count), workload.Device("cpu", 4))
+    one = workload.Workload(shape, training, workload.Examples.of_one_kind(length, count), workload.Device("cpu", 4))
     found = memory.memory(one, length * count, checkpointing=checkpointing)
     held: dict[str, int] = {}
     for name, buffer in motor._inner.memory._held.items():

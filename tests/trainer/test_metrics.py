@@ -88,7 +88,7 @@ def test_answers_are_held_against_the_schema() -> None:
     [
         ({"type": "strin"}, "'strin' is not valid"),
         ({"$ref": "http://127.0.0.1/schema.json"}, "leads to another document"),
-        ({"$ref": "#/$defs/none"}, "leads nowhere"),
+        ({"$ref": "#/$defs/none"}, "refers to nothing"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused(schema: dict[str, Any], said: str) -> None:
@@ -108,9 +108,9 @@ def test_lengths_are_compared() -> None:
 
 def test_calls_are_measured_where_there_are_tools_and_held_against_no_schema_of_answers() -> None:
     right, wrong, silent = (
-        toolcalls.Judged(match=True, valid=True),
-        toolcalls.Judged(match=False, valid=False),
-        toolcalls.Judged(match=True, valid=None),
+        toolcalls.CallScore(match=True, valid=True),
+        toolcalls.CallScore(match=False, valid=False),
+        toolcalls.CallScore(match=True, valid=None),
     )
     answers = [
         metrics.Answer('{"name": "a", "arguments": {}}', '{"name": "a", "arguments": {}}', 1.0, 2, called=right),

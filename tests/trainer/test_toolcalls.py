@@ -88,15 +88,15 @@ def called(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "value, words",
     [
-        (row(ASKED, CALLED, tools=None), "messages[1] calls 'refund', and the row has no 'tools'"),
-        (row(ASKED, called(name="gift")), "messages[1] calls 'gift', which is none of the tools (refund, thank)"),
-        (row(ASKED, called(name="refund", arguments='{"item": ')), "[0] calls 'refund' with arguments that are no JSON:"),
+        (row(ASKED, CALLED, tools=None), "messages[1] calls 'refund', but the row has no 'tools'"),
+        (row(ASKED, called(name="gift")), "messages[1] calls 'gift', which is not one of the tools (refund, thank)"),
+        (row(ASKED, called(name="refund", arguments='{"item": ')), "[0] calls 'refund' with arguments that are not JSON:"),
         (row(ASKED, called(name="refund", arguments='{"item": NaN}')), "arguments that are no JSON: NaN"),
         (row(ASKED, called(name="refund", arguments="[1]")), "arguments that are no JSON object"),
         (row(ASKED, called(arguments="{}")), "messages[1].tool_calls[0] is no call"),
         (row(ASKED, changed(CALLED, tool_calls={})  | {"tool_calls": "x"}), "must be a list of calls"),
-        (row(ASKED, RESULT, SAID), "turn 2 of the chat is of the role tool, and no call is before it"),
-        (row(ASKED, SAID, RESULT, SAID), "turn 3 of the chat is of the role tool, and no call is before it"),
+        (row(ASKED, RESULT, SAID), "turn 2 of the chat has the role tool, but there is no call before it"),
+        (row(ASKED, SAID, RESULT, SAID), "turn 3 of the chat has the role tool, but there is no call before it"),
         (row(ASKED, CALLED, changed(RESULT, tool_call_id="y"), SAID), "messages[2] is a result with the tool_call_id 'y', which"),
         (row(ASKED, CALLED, changed(RESULT, tool_call_id=..., name="thank"), SAID), "a result of 'thank', which belongs to no"),
         (row(ASKED, CALLED, RESULT, RESULT, SAID), "messages[3] is a result with the tool_call_id 'call_x', which belongs"),
@@ -107,9 +107,9 @@ def called(**fields: Any) -> dict[str, Any]:
         ),
         (row(ASKED, changed(CALLED, tool_calls=CALLED["tool_calls"] * 2)), "two calls with the same id"),
         (row(changed(ASKED, tool_calls=CALLED["tool_calls"]), SAID), "only the assistant may"),
-        (row(ASKED, SAID, tools=[{"name": "thank"}]), "tools[0] is no function as OpenAI's API has it"),
+        (row(ASKED, SAID, tools=[{"name": "thank"}]), "tools[0] is not a function of OpenAI's API"),
         (row(ASKED, SAID, tools=[tiny.tool("a"), tiny.tool("a")]), "2 functions of the name 'a'"),
-        (row(ASKED, SAID, tools="["), "'tools' is text that is no JSON list"),
+        (row(ASKED, SAID, tools="["), "'tools' is text that is not a JSON list"),
         (row(ASKED, SAID, functions=[{"name": "thank"}]), "older form"),
     ],
 )  # fmt: skip
@@ -125,7 +125,7 @@ def test_what_does_not_belong_together_is_a_finding_of_its_own(value: Any, words
     [
         ((ASKED, CALLED, ASKED, SAID), "expected tool: a call is followed by its result"),
         ((ASKED, CALLED, RESULT, ASKED, SAID), "expected tool or assistant: a call is followed by its result"),
-        ((ASKED, CALLED, RESULT), "the last turn is of the role tool"),
+        ((ASKED, CALLED, RESULT), "the last turn has the role tool"),
     ],
 )
 def test_results_stand_between_a_call_and_the_next_answer(turns: Any, words: str) -> None:
@@ -235,8 +235,8 @@ def test_short_ids_stay_as_they_are() -> None:
     "template, what",
     [
         (tiny.CHAT_TEMPLATE, "tools"),
-        ("{{ tools | tojson }}" + tiny.CHAT_TEMPLATE, "calls of tools"),
-        (tiny.TOOL_TEMPLATE.replace("{{ message['content'] }}", ""), "results of tools"),
+        ("{{ tools | tojson }}" + tiny.CHAT_TEMPLATE, "tool calls"),
+        (tiny.TOOL_TEMPLATE.replace("{{ message['content'] }}", ""), "tool results"),
     ],
 )
 def test_a_template_that_leaves_tools_out_is_refused_and_says_what_to_do(template: str, what: str) -> None:
@@ -370,5 +370,5 @@ def test_findings_name_the_line_and_drop_leaves_it_out(world: World, calling_bas
 
 
 def test_a_model_without_tools_is_refused_before_training(world: World) -> None:
-    with pytest.raises(errors.Failure, match=r"train\.jsonl:1: the model's chat template knows no tools"):
+    with pytest.raises(errors.Failure, match=r"train\.jsonl:1: the model's chat template does not render tools"):
         preflight.preflight(world(tiny.calling(30)))

@@ -55,5 +55,5 @@ def _alike(parts: list[Array], *, weighted: bool) -> Array:
     table = table[:, there > 0]
     both = (table * weights[there > 0]) @ table.T
     own = np.diag(both)
-    alike: Array = both >= ALIKE * (own[:, None] + own[None, :] - both) - 1e-4
-    return alike
+    of_one_kind: Array = both >= ALIKE * (own[:, None] + own[None, :] - both) - 1e-4
+    return of_one_kind

@@ -1,14 +1,14 @@
 """Data: from files to rows, to examples, to token ids. No torch.
 
     rows       raw rows of JSONL, JSON, CSV and Parquet files, one at a time, plain or compressed
-    dataset    examples: what rows mean, and the frozen split in storage
-    toolcalls  tools and calls of them, as rows and requests have them
-    dialects   the dialects in which models write calls of tools, read back from what a model generated
-    values     JSON values: read strictly, compared as JSON compares them, held against JSON Schemas
+    dataset    examples: the meaning of rows, and the frozen split in storage
+    toolcalls  tools and tool calls, as rows and requests have them
+    dialects   the dialects in which models write tool calls, and their parsers
+    values     JSON values: parsed strictly, compared by JSON's rules, checked against JSON Schemas
     split      train, validation and test, by groups of examples that share a prompt
     tokens     examples as token ids, and which of them are learned
     spans      texts as token ids, many at once, and where in them their prompts end
-    corpus     a split as token ids in memory-mapped files: what training reads
+    corpus     a split as token ids in memory-mapped files: the input of training
 
 file -> rows -> dataset -> split -> tokens, spans -> corpus
 """

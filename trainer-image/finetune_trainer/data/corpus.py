@@ -1,7 +1,7 @@
-"""A split as token ids in memory-mapped files: what training reads, also when it is larger than memory.
+"""A split as token ids in memory-mapped files: the input of training, which may be larger than memory.
 
 preflight, which encodes every example anyway, writes the training and validation splits next to their frozen text; train
-takes them from there, and encodes the text itself only where tokenizer, settings or versions are not those of preflight.
+takes them from there, and encodes the text again only where tokenizer, settings or versions differ from preflight's.
 A corpus is complete when it has its corpus.json, which is written last.
 """
 
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 INFO = "corpus.json"
 
 DRAWS = 8
-"""Steps that are drawn to see how much their examples share."""
+"""Steps drawn at random to estimate how much their examples share."""
 
 SHARED = 8
 """Tokens that a shared beginning has at least, as in `prefix_tree`."""
@@ -47,11 +47,11 @@ class Corpus:
     """bool: whether each of them is learned."""
     starts: Array
     ends: Array
-    """int64 [rows]: where a row lies in them."""
+    """int64 [rows]: where each row begins and ends in them."""
     trainable: Array
     """int32 [rows]: how many tokens of a row are learned; its first one is never predicted."""
     truncated: Array
-    """bool [rows]: whether a row was cut at the longest length."""
+    """bool [rows]: whether a row was cut at the maximum length."""
     pairs: bool = False
 
     def __len__(self) -> int:
@@ -89,13 +89,13 @@ class Corpus:
         return dataclasses.replace(self, **parts)
 
     def taught(self) -> "Corpus":
-        """The examples that teach something: with a learned token, of a pair in both rows."""
+        """The examples to learn from: those with a learned token, of a pair in both rows."""
         teaching = self.teaching
         return self if teaching.all() else self.select(np.flatnonzero(teaching))
 
     @property
     def teaching(self) -> Array:
-        """bool [examples]: whether an example teaches something."""
+        """bool [examples]: whether an example has something to learn."""
         found: Array = np.min((self.trainable > 0).reshape(-1, 2 if self.pairs else 1), axis=1)
         return found
 
@@ -120,7 +120,7 @@ def _common(one: Array, other: Array) -> int:
 
 
 class Writer:
-    """Writes a corpus row by row. Nothing but a few numbers of each row is held in memory."""
+    """Writes a corpus row by row. Only a few numbers of each row are held in memory."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,8 @@ class Writer:
         return sum(self._lengths)
 
     def finish(self, key: str, *, pairs: bool, template: str | None) -> Corpus:
-        """Completes the folder. `key`: what it was made of; `template`: the chat template, kept for those without a tokenizer."""
+        """Completes the folder. `key`: what it was made from; `template`: the chat template, stored for readers without a
+        tokenizer."""
         self._ids.close()
         self._learned.close()
         ends = np.cumsum(np.array(self._lengths, dtype=np.int64), dtype=np.int64)
@@ -190,7 +191,7 @@ def hashes(folder: pathlib.Path) -> dict[str, str]:
 def encode(
     found: Iterable[dataset.Example | rows.Bad], encoder: tokens.Encoder
 ) -> Iterator[tuple[dataset.Example, tokens.Details] | rows.Bad]:
-    """Each example with its tokens, many at once, in the order they came; Bad where the template refuses one."""
+    """Each example with its tokens, many at once, in their order; Bad where the template refuses one."""
     waiting: list[dataset.Example | rows.Bad] = []
     characters = 0
     for one in found:
@@ -216,12 +217,12 @@ def _encoded(
 
 
 def key(split_sha256: str, identity: str) -> str:
-    """What a corpus is made of, as a hash: a split's text and how it is encoded."""
+    """What a corpus is made from, as a hash: a split's text and how it is encoded."""
     return hashlib.sha256(f"{split_sha256} {identity}".encode()).hexdigest()
 
 
 def build(split: pathlib.Path, encoder: tokens.Encoder, cache: pathlib.Path) -> Corpus:
-    """A file of the frozen split as a corpus below `cache`, from there when it was made before and is undamaged.
+    """A file of the frozen split as a corpus below `cache`; read from there if it exists and is undamaged.
 
     Raises Failure(DatasetInvalid) when the chat template refuses an example.
     """
@@ -247,7 +248,7 @@ def build(split: pathlib.Path, encoder: tokens.Encoder, cache: pathlib.Path) -> 
 
 
 def intact(folder: pathlib.Path, made_of: str) -> bool:
-    """Whether a complete corpus of this key lies there, every file as it was written."""
+    """Whether the folder has a complete, undamaged corpus of this key."""
     try:
         found = info(folder)
         return bool(found["key"] == made_of and found["files"] == hashes(folder))
@@ -267,7 +268,7 @@ class Splits:
     template: str | None
     """The chat template that the examples were rendered with."""
     sha256: str
-    """Stands for the frozen split as a whole."""
+    """Identifies the frozen split as a whole."""
 
 
 def write(data: pathlib.Path, name: str, source: Corpus, encoder: tokens.Encoder) -> None:
@@ -280,7 +281,7 @@ def write(data: pathlib.Path, name: str, source: Corpus, encoder: tokens.Encoder
 
 
 def load(store: storage.Storage, uri: str, base: pathlib.Path, training: job.Training) -> Splits:
-    """The training and validation examples of a frozen split that teach something. Raises Failure.
+    """The training and validation examples of a frozen split that have something to learn. Raises Failure.
 
     uri: the folder that preflight wrote; base: the local folder of the base model.
     """
@@ -308,7 +309,7 @@ def load(store: storage.Storage, uri: str, base: pathlib.Path, training: job.Tra
         parts = {name: read(local / "corpus" / name) for name in names}
         template = info(local / "corpus" / "train")["template"]
     else:
-        log.info("encoding the examples anew: tokenizer, settings or versions are not those of preflight")
+        log.info("encoding the examples again: tokenizer, settings or versions differ from preflight's")
         encoder = tokens.load(base, training)
         parts = {name: build(local / f"{name}.jsonl", encoder, machine.work() / "corpus") for name in names}
         template = encoder.tokenizer.chat_template

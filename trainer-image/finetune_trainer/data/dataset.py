@@ -1,7 +1,7 @@
-"""Examples: what the rows of the data files mean, which split they belong to, and the frozen split in storage.
+"""Examples: the rows of the data files by meaning, the split that they belong to, and the frozen split in storage.
 
 preflight reads the users' files, checks every row and freezes the split; train and evaluate read only the frozen files,
-so that all attempts and stages see the same examples, whatever happens to the users' files meanwhile.
+so that all attempts and stages see the same examples, even if the users' files change meanwhile.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ SPLITS = ("train", "validation", "test")
 ROLES = ("system", "user", "assistant", "tool")
 
 ORDER = "roleOrder"
-"""The data check of turns that do not follow one another as they should."""
+"""The data check for turns in the wrong order."""
 
 TOOLS = "toolCalls"
-"""The data check of tools, calls and results that do not belong together."""
+"""The data check for tools, calls and results that do not match."""
 
 EXPECTED = {
     job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
@@ -42,7 +42,7 @@ FIELDS = {
 
 
 class Wrong(ValueError):
-    """A row that is no example; the message says what was seen and expected. `rule`: the data check that it breaks."""
+    """A row that is not an example; the message says what was found and expected. `rule`: the data check that it breaks."""
 
     def __init__(self, message: str, rule: str = "schema") -> None:
         super().__init__(message)
@@ -57,25 +57,25 @@ class Message:
     content: str
     learned: bool = True
     calls: tuple[toolcalls.Call, ...] = ()
-    """Of the assistant: the tools that it calls after what it says."""
+    """Of the assistant: the tools that it calls after its text."""
     call: str = ""
     """Of a tool: the id of the call that this is the result of."""
     name: str = ""
-    """Of a tool: its name, where the data say it."""
+    """Of a tool: its name, where the data have it."""
 
     @property
     def text(self) -> str:
-        """What is said and what is called, as one text."""
+        """Content and calls as one text."""
         return toolcalls.written(self.content, self.calls)
 
     @property
     def key(self) -> list[Any]:
-        """Equal for turns that say and call the same; ids of calls are nothing but names."""
-        said: list[Any] = [self.role, self.content.strip()]
-        return [*said, [call.key for call in self.calls]] if self.calls else said
+        """Equal for turns of the same content and calls; the calls' ids do not count."""
+        parts: list[Any] = [self.role, self.content.strip()]
+        return [*parts, [call.key for call in self.calls]] if self.calls else parts
 
     def wire(self, *, opened: bool = False) -> dict[str, Any]:
-        """As OpenAI's API has it; `opened`: as chat templates want it, see `toolcalls.Call.wire`."""
+        """As OpenAI's API has it; `opened`: as chat templates need it, see `toolcalls.Call.wire`."""
         made: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.calls:
             made["tool_calls"] = [call.wire(opened=opened) for call in self.calls]
@@ -88,7 +88,7 @@ class Message:
 class Example:
     """Either a chat that ends with an answer, or plain text. `source` is the place it came from, `uri:line`.
 
-    Of a preference pair the chat ends with the chosen answer; `rejected` is the answer to the same prompt that is worse.
+    Of a preference pair the chat ends with the chosen answer; `rejected` is the worse answer to the same prompt.
     """
 
     source: str
@@ -115,7 +115,7 @@ class Example:
         return sum(len(turn.text) for turn in self.messages) + sum(len(one or "") for one in others)
 
     def sides(self) -> tuple["Example", ...]:
-        """The example as chats with one last answer each: itself, or of a preference pair the chosen and the rejected one."""
+        """The example as chats that end with one answer each: itself, or a preference pair's chosen and rejected chat."""
         if self.rejected is None:
             return (self,)
         chosen = dataclasses.replace(self, rejected=None)
@@ -137,8 +137,8 @@ class Example:
                 yield self._key(self.messages[:index])
 
     def _key(self, turns: Sequence[Message]) -> int:
-        said = [turn.key for turn in turns]
-        return digest(said if self.tools is None else ["tools", self.tools, said])
+        parts = [turn.key for turn in turns]
+        return digest(parts if self.tools is None else ["tools", self.tools, parts])
 
     def line(self) -> str:
         """The example as a line of the frozen split."""
@@ -155,13 +155,13 @@ class Example:
 
 
 def digest(value: Any) -> int:
-    """64 bits that depend on the value alone: not on the process, not on the order of the rows."""
+    """64 bits that depend only on the value, not on the process or on the order of the rows."""
     data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def detect(value: Any) -> job.Format:
-    """The format that a row's fields tell. Raises Wrong."""
+    """The format, by a row's fields. Raises Wrong."""
     if not isinstance(value, dict):
         raise Wrong(f"expected a JSON object, found {_name(value)}")
     for kind, fields in FIELDS.items():
@@ -206,22 +206,22 @@ def example(value: Any, kind: job.Format, source: str) -> Example:
 def _preference(value: dict[str, Any], source: str) -> Example:
     """A preference pair in any of the forms that TRL documents: texts, messages, or whole chats that differ at their end."""
     chosen, rejected, prompt = (_side(value.get(field), field) for field in ("chosen", "rejected", "prompt"))
-    given = [turn for side in (chosen, rejected, prompt) if isinstance(side, tuple) for turn in side]
-    if value.get("tools") or any(turn.calls or turn.role == "tool" for turn in given):
+    turns_ = [turn for side in (chosen, rejected, prompt) if isinstance(side, tuple) for turn in side]
+    if value.get("tools") or any(turn.calls or turn.role == "tool" for turn in turns_):
         raise Wrong("tools are not supported in preference pairs; write the chosen chat as a row of messages", TOOLS)
     if isinstance(chosen, tuple) and isinstance(rejected, tuple):
-        asked = _asked(prompt, chosen, rejected)
-        better, worse = _ending(asked, chosen, "chosen"), _ending(asked, rejected, "rejected")
+        prompt_turns = _prompt_turns(prompt, chosen, rejected)
+        better, worse = _ending(prompt_turns, chosen, "chosen"), _ending(prompt_turns, rejected, "rejected")
     elif isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             raise Wrong(
                 "'chosen' and 'rejected' are texts without a prompt; expected " + EXPECTED[job.Format.PREFERENCE]
             )
-        asked = (Message("user", prompt, learned=False),) if isinstance(prompt, str) else prompt
+        prompt_turns = (Message("user", prompt, learned=False),) if isinstance(prompt, str) else prompt
         better, worse = chosen, rejected
     else:
-        raise Wrong("'chosen' and 'rejected' must be of one kind: both texts, or both lists of messages")
-    turns = (*asked, Message("assistant", better))
+        raise Wrong("'chosen' and 'rejected' must be of the same kind: both texts, or both lists of messages")
+    turns = (*prompt_turns, Message("assistant", better))
     _check(turns)
     if better == worse:
         raise Wrong("'chosen' and 'rejected' are the same answer, so that there is nothing to prefer")
@@ -237,19 +237,19 @@ def _side(value: Any, field: str) -> str | tuple[Message, ...] | None:
     return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, field))
 
 
-def _ending(asked: tuple[Message, ...], side: tuple[Message, ...], field: str) -> str:
+def _ending(prompt_turns: tuple[Message, ...], side: tuple[Message, ...], field: str) -> str:
     """The one answer that follows the prompt, which the side may repeat."""
-    rest = side[len(asked) :] if side[: len(asked)] == asked else side
+    rest = side[len(prompt_turns) :] if side[: len(prompt_turns)] == prompt_turns else side
     if len(rest) != 1 or rest[0].role != "assistant":
         roles = ", ".join(turn.role for turn in rest) or "nothing"
         raise Wrong(f"after the shared prompt '{field}' must be one answer of the assistant, found {roles}")
     return rest[0].content
 
 
-def _asked(
+def _prompt_turns(
     prompt: str | tuple[Message, ...] | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[Message, ...]:
-    """The turns of the prompt: given as turns, or a text before single answers, or what both chats begin with."""
+    """The turns of the prompt: the field's own, or its text before single answers, or the turns that both chats begin with."""
     if isinstance(prompt, tuple):
         return prompt
     if isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
@@ -258,10 +258,10 @@ def _asked(
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     if not shared:
-        raise Wrong("'chosen' and 'rejected' have no turn in common at their beginning; add the field 'prompt'")
+        raise Wrong("'chosen' and 'rejected' do not begin with a common turn; add the field 'prompt'")
     if isinstance(prompt, str) and all(turn.content.strip() != prompt.strip() for turn in chosen[:shared]):
         raise Wrong(
-            "the text 'prompt' is none of the turns that 'chosen' and 'rejected' begin with; remove or correct it"
+            "the text 'prompt' is not one of the turns that 'chosen' and 'rejected' begin with; remove or correct it"
         )
     return chosen[:shared]
 
@@ -283,7 +283,7 @@ def _turns(value: Any, field: str) -> tuple[Message, ...]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise Wrong(f"'{field}' is text that is no JSON list: {error}") from None
+            raise Wrong(f"'{field}' is text that is not a JSON list: {error}") from None
     if not isinstance(value, list) or not value:
         raise Wrong(f"'{field}' must be a list of {{role, content}}, found {_name(value)}")
     return tuple(_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
@@ -301,7 +301,7 @@ def _turn(value: Any, place: str) -> Message:
     except toolcalls.Unusable as wrong:
         raise Wrong(str(wrong), TOOLS) from None
     if calls and role != "assistant":
-        raise Wrong(f"{place} is of the role {role} and calls tools; only the assistant may", TOOLS)
+        raise Wrong(f"{place} has the role {role} and calls tools; only the assistant may", TOOLS)
     content = value.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
@@ -322,9 +322,7 @@ def _word(value: dict[str, Any], field: str) -> str:
 
 def _check(turns: tuple[Message, ...]) -> None:
     if turns[-1].role != "assistant":
-        raise Wrong(
-            f"the last turn is of the role {turns[-1].role}; an example ends with the assistant's answer", ORDER
-        )
+        raise Wrong(f"the last turn has the role {turns[-1].role}; an example ends with the assistant's answer", ORDER)
     if not any(turn.role == "user" for turn in turns):
         raise Wrong("there is no turn of the user before the answer", ORDER)
     if any(turn.role == "system" for turn in turns[1:]):
@@ -332,9 +330,9 @@ def _check(turns: tuple[Message, ...]) -> None:
     chat = turns[1:] if turns[0].role == "system" else turns
     expected: tuple[str, ...] = ("user",)
     for index, turn in enumerate(chat):
-        seen = f"turn {index + 1} of the chat is of the role {turn.role}"
+        seen = f"turn {index + 1} of the chat has the role {turn.role}"
         if turn.role == "tool" and "tool" not in expected:
-            raise Wrong(f"{seen}, and no call is before it", TOOLS)
+            raise Wrong(f"{seen}, but there is no call before it", TOOLS)
         if turn.role not in expected:
             why = "a call is followed by its result" if "tool" in expected else "they alternate"
             raise Wrong(f"{seen}, expected {' or '.join(expected)}: {why}", ORDER)
@@ -345,14 +343,15 @@ def _check(turns: tuple[Message, ...]) -> None:
 
 
 def _linked(turns: tuple[Message, ...], tools: str | None) -> tuple[Message, ...]:
-    """The turns, each call with an id and each result with that of its call. Raises Wrong for what has no partner."""
+    """The turns, each call with an id and each result with the id of its call. Raises Wrong for a call or result without the
+    other."""
     made: list[Message] = []
     waiting: list[toolcalls.Call] = []
     count = 0
     for index, turn in enumerate(turns):
         place = f"messages[{index}]"
         if turn.role == "tool":
-            made.append(_answered(turn, waiting, place))
+            made.append(_result_of(turn, waiting, place))
             continue
         if waiting:
             names = ", ".join(f"{call.name!r}" for call in waiting)
@@ -361,7 +360,7 @@ def _linked(turns: tuple[Message, ...], tools: str | None) -> tuple[Message, ...
         count += len(waiting)
         for call in waiting:
             if tools is None:
-                raise Wrong(f"{place} calls {call.name!r}, and the row has no 'tools'", TOOLS)
+                raise Wrong(f"{place} calls {call.name!r}, but the row has no 'tools'", TOOLS)
             if call.name not in toolcalls.functions(tools):
                 raise Wrong(f"{place} {toolcalls.problem(call, tools)}", TOOLS)
         if len({call.id for call in waiting}) < len(waiting):
@@ -370,14 +369,15 @@ def _linked(turns: tuple[Message, ...], tools: str | None) -> tuple[Message, ...
     return tuple(made)
 
 
-def _answered(turn: Message, waiting: list[toolcalls.Call], place: str) -> Message:
-    """A result with the id of its call, which waits no longer; without an id in the data it is the first of that name."""
+def _result_of(turn: Message, waiting: list[toolcalls.Call], place: str) -> Message:
+    """A result with the id of its call, which is no longer pending; without an id in the data it is the first call of that
+    name."""
     for call in waiting:
         if call.id == turn.call if turn.call else turn.name in ("", call.name):
             waiting.remove(call)
             return dataclasses.replace(turn, call=call.id)
-    said = f"with the tool_call_id {turn.call!r}" if turn.call else f"of {turn.name!r}" if turn.name else "more"
-    raise Wrong(f"{place} is a result {said}, which belongs to no call before it", TOOLS)
+    parts = f"with the tool_call_id {turn.call!r}" if turn.call else f"of {turn.name!r}" if turn.name else "more"
+    raise Wrong(f"{place} is a result {parts}, which matches no call before it", TOOLS)
 
 
 def _text(value: Any, field: str, *, empty: bool = False) -> str:
@@ -404,16 +404,16 @@ def stream(path: pathlib.Path) -> Iterator[Example]:
     """The examples of one file of the frozen split, one at a time."""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            yield thaw(json.loads(line))
+            yield from_record(json.loads(line))
 
 
-def thaw(record: dict[str, Any]) -> Example:
-    turns = tuple(_thawed(turn) for turn in record.get("messages", ()))
+def from_record(record: dict[str, Any]) -> Example:
+    turns = tuple(_turn_from_record(turn) for turn in record.get("messages", ()))
     tools = json.dumps(record["tools"], ensure_ascii=False) if "tools" in record else None
     return Example(record["source"], turns, record.get("text"), record.get("rejected"), tools)
 
 
-def _thawed(turn: dict[str, Any]) -> Message:
+def _turn_from_record(turn: dict[str, Any]) -> Message:
     calls = tuple(
         toolcalls.Call(call["function"]["name"], call["function"]["arguments"], call["id"])
         for call in turn.get("tool_calls", ())
@@ -423,7 +423,7 @@ def _thawed(turn: dict[str, Any]) -> Message:
 
 
 def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:
-    """Examples of one file; Auto tells the format by the first row."""
+    """Examples of one file; Auto decides the format by the first row."""
     for row in found:
         if isinstance(row, rows.Bad):
             yield row
@@ -436,13 +436,14 @@ def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Ex
             yield rows.Bad(row.source, str(wrong), wrong.rule)
 
 
-def alike(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Iterator[Example | rows.Bad]:
-    """The same, preference pairs among other examples as Bad, and the other way round; `pairs` as the first one is, or given."""
+def of_one_kind(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Iterator[Example | rows.Bad]:
+    """The same examples, with preference pairs among others as Bad, and the reverse. `pairs`: which kind is right; None: the
+    first one's."""
     for one in found:
         if isinstance(one, Example):
             kind = one.rejected is not None
             pairs = kind if pairs is None else pairs
             if kind is not pairs:
-                seen = "a preference pair among other examples" if kind else "no preference pair, as the others are"
-                one = rows.Bad(one.source, f"{seen}; a dataset holds only pairs or none", "schema")
+                seen = "a preference pair among other examples" if kind else "not a preference pair, unlike the others"
+                one = rows.Bad(one.source, f"{seen}; a dataset has only pairs, or none", "schema")
         yield one

@@ -1,7 +1,7 @@
 """Raw rows from data files, one at a time: JSONL, JSON, CSV and Parquet, plain or compressed (.gz, .zst).
 
-`dataset` turns them into examples. Each row comes with its place, `uri:line`; what cannot be read is a Bad row with the
-reason, so that one pass can name every broken line.
+`dataset` turns them into examples. Each row has its place, `uri:line`; a line that cannot be read becomes a Bad row with the
+reason, so that one run names every broken line.
 """
 
 import codecs
@@ -25,12 +25,12 @@ from finetune_trainer.store import objects, storage
 SUFFIXES = ("jsonl", "ndjson", "json", "csv", "parquet")
 
 LONGEST_LINE = 64 * 2**20
-"""Bytes of one JSON line. Longer ones are no examples but another kind of file."""
+"""Bytes of one JSON line. A longer line means another kind of file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example as the file has it."""
+    """One row of a file, as it is."""
 
     source: str
     value: Any
@@ -38,14 +38,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """A place that cannot be read."""
+    """A row that cannot be read."""
 
     source: str
     problem: str
     rule: str = "unreadable"
     """The data check that it breaks."""
     ends: bool = False
-    """Whether nothing of the file is read after it."""
+    """Whether the rest of the file is not read."""
 
 
 def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
@@ -59,7 +59,7 @@ def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
             entries = store.glob(pattern)
         except errors.NotFound:
             raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, _missing(store, pattern)) from None
-        # As Spark and Hive do: names such as _SUCCESS are marks of the writer, not data.
+        # As Spark and Hive do: names such as _SUCCESS are the writer's markers, not data.
         entries = [entry for entry in entries if not entry.uri.rsplit("/", 1)[-1].startswith(("_", "."))]
         if not entries:
             raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, _missing(store, pattern))
@@ -77,12 +77,12 @@ def _missing(store: storage.Storage, pattern: str) -> str:
             nearby.append(entry.uri)
             if len(nearby) == 3:
                 break
-    seen = f"{folder} holds {', '.join(nearby)}" if nearby else f"{folder} is empty"
+    seen = f"{folder} contains {', '.join(nearby)}" if nearby else f"{folder} is empty"
     return f"{pattern} matches no file: {seen}. Correct dataset.train (or the held-out uris), or upload the file."
 
 
 def kind(uri: str) -> tuple[str, str]:
-    """The format and the compression ("", "gz" or "zst") that a file's name tells."""
+    """The format and the compression ("", "gz" or "zst"), by the name of a file."""
     name = uri.rsplit("/", 1)[-1].lower()
     compression = next((suffix for suffix in ("gz", "zst") if name.endswith("." + suffix)), "")
     name = name.removesuffix("." + compression) if compression else name
@@ -96,7 +96,7 @@ def kind(uri: str) -> tuple[str, str]:
 
 
 def read(store: storage.Storage, uri: str) -> Iterator[Row | Bad]:
-    """The rows of one file, streamed. A file that breaks off ends with a Bad row."""
+    """The rows of one file, streamed. A file that is cut off ends with a Bad row."""
     suffix, compression = kind(uri)
     readers: dict[str, Callable[[BinaryIO, str], Iterator[Row | Bad]]] = {
         "jsonl": _jsonl,
@@ -135,7 +135,7 @@ def _jsonl(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
         source = f"{uri}:{number}"
         if len(line) > LONGEST_LINE:
             yield Bad(
-                source, f"a line of more than {LONGEST_LINE >> 20} MiB; .jsonl holds one example a line", ends=True
+                source, f"a line of more than {LONGEST_LINE >> 20} MiB; .jsonl has one example per line", ends=True
             )
             return
         if number == 1:
@@ -173,20 +173,20 @@ def _json(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
             if not buffer and ended:
                 if inside:
                     yield Bad(
-                        f"{uri}:{line}", "not valid JSON: the array is not closed; the file breaks off", ends=True
+                        f"{uri}:{line}", "not valid JSON: the array is not closed; the file is cut off", ends=True
                     )
                 return
             try:
                 value, end = decoder.raw_decode(buffer) if buffer else (None, 0)
                 if not buffer or (end == len(buffer) and not ended):
-                    raise json.JSONDecodeError("incomplete", buffer, end)  # a number may go on in the next piece
+                    raise json.JSONDecodeError("incomplete", buffer, end)  # a number may continue in the next piece
             except RecursionError:
                 yield Bad(f"{uri}:{line}", "not valid JSON: nested too deeply", ends=True)
                 return
             except json.JSONDecodeError as error:
                 if len(buffer) > LONGEST_LINE:
                     yield Bad(
-                        f"{uri}:{line}", f"a value of more than {LONGEST_LINE >> 20} MiB is no example", ends=True
+                        f"{uri}:{line}", f"a value of more than {LONGEST_LINE >> 20} MiB is not an example", ends=True
                     )
                     return
                 piece = "" if ended else text.read(max(2**20, len(buffer)))
@@ -216,7 +216,9 @@ def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
             source, start = f"{uri}:{start}", reader.line_num + 1
             if None in record or None in record.values():
                 columns = len(reader.fieldnames or ())
-                yield Bad(source, f"the header names {columns} columns, this row has another number; quote commas")
+                yield Bad(
+                    source, f"the header names {columns} columns, this row has a different number; quote the commas"
+                )
             else:
                 yield Row(source, dict(record))
     except csv.Error as error:
@@ -226,7 +228,7 @@ def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
 
 
 def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
-    """Parquet's index lies at the end, so that the file goes to the disk first, never into memory."""
+    """Parquet's index is at the end, so the file is downloaded to disk first, never into memory."""
     import pyarrow
     import pyarrow.parquet
 
@@ -244,5 +246,5 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
                         yield Row(f"{uri}:{number}", value)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk: Arrow's own words for a damaged file carry no number
+                raise  # of the disk: Arrow's own errors for a damaged file have no errno
             yield Bad(f"{uri}:{number + 1}", f"not valid Parquet: {error}", ends=True)

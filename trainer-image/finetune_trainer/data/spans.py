@@ -1,9 +1,9 @@
-"""Texts as token ids, many at once, and where in them their prompts end: the fast half of `tokens`.
+"""Token spans: texts as token ids, many at once, and where in them their prompts end. The fast path of `tokens`.
 
-Tokenizing a prompt a second time to learn where it ends costs as much as the prompt itself. It is not needed where a
+Tokenizing a prompt a second time to find its end costs as much as the prompt itself. It is not needed where a
 special token stands before the prompt's end: tokenizers cut a text at its special tokens before anything else, so that
 what comes before such a cut has the same ids in the prompt and in the whole text. Only the rest after it is tokenized
-again, and that is mostly the same few words ("assistant\\n") for all examples.
+again, and that is mostly the same few tokens ("assistant\\n") for all examples.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ class _Cut:
 
 
 def find(tokenizer: Any, texts: Sequence[tuple[str, Sequence[str]]], *, special: bool) -> list[Found]:
-    """For each text with its prompts, beginnings of it: the text's ids, and how many of them each prompt has.
+    """For each text and its prompts, which are prefixes of it: the text's ids, and the number of ids of each prompt.
 
-    None for a prompt whose own ids are not those that the text begins with. `tokenizer` is one of transformers' fast
+    None for a prompt whose own ids are not a prefix of the text's. `tokenizer` is one of transformers' fast
     tokenizers; `special` is its add_special_tokens.
     """
     if not texts:
         return []
     encodings = _encode(tokenizer, [text for text, _ in texts], special)
     anchors = _anchors(tokenizer)
-    # Special tokens that the tokenizer adds around a whole text are not where they would be in a part of it.
+    # Special tokens that the tokenizer adds around a text would be elsewhere in a part of it.
     cuts = [
         [_Cut(0, prompt) if special else _cut(encoding, ids, prompt, anchors) for prompt in prompts]
         for (encoding, ids), (_, prompts) in zip(encodings, texts, strict=True)
@@ -55,7 +55,7 @@ def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[Any, 
 
 
 def _anchors(tokenizer: Any) -> Mask:
-    """For each id whether it is an added token that is cut out of the raw text, whatever stands beside it."""
+    """For each id whether it is an added token that the tokenizer cuts out of the raw text, whatever is next to it."""
     found = np.zeros(max(tokenizer.vocab_size, len(tokenizer)) + 1, dtype=bool)
     for id, token in tokenizer.added_tokens_decoder.items():
         found[id] = not (token.normalized or token.single_word)

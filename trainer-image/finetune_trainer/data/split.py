@@ -1,7 +1,7 @@
 """The split into train, validation and test, by groups of examples that share a prompt, so that none leaks.
 
-Pure: works on hashes that preflight gathered while it read the files, in columns, so that a million examples fit into memory.
-A group's place depends on the seed and on the prompt alone, not on the order of rows or files.
+Pure: works on hashes that preflight collects while it reads the files, in columns, so that a million examples fit into memory.
+A group's split depends only on the seed and the prompt, not on the order of rows or files.
 """
 
 import array
@@ -31,22 +31,22 @@ class Prompts:
         return np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
 
     def take(self, rows: Array) -> "Prompts":
-        """Those of some rows."""
+        """The hashes of some rows."""
         counts = np.diff(self.ends, prepend=0)[rows]
         ends = np.cumsum(counts)
         # For each hash its place in `flat`: where its row's hashes begin there, and how far it is into them.
         index = np.arange(counts.sum()) + np.repeat(self.ends[rows] - ends, counts)
         return Prompts(self.last[rows], self.flat[index], ends)
 
-    def any_in(self, rows: Array, asked: Array) -> Array:
+    def any_in(self, rows: Array, wanted: Array) -> Array:
         """bool [len(rows)]: whether any of a row's hashes is among these."""
-        mine = self.take(rows)
-        found: Array = np.bincount(mine.owner[np.isin(mine.flat, asked)], minlength=len(rows)) > 0
+        rows_ = self.take(rows)
+        found: Array = np.bincount(rows_.owner[np.isin(rows_.flat, wanted)], minlength=len(rows)) > 0
         return found
 
 
 class Builder:
-    """Takes the hashes of one example after the other."""
+    """Collects the hashes of one example after another."""
 
     def __init__(self) -> None:
         self._last, self._flat, self._ends = array.array("Q"), array.array("Q"), array.array("q")
@@ -68,7 +68,7 @@ class Builder:
 def assign(prompts: Prompts, validation: float | None, test: float | None, seed: int) -> Array:
     """int8 [rows]: 0 train, 1 validation, 2 test.
 
-    Fractions are of all examples and None where the split has files of its own. Whole groups move, in the order of their
+    Fractions are of all examples, and None where a split has its own files. Whole groups move, in the order of their
     seeded hash, until the fraction is reached; a group never moves when fewer than three would be left to train on.
     """
     groups, inverse, sizes = np.unique(group(prompts), return_inverse=True, return_counts=True)
@@ -86,15 +86,15 @@ def assign(prompts: Prompts, validation: float | None, test: float | None, seed:
 
 
 def group(prompts: Prompts) -> Array:
-    """uint64 [rows]: equal where the prompt of one's last answer is among the other's prompts, or by a chain of such."""
-    asked, mine = np.unique(prompts.last, return_inverse=True)
-    known = np.isin(prompts.flat, asked)
-    one = mine.reshape(-1)[prompts.owner[known]]
-    other = np.searchsorted(asked, prompts.flat[known])
+    """uint64 [rows]: equal where the prompt of one's last answer is among the other's prompts, directly or by a chain."""
+    wanted, rows_ = np.unique(prompts.last, return_inverse=True)
+    known = np.isin(prompts.flat, wanted)
+    one = rows_.reshape(-1)[prompts.owner[known]]
+    other = np.searchsorted(wanted, prompts.flat[known])
     linked = one != other
     one, other = one[linked], other[linked]
     # The smallest hash of a group leads, so that the order of the rows does not matter.
-    lead = np.arange(len(asked))
+    lead = np.arange(len(wanted))
     while True:
         before = lead.copy()
         low = np.minimum(lead[one], lead[other])
@@ -102,7 +102,7 @@ def group(prompts: Prompts) -> Array:
         np.minimum.at(lead, other, low)
         lead = lead[lead]
         if np.array_equal(lead, before):
-            return asked[lead[mine.reshape(-1)]]
+            return wanted[lead[rows_.reshape(-1)]]
 
 
 def _shuffled(numbers: Array, seed: int) -> Array:
@@ -111,7 +111,7 @@ def _shuffled(numbers: Array, seed: int) -> Array:
 
 
 def mixed(numbers: Array) -> Array:
-    """uint64: other numbers for other numbers, every bit depending on all bits (splitmix64)."""
+    """uint64: a different number for each number, every bit depending on all bits (splitmix64)."""
     found = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         found = (found ^ (found >> np.uint64(shift))) * np.uint64(factor)

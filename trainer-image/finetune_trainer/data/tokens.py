@@ -1,8 +1,8 @@
 """Examples as token ids, and which of them are learned.
 
 The model's own chat template renders an example; the learned tokens are those of the answers, the stop token included,
-found without any mark in the template: what the template renders for the turns before an answer must be the beginning of
-what it renders for the whole chat, in text and in tokens, since that is all the server will have when it must answer.
+found without any mark in the template: the rendering of the turns before an answer must be a prefix of the
+rendering of the whole chat, in text and in tokens, since the server has nothing else when it must answer.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """An example as rows of tokens, with what the data checks want to know of how they came about."""
+    """An example as rows of tokens, with what the data checks need to know about them."""
 
     rows: tuple[Encoded, ...]
     merged: bool = False
@@ -47,12 +47,12 @@ class Details:
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """An example as the text to tokenize. The answers to learn begin where the prompts, beginnings of the text, end."""
+    """An example as the text to tokenize. The answers to learn begin where the prompts, which are prefixes of the text, end."""
 
     text: str
     prompts: tuple[str, ...] = ()
     plain: bool = False
-    """Plain text: learned whole, with the special tokens that the tokenizer adds by itself."""
+    """Plain text: learned whole, with the special tokens that the tokenizer adds."""
     everything: bool = False
     """Whether prompts are learned too."""
 
@@ -86,7 +86,7 @@ class Encoder:
         return [found.rows if isinstance(found, Details) else found for found in self.details(examples)]
 
     def details(self, examples: Sequence[dataset.Example]) -> list[Details | dataset.Wrong]:
-        """As `batch`, with more to know."""
+        """As `batch`, with more details."""
         made: list[list[Script] | dataset.Wrong] = []
         for example in examples:
             try:
@@ -97,7 +97,7 @@ class Encoder:
         return [_details(itertools.islice(encoded, len(one))) if isinstance(one, list) else one for one in made]
 
     def prompt(self, example: dataset.Example) -> list[int]:
-        """The ids that the server gets when it must give the last answer."""
+        """The ids that the server gets when it must write the last answer."""
         return self._ids(self.render(example.prompt, answer=True, tools=example.tools))
 
     def answered(self, example: dataset.Example) -> Encoded:
@@ -145,7 +145,7 @@ class Encoder:
     def _scripts(self, example: dataset.Example) -> list[Script]:
         if example.rejected is None:
             return [self._script(example)]
-        # Of a pair only the answers count, whatever a chat would be learned of.
+        # Of a pair only the answers are learned, whatever training.lossOn says.
         answers = dataclasses.replace(self, loss_on=job.LossOn.LAST_ASSISTANT)
         return [answers._script(side) for side in example.sides()]
 
@@ -162,7 +162,7 @@ class Encoder:
             if tail is None:
                 raise dataset.Wrong(
                     f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
-                    "cannot be learned as it will be asked for; try training.lossOn: LastAssistant"
+                    "would be learned after another prompt than it is generated from; try training.lossOn: LastAssistant"
                 )
             text = prompt + tail
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
@@ -188,7 +188,7 @@ class Encoder:
         return self._encoded(script, *self._alone(script))[0]
 
     def _alone(self, script: Script) -> spans.Found:
-        """What borders.find says of many, for one."""
+        """The result of `spans.find` for one text."""
         ids = self._ids(script.text, special=script.plain)
         starts: list[int | None] = []
         for prompt in script.prompts:
@@ -197,7 +197,7 @@ class Encoder:
         return ids, starts
 
     def _many(self, scripts: Sequence[Script]) -> Iterator[Details]:
-        """The same as `_one` of each script, in their order, with more to know."""
+        """The same as `_one` of each script, in their order, with more details."""
         found: dict[int, spans.Found] = {}
         for special in (False, True):
             part = [index for index, script in enumerate(scripts) if self._special(script.plain) is special]
@@ -226,7 +226,8 @@ class Encoder:
         return Encoded(ids[: self.max_length], learned[: self.max_length], len(ids) > self.max_length), ended
 
     def _pieces(self, script: Script) -> tuple[list[int], list[int]]:
-        """Each side of a border on its own, as the server does: for answers that would merge with their prompt's end."""
+        """Prompts and answers tokenized separately, as the server does: for answers whose tokens would merge with the
+        prompt's end."""
         ids: list[int] = []
         starts, position = [], 0
         for prompt in script.prompts:
@@ -236,7 +237,7 @@ class Encoder:
         return ids + self._ids(script.text[position:], first=False), starts
 
     def _learned(self, ids: list[int], starts: list[int]) -> tuple[list[int], list[bool], bool]:
-        """Each answer from its start to its stop token; an answer at the end without one gets it. And whether all have one."""
+        """Each answer from its start to its stop token; an answer at the end without one gets it. Also whether all have one."""
         learned, ended = [False] * len(ids), True
         for start, following in zip(starts, [*starts[1:], None], strict=True):
             limit = len(ids) if following is None else following
@@ -258,7 +259,7 @@ class Encoder:
 
     def _special(self, plain: bool) -> bool:
         """Whether the tokenizer adds its special tokens: a chat template writes its own begin-of-sequence token, and a second
-        one would be one too many."""
+        one would be wrong."""
         return plain or not self.tokenizer.chat_template
 
 
@@ -278,7 +279,7 @@ class ToolSupport:
     problem: str | None = None
     """Why examples with tools cannot be learned; None: nothing known against it."""
     dialect: str | None = None
-    """How the model writes calls, a name of dialects.READERS; None: in none that is known."""
+    """How the model writes calls, a name of dialects.READERS; None: in no known one."""
 
 
 _TOOL = toolcalls.tools(
@@ -299,19 +300,19 @@ def _tool_support(tokenizer: Any, template: str, stops: frozenset[int]) -> ToolS
     try:
         asked = encoder._applied(_PROBE[:1], True, _TOOL)
         called = encoder._applied(_PROBE[:2], False, _TOOL)
-        told = encoder._applied(_PROBE, True, _TOOL)
-    except Exception:  # this chat is ours; what the template says of the user's will be heard there
+        with_result = encoder._applied(_PROBE, True, _TOOL)
+    except Exception:  # this chat is ours; the user's own chats get the template's errors
         return ToolSupport()
     answer = called.removeprefix(asked)
-    lost = {
+    rendered = {
         "tools": _CALL.name in asked,
-        "calls of tools": _CALL.name in answer,
-        "results of tools": "probe result" in told,
+        "tool calls": _CALL.name in answer,
+        "tool results": "probe result" in with_result,
     }
-    for what, there in lost.items():
+    for what, there in rendered.items():
         if not there:
             return ToolSupport(
-                f"the model's chat template knows no {what}: it leaves them out; choose a base model that was trained to call "
+                f"the model's chat template does not render {what}; choose a base model that was trained to call "
                 "tools, or remove `tools` and calls from the examples"
             )
     ends = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
@@ -320,7 +321,7 @@ def _tool_support(tokenizer: Any, template: str, stops: frozenset[int]) -> ToolS
 
 
 def _renamed(turns: Sequence[dataset.Message]) -> list[dataset.Message]:
-    """The turns with ids of calls that every template takes; see `toolcalls.SHORT`."""
+    """The turns with call ids that every template accepts; see `toolcalls.SHORT`."""
     names: dict[str, str] = {}
     made, count = [], 0
     for turn in turns:
@@ -349,9 +350,9 @@ def limit(folder: pathlib.Path, training: job.Training) -> int:
 
 
 def files(folder: pathlib.Path) -> str:
-    """The SHA-256 of all that tells how a model folder tokenizes: its tokenizer, template and configurations."""
+    """The SHA-256 of everything that decides how a model folder tokenizes: tokenizer, template and configuration."""
     found = sorted({path for kind in sources.SMALL for path in folder.glob(kind) if path.is_file()})
-    # The index of the weights has nothing to say, and is not there when only the tokenizer was fetched.
+    # The index of the weights does not matter, and is missing when only the tokenizer was downloaded.
     hashes = {path.name: _sha256(path) for path in found if not path.name.endswith(".index.json")}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
@@ -368,7 +369,7 @@ def identity(files: str, max_length: int, loss_on: job.LossOn) -> str:
 
 
 FORMAT = 1
-"""Raised with every change of this module that encodes an example differently."""
+"""Incremented whenever a change of this module encodes an example differently."""
 
 
 def stops(tokenizer: Any, folder: pathlib.Path) -> frozenset[int]:

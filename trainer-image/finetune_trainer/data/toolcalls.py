@@ -1,6 +1,6 @@
-"""Tools and calls of them, pure: as rows of data and requests have them (OpenAI's chat format), and what a reply is worth.
+"""Tools and tool calls, pure: as rows of data and requests have them (OpenAI's chat format), and the score of a reply.
 
-rows -> `dataset` (which turn may call what) -> `tokens` (the model's template writes them) ; a reply -> `dialects` -> `judged`
+rows -> `dataset` (which turn may call what) -> `tokens` (the model's template writes them); a reply -> `dialects` -> `score`
 """
 
 import collections
@@ -13,11 +13,11 @@ from typing import Any
 from finetune_trainer.data import values
 
 SHORT = 9
-"""Letters and digits of a call's id, exactly: Mistral's templates refuse any other, and the other families write none."""
+"""Letters and digits of a call's id, exactly: Mistral's templates refuse any other id, and the other families write none."""
 
 
 class Unusable(ValueError):
-    """No tool or no call; the message says what was seen and expected."""
+    """Not a tool, or not a call; the message says what was found and expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Call:
         return self.name, values.canonical(json.loads(self.arguments))
 
     def wire(self, *, opened: bool = False) -> dict[str, Any]:
-        """As OpenAI's API has it. `opened`: with the arguments as an object, which is what chat templates want."""
+        """As OpenAI's API has it. `opened`: with the arguments as an object, which chat templates need."""
         arguments = json.loads(self.arguments) if opened else self.arguments
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
 
@@ -51,7 +51,7 @@ def tools(value: Any) -> str | None:
         try:
             value = values.parsed(value)
         except ValueError as error:
-            raise Unusable(f"'tools' is text that is no JSON list: {error}") from None
+            raise Unusable(f"'tools' is text that is not a JSON list: {error}") from None
     if value in (None, "", []):
         return None
     if not isinstance(value, list):
@@ -68,7 +68,7 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
     function = _function(value)
     if function is None:
         raise Unusable(
-            f"{place} is no function as OpenAI's API has it; expected "
+            f"{place} is not a function of OpenAI's API; expected "
             '{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}'
         )
     if not isinstance(function.get("parameters") or {}, dict):
@@ -82,7 +82,7 @@ def _tool(value: Any, place: str) -> dict[str, Any]:
 
 
 def _function(value: Any) -> dict[str, Any] | None:
-    """The function of a tool or of a call; None for what has none with a name."""
+    """The function of a tool or of a call; None where there is none with a name."""
     found = value.get("function") if isinstance(value, dict) and value.get("type", "function") == "function" else None
     named = isinstance(found, dict) and isinstance(found.get("name"), str) and found["name"].strip()
     return found if named else None
@@ -101,7 +101,7 @@ def _call(value: Any, place: str) -> Call:
     function = _function(value)
     if function is None:
         raise Unusable(
-            f'{place} is no call; expected {{"id", "type": "function", "function": {{"name", "arguments"}}}}'
+            f'{place} is not a call; expected {{"id", "type": "function", "function": {{"name", "arguments"}}}}'
         )
     name, arguments = function["name"], function.get("arguments")
     try:
@@ -109,14 +109,14 @@ def _call(value: Any, place: str) -> Call:
             arguments = values.parsed(arguments)
         values.canonical(arguments)
     except ValueError as error:
-        raise Unusable(f"{place} calls {name!r} with arguments that are no JSON: {error}") from None
+        raise Unusable(f"{place} calls {name!r} with arguments that are not JSON: {error}") from None
     if arguments in (None, ""):
         arguments = {}
     if not isinstance(arguments, dict):
-        raise Unusable(f"{place} calls {name!r} with arguments that are no JSON object")
+        raise Unusable(f"{place} calls {name!r} with arguments that are not a JSON object")
     id = value.get("id")
     if id is not None and not isinstance(id, str):
-        raise Unusable(f"{place} has an id that is no text")
+        raise Unusable(f"{place} has an id that is not text")
     return Call(name, json.dumps(arguments, ensure_ascii=False), id or "")
 
 
@@ -135,7 +135,7 @@ def short(id: str, number: int) -> str:
 
 @functools.lru_cache(maxsize=256)
 def functions(tools: str) -> dict[str, Callable[[Any], bool] | None]:
-    """Each tool's name, and whether arguments fit its parameters; None where these are no JSON Schema of use."""
+    """Each tool's name, and whether arguments fit its parameters; None where these are not a usable JSON Schema."""
     return {one["function"]["name"]: _fits(one["function"]["parameters"]) for one in json.loads(tools)}
 
 
@@ -147,21 +147,21 @@ def _fits(schema: dict[str, Any] | None) -> Callable[[Any], bool] | None:
 
 
 def problem(call: Call, tools: str) -> str | None:
-    """What is wrong with a call, for a reader of the data: an unknown tool, or arguments that do not fit; None: nothing."""
+    """What is wrong with a call, in words: an unknown tool, or arguments that do not fit; None where nothing is wrong."""
     known = functions(tools)
     if call.name not in known:
-        return f"calls {call.name!r}, which is none of the tools ({', '.join(known)})"
+        return f"calls {call.name!r}, which is not one of the tools ({', '.join(known)})"
     fits = known[call.name]
     if fits is not None and not fits(json.loads(call.arguments)):
         return f"calls {call.name!r} with arguments that do not fit its parameters"
     return None
 
 
-# --- As text, and what a reply is worth ---
+# --- As text, and the score of a reply ---
 
 
 def written(content: str, made: Sequence[Call]) -> str:
-    """A turn as one text in nobody's dialect: what is said, then the calls in JSON, one as an object, several as a list."""
+    """A turn as one text in a neutral form: the content, then the calls in JSON, one as an object, several as a list."""
     if not made:
         return content
     texts = [f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {call.key[1]}}}' for call in made]
@@ -171,17 +171,17 @@ def written(content: str, made: Sequence[Call]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a model wrote, as the server's parser would hand it to the client."""
+    """A model's answer, as the server's parser would pass it to the client."""
 
     content: str
     calls: tuple[Call, ...] = ()
     broken: bool = False
-    """Whether something begins like a call and is none."""
+    """Whether something begins like a call but is not a valid one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """What a reply to an example with tools is worth."""
+class CallScore:
+    """The score of a reply to an example with tools."""
 
     match: bool
     """The calls are the expected ones, in any order; where none is expected, none is made."""
@@ -189,9 +189,9 @@ class Judged:
     """There is a call, and all calls are of known tools with arguments that fit; None where none is expected."""
 
 
-def judged(reply: Reply, expected: Sequence[Call], tools: str) -> Judged:
+def score(reply: Reply, expected: Sequence[Call], tools: str) -> CallScore:
     match = not reply.broken and (
         collections.Counter(call.key for call in reply.calls) == collections.Counter(call.key for call in expected)
     )
-    sound = bool(reply.calls) and not reply.broken and all(problem(call, tools) is None for call in reply.calls)
-    return Judged(match, sound if expected else None)
+    valid = bool(reply.calls) and not reply.broken and all(problem(call, tools) is None for call in reply.calls)
+    return CallScore(match, valid if expected else None)

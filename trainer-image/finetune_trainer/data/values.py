@@ -1,4 +1,4 @@
-"""JSON values: read strictly, told apart as JSON tells them apart, held against JSON Schemas. Pure."""
+"""JSON values: parsed strictly, compared by JSON's rules, checked against JSON Schemas. Pure."""
 
 import json
 import re
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def parsed(text: str | None) -> Any:
-    """The value of a whole text in JSON. Raises ValueError; NaN and the like, which JSON does not know, do too."""
+    """The value of a text that is JSON as a whole. Raises ValueError, also for NaN and the like, which JSON does not have."""
     try:
         return json.loads(text or "", parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def begun(text: str, place: int) -> tuple[Any, int]:
-    """The value in JSON that begins at `place`, and where it ends. Raises ValueError."""
+def value_at(text: str, place: int) -> tuple[Any, int]:
+    """The JSON value that begins at `place`, and where it ends. Raises ValueError."""
     try:
         found: tuple[Any, int] = _DECODER.raw_decode(text, place)
     except RecursionError:
@@ -33,26 +33,26 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 def canonical(value: Any) -> str:
     """The same text for all values that are equal in JSON: keys in any order, 1.0 and 1 alike, true and 1 not.
 
-    Raises ValueError for what is nested too deeply.
+    Raises ValueError for values nested too deeply.
     """
     try:
-        return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
+        return json.dumps(_integral(value), ensure_ascii=False, sort_keys=True)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _whole(value: Any) -> Any:
+def _integral(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _whole(one) for key, one in value.items()}
+        return {key: _integral(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_whole(one) for one in value]
+        return [_integral(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
     """Whether a value fits the schema. References to other documents are not followed.
 
-    Raises ValueError: the schema is none, or refers to what it does not hold; the text says where.
+    Raises ValueError where the schema is invalid or has a reference to nothing; the text says where.
     """
     import jsonschema
     import referencing
@@ -65,12 +65,12 @@ def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
         raise ValueError(f"{error.json_path}: {error.message}") from None
     for reference in _references(schema):
         if not reference.startswith("#"):
-            raise ValueError(f"$ref {reference!r} leads to another document; write it into the schema")
+            raise ValueError(f"$ref {reference!r} refers to another document; copy it into the schema")
     ready = made(schema, registry=referencing.Registry())
     try:
         ready.is_valid(None)
     except referencing.exceptions.Unresolvable as error:
-        raise ValueError(f"$ref {error.ref!r} leads nowhere") from None
+        raise ValueError(f"$ref {error.ref!r} refers to nothing") from None
 
     def valid(value: Any) -> bool:
         try:

@@ -167,7 +167,7 @@ def ask(
         losses = losses_of(runner, asked)
         read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
     done(1.0)
-    texts: list[tuple[str | None, toolcalls.Judged | None, bool]] = [(None, None, True)] * len(examples)
+    texts: list[tuple[str | None, toolcalls.CallScore | None, bool]] = [(None, None, True)] * len(examples)
     for place, ids in zip(places, found, strict=True):
         stopped = bool(ids) and ids[-1] in runner.encoder.stops
         texts[place] = *decode_answer(runner.encoder, examples[place], ids), stopped
@@ -181,7 +181,7 @@ def ask(
 
 def decode_answer(
     encoder: tokens.Encoder, example: dataset.Example, ids: list[int]
-) -> tuple[str, toolcalls.Judged | None]:
+) -> tuple[str, toolcalls.CallScore | None]:
     """An answer as text, its calls as `Example.answer` writes them, and the score of the calls.
 
     None: the example has no tools, or the model writes calls in no known dialect.
@@ -194,7 +194,7 @@ def decode_answer(
     trimmed = ids[:-1] if ids and ids[-1] in encoder.stops else ids
     raw: str = encoder.tokenizer.decode(trimmed, skip_special_tokens=False)
     reply = dialects.READERS[dialect](raw)
-    judged = toolcalls.judged(reply, example.messages[-1].calls, example.tools)
+    judged = toolcalls.score(reply, example.messages[-1].calls, example.tools)
     if reply.broken:
         return raw, judged
     return toolcalls.written(reply.content, reply.calls) if reply.calls else plain, judged

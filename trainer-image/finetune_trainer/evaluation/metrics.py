@@ -35,7 +35,7 @@ class Answer:
     tokens: int
     stopped: bool = True
     """Whether the answer ended with a stop token."""
-    called: toolcalls.Judged | None = None
+    called: toolcalls.CallScore | None = None
     """For an example with tools: the score of the answer's calls."""
 
 

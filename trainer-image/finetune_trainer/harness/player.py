@@ -78,11 +78,11 @@ class Player(model.TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The greedy answer to each request, up to the first of its stop sequences."""
         found = [""] * len(requests)
-        alike: dict[str, list[int]] = {}
+        of_one_kind: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            alike.setdefault(repr(request.args[1]), []).append(place)
+            of_one_kind.setdefault(repr(request.args[1]), []).append(place)
         over = 0
-        for places in alike.values():
+        for places in of_one_kind.values():
 
             def done(count: int, before: int = over) -> None:
                 self._done((before + count) / len(requests))

@@ -23,7 +23,7 @@ class Examples:
     """Share of the tokens that are learned."""
 
     @classmethod
-    def alike(cls, tokens: int, count: int) -> "Examples":
+    def of_one_kind(cls, tokens: int, count: int) -> "Examples":
         """Examples of one length that share nothing, `count` a step."""
         return cls(tokens, tokens, tokens, tokens * count)
 

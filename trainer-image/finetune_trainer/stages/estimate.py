@@ -126,7 +126,7 @@ def examples(spec: run.Run) -> tuple[workload.Examples, bool]:
         return workload.Examples(**found), True
     rows = 2 if spec.training.objective is job.Objective.DPO else 1
     longest = spec.training.max_sequence_length
-    assumed = workload.Examples.alike(longest * rows, spec.training.batch_size)
+    assumed = workload.Examples.of_one_kind(longest * rows, spec.training.batch_size)
     return dataclasses.replace(assumed, row=longest), False
 
 

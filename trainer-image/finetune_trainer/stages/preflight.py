@@ -60,7 +60,7 @@ class Gathered:
                 if len(found) == len(numbers):
                     break
                 if number in numbers:
-                    found[number] = dataset.thaw(json.loads(line))
+                    found[number] = dataset.from_record(json.loads(line))
         return found
 
 
@@ -209,7 +209,7 @@ def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work:
         for name, entries in files.items():
             found.inputs += entries
             before, broken = found.review.taken, False
-            for one in corpus.encode(dataset.alike(read(spec, store, entries), found.pairs), encoder):
+            for one in corpus.encode(dataset.of_one_kind(read(spec, store, entries), found.pairs), encoder):
                 if isinstance(one, rows.Bad):
                     broken = True
                     found.review.broken(one)

@@ -157,7 +157,7 @@ def sharing(
     if where.type != "cuda":
         return None
     device = workload.Device("cuda", processes=us.size)
-    wanted = forecast.of_folder(folder, spec.training, workload.Examples.alike(1, 1), device)
+    wanted = forecast.of_folder(folder, spec.training, workload.Examples.of_one_kind(1, 1), device)
     if wanted is None:
         return None
     least, there = memory.memory(wanted, 1, checkpointing=True), model.memory(where)
