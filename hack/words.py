@@ -26,7 +26,7 @@ WORDS = {
     "chances": "probabilities",
     "slopes?": "gradient",
     "forests?": "prefix tree",
-    "arenas?": "buffer pool",
+    "(?<!M_)arenas?": "buffer pool",
     "duels?|contests?": "comparison, pairwise comparison",
     "rivals?": "contender, baseline",
     "hearings?": "judged comparisons",

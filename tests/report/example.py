@@ -266,7 +266,7 @@ def failed() -> results.Results:
 
 def judged() -> results.Results:
     """A judge was asked, and not everywhere to the end."""
-    duels = [
+    comparisons = [
         results.PairwiseResult(
             over=BASE,
             win_rate=0.91,
@@ -284,7 +284,9 @@ def judged() -> results.Results:
         ),
         results.PairwiseResult(over=PROMPT, wins=10, ties=5, losses=5, unread=80),
     ]
-    said = results.Judgement(model="wise-70b", criteria="Friendly and short.", duels=duels, problem="160 verdicts late")
+    said = results.Judgement(
+        model="wise-70b", criteria="Friendly and short.", comparisons=comparisons, problem="160 verdicts late"
+    )
     return changed(everything(), judgement=said)
 
 
@@ -375,7 +377,10 @@ def hostile() -> results.Results:
         findings=[{"rule": EVIL, "count": EVIL, "message": EVIL, "dropped": EVIL, "places": [EVIL]}, {}],
         training=training(overfits=True).model_copy(update={"currency": EVIL}),
         judgement=results.Judgement(
-            model=EVIL, criteria=EVIL, problem=EVIL, duels=[results.PairwiseResult(over=BASE, wins=0, ties=0, losses=0)]
+            model=EVIL,
+            criteria=EVIL,
+            problem=EVIL,
+            comparisons=[results.PairwiseResult(over=BASE, wins=0, ties=0, losses=0)],
         ),
         harness=results.Harness(
             release=EVIL,

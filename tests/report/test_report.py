@@ -151,7 +151,7 @@ def test_style_is_what_a_judge_says_where_style_is_the_goal() -> None:
     assert (reason.mark, reason.asked) == (Mark.UNDECIDED, True)
     assert "a win rate of 0.56 (0.46 to 0.65) over the base model with a prompt and 3 examples: 30 won" in reason.seen
     alone = example.changed(
-        styled, judgement=found.judgement.model_copy(update={"duels": found.judgement.comparisons[:1]})
+        styled, judgement=found.judgement.model_copy(update={"comparisons": found.judgement.comparisons[:1]})
     )
     assert judgement.for_tuning(alone)[0].mark is Mark.FOR
 

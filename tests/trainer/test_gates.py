@@ -152,7 +152,7 @@ def test_a_gate_on_win_rate_says_what_was_observed() -> None:
     assert judged({"minimum": 0.6}).requirement == "JudgeWinRate over FewShot at least 0.6"
     assert judged({}, over="Serving").requirement == "JudgeWinRate over Serving not below 0.5"
     assert "too few examples to be sure: so many wins come by chance in 12 of 100 cases" in judged({}, 3, 9, 0).observed
-    assert "worse, with a chance of" in judged({}, 0, 9, 30, over="Serving").observed
+    assert "worse, with a p-value of" in judged({}, 0, 9, 30, over="Serving").observed
     assert judged({}).observed == "FewShot was not measured"
     assert "verdicts were readable" in judged({}, 0, 0, 0).observed
 

@@ -133,7 +133,7 @@ def test_an_answer_that_drips_for_ever_is_given_up(world: tuple[World, str]) -> 
     made, url = world
     made.answers = [drip]
     begun = time.monotonic()
-    assert fails(lambda: server(url, seconds=0.3).ask("/x"), "no whole answer in 0 s").transient
+    assert fails(lambda: server(url, seconds=0.3).ask("/x"), "no complete answer in 0 s").transient
     assert time.monotonic() - begun < 1.5
 
 

@@ -235,7 +235,7 @@ def test_a_reason_is_kept_short() -> None:
 )
 def test_only_what_both_orders_agree_on_counts(straight: str, swapped: str, result: str) -> None:
     first, second = pairwise.Verdict(pairwise.Winner(straight), ""), pairwise.Verdict(pairwise.Winner(swapped), "")
-    assert pairwise.settle(first, second) == result
+    assert pairwise.agree(first, second) == result
 
 
 def test_a_tally_says_what_was_a_tie_for_which_reason_and_what_was_left_out() -> None:

@@ -87,7 +87,7 @@ def test_micro_batches_and_portions_keep_every_example_once(
     rows: list[prefix_tree.Row], budget: int, size: int
 ) -> None:
     units = [[row] for row in rows]
-    parts = [batches.portion(units, rank, size) for rank in range(size)]
+    parts = [batches.share_of(units, rank, size) for rank in range(size)]
     assert sorted(index for part in parts for index in part) == list(range(len(rows)))
     found = batches.cut(units, budget)
     assert sorted(index for part in found for index in part) == list(range(len(rows)))

@@ -92,7 +92,7 @@ def reported(patch: dict[str, Any]) -> outcome.ProgressReport:
 def test_progress_and_checkpoint_reach_the_config_map(world: World, patches: list[dict[str, Any]]) -> None:
     spec = world(progressConfigMap="tiny-progress")
     report = progress.Progress(spec, "train", attempt=3)
-    report.tell(at(43))
+    report.update(at(43))
     saved = status.Checkpoint(uri="s3://b/c", step=40, saved_at=datetime.datetime.now(datetime.UTC))
     report.saved(saved)
     report.end()
@@ -110,7 +110,7 @@ def test_reports_are_throttled_and_the_last_one_is_never_lost(
     monkeypatch.setattr(progress, "FIRST", 0.3)
     report = progress.Progress(world(progressConfigMap="x"), "train", 1)
     for step in range(101):
-        report.tell(at(step))
+        report.update(at(step))
     report.end()
     assert len(patches) <= 3
     assert reported(patches[-1]).progress.step == 100
@@ -125,14 +125,14 @@ def test_a_dead_api_server_is_said_once_and_stops_nothing(
     monkeypatch.setattr(progress, "PAUSE", 0.01)
     report = progress.Progress(world(progressConfigMap="x"), "train", 1)
     for step in range(3):
-        report.tell(at(step))
+        report.update(at(step))
         report.end()
     assert sum("progress cannot be reported" in record.message for record in caplog.records) == 1
 
 
 def test_outside_a_cluster_nothing_is_sent(world: World) -> None:
     report = progress.Progress(world(progressConfigMap="x"), "train", 1)
-    report.tell(at(1))
+    report.update(at(1))
     report.end()
     assert progress.address(world(progressConfigMap="x")) is None
 
@@ -165,7 +165,7 @@ def test_metrics_are_served_with_the_jobs_labels(world: World, port: int) -> Non
 
 
 def test_how_far_a_stage_is_is_a_metric_of_every_stage(world: World, port: int) -> None:
-    progress.Progress(world(), "evaluate", 1).tell(at(43))
+    progress.Progress(world(), "evaluate", 1).update(at(43))
     assert 'finetune_trainer_progress_ratio{finetunejob="tiny",namespace="ml",revision="r1",stage="evaluate"} 0.43' in (
         scraped(port)
     )
@@ -187,7 +187,7 @@ def test_times_are_said_for_people(seconds: float, text: str) -> None:
 def test_outside_a_cluster_the_run_file_may_name_a_file(world: World, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "progress.json"
     channel = progress.Progress(world(progressFile=str(path)), "train", 2)
-    channel.tell(status.Progress(percent=50, step=1, total_steps=2))
+    channel.update(status.Progress(percent=50, step=1, total_steps=2))
     channel.end()
     report = outcome.ProgressReport.model_validate_json(path.read_bytes())
     assert (report.revision, report.attempt, report.progress.step) == ("r1", 2, 1)

@@ -11,16 +11,16 @@ from finetune_trainer.training import watchdogs
 @pytest.mark.parametrize("value, norm", [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
 def test_numbers_that_are_none_end_training_with_what_to_try(value: float, norm: float) -> None:
     with pytest.raises(errors.Failure, match=r"step 7.*training\.learningRate \(now 0\.01\)") as caught:
-        watchdogs.step(7, value, norm, 0.01)
+        watchdogs.check_step(7, value, norm, 0.01)
     assert caught.value.reason is reasons.Reason.LOSS_DIVERGED
     assert caught.value.exit == exits.Exit.DIVERGED
 
 
 def test_a_gradient_of_zero_ends_training_unless_all_is_learned() -> None:
     with pytest.raises(errors.Failure, match=r"gradient is zero at step 1"):
-        watchdogs.step(1, 2.0, 0.0, 1e-4)
-    watchdogs.step(1, 0.0, 0.0, 1e-4)
-    watchdogs.step(1, 2.0, 1e-9, 1e-4)
+        watchdogs.check_step(1, 2.0, 0.0, 1e-4)
+    watchdogs.check_step(1, 0.0, 0.0, 1e-4)
+    watchdogs.check_step(1, 2.0, 1e-9, 1e-4)
 
 
 def adapter(b: float) -> dict[str, torch.Tensor]:
@@ -28,16 +28,16 @@ def adapter(b: float) -> dict[str, torch.Tensor]:
 
 
 def test_an_adapter_that_never_moves_is_told_after_three_steps() -> None:
-    watchdogs.moved(2, adapter(0.0))
+    watchdogs.check_moved(2, adapter(0.0))
     with pytest.raises(errors.Failure, match=r"no weight of the adapter has moved after 3 steps"):
-        watchdogs.moved(3, adapter(0.0))
-    watchdogs.moved(3, adapter(1e-12))
+        watchdogs.check_moved(3, adapter(0.0))
+    watchdogs.check_moved(3, adapter(1e-12))
 
 
 def seen(losses: list[float]) -> None:
     spike = watchdogs.Spike()
     for number, value in enumerate(losses, 1):
-        spike.see(number, value, 1e-3)
+        spike.add(number, value, 1e-3)
 
 
 def test_a_loss_that_fell_and_rose_above_its_beginning_ends_training() -> None:

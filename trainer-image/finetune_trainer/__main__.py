@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
     try:
         signals.install()
         found = _outcome(options)
-        signals.over()
+        signals.ignore()
         return found
     except errors.Stopped as stopped:
         return outcome.Outcome(stage=options.stage, message=str(stopped) or "stopped on request"), exits.Exit.STOPPED
@@ -226,7 +226,7 @@ def _answer(result: outcome.Outcome) -> None:
 
 def entry() -> None:
     """Ends the process at once: threads that wait for a dead store must not hold it up."""
-    machine.allocate()
+    machine.return_freed_memory()
     if not machine.accelerated():
         uncompiled.leave_out()
     code = main()

@@ -62,7 +62,7 @@ def ours(job: dict[str, Any]) -> Answer:
     from finetune_api import job as api
     from finetune_trainer.engine import generate, lora, model
 
-    machine.allocate()
+    machine.return_freed_memory()
     where = torch.device("cpu")
     base = model.load(pathlib.Path(job["model"]), api.Precision(job["precision"]), where)
     head = model.head(base)

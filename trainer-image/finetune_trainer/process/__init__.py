@@ -1,10 +1,10 @@
-"""Process: what every process of the trainer needs, whatever it does. Imports no other room.
+"""Process: what every process of the trainer needs. Imports no other room.
 
 errors    the one tree of expected errors; `__main__` turns them into an outcome and an exit code
 log       one JSON object a line on stderr
-secrets   what must not be said, taken out of logs, outcomes and texts of errors
-http      JSON to a server and back, tried again where that may help
-signals   SIGTERM, raised as Stopped at once, or after a section that must not be cut in two
+secrets   values of secrets, removed from logs, outcomes and error messages
+http      JSON to a server and back, with one retry policy
+signals   SIGTERM, raised as Stopped at once, or after a section that must not be interrupted
 machine   cores and memory that this process may use
 progress  how far a stage is, for the status and for Prometheus
 """

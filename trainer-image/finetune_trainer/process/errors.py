@@ -1,7 +1,7 @@
 """The one tree of expected errors. A stage raises them, `__main__` turns them into an outcome and an exit code.
 
-Failure            reason + exit code + a message that says what was seen, what was expected and what to do
-  NotFound         an object that storage was asked for does not exist; the caller says what it was for
+Failure            reason + exit code + a message that says what was found, what was expected and what to do
+  NotFound         an object does not exist in storage; the caller says what it was for
 Stopped            SIGTERM arrived (a BaseException, so that no `except Exception` swallows it)
 """
 
@@ -22,7 +22,7 @@ EXITS: dict[reasons.Reason, int] = {
 
 
 class Failure(Exception):
-    """A stage cannot go on."""
+    """A stage cannot continue."""
 
     def __init__(self, reason: reasons.Reason, message: str, preflight: status.Preflight | None = None) -> None:
         super().__init__(message)
@@ -44,10 +44,10 @@ class NotFound(Failure):
 
 
 class Stopped(BaseException):
-    """The pod is asked to end."""
+    """SIGTERM arrived: the pod must end."""
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, without what could be a secret."""
+    """An error in one line, without anything that could be a secret."""
     text = secrets.redact(" ".join(f"{type(error).__name__}: {error}".split()))
     return re.sub(r"(AKIA|ASIA)[A-Z0-9]{8,}", r"\1…", text)[:300]

@@ -1,7 +1,7 @@
-"""The one seam to HTTP: JSON to a server and back, with one policy for what is tried again. In the slim image, too.
+"""The one seam to HTTP: JSON to a server and back, with one retry policy. Also part of the slim image.
 
-A server is one that a job or the operator names, so: no proxy and no credentials of the environment, no redirect, answers of a
-bounded size and age. What an error quotes of an answer is an API's own message, without secrets.
+The job or the operator names the server, so: no proxy and no credentials from the environment, no redirect, answers of limited
+size and duration. Errors quote only an API's own message, without secrets.
 """
 
 import datetime
@@ -21,14 +21,14 @@ from finetune_trainer.process import errors, secrets
 CONNECT_SECONDS = 10.0
 
 TRANSIENT = frozenset({408, 409, 425, 429})
-"""Statuses that are transient, besides all from 500."""
+"""Statuses worth a retry, besides all from 500."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds between tries; doubled each time, and up to half of them taken off at random so that clients do not come together."""
+"""Seconds between retries; doubled each time, less a random part of up to half so that clients do not retry together."""
 
 
 class Failed(Exception):
-    """No usable answer. `status` is the answer's HTTP status, None without an answer; `transient`: it may pass."""
+    """No usable answer. `status` is the answer's HTTP status, None without an answer; `transient`: a retry may help."""
 
     def __init__(self, status: int | None, message: str, *, transient: bool = False, after: float = 0.0) -> None:
         super().__init__(message)
@@ -40,10 +40,10 @@ class Server:
 
     def __init__(self, url: str, key: str = "", *, seconds: float, size: int) -> None:
         self._url, self._seconds, self._size = url.rstrip("/"), seconds, size
-        self._carried = key.isascii() and key.isprintable()
+        self._valid_key = key.isascii() and key.isprintable()
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {key}"} if key and self._carried else {}
-        # The machine's own authorities, which certifi's list that httpx brings does not have.
+        headers |= {"Authorization": f"Bearer {key}"} if key and self._valid_key else {}
+        # The system's own certificate authorities, which certifi's list, httpx's default, does not have.
         self._client = httpx.Client(headers=headers, trust_env=False, verify=ssl.create_default_context())
 
     def ask(
@@ -55,8 +55,8 @@ class Server:
         seconds: float | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> Any:
-        """The JSON that answers a POST of `body`, or a GET. Transient failures are tried again for `patience` seconds, with a
-        `pause` between them, which may raise to end it.
+        """The JSON that answers a POST of `body`, or a GET. Transient failures are retried for `patience` seconds, with a
+        `pause` between tries, which may raise to end them.
 
         Raises:
             Failed: the last failure.
@@ -73,11 +73,11 @@ class Server:
                 wait = min(2 * wait, LONGEST_PAUSE)
 
     def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
-        if not self._carried:
-            raise Failed(401, "the key in its Secret has characters that no header can carry")
+        if not self._valid_key:
+            raise Failed(401, "the key in its Secret has characters that a header cannot contain")
         timeout = httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
         until = time.monotonic() + seconds
-        # Not httpx's own JSON, which refuses lone surrogates; users' texts may have them.
+        # Not httpx's own JSON, which refuses lone surrogates; users' texts may contain them.
         sent = None if body is None else json.dumps(body).encode()
         try:
             method = "GET" if sent is None else "POST"
@@ -88,7 +88,7 @@ class Server:
                     if len(read) > self._size:
                         raise Failed(answer.status_code, f"an answer of more than {self._size} bytes")
                     if time.monotonic() > until:
-                        raise Failed(None, f"no whole answer in {seconds:.0f} s", transient=True)
+                        raise Failed(None, f"no complete answer in {seconds:.0f} s", transient=True)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             transient = isinstance(error, httpx.TransportError)
             raise Failed(None, errors.describe(error), transient=transient) from None
@@ -104,15 +104,15 @@ def _content(answer: httpx.Response, read: bytes) -> Any:
         content = None
     if status >= 300:
         transient = status >= 500 or status in TRANSIENT
-        message = f"HTTP {status}{_refusal(status, content)}"
+        message = f"HTTP {status}{_api_message(status, content)}"
         raise Failed(status, message, transient=transient, after=_retry_after(answer.headers.get("Retry-After", "")))
     if content is None:
         raise Failed(status, "the answer is not JSON")
     return content
 
 
-def _refusal(status: int, content: Any) -> str:
-    """What an API says of its refusal, in a few words; nothing of a page that is no such answer."""
+def _api_message(status: int, content: Any) -> str:
+    """The API's own message in a refusal, shortened; empty where the answer is something else, as a web page."""
     if status < 400:
         return ": it redirects, which is not followed"
     if not isinstance(content, dict):

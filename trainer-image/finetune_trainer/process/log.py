@@ -30,7 +30,7 @@ _about: dict[str, str] = {}
 
 
 class Formatter(logging.Formatter):
-    """A record as one JSON line: time, level, message, what the process is about, and the fields given with it."""
+    """A record as one JSON line: time, level, message, the process's own fields, and the fields of the call."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
@@ -42,12 +42,12 @@ class Formatter(logging.Formatter):
 
 
 def about(**fields: str) -> None:
-    """What all further lines of this process are about: namespace, job, revision and stage, as in the operator's log."""
+    """Adds fields to all further lines of this process: namespace, job, revision and stage, as in the operator's log."""
     _about.update(fields)
 
 
 def configure() -> None:
-    """Sends all records to stderr; libraries speak from warnings on."""
+    """Sends all records to stderr; libraries' from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""What this process may use: cores and memory, by its cgroup's limits rather than by the host's size. Free of torch."""
+"""Cores and memory that this process may use, by its cgroup's limits rather than by the host's size. No torch."""
 
 import os
 import pathlib
@@ -6,24 +6,25 @@ import re
 import shutil
 
 CODES = 128
-"""Shapes of products whose code oneDNN keeps. More would make long rows of many lengths faster, and take 0.65 MiB each."""
+"""Shapes of matrix products whose generated code oneDNN caches. More would make long rows of many lengths faster, at 0.65 MiB
+each."""
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-"""Of glibc's mallopt(3)."""
+"""Parameters of glibc's mallopt(3)."""
 
 LARGE = 4 << 20
-"""Bytes of a block that gets pages of its own."""
+"""Bytes of a block that gets its own pages."""
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def c_compiler() -> bool:
-    """Whether there is a C compiler, without which Triton and torch.compile cannot make kernels."""
+    """Whether there is a C compiler, which Triton and torch.compile need for kernels."""
     return bool(os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang")))
 
 
 def threads() -> int:
-    """What OMP_NUM_THREADS says, else the cores of this process's affinity, or fewer where its cgroup has a CPU limit."""
+    """OMP_NUM_THREADS where it is set, else the cores of this process's affinity, or fewer where its cgroup has a CPU limit."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -41,7 +42,7 @@ def threads() -> int:
 
 
 def memory() -> int:
-    """Bytes that this process may use: its cgroup's limit, or the machine's memory."""
+    """Bytes that this process may use: its cgroup's limit, or the host's memory."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
@@ -51,8 +52,8 @@ def memory() -> int:
     return physical
 
 
-def allocate() -> None:
-    """Large blocks of memory are given back when they are freed, in every thread, instead of staying in pieces of a heap."""
+def return_freed_memory() -> None:
+    """Makes glibc return large blocks to the system when they are freed, in every thread, instead of keeping them in a heap."""
     import ctypes
 
     try:
@@ -69,7 +70,7 @@ def accelerated() -> bool:
 
 
 def bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16: what `model.dtype` asks of torch."""
+    """Whether the processor multiplies in bfloat16: as `model.dtype` asks torch."""
     try:
         flags = re.search(r"^flags\s*:(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

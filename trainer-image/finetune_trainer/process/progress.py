@@ -36,11 +36,11 @@ class Progress:
         self._stage = reasons.Stage(stage)
         self.metrics = Metrics(job, stage)
         self._url, self._file = address(job), job.progress_file
-        self._told = bool(self._url or self._file)
-        if self._told:
+        self._reported = bool(self._url or self._file)
+        if self._reported:
             threading.Thread(target=self._work, name="progress", daemon=True).start()
 
-    def tell(self, progress: status.Progress) -> None:
+    def update(self, progress: status.Progress) -> None:
         """The latest state; returns at once."""
         self.metrics.set(progress_ratio=progress.percent / 100)
         self._put(progress, self._checkpoint)
@@ -53,7 +53,7 @@ class Progress:
         with self._lock:
             self._ended = True
             self._lock.notify_all()
-            if self._told:
+            if self._reported:
                 self._lock.wait_for(lambda: self._report is None and not self._sending, 5)
 
     def _put(self, progress: status.Progress | None, checkpoint: status.Checkpoint | None) -> None:
@@ -93,7 +93,7 @@ class Progress:
                 replace(pathlib.Path(self._file), text)
         except Exception as error:
             if not self._failed:
-                log.warning("progress cannot be reported; training goes on", problem=errors.describe(error))
+                log.warning("progress cannot be reported; the stage continues", problem=errors.describe(error))
             self._failed = True
         else:
             self._failed = False
@@ -116,7 +116,7 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 
 def patch(url: str, body: dict[str, Any]) -> None:
-    """A merge patch with the pod's token, read anew each time since the kubelet renews it."""
+    """A merge patch with the pod's token, read again each time since the kubelet renews it."""
     account = pathlib.Path(os.environ.get("FINETUNE_SERVICE_ACCOUNT", str(ACCOUNT)))
     request = urllib.request.Request(  # noqa: S310
         url,

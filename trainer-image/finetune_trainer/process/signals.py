@@ -1,4 +1,4 @@
-"""SIGTERM, process-wide: raised as Stopped in the main thread at once, or after a section that must not be cut in two.
+"""SIGTERM, process-wide: raised as Stopped in the main thread at once, or after a section that must not be interrupted.
 
 A Stopped that a library swallows is raised again by the next `check`.
 """
@@ -21,14 +21,14 @@ _stop = _Stop()
 
 
 def install() -> None:
-    """From here on SIGTERM (and Ctrl-C) raises Stopped, whatever was before."""
+    """From now on SIGTERM (and Ctrl-C) raises Stopped."""
     _stop.asked, _stop.held = False, 0
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle)
 
 
-def over() -> None:
-    """From here on SIGTERM changes nothing: what was asked for is done."""
+def ignore() -> None:
+    """From now on SIGTERM is ignored: the work is done."""
     _stop.held += 1
 
 

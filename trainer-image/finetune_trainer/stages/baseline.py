@@ -62,7 +62,7 @@ def run_rounds(
     begun = 0
     for look in looks:
         for turn, which in enumerate(open_):
-            report.tell(progress_of(begun + (look - begun) * turn // len(open_), len(examples)))
+            report.update(progress_of(begun + (look - begun) * turn // len(open_), len(examples)))
             fresh = answers.ask(runner, which, examples[begun:look])
             asked[which] = asked[which].and_then(fresh) if which in asked else fresh
         begun = look

@@ -45,7 +45,7 @@ class Meter:
         """`share` of the present part is done; 1 ends it."""
         percent = round(100 * min(1.0, (self.over + share) / self.parts))
         steps = self.examples * self.parts
-        self.report.tell(
+        self.report.update(
             status.Progress(
                 summary=f"{percent}%",
                 percent=percent,

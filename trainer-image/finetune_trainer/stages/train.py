@@ -33,14 +33,16 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
 
     # processes, data and model
     torch.set_num_threads(machine.threads())
-    others = processes.start_others(min(spec.gpus, torch.cuda.device_count()))  # the spec may have been edited since
+    siblings = processes.start_siblings(
+        min(spec.gpus, torch.cuda.device_count())
+    )  # the spec may have been edited since
     where = model.device(processes.number("LOCAL_RANK", 0))
     us = processes.join(where)
     try:
         return together(spec, store, us, where, attempt, scale)
     finally:
         processes.leave(us)
-        others.stop()
+        siblings.stop()
 
 
 def together(
@@ -49,7 +51,7 @@ def together(
     """The part of one process; with a single one, all there is."""
     if us.local:
         us.wait()  # the first process of the node fetches the base model for all
-    folder = sources.resolve(spec.base_model, store, processes.shared() / "base")
+    folder = sources.resolve(spec.base_model, store, processes.shared_folder() / "base")
     if not us.local:
         us.wait()
     data = corpus.load(store, spec.layout.data, folder, spec.training)
@@ -108,7 +110,7 @@ def together(
         threads=torch.get_num_threads(),
     )
     resumed_from = course.state.step or None
-    with course.nothing_lost():
+    with course.saving_at_the_end():
         course.run()
 
         # adapter
@@ -204,10 +206,10 @@ def arrange(
 def identity(spec: run.Run, data: corpus.Splits) -> str:
     """What a checkpoint must have been made with to be resumed: data, model and every setting that shapes the weights."""
     # Without defaults: a field that a later version adds does not make a checkpoint strange.
-    chosen = spec.training.model_dump(
+    selected = spec.training.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude={"checkpoints", "retries"}
     )
-    settings = {**chosen, "peak": loop.learning_rate(spec)}
+    settings = {**selected, "peak": loop.learning_rate(spec)}
     parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -223,7 +225,7 @@ def deliver(
     """Writes, checks and uploads the adapter. The checkpoints have done their work and go."""
     state = course.state
     folder = machine.work() / "adapter"
-    adapter.write(folder, tuned, course.chosen(), course.data.template, dtype)
+    adapter.write(folder, tuned, course.selected(), course.data.template, dtype)
     adapter.check(folder, spec.base_model.name, tuned)
     facts = {
         "steps": state.step,

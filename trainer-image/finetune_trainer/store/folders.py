@@ -1,6 +1,7 @@
-"""Folders in storage that a reader never sees half: manifest.json, written last, lists every file with size and SHA-256.
+"""Folders in storage that readers see complete or not at all: manifest.json, written last, lists every file with size and
+SHA-256.
 
-A folder without a manifest does not exist for us; one whose files do not match it is Corrupt.
+A folder without a manifest counts as missing; one whose files do not match it is Corrupt.
 """
 
 import concurrent.futures
@@ -31,7 +32,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The contents of a folder. `sha256` is the hash of the manifest's own bytes: it stands for the whole folder."""
+    """The contents of a folder. `sha256` is the hash of the manifest's own bytes: it identifies the whole folder."""
 
     files: tuple[File, ...]
     sha256: str
@@ -43,17 +44,17 @@ class Manifest:
 
 
 MADE_OF = "madeOf"
-"""In a manifest: the sha256 of the frozen split that the folder was made of."""
+"""In a manifest: the sha256 of the frozen split that the folder was made from."""
 
 
 def made_of(store: storage.Storage, found: Manifest, data: str) -> bool:
-    """Whether a folder was made of the frozen split at `data` as that is now."""
+    """Whether a folder was made from the frozen split that is at `data` now."""
     split = manifest(store, data)
     return split is not None and found.extra.get(MADE_OF) == split.sha256
 
 
 def save(store: storage.Storage, local: pathlib.Path, uri: str, extra: dict[str, Any] | None = None) -> Manifest:
-    """Uploads a local folder and then its manifest. What was at `uri` before stops being complete first."""
+    """Uploads a local folder and then its manifest. An older manifest at `uri` is deleted first."""
     paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != layout.MANIFEST)
     files = [File(str(path.relative_to(local)), path.stat().st_size, sha256(path)) for path in paths]
     document = {"files": [dataclasses.asdict(file) for file in files], **(extra or {})}
@@ -79,8 +80,8 @@ def load(
 ) -> Manifest:
     """Downloads a complete folder and checks every file. Raises NotFound, or Corrupt when a hash differs.
 
-    What lies in `local` already, as it should be, is not fetched again.
-    expected: the SHA-256 that the manifest must have; only: the files to take, absent all of them.
+    Files that are in `local` already, with the right hash, are not downloaded again.
+    expected: the SHA-256 that the manifest must have; only: the files to download; None: all.
     """
     found = manifest(store, uri)
     if found is None:
@@ -97,7 +98,7 @@ def load(
 def _fetch(store: storage.Storage, uri: str, file: File, local: pathlib.Path) -> None:
     path = local / file.path
     if not path.resolve().is_relative_to(local.resolve()):
-        raise Corrupt(f"{uri}: the manifest names {file.path!r}, which lies outside of the folder")
+        raise Corrupt(f"{uri}: the manifest names {file.path!r}, which is outside of the folder")
     if _same(path, file):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def remove(store: storage.Storage, uri: str) -> None:
-    """Deletes a folder, the manifest first, so that it is never half there."""
+    """Deletes a folder, the manifest first, so that readers never see a part of it."""
     store.delete(f"{uri}/{layout.MANIFEST}")
     for entry in list(store.entries(f"{uri}/")):
         store.delete(entry.uri)

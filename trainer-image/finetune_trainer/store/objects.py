@@ -1,4 +1,4 @@
-"""What every store of objects provides, whatever its scheme: `files` and `s3` do, `storage` chooses between them."""
+"""The interface of every store: `files` and `s3` implement it, `storage` chooses between them."""
 
 import dataclasses
 import pathlib
@@ -14,13 +14,13 @@ _deadline = float("inf")
 
 
 def hurry(seconds: float) -> None:
-    """From now on no outage is waited for beyond so many seconds: the process is about to be killed."""
+    """Limits the wait for an outage to this many seconds from now: the process is about to be killed."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
 
 def deadline() -> float:
-    """The monotonic time after which no outage is waited for."""
+    """The monotonic time at which waiting for an outage ends."""
     return _deadline
 
 
@@ -34,7 +34,7 @@ class Entry:
 
 
 class Store(Protocol):
-    """What a scheme provides. Every URI is of that scheme."""
+    """A store of one URI scheme."""
 
     def stat(self, uri: str) -> Entry: ...
     def open(self, uri: str) -> BinaryIO: ...

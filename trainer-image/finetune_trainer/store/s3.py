@@ -1,6 +1,6 @@
-"""Objects of Amazon S3 and of every compatible store: the only module that knows boto3.
+"""Objects of Amazon S3 and of every compatible store: the only module that uses boto3.
 
-What another try with the same credentials cannot change fails at once; everything else is tried again for the patience.
+Errors that a retry with the same credentials cannot change fail at once; everything else is retried until the patience is over.
 """
 
 import functools
@@ -22,7 +22,7 @@ DENIED = {
     "TokenRefreshRequired", "XAdminUserNotFound", "XAdminNoSuchUser", "AllAccessDisabled", "AccountProblem", "UnauthorizedAccess",
     "RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "PermanentRedirect", "301", "InvalidClientTokenId",
 }  # fmt: skip
-"""Error codes that another try with the same credentials, clock and region would not change."""
+"""Error codes that a retry with the same credentials, clock and region would not change."""
 
 MISSING = {"404", "NoSuchKey", "NotFound"}
 
@@ -37,7 +37,7 @@ class S3:
         import boto3.s3.transfer
         import botocore.config
 
-        # Stores other than Amazon's may not know the newer checksum headers; manifests carry hashes of our own anyway.
+        # Stores other than Amazon's may not know the newer checksum headers; manifests have our own hashes anyway.
         checksums: dict[str, Any] = (
             {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
             if endpoint
@@ -112,8 +112,8 @@ class S3:
         self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def _call(self, uri: str, request: Callable[[], T]) -> T:
-        """Does a request until it is answered; what another try cannot change is raised at once."""
-        begun, pause, said = time.monotonic(), 0.5, False
+        """Repeats a request until it is answered; errors that a retry cannot change are raised at once."""
+        begun, pause, warned = time.monotonic(), 0.5, False
         while True:
             try:
                 return request()
@@ -122,9 +122,9 @@ class S3:
                 late = time.monotonic() + pause > min(begun + self._patience, objects.deadline())
                 if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or late:
                     raise failure from error
-                if not said:
-                    log.warning("the store does not answer; trying again", uri=uri, error=errors.describe(error))
-                    said = True
+                if not warned:
+                    log.warning("the store does not answer; retrying", uri=uri, error=errors.describe(error))
+                    warned = True
                 time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
                 pause = min(pause * 2, 15)
 
@@ -169,17 +169,18 @@ class S3:
         )
 
     def _spelled_out(self, uri: str, error: Exception) -> tuple[str, Exception]:
-        """A HEAD's 404 has no body: it says neither key, nor bucket, nor (VersityGW) account. A listing's does."""
+        """A HEAD's 404 has no body: it does not tell a missing key from a missing bucket or (VersityGW) account. A listing's
+        does."""
         try:
             self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1)
         except Exception as listing:
-            if code_of(listing) != "AccessDenied":  # it may read but not list
+            if code_of(listing) != "AccessDenied":  # reading may be allowed where listing is not
                 return code_of(listing), listing
         return "NoSuchKey", error
 
 
 class Stream(io.RawIOBase):
-    """An object's bytes from first to last; a broken connection is opened again where it broke."""
+    """An object's bytes in order; a broken connection is reopened at the position where it broke."""
 
     def __init__(self, size: int, body: Callable[[int], Any]) -> None:
         self._size, self._open, self._position, self._tries = size, body, 0, 0
@@ -202,7 +203,7 @@ class Stream(io.RawIOBase):
                 if self._tries > 10:
                     raise errors.Failure(
                         reasons.Reason.STORAGE_UNAVAILABLE,
-                        f"the download broke again and again ({errors.describe(error)})",
+                        f"the download broke repeatedly ({errors.describe(error)})",
                     ) from error
                 self._body = None
                 time.sleep(min(0.2 * 2**self._tries, 10))
@@ -227,11 +228,11 @@ def split(uri: str) -> tuple[str, str]:
 
 def code_of(error: BaseException) -> str:
     """The store's error code, found through the wrappers of boto3's transfers."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     found = re.search(r"An error occurred \((\w+)\)", str(error))  # S3UploadFailedError carries its cause as text alone
     return found.group(1) if found else ""

@@ -14,7 +14,7 @@ from finetune_trainer.process import errors, log
 from finetune_trainer.store import files, storage
 
 SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
-"""What a tokenizer and a configuration need."""
+"""Files of a tokenizer and of a configuration."""
 
 WEIGHTS = "*.safetensors"
 
@@ -45,7 +45,7 @@ def _bucket(source: str, store: storage.Storage, into: pathlib.Path, weights: bo
     if not entries:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
-            f"{source} holds no files; expected config.json, tokenizer.json and safetensors. Upload the model or correct "
+            f"{source} has no files; expected config.json, tokenizer.json and safetensors. Upload the model or correct "
             "the BaseModel's source.",
         )
     names = [entry.uri.removeprefix(prefix) for entry in entries]
@@ -64,7 +64,7 @@ def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bo
     import huggingface_hub.errors as hub
 
     patterns = [*SMALL, *((WEIGHTS,) if weights else ())]
-    log.info("fetching the base model from the hub", model=name, revision=base.revision or "main", weights=weights)
+    log.info("downloading the base model from the hub", model=name, revision=base.revision or "main", weights=weights)
     try:
         if not weights:
             names = huggingface_hub.HfApi().list_repo_files(name, revision=base.revision)
@@ -90,7 +90,7 @@ def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bo
     except Exception as error:
         raise errors.Failure(
             reasons.Reason.STORAGE_UNAVAILABLE,
-            f"{base.source} could not be fetched from the hub ({errors.describe(error)}). Without a way to the hub, copy the "
+            f"{base.source} could not be downloaded from the hub ({errors.describe(error)}). If the hub is out of reach, copy the "
             "model into S3 or a volume and use an s3:// or pvc:// source.",
         ) from error
     return pathlib.Path(folder)
@@ -112,7 +112,7 @@ def check(folder: pathlib.Path, source: str, *, weights: bool = True) -> dict[st
     if "auto_map" in config:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
-            f"{source} needs code of its own (auto_map in config.json), which is never run. Choose a model that "
+            f"{source} needs its own code (auto_map in config.json), which is never run. Choose a model that "
             "transformers supports.",
         )
     names = sorted(path.name for path in folder.iterdir())

@@ -1,10 +1,10 @@
-"""Objects by URI: s3:// for real and file:// for local runs, behind one small interface.
+"""Objects by URI, s3:// or file:// (local runs), behind one small interface.
 
     storage = Storage(endpoint=None, region=None)
     storage.read / write / open / download / upload / stat / entries / glob / delete
 
-Outages are waited for up to `patience` seconds, then they are Failure(StorageUnavailable); a wrong bucket or wrong
-credentials fail at once. Nothing here holds a whole object in memory but `read` and `write`, which are for small ones.
+An outage is retried for `patience` seconds, then it is Failure(StorageUnavailable); a wrong bucket or wrong
+credentials fail at once. Only `read` and `write` hold a whole object in memory: they are for small ones.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from finetune_trainer.process import errors
 from finetune_trainer.store import files, objects, s3
 
 PATIENCE = float(os.environ.get("FINETUNE_STORAGE_PATIENCE", "300"))
-"""Seconds that an outage of the store is waited for."""
+"""Seconds for which an outage of the store is retried."""
 
 
 class Storage:
@@ -87,7 +87,7 @@ class Storage:
         return [entry for entry in self.entries(prefix) if matches(entry.uri)]
 
     def delete(self, uri: str) -> None:
-        """Removes an object; one that does not exist is fine."""
+        """Removes an object, if it exists."""
         self._of(uri).delete(uri)
 
 
@@ -99,5 +99,5 @@ def of(spec: job.Storage, patience: float = PATIENCE) -> Storage:
 def glob_expression(pattern: str) -> str:
     """The regular expression of a glob: `**/` matches any number of folders, none included."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    words = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
-    return "".join(words.get(part, re.escape(part)) for part in parts)
+    expressions = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    return "".join(expressions.get(part, re.escape(part)) for part in parts)

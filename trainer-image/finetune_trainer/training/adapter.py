@@ -1,4 +1,4 @@
-"""The adapter as files: in PEFT's layout, checked against what vLLM refuses or silently ignores, before it is uploaded."""
+"""The adapter as files in PEFT's layout, checked before the upload against what vLLM refuses or silently ignores."""
 
 import json
 import pathlib
@@ -32,7 +32,7 @@ MUST: dict[str, tuple[Any, ...]] = {
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
 }
-"""Settings of adapter_config.json and the values with which vLLM computes what PEFT does."""
+"""Settings of adapter_config.json, and the values with which vLLM computes the same as PEFT."""
 
 MULTIMODAL = "ForConditionalGeneration"
 
@@ -40,9 +40,9 @@ MULTIMODAL = "ForConditionalGeneration"
 def write(
     folder: pathlib.Path, tuned: Any, tensors: dict[str, torch.Tensor], template: str | None, dtype: torch.dtype
 ) -> None:
-    """PEFT's two files, and the chat template that the adapter was trained with.
+    """PEFT's two files, and the chat template of the training.
 
-    Weights are in the precision that the adapter was computed in, so that nothing is rounded anew where it is served.
+    Weights are in the precision that the adapter was computed in, so that serving does not round them again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -66,14 +66,14 @@ def _plain(value: Any) -> bool:
 
 
 def check(folder: pathlib.Path, base_name: str, model: Any = None) -> None:
-    """Raises Failure(AdapterIncompatible), naming all that vLLM would refuse or not apply."""
+    """Raises Failure(AdapterIncompatible), naming everything that vLLM would refuse or not apply."""
     config = json.loads((folder / CONFIG).read_text())
     weights = safetensors.torch.load_file(folder / WEIGHTS)
     problems = [
         f"{key} is {config[key]!r}" for key, values in MUST.items() if key in config and config[key] not in values
     ]
     if config.get("r") not in RANKS:
-        problems.append(f"the rank {config.get('r')} is none of {', '.join(map(str, RANKS))}")
+        problems.append(f"the rank {config.get('r')} is not one of {', '.join(map(str, RANKS))}")
     if config.get("base_model_name_or_path") != base_name:
         problems.append(f"it names the base {config.get('base_model_name_or_path')!r}, expected {base_name!r}")
     problems += _weights(weights, config.get("r"), model)
@@ -95,15 +95,15 @@ def _weights(weights: dict[str, torch.Tensor], rank: Any, model: Any) -> list[st
     for key, tensor in weights.items():
         found = KEY.match(key)
         if not found or (modules is not None and found["module"] not in modules):
-            problems.append(f"{key} belongs to no layer of the base model")
+            problems.append(f"{key} matches no layer of the base model")
         elif found["module"].rpartition(".")[2] in ("lm_head", "embed_tokens") or (model and found["module"] in names):
             problems.append(f"{key} changes the embedding or the output head")
         elif tensor.shape[0 if found["side"] == "A" else 1] != rank:
-            problems.append(f"{key} has the shape {tuple(tensor.shape)}, which is not of rank {rank}")
+            problems.append(f"{key} has the shape {tuple(tensor.shape)}, expected rank {rank}")
         if not torch.isfinite(tensor).all():
             problems.append(f"{key} holds values that are not finite")
     if weights and not any(tensor.any() for key, tensor in weights.items() if ".lora_B." in key):
-        problems.append("all of its B matrices are zero: it changes nothing")
+        problems.append("all of its B matrices are zero: it has no effect")
     return problems
 
 
@@ -122,5 +122,5 @@ def described(uri: str, manifest: folders.Manifest, rank: int) -> status.Adapter
 
 
 def upload(store: storage.Storage, folder: pathlib.Path, uri: str, rank: int, extra: dict[str, Any]) -> status.Adapter:
-    """Uploads the folder; `extra` goes into its manifest: what a later attempt needs to answer for this one."""
+    """Uploads the folder; `extra` goes into its manifest, so that a later attempt can return this one's result."""
     return described(uri, folders.save(store, folder, uri, extra), rank)

@@ -1,9 +1,9 @@
 """Which examples each optimizer step sees, and how a step is cut into micro-batches. Pure and seeded.
 
-What is random is the order of examples within each epoch, drawn from the seed and the epoch's number; steps follow one
-another in that order. What is not: within a step, examples are sorted by their tokens, so that those which begin alike meet,
-and cut by a budget of tokens, which changes neither the step's loss nor its gradient. So sharing prefixes never decides what
-is learned together, and the position of a run is its step alone: nothing else is to be resumed.
+Only the order of examples within each epoch is random, drawn from the seed and the epoch's number. Within a step, examples are
+sorted by their tokens, so that common prefixes are next to each other, and cut by a budget of tokens, which changes neither the
+step's loss nor its gradient. So sharing prefixes never decides what is learned together, and the step number alone is the
+position of a run: there is nothing else to resume.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ class Plan:
     batch_size: int
     seed: int
     steps: int
-    seen: int
-    """Examples that all steps together see; those of each epoch once."""
+    total: int
+    """Examples of all steps together, counted once per epoch."""
 
     def step(self, number: int) -> list[int]:
         """The examples of one step, counted from 0."""
-        begin, end = number * self.batch_size, min((number + 1) * self.batch_size, self.seen)
+        begin, end = number * self.batch_size, min((number + 1) * self.batch_size, self.total)
         chosen: list[int] = []
         while begin < end:
             epoch, offset = divmod(begin, self.examples)
@@ -38,8 +38,8 @@ class Plan:
         return chosen
 
     def epoch(self, number: int) -> float:
-        """Passes over the data after so many steps."""
-        return min(number * self.batch_size, self.seen) / self.examples
+        """Epochs after this many steps."""
+        return min(number * self.batch_size, self.total) / self.examples
 
     def _order(self, epoch: int) -> list[int]:
         order = list(range(self.examples))
@@ -51,48 +51,48 @@ def plan(examples: int, *, batch_size: int, seed: int, epochs: float | None, max
     """The steps for a number of epochs, or of steps, or by `epoch_count.epochs_for` where both are absent."""
     if max_steps is not None:
         return Plan(examples, batch_size, seed, max_steps, max_steps * batch_size)
-    seen = max(1, round((epochs or epoch_count.epochs_for(examples)) * examples))
-    return Plan(examples, batch_size, seed, math.ceil(seen / batch_size), seen)
+    total = max(1, round((epochs or epoch_count.epochs_for(examples)) * examples))
+    return Plan(examples, batch_size, seed, math.ceil(total / batch_size), total)
 
 
 def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """A step's examples in micro-batches of at most `budget` tokens, padding counted; one example is never cut.
+    """A step's examples in micro-batches of at most `budget` tokens, padding included; an example is never cut.
 
-    Sorted by length, so that little is padded; the longest come first, so that memory runs out early or not at all.
+    Sorted by length, so that there is little padding; the longest come first, so that memory runs out early or not at all.
     """
     order = sorted(chosen, key=lambda index: (-lengths[index], index))
-    found: list[list[int]] = []
+    batches_: list[list[int]] = []
     for index in order:
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= budget:
-            found[-1].append(index)
+        if batches_ and lengths[batches_[-1][0]] * (len(batches_[-1]) + 1) <= budget:
+            batches_[-1].append(index)
         else:
-            found.append([index])
-    return found
+            batches_.append([index])
+    return batches_
 
 
 def cut(units: Sequence[Sequence[prefix_tree.Row]], budget: int) -> list[list[int]]:
-    """A step's examples in micro-batches of at most `budget` tokens, those of shared prefixes counted once.
+    """A step's examples in micro-batches of at most `budget` tokens, with shared prefixes counted once.
 
-    A unit is the rows of one example, which stay together. Neighbours in the order of their tokens come together.
+    A unit is the rows of one example, which stay together. Units are in the order of their tokens.
     """
-    found: list[list[int]] = []
+    batches_: list[list[int]] = []
     room = 0
     last: prefix_tree.Row | None = None
     for index in ordered(units):
         rows = units[index]
-        fresh = [
+        own = [
             prefix_tree.needed(row) - (prefix_tree.common(rows[at - 1], row) if at else 0)
             for at, row in enumerate(rows)
         ]
-        shared = prefix_tree.common(last, rows[0]) if last is not None else 0
-        if found and sum(fresh) - shared <= room:
-            found[-1].append(index)
-            room -= sum(fresh) - shared
+        common = prefix_tree.common(last, rows[0]) if last is not None else 0
+        if batches_ and sum(own) - common <= room:
+            batches_[-1].append(index)
+            room -= sum(own) - common
         else:
-            found.append([index])
-            room = budget - sum(fresh)
+            batches_.append([index])
+            room = budget - sum(own)
         last = rows[0]
-    return found
+    return batches_
 
 
 def ordered(units: Sequence[Sequence[prefix_tree.Row]]) -> list[int]:
@@ -100,15 +100,16 @@ def ordered(units: Sequence[Sequence[prefix_tree.Row]]) -> list[int]:
     return sorted(range(len(units)), key=lambda index: (prefix_tree.key(units[index][0].ids), index))
 
 
-def portion(units: Sequence[Sequence[prefix_tree.Row]], rank: int, size: int) -> list[int]:
-    """The units of one process of several: neighbours in the order of their tokens, about as many tokens for each."""
+def share_of(units: Sequence[Sequence[prefix_tree.Row]], rank: int, size: int) -> list[int]:
+    """The units of one process of several: neighbours in the order of their tokens, about the same number of tokens for each
+    process."""
     order = ordered(units)
     if size == 1:
         return order
     costs = [sum(len(row.ids) for row in units[index]) for index in order]
-    total, before, found = sum(costs), 0, []
+    total, before, batches_ = sum(costs), 0, []
     for index, cost in zip(order, costs, strict=True):
         if min(size - 1, int((before + cost / 2) * size / total)) == rank:
-            found.append(index)
+            batches_.append(index)
         before += cost
-    return found
+    return batches_

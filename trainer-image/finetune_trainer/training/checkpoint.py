@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: all that is needed to go on as if nothing had happened, as safetensors and JSON, no pickle.
+"""Checkpoints of a training run: everything needed to resume exactly, as safetensors and JSON, no pickle.
 
     checkpoints/<step>/  adapter · optimizer · random · best .safetensors, state.json, manifest.json (last)
 
-The loop takes a Snapshot (a copy in memory) and goes on; a thread writes, hashes and uploads it. The newest folder whose
-manifest and hashes hold is what a later attempt resumes from; a half-written one does not exist.
+The loop takes a Snapshot (a copy in memory) and continues; a thread writes, hashes and uploads it. A later attempt resumes from
+the newest folder whose manifest and hashes are correct; an incomplete one is ignored.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclasses.dataclass
 class State:
-    """What the loop knows besides tensors. Mutable: the loop's one memory."""
+    """The loop's state besides tensors. Mutable."""
 
     step: int = 0
-    """Optimizer steps done: the sampler's position too, see `batches`."""
+    """Optimizer steps done; also the sampler's position, see `batches`."""
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
@@ -58,16 +58,16 @@ class Snapshot:
 
 def randomness() -> Tensors:
     """The state of torch's generators; examples are chosen without them."""
-    found = {"cpu": torch.get_rng_state()}
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
-def restore_randomness(found: Tensors) -> None:
-    torch.set_rng_state(found["cpu"])
-    if "cuda" in found and torch.cuda.is_available():
-        torch.cuda.set_rng_state(found["cuda"])
+def restore_randomness(states: Tensors) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def capture(
@@ -91,20 +91,20 @@ def copy(weights: dict[str, torch.nn.Parameter]) -> Tensors:
 
 
 def restore(snapshot: Snapshot, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Puts a snapshot's tensors back. The optimizer's step counters stay where AdamW wants them, on the CPU or fused."""
-    put(snapshot.adapter, weights)
+    """Restores a snapshot's tensors. The optimizer's step counters go to the weights' device."""
+    load_into(snapshot.adapter, weights)
     for name, weight in weights.items():
-        found = {}
+        states = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = snapshot.optimizer.get(f"{name}|{key}")
             if value is not None:
-                found[key] = value.to(weight.device)
-        if found:
-            optimizer.state[weight] = found
+                states[key] = value.to(weight.device)
+        if states:
+            optimizer.state[weight] = states
     restore_randomness(snapshot.random)
 
 
-def put(tensors: Tensors, weights: dict[str, torch.nn.Parameter]) -> None:
+def load_into(tensors: Tensors, weights: dict[str, torch.nn.Parameter]) -> None:
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[name])
@@ -126,7 +126,7 @@ def read(folder: pathlib.Path, fingerprint: str) -> Snapshot:
     try:
         document = json.loads((folder / "state.json").read_text())
         if document.pop("fingerprint") != fingerprint:
-            raise folders.Corrupt("it was made with other data or other settings")
+            raise folders.Corrupt("it was saved with other data or settings")
         parts = {
             name: safetensors.torch.load_file(folder / f"{name}.safetensors")
             for name in ("adapter", "optimizer", "random", "best")
@@ -138,7 +138,7 @@ def read(folder: pathlib.Path, fingerprint: str) -> Snapshot:
 
 
 def newest(store: storage.Storage, where: layout.Layout, fingerprint: str) -> Snapshot | None:
-    """The newest checkpoint that is complete and undamaged; older ones are tried in turn."""
+    """The newest complete and undamaged checkpoint; None where there is none."""
     for step in reversed(complete(store, where)):
         uri = where.checkpoint(step)
         with tempfile.TemporaryDirectory() as temporary:
@@ -161,7 +161,7 @@ def complete(store: storage.Storage, where: layout.Layout) -> list[int]:
 
 
 class Saver:
-    """Uploads snapshots in the background, one at a time; a newer one replaces one that waits."""
+    """Uploads snapshots in the background, one at a time; a newer one replaces a waiting one."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Saver:
         self._thread: threading.Thread | None = None
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Saves a snapshot soon. A failure is logged, and the next snapshot tries again: training goes on."""
+        """Saves a snapshot soon. A failure is logged; training continues, and the next snapshot tries again."""
         with self._lock:
             self._waiting = snapshot
             if self._thread is None:
@@ -188,7 +188,7 @@ class Saver:
             self._lock.notify_all()
 
     def settle(self, seconds: float) -> None:
-        """Waits until nothing is under way, but no longer than this."""
+        """Waits until no upload is pending, for at most this time."""
         with self._lock:
             self._lock.wait_for(lambda: self._waiting is None and not self._busy, seconds)
 
@@ -203,7 +203,7 @@ class Saver:
 
     def _work(self) -> None:
         while True:
-            snapshot = None  # the last one goes while the next is waited for
+            snapshot = None  # free the last one while waiting for the next
             with self._lock:
                 self._lock.wait_for(lambda: self._waiting is not None)
                 snapshot, self._waiting, self._busy = self._waiting, None, True
@@ -212,7 +212,7 @@ class Saver:
                     self._save(snapshot)
             except Exception as error:
                 problem = error.message if isinstance(error, errors.Failure) else errors.describe(error)
-                log.warning("checkpoint not saved; training goes on", problem=problem)
+                log.warning("checkpoint not saved; training continues", problem=problem)
             finally:
                 with self._lock:
                     self._busy = False

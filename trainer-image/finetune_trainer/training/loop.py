@@ -1,7 +1,7 @@
-"""The loop of training: optimizer steps, validations, checkpoints, and what is told of them.
+"""The training loop: optimizer steps, validations, checkpoints, and the progress reports about them.
 
-All that one step needs of the steps before lies in `checkpoint.State` and the tensors beside it, so that a loop can be
-left after any step and be taken up by another process.
+Everything that a step needs from earlier steps is in `checkpoint.State` and the tensors beside it, so that training can stop
+after any step and resume in another process.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from finetune_trainer.store import objects
 from finetune_trainer.training import batches, checkpoint, objective, processes, watchdogs
 
 WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
-"""Share of the steps with a rising learning rate; the share of the peak it ends at; the longest gradient."""
+"""Share of the steps with a rising learning rate; share of the peak at the end; maximum norm of the gradient."""
 
 HURRY = 12.0
-"""Seconds that the store may take to answer when a pod must end: of the 30 that it has, the upload needs some too."""
+"""Seconds that the store may take to answer when a pod must end: the upload needs the rest of the pod's 30."""
 
 BUNDLE = 256
-"""Examples of a validation that are sorted, cut and shared together."""
+"""Examples of a validation that are sorted and cut together."""
 
 VALIDATIONS = 5
-"""A run validates at least so often, however few epochs it has."""
+"""Validations of a run, at least, however few epochs it has."""
 
 
 def learning_rate(spec: run.Run) -> float:
     """The peak: the job's, else the catalogue's, else 2e-4, or 1e-4 from 30 billion parameters on."""
-    given = spec.training.learning_rate or spec.base_model.learning_rate
-    if given is not None:
-        return given
+    explicit = spec.training.learning_rate or spec.base_model.learning_rate
+    if explicit is not None:
+        return explicit
     return 1e-4 if (spec.base_model.parameters or 0) >= 30e9 else 2e-4
 
 
@@ -62,7 +62,7 @@ class Loop:
     setup: memory.Setup
     engine: passes.Engine
     objective: objective.Objective
-    ranks: processes.ProcessGroup
+    group: processes.ProcessGroup
     weights: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     saver: checkpoint.Saver
@@ -72,26 +72,26 @@ class Loop:
     best: checkpoint.Tensors | None = None
     random: checkpoint.Tensors = dataclasses.field(default_factory=checkpoint.randomness)
     sharded: bool = False
-    """Whether the processes hold the frozen layers together, and must run each pass together."""
+    """Whether the frozen layers are sharded, so that the processes must run each pass together."""
     saved_step: int = 0
     spike: watchdogs.Spike = dataclasses.field(default_factory=watchdogs.Spike)
     pace: float = 0.0
-    """Seconds of a step, averaged."""
+    """Seconds per step, averaged."""
     speed: float = 0.0
     """Tokens per second of this attempt, averaged."""
 
-    def resume(self, found: checkpoint.Snapshot) -> None:
-        checkpoint.restore(found, self.weights, self.optimizer)
+    def resume(self, snapshot: checkpoint.Snapshot) -> None:
+        checkpoint.restore(snapshot, self.weights, self.optimizer)
         self.engine.refresh()
-        self.state, self.best, self.random = found.state, found.best, found.random
-        self.saved_step = found.state.step
+        self.state, self.best, self.random = snapshot.state, snapshot.best, snapshot.random
+        self.saved_step = snapshot.state.step
         for point in self.state.history:
-            self.spike.see(int(point["step"]), point["loss"], point["learningRate"])
-        log.info("resumed", step=found.state.step)
+            self.spike.add(int(point["step"]), point["loss"], point["learningRate"])
+        log.info("resumed", step=snapshot.state.step)
 
     @contextlib.contextmanager
-    def nothing_lost(self) -> Iterator[None]:
-        """Saves the last whole step when training ends early, and lets the reason go on; a loss that diverged is not kept."""
+    def saving_at_the_end(self) -> Iterator[None]:
+        """Saves the last whole step when training ends early, unless the loss diverged; the error is raised again."""
         try:
             yield
         except errors.Stopped:
@@ -100,7 +100,7 @@ class Loop:
             raise
         except Exception as error:
             if not (isinstance(error, errors.Failure) and error.reason is reasons.Reason.LOSS_DIVERGED):
-                with contextlib.suppress(Exception):  # the first error is the one to tell
+                with contextlib.suppress(Exception):  # the first error is the one to report
                     self.save_now()
             self.report.end()
             raise
@@ -108,31 +108,31 @@ class Loop:
     def save_now(self) -> None:
         """Saves the last whole step unless it is saved already. Raises Failure when the store does not answer soon."""
         objects.hurry(HURRY)
-        if self.ranks.first and self.state.step > self.saved_step:
+        if self.group.first and self.state.step > self.saved_step:
             log.info("ending early; saving a checkpoint", step=self.state.step)
             self.saver.save(self.snapshot())
 
     def run(self) -> None:
-        """All steps that are left."""
-        self.probe()
+        """All remaining steps."""
+        self.try_largest_micro_batch()
         last_saved = time.monotonic()
         with contextlib.ExitStack() as stack:
-            if self.ranks.size > 1:  # all processes stop after the same step
+            if self.group.size > 1:  # all processes stop after the same step
                 stack.enter_context(signals.held())
             while True:
                 if self.validation_due():
                     self.validate()
-                if self.state.step >= self.plan.steps or self.exhausted():
+                if self.state.step >= self.plan.steps or self.should_stop():
                     return
                 self.step()
                 if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
-                    if self.ranks.first:
+                    if self.group.first:
                         with signals.held():
                             self.saver.submit(self.snapshot())
                     last_saved = time.monotonic()
 
-    def probe(self) -> None:
-        """The largest micro-batch there can be, for nothing: where memory is short, this is known in the first minute."""
+    def try_largest_micro_batch(self) -> None:
+        """Runs the largest possible micro-batch and discards the result: a lack of memory shows in the first minute."""
         begun, lengths = time.monotonic(), self.data.train.lengths
         longest = sorted(range(self.data.train.examples), key=lambda index: -self.length(index, lengths))
         rows: list[prefix_tree.Row] = []
@@ -142,7 +142,7 @@ class Loop:
                 break
             rows += self.rows(self.data.train, index)
             size += self.length(index, lengths)
-        # Other tokens, so that nothing is shared: the first ones differ.
+        # The first tokens differ, so that nothing is shared.
         distinct = [prefix_tree.Row(np.concatenate([[at], row.ids[1:]]), row.learned) for at, row in enumerate(rows)]
         random = checkpoint.randomness()
         signals.check()
@@ -173,56 +173,56 @@ class Loop:
         for part in parts:
             yield [row for index in part for row in units[index]]
 
-    def paced(
-        self, parts: list[list[prefix_tree.Row]], idle: list[prefix_tree.Row]
+    def in_lockstep(
+        self, parts: list[list[prefix_tree.Row]], filler: list[prefix_tree.Row]
     ) -> Iterator[tuple[list[prefix_tree.Row], float]]:
-        """Micro-batches and their share: all processes run as many passes where they hold the frozen layers together."""
+        """Micro-batches and their weight: where the frozen layers are sharded, all processes run the same number of passes."""
         yield from ((rows, 1.0) for rows in parts)
         if self.sharded:
-            yield from ((idle, 0.0) for _ in range(self.ranks.most(len(parts)) - len(parts)))
+            yield from ((filler, 0.0) for _ in range(self.group.maximum(len(parts)) - len(parts)))
 
     def step(self) -> None:
         """One optimizer step: gradients of micro-batches, divided by the units of the whole step."""
         begun = time.monotonic()
         self.random = checkpoint.randomness()
-        chosen = self.plan.step(self.state.step)
-        examples = [self.rows(self.data.train, index) for index in chosen]
+        selected = self.plan.step(self.state.step)
+        examples = [self.rows(self.data.train, index) for index in selected]
         total = sum(self.objective.units(example) for example in examples)
-        mine = [examples[at] for at in batches.portion(examples, self.ranks.rank, self.ranks.size)]
+        mine = [examples[at] for at in batches.share_of(examples, self.group.rank, self.group.size)]
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        for rows, share in self.paced(list(self.micro(mine)), examples[0]):
+        for rows, share in self.in_lockstep(list(self.micro(mine)), examples[0]):
             signals.check()
             value += self.objective.learn(self.engine, rows, total, share)
-        value = self.together(value)
+        value = self.all_reduce(value)
         rate = learning_rate(self.spec) * schedule(self.state.step, self.plan.steps)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
-        watchdogs.step(self.state.step + 1, value, norm, rate)
+        watchdogs.check_step(self.state.step + 1, value, norm, rate)
         with signals.held():
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
             self.engine.refresh()
-            self.account(sum(len(row.ids) for example in examples for row in example), value, rate, norm, begun)
+            self.record(sum(len(row.ids) for example in examples for row in example), value, rate, norm, begun)
         if self.state.step == watchdogs.MOVED_AFTER:
-            watchdogs.moved(self.state.step, self.weights)
-        self.spike.see(self.state.step, value, rate)
+            watchdogs.check_moved(self.state.step, self.weights)
+        self.spike.add(self.state.step, value, rate)
 
-    def together(self, value: float) -> float:
-        """The value of all processes; their gradients are added up. Raises Stopped on all of them when one is to stop."""
-        if self.ranks.size == 1:
+    def all_reduce(self, value: float) -> float:
+        """Sums the value and the gradients over all processes. Raises Stopped on all of them when one of them is to stop."""
+        if self.group.size == 1:
             return value
         for weight in self.weights.values():
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        value, stop = self.ranks.add(gradients, [value, float(signals.asked())])
+        value, stop = self.group.add(gradients, [value, float(signals.asked())])
         if stop:
             raise errors.Stopped
         return value
 
-    def account(self, count: int, value: float, rate: float, norm: float, begun: float) -> None:
-        """Notes a step of so many tokens that is done, and tells of it."""
+    def record(self, count: int, value: float, rate: float, norm: float, begun: float) -> None:
+        """Records a finished step of `count` tokens, and reports it."""
         state, seconds = self.state, time.monotonic() - begun
         state.step += 1
         state.tokens += count
@@ -252,12 +252,12 @@ class Loop:
             eta_seconds=left,
             memory_bytes=model.peak(self.where),
         )
-        self.tell(left)
+        self.report_progress(left)
 
-    def tell(self, left: float) -> None:
+    def report_progress(self, left: float) -> None:
         state = self.state
         percent = 100 * state.step // self.plan.steps
-        self.report.tell(
+        self.report.update(
             status.Progress(
                 summary=f"{percent}%",
                 percent=percent,
@@ -283,12 +283,12 @@ class Loop:
         return state.step % every == 0 or state.step == self.plan.steps
 
     def validate(self) -> None:
-        """The loss of the validation split; the best adapter so far is kept."""
+        """The loss of the validation split; the best adapter so far is copied."""
         begun = time.monotonic()
         value = self.mean(self.data.validation)
         state = self.state
         if not math.isfinite(value):
-            watchdogs.step(state.step, value, 1.0, learning_rate(self.spec))
+            watchdogs.check_step(state.step, value, 1.0, learning_rate(self.spec))
         with signals.held():
             state.validations.append({"step": state.step, "loss": value})
             if state.best_loss is None or value < state.best_loss:
@@ -299,22 +299,22 @@ class Loop:
             seconds = round(time.monotonic() - begun, 2)
             log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
             self.report.metrics.set(validation_loss=value)
-            self.tell((self.plan.steps - state.step) * self.pace)
+            self.report_progress((self.plan.steps - state.step) * self.pace)
 
     def mean(self, source: corpus.Corpus) -> float:
-        """The objective's mean over all examples, each process taking every so-manieth."""
-        mine = range(self.ranks.rank, source.examples, self.ranks.size)
+        """The objective's mean over all examples, each process taking every n-th."""
+        mine = range(self.group.rank, source.examples, self.group.size)
         value, units = 0.0, 0
-        for begin in range(0, -(-source.examples // self.ranks.size), BUNDLE):
+        for begin in range(0, -(-source.examples // self.group.size), BUNDLE):
             examples = [self.rows(source, index) for index in mine[begin : begin + BUNDLE]]
             units += sum(self.objective.units(example) for example in examples)
-            for rows, share in self.paced(list(self.micro(examples)), self.rows(source, 0)):
+            for rows, share in self.in_lockstep(list(self.micro(examples)), self.rows(source, 0)):
                 signals.check()
                 value += share * self.objective.value(self.engine, rows)
-        value, every = self.ranks.add([], [value, units])
+        value, every = self.group.add([], [value, units])
         return value / every
 
-    def exhausted(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the validation loss has not improved for too long."""
         stop = self.state.worse >= self.spec.training.early_stopping.patience
         if stop:
@@ -324,6 +324,6 @@ class Loop:
     def snapshot(self) -> checkpoint.Snapshot:
         return checkpoint.capture(self.weights, self.optimizer, self.state, self.random, self.best)
 
-    def chosen(self) -> checkpoint.Tensors:
-        """The adapter to keep: of the best validation, or of the last step where nothing was validated."""
+    def selected(self) -> checkpoint.Tensors:
+        """The adapter to save: that of the best validation, or of the last step where there was none."""
         return self.best if self.best is not None else checkpoint.copy(self.weights)

@@ -1,4 +1,4 @@
-"""What training minimises: a value for some rows, and its gradient into the adapter.
+"""The function that training minimises: its value for some rows, and its gradient for the adapter.
 
 An objective is a sum over units (learned tokens, or pairs), so that micro-batches and processes add up to the whole step:
 each is divided by the units of the step before it is summed.
@@ -38,15 +38,15 @@ class Supervised:
         return sum(int(row.learned[1:].sum()) for row in rows)
 
     def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
-        found = engine.forward(rows, save=True)
-        weights = torch.full(found.targets.shape, share / units, dtype=torch.float32, device=found.targets.device)
-        value, gradient = loss.total(found.states, found.targets, engine.head, weights)
+        passed = engine.forward(rows, save=True)
+        weights = torch.full(passed.targets.shape, share / units, dtype=torch.float32, device=passed.targets.device)
+        value, gradient = loss.total(passed.states, passed.targets, engine.head, weights)
         engine.backward(gradient)
         return value
 
     def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
-        found = engine.forward(rows, save=False)
-        return -float(loss.log_probabilities(found.states, found.targets, engine.head).sum(dtype=torch.float64))
+        passed = engine.forward(rows, save=False)
+        return -float(loss.log_probabilities(passed.states, passed.targets, engine.head).sum(dtype=torch.float64))
 
 
 class Preference:
@@ -67,12 +67,12 @@ class Preference:
 
     def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
         reference = self._scores(engine, engine.forward(rows, save=False, adapted=False), len(rows))
-        found = engine.forward(rows, save=True)
-        margins = self._margins(self._scores(engine, found, len(rows)), reference)
-        # The slope of the value with respect to each answer's log-probability; cross-entropies are their negatives.
-        slopes = self.beta * torch.sigmoid(-margins) * (share / units)
-        signed = torch.stack([slopes, -slopes], 1).reshape(-1).float()
-        _, gradient = loss.total(found.states, found.targets, engine.head, signed[found.rows])
+        passed = engine.forward(rows, save=True)
+        margins = self._margins(self._scores(engine, passed, len(rows)), reference)
+        # The value's gradient with respect to each answer's log-probability; cross-entropies are their negatives.
+        gradients = self.beta * torch.sigmoid(-margins) * (share / units)
+        weights_ = torch.stack([gradients, -gradients], 1).reshape(-1).float()
+        _, gradient = loss.total(passed.states, passed.targets, engine.head, weights_[passed.rows])
         engine.backward(gradient)
         return float(-torch.nn.functional.logsigmoid(margins).sum() * (share / units))
 
@@ -81,10 +81,10 @@ class Preference:
         margins = self._margins(self._scores(engine, engine.forward(rows, save=False), len(rows)), reference)
         return float(-torch.nn.functional.logsigmoid(margins).sum())
 
-    def _scores(self, engine: passes.Engine, found: passes.Labelled, rows: int) -> torch.Tensor:
+    def _scores(self, engine: passes.Engine, passed: passes.Labelled, rows: int) -> torch.Tensor:
         """[rows] summed log-probabilities in float64."""
-        each = loss.log_probabilities(found.states, found.targets, engine.head).double()
-        return torch.zeros(rows, dtype=torch.float64, device=each.device).index_add_(0, found.rows, each)
+        each = loss.log_probabilities(passed.states, passed.targets, engine.head).double()
+        return torch.zeros(rows, dtype=torch.float64, device=each.device).index_add_(0, passed.rows, each)
 
     def _margins(self, tuned: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         gains = (tuned - reference).view(-1, 2)

@@ -1,10 +1,10 @@
-"""Several processes that train one adapter: who this one is, and the sums over all of them.
+"""Several processes that train one adapter: the rank of this one, and sums over all of them.
 
 A pod is a node; on each node runs one process for each of its GPUs, or one on CPUs. Every process computes a part of each
 step's examples, gradients are added up once a step, and since all then do the same arithmetic on the same numbers, their
-adapters stay equal bit by bit. Rank 0 alone reports, saves and delivers.
+adapters stay equal bit by bit. Only rank 0 reports, saves and uploads.
 
-The environment is the operator's (run.NODES, run.NODE, run.RENDEZVOUS), or torchrun's.
+The environment variables come from the operator (run.NODES, run.NODE, run.RENDEZVOUS) or from torchrun.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from finetune_api import run
 from finetune_trainer.process import errors, log, machine
 
 PATIENCE = datetime.timedelta(minutes=30)
-"""How long a process waits for the others: they load the model, or validate, at their own pace."""
+"""How long a process waits for the others: loading the model, or a validation, may take longer there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     local: int = 0
-    """Number of this process on its node: the GPU that it uses."""
+    """Number of this process on its node, and of the GPU that it uses."""
 
     @property
     def first(self) -> bool:
@@ -42,13 +42,13 @@ class ProcessGroup:
 
     def add(self, tensors: Sequence[torch.Tensor], numbers: Sequence[float] = ()) -> list[float]:
         """Each tensor becomes, in place, its sum over all processes; returns the numbers' sums. Raises Stopped when another
-        process is gone: what it was stopped by is its own to tell."""
+        process is gone: that process reports why."""
         if self.size == 1:
             return list(numbers)
         where = tensors[0].device if tensors else torch.device("cpu")
         flat = torch.cat([*(tensor.reshape(-1).float() for tensor in tensors)]) if tensors else torch.zeros(0)
         exact = torch.tensor(list(numbers), dtype=torch.float64, device=where)
-        with lost():
+        with stopping_with_others():
             torch.distributed.all_reduce(exact)
             if tensors:
                 torch.distributed.all_reduce(flat)
@@ -56,30 +56,30 @@ class ProcessGroup:
         for tensor in tensors:
             tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
             offset += tensor.numel()
-        found: list[float] = exact.tolist()
-        return found
+        totals: list[float] = exact.tolist()
+        return totals
 
-    def most(self, number: int) -> int:
+    def maximum(self, number: int) -> int:
         """The largest of all processes' numbers."""
         if self.size == 1:
             return number
-        found = torch.tensor(number)
+        totals = torch.tensor(number)
         if torch.distributed.get_backend() == "nccl":
-            found = found.cuda()
-        with lost():
-            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return int(found)
+            totals = totals.cuda()
+        with stopping_with_others():
+            torch.distributed.all_reduce(totals, torch.distributed.ReduceOp.MAX)
+        return int(totals)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes have come here."""
         if self.size > 1:
-            with lost():
+            with stopping_with_others():
                 torch.distributed.barrier()
 
 
 @contextlib.contextmanager
-def lost() -> Iterator[None]:
-    """The loss of another process ends this one as if it were asked to stop."""
+def stopping_with_others() -> Iterator[None]:
+    """Ends this process as SIGTERM would when another one is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -87,30 +87,30 @@ def lost() -> Iterator[None]:
         raise errors.Stopped("another training process is gone; the next attempt resumes") from error
 
 
-def number(name: str, otherwise: int) -> int:
-    return int(os.environ.get(name) or otherwise)
+def number(name: str, default: int) -> int:
+    return int(os.environ.get(name) or default)
 
 
-def shared() -> pathlib.Path:
+def shared_folder() -> pathlib.Path:
     """The working folder of the node's first process."""
     named = os.environ.get("FINETUNE_SHARED")
     return pathlib.Path(named) if named else machine.work()
 
 
 def join(where: torch.device) -> ProcessGroup:
-    """Meets the other processes. Raises Stopped when they do not come."""
+    """Joins the group of all processes. Raises Stopped when the others do not come."""
     nodes, per_node = number(run.NODES, 1), number("LOCAL_WORLD_SIZE", 1)
     size = number("WORLD_SIZE", nodes * per_node)
     if size == 1:
         return ProcessGroup()
     local = number("LOCAL_RANK", 0)
     rank = number("RANK", number(run.NODE, 0) * per_node + local)
-    meeting = os.environ.get(run.RENDEZVOUS) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    log.info("meeting the other training processes", rank=rank, size=size, at=meeting)
-    with lost():
+    rendezvous = os.environ.get(run.RENDEZVOUS) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    log.info("joining the other training processes", rank=rank, size=size, at=rendezvous)
+    with stopping_with_others():
         torch.distributed.init_process_group(
             "nccl" if where.type == "cuda" else "gloo",
-            init_method=f"tcp://{meeting}",
+            init_method=f"tcp://{rendezvous}",
             rank=rank,
             world_size=size,
             timeout=PATIENCE,
@@ -118,30 +118,31 @@ def join(where: torch.device) -> ProcessGroup:
     return ProcessGroup(rank, size, local)
 
 
-def leave(ranks: ProcessGroup) -> None:
-    if ranks.size > 1 and torch.distributed.is_initialized():
+def leave(group: ProcessGroup) -> None:
+    if group.size > 1 and torch.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()
 
 
-def start_others(gpus: int) -> "Others":
-    """Starts one more process of this very command for each GPU of the node but the first, unless torchrun did."""
+def start_siblings(gpus: int) -> "SiblingProcesses":
+    """Starts another process of this command for each further GPU of the node, unless torchrun did."""
     if "LOCAL_RANK" in os.environ:
-        keep_apart()
-        return Others([])
+        isolate()
+        return SiblingProcesses([])
     if gpus < 2:
-        return Others([])
+        return SiblingProcesses([])
     os.environ["LOCAL_WORLD_SIZE"] = str(gpus)
     if number(run.NODES, 1) == 1:
         os.environ.setdefault(run.RENDEZVOUS, f"127.0.0.1:{run.RENDEZVOUS_PORT}")
     command = [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]]
     started = [subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(at)}) for at in range(1, gpus)]
     os.environ["LOCAL_RANK"] = "0"
-    return Others(started)
+    return SiblingProcesses(started)
 
 
-def keep_apart() -> None:
-    """A node's further processes share its base model with the first, and nothing else: no folder, no port, no answer."""
+def isolate() -> None:
+    """Gives a further process of the node its own folder, and no port and no outcome; it shares only the base model with the
+    first."""
     local = number("LOCAL_RANK", 0)
     if local and "FINETUNE_SHARED" not in os.environ:
         work = machine.work()
@@ -154,13 +155,13 @@ def keep_apart() -> None:
 
 
 @dataclasses.dataclass
-class Others:
-    """The node's further processes."""
+class SiblingProcesses:
+    """The further processes of this node."""
 
     started: list[subprocess.Popen[Any]]
 
     def stop(self) -> None:
-        """Asks those that are left to stop, and waits for them for a few seconds."""
+        """Stops those that still run, and waits a few seconds for them."""
         for process in self.started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

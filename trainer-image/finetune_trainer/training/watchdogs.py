@@ -1,4 +1,5 @@
-"""Signs that a training goes nowhere, each with what to try. They end it with LossDiverged: more of the same would not help."""
+"""Watchdogs: signs that training does not work, each with what to try. They end it with LossDiverged: repeating it would not
+help."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +13,11 @@ MOVED_AFTER = 3
 """Steps after which an adapter that has not changed never will."""
 
 WINDOW, RISE = 10, 1.0
-"""Steps that are averaged, and nats above the first average at which a loss that had fallen counts as diverged."""
+"""Steps per average; nats above the first average at which a loss that had fallen counts as diverged."""
 
 
-def step(number: int, value: float, norm: float, rate: float) -> None:
-    """After a backward pass, before the optimizer's step: is there something to learn from? number counts from 1."""
+def check_step(number: int, value: float, norm: float, rate: float) -> None:
+    """After a backward pass, before the optimizer's step: are loss and gradient usable? number counts from 1."""
     if not math.isfinite(value) or not math.isfinite(norm):
         raise diverged(
             f"the loss is {value} and its gradient {norm} at step {number}; lower training.learningRate (now {rate:g}), "
@@ -24,28 +25,28 @@ def step(number: int, value: float, norm: float, rate: float) -> None:
         )
     if norm == 0 and value > 1e-6:
         raise diverged(
-            f"the gradient is zero at step {number}: nothing can be learned; look whether the base model's weights are whole "
+            f"the gradient is zero at step {number}: nothing can be learned; check that the base model's weights are complete "
             "(all zeros?), or set training.precision to Float32"
         )
 
 
-def moved(number: int, weights: Mapping[str, torch.Tensor]) -> None:
-    """After the optimizer's step `number`: B starts as zero, so that an adapter without any B above it has not moved."""
+def check_moved(number: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """After the optimizer's step `number`: B starts as zero, so that an adapter whose B are all zero has not moved."""
     if number == MOVED_AFTER and not any(bool(weight.any()) for name, weight in weights.items() if ".lora_B." in name):
         raise diverged(
-            f"no weight of the adapter has moved after {number} steps; raise training.learningRate, it may be too small to count"
+            f"no weight of the adapter has moved after {number} steps; raise training.learningRate, it may be too small"
         )
 
 
 class Spike:
-    """Watches for a loss that is well above where it began, after it had fallen; means of WINDOW steps are compared."""
+    """Watches for a loss that had fallen and then rises well above its start; compares means of WINDOW steps."""
 
     def __init__(self) -> None:
         self._window: list[float] = []
         self._first: float | None = None
         self._lowest = math.inf
 
-    def see(self, number: int, value: float, rate: float) -> None:
+    def add(self, number: int, value: float, rate: float) -> None:
         """The loss of one more step."""
         self._window.append(value)
         if len(self._window) < WINDOW:
