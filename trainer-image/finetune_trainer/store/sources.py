@@ -90,7 +90,7 @@ def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bo
     except Exception as error:
         raise errors.Failure(
             reasons.Reason.STORAGE_UNAVAILABLE,
-            f"{base.source} could not be downloaded from the hub ({errors.describe(error)}). If the hub is out of reach, copy the "
+            f"{base.source} could not be downloaded from the hub ({errors.describe(error)}). Without access to it, copy the "
             "model into S3 or a volume and use an s3:// or pvc:// source.",
         ) from error
     return pathlib.Path(folder)
