@@ -164,9 +164,23 @@ def test_out_of_memory_is_answered_once_with_half_the_micro_batch(job, monkeypat
     script = Stages(PREFLIGHT, NO_MEMORY, NO_MEMORY)
     found = decided(job(), script, monkeypatch)
     assert [asked[:2] for asked in script.asked] == [("preflight", 1), ("train", 1), ("train", 2)]
-    assert [asked[2] for asked in script.asked] == [[], [], ["--micro-batch-scale", "0.5"]]
+    assert [asked[2] for asked in script.asked] == [
+        [],
+        ["--attempt", "1"],
+        ["--micro-batch-scale", "0.5", "--attempt", "2"],
+    ]
     assert (found.exit_code, found.reason) == (answer.Exit.OUT_OF_MEMORY, "TrainerOutOfMemory")
     assert found.stages[-1].attempts == 2
+
+
+def test_a_baseline_that_runs_out_of_memory_is_answered_in_the_same_way(job, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_memory = (exits.Exit.OUT_OF_MEMORY, said_of(reasons.Stage.BASELINE, reason="TrainerOutOfMemory", message="no"))
+    script = Stages(PREFLIGHT, no_memory, no_memory)
+    file = job(intent={"advice": "Warn"}, evaluation={"gates": [{"metric": "ExactMatch", "minimum": 0.5}]})
+    found = decided(file, script, monkeypatch)
+    assert [asked[:2] for asked in script.asked] == [("preflight", 1), ("baseline", 1), ("baseline", 2)]
+    assert script.asked[-1][2] == ["--micro-batch-scale", "0.5", "--attempt", "2"]
+    assert (found.exit_code, found.reason) == (answer.Exit.OUT_OF_MEMORY, "TrainerOutOfMemory")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,17 @@ async def test_out_of_memory_is_repeated_once_with_half_the_micro_batch(end: End
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.TRAINER_OUT_OF_MEMORY)
 
 
+@pytest.mark.parametrize("stage", [Stage.BASELINE, Stage.EVALUATE])
+async def test_a_measurement_that_runs_out_of_memory_takes_half_as_much_at_once(stage: Stage) -> None:
+    end = Ends(3, world.refusal(stage, Reason.TRAINER_OUT_OF_MEMORY))
+    played = start({stage: [end, end]}, **world.ASKED)
+    await played.rest()
+    first, second = (arguments(played, name) for name in played.attempts(stage))
+    assert "--micro-batch-scale" not in first
+    assert second[second.index("--micro-batch-scale") + 1] == "0.5"
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.TRAINER_OUT_OF_MEMORY)
+
+
 async def test_out_of_memory_is_repeated_even_without_retries() -> None:
     played = start({"train": [Ends(137, "", "OOMKilled")]}, **{"spec.training.retries": 0})
     await played.rest()

@@ -154,6 +154,57 @@ def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.Monk
     assert sum(again[1:]) > len(asked), "some began twice; the first rows are those of the probe"
 
 
+def test_half_as_much_at_once_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = made("llama 3")
+    asked = prompts(count=9)
+    wanted = one_by_one(tuned, asked)
+    at_once: list[int] = []
+    budgets: list[int] = []
+    read, step = decoding.Decoding._read_together, decoding.Decoding.step
+
+    def noted(self: decoding.Decoding, rows: list[list[int]], piece: int) -> torch.Tensor:
+        at_once.append(len(rows) * piece)
+        return read(self, rows, piece)
+
+    def stepped(self: decoding.Decoding, tokens: list[int], room: int) -> torch.Tensor:
+        at_once.append(len(tokens))
+        budgets.append(self._budget())
+        return step(self, tokens, room)
+
+    greedy(tuned, asked)  # compares the states of a known family first, which is not measured here
+    monkeypatch.setattr(decoding, "ROWS", {"cpu": 4})
+    monkeypatch.setattr(decoding, "TOGETHER", {"cpu": 96})
+    monkeypatch.setattr(decoding.Decoding, "_read_together", noted)
+    monkeypatch.setattr(decoding.Decoding, "step", stepped)
+    most = []
+    for scale in (1.0, 0.5):
+        at_once.clear()
+        assert greedy(tuned, asked, scale=scale) == wanted
+        most.append((max(at_once), budgets[-1]))
+    (whole, memory), (half, less) = most
+    assert (whole, half) == (96, 48)
+    assert less == pytest.approx(memory / 2, rel=0.01)
+
+
+def test_an_unknown_family_takes_half_as_much_at_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = transformers.GraniteConfig(**decoders.SIZE, residual_multiplier=0.5)
+    tuned = decoders.made(config).eval()
+    asked = prompts(30)
+    sizes: list[int] = []
+    batch = generate._batch
+
+    def noted(model_: Any, head: loss.Head, rows: list[Any], *rest: Any) -> None:
+        sizes.append(len(rows))
+        batch(model_, head, rows, *rest)
+
+    monkeypatch.setattr(generate, "CACHED", {"cpu": 4 * (70 + LIMIT)})
+    monkeypatch.setattr(generate, "_batch", noted)
+    whole = greedy(tuned, asked)
+    most, _ = max(sizes), sizes.clear()
+    assert greedy(tuned, asked, scale=0.5) == whole
+    assert max(sizes) <= most / 2 + 1
+
+
 def test_an_unknown_family_is_answered_by_transformers(caplog: pytest.LogCaptureFixture) -> None:
     config = transformers.GraniteConfig(**decoders.SIZE, residual_multiplier=0.5)
     tuned = decoders.made(config).eval()

@@ -10,15 +10,12 @@ import os
 import pathlib
 from typing import Any
 
-from finetune_api import exits, job, outcome, reasons, run, status
+from finetune_api import course, exits, outcome, reasons, run, status
 from finetune_cli import answer, jobs, report, show, stages
 
 Stage = reasons.Stage
 
 ORDER = (Stage.PREFLIGHT, Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE)
-
-SMALLER = ["--micro-batch-scale", "0.5"]
-"""What training gets after it ran out of memory, once."""
 
 
 @dataclasses.dataclass
@@ -61,19 +58,20 @@ class Course:
 
     def stage(self, stage: Stage) -> stages.Ended:
         """One stage with its attempts: out of memory is answered once, all else is not repeated."""
-        arguments = self.arguments(stage)
-        attempt, seconds = 1, 0.0
+        adapter = self.adapter() if stage is Stage.EVALUATE else None
+        attempt, seconds, share = 1, 0.0, None
         while True:
+            arguments = course.arguments(stage, attempt, share, adapter)
             with self.screen.stage(stage, attempt) as tell:
                 ended = stages.execute(self.place, stage, attempt, arguments, self.stop, tell)
             seconds += ended.seconds
-            again = stage is Stage.TRAIN and attempt == 1 and not self.stop.asked and ended.code
-            if not (again and stages.problem(ended)[0] is reasons.Reason.TRAINER_OUT_OF_MEMORY):
+            failed = stage in course.LOADING and not self.stop.asked and ended.code
+            if not (failed and stages.problem(ended)[0] is reasons.Reason.TRAINER_OUT_OF_MEMORY):
                 break
-            self.screen.say(
-                f"{stage} ran out of memory: once more, with half the micro-batch and the same effective batch"
-            )
-            attempt, arguments = attempt + 1, [*arguments, *SMALLER]
+            if (share := course.smaller(share)) is None:
+                break
+            self.screen.say(f"{stage} ran out of memory: once more, with half as much at once and the same result")
+            attempt += 1
         said = ended.said
         made = answer.StageResult(
             stage=stage,
@@ -87,20 +85,13 @@ class Course:
         self.screen.ended(made)
         return ended
 
-    def arguments(self, stage: Stage) -> list[str]:
-        adapter = self.adapter()
-        if stage is Stage.EVALUATE and adapter is not None:
-            return ["--adapter", adapter.uri, "--sha256", adapter.sha256]
-        return []
-
     def adapter(self) -> status.Adapter | None:
         trained = self.found.get(Stage.TRAIN)
         return trained.training.adapter if trained and trained.training else None
 
     def enough(self, stage: Stage, said: outcome.Outcome) -> bool:
         """Whether a prompt alone passes the gates, and the job wants to stop there."""
-        sufficient = said.baseline is not None and said.baseline.sufficient is not None
-        return stage is Stage.BASELINE and sufficient and self.spec.intent.content_with_a_prompt
+        return stage is Stage.BASELINE and course.prompt_is_enough(self.spec.intent, said.baseline)
 
     def finished(self) -> answer.Answer:
         found = self.found[Stage.EVALUATE].evaluation
@@ -174,6 +165,4 @@ def cache(spec: run.Run) -> pathlib.Path:
 
 def needed(stage: Stage, spec: run.Run) -> bool:
     """Whether the job has this stage: a baseline is measured where it can decide something."""
-    if stage is not Stage.BASELINE:
-        return True
-    return spec.evaluation.decided_before_training and spec.intent.advice is not job.Advice.IGNORE
+    return stage is not Stage.BASELINE or course.measures_a_baseline(spec.intent, spec.evaluation)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import pydantic
 
-from finetune_api import exits, outcome, reasons, run, status
+from finetune_api import course, exits, outcome, reasons, run, status
 from finetune_cli import answer, manifests
 
 GLANCE = 0.2
@@ -144,8 +144,7 @@ def execute(
 ) -> Ended:
     """Runs a stage to its end."""
     begun = time.monotonic()
-    numbered = ["--attempt", str(attempt)] if stage in (reasons.Stage.TRAIN, reasons.Stage.EVALUATE) else []
-    process, log = place.start(stage, attempt, [*arguments, *numbered])
+    process, log = place.start(stage, attempt, arguments)
     signalled = 0
     with log:
         try:
@@ -171,12 +170,7 @@ def problem(ended: Ended) -> tuple[reasons.Reason, str]:
         return ended.said.reason, ended.said.message
     if ended.code == -signal.SIGKILL:
         return reasons.Reason.TRAINER_OUT_OF_MEMORY, "it was killed, most often for want of memory"
-    known = {
-        exits.Exit.OUT_OF_MEMORY: reasons.Reason.TRAINER_OUT_OF_MEMORY,
-        exits.Exit.DIVERGED: reasons.Reason.LOSS_DIVERGED,
-        exits.Exit.STORAGE: reasons.Reason.STORAGE_UNAVAILABLE,
-        exits.Exit.INVALID: reasons.Reason.INVALID_SPEC,
-    }
+    known = {**course.REASONS, exits.Exit.INVALID: reasons.Reason.INVALID_SPEC}
     reason = next((reason for code, reason in known.items() if code == ended.code), reasons.Reason.TRAINER_ERROR)
     tail = ended.log.read_text(errors="replace").splitlines()[-TAIL:] if ended.log.is_file() else []
     return reason, "\n".join([f"it ended with code {ended.code} and no answer; its log ends:", *tail])

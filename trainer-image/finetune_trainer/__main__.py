@@ -29,7 +29,7 @@ def _preflight(spec: run.Run, _: argparse.Namespace) -> outcome.Outcome:
 def _baseline(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import baseline
 
-    return baseline.baseline(spec, options.attempt)
+    return baseline.baseline(spec, options.attempt, options.micro_batch_scale)
 
 
 def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
@@ -42,7 +42,7 @@ def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import evaluate
 
     serving = evaluate.ServingAdapter(options.serving, options.serving_sha256) if options.serving else None
-    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, serving)
+    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, serving, options.micro_batch_scale)
 
 
 def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
@@ -104,9 +104,12 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--run", type=pathlib.Path, default=pathlib.Path(run.PATH), help="the run file (JSON)")
     for name in ("baseline", "train", "evaluate"):
         made[name].add_argument("--attempt", type=int, default=1, help="number of this attempt, for progress reports")
-    made["train"].add_argument(
-        "--micro-batch-scale", type=float, default=1.0, help="share of the usual micro-batch, after an out-of-memory"
-    )
+        made[name].add_argument(
+            "--micro-batch-scale",
+            type=float,
+            default=1.0,
+            help="share of the usual micro-batch, after an out-of-memory",
+        )
     made["evaluate"].add_argument("--adapter", help="folder of the adapter; absent: this revision's")
     made["evaluate"].add_argument("--sha256", help="SHA-256 that the adapter's manifest must have")
     made["evaluate"].add_argument("--serving", help="folder of the adapter that serves now; absent: none does")

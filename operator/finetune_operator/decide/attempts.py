@@ -5,7 +5,7 @@ import datetime
 from collections.abc import Callable
 from typing import Any
 
-from finetune_api import job, outcome, revision, run
+from finetune_api import course, job, outcome, revision, run, status
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions
 from finetune_operator.decide import diagnosis, endings, gang, queue, verdict
@@ -24,8 +24,11 @@ class Work:
 
     stage: Stage
     resources: job.Resources
-    arguments: tuple[str, ...] = ()
     nodes: int = 1
+    adapter: status.Adapter | None = None
+    serving: status.Adapter | None = None
+    """What else is compared with it."""
+    arguments: tuple[str, ...] = ()
     api_key_secret: str | None = None
 
 
@@ -90,7 +93,8 @@ def _step(world: World, work: Work, present: projections.StageJob | None, read: 
 
 
 def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
-    attempt = ("--attempt", str(world.attempt)) if work.stage in stages.REPORTING else ()
+    share = world.state.micro_batch_scale
+    given = course.arguments(work.stage, world.attempt, share, work.adapter, work.serving)
     return stages.build(
         world.obs.parent,
         world.obs.settings,
@@ -99,7 +103,7 @@ def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
         stage=work.stage,
         attempt=world.attempt,
         wanted=work.resources,
-        arguments=[*work.arguments, *attempt],
+        arguments=[*given, *work.arguments],
         nodes=work.nodes,
         queue=world.spec.resources.queue_name if work.stage in stages.QUEUED else None,
         api_key_secret=work.api_key_secret,

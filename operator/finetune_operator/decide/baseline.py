@@ -1,6 +1,6 @@
 """Before training: a prompt may be enough, and then the job is told so, or ends well untrained."""
 
-from finetune_api import job, outcome
+from finetune_api import course, outcome
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import attempts, verdict
 from finetune_operator.decide.verdict import Verdict
@@ -15,30 +15,31 @@ def training_has_begun(world: World) -> bool:
 
 def prompt_is_enough(world: World) -> bool:
     """A prompt passes the gates, and the job wants no more than that."""
-    found = world.state.baseline
-    sufficient = found is not None and found.sufficient is not None
-    return sufficient and world.spec.intent.content_with_a_prompt and not training_has_begun(world)
+    return course.prompt_is_enough(world.spec.intent, world.state.baseline) and not training_has_begun(world)
 
 
 def baseline_is_not_wanted_any_more(world: World) -> Verdict | None:
     """Scenario N. intent.advice is Ignore now: what a baseline waits for is no condition of this job."""
-    if world.spec.intent.advice is not job.Advice.IGNORE or not _to_be_measured(world):
+    if _decides(world) or not world.spec.evaluation.decided_before_training or _is_settled(world):
         return None
-    measured = world.condition(Condition.BASELINE_MEASURED) is not None
-    return Verdict(forgets=(Condition.BASELINE_MEASURED,), proceed=True) if measured else None
+    waits = world.condition(Condition.BASELINE_MEASURED) is not None
+    return Verdict(forgets=(Condition.BASELINE_MEASURED,), proceed=True) if waits else None
 
 
 def baseline_is_not_done(world: World) -> Verdict | None:
     """Scenarios B to E. Before training takes a GPU for long: does a prompt alone pass the gates?"""
-    if world.spec.intent.advice is job.Advice.IGNORE or not _to_be_measured(world):
+    if not _decides(world) or _is_settled(world):
         return None
     wanted = world.spec.evaluation.resources or world.spec.resources
     return attempts.advance(world, attempts.Work(Stage.BASELINE, wanted), _measured)
 
 
-def _to_be_measured(world: World) -> bool:
-    measured = world.true(Condition.BASELINE_MEASURED)
-    return not measured and not training_has_begun(world) and world.spec.evaluation.decided_before_training
+def _decides(world: World) -> bool:
+    return course.measures_a_baseline(world.spec.intent, world.spec.evaluation)
+
+
+def _is_settled(world: World) -> bool:
+    return world.true(Condition.BASELINE_MEASURED) or training_has_begun(world)
 
 
 def _measured(world: World, answer: outcome.Outcome) -> Verdict:

@@ -5,7 +5,7 @@ import re
 
 import pydantic
 
-from finetune_api import outcome
+from finetune_api import course, outcome
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 from finetune_operator.observe import projections
@@ -122,9 +122,9 @@ def disrupted(pod: projections.Pod | None) -> Problem | None:
 
 
 ADVICE = {
-    Exit.OUT_OF_MEMORY: (Reason.TRAINER_OUT_OF_MEMORY, "out of memory"),
-    Exit.DIVERGED: (Reason.LOSS_DIVERGED, "the loss diverged: lower training.learningRate or look at the data"),
-    Exit.STORAGE: (Reason.STORAGE_UNAVAILABLE, "S3 could not be reached: check storage.endpoint and the network"),
+    Reason.TRAINER_OUT_OF_MEMORY: "out of memory",
+    Reason.LOSS_DIVERGED: "the loss diverged: lower training.learningRate or look at the data",
+    Reason.STORAGE_UNAVAILABLE: "S3 could not be reached: check storage.endpoint and the network",
 }
 
 
@@ -146,10 +146,8 @@ def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Probl
         )
     if said is not None and said.reason is not None:
         return Problem(said.reason, said.message, ends=ends, exit_code=end.exit_code)
-    reason, text = ADVICE.get(
-        Exit(end.exit_code) if end.exit_code in set(Exit) else Exit.DONE,
-        (Reason.TRAINER_ERROR, f"the {stage} pod ended with exit code {end.exit_code} ({end.reason or 'no reason'})"),
-    )
+    reason = next((why for code, why in course.REASONS.items() if code == end.exit_code), Reason.TRAINER_ERROR)
+    text = ADVICE.get(reason, f"the {stage} pod ended with exit code {end.exit_code} ({end.reason or 'no reason'})")
     message = said.message if said and said.message else text
     if tail:
         message = f"{message}; last lines: {tail.strip()[-300:]}"

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable
 
-from finetune_api import outcome, status
+from finetune_api import course, outcome, status
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions
@@ -13,8 +13,6 @@ from finetune_operator.decide.verdict import Ended, Verdict
 from finetune_operator.decide.world import World, fails
 
 LONGEST_PAUSE = 300.0
-SMALLEST_SHARE = 0.5
-"""An out-of-memory is answered once, with half the micro-batch."""
 LATE = 10.0
 """Seconds by which the news of a pod's end may come after those of its Job's: two watches, in no order."""
 
@@ -111,11 +109,11 @@ def _failed(world: World, stage: Stage, pods: gang.Gang, problem: diagnosis.Prob
     """Repeat, or end: 2 and 4 never again, memory once with half the micro-batch, storage until the deadline, the rest up to
     `training.retries`. Only the rest counts as failed attempts."""
     failures = world.state.failed_attempts or 0
-    scale = world.state.micro_batch_scale or 1.0
+    share = world.state.micro_batch_scale
     ends = problem.ends
     if problem.reason is Reason.TRAINER_OUT_OF_MEMORY:
-        ends = ends or scale <= SMALLEST_SHARE
-        scale = scale / 2
+        share = course.smaller(share)
+        ends = ends or share is None
     elif problem.reason is not Reason.STORAGE_UNAVAILABLE:
         ends = ends or failures >= world.spec.training.retries
         failures += 1
@@ -124,11 +122,11 @@ def _failed(world: World, stage: Stage, pods: gang.Gang, problem: diagnosis.Prob
             world, stage, problem.reason, problem.message, exit_code=problem.exit_code, log_tail=problem.log_tail
         )
         return dataclasses.replace(end, ended=_ended(world, stage, pods, "failed"))
-    again = _repeated(world, stage, problem, failures, scale)
+    again = _repeated(world, stage, problem, failures, share)
     return dataclasses.replace(again, ended=_ended(world, stage, pods, "failed"))
 
 
-def _repeated(world: World, stage: Stage, problem: diagnosis.Problem, failures: int, scale: float) -> Verdict:
+def _repeated(world: World, stage: Stage, problem: diagnosis.Problem, failures: int, share: float | None) -> Verdict:
     attempt, pause = world.attempt, _pause(world)
     failure = status.Failure(
         stage=stage,
@@ -148,7 +146,7 @@ def _repeated(world: World, stage: Stage, problem: diagnosis.Problem, failures: 
         edits={
             "attempt": attempt + 1,
             "failed_attempts": failures,
-            "micro_batch_scale": scale if scale < 1 else None,
+            "micro_batch_scale": share,
             "retry_at": world.now + datetime.timedelta(seconds=pause),
             "failure": failure,
         },

@@ -90,7 +90,7 @@ def _verify(world: World, candidate: Release) -> Verdict:
     work = attempts.Work(
         Stage.VERIFY,
         job.Resources(gpus=0, requests=world.obs.settings.verify.requests),
-        ("--endpoint", service.endpoint(world.obs.parent, candidate.name), *canary),
+        arguments=("--endpoint", service.endpoint(world.obs.parent, candidate.name), *canary),
         api_key_secret=world.spec.deployment.api_key_secret,
     )
     return attempts.advance(world, work, functools.partial(_switch, candidate))

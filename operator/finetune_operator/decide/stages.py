@@ -36,9 +36,8 @@ def training_is_not_done(world: World) -> Verdict | None:
     """Scenarios B to E."""
     if world.true(Condition.TRAINED):
         return None
-    scale, wanted = world.state.micro_batch_scale, world.spec.resources
-    arguments = ("--micro-batch-scale", str(scale)) if scale else ()
-    work = Work(Stage.TRAIN, wanted, arguments, nodes=wanted.nodes)
+    wanted = world.spec.resources
+    work = Work(Stage.TRAIN, wanted, nodes=wanted.nodes)
     return progress.noted(world, attempts.advance(world, work, _trained))
 
 
@@ -72,12 +71,10 @@ def evaluation_is_not_done(world: World) -> Verdict | None:
     """Scenarios B to E."""
     if world.true(Condition.EVALUATED):
         return None
-    adapter, serving = world.adapter, world.serving
-    arguments = ["--adapter", adapter.uri, "--sha256", adapter.sha256]
-    if serving is not None and serving.revision != world.wanted.revision:
-        arguments += ["--serving", serving.adapter.uri, "--serving-sha256", serving.adapter.sha256]
+    serving = world.serving
+    other = serving.adapter if serving is not None and serving.revision != world.wanted.revision else None
     wanted = world.spec.evaluation.resources or world.spec.resources
-    return attempts.advance(world, Work(Stage.EVALUATE, wanted, tuple(arguments)), _evaluated)
+    return attempts.advance(world, Work(Stage.EVALUATE, wanted, adapter=world.adapter, serving=other), _evaluated)
 
 
 def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:

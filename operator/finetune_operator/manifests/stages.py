@@ -5,7 +5,7 @@ Training on several nodes is an Indexed Job: its pods begin, fail and end as one
 
 from typing import Any
 
-from finetune_api import job, run
+from finetune_api import course, job, run
 from finetune_api.reasons import Stage
 from finetune_operator import kueue, settings
 from finetune_operator.manifests import meta, pods, service
@@ -14,10 +14,8 @@ from finetune_operator.observe import label, parents
 CONTAINER = "finetune"
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
-REPORTING = {Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE}
-"""Stages that say how far they are, to the API server and to Prometheus."""
-QUEUED = {Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE}
-"""Stages that load the model, and wait in the job's queue where there is one. What comes before a GPU is asked for does not wait,
+QUEUED = course.LOADING
+"""Stages that load the model wait in the job's queue where there is one. What comes before a GPU is asked for does not wait,
 nor what checks a server that has its place."""
 KEEP_SECONDS = 3600
 """How long a finished Job and its pod's log stay to be looked at."""
@@ -70,7 +68,7 @@ def build(
             {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
             *mounts,
         ],
-        **({"ports": [{"name": "metrics", "containerPort": run.METRICS_PORT}]} if stage in REPORTING else {}),
+        **({"ports": [{"name": "metrics", "containerPort": run.METRICS_PORT}]} if stage in course.LOADING else {}),
     }
     if wanted.gpus > 1:
         container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
@@ -78,7 +76,7 @@ def build(
     template = pods.pod(
         chart,
         service_account=meta.service_account(parent, content.storage.service_account_name),
-        token=stage in REPORTING,
+        token=stage in course.LOADING,
         containers=[container],
         volumes=[{"name": "run", "configMap": {"name": meta.run_config(parent, content.revision)}}, *volumes],
         restartPolicy="Never",

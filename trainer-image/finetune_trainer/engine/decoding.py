@@ -40,7 +40,7 @@ class Decoding:
             raise layers.Unknown("layers of different widths")
         self._inner, self._where, self._memory = inner, where, inner.memory
         self._windows = {layer.kind.window for layer in inner.layers}
-        self._adapted = True
+        self._adapted, self._scale = True, 1.0
         self._cache = self._empty()
 
     @property
@@ -53,10 +53,11 @@ class Decoding:
         return kv_cache.Cache(len(self._inner.layers), first.kv_heads, first.width, self._memory)
 
     @torch.no_grad()
-    def begin(self, prefix: list[int], adapted: bool) -> None:
-        """Forgets all rows; `prefix` is what all the next ones begin with."""
+    def begin(self, prefix: list[int], adapted: bool, scale: float = 1.0) -> None:
+        """Forgets all rows; `prefix` is what all the next ones begin with. scale: the share of the usual rows, tokens and
+        memory that is taken at once."""
         self._inner.refresh()
-        self._adapted = adapted
+        self._adapted, self._scale = adapted, scale
         self._cache = self._empty()
         self._positions = self._budget() // self._cache.bytes
         if prefix:
@@ -73,13 +74,13 @@ class Decoding:
     def _budget(self) -> int:
         """Bytes that the cache may take."""
         if self._where.type == "cuda":
-            return int(torch.cuda.mem_get_info(self._where)[0]) // SHARE["cuda"]
-        return machine.memory() // SHARE["cpu"]
+            return int(self._scale * torch.cuda.mem_get_info(self._where)[0]) // SHARE["cuda"]
+        return int(self._scale * machine.memory()) // SHARE["cpu"]
 
     def places(self, length: int) -> int:
         """Rows that fit when the longest has `length` own tokens: at least one."""
         room = max(kv_cache.even(length), self._cache.room)
-        return max(1, min(ROWS[self._where.type], (self._positions - self._cache.prefix) // room))
+        return max(1, min(int(self._scale * ROWS[self._where.type]), (self._positions - self._cache.prefix) // room))
 
     @property
     def longest(self) -> int:
@@ -135,7 +136,7 @@ class Decoding:
         built = []
         while rows:
             piece = min(kv_cache.even(len(rows[0]), 16), PIECE)
-            count = max(1, TOGETHER[self._where.type] // piece)
+            count = max(1, int(self._scale * TOGETHER[self._where.type]) // piece)
             built.append(self._read_together(rows[:count], piece))
             rows = rows[count:]
         return torch.cat(built)

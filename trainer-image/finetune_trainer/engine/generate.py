@@ -65,6 +65,7 @@ class _Run:
     limit: int
     done: Callable[[int], None]
     ended: Ended | None = None
+    scale: float = 1.0
     finished: int = 0
 
     def __post_init__(self) -> None:
@@ -94,13 +95,16 @@ def greedy(
     where: torch.device,
     done: Callable[[int], None] = lambda count: None,
     ended: Ended | None = None,
+    *,
+    scale: float = 1.0,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, up to and including the stop token, or until `ended`, at most `limit` tokens.
 
-    `done` is called with the number of prompts answered so far.
+    `done` is called with the number of prompts answered so far. scale: the share of the usual rows and tokens that is taken at
+    once, where memory is short.
     """
     rows = [Completion(number, prompt) for number, prompt in enumerate(prompts)]
-    _write(tuned, head, _Run(rows, _likeliest, stops, limit, done, ended), where)
+    _write(tuned, head, _Run(rows, _likeliest, stops, limit, done, ended, scale), where)
     return [row.answer for row in rows]
 
 
@@ -116,6 +120,7 @@ def sample(
     temperature: float,
     seed: int,
     done: Callable[[int], None] = lambda count: None,
+    scale: float = 1.0,
 ) -> list[list[list[int]]]:
     """`samples` continuations of each prompt, drawn from the model's probabilities at a temperature above 0.
 
@@ -130,7 +135,7 @@ def sample(
         for number, prompt in enumerate(prompts)
         for repetition in range(samples)
     ]
-    _write(tuned, head, _Run(rows, drawn, stops, limit, done), where)
+    _write(tuned, head, _Run(rows, drawn, stops, limit, done, scale=scale), where)
     return [[row.answer for row in rows[begin : begin + samples]] for begin in range(0, len(rows), samples)]
 
 
@@ -169,7 +174,7 @@ def _write(tuned: Any, head: loss.Head, run: _Run, where: torch.device) -> None:
 
 def _write_together(engine: decoding.Decoding, adapted: bool, head: loss.Head, run: _Run) -> None:
     prefix = _common_prefix([row.prompt for row in run.rows])
-    engine.begin(run.rows[0].prompt[:prefix], adapted)
+    engine.begin(run.rows[0].prompt[:prefix], adapted, run.scale)
     longest = max(len(row.prompt) for row in run.rows) - prefix + run.limit
     # The longest first: neighbours have similar lengths, and a lack of memory shows early.
     waiting = collections.deque(sorted(run.rows, key=lambda row: (-len(row.prompt), row.number)))
@@ -245,7 +250,7 @@ def _write_plainly(tuned: Any, head: loss.Head, run: _Run, where: torch.device) 
         longest, count = 0, 0
         for row in order:
             longest = max(longest, len(row.prompt))
-            if count and (longest + run.limit) * (count + 1) > CACHED[where.type]:
+            if count and (longest + run.limit) * (count + 1) > run.scale * CACHED[where.type]:
                 break
             count += 1
         _batch(tuned, head, order[:count], run, where)

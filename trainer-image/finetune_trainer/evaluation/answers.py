@@ -33,6 +33,8 @@ class ModelRunner:
     script: contenders.Script
     rules: job.Evaluation
     where: torch.device
+    scale: float = 1.0
+    """The share of the usual rows and tokens that is taken at once, after an out-of-memory."""
 
     @contextlib.contextmanager
     def as_contender(self, which: job.Contender) -> Iterator[Any]:
@@ -71,7 +73,7 @@ class Answers:
         return sum(map(len, self.generated)) / max(1, len(self.generated))
 
 
-def load(spec: run.Run, store: storage.Storage) -> ModelRunner:
+def load(spec: run.Run, store: storage.Storage, scale: float = 1.0) -> ModelRunner:
     """The base model without an adapter, and the frozen split's training examples for FewShot. Raises Failure."""
     torch.set_num_threads(machine.threads())
     where = model.device()
@@ -92,7 +94,7 @@ def load(spec: run.Run, store: storage.Storage) -> ModelRunner:
                 "fewer examples fit into the prompt than requested", shown=len(shots), requested=wanted, tokens=room
             )
     script = contenders.Script(spec.intent.prompt, shots, inline=not takes_system(encoder))
-    return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where)
+    return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where, scale)
 
 
 def takes_system(encoder: tokens.Encoder) -> bool:
@@ -162,6 +164,7 @@ def ask(
             limit,
             runner.where,
             lambda count: done(0.9 * count / max(1, len(prompts))),
+            scale=runner.scale,
         )
         begun = time.monotonic()
         losses = losses_of(runner, asked)
@@ -232,11 +235,15 @@ Scored = tuple[list[int], torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
 """Some rows' numbers; of each of their learned tokens: its row, its log-probability, whether it is the likeliest."""
 
 
+def _at_once(runner: ModelRunner) -> int:
+    return max(1, int(runner.scale * TOKENS[runner.where.type]))
+
+
 def _together(runner: ModelRunner, engine: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
     rows = [prefix_tree.Row(np.array(one.ids), np.array(one.learned)) for one in encoded]
     adapted = lora.active(runner.model)
     engine.refresh()
-    for part in batches.cut([[row] for row in rows], TOKENS[runner.where.type]):
+    for part in batches.cut([[row] for row in rows], _at_once(runner)):
         signals.check()
         batch = prefix_tree.build([rows[index] for index in part]).to(runner.where)
         states = engine.forward(batch, save=False, adapted=adapted)
@@ -244,7 +251,7 @@ def _together(runner: ModelRunner, engine: decoder.Decoder, encoded: list[tokens
 
 
 def _padded(runner: ModelRunner, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
-    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], TOKENS[runner.where.type]):
+    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], _at_once(runner)):
         signals.check()
         rows = [encoded[index] for index in part]
         states, targets = model.labelled(

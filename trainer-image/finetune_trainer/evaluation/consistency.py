@@ -40,6 +40,7 @@ def measure(
             temperature=rules.temperature,
             seed=seed,
             done=lambda count: done(count / max(1, len(prompts))),
+            scale=asked.scale,
         )
     values = np.full(len(examples), np.nan)
     for place, samples in zip(chosen, found, strict=True):

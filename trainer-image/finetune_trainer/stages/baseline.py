@@ -8,7 +8,7 @@ the error probability that the gate allows (Bonferroni).
 import json
 import random
 
-from finetune_api import job, outcome, reasons, results, run, status
+from finetune_api import course, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import answers, contenders, evidence, gates, metrics, scoreboard
 from finetune_trainer.process import log, machine, progress
@@ -20,8 +20,8 @@ ROUNDS = (32, 64, 128, 256, 512)
 Asked = dict[job.Contender, answers.Answers]
 
 
-def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
-    """Whether a prompt is enough. Raises Failure, Stopped."""
+def baseline(spec: run.Run, attempt: int, scale: float = 1.0) -> outcome.Outcome:
+    """Whether a prompt is enough. scale: as in the evaluation. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     folder = spec.layout.baseline(spec.evaluation_hash)
     manifest = folders.manifest(store, folder)
@@ -36,7 +36,7 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
     passing = None
     if examples:
         passing = run_rounds(
-            spec, answers.load(spec, store), examples[: spec.evaluation.maximum_examples], asked, report
+            spec, answers.load(spec, store, scale), examples[: spec.evaluation.maximum_examples], asked, report
         )
     found = summary(spec, asked, passing, len(examples))
     deliver(spec, store, split, found, asked, examples)
@@ -46,7 +46,7 @@ def baseline(spec: run.Run, attempt: int) -> outcome.Outcome:
 
 def outcome_of(spec: run.Run, found: status.Baseline) -> outcome.Outcome:
     """Under Enforce a prompt that is enough ends the job, unless a goal of the job needs training."""
-    ends = found.sufficient and spec.intent.content_with_a_prompt
+    ends = course.prompt_is_enough(spec.intent, found)
     reason = reasons.Reason.PROMPT_ALREADY_SUFFICIENT if ends else None
     return outcome.Outcome(stage=reasons.Stage.BASELINE, reason=reason, message=found.message, baseline=found)
 

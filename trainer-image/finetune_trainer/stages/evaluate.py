@@ -66,9 +66,15 @@ class ServingAdapter:
 
 
 def evaluate(
-    spec: run.Run, uri: str | None, sha256: str | None, attempt: int, serving: ServingAdapter | None = None
+    spec: run.Run,
+    uri: str | None,
+    sha256: str | None,
+    attempt: int,
+    serving: ServingAdapter | None = None,
+    scale: float = 1.0,
 ) -> outcome.Outcome:
-    """Scores the adapter at `uri` (None: this revision's), also against the one that is served. Raises Failure, Stopped."""
+    """Scores the adapter at `uri` (None: this revision's), also against the one that is served. scale: the share of the usual
+    rows and tokens that is taken at once. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     uri = (uri or spec.layout.adapter).rstrip("/")
     work = machine.work()
@@ -94,7 +100,7 @@ def evaluate(
         len(examples),
     )
     meter.tell(0)
-    runner = answers.load(spec, store)
+    runner = answers.load(spec, store, scale)
     found = measure(spec, store, runner, examples, serving, meter)
     if rules is not None:
         found.harness = play.measure(runner, benchmarks, problems, rules, meter.tell)
@@ -242,7 +248,7 @@ def pairs(
         few = examples[: canary.CANDIDATES]
         prompts = [runner.encoder.encode(example).ids[: canary.LENGTH] for example in few]
         return prompts, generate.greedy(
-            runner.model, runner.head, prompts, runner.encoder.stops, canary.LENGTH, runner.where
+            runner.model, runner.head, prompts, runner.encoder.stops, canary.LENGTH, runner.where, scale=runner.scale
         )
     tuned = found.asked[job.Contender.TUNED]
     return tuned.prompts[: canary.CANDIDATES], tuned.generated[: canary.CANDIDATES]
