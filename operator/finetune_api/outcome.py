@@ -1,4 +1,4 @@
-"""What a stage's pod answers: its termination message (at most 4 KiB) and, while it trains, its progress ConfigMap."""
+"""What a stage's pod answers: its termination message (at most 4 KiB) and, while it trains, its progress."""
 
 import json
 from collections.abc import Iterator
@@ -100,8 +100,10 @@ def _json(data: dict[str, Any]) -> str:
 
 
 class ProgressReport(status.Reported):
-    """What the trainer writes into its ConfigMap. Attempt and revision tell an old pod's words from a new one's."""
+    """What the pod of a stage answers at run.PROGRESS_PATH, and writes into a progress file. Job, revision and attempt tell its
+    words from another pod's that had the same address."""
 
+    uid: str | None = Field(default=None, description="Of the FineTuneJob; absent outside a cluster.")
     revision: str
     attempt: int
     stage: reasons.Stage | None = Field(default=None, description="Whose progress it is; absent: training's.")

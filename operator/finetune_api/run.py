@@ -16,7 +16,13 @@ MODEL_PATH = "/models/base"
 ADAPTER_PATH = "/models/adapter"
 
 METRICS_PORT = 9400
-"""Port of the trainer's Prometheus metrics."""
+"""Port at which a stage's pod answers: its Prometheus metrics, and its progress."""
+
+PROGRESS_PATH = "/progress"
+"""Path of the progress on that port: an `outcome.ProgressReport`; 204 as long as there is none."""
+
+PROGRESS_BYTES = 4096
+"""A longer report is not read."""
 
 SERVER_PORT = 8000
 """Port of vLLM, and of the Service before it."""
@@ -85,6 +91,10 @@ class Run(model.Model):
         description="A file of this machine that the trainer writes its progress to, as it would to the ConfigMap; absent in a "
         "cluster.",
     )
+
+    def without_judgement(self) -> "Run":
+        """What is enough for those that judge nothing: training, verification and the server's init container."""
+        return self.model_copy(update={"intent": job.Intent(), "evaluation": job.Evaluation(), "evaluation_hash": ""})
 
     @property
     def layout(self) -> layout.Layout:

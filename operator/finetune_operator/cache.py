@@ -48,15 +48,18 @@ class Cache:
     write, be the watch slower or faster than the answer: whoever wrote looks again by himself.
     """
 
-    def __init__(self, changed: Callable[[str], None]) -> None:
-        self.changed = changed
+    def __init__(self, changed: Callable[[str], None], ended: Callable[[str], None] | None = None) -> None:
+        self.changed, self.ended = changed, ended or changed
+        """`ended` is called instead when a Job of it ended."""
         self.parents: dict[str, Kept] = {}
         self.children: dict[str, dict[tuple[str, str], projections.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
         self.workloads: dict[str, kueue.Workload] | None = None
         """By the uid of their Job, whosever it is; None until they were listed."""
-        self.granted: dict[str, str] = {}
-        """uid of a FineTuneJob -> digest of the rights that this process gave its pods: they are not watched."""
+        self.telling: dict[str, projections.Pod] = {}
+        """uid of a FineTuneJob -> the pod that can say how far its training is."""
+        self.readings: dict[str, projections.Reading] = {}
+        """uid of a FineTuneJob -> what that pod, or the one before it, said last."""
         self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in projections.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
         self._writing: set[tuple[str, str, str]] = set()
@@ -97,7 +100,7 @@ class Cache:
 
     def drop_parent(self, uid: str) -> None:
         self.parents.pop(uid, None)
-        self.granted.pop(uid, None)
+        self.readings.pop(uid, None)
 
     # -- children and catalogue, from `follow` --
 
@@ -176,9 +179,11 @@ class Cache:
         fact = projections.PROJECTIONS[kind](raw)
         mine = self.children.setdefault(uid, {})
         if mine.get((kind, meta["name"])) != fact:
+            over = isinstance(fact, projections.StageJob) and fact.over
             mine[kind, meta["name"]] = fact
+            self._note_telling(uid, fact)
             if not echo and (kind, *key(raw)) not in self._writing:
-                self.changed(uid)
+                (self.ended if over else self.changed)(uid)
 
     def _drop_child(self, kind: str, namespace: str, name: str) -> None:
         uid, _ = self._known[kind].pop((namespace, name), (None, 0))
@@ -188,7 +193,31 @@ class Cache:
         mine.pop((kind, name), None)
         if not mine:
             self.children.pop(uid, None)
+        if kind == "Pod":
+            self._forget_pod(uid, name)
         self.changed(uid)
+
+    # -- progress, from `progress` --
+
+    def _note_telling(self, uid: str, fact: projections.Child) -> None:
+        if not isinstance(fact, projections.Pod):
+            return
+        if fact.tells:
+            self.telling[uid] = fact
+        elif uid in self.telling and self.telling[uid].name == fact.name:
+            del self.telling[uid]
+
+    def _forget_pod(self, uid: str, name: str) -> None:
+        if uid in self.telling and self.telling[uid].name == name:
+            del self.telling[uid]
+        if uid in self.readings and self.readings[uid].pod == name:
+            del self.readings[uid]
+
+    def put_reading(self, uid: str, reading: projections.Reading) -> None:
+        """What a pod said of its job's progress just now."""
+        if uid in self.children and self.readings.get(uid) != reading:
+            self.readings[uid] = reading
+            self.changed(uid)
 
     def _put_model(self, raw: projections.Raw) -> None:
         name = raw["metadata"]["name"]

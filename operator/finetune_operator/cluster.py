@@ -23,13 +23,9 @@ PATHS = {
     "Job": ("apis/batch/v1", "jobs"),
     "Deployment": ("apis/apps/v1", "deployments"),
     "Service": ("api/v1", "services"),
-    "ConfigMap": ("api/v1", "configmaps"),
-    "ServiceAccount": ("api/v1", "serviceaccounts"),
     "Pod": ("api/v1", "pods"),
     "Event": ("api/v1", "events"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
-    "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
-    "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }
 UNVERSIONED = {"Workload"}

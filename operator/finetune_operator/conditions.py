@@ -16,6 +16,7 @@ STAGE_CONDITIONS = {
     Stage.VERIFY: Condition.DEPLOYED,
 }
 ORDER = list(Condition)
+ENDS = {Condition.COMPLETE, Condition.DEPLOYED}
 QUEUED = {Reason.QUEUED, Reason.EVICTED, Reason.QUEUE_REFUSED}
 
 
@@ -90,10 +91,13 @@ def phase(state: status.Status) -> Phase:
     return Phase.DEPLOYING if is_true(state, Condition.EVALUATED) else Phase.EVALUATING
 
 
+EXPECTED = {Reason.WAITING, Reason.STARTING, Reason.RUNNING, Reason.DISABLED}
+"""What a stage passes through when all is well: the status says so, and the Job's own events."""
+
+
 def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
-    """Conditions worth an event: stages and ends whose value or reason changed, what an edit brings about (Accepted says it),
-    and Ready when it is won or lost. That a stage waits for its pod is no news: its Job has events of its own, and what stands in
-    the way has another reason."""
+    """Conditions worth an event, each a request to the API server: a stage that ended, a problem and its end, what an edit brings
+    about (Accepted says it), the end of the job, and Ready when it is won or lost. What happens to every job is no news."""
     before = {c.type: c for c in old.conditions}
     found = []
     for condition in new.conditions:
@@ -101,13 +105,23 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
         if condition.type == Condition.READY:
             if (was is not None and was.status == "True") != (condition.status == "True"):
                 found.append(condition)
-        elif condition.type in {Condition.RECONCILING, Condition.STALLED} or condition.reason == Reason.WAITING:
+        elif condition.type in {Condition.RECONCILING, Condition.STALLED} or _is_expected(condition, was):
             continue
         elif was is None or (was.status, was.reason) != (condition.status, condition.reason) or _edited(was, condition):
             found.append(condition)
-    # A stage that ends the job says so once, not once more as the job's failure.
-    failed = [c for c in found if c.type == Condition.FAILED]
-    return [c for c in found if c in failed or (c.reason, c.message) not in {(f.reason, f.message) for f in failed}]
+    # What ends the job says so once, not once more as the job's failure or success.
+    ends = [c for c in found if c.type == Condition.FAILED or (c.type in ENDS and c.status == "True")]
+    said = {(c.reason, c.message) for c in ends}
+    return [
+        c for c in found if c in ends or not ((c.type == Condition.READY and ends) or (c.reason, c.message) in said)
+    ]
+
+
+def _is_expected(condition: status.Condition, was: status.Condition | None) -> bool:
+    if was is not None and is_bad(was):
+        return condition.reason == Reason.WAITING
+    accepted = condition.type == Condition.ACCEPTED and condition.status == "True" and was is None
+    return accepted or condition.reason in EXPECTED
 
 
 def _edited(was: status.Condition, condition: status.Condition) -> bool:

@@ -48,10 +48,9 @@ class Gatherer:
             pods=tuple(kinds["Pod"].values()),
             servers=kinds["Deployment"],
             services=kinds["Service"],
-            configs=kinds["ConfigMap"],
+            reading=self._facts.readings.get(parent.uid),
             refusals={},
             workloads=self._workloads(kinds["Job"]),
-            granted=self._facts.granted.get(parent.uid, ""),
             now=now,
             settings=self._settings,
         )
@@ -68,7 +67,8 @@ def _without_a_pod(world: observation.Observation) -> list[projections.StageJob]
     return [
         job
         for job in world.jobs.values()
-        if not (job.over or job.ending or job.deleting or job.suspended)
+        if job.taken_up
+        and not (job.over or job.ending or job.deleting or job.suspended)
         and len({pod.node for pod in world.pods_of(job.name)}) < job.nodes
         and job.created
         and (world.now - job.created).total_seconds() > observation.PATIENCE

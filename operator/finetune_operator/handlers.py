@@ -15,7 +15,7 @@ from typing import Any
 import kopf
 
 from finetune_api import GROUP, VERSION, reasons
-from finetune_operator import cache, cluster, metrics, reconcile, settings, workqueue
+from finetune_operator import cache, cluster, metrics, progress, reconcile, settings, workqueue
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
@@ -54,7 +54,8 @@ class Controller:
         self._take_signals = take_signals
         self._api = api
         self._queue = workqueue.Workqueue(self._work)
-        self.facts = cache.Cache(self._queue.add)
+        self.facts = cache.Cache(self._queue.add, self._queue.add_first)
+        self._progress = progress.Reader(self.facts, chart.progress_seconds)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
         self._unheard: set[str] = set()
@@ -195,7 +196,7 @@ class Controller:
             if synced.is_set():
                 LOG.info("the caches are filled: reconciling")
                 self._lead(True)
-                parts = (self._hear(), self._queue.run(), self._confirm())
+                parts = (self._hear(), self._queue.run(), self._confirm(), self._progress.run())
                 tasks = {children, *(asyncio.create_task(part) for part in parts)}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:

@@ -11,7 +11,6 @@ from finetune_api import status
 from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, gather, metrics, settings
 from finetune_operator.decide import core, diagnosis, verdict
-from finetune_operator.manifests import identity
 from finetune_operator.observe import observation, parents, projections
 
 LOG = logging.getLogger(__name__)
@@ -92,8 +91,6 @@ class Reconciler:
         state, before = decision.status, raw
         refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"])
         if refusal is None:
-            if rights := identity.digest(decision.apply):
-                self._facts.granted[parent.uid] = rights
             # Jobs after the status: each is on record before it exists, and none is made for a spec that has changed by now.
             raw = await self._write(parent, raw, state)
             refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"])

@@ -1,7 +1,14 @@
-"""Keys that want a reconcile: each at most once in the queue and never twice at work, now or later."""
+"""Keys that want a reconcile: each at most once in the queue and never twice at work, now or later.
+
+In a rush the queue holds a thousand jobs that begin. What ended is worked on before them: its news are waited for, and its
+place in the cluster is free.
+"""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
+
+FIRST, LATER = 0, 1
 
 
 class Workqueue:
@@ -10,10 +17,12 @@ class Workqueue:
     def __init__(self, work: Callable[[str], Awaitable[None]], workers: int = 16) -> None:
         self._work = work
         self._workers = workers
-        self._ready: asyncio.Queue[str] = asyncio.Queue()
-        self._queued: set[str] = set()
+        self._ready: asyncio.PriorityQueue[tuple[int, int, str]] = asyncio.PriorityQueue()
+        self._count = itertools.count()
+        self._queued: dict[str, int] = {}
+        """Key -> its rank; an entry of `_ready` with another rank is void."""
         self._active: set[str] = set()
-        self._again: set[str] = set()
+        self._again: dict[str, int] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
@@ -21,11 +30,18 @@ class Workqueue:
 
     def add(self, key: str) -> None:
         """Work on `key` as soon as a worker is free."""
+        self._add(key, LATER)
+
+    def add_first(self, key: str) -> None:
+        """Work on `key` before all that `add` added."""
+        self._add(key, FIRST)
+
+    def _add(self, key: str, rank: int) -> None:
         if key in self._active:
-            self._again.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._ready.put_nowait(key)
+            self._again[key] = min(rank, self._again.get(key, LATER))
+        elif rank < self._queued.get(key, LATER + 1):
+            self._queued[key] = rank
+            self._ready.put_nowait((rank, next(self._count), key))
 
     def add_after(self, key: str, seconds: float) -> None:
         """Work on `key` in `seconds`, or earlier if asked for. A later call replaces the timer."""
@@ -42,16 +58,17 @@ class Workqueue:
 
     async def _worker(self) -> None:
         while True:
-            key = await self._ready.get()
-            self._queued.discard(key)
+            rank, _, key = await self._ready.get()
+            if self._queued.get(key) != rank:
+                continue
+            del self._queued[key]
             self._active.add(key)
             try:
                 await self._work(key)
             finally:
                 self._active.discard(key)
-                if key in self._again:
-                    self._again.discard(key)
-                    self.add(key)
+                if (again := self._again.pop(key, None)) is not None:
+                    self._add(key, again)
 
     async def run(self) -> None:
         """Work until cancelled."""

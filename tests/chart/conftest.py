@@ -79,6 +79,18 @@ def render_tests(helm: str) -> Render:
     return rendered
 
 
+@pytest.fixture(scope="session")
+def render_upgrade(helm: str) -> Render:
+    """The manifests of the clean-up after an upgrade alone."""
+
+    def rendered(values: Any = None, release: str = "finetune-operator") -> Rendered:
+        done = run(helm, values, release, "--is-upgrade", "--show-only=templates/upgrade/cleanup.yaml")
+        assert done.returncode == 0, done.stderr
+        return sorted_out(done.stdout)
+
+    return rendered
+
+
 def sorted_out(text: str) -> Rendered:
     found: Rendered = collections.defaultdict(dict)
     for manifest in yaml.safe_load_all(text):

@@ -55,7 +55,6 @@ PROMETHEUS = pod("monitoring")
 SHOP = pod(app="shop")
 STRANGER = pod(app="stranger")
 STAGES = list(reasons.Stage)
-REPORTING = [reasons.Stage.BASELINE, reasons.Stage.TRAIN, reasons.Stage.EVALUATE]
 
 
 def selects(selector: Manifest, labels: Labels) -> bool:
@@ -111,7 +110,7 @@ def test_there_are_none_unless_asked_for(render: Render) -> None:
     assert "NetworkPolicy" not in render({"namespaces": ["ml"]})
 
 
-def test_the_operator_reaches_the_api_server_and_names_alone(render: Render) -> None:
+def test_the_operator_reaches_the_api_server_names_and_the_progress_of_stages_alone(render: Render) -> None:
     rendered = render(NARROW)
     operator = operator_of(rendered)
     assert connects(rendered, operator, API_SERVER, 6443)
@@ -120,6 +119,13 @@ def test_the_operator_reaches_the_api_server_and_names_alone(render: Render) -> 
     assert not connects(rendered, operator, STORAGE, 9000)
     assert not connects(rendered, operator, ELSEWHERE, 80)
     assert not connects(rendered, operator, SERVER, run.SERVER_PORT)
+    for name in STAGES:
+        for namespace in ("ml", "research", "elsewhere"):
+            assert connects(rendered, operator, stage(name, namespace), run.METRICS_PORT)
+        assert not connects(rendered, operator, stage(name), run.RENDEZVOUS_PORT)
+    assert not connects(rendered, operator, pod(app="database"), run.METRICS_PORT)
+    imposter = End("ml", operator.labels)
+    assert not connects(rendered, imposter, stage(reasons.Stage.TRAIN), run.METRICS_PORT)
 
 
 def test_the_operator_is_asked_for_metrics_and_nothing_else(render: Render, render_tests: Render) -> None:
@@ -133,15 +139,13 @@ def test_the_operator_is_asked_for_metrics_and_nothing_else(render: Render, rend
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_reaches_the_store_and_only_those_that_report_the_api_server(
-    render: Render, name: reasons.Stage
-) -> None:
+def test_a_stage_reaches_the_store_and_not_the_api_server(render: Render, name: reasons.Stage) -> None:
     rendered = render(NARROW)
     for namespace in ("ml", "research"):
         one = stage(name, namespace)
         assert connects(rendered, one, STORAGE, 9000)
         assert connects(rendered, one, ELSEWHERE, 53, "UDP")
-        assert connects(rendered, one, API_SERVER, 6443) == (name in REPORTING)
+        assert not connects(rendered, one, API_SERVER, 6443)
         assert not connects(rendered, one, ELSEWHERE, 80), "a cloud's metadata server"
         assert not connects(rendered, one, ELSEWHERE, 9000)
         assert not connects(rendered, one, pod(namespace, app="database"), 5432)

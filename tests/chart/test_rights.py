@@ -2,7 +2,8 @@
 
 import re
 
-from tests.chart.conftest import REPOSITORY, Manifest, Render
+from tests.chart.conftest import CHART, REPOSITORY, Manifest, Render, run
+from tests.chart.test_operator import violations
 
 Rights = dict[tuple[str, str], set[str]]
 
@@ -13,16 +14,21 @@ OWN: Rights = {
     ("batch", "jobs"): {"list", "watch", "create", "delete"},
     ("apps", "deployments"): {"list", "watch", "create", "patch", "delete"},
     ("", "services"): {"list", "watch", "create", "patch", "delete"},
-    ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "serviceaccounts"): {"create", "patch"},
-    ("rbac.authorization.k8s.io", "roles"): {"create", "patch"},
-    ("rbac.authorization.k8s.io", "rolebindings"): {"create", "patch"},
     ("", "pods"): {"list", "watch"},
     ("", "events"): {"list", "create"},
 }
 QUEUES: Rights = {("kueue.x-k8s.io", "workloads"): {"list", "watch"}}
 CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"list", "watch"}}
 LEADER: Rights = {("coordination.k8s.io", "leases"): {"get", "create", "update", "patch"}}
+CLEANUP: Rights = {
+    ("rbac.authorization.k8s.io", "roles"): {"list", "delete"},
+    ("rbac.authorization.k8s.io", "rolebindings"): {"list", "delete"},
+    ("", "configmaps"): {"list", "delete"},
+    ("", "serviceaccounts"): {"list", "delete"},
+    ("", "pods"): {"list"},
+    ("batch", "jobs"): {"list"},
+    ("apps", "deployments"): {"list"},
+}
 
 NAME = "finetune-operator-finetune-system"
 
@@ -88,9 +94,52 @@ def test_every_binding_gives_its_role_to_the_operator_alone(render: Render) -> N
         assert place + binding["roleRef"]["name"] in rendered[kind]
 
 
-def test_the_operator_has_what_it_grants_to_the_pods_of_a_job() -> None:
-    # the Role of a training pod: its own progress ConfigMap
-    assert {"get", "patch"} <= OWN["", "configmaps"]
+def test_it_may_hand_on_no_right_and_make_no_identity() -> None:
+    assert not {"roles", "rolebindings", "serviceaccounts", "configmaps", "secrets"} & {name for _, name in OWN}
+
+
+# -- after an upgrade, for a moment --
+
+
+def test_what_cleans_up_after_an_upgrade_may_list_and_delete_and_is_gone_afterwards(render_upgrade: Render) -> None:
+    whole = render_upgrade()
+    assert rights(whole["ClusterRole"][f"{NAME}-cleanup"]) == CLEANUP
+    assert "Role" not in whole
+    some = render_upgrade({"namespaces": ["ml", "research"]})
+    assert {name: rights(role) for name, role in some["Role"].items()} == dict.fromkeys(
+        (f"ml/{NAME}-cleanup", f"research/{NAME}-cleanup"), CLEANUP
+    )
+    assert "ClusterRole" not in some
+    for made in (whole, some):
+        for manifest in [one for kind in made.values() for one in kind.values()]:
+            hook = manifest["metadata"]["annotations"]
+            assert hook["helm.sh/hook"] == "post-upgrade"
+            assert hook["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded,hook-failed"
+
+
+def test_it_runs_after_an_upgrade_alone_and_can_be_left_out(render: Render, helm: str) -> None:
+    assert not [name for kind in render().values() for name in kind if "cleanup" in name]
+    done = run(helm, {"upgrade": {"cleanUp": False}}, "finetune-operator", "--is-upgrade")
+    assert done.returncode == 0
+    assert "cleanup" not in done.stdout
+
+
+def test_its_pod_is_restricted_and_is_told_the_namespaces(render: Render, render_upgrade: Render) -> None:
+    values = {"namespaces": ["ml", "research"], "images": {"registry": "registry.example"}}
+    made = render_upgrade(values)
+    pod = made["Job"]["finetune-operator-cleanup"]["spec"]["template"]
+    assert violations(pod["spec"]) == []
+    (container,) = pod["spec"]["containers"]
+    (operator,) = render(values)["Deployment"]["finetune-operator"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == operator["image"]
+    assert container["args"][0].strip() == (CHART / "files" / "cleanup.py").read_text().strip()
+    assert container["args"][1:] == ["ml", "research"]
+    service = render(values)["Service"]["finetune-operator-metrics"]["spec"]["selector"]
+    assert not service.items() <= pod["metadata"]["labels"].items()
+    for binding in made["RoleBinding"].values():
+        assert binding["subjects"] == [
+            {"kind": "ServiceAccount", "name": "finetune-operator-cleanup", "namespace": "finetune-system"}
+        ]
 
 
 def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
@@ -101,7 +150,8 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
 
 
 def documented() -> list[Rights]:
-    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, in the cluster, in the operator's own."""
+    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, in the cluster, in the operator's own, and
+    of what cleans up after an upgrade."""
     found: list[Rights] = []
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
         if line.startswith("| group |"):
@@ -113,7 +163,7 @@ def documented() -> list[Rights]:
 
 
 def test_the_page_on_security_lists_every_right() -> None:
-    assert documented() == [OWN, QUEUES, CATALOGUE, LEADER]
+    assert documented() == [OWN, QUEUES, CATALOGUE, LEADER, CLEANUP]
 
 
 def test_every_test_that_the_page_on_security_names_exists() -> None:

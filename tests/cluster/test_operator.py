@@ -1,9 +1,12 @@
 """The operator on a real API server, with the rights that the chart gives it and no others."""
 
+import contextlib
 import datetime
+import http.server
 import json
 import re
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,14 +15,14 @@ from pathlib import Path
 import kubernetes.client
 import pytest
 
-from finetune_api import schema
+from finetune_api import run, schema
 from finetune_operator.observe import label
 from flow import world
 from support import controlplane, installed, manifests
 from support.installed import eventually
 
 pytestmark = pytest.mark.cluster
-CHILDREN = ("Job", "Deployment", "Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding")
+CHILDREN = ("Job", "Deployment", "Service")
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +153,56 @@ def test_kubectl_reads_well(served: installed.Stage, control_plane: controlplane
     assert row.split()[:-1] == [NAME, "Ready", "100%", "0.5000", "0.9", "True"]
     described = control_plane.kubectl("describe", where, "ftj", NAME)
     events = described.partition("Events:")[2]
-    for words in ("finetune-operator", "Accepted: revision", "Trained: 100 steps, loss 0.5000", "verified and serves"):
+    for words in ("finetune-operator", "PreflightPassed: ", "Trained: 100 steps, loss 0.5000", "verified and serves"):
         assert words in events, events
     assert "Warning" not in events
-    assert len(events.strip().splitlines()) < 20
+    assert len(events.strip().splitlines()) < 10
+
+
+@contextlib.contextmanager
+def answering(address: str, body: bytes) -> Iterator[list[str]]:
+    """A pod's server at the port that the contract names; what it was asked."""
+    asked: list[str] = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer((address, run.METRICS_PORT), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_progress_is_read_from_the_pod_and_shown_by_kubectl_get(
+    scene: installed.Stage, control_plane: controlplane.ControlPlane
+) -> None:
+    scene.apply(finetunejob())
+    scene.play(NAME, "Training")
+    job = scene.job(NAME)
+    (pod,) = scene.pods(**{label.STAGE: "train"})
+    report = {
+        "uid": job["metadata"]["uid"], "revision": job["status"]["revision"], "attempt": 1, "stage": "train",
+        "progress": {"summary": "43%", "percent": 43, "step": 43, "totalSteps": 100, "loss": "0.61", "eta": "5s"},
+        "checkpoint": {"uri": "s3://acme/40", "step": 40, "savedAt": "2026-05-04T12:00:00Z"},
+    }  # fmt: skip
+    address = "127.9.4.1"
+    with answering(address, json.dumps(report).encode()) as asked:
+        scene._patch(pod, {"podIP": address, "podIPs": [{"ip": address}]})
+        eventually(lambda: scene.job(NAME)["status"].get("progress", {}).get("percent") == 43)
+    assert set(asked) == {run.PROGRESS_PATH}
+    assert scene.job(NAME)["status"]["checkpoint"]["step"] == 40
+    row = control_plane.kubectl("get", f"--namespace={scene.namespace}", "ftj").strip().splitlines()[1]
+    assert row.split()[1:5] == ["Training", "43%", "5s", "0.61"]
 
 
 def test_drift_heals_and_removed_children_come_back(served: installed.Stage) -> None:
@@ -422,7 +471,7 @@ def test_the_other_replica_takes_over_when_the_leader_is_killed(scene: installed
     scene.play(NAME, "Training")
     assert len(scene.names("Job")) == len(scene.pods()) == 2
     events = scene.core.list_namespaced_event(scene.namespace).items
-    assert len([event for event in events if event.reason == "Accepted"]) <= 1
+    assert len([event for event in events if event.message.startswith("PreflightPassed: ")]) <= 1
 
 
 def test_the_second_revision_takes_over_and_a_failing_one_does_not(served: installed.Stage) -> None:

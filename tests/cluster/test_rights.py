@@ -1,10 +1,9 @@
-"""Rights: those that the chart grants are those that the API server saw in use; a job's pods have next to none.
+"""Rights: those that the chart grants are those that the API server saw in use; a job's pods have none.
 
 Every request of an operator through a job's whole life is read from the audit log of a real API server.
 """
 
 import base64
-import contextlib
 import json
 import re
 import runpy
@@ -30,7 +29,6 @@ pytestmark = pytest.mark.cluster
 RELEASE = "audited-finetune-operator"
 NAME = world.NAME
 NOT_REQUESTED: dict[audit.Right, str] = {
-    ("", "configmaps", "get"): "held to be handed on: nobody may put more into a Role than they have",
     (
         "finetune.dev",
         "finetunejobs/finalizers",
@@ -93,7 +91,7 @@ def lived(control_plane: controlplane.ControlPlane, scene: installed.Stage) -> i
     """Everything that can happen to a job: served, revised, suspended, refused by a quota, run on two nodes, over."""
     scene.apply(world.finetunejob(**world.ASKED))
     scene.play(NAME, "Ready", 60)
-    # a second revision takes over: the first one's server, Service and ConfigMaps go
+    # a second revision takes over: the first one's server and Service go
     scene.edit(NAME, {"spec": {"training": {"seed": 7}}})
     eventually(lambda: scene.phase(NAME) != "Ready")
     scene.play(NAME, "Ready", 60)
@@ -168,99 +166,55 @@ def test_the_lease_is_the_only_thing_that_is_written_in_the_operators_own_namesp
 READING = {"get", "list", "watch"}
 
 
-# -- a job's own ServiceAccount --
+# -- what a job's pods may do --
 
 
-@pytest.fixture(scope="module")
-def pod(control_plane: controlplane.ControlPlane, lived: installed.Stage) -> Iterator[kubernetes.client.ApiClient]:
-    """The API server as a training pod of the job has it."""
-    where = f"--namespace={lived.namespace}"
-    token = control_plane.kubectl("create", "token", f"{NAME}-trainer", where, "--duration=1h").strip()
-    admin = yaml.safe_load(control_plane.kubeconfig.read_text())
-    cluster = admin["clusters"][0]
-    config = admin | {
-        "users": [{"name": "pod", "user": {"token": token}}],
-        "contexts": [{"name": "pod", "context": {"cluster": cluster["name"], "user": "pod"}}],
-        "current-context": "pod",
-    }
-    with contextlib.closing(kubernetes.config.new_client_from_config_dict(config)) as client:
-        yield client
-
-
-def progress(scene: installed.Stage) -> str:
-    return f"{NAME}-{scene.job(NAME)['status']['revision']}-progress"
-
-
-def rules(client: kubernetes.client.ApiClient, namespace: str) -> list[tuple[list[str], list[str], list[str]]]:
-    """Verbs, resources and names of what this user may do; that everybody may ask who they are is left out."""
-    body = {"spec": {"namespace": namespace}}
-    answered = kubernetes.client.AuthorizationV1Api(client).create_self_subject_rules_review(body)
-    assert not answered.status.incomplete
-    listed = [rule for rule in answered.status.resource_rules if "authorization.k8s.io" not in str(rule.api_groups)]
-    listed = [rule for rule in listed if "authentication.k8s.io" not in str(rule.api_groups)]
-    return [(sorted(rule.verbs), rule.resources, rule.resource_names or []) for rule in listed]
-
-
-def test_a_jobs_pod_may_read_and_patch_its_progress_and_that_is_the_whole_list(
-    lived: installed.Stage, pod: kubernetes.client.ApiClient
+def test_a_job_is_jobs_servers_and_services_and_nothing_else(
+    lived: installed.Stage, requests: list[audit.Request]
 ) -> None:
-    assert rules(pod, lived.namespace) == [(["get", "patch"], ["configmaps"], [progress(lived)])]
+    written = {one.resource for one in requests if one.namespace == lived.namespace and one.verb not in READING}
+    assert written == {"jobs", "deployments", "services", "events", "finetunejobs", "finetunejobs/status"}
+    for kind in ("ConfigMap", "ServiceAccount", "Role", "RoleBinding"):
+        assert lived.names(kind) == [], kind
 
 
-@pytest.mark.parametrize("namespace", ["default", "kube-system", installed.SYSTEM])
-def test_it_may_do_nothing_at_all_in_another_namespace(
-    lived: installed.Stage, pod: kubernetes.client.ApiClient, namespace: str
-) -> None:
-    assert rules(pod, namespace) == []
+def test_no_pod_of_a_job_has_a_token(lived: installed.Stage) -> None:
+    """As the API server admitted them: its ServiceAccount plugin mounts tokens by itself unless it is told not to."""
+    pods = lived.pods()
+    assert {one["metadata"]["labels"].get(label.STAGE, "server") for one in pods} >= {"train", "evaluate", "server"}
+    for one in pods:
+        assert one["spec"]["automountServiceAccountToken"] is False
+        assert one["spec"]["serviceAccountName"] == "default"
+        assert not [volume for volume in one["spec"]["volumes"] if "projected" in volume or "secret" in volume]
 
 
-def test_what_it_tries_besides_is_forbidden(lived: installed.Stage, pod: kubernetes.client.ApiClient) -> None:
-    core, where = kubernetes.client.CoreV1Api(pod), lived.namespace
-    core.patch_namespaced_config_map(progress(lived), where, {"data": {run.PROGRESS_KEY: "{}"}})
-    config = next(name for name in lived.names("ConfigMap") if name.endswith("-run"))
-    custom = kubernetes.client.CustomObjectsApi(pod)
-    for name, attempt in {
-        "another ConfigMap": lambda: core.patch_namespaced_config_map(config, where, {"data": {"a": "b"}}),
-        "all ConfigMaps": lambda: core.list_namespaced_config_map(where),
-        "a ConfigMap of its own": lambda: core.create_namespaced_config_map(where, {"metadata": {"name": "a"}}),
-        "its progress, gone": lambda: core.delete_namespaced_config_map(progress(lived), where),
-        "Secrets": lambda: core.list_namespaced_secret(where),
-        "a Secret elsewhere": lambda: core.read_namespaced_secret("a", "kube-system"),
-        "pods": lambda: core.list_namespaced_pod(where),
-        "its own job": lambda: custom.patch_namespaced_custom_object(*lived.where, NAME, {"spec": {"suspend": True}}),
-        "the catalogue": lambda: custom.list_cluster_custom_object(*lived.where[:2], "basemodels"),
-        "a token": lambda: core.create_namespaced_service_account_token(f"{NAME}-trainer", where, {"spec": {}}),
-    }.items():
-        with pytest.raises(kubernetes.client.ApiException) as refused:
-            attempt()
-        assert refused.value.status == 403, name
-
-
-def test_the_role_of_one_revision_does_not_open_the_progress_of_another(lived: installed.Stage) -> None:
-    roles = kubernetes.client.RbacAuthorizationV1Api(lived.client)
-    role = roles.read_namespaced_role(f"{NAME}-trainer", lived.namespace)
-    assert [rule.resource_names for rule in role.rules] == [[progress(lived)]]
+def test_the_run_file_is_an_annotation_that_the_kubelet_shows_as_a_file(lived: installed.Stage) -> None:
+    for one in lived.pods():
+        told = run.Run.model_validate_json(one["metadata"]["annotations"][label.RUN_FILE])
+        assert (told.name, told.uid) == (
+            one["metadata"]["labels"][label.JOB],
+            one["metadata"]["labels"][label.UID],
+        )
+        assert [
+            volume["downwardAPI"]["items"][0]["path"] for volume in one["spec"]["volumes"] if "downwardAPI" in volume
+        ]
 
 
 # -- the user's own means --
 
 
-def test_a_serviceaccount_that_a_user_names_gets_that_one_right_and_keeps_its_token_from_the_server(
+def test_a_serviceaccount_that_a_user_names_gets_no_right_and_no_container_gets_its_token(
     scene: installed.Stage,
 ) -> None:
-    """Who may create a FineTuneJob may run our images as any ServiceAccount of the namespace, but not any image with its
-    token: the server, whose image is the user's, has none."""
+    """Who may create a FineTuneJob may run our images as any ServiceAccount of the namespace, but nothing with its token."""
     scene.core.create_namespaced_service_account(scene.namespace, {"metadata": {"name": "mighty"}})
     changes = {"spec.storage.serviceAccountName": "mighty", "spec.deployment.image": "registry.example/mine:1"}
     scene.apply(world.finetunejob("borrowed", **changes))
     scene.play("borrowed", "Ready", 60)
     for one in scene.pods(**{label.JOB: "borrowed"}):
         assert one["spec"]["serviceAccountName"] == "mighty"
-        stage = one["metadata"]["labels"].get(label.STAGE)
-        assert one["spec"]["automountServiceAccountToken"] == (stage in {"baseline", "train", "evaluate"}), stage
-        images = {c["image"] for c in [*one["spec"]["containers"], *one["spec"].get("initContainers", [])]}
-        if one["spec"]["automountServiceAccountToken"]:
-            assert "registry.example/mine:1" not in images
+        assert one["spec"]["automountServiceAccountToken"] is False
+    assert scene.names("RoleBinding") == []
 
 
 def test_a_secret_of_another_namespace_has_no_name_here(scene: installed.Stage) -> None:

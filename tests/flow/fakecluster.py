@@ -21,7 +21,7 @@ from flow import recorder
 Raw = dict[str, Any]
 Key = tuple[str, str, str]
 START = datetime.datetime(2026, 5, 4, 12, 0, 0, tzinfo=datetime.UTC)
-IMMUTABLE = {"Job": ("spec", "template"), "Deployment": ("spec", "selector"), "RoleBinding": ("roleRef",)}
+IMMUTABLE = {"Job": ("spec", "template"), "Deployment": ("spec", "selector")}
 WATCHED = {"FineTuneJob", "BaseModel", "Workload", *projections.PROJECTIONS}
 
 
@@ -375,13 +375,17 @@ class FakeCluster:
                 self._drop("Job", meta["namespace"], meta["name"])
             return
         if raw["spec"].get("suspend"):
+            if state.pop("startTime", None):
+                self._store("Job", raw)
             for pod in pods:
                 if pod["status"]["phase"] in {"Pending", "Running"}:
                     self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
             return
         if raw["spec"].get("completionMode") == "Indexed":
+            self._take_up(raw)
             self._indexed_job(raw, pods)
             return
+        self._take_up(raw)
         if meta["name"] in self.refused_pods:
             return
         living = [p for p in pods if p["status"]["phase"] in {"Pending", "Running"}]
@@ -394,6 +398,12 @@ class FakeCluster:
         good = ended[-1]["status"]["phase"] == "Succeeded"
         reason = "CompletionsReached" if good else "BackoffLimitExceeded"
         self._conclude(raw, "Complete" if good else "Failed", reason)
+
+    def _take_up(self, raw: Raw) -> None:
+        """The Job controller notes when it began, also where its pods are refused."""
+        if "startTime" not in raw["status"]:
+            raw["status"]["startTime"] = stamp(self.now)
+            self._store("Job", raw)
 
     def _conclude(self, raw: Raw, kind: str, reason: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": stamp(self.now)}
@@ -490,7 +500,7 @@ class FakeCluster:
         name = raw["spec"]["containers"][0]["name"]
         new: Raw = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
         if not isinstance(play, Unschedulable):
-            new["startTime"] = state.get("startTime", stamp(self.now))
+            new |= {"startTime": state.get("startTime", stamp(self.now)), "podIP": "10.1.2.3"}
         running = {"startedAt": stamp(self.now)}
         if state["phase"] == "Running":
             running = state["containerStatuses"][0]["state"].get("running", running)

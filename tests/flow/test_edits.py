@@ -466,7 +466,8 @@ async def test_an_edit_of_the_catalogue_changes_nothing_of_what_is_under_way(sta
     assert played.phase == Phase.READY
     assert played.state.revision == revision
     assert jobs(played) == [1, 1, 1, 1]
-    assert "hf://Qwen/Qwen2.5" in played.cluster.get("ConfigMap", f"{world.NAME}-{revision}-run")["data"]["run.json"]
+    for kind, name in [("Deployment", played.serving()), *(("Job", played.attempts(one)[0]) for one in world.ALWAYS)]:
+        assert "hf://Qwen/Qwen2.5" in played.run_file(kind, name)["baseModel"]["source"]
     assert "--enforce-eager" not in args(played)
 
 
@@ -581,7 +582,7 @@ async def test_a_port_that_somebody_adds_to_the_service_stays_and_costs_nothing(
     assert len(played.cluster.get("Service", world.NAME)["spec"]["ports"]) == 2
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
+@pytest.mark.parametrize("kind", ["Deployment", "Service"])
 async def test_children_that_are_removed_come_back(kind: str) -> None:
     played = await served()
     names = played.cluster.names(kind)

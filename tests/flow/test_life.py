@@ -1,5 +1,6 @@
 """Suspension, deadlines, time to live, and what is never done twice."""
 
+import collections
 import random
 
 import pytest
@@ -293,11 +294,11 @@ async def test_a_job_whose_deletion_was_missed_gets_no_children() -> None:
 
 
 async def test_a_lost_child_is_not_made_again_for_a_job_whose_deletion_was_missed() -> None:
-    played = start({"train": [Hangs()]})
-    await played.settle(until=played.runs("train"))
+    played = start()
+    await played.rest()
     await played.wait(5)
     asked = len(played.cluster.requests)
-    played.cluster.remove("ConfigMap", f"{world.NAME}-{played.state.revision}-run")
+    played.cluster.remove("Service", world.NAME)
     played.cluster.remove("FineTuneJob", world.NAME)
     played.cluster.undelivered = [news for news in played.cluster.undelivered if news[1] != "FineTuneJob"]
     await played.settle()
@@ -305,32 +306,26 @@ async def test_a_lost_child_is_not_made_again_for_a_job_whose_deletion_was_misse
     assert not played.cache.parents
 
 
-RIGHTS = {"ServiceAccount", "Role", "RoleBinding"}
+async def test_a_job_is_its_jobs_its_server_and_the_services_before_it_and_nothing_else() -> None:
+    played = start()
+    await played.rest()
+    assert played.phase == Phase.READY
+    made = collections.Counter(kind for kind, _, _ in played.cluster.created)
+    assert set(made) == world.KINDS
+    assert (made["Job"], made["Deployment"], made["Service"]) == (4, 1, 2)
 
 
-async def test_the_rights_of_a_jobs_pods_are_given_once_and_again_after_a_restart() -> None:
-    played = start({"train": [Hangs()]}, **{"spec.deployment.enabled": False})
-    await played.settle(until=played.runs("train"))
-    assert sorted(kind for verb, kind, _ in played.cluster.requests if verb == "apply" and kind in RIGHTS) == sorted(
-        RIGHTS
-    )
-    played.boot()
-    asked = len(played.cluster.requests)
-    played.let_go("train")
+async def test_a_life_takes_few_requests() -> None:
+    played = start({"preflight": [Hangs()]}, **{"spec.deployment.enabled": False})
+    await played.settle(until=played.runs("preflight"))
+    begun = [verb for verb, _, _ in played.cluster.requests]
+    assert begun[:2] == ["status", "create"], "the status first: a Job is on record before it exists"
+    assert len(begun) + len(played.cluster.events) <= 4
+    played.let_go("preflight")
     await played.rest()
     assert played.phase == Phase.COMPLETE
-    again = [kind for verb, kind, _ in played.cluster.requests[asked:] if verb == "apply" and kind in RIGHTS]
-    assert sorted(again) == sorted(RIGHTS)
-
-
-async def test_a_further_attempt_mends_rights_that_somebody_took_away() -> None:
-    played = start({"train": [Ends(1, "boom")]})
-    await played.settle(until=lambda: bool(played.attempts("train")))
-    for kind in RIGHTS:
-        played.cluster.remove(kind, f"{world.NAME}-trainer")
-    await played.rest()
-    assert len(played.attempts("train")) == 2
-    assert {kind for kind in RIGHTS if played.cluster.names(kind)} == RIGHTS
+    assert len(played.cluster.requests) + len(played.cluster.events) <= 15
+    assert [reason for _, reason, _ in played.cluster.events] == ["Succeeded"] * 4
 
 
 async def test_deleting_the_job_removes_every_child() -> None:
@@ -418,6 +413,6 @@ async def test_the_status_stays_small() -> None:
 async def test_a_life_makes_few_events() -> None:
     played = start()
     await played.rest()
-    assert len(played.cluster.events) <= 16
+    assert len(played.cluster.events) <= 4
     assert len(set(played.cluster.events)) == len(played.cluster.events)
     assert {kind for kind, _, _ in played.cluster.events} == {"Normal"}

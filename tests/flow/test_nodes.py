@@ -200,8 +200,8 @@ async def test_out_of_memory_on_one_node_halves_the_micro_batch_of_all_once(oom)
     assert len(played.attempts("train")) == 2
     assert "--micro-batch-scale" not in arguments(played, 1)
     assert arguments(played, 2)[arguments(played, 2).index("--micro-batch-scale") + 1] == "0.5"
-    run = played.cluster.get("ConfigMap", f"{world.NAME}-{played.state.revision}-run")["data"]["run.json"]
-    assert '"batchSize": 24' in run, "the effective batch stays"
+    told = played.run_file("Job", played.attempts("train")[1])
+    assert told["training"]["batchSize"] == 24, "the effective batch stays"
 
 
 async def test_the_smaller_micro_batch_stays_over_other_failures_and_disruptions_of_the_same_training() -> None:

@@ -184,15 +184,7 @@ async def test_a_failure_of_a_queued_stage_is_repeated_in_the_queue() -> None:
 async def test_nothing_promises_an_end_while_the_stage_waits() -> None:
     played, kueue = start({"train": [Hangs()]}, room=1)
     await played.settle(until=played.runs("train"))
-    name = f"{world.NAME}-{played.state.revision}-progress"
-    report = {
-        "revision": played.state.revision,
-        "attempt": 1,
-        "stage": "train",
-        "progress": {"percent": 40, "step": 4, "totalSteps": 10, "loss": "0.7", "eta": "12m"},
-    }
-    text = world.outcome.ProgressReport.model_validate(report).model_dump_json(by_alias=True)
-    played.cluster.edit("ConfigMap", name, lambda raw: raw.update(data={"progress.json": text}))
+    played.tell()
     await played.settle(until=lambda: played.state.progress is not None)
     assert played.state.progress.eta == "12m"
     kueue.evict(played.attempts("train")[0])

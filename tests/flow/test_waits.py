@@ -240,7 +240,7 @@ async def test_records_that_other_hands_wrote_are_said_and_nothing_is_touched(re
     played = start()
     await played.rest()
     assert played.phase == Phase.READY
-    kinds = ("Job", "Deployment", "Service", "ConfigMap")
+    kinds = ("Job", "Deployment", "Service")
     before = {kind: set(played.cluster.names(kind)) for kind in kinds}
     played.cluster.edit("FineTuneJob", world.NAME, lambda raw: raw["status"].update({record: "not the operator's"}))
     await played.settle()

@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ SETTINGS: dict[str, Any] = {
     "preflight": {"requests": {"cpu": "500m", "memory": "2Gi"}},
     "verify": {"requests": {"cpu": "100m", "memory": "128Mi"}},
 }
+KINDS = {"FineTuneJob", "BaseModel", "Job", "Pod", "Deployment", "Service"}
+"""Everything that is there where jobs live."""
 ALWAYS = tuple(stage for stage in Stage if stage is not Stage.BASELINE)
 """The stages of a job without a gate that a prompt could pass."""
 ASKED: dict[str, Any] = {"spec.evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]}
@@ -330,6 +333,24 @@ class World:
     def reason(self, kind: str) -> str | None:
         found = self.condition(kind)
         return found.reason if found else None
+
+    def run_file(self, kind: str, name: str) -> Raw:
+        """What the pods of a Job or Deployment are told."""
+        annotations = self.cluster.get(kind, name)["spec"]["template"]["metadata"]["annotations"]
+        told: Raw = json.loads(annotations[label.RUN_FILE])
+        return told
+
+    def tell(self, **changes: Any) -> None:
+        """The training's pod is asked how far it is, and says so; `changes` to its report."""
+        uid = self.job["metadata"]["uid"]
+        self.deliver()
+        pod = self.cache.telling[uid]
+        report = {
+            "uid": uid, "revision": self.state.revision, "attempt": self.state.attempt, "stage": "train",
+            "progress": {"percent": 40, "step": 4, "totalSteps": 10, "loss": "0.7", "eta": "12m"},
+        }  # fmt: skip
+        said = outcome.ProgressReport.model_validate(report | changes)
+        self.cache.put_reading(uid, projections.Reading(pod.name, said))
 
     def attempts(self, stage: str) -> list[str]:
         """Names of all Jobs of a stage that ever existed."""

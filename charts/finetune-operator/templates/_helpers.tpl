@@ -118,15 +118,28 @@ any: true
 {{- mustToPrettyJson $settings -}}
 {{- end }}
 
-{{/* Labels of what `helm test` makes: another name, so that neither the Service nor the Deployment takes its pod for theirs. */}}
-{{- define "finetune-operator.testlabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/component: test
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
+{{/* Labels of pods beside the operator (list of context and what they are): another name, so that neither the Service nor the
+Deployment takes them for theirs. */}}
+{{- define "finetune-operator.sidelabels" -}}
+{{- $context := index . 0 -}}
+{{- $what := index . 1 -}}
+app.kubernetes.io/name: {{ $context.Chart.Name }}-{{ $what }}
+app.kubernetes.io/instance: {{ $context.Release.Name }}
+app.kubernetes.io/component: {{ $what }}
+app.kubernetes.io/managed-by: {{ $context.Release.Service }}
+{{- with $context.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{- define "finetune-operator.testlabels" -}}
+{{ include "finetune-operator.sidelabels" (list . "test") }}
+{{- end }}
+
+{{- define "finetune-operator.upgradehook" -}}
+helm.sh/hook: post-upgrade
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- end }}
 
 {{- define "finetune-operator.testhook" -}}

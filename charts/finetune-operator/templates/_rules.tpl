@@ -34,20 +34,8 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch, create, patch, delete]
-# run files and progress; `get` only to hand it on to training pods, see roles
-- apiGroups: [""]
-  resources: [configmaps]
-  verbs: [get, list, watch, create, patch, delete]
-# the identity of a job's pods, for jobs that name none
-- apiGroups: [""]
-  resources: [serviceaccounts]
-  verbs: [create, patch]
-# lets a job's training pod, and only it, read and write its own progress ConfigMap; Kubernetes lets nobody grant more
-# than they have, so these Roles can only ever hold verbs of this list
-- apiGroups: [rbac.authorization.k8s.io]
-  resources: [roles, rolebindings]
-  verbs: [create, patch]
-# why a pod waits or failed: unschedulable, image pull, out of memory, exit code, last lines
+# why a pod waits or failed: unschedulable, image pull, out of memory, exit code, last lines; where a training's pod is asked
+# how far it is
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

@@ -11,7 +11,7 @@ from finetune_operator import conditions
 from finetune_operator.decide import diagnosis, endings, gang, queue, verdict
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World
-from finetune_operator.manifests import configs, identity, meta, service, stages
+from finetune_operator.manifests import meta, service, stages
 from finetune_operator.observe import observation, projections
 
 REFUSED_AGAIN = 15.0
@@ -73,23 +73,19 @@ def _step(world: World, work: Work, present: projections.StageJob | None, read: 
         return Verdict(edits={"retry_at": None}, proceed=True)
     content = run_of(world, world.wanted.revision, world.base_model)
     manifest = _manifest(world, work, content)
-    given = furnish(world, content)
     if present is None:
-        return _start(world, work, manifest, given)
-    going = Verdict(job=present.name, apply=given)
+        return _start(world, work, manifest)
     if present.deleting:
-        return going
+        return Verdict(job=present.name)
     pods = gang.of(world.obs, present)
     if present.over or present.ending or pods.disrupted:
-        found = endings.ending(world, work.stage, pods, read)
-    elif not pods.begun and present.hash != meta.hash_of(manifest):
+        return endings.ending(world, work.stage, pods, read)
+    if not pods.begun and present.hash != meta.hash_of(manifest):
         # It has not begun, and it is no longer what is asked for (resources, image): the next attempt replaces it.
-        found = endings.next_attempt(world)
-    elif present.suspended:
-        found = queue.wait(world, work.stage, present)
-    else:
-        found = _watch(world, work.stage, pods, rights(world, content))
-    return dataclasses.replace(found, apply=(*given, *found.apply))
+        return endings.next_attempt(world)
+    if present.suspended:
+        return queue.wait(world, work.stage, present)
+    return _watch(world, work.stage, pods)
 
 
 def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
@@ -110,18 +106,14 @@ def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
     )
 
 
-def _start(world: World, work: Work, manifest: meta.Manifest, given: tuple[meta.Manifest, ...]) -> Verdict:
+def _start(world: World, work: Work, manifest: meta.Manifest) -> Verdict:
     """Make the Job of the present attempt, once no earlier one is at work."""
     name = manifest["metadata"]["name"]
     if others := _others(world, work.stage, name):
-        return dataclasses.replace(_lost(world, work.stage, others), job=name, apply=given)
-    content = run_of(world, world.wanted.revision, world.base_model)
-    # A further attempt mends what somebody took away.
-    owned = rights(world, content)
-    there = world.attempt == 1 and world.obs.granted == identity.digest(owned)
+        return dataclasses.replace(_lost(world, work.stage, others), job=name)
     reason = Reason.RETRYING if world.state.failure else Reason.WAITING
     waits = _waits(world, work.stage, work.nodes, work.nodes, reason)
-    return dataclasses.replace(waits, job=name, apply=(*given, *(() if there else owned), manifest))
+    return dataclasses.replace(waits, job=name, apply=(manifest,))
 
 
 def _others(world: World, stage: Stage, name: str) -> list[projections.StageJob]:
@@ -145,7 +137,7 @@ def _lost(world: World, stage: Stage, others: list[projections.StageJob]) -> Ver
     return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", problem.reason, text)
 
 
-def _watch(world: World, stage: Stage, pods: gang.Gang, owned: tuple[meta.Manifest, ...]) -> Verdict:
+def _watch(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     """Say what the pods wait for, or that they run."""
     present, kind = pods.job, conditions.STAGE_CONDITIONS[stage]
     refusal = world.obs.refusals.get(present.name, "")
@@ -161,9 +153,7 @@ def _watch(world: World, stage: Stage, pods: gang.Gang, owned: tuple[meta.Manife
         found = _waits(world, stage, present.nodes - started, present.nodes, Reason.WAITING)
     else:
         found = _runs(world, stage, pods)
-    # perhaps for want of the ServiceAccount, which is not watched
-    mended = owned if refusal else ()
-    return dataclasses.replace(found, job=present.name, apply=mended, again=_patience(world, pods))
+    return dataclasses.replace(found, job=present.name, again=_patience(world, pods))
 
 
 def _patience(world: World, pods: gang.Gang) -> datetime.datetime | None:
@@ -185,6 +175,9 @@ def _runs(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     others = pods.job.nodes - 1
     where = f"in pod {pods.present[0].name}" + (f" and {others} more" if others else "")
     text = f"{stage} attempt {world.state.attempt} runs {where}"
+    reading = world.obs.reading
+    if stage is Stage.TRAIN and reading is not None and reading.pod == pods.present[0].name and reading.problem:
+        text += f"; {reading.problem}"
     return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RUNNING, text)
 
 
@@ -203,7 +196,6 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         revision=named,
         evaluation_hash=world.wanted.evaluation_hash,
         memory=_memory(world),
-        progress_config_map=meta.progress_config(parent, named),
         **_price(world),
     )
 
@@ -223,19 +215,6 @@ def _price(world: World) -> dict[str, Any]:
     if known is None or known.price_per_hour is None:
         return {}
     return {"price_per_gpu_hour": known.price_per_hour, "currency": world.obs.settings.currency}
-
-
-def furnish(world: World, content: run.Run) -> tuple[meta.Manifest, ...]:
-    """The ConfigMaps of a revision that are absent or different."""
-    parent, chart = world.obs.parent, world.obs.settings
-    wanted = [configs.run_file(parent, chart, content), configs.progress(parent, chart, content.revision)]
-    present = {name: config.hash for name, config in world.obs.configs.items()}
-    return tuple(one for one in wanted if present.get(one["metadata"]["name"]) != meta.hash_of(one))
-
-
-def rights(world: World, content: run.Run) -> tuple[meta.Manifest, ...]:
-    account = content.storage.service_account_name
-    return tuple(identity.build(world.obs.parent, world.obs.settings, world.wanted.revision, account))
 
 
 def _meeting(world: World, nodes: int) -> meta.Manifest | None:

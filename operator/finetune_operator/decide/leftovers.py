@@ -4,7 +4,6 @@ import datetime
 
 from finetune_operator.decide.verdict import Ref, Verdict
 from finetune_operator.decide.world import World
-from finetune_operator.manifests import meta
 
 
 def releases(world: World) -> Verdict:
@@ -31,14 +30,8 @@ def _drained(world: World) -> datetime.datetime:
 
 
 def jobs(world: World) -> Verdict:
-    """Running Jobs other than the wanted one, and the files of revisions that nobody needs. Finished Jobs stay for a look."""
+    """Running Jobs other than the wanted one. Finished ones stay for a look."""
     running = [
         job.name for job in world.obs.jobs.values() if not (job.over or job.deleting) and job.name != world.active_job
     ]
-    parent = world.obs.parent
-    needed = {world.state.revision, world.serving.revision if world.serving else None} - {None}
-    files = {of(parent, str(one)) for one in needed for of in (meta.run_config, meta.progress_config)}
-    # A release that drains still mounts its run file.
-    files |= {meta.run_config(parent, server.revision) for server in world.obs.servers.values()}
-    unused = [name for name in world.obs.configs if name not in files]
-    return Verdict(delete=(*(Ref("Job", name) for name in running), *(Ref("ConfigMap", name) for name in unused)))
+    return Verdict(delete=tuple(Ref("Job", name) for name in running))

@@ -1,13 +1,13 @@
-"""The trainer's own progress: at most every few seconds, and only of the attempt that runs."""
+"""How far training is, in its pod's own words: at most every few seconds, and only for the attempt that runs."""
 
 import dataclasses
 import datetime
 
+from finetune_api import outcome
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World
-from finetune_operator.manifests import meta
 
 
 def noted(world: World, verdict: Verdict) -> Verdict:
@@ -17,19 +17,24 @@ def noted(world: World, verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, edits={**found.edits, **verdict.edits}, again=min(due, default=None))
 
 
+def _believed(world: World) -> outcome.ProgressReport | None:
+    """The report of a pod of this job, this revision and the attempt that runs; any other is not believed."""
+    report = world.obs.reading.report if world.obs.reading else None
+    if report is None or report.uid != world.obs.parent.uid or report.stage is not Stage.TRAIN:
+        return None
+    return report if (report.revision, report.attempt) == (world.wanted.revision, world.state.attempt) else None
+
+
 def _reported(world: World) -> Verdict:
-    config = world.obs.configs.get(meta.progress_config(world.obs.parent, world.wanted.revision))
-    report = config.progress if config else None
-    if report is None or report.revision != world.wanted.revision or report.attempt != world.state.attempt:
-        return Verdict()
-    if report.stage not in {None, Stage.TRAIN}:
-        return Verdict()
-    old, told = world.state.progress, report.progress
+    report, old = _believed(world), world.state.progress
+    told = report.progress if report else old
     said = conditions.get(world.state, Condition.TRAINED)
-    if said is None or said.reason != Reason.RUNNING:
+    if told is not None and (said is None or said.reason != Reason.RUNNING):
         told = told.model_copy(update={"eta": None})  # it would promise an end while nothing runs
-    if told == old:
+    if told is None or told == old:
         return Verdict()
+    if report is None:
+        return Verdict(edits={"progress": told})
     if report.checkpoint is not None and report.checkpoint != world.state.checkpoint:
         return Verdict(edits={"progress": told, "checkpoint": report.checkpoint})
     if old is not None and old.updated_at is not None and report.progress.percent < 100:

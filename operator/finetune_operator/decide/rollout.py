@@ -11,7 +11,7 @@ from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import attempts, diagnosis, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
 from finetune_operator.decide.world import World, fails
-from finetune_operator.manifests import deployment, identity, meta, release, service
+from finetune_operator.manifests import deployment, meta, release, service
 from finetune_operator.observe import projections
 from finetune_operator.observe.records import Release
 
@@ -31,8 +31,7 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
     if server is None and _recreates(world) and serving is not None and world.obs.pods_of(serving.name):
         text = f"{serving.name} is being stopped to make room (deployment.rollout.strategy: Recreate)"
         return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, candidate=candidate)
-    content = attempts.run_of(world, candidate.revision, candidate.base_model)
-    kept = (*attempts.furnish(world, content), *keep(world, candidate, world.spec.deployment.replicas))
+    kept = keep(world, candidate, world.spec.deployment.replicas)
     changing = any(manifest["kind"] == "Deployment" for manifest in kept)
     if server is None or changing or not server.settled or server.ready < world.spec.deployment.replicas:
         found = _starting(world, candidate, server)
@@ -46,9 +45,7 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
 def _candidate(world: World) -> Release:
     return release.build(
         world.release_name,
-        world.wanted.revision,
-        parent_name=world.obs.parent.name,
-        base_model=world.base_model,
+        content=attempts.run_of(world, world.wanted.revision, world.base_model),
         adapter=world.adapter,
         spec=world.spec,
         chart=world.obs.settings,
@@ -123,15 +120,14 @@ def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdic
 def keep(world: World, wanted: Release, replicas: int) -> tuple[meta.Manifest, ...]:
     """What is missing or different of a release's Deployment and its own Service."""
     parent, chart = world.obs.parent, world.obs.settings
-    server = deployment.build(parent, chart, wanted, replicas)
+    content = attempts.run_of(world, wanted.revision, wanted.base_model).model_copy(update={"storage": wanted.storage})
+    server = deployment.build(parent, chart, wanted, content, replicas)
     present = world.obs.servers.get(wanted.name)
     fresh = projections.server(server)
     differs = present is None or (
         not present.deleting and (present.guarded, present.replicas) != (fresh.guarded, replicas)
     )
-    chosen = wanted.storage.service_account_name
-    owned = (*identity.build(parent, chart, world.wanted.revision, chosen), server) if differs else ()
-    return (*owned, *expose(world, wanted.name, wanted.name))
+    return (*((server,) if differs else ()), *expose(world, wanted.name, wanted.name))
 
 
 def expose(world: World, name: str, release_name: str) -> tuple[meta.Manifest, ...]:
@@ -147,11 +143,8 @@ def keep_serving(world: World) -> Verdict:
     serving = world.serving
     if serving is None:
         return AS_IT_IS
-    content = attempts.run_of(world, serving.revision, serving.base_model)
-    absent = meta.run_config(world.obs.parent, serving.revision) not in world.obs.configs
     makes_room = world.candidate is not None and _recreates(world)
     apply = (
-        *(attempts.furnish(world, content) if absent else ()),
         *keep(world, serving, 0 if makes_room else world.spec.deployment.replicas),
         *expose(world, world.obs.parent.name, serving.name),
     )

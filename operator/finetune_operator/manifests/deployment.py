@@ -21,7 +21,12 @@ def probe(period: int, failures: int) -> dict[str, Any]:
     }
 
 
-def build(parent: parents.Parent, chart: settings.Settings, release: Release, replicas: int) -> meta.Manifest:
+def build(
+    parent: parents.Parent, chart: settings.Settings, release: Release, content: run.Run, replicas: int
+) -> meta.Manifest:
+    """`content`: the run file, where the record has none."""
+    run_volume, run_mount = pods.run_volume()
+    annotations = pods.run_annotation(release.run_file or content.without_judgement())
     selector = {label.UID: parent.uid, label.RELEASE: release.name}
     labels = meta.labels(parent, chart.labels, **{label.REVISION: release.revision, label.RELEASE: release.name})
     requests = chart.serving.requests
@@ -47,7 +52,7 @@ def build(parent: parents.Parent, chart: settings.Settings, release: Release, re
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
+            run_mount,
             {"name": "models", "mountPath": "/models"},
             *base_mounts,
         ],
@@ -81,11 +86,10 @@ def build(parent: parents.Parent, chart: settings.Settings, release: Release, re
     }
     template = pods.pod(
         chart,
-        service_account=meta.service_account(parent, release.storage.service_account_name),
-        token=False,
+        service_account=release.storage.service_account_name,
         containers=[server],
         volumes=[
-            {"name": "run", "configMap": {"name": meta.run_config(parent, release.revision)}},
+            run_volume,
             {"name": "models", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": release.shm_size}},
             *base_volumes,
@@ -103,6 +107,6 @@ def build(parent: parents.Parent, chart: settings.Settings, release: Release, re
             "revisionHistoryLimit": 1,
             "progressDeadlineSeconds": 7200,
             "selector": {"matchLabels": selector},
-            "template": {"metadata": {"labels": labels}, "spec": template},
+            "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": template},
         },
     }

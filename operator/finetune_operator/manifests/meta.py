@@ -10,24 +10,6 @@ Manifest = dict[str, Any]
 MANAGER = "finetune-operator"
 
 
-def run_config(parent: parents.Parent, of: str) -> str:
-    """of: a revision."""
-    return f"{parent.name}-{of}-run"
-
-
-def progress_config(parent: parents.Parent, of: str) -> str:
-    return f"{parent.name}-{of}-progress"
-
-
-def identity(parent: parents.Parent) -> str:
-    """The ServiceAccount, Role and RoleBinding of the job's pods."""
-    return f"{parent.name}-trainer"
-
-
-def service_account(parent: parents.Parent, chosen: str | None) -> str:
-    return chosen or identity(parent)
-
-
 def release(parent: parents.Parent, wanted: revisions.Wanted) -> str:
     """The Deployment, and the candidate Service before it."""
     return f"{parent.name}-{wanted.revision}-{wanted.release_hash}"

@@ -1,5 +1,7 @@
 """The pod that every stage and server shares: allowed by the `restricted` Pod Security Standard, with a read-only root."""
 
+import json
+import posixpath
 from typing import Any
 
 from finetune_api import job, run
@@ -41,6 +43,19 @@ def secret_value(variable: str, secret: str | None, key: str) -> list[dict[str, 
     return [{"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}]
 
 
+def run_annotation(content: run.Run) -> dict[str, str]:
+    """The run file as an annotation of the pod: it comes, stays and goes with the pod, and is no object of its own."""
+    return {label.RUN_FILE: json.dumps(content.wire(), ensure_ascii=False, separators=(",", ":"))}
+
+
+def run_volume() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Volume and mount that show this annotation as the file run.PATH."""
+    folder, file = posixpath.split(run.PATH)
+    field = {"fieldPath": f"metadata.annotations['{label.RUN_FILE}']"}
+    volume = {"name": "run", "downwardAPI": {"items": [{"path": file, "fieldRef": field}]}}
+    return volume, {"name": "run", "mountPath": folder, "readOnly": True}
+
+
 def resources(wanted: job.Resources, chart: settings.Settings, default: job.Requests | None = None) -> dict[str, Any]:
     """Requests, and limits where a limit protects the node: memory, and GPUs, which cannot be overcommitted."""
     requests = wanted.requests.wire() or (default.wire() if default else {})
@@ -76,16 +91,15 @@ def placement(wanted: job.Resources, chart: settings.Settings) -> dict[str, Any]
 def pod(
     chart: settings.Settings,
     *,
-    service_account: str,
-    token: bool,
+    service_account: str | None,
     containers: list[dict[str, Any]],
     volumes: list[dict[str, Any]],
     **more: Any,
 ) -> dict[str, Any]:
-    """A PodSpec. `token`: whether the containers may talk to the API server."""
+    """A PodSpec. Whichever its ServiceAccount is, the namespace's `default` one or the user's: no container gets its token."""
     return {
-        "serviceAccountName": service_account,
-        "automountServiceAccountToken": token,
+        **({"serviceAccountName": service_account} if service_account else {}),
+        "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,

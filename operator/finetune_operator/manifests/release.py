@@ -32,28 +32,28 @@ def arguments(
 
 def build(
     name: str,
-    revision: str,
     *,
-    parent_name: str,
-    base_model: run.ResolvedBaseModel,
+    content: run.Run,
     adapter: status.Adapter,
     spec: job.FineTuneJobSpec,
     chart: settings.Settings,
     canary: str | None,
 ) -> Release:
-    served = spec.deployment.served_model_name or parent_name
+    """`content`: the run file of the revision."""
+    served = content.served_model_name
     return Release(
         name=name,
-        revision=revision,
-        base_model=base_model,
+        revision=content.revision,
+        base_model=content.base_model,
         adapter=adapter,
         deployment=spec.deployment,
-        storage=spec.storage,
+        storage=content.storage,
         served_model_name=served,
         image=spec.deployment.image or chart.images.serving,
         fetch_image=chart.images.fetch,
-        arguments=arguments(base_model, adapter, served, spec.deployment, chart),
+        arguments=arguments(content.base_model, adapter, served, spec.deployment, chart),
         env=chart.serving.env,
         shm_size=chart.serving.shm_size,
         canary=canary,
+        run_file=content.without_judgement(),
     )

@@ -14,6 +14,8 @@ from finetune_operator.observe import label, parents
 CONTAINER = "finetune"
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
+JUDGING = {Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE}
+"""Stages that read `intent` and `evaluation`."""
 QUEUED = course.LOADING
 """Stages that load the model wait in the job's queue where there is one. What comes before a GPU is asked for does not wait,
 nor what checks a server that has its place."""
@@ -46,6 +48,7 @@ def build(
         **{label.REVISION: content.revision, label.STAGE: stage, label.ATTEMPT: str(attempt)},
         **pods.gpu_labels(wanted),
     )
+    run_volume, run_mount = pods.run_volume()
     volumes, mounts = pods.base_volume(content.base_model) if stage is not Stage.VERIFY else ([], [])
     container: dict[str, Any] = {
         "name": CONTAINER,
@@ -65,7 +68,7 @@ def build(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
+            run_mount,
             *mounts,
         ],
         **({"ports": [{"name": "metrics", "containerPort": run.METRICS_PORT}]} if stage in course.LOADING else {}),
@@ -75,10 +78,9 @@ def build(
         volumes = [*volumes, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
     template = pods.pod(
         chart,
-        service_account=meta.service_account(parent, content.storage.service_account_name),
-        token=stage in course.LOADING,
+        service_account=content.storage.service_account_name,
         containers=[container],
-        volumes=[{"name": "run", "configMap": {"name": meta.run_config(parent, content.revision)}}, *volumes],
+        volumes=[run_volume, *volumes],
         restartPolicy="Never",
         terminationGracePeriodSeconds=GRACE_SECONDS,
         **({"subdomain": meta.nodes_service(parent, content.revision)} if nodes > 1 else {}),
@@ -97,10 +99,19 @@ def build(
                 "podFailurePolicy": {"rules": [{"action": "Ignore" if nodes == 1 else "FailJob", **DISRUPTED}]},
                 **(indexed(nodes) if nodes > 1 else {}),
                 "ttlSecondsAfterFinished": KEEP_SECONDS,
-                "template": {"metadata": {"labels": labels}, "spec": template},
+                "template": {
+                    "metadata": {"labels": labels, "annotations": pods.run_annotation(run_file(content, stage))},
+                    "spec": template,
+                },
             },
         }
     )
+
+
+def run_file(content: run.Run, stage: Stage) -> run.Run:
+    """What a stage is told: those that judge nothing are not told how it is judged, so that an edit of that leaves a Job where it
+    stands in its queue."""
+    return content if stage in JUDGING else content.without_judgement()
 
 
 def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:

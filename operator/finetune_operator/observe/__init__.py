@@ -1,7 +1,6 @@
 """What is: the world of one job as frozen facts.
 
-    FineTuneJob ─┬─ run ConfigMap, progress ConfigMap, ServiceAccount + Role + RoleBinding
-                 ├─ Job per stage and attempt ── Pod; and Kueue's Workload, where the Job is in a queue
+    FineTuneJob ─┬─ Job per stage and attempt ── Pod, which tells its progress; and Kueue's Workload, where the Job is in a queue
                  └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
 
 - `label`: labels and annotations by which children are found; every child carries the job's uid.

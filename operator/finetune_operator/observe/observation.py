@@ -24,13 +24,12 @@ class Observation:
     pods: tuple[projections.Pod, ...]
     servers: Mapping[str, projections.Server]
     services: Mapping[str, projections.Service]
-    configs: Mapping[str, projections.Config]
+    reading: projections.Reading | None
+    """How far training is, in its pod's own words; None: not asked yet."""
     refusals: Mapping[str, str]
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
     workloads: Mapping[str, kueue.Workload] | None
     """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
-    granted: str
-    """Digest of the rights that this process gave the job's pods last; empty: none yet. They are not watched."""
     now: datetime.datetime
     settings: settings.Settings
 

@@ -9,6 +9,9 @@ import pydantic
 from finetune_api import job, revision, status
 from finetune_operator.observe import projections, records
 
+LARGEST = 192 * 1024
+"""Bytes of a spec as JSON. A pod's annotations have 256 KiB in all: the rest is for the base model, and for other annotations."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
@@ -49,14 +52,40 @@ def parent(raw: projections.Raw) -> Parent:
 
 def _spec(raw: projections.Raw) -> tuple[job.FineTuneJobSpec | None, str]:
     """The spec, or why an API server without our schema let in what cannot be read."""
+    text = json.dumps(raw.get("spec") or {})
     try:
         # Unknown fields are a newer CRD's: the API server let them in, and a newer operator will read them.
-        return job.FineTuneJobSpec.model_validate_json(json.dumps(raw.get("spec") or {}), extra="ignore"), ""
+        spec = job.FineTuneJobSpec.model_validate_json(text, extra="ignore")
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in ("spec", *first["loc"]))
         seen = f"{place}: {first['msg']} (and {problem.error_count() - 1} more)"
         return None, f"the spec is not valid: {seen}; edit it"
+    if len(text) > LARGEST and (seen := _too_large(raw["spec"])):
+        return None, f"the spec is too large: {seen}"
+    return spec, ""
+
+
+def _too_large(spec: projections.Raw) -> str:
+    """The field that makes a spec too large to travel with its pods; empty if it is not."""
+    total = _bytes(spec)
+    if total <= LARGEST:
+        return ""
+    place, value, size = "spec", spec, total
+    while isinstance(value, dict) and value:
+        sizes = {key: _bytes(inner) for key, inner in value.items()}
+        largest = max(sizes, key=lambda key: sizes[key])
+        if sizes[largest] < size / 2:
+            break
+        place, value, size = f"{place}.{largest}", value[largest], sizes[largest]
+    return (
+        f"{place} takes {size // 1024} KiB of {total // 1024} KiB in all. {LARGEST // 1024} KiB are possible, because the spec "
+        "travels in an annotation of each pod: make that field smaller"
+    )
+
+
+def _bytes(value: object) -> int:
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def _records(state: status.Status) -> tuple[records.Records, str]:

@@ -8,9 +8,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pydantic
-
-from finetune_api import outcome, run
+from finetune_api import outcome, reasons, run
 from finetune_operator import kueue
 from finetune_operator.observe import label
 
@@ -37,6 +35,8 @@ class StageJob:
     hash: str
     created: datetime.datetime | None
     finished: datetime.datetime | None
+    taken_up: bool
+    """Whether the Job controller has come to it, and so has made its pods or was refused them."""
     nodes: int
     """Pods that it has at a time."""
     queue: str
@@ -81,6 +81,8 @@ class Pod:
     parent: str
     node: int
     stage: str
+    address: str
+    """Its IP address; empty until it has one."""
     gpus: int
     gpu_type: str
     phase: str
@@ -105,6 +107,25 @@ class Pod:
     def disrupted(self) -> bool:
         return bool(self.disruption)
 
+    @property
+    def tells(self) -> bool:
+        """Whether it can say how far its training is: the first of several pods speaks for all."""
+        trains = self.stage == reasons.Stage.TRAIN and self.node == 0
+        at_work = self.phase == "Running" and self.started is not None and self.terminated is None
+        return trains and at_work and bool(self.address) and not self.silent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """What the pod of a training answered when it was asked how far it is. It is the pod's own word: believe it for its own
+    job, revision and attempt alone."""
+
+    pod: str
+    report: outcome.ProgressReport | None = None
+    """The last one, also when later questions were not answered."""
+    problem: str = ""
+    """Why nobody has answered for a while; empty: all is well."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
@@ -128,16 +149,7 @@ class Service:
     guarded: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Config:
-    """A ConfigMap of ours; `progress` is the trainer's report when it is one."""
-
-    name: str
-    hash: str
-    progress: outcome.ProgressReport | None
-
-
-Child = StageJob | Pod | Server | Service | Config
+Child = StageJob | Pod | Server | Service
 
 
 def _labels(raw: Raw) -> Mapping[str, str]:
@@ -166,6 +178,7 @@ def stage_job(raw: Raw) -> StageJob:
         hash=_hash(raw),
         created=time_of(meta.get("creationTimestamp")),
         finished=time_of(over.get("lastTransitionTime")) if over else None,
+        taken_up=bool(state.get("startTime")),
         nodes=int(spec.get("completions") or 1),
         queue=_labels(raw).get(kueue.QUEUE, ""),
         suspended=bool(spec.get("suspend")),
@@ -247,6 +260,7 @@ def pod(raw: Raw) -> Pod:
         parent=_labels(raw).get(label.RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
         node=int(node) if (node := _labels(raw).get(label.COMPLETION_INDEX, "0")).isdigit() else 0,
         stage=_labels(raw).get(label.STAGE, ""),
+        address=str(state.get("podIP") or ""),
         gpus=int(gpus) if (gpus := _labels(raw).get(label.GPUS, "0")).isdigit() else 0,
         gpu_type=_labels(raw).get(label.GPU_TYPE, ""),
         phase=str(state.get("phase", "Pending")),
@@ -300,20 +314,10 @@ def service(raw: Raw) -> Service:
     return Service(name=raw["metadata"]["name"], guarded=guarded)
 
 
-def config(raw: Raw) -> Config:
-    text = (raw.get("data") or {}).get(run.PROGRESS_KEY)
-    try:
-        progress = outcome.ProgressReport.model_validate_json(text) if text else None
-    except pydantic.ValidationError:
-        progress = None
-    return Config(name=raw["metadata"]["name"], hash=_hash(raw), progress=progress)
-
-
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Job": stage_job,
     "Pod": pod,
     "Deployment": server,
     "Service": service,
-    "ConfigMap": config,
 }
 """Kinds of children that are watched, and how each becomes a fact."""

@@ -33,6 +33,7 @@ class Release(model.Model):
     shm_size: Any = "1Gi"
     canary: str | None = None
     tokens_per_second: int | None = None
+    run_file: run.Run | None = Field(default=None, description="Of its pods; records of earlier releases have none.")
 
 
 @dataclasses.dataclass(frozen=True)

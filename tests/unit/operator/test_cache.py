@@ -9,16 +9,16 @@ import aiohttp
 import pytest
 
 from finetune_operator import cache, cluster, kueue
-from finetune_operator.observe import label
+from finetune_operator.observe import label, projections
 from support import manifests
 
 Step = tuple[str, Any]
 
 
-def config(name: str, version: int, uid: str = "p", **data: str) -> dict:
+def child(name: str, version: int, uid: str = "p", **data: str) -> dict:
     meta = {"name": name, "namespace": "ml", "resourceVersion": str(version), "labels": {label.UID: uid}}
     annotations = {label.HASH: data.get("hash", str(version))}
-    return {"kind": "ConfigMap", "metadata": meta | {"annotations": annotations}}
+    return {"kind": "Job", "metadata": meta | {"annotations": annotations}}
 
 
 def job(version: int, phase: str | None = None) -> dict:
@@ -50,25 +50,25 @@ class Told(cache.Cache):
         return sorted(name for _, name in self.children.get(uid, {}))
 
     def hash(self, name: str) -> str:
-        return self.children["p"]["ConfigMap", name].hash
+        return self.children["p"]["Job", name].hash
 
 
 def test_a_list_says_who_is_there_and_who_is_gone() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [config("a", 1), config("b", 2)], "5")
+    facts.listed("Job", None, [child("a", 1), child("b", 2)], "5")
     assert facts.names() == ["a", "b"]
-    facts.listed("ConfigMap", None, [config("b", 2)], "6")
+    facts.listed("Job", None, [child("b", 2)], "6")
     assert facts.names() == ["b"]
-    facts.listed("ConfigMap", None, [], "7")
+    facts.listed("Job", None, [], "7")
     assert facts.children == {}
 
 
 def test_a_list_is_the_same_in_pages() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [config("a", 1), config("z", 1)], "5")
-    found = facts.put("ConfigMap", [config("a", 1)]) | facts.put("ConfigMap", [config("b", 6)])
+    facts.listed("Job", None, [child("a", 1), child("z", 1)], "5")
+    found = facts.put("Job", [child("a", 1)]) | facts.put("Job", [child("b", 6)])
     assert facts.names() == ["a", "b", "z"]
-    facts.complete("ConfigMap", None, found, "7")
+    facts.complete("Job", None, found, "7")
     assert facts.names() == ["a", "b"]
 
 
@@ -82,27 +82,27 @@ def test_of_a_job_nothing_is_kept_that_nobody_reads() -> None:
 
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     facts = Told()
-    facts.listed("ConfigMap", "ml", [config("a", 1)], "5")
-    facts.listed("ConfigMap", "other", [], "6")
+    facts.listed("Job", "ml", [child("a", 1)], "5")
+    facts.listed("Job", "other", [], "6")
     assert facts.names() == ["a"]
 
 
 def test_what_did_not_change_tells_nobody() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [config("a", 1, hash="h")], "5")
-    facts.heard("ConfigMap", None, "MODIFIED", config("a", 6, hash="h"))
-    facts.listed("ConfigMap", None, [config("a", 6, hash="h")], "7")
+    facts.listed("Job", None, [child("a", 1, hash="h")], "5")
+    facts.heard("Job", None, "MODIFIED", child("a", 6, hash="h"))
+    facts.listed("Job", None, [child("a", 6, hash="h")], "7")
     assert facts.told == ["p"]
-    facts.heard("ConfigMap", None, "MODIFIED", config("a", 8, hash="other"))
-    facts.heard("ConfigMap", None, "DELETED", config("a", 9))
+    facts.heard("Job", None, "MODIFIED", child("a", 8, hash="other"))
+    facts.heard("Job", None, "DELETED", child("a", 9))
     assert facts.told == ["p", "p", "p"]
 
 
 def test_objects_without_our_label_are_nobodys() -> None:
     facts = Told()
-    stranger = config("a", 1)
+    stranger = child("a", 1)
     del stranger["metadata"]["labels"]
-    facts.listed("ConfigMap", None, [stranger], "5")
+    facts.listed("Job", None, [stranger], "5")
     assert facts.children == {}
 
 
@@ -144,53 +144,53 @@ def test_a_list_of_workloads_of_one_namespace_says_nothing_of_another() -> None:
 
 def test_an_object_that_changes_its_owner_moves() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [config("a", 1)], "5")
-    facts.heard("ConfigMap", None, "MODIFIED", config("a", 6, uid="q"))
+    facts.listed("Job", None, [child("a", 1)], "5")
+    facts.heard("Job", None, "MODIFIED", child("a", 6, uid="q"))
     assert (facts.names("p"), facts.names("q")) == ([], ["a"])
     assert set(facts.told) == {"p", "q"}
 
 
 def test_what_we_wrote_is_known_at_once_and_a_slow_watch_does_not_undo_it() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [config("a", 1, hash="old")], "5")
-    facts.wrote_child(config("a", 9, hash="new"))
+    facts.listed("Job", None, [child("a", 1, hash="old")], "5")
+    facts.wrote_child(child("a", 9, hash="new"))
     assert facts.hash("a") == "new"
-    facts.heard("ConfigMap", None, "MODIFIED", config("a", 7, hash="middle"))
+    facts.heard("Job", None, "MODIFIED", child("a", 7, hash="middle"))
     assert facts.hash("a") == "new"
-    facts.heard("ConfigMap", None, "MODIFIED", config("a", 9, hash="new"))
+    facts.heard("Job", None, "MODIFIED", child("a", 9, hash="new"))
     assert facts.hash("a") == "new"
 
 
 def test_what_we_wrote_before_a_deletion_that_was_heard_already_does_not_come_back() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [], "5")
-    facts.heard("ConfigMap", None, "ADDED", config("a", 9))
-    facts.heard("ConfigMap", None, "DELETED", config("a", 10))
-    facts.wrote_child(config("a", 9))
+    facts.listed("Job", None, [], "5")
+    facts.heard("Job", None, "ADDED", child("a", 9))
+    facts.heard("Job", None, "DELETED", child("a", 10))
+    facts.wrote_child(child("a", 9))
     assert facts.names() == []
 
 
 def test_a_list_from_before_our_write_does_not_drop_it() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [], "5")
-    facts.wrote_child(config("a", 9))
-    facts.listed("ConfigMap", None, [], "8")
+    facts.listed("Job", None, [], "5")
+    facts.wrote_child(child("a", 9))
+    facts.listed("Job", None, [], "8")
     assert facts.names() == ["a"]
-    facts.listed("ConfigMap", None, [], "10")
+    facts.listed("Job", None, [], "10")
     assert facts.names() == []
 
 
 def test_kinds_that_are_not_watched_are_not_kept() -> None:
     facts = Told()
-    facts.wrote_child(config("a", 9) | {"kind": "Role"})
+    facts.wrote_child(child("a", 9) | {"kind": "Role"})
     assert facts.children == {}
 
 
 def test_bookmarks_say_how_far_the_watch_is_and_nothing_else() -> None:
     facts = Told()
-    facts.listed("ConfigMap", None, [], "5")
-    facts.heard("ConfigMap", None, "BOOKMARK", {"metadata": {"resourceVersion": "20"}})
-    facts.wrote_child(config("a", 9))
+    facts.listed("Job", None, [], "5")
+    facts.heard("Job", None, "BOOKMARK", {"metadata": {"resourceVersion": "20"}})
+    facts.wrote_child(child("a", 9))
     assert facts.names() == []
 
 
@@ -208,7 +208,7 @@ def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
 def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
     facts = Told()
     facts.put_parent(job(9))
-    facts.listed("ConfigMap", None, [], "5")
+    facts.listed("Job", None, [], "5")
     facts.told.clear()
     with facts.writing("FineTuneJob", "ml", "web"):
         facts.wrote_parent(job(10))
@@ -216,12 +216,12 @@ def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
     with facts.writing("FineTuneJob", "ml", "web"):
         facts.put_parent(job(11))
         facts.wrote_parent(job(11))
-    with facts.writing("ConfigMap", "ml", "a"):
-        facts.wrote_child(config("a", 12))
-    facts.heard("ConfigMap", None, "ADDED", config("a", 12))
-    with facts.writing("ConfigMap", "ml", "b"):
-        facts.heard("ConfigMap", None, "ADDED", config("b", 13))
-        facts.wrote_child(config("b", 13))
+    with facts.writing("Job", "ml", "a"):
+        facts.wrote_child(child("a", 12))
+    facts.heard("Job", None, "ADDED", child("a", 12))
+    with facts.writing("Job", "ml", "b"):
+        facts.heard("Job", None, "ADDED", child("b", 13))
+        facts.wrote_child(child("b", 13))
     assert facts.told == []
     assert facts.names() == ["a", "b"]
 
@@ -318,14 +318,14 @@ class Server:
 
 async def follow(server: Server, facts: cache.Cache, listed: Callable[[], None] = lambda: None) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(cache.follow(server, facts, "ConfigMap", None, listed), 0.5)
+        await asyncio.wait_for(cache.follow(server, facts, "Job", None, listed), 0.5)
 
 
 async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
     server = Server(
-        ("list", ([config("a", 1)], "5")),
-        ("watch", [("ADDED", config("b", 6)), ("BOOKMARK", {"metadata": {"resourceVersion": "8"}})]),
-        ("watch", [("DELETED", config("a", 9))]),
+        ("list", ([child("a", 1)], "5")),
+        ("watch", [("ADDED", child("b", 6)), ("BOOKMARK", {"metadata": {"resourceVersion": "8"}})]),
+        ("watch", [("DELETED", child("a", 9))]),
     )
     facts = Told()
     await follow(server, facts)
@@ -335,8 +335,8 @@ async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
 
 @pytest.mark.parametrize("where", ["at its start", "in its middle"])
 async def test_an_expired_watch_lists_again_at_once(where: str) -> None:
-    broken = cluster.Expired() if where == "at its start" else [("ADDED", config("b", 6)), cluster.Expired()]
-    server = Server(("list", ([config("a", 1)], "5")), ("watch", broken), ("list", ([config("c", 7)], "9")))
+    broken = cluster.Expired() if where == "at its start" else [("ADDED", child("b", 6)), cluster.Expired()]
+    server = Server(("list", ([child("a", 1)], "5")), ("watch", broken), ("list", ([child("c", 7)], "9")))
     facts = Told()
     await follow(server, facts)
     assert server.asked[-2:] == ["list", "watch 9"]
@@ -348,7 +348,7 @@ async def test_an_expired_watch_lists_again_at_once(where: str) -> None:
 )
 async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
     server = Server(
-        ("list", outage), ("list", ([config("a", 1)], "5")), ("watch", outage), ("list", ([config("b", 7)], "9"))
+        ("list", outage), ("list", ([child("a", 1)], "5")), ("watch", outage), ("list", ([child("b", 7)], "9"))
     )
     facts = Told()
     times = []
@@ -359,9 +359,9 @@ async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
 
 async def test_a_list_that_breaks_off_says_of_nothing_that_it_is_gone() -> None:
     server = Server(
-        ("list", ([config("a", 1), config("b", 2)], "5")),
+        ("list", ([child("a", 1), child("b", 2)], "5")),
         ("watch", cluster.Expired()),
-        ("list", ([config("a", 1), TimeoutError()], "9")),
+        ("list", ([child("a", 1), TimeoutError()], "9")),
     )
     facts = Told()
     await follow(server, facts)
@@ -411,3 +411,63 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
 async def test_a_defect_in_a_watch_ends_all_of_them() -> None:
     with pytest.raises(KeyError):
         await cache.follow_all(Server(("list", KeyError("defect"))), Told(), [], asyncio.Event())
+
+
+def pod(version: int, name: str = "a", **status: Any) -> dict:
+    running = {"name": "finetune", "ready": True, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    meta = {"name": name, "namespace": "ml", "resourceVersion": str(version)}
+    labels = {label.UID: "p", label.STAGE: "train", label.COMPLETION_INDEX: "0"}
+    state = {"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": [running]}
+    return {"kind": "Pod", "metadata": meta | {"labels": labels}, "status": state | status}
+
+
+def test_the_first_pod_of_a_training_tells_as_long_as_it_runs() -> None:
+    facts = Told()
+    facts.listed("Pod", None, [pod(1, phase="Pending")], "5")
+    assert facts.telling == {}
+    facts.heard("Pod", None, "MODIFIED", pod(6))
+    assert facts.telling["p"].address == "10.0.0.7"
+    second = pod(7, "b")
+    second["metadata"]["labels"][label.COMPLETION_INDEX] = "1"
+    facts.heard("Pod", None, "ADDED", second)
+    assert facts.telling["p"].name == "a"
+    facts.heard("Pod", None, "MODIFIED", pod(8, phase="Failed"))
+    assert facts.telling == {}
+
+
+@pytest.mark.parametrize("change", [{"podIP": ""}, {"containerStatuses": []}, {"phase": "Succeeded"}])
+def test_a_pod_that_cannot_be_asked_does_not_tell(change: dict) -> None:
+    facts = Told()
+    facts.listed("Pod", None, [pod(1, **change)], "5")
+    assert facts.telling == {}
+
+
+def test_a_pod_that_replaces_another_tells_in_its_place() -> None:
+    facts = Told()
+    facts.listed("Pod", None, [pod(1)], "5")
+    facts.heard("Pod", None, "ADDED", pod(6, "b", podIP="10.0.0.8"))
+    facts.heard("Pod", None, "DELETED", pod(7))
+    assert facts.telling["p"].address == "10.0.0.8"
+
+
+def test_a_reading_wakes_the_job_when_it_says_something_new_and_goes_with_its_pod() -> None:
+    facts = Told()
+    facts.listed("Pod", None, [pod(1)], "5")
+    facts.told.clear()
+    for problem in ("", "", "no answer"):
+        facts.put_reading("p", projections.Reading("a", None, problem))
+    assert facts.told == ["p", "p"]
+    facts.heard("Pod", None, "DELETED", pod(6))
+    assert facts.readings == {}
+    facts.put_reading("p", projections.Reading("a"))
+    assert facts.readings == {}, "the answer of a pod whose job is gone"
+
+
+def test_a_job_that_ended_is_told_of_before_others() -> None:
+    later: list[str] = []
+    first: list[str] = []
+    facts = cache.Cache(later.append, first.append)
+    facts.listed("Job", None, [stage_job(1)], "5")
+    done = stage_job(6) | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    facts.heard("Job", None, "MODIFIED", done)
+    assert (later, first) == (["p"], ["p"])

@@ -76,7 +76,15 @@ def test_the_phase_is_a_function_of_the_conditions(found: list, phase: Phase) ->
 @pytest.mark.parametrize(
     "before, after, told",
     [
-        ([], true(A), ["Accepted"]),
+        ([], true(A), []),
+        ([(A, "False", Reason.BASE_MODEL_NOT_FOUND)], true(A), ["Accepted"]),
+        ([], true(P), ["PreflightPassed"]),
+        ([(T, "Unknown", Reason.WAITING)], [(T, "Unknown", Reason.RUNNING)], []),
+        ([(T, "Unknown", Reason.UNSCHEDULABLE)], [(T, "Unknown", Reason.RUNNING)], ["Trained"]),
+        ([(T, "Unknown", Reason.UNSCHEDULABLE)], [(T, "Unknown", Reason.WAITING)], []),
+        ([], [(D, "False", Reason.DISABLED)], []),
+        ([(Condition.READY, "False", Reason.RUNNING)], true(Condition.COMPLETE, Condition.READY), ["Complete"]),
+        ([(Condition.READY, "False", Reason.RUNNING)], true(D, Condition.READY), ["Deployed"]),
         (true(A), true(A), []),
         ([(T, "Unknown", Reason.WAITING)], [(T, "Unknown", Reason.UNSCHEDULABLE)], ["Trained"]),
         ([(T, "Unknown", Reason.UNSCHEDULABLE)], [(T, "Unknown", Reason.UNSCHEDULABLE)], []),

@@ -96,9 +96,8 @@ def test_work_has_begun_when_every_container_has_started() -> None:
 def test_the_newest_pod_of_each_number_counts() -> None:
     old, new, other = pod(0, 143, disrupted=True, born=1), pod(0, born=2), pod(1, born=1)
     world = observation.Observation(
-        parent=None, spec=None, entry=None, jobs={}, pods=(new, other, old), servers={}, services={}, configs={},
+        parent=None, spec=None, entry=None, jobs={}, pods=(new, other, old), servers={}, services={}, reading=None,
         refusals={},
-        granted="",
         workloads=None, now=None, settings=None,
     )  # fmt: skip
     assert gang.of(world, job(3)).pods == (new, other, None)

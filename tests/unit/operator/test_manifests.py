@@ -1,13 +1,15 @@
 """What the pods of a job may do, and how they are started: every property that safety or vLLM depends on."""
 
 import json
+import re
+from collections.abc import Callable
 
 import pytest
 
 from finetune_api import job, run, status
 from finetune_api.reasons import Stage
 from finetune_operator import revisions, settings
-from finetune_operator.manifests import configs, deployment, identity, meta, pods, release, service, stages
+from finetune_operator.manifests import deployment, meta, pods, release, service, stages
 from finetune_operator.observe import label, parents, projections
 from support import manifests
 
@@ -69,11 +71,10 @@ def stage(
 
 
 def server(of: run.ResolvedBaseModel | None = None, adapter: status.Adapter = ADAPTER, **changes) -> dict:
-    made = release.build(
-        "r", "12345678", parent_name=NAME, base_model=of or base(), adapter=adapter, spec=spec(**changes), chart=CHART,
-        canary=None,
-    )  # fmt: skip
-    return deployment.build(parent(), CHART, made, 2)
+    wanted = spec(**changes)
+    content = run_of(wanted, of or base())
+    made = release.build("r", content=content, adapter=adapter, spec=wanted, chart=CHART, canary=None)
+    return deployment.build(parent(), CHART, made, content, 2)
 
 
 def pod_of(manifest: dict) -> dict:
@@ -112,7 +113,7 @@ def test_every_pod_is_allowed_by_the_restricted_standard(manifest: dict) -> None
         }
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod_of(manifest))
     kinds = {kind for volume in pod_of(manifest)["volumes"] for kind in volume} - {"name"}
-    assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim"}
+    assert kinds <= {"emptyDir", "downwardAPI", "persistentVolumeClaim"}
 
 
 @pytest.mark.parametrize("manifest", EVERYTHING)
@@ -126,18 +127,11 @@ def test_with_a_read_only_root_tmp_is_writable_and_home(manifest: dict) -> None:
     assert used <= names
 
 
-@pytest.mark.parametrize(
-    "manifest, token",
-    [
-        (stage(Stage.PREFLIGHT), False),
-        (stage(Stage.TRAIN), True),
-        (stage(Stage.EVALUATE), True),
-        (stage(Stage.VERIFY), False),
-        (server(), False),
-    ],
-)
-def test_only_stages_that_report_progress_get_a_token(manifest: dict, token: bool) -> None:
-    assert pod_of(manifest)["automountServiceAccountToken"] is token
+@pytest.mark.parametrize("manifest", EVERYTHING)
+def test_no_pod_of_a_job_has_a_token_or_an_account_of_its_own(manifest: dict) -> None:
+    assert pod_of(manifest)["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in pod_of(manifest), "the namespace's default one"
+    assert not any("projected" in volume for volume in pod_of(manifest)["volumes"])
 
 
 @pytest.mark.parametrize("manifest", EVERYTHING)
@@ -150,29 +144,50 @@ def test_the_kubelet_keeps_the_last_lines_of_every_container(manifest: dict) -> 
     assert all(c["terminationMessagePolicy"] == "FallbackToLogsOnError" for c in containers(manifest))
 
 
-def test_the_identity_may_read_and_patch_its_own_progress_and_nothing_else() -> None:
-    account, role, binding = identity.build(parent(), CHART, "12345678", None)
-    assert account["automountServiceAccountToken"] is False
-    assert role["rules"] == [
-        {
-            "apiGroups": [""],
-            "resources": ["configmaps"],
-            "resourceNames": [f"{NAME}-12345678-progress"],
-            "verbs": ["get", "patch"],
-        }
-    ]
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": f"{NAME}-trainer", "namespace": "ml"}]
+@pytest.mark.parametrize("make", [stage, server])
+def test_a_chosen_service_account_is_used_without_its_token(make: Callable[..., dict]) -> None:
+    made = pod_of(make(**{"storage.serviceAccountName": "chosen"}))
+    assert (made["serviceAccountName"], made["automountServiceAccountToken"]) == ("chosen", False)
 
 
-def test_a_chosen_service_account_is_used_and_not_made() -> None:
-    made = identity.build(parent(), CHART, "12345678", "chosen")
-    assert [manifest["kind"] for manifest in made] == ["Role", "RoleBinding"]
-    assert made[1]["subjects"][0]["name"] == "chosen"
-    for manifest in (
-        stage(**{"storage.serviceAccountName": "chosen"}),
-        server(**{"storage.serviceAccountName": "chosen"}),
-    ):
-        assert pod_of(manifest)["serviceAccountName"] == "chosen"
+# -- the run file --
+
+
+def told(manifest: dict) -> run.Run:
+    """The run file as the pods see it, found by the way that the kubelet goes."""
+    template = manifest["spec"]["template"]
+    (volume,) = [v["downwardAPI"] for v in pod_of(manifest)["volumes"] if "downwardAPI" in v]
+    (item,) = volume["items"]
+    for container in containers(manifest):
+        if "--run" in container.get("args", []):
+            (mount,) = [m for m in container["volumeMounts"] if m["name"] == "run"]
+            assert f"{mount['mountPath']}/{item['path']}" == container["args"][container["args"].index("--run") + 1]
+    key = re.fullmatch(r"metadata\.annotations\['(.+)'\]", item["fieldRef"]["fieldPath"])
+    assert key
+    return run.Run.model_validate_json(template["metadata"]["annotations"][key[1]])
+
+
+@pytest.mark.parametrize("manifest", EVERYTHING)
+def test_the_run_file_travels_with_the_pod_and_is_a_file_in_it(manifest: dict) -> None:
+    content = told(manifest)
+    assert (content.name, content.namespace, content.revision) == (NAME, "ml", "12345678")
+
+
+def test_only_stages_that_judge_are_told_how() -> None:
+    judged = {"evaluation.maximumExamples": 7, "intent.goals": ["Style"]}
+    for which in Stage:
+        same = meta.hash_of(stage(which, **judged)) == meta.hash_of(stage(which))
+        assert same is (which in {Stage.TRAIN, Stage.VERIFY}), "an edit of the rest leaves a Job where it is"
+    assert told(stage(Stage.EVALUATE, **judged)).evaluation.maximum_examples == 7
+
+
+def test_the_server_of_a_release_is_the_same_after_an_edit_of_the_spec() -> None:
+    content = run_of(spec(), base())
+    made = release.build("r", content=content, adapter=ADAPTER, spec=spec(), chart=CHART, canary=None)
+    later = run_of(spec(**{"training.seed": 9, "evaluation.maximumExamples": 7}), base())
+    assert deployment.build(parent(), CHART, made, content, 1) == deployment.build(parent(), CHART, made, later, 1)
+    earlier = made.model_copy(update={"run_file": None})
+    assert told(deployment.build(parent(), CHART, earlier, content, 1)) == content.without_judgement()
 
 
 # -- secrets --
@@ -215,8 +230,10 @@ def test_without_secrets_the_pods_use_their_own_identity() -> None:
 
 def test_the_run_file_holds_no_secret() -> None:
     wanted = spec(**{"storage.credentialsSecret": "s3"})
-    made = configs.run_file(parent(), CHART, run_of(wanted, base(access_token_secret="hf")))
-    content = run.Run.model_validate_json(made["data"]["run.json"])
+    content = told(stages.build(
+        parent(), CHART, run_of(wanted, base(access_token_secret="hf")),
+        name="n", stage=Stage.TRAIN, attempt=1, wanted=wanted.resources, arguments=[],
+    ))  # fmt: skip
     assert content.storage.credentials_secret == "s3"  # the name, for messages
     assert content.revision == "12345678"
 
@@ -229,8 +246,7 @@ def test_every_name_fits_for_a_job_of_forty_characters() -> None:
     wanted = revisions.want(spec(), "", None)
     names = [meta.stage_job(long, wanted, which, 99) for which in Stage]
     names += [f"{meta.stage_job(long, wanted, Stage.TRAIN, 999)}-63"]  # the host name of the last of 64 pods
-    names += [meta.release(long, wanted), meta.run_config(long, "1" * 8), meta.progress_config(long, "1" * 8)]
-    names += [meta.identity(long), meta.nodes_service(long, "1" * 8)]
+    names += [meta.release(long, wanted), meta.nodes_service(long, "1" * 8)]
     assert max(map(len, names)) <= 63
     assert len(set(names)) == len(names)
 
@@ -241,7 +257,6 @@ def test_children_belong_to_the_job_and_block_its_foreground_deletion() -> None:
         server(),
         service.build(parent(), CHART, "s", "r"),
         service.nodes(parent(), CHART, "12345678"),
-        *identity.build(parent(), CHART, "1", None),
     ]
     for child in children:
         assert child["metadata"]["ownerReferences"] == [
@@ -456,14 +471,11 @@ def test_the_server_is_asked_before_it_gets_requests_and_stops_after_it_lost_the
 
 
 def test_a_release_is_made_again_from_its_record_alone() -> None:
-    made = release.build(
-        "r", "12345678", parent_name=NAME, base_model=base(), adapter=ADAPTER, spec=spec(), chart=CHART, canary="c"
-    )
+    content = run_of(spec(), base())
+    made = release.build("r", content=content, adapter=ADAPTER, spec=spec(), chart=CHART, canary="c")
     again = release.Release.model_validate_json(made.model_dump_json(by_alias=True))
     later = CHART.model_copy(update={"images": settings.Images(trainer="t", fetch="f", serving="s")})
-    assert projections.server(deployment.build(parent(), later, again, 2)) == projections.server(
-        deployment.build(parent(), CHART, made, 2)
-    )
+    assert deployment.build(parent(), later, again, content, 2) == deployment.build(parent(), CHART, made, content, 2)
 
 
 # -- what was written can be compared --

@@ -1,10 +1,9 @@
 """From raw objects to facts: total, small, and forgiving to other versions."""
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as some
 
-from finetune_api import outcome, status
+from finetune_api import status
 from finetune_api.reasons import Condition, Reason
 from finetune_operator import conditions
 from finetune_operator.observe import label, parents, projections
@@ -26,19 +25,6 @@ JSON = some.recursive(
 def test_a_bare_object_is_a_fact(kind: str) -> None:
     assert projections.PROJECTIONS[kind](raw()).name == "x"
     assert projections.PROJECTIONS[kind](raw() | {"spec": None, "status": None, "data": None}).name == "x"
-
-
-@given(JSON)
-def test_a_config_map_of_any_content_is_a_fact(value) -> None:
-    text = value if isinstance(value, str) else str(value)
-    assert projections.config(raw() | {"data": {"progress.json": text}}).progress is None
-
-
-def test_the_trainers_progress_is_read() -> None:
-    progress = status.Progress(percent=1, step=1, total_steps=100)
-    report = outcome.ProgressReport(revision="r", attempt=1, progress=progress)
-    seen = projections.config(raw() | {"data": {"progress.json": report.model_dump_json(by_alias=True)}})
-    assert seen.progress == report
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,31 @@ async def test_work_that_fails_ends_the_queue_with_its_error() -> None:
     with contextlib.suppress(ValueError):
         await asyncio.wait_for(queue.run(), 5)
         raise AssertionError("it must not go on as if nothing had happened")
+
+
+async def test_what_is_added_first_goes_before_what_waits_and_is_worked_on_once() -> None:
+    log = Log()
+    queue = workqueue.Workqueue(log, workers=1)
+    for key in "abc":
+        queue.add(key)
+    queue.add_first("c")
+    queue.add("c")
+    async with running(queue):
+        await settle()
+    assert log.begun == ["c", "a", "b"]
+    assert len(queue) == 0
+
+
+async def test_what_is_added_first_while_at_work_goes_first_afterwards() -> None:
+    log = Log()
+    log.gate.clear()
+    queue = workqueue.Workqueue(log, workers=1)
+    async with running(queue):
+        queue.add("a")
+        await settle()
+        for key in "bc":
+            queue.add(key)
+        queue.add_first("a")
+        log.gate.set()
+        await settle()
+    assert log.begun == ["a", "a", "b", "c"]

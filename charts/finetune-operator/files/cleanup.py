@@ -1,0 +1,107 @@
+"""After `helm upgrade`: removes what earlier releases created for each job besides its Jobs, Deployments and Services.
+
+That is a Role and a RoleBinding, which nothing needs any more, and ConfigMaps and a ServiceAccount, which pods of such a
+release need to start: those are kept as long as a Job or a server names them, and go with the next upgrade or their FineTuneJob.
+
+Runs in a pod of the operator's image with nothing but the standard library. It never fails the upgrade: what cannot be removed is
+reported, and does no harm.
+"""
+
+import json
+import os
+import pathlib
+import ssl
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+ACCOUNT = pathlib.Path(os.environ.get("ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
+OURS = "app.kubernetes.io/managed-by=finetune-operator,finetune.dev/uid"
+RBAC = "apis/rbac.authorization.k8s.io/v1"
+AT_ONCE = (f"{RBAC}/rolebindings", f"{RBAC}/roles")
+UNLESS_USED = ("api/v1/configmaps", "api/v1/serviceaccounts")
+USERS = ("api/v1/pods", "apis/batch/v1/jobs", "apis/apps/v1/deployments")
+Raw = dict[str, Any]
+
+
+def ask(method: str, path: str) -> Raw:
+    server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    head = {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}"}
+    trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    request = urllib.request.Request(f"{server}/{path}", method=method, headers=head)
+    with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
+        found: Raw = json.load(answer)
+        return found
+
+
+def place(kind: str, namespace: str) -> str:
+    """The path of all objects of a kind: in a namespace, or everywhere where that is empty."""
+    version, _, plural = kind.rpartition("/")
+    return f"{version}/namespaces/{namespace}/{plural}" if namespace else kind
+
+
+def listed(kind: str, namespace: str) -> Iterator[Raw]:
+    """The operator's objects of a kind."""
+    query = {"labelSelector": OURS, "limit": "500"}
+    while True:
+        page = ask("GET", f"{place(kind, namespace)}?{urllib.parse.urlencode(query)}")
+        yield from page.get("items") or []
+        if not (token := page["metadata"].get("continue")):
+            return
+        query["continue"] = token
+
+
+def is_over(raw: Raw) -> bool:
+    """Whether it is a pod or a Job that has ended, and so needs nothing."""
+    state = raw.get("status") or {}
+    ended = {c["type"] for c in state.get("conditions") or [] if c["status"] == "True"} & {"Complete", "Failed"}
+    return bool(ended) or state.get("phase") in {"Succeeded", "Failed"}
+
+
+def used_by(raw: Raw) -> Iterator[tuple[str, str, str]]:
+    """(kind, namespace, name) of what this pod, or the pods of this Job or Deployment, need to start."""
+    namespace, spec = raw["metadata"]["namespace"], raw["spec"]
+    pod = spec["template"]["spec"] if "template" in spec else spec
+    yield UNLESS_USED[1], namespace, pod.get("serviceAccountName", "")
+    for volume in pod.get("volumes") or []:
+        yield UNLESS_USED[0], namespace, (volume.get("configMap") or {}).get("name", "")
+
+
+def is_a_jobs(raw: Raw) -> bool:
+    owners = raw["metadata"].get("ownerReferences") or []
+    return any(o["kind"] == "FineTuneJob" and o["apiVersion"].startswith("finetune.dev/") for o in owners)
+
+
+def clean(namespace: str) -> tuple[int, int]:
+    """How many objects were removed, and how many are kept because they are in use."""
+    used = {one for kind in USERS for raw in listed(kind, namespace) if not is_over(raw) for one in used_by(raw)}
+    removed = stay = 0
+    for kind in (*AT_ONCE, *UNLESS_USED):
+        for raw in [raw for raw in listed(kind, namespace) if is_a_jobs(raw)]:
+            meta = raw["metadata"]
+            if (kind, meta["namespace"], meta["name"]) in used:
+                stay += 1
+                continue
+            ask("DELETE", f"{place(kind, meta['namespace'])}/{meta['name']}")
+            removed += 1
+    return removed, stay
+
+
+def main() -> None:
+    for namespace in sys.argv[1:] or [""]:
+        where = f"in {namespace}" if namespace else "in all namespaces"
+        try:
+            removed, stay = clean(namespace)
+            print(
+                f"{where}: {removed} objects of an earlier release were removed, {stay} are still in use and are kept"
+            )
+        except (OSError, LookupError, ValueError) as error:
+            said = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
+            print(f"{where}: objects of an earlier release may be left behind: {error} {said}")
+
+
+if __name__ == "__main__":
+    main()

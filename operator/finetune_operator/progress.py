@@ -1,0 +1,159 @@
+"""How far trainings are: read from their pods by IP address, a few at a time, and put into the cache, which wakes the job.
+
+    cache.telling -> the pods that are due, those that waited longest first -> GET http://ADDRESS:9400/progress -> cache.readings
+
+The operator sends at most READS requests per second, however many trainings run: of more it reads each less often.
+A pod is not trusted: its answer is limited in size and time, redirects and proxies are not used, and the decision believes it for
+its own job alone.
+"""
+
+import asyncio
+import dataclasses
+import ipaddress
+import logging
+import time
+from collections.abc import Callable
+
+import aiohttp
+import pydantic
+
+from finetune_api import outcome, run
+from finetune_operator import cache
+from finetune_operator.observe import projections
+
+LOG = logging.getLogger(__name__)
+READS = 20
+"""Per second, of the whole operator."""
+TICK = 0.5
+DEADLINE = 2.0
+LONGEST_PAUSE = 60.0
+"""Seconds between two reads of a pod that does not answer."""
+PATIENCE = 60.0
+"""Seconds without an answer after which the job's status says so; processes take a while to start."""
+
+
+class Unread(Exception):
+    """A pod gave no answer, or one that is not a report; `args[0]` is what was seen."""
+
+
+@dataclasses.dataclass
+class Turn:
+    """When a pod is read next, and its failures so far; times by the monotonic clock."""
+
+    due: float = 0.0
+    failures: int = 0
+    failing_since: float = 0.0
+
+
+class Reader:
+    """Reads for as long as `run` does. `pause`: seconds between two reads of one pod that answers."""
+
+    def __init__(
+        self,
+        facts: cache.Cache,
+        pause: float,
+        *,
+        port: int = run.METRICS_PORT,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._facts, self._pause, self._port, self._monotonic = facts, pause, port, monotonic
+        self._turns: dict[tuple[str, str], Turn] = {}
+        """(uid of the FineTuneJob, pod)"""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with session() as http, asyncio.TaskGroup() as reads:
+            while True:
+                for uid, pod in self.due():
+                    reads.create_task(self.read(http, uid, pod))
+                await asyncio.sleep(TICK)
+
+    def due(self) -> list[tuple[str, projections.Pod]]:
+        """The pods to read now, at most a tick's share of them; each is then under way."""
+        telling, now = self._facts.telling, self._monotonic()
+        self._turns = {key: turn for key, turn in self._turns.items() if is_in(telling, key)}
+        waiting = [(self._turns.setdefault((uid, pod.name), Turn()).due, uid) for uid, pod in telling.items()]
+        chosen = [uid for due, uid in sorted(waiting) if due <= now][: int(READS * TICK)]
+        for uid in chosen:
+            self._turns[uid, telling[uid].name].due = float("inf")
+        return [(uid, telling[uid]) for uid in chosen]
+
+    async def read(self, http: aiohttp.ClientSession, uid: str, pod: projections.Pod) -> None:
+        """Read a pod once, and note its answer."""
+        turn, known = self._turns[uid, pod.name], self._facts.readings.get(uid)
+        before = known if known is not None and known.pod == pod.name else projections.Reading(pod.name)
+        try:
+            report, problem = await ask(http, pod.address, self._port) or before.report, ""
+        except Unread as unread:
+            # One message, whatever is seen later: the status is not to change with every attempt.
+            new = self._failed(turn, pod, str(unread))
+            report, problem = before.report, before.problem or new
+        else:
+            turn.failures, turn.due = 0, self._monotonic() + self._pause
+        self._facts.put_reading(uid, projections.Reading(pod.name, report, problem))
+
+    def _failed(self, turn: Turn, pod: projections.Pod, seen: str) -> str:
+        """The message for the status; empty until it has lasted."""
+        now = self._monotonic()
+        turn.failing_since = turn.failing_since if turn.failures else now
+        turn.failures += 1
+        turn.due = now + min(max(self._pause, 1.0) * 2.0 ** min(turn.failures, 16), LONGEST_PAUSE)
+        if now - turn.failing_since < PATIENCE:
+            return ""
+        return (
+            f"its progress cannot be read at {pod.address} ({seen}): let the operator's pods reach TCP port {self._port} of this "
+            "pod (NetworkPolicy, service mesh); everything else works without it"
+        )
+
+
+def is_in(telling: dict[str, projections.Pod], key: tuple[str, str]) -> bool:
+    return key[0] in telling and telling[key[0]].name == key[1]
+
+
+def session() -> aiohttp.ClientSession:
+    """The only HTTP client with which the operator calls pods."""
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=DEADLINE),
+        connector=aiohttp.TCPConnector(limit=int(READS * DEADLINE), force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        skip_auto_headers=["Accept-Encoding", "User-Agent"],
+    )
+
+
+def url(address: str, port: int) -> str:
+    """Raises Unread for an address that no pod has."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        raise Unread(f"{address[:60]!r} is no IP address") from None
+    if found.is_link_local or found.is_multicast or found.is_unspecified:
+        raise Unread(f"{found} is no pod's address")
+    host = f"[{found}]" if found.version == 6 else str(found)
+    return f"http://{host}:{port}{run.PROGRESS_PATH}"
+
+
+async def ask(http: aiohttp.ClientSession, address: str, port: int) -> outcome.ProgressReport | None:
+    """The pod's report; None as long as it has none. Raises Unread."""
+    where = url(address, port)
+    try:
+        async with http.get(where, allow_redirects=False) as answer:
+            if answer.status == 204:
+                return None
+            if answer.status != 200:
+                raise Unread(f"HTTP {answer.status}, expected 200")
+            text = b""
+            async for part in answer.content.iter_any():
+                text += part
+                if len(text) > run.PROGRESS_BYTES:
+                    raise Unread(f"more than {run.PROGRESS_BYTES} bytes")
+        return outcome.ProgressReport.model_validate_json(text, strict=True)
+    except TimeoutError:
+        raise Unread(f"no answer within {DEADLINE:g} s") from None
+    except pydantic.ValidationError as error:
+        raise Unread(f"no progress report: {error.errors()[0]['msg'][:100]}") from None
+    except Unread:
+        raise
+    except Exception as error:  # whatever an answer causes, it costs this answer alone
+        raise Unread(" ".join(str(error).split())[:200] or type(error).__name__) from None
