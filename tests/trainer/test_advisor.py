@@ -20,7 +20,7 @@ LLAMA = basemodel.Architecture(
     vocabulary_size=128256,
     max_positions=131072,
 )
-FOUND = measurements.Facts(
+FOUND = measurements.Measurements(
     train=800,
     validation=40,
     test=90,
@@ -42,11 +42,11 @@ def spec(**changes: Any) -> run.Run:
     return run.Run.model_validate_json(json.dumps(document))
 
 
-def spoke(found: measurements.Facts = FOUND, **changes: Any) -> dict[str, advisor.Advice]:
+def spoke(found: measurements.Measurements = FOUND, **changes: Any) -> dict[str, advisor.Advice]:
     return {one.rule: one for one in advisor.advise(spec(**changes), found) if one.weight or one.rule.startswith("tr")}
 
 
-def changed(**fields: Any) -> measurements.Facts:
+def changed(**fields: Any) -> measurements.Measurements:
     return dataclasses.replace(FOUND, **fields)
 
 
@@ -56,7 +56,8 @@ def test_nothing_speaks_against_good_data_for_a_good_reason() -> None:
     assert answer.preflight.verdict == "Recommended"
     assert answer.message == "800 training, 40 validation and 90 test examples, 200000 tokens, 80000 of them learned"
     assert answer.preflight.advice == [
-        "Tried a prompt? None is stated: put today's into intent.prompt.system, and it will compete.",
+        "Tried a prompt? The job has none: put the one in use into intent.prompt.system, and the evaluation compares "
+        "the tuned model with it.",
         "Can retrieval (RAG) solve it? Hardly: 10% of the answers look like facts.",
         "Enough data? Yes: 800 training examples, about 790 of them different.",
     ]

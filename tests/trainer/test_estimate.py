@@ -131,13 +131,13 @@ TERMS = {
     "q": "queries, keys, values",
     "k": "queries, keys, values",
     "v": "queries, keys, values",
-    "raw": "queries and keys before their norms",
+    "unnormed": "queries and keys before their norms",
     "mixed": "attention's output",
     "probabilities": "attention's probabilities",
-    "middle": "stream after attention",
+    "middle": "residual stream after attention",
     "gates": "feed-forward gates",
-    "attended": "what blocks add, before its norm",
-    "projected": "what blocks add, before its norm",
+    "attended": "outputs of blocks before their norms",
+    "projected": "outputs of blocks before their norms",
 }
 
 
@@ -195,7 +195,7 @@ def test_tokens_after_a_shared_beginning_have_probabilities_for_it(shared: int, 
     length, distinct = shared + own, shared + own * count
     examples = workload.Examples(length, length, length, distinct)
     one = workload.Workload(LLAMA_8B, job.Training(batch_size=count), examples, workload.Device("cpu"))
-    assert memory.reach(one) * distinct == pytest.approx(found, rel=0.1)
+    assert memory.mean_keys_in_step(one) * distinct == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("length", [1, 16, 100, 256, 300, 1024])
@@ -204,7 +204,7 @@ def test_the_span_of_a_row_is_that_of_its_tiles(length: int) -> None:
     batch = prefix_tree.build([prefix_tree.Row(ids, np.ones(length + 1, dtype=bool))])
     mine = [tile for tile in batch.tiles if tile.begin < length]
     scores = sum(len(tile.lengths) * tile.longest * (tile.before + tile.longest) for tile in mine)
-    assert memory.span(length) * length == pytest.approx(scores)
+    assert memory.mean_keys(length) * length == pytest.approx(scores)
 
 
 # -- what train runs with --
@@ -271,8 +271,8 @@ def test_advice_names_changes_that_fit() -> None:
     assert small is not None
     assert "training.method QLoRA" in small
     assert "resources.gpuType" in small
-    assert forecast.hopeless(wanted(), 12 * GIB)
-    assert not forecast.hopeless(wanted(device=workload.Device("cuda", processes=4)), 12 * GIB)
+    assert forecast.cannot_fit(wanted(), 12 * GIB)
+    assert not forecast.cannot_fit(wanted(device=workload.Device("cuda", processes=4)), 12 * GIB)
 
 
 @pytest.mark.parametrize("size, text", [(3 * GIB, "3.0Gi"), (21.4 * GIB, "21Gi"), (0.52 * GIB, "0.5Gi")])

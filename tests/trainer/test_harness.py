@@ -119,9 +119,9 @@ def test_the_numbers_are_those_of_the_packages_own_wrapper(
         for task in loaded(spec):
             if task.name == "gsm8k":
                 task.built.config.generation_kwargs["max_gen_toks"] = 20
-            mine = play.play(asked, task, rules)
+            mine = play.run_task(asked, task, rules)
             task.built.set_fewshot_seed(tasks.FEW_SHOT_SEED)
-            with tasks.silence():
+            with tasks.silenced():
                 theirs = evaluator.evaluate(
                     lm=HFLM(pretrained=asked.model, tokenizer=encoder.tokenizer, batch_size=3),
                     task_dict={"tasks": {task.name: task.built}},
@@ -198,7 +198,7 @@ def test_an_answer_ends_at_a_text_that_is_cut_off_anyway(base: pathlib.Path) -> 
 
 
 def played(values: list[Any], of: Any, *, higher: bool = True) -> play.Played:
-    return play.Played({("m", "none"): of(values)}, {("m", "none"): values}, {"m": of}, {"m": higher})
+    return play.TaskResult({("m", "none"): of(values)}, {("m", "none"): values}, {"m": of}, {"m": higher})
 
 
 def test_differences_are_paired_by_question_and_have_the_sign_of_better() -> None:
@@ -208,7 +208,7 @@ def test_differences_are_paired_by_question_and_have_the_sign_of_better() -> Non
     questions = type("Built", (), {"eval_docs": range(40)})()
     task = tasks.Task(entry, questions, 0)
     before, after = [float(n < 30) for n in range(40)], [float(n < 18) for n in range(40)]
-    (worse,) = play.compared(task, played(before, metrics.mean), played(after, metrics.mean))
+    (worse,) = play.comparisons(task, played(before, metrics.mean), played(after, metrics.mean))
     assert (worse.base.value, worse.tuned.value, worse.gain) == pytest.approx((0.75, 0.45, -0.3))
     assert worse.base.stderr == pytest.approx(metrics.mean_stderr(before))
     assert worse.base.low is not None
@@ -218,7 +218,7 @@ def test_differences_are_paired_by_question_and_have_the_sign_of_better() -> Non
     assert worse.high < 0
     texts = [(-10.0 - n % 3, 5 + n % 2) for n in range(40)]
     lower = [(-9.0 - n % 3, 5 + n % 2) for n in range(40)]
-    (better,) = play.compared(
+    (better,) = play.comparisons(
         task,
         played(texts, metrics.weighted_perplexity, higher=False),
         played(lower, metrics.weighted_perplexity, higher=False),
@@ -229,7 +229,7 @@ def test_differences_are_paired_by_question_and_have_the_sign_of_better() -> Non
     assert better.p_value is not None
     assert better.p_value < 0.01
     assert better.base.stderr is None
-    (whole,) = play.compared(task, played(before, metrics.median), played(after, metrics.median))
+    (whole,) = play.comparisons(task, played(before, metrics.median), played(after, metrics.median))
     assert (whole.base.value, whole.tuned.value, whole.gain) == (1.0, 0.0, -1.0)
     assert whole.low is whole.p_value is whole.base.low is None, "no function of sums over questions"
 
@@ -270,13 +270,13 @@ def test_no_model_waits_for_a_benchmark_whose_data_is_gone(
     listed = [{"name": "piqa"}, {"name": "lambada_openai", "uris": data("lambada.jsonl", LAMBADA)}]
     spec = world(evaluation={"harness": {"tasks": listed}})
     assert spec.evaluation.harness is not None
-    found, problems = tasks.at_hand(spec, spec.evaluation.harness, storage.of(spec.storage))
+    found, problems = tasks.available_tasks(spec, spec.evaluation.harness, storage.of(spec.storage))
     assert [one.name for one in found] == ["lambada_openai"]
     assert len(problems) == 1
     assert "piqa takes its dataset" in problems[0]
     wrong = spec.evaluation.harness.model_copy(update={"tasks": [job.Task(name="humaneval")]})
     with pytest.raises(errors.Failure, match="runs code"):
-        tasks.at_hand(spec, wrong, storage.of(spec.storage))
+        tasks.available_tasks(spec, wrong, storage.of(spec.storage))
 
 
 def test_preflight_refuses_what_the_evaluation_could_not_play(world: World, data: Data) -> None:
@@ -327,7 +327,7 @@ def test_a_task_that_breaks_costs_itself_alone(world: World, base: pathlib.Path,
     assert {one.task for one in told.benchmarks} == {"lambada_standard"}
     assert told.problems == [
         "piqa has no questions",
-        "lambada_openai could not be played: OverflowError: math range error",
+        "lambada_openai could not be run: OverflowError: math range error",
     ]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -377,7 +377,7 @@ def test_tasks_that_bring_their_examples_need_no_files_for_them(world: World, da
         ({"name": "gsm8k_cot_zeroshot", "fewShot": 2}, "is made to be asked without examples"),
         (
             {"name": "arc_easy"},
-            r"cannot make questions of these rows, with the fields question, answer: .*allenai/ai2_arc",
+            r"cannot build questions from these rows, with the fields question, answer: .*allenai/ai2_arc",
         ),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_row_that_does_not_fit_is_said_though_the_first_one_does(world: World,
     failure = failure_of(
         world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("arc.jsonl", rows)}]}})
     )
-    assert "cannot make questions of these rows" in failure.message
+    assert "cannot build questions from these rows" in failure.message
     assert failure.reason is reasons.Reason.DATASET_INVALID
 
 
@@ -401,7 +401,7 @@ def test_rows_of_different_kinds_are_said(world: World, data: Data) -> None:
     failure = failure_of(
         world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("a.jsonl", rows)}]}})
     )
-    assert "arc_easy cannot make questions of these rows" in failure.message
+    assert "arc_easy cannot build questions from these rows" in failure.message
 
 
 def test_files_that_cannot_be_read_are_said_by_line(world: World, tmp_path: pathlib.Path) -> None:
@@ -429,14 +429,14 @@ def test_without_a_way_to_the_hub_it_is_said_what_to_do(world: World, monkeypatc
         "arc_easy takes its dataset allenai/ai2_arc, ARC-Easy, test from the hub, which cannot be reached"
         in failure.message
     )
-    assert "Give the task's data in files: uris" in failure.message
+    assert "Give the task's data as files: uris" in failure.message
 
 
 def test_datasets_that_are_made_by_a_script_are_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     config = {"dataset_path": "some/dataset", "dataset_kwargs": {"trust_remote_code": True}}
     with pytest.raises(errors.Failure, match="made by a script on the hub"):
-        tasks._reach(catalogue.Entry("x", pathlib.Path(), config))
+        tasks._check_hub(catalogue.Entry("x", pathlib.Path(), config))
 
 
 # --- Which tasks ---
@@ -445,15 +445,15 @@ def test_datasets_that_are_made_by_a_script_are_never_fetched(monkeypatch: pytes
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("arc_esay", "is no task of lm-evaluation-harness in this release; near ones are arc_easy"),
+        ("arc_esay", "is not a task of lm-evaluation-harness in this release; similar ones are arc_easy"),
         ("zzzzzzz", "for example arc_easy and hellaswag"),
-        ("mmlu", "is a group of tasks: name the tasks that you want, for example mmlu_"),
+        ("mmlu", "is a group of tasks: name single tasks, for example mmlu_"),
         ("humaneval", "it runs code that the model wrote"),
         ("20_newsgroups", "it is a class of its own"),
         ("chartqa", "it asks about images or sounds"),
-        ("babilong_qa1", "it makes or fetches its questions by code of its own"),
-        ("afrimmlu_direct_amh_prompt_1", "it fetches a metric as code"),
-        ("wmt-ro-en-t5-prompt", "it fetches a metric as code: wer"),
+        ("babilong_qa1", "it makes or downloads its questions with its own code"),
+        ("afrimmlu_direct_amh_prompt_1", "it downloads a metric as code"),
+        ("wmt-ro-en-t5-prompt", "it downloads a metric as code: wer"),
         ("xlsum_amharic_prompt_1", "its utils.py imports evaluate"),
         ("gsm8k_cot_self_consistency", "its answers are sampled"),
         ("longbench_dureader", "its metrics.py imports jieba"),

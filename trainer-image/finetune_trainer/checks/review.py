@@ -144,7 +144,7 @@ class Review:
         del found[PLACES:]
 
     @property
-    def hopeless(self) -> bool:
+    def cannot_fit(self) -> bool:
         """Whether so many rows are broken that the job will end, and reading on shows nothing new."""
         fatal = (count for id, count in self._counts.items() if self.policies[id] is api.Policy.FAIL)
         return sum(fatal) >= PLACES
@@ -164,7 +164,7 @@ class Review:
         """Applies all rules but those that wait for the split."""
         columns = self._builder.finish(found)
         made = Judgement(columns, np.ones(len(columns), dtype=bool), self.policies, sources, self._about_broken())
-        for known in () if self.hopeless else api.RULES:
+        for known in () if self.cannot_fit else api.RULES:
             if known.scope is api.Scope.BROKEN or known.id == "nearLeakage" or not self._applies(known.id):
                 continue
             made.add(known.id, self._hits(known.id, columns, made.keep))
@@ -193,7 +193,7 @@ class Review:
             policy = self.policies[known.id]
             if policy is api.Policy.DROP and any(one.ends for one in bad):
                 policy = api.Policy.FAIL
-            stopped = " (reading stopped there)" if self.hopeless else ""
+            stopped = " (reading stopped there)" if self.cannot_fit else ""
             message = f"{count} row{'s are' if count > 1 else ' is'} no example{'s' if count > 1 else ''}{stopped}"
             places = tuple(f"{one.source}: {one.problem}" for one in bad)
             made.append(Finding(known.id, policy, count, message, places, count if policy is api.Policy.DROP else 0))

@@ -1,4 +1,4 @@
-"""The tasks that the installed lm-evaluation-harness has, by name, as far as they may run here. Nothing is imported for it."""
+"""The tasks of the installed lm-evaluation-harness that may run here, by name. The package is not imported for it."""
 
 import dataclasses
 import difflib
@@ -11,7 +11,7 @@ from finetune_trainer.harness import description, refusal
 from finetune_trainer.process import errors
 
 NAMED = re.compile(rb"^[\"']?(task|group)[\"']?:[ \t]*[\"']?([^\s\"'\[{#][^\n\"'#]*)", re.MULTILINE)
-"""A task's or a group's name at the beginning of a line; a list of a group's tasks is none."""
+"""A task's or a group's name at the beginning of a line; not a list of a group's tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Entry:
 
     @property
     def shots(self) -> int:
-        """Questions with answers that it shows before each question."""
+        """Few-shot examples before each question."""
         return int(self.config.get("num_fewshot") or 0)
 
     @property
     def split(self) -> str | None:
-        """The split of its own dataset that is asked."""
+        """The split of its own dataset that the questions come from."""
         found: str | None = self.config.get("test_split") or self.config.get("validation_split")
         return found
 
     @property
     def dataset(self) -> str:
-        """Its own dataset, for people: allenai/ai2_arc, ARC-Easy, test."""
+        """Its own dataset, as text: allenai/ai2_arc, ARC-Easy, test."""
         parts = (self.config.get("dataset_path"), self.config.get("dataset_name"), self.split)
         return ", ".join(str(part) for part in parts if part)
 
@@ -53,7 +53,7 @@ def find(wanted: Iterable[str]) -> list[Entry]:
         if problem := refusal.of(config):
             raise _failure(
                 name,
-                f"cannot run here: {problem}. Take another task, or run this one on the served endpoint with lm_eval.",
+                f"cannot run here: {problem}. Choose another task, or run this one on the served endpoint with lm_eval.",
             )
         found.append(Entry(name, files[name], config))
     return found
@@ -64,9 +64,9 @@ def _failure(name: str, problem: str) -> errors.Failure:
 
 
 def _files(names: list[str]) -> tuple[dict[str, pathlib.Path], set[str]]:
-    """The files of tasks, and the names of groups: of all, or only until each of `names` is there.
+    """The files of tasks, and the names of groups, read until each of `names` is found.
 
-    There are more than ten thousand files: those that begin like a name come first.
+    There are more than ten thousand files: those with a similar name come first.
     """
     begins = {re.split(r"[^a-z0-9]", name.lower())[0] for name in names}
     paths = sorted(description.root().rglob("*.yaml"))
@@ -90,12 +90,12 @@ def _unknown(name: str, files: Iterable[str], groups: set[str]) -> str:
     if name in groups:
         inside = [one for one in tasks if one.startswith(f"{name}_")]
         such = f", for example {', '.join(inside[:5])}" if inside else ""
-        return f"is a group of tasks: name the tasks that you want{such}"
+        return f"is a group of tasks: name single tasks{such}"
     near = difflib.get_close_matches(name, tasks, 5)
     known = (
-        f"near ones are {', '.join(near)}" if near else f"there are {len(tasks)}, for example arc_easy and hellaswag"
+        f"similar ones are {', '.join(near)}" if near else f"there are {len(tasks)}, for example arc_easy and hellaswag"
     )
-    return f"is no task of lm-evaluation-harness in this release; {known}"
+    return f"is not a task of lm-evaluation-harness in this release; {known}"
 
 
 def by_name(harness: job.Harness) -> dict[str, Entry]:

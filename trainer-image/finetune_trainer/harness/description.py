@@ -1,4 +1,4 @@
-"""What a task of the installed lm-evaluation-harness says of itself: its YAML. Nothing of the package is imported for it."""
+"""The YAML description of a task of the installed lm-evaluation-harness. The package is not imported for it."""
 
 import dataclasses
 import importlib.util
@@ -36,7 +36,7 @@ def root() -> pathlib.Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with !function, which is noted and not followed."""
+    """YAML with !function, which is recorded but not imported."""
 
     folder: pathlib.Path
 
@@ -50,7 +50,7 @@ _Loader.add_constructor("!function", _function)
 
 
 def read(path: pathlib.Path) -> Config:
-    """A task's configuration, completed by what it includes."""
+    """A task's configuration, merged with the files that it includes."""
     loader = _Loader(path.read_bytes())
     loader.folder = path.parent
     try:

@@ -1,4 +1,4 @@
-"""Both models play the tasks, on the same questions; what each got, and by how much they differ, question by question."""
+"""Runs the tasks with both models on the same questions: scores, and paired differences."""
 
 import dataclasses
 import math
@@ -15,83 +15,86 @@ from finetune_trainer.process import errors, log
 BOTH = (job.Contender.BASE, job.Contender.TUNED)
 
 NO_FILTER = "none"
-"""The name that the package gives where a task knows one way to read an answer."""
+"""The package's name where a task has only one way to read an answer."""
 
 Key = tuple[str, str]
 """A metric and a filter."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Played:
-    """What one model got in a task."""
+class TaskResult:
+    """One model's results in a task."""
 
     values: dict[Key, float]
     """As the package aggregates them."""
     each: dict[Key, list[Any]]
-    """Of each question; None where the metric does not look at it."""
+    """Of each question; None where the metric does not use it."""
     aggregations: dict[str, Callable[..., float]]
     better: dict[str, bool]
 
 
 def measure(
-    asked: answers.ModelRunner,
+    runner: answers.ModelRunner,
     listed: Sequence[tasks.Task],
     problems: Sequence[str],
     rules: job.Harness,
     done: Callable[[float], None],
 ) -> results.Harness:
-    """Every task, by the base model and by the tuned one; `problems` are those of tasks that are not there.
+    """Every task, by the base model and by the tuned one; `problems` are those of tasks that are not available.
 
-    `done` hears the share done. Raises Stopped.
+    `done` is called with the share that is done. Raises Stopped.
     """
     found: list[results.Benchmark] = []
     missing = list(problems)
     for number, task in enumerate(listed):
 
         def share(part: float, before: int = number) -> None:
-            # The last word is measure's: a part that is done is told once.
+            # Only `measure` reports 1: a finished part counts once.
             done(min(0.999, (before + part) / len(listed)))
 
         try:
-            found += compared(task, *both(asked, task, rules, share))
+            found += comparisons(task, *run_both(runner, task, rules, share))
         except (RuntimeError, MemoryError, errors.Failure):
-            raise  # of the device or of storage, which another attempt may have more luck with
+            raise  # of the device or of storage: another attempt may succeed
         except Exception as error:
-            missing.append(f"{task.name} could not be played: {errors.describe(error)}")
-            log.exception("the evaluation goes on without a benchmark")
+            missing.append(f"{task.name} could not be run: {errors.describe(error)}")
+            log.exception("the evaluation continues without a benchmark")
             continue
-        log.info("a benchmark was played", task=task.name)
+        log.info("benchmark done", task=task.name)
     done(1.0)
     return results.Harness(
         release=tasks.release(), chat_template=rules.chat_template, benchmarks=found, problems=missing
     )
 
 
-def both(
-    asked: answers.ModelRunner, task: tasks.Task, rules: job.Harness, done: Callable[[float], None]
-) -> Iterator[Played]:
-    """What the base model got, and the tuned one."""
+def run_both(
+    runner: answers.ModelRunner, task: tasks.Task, rules: job.Harness, done: Callable[[float], None]
+) -> Iterator[TaskResult]:
+    """The results of the base model and of the tuned one."""
     for turn, who in enumerate(BOTH):
 
         def share(part: float, before: int = turn) -> None:
             done((before + part) / len(BOTH))
 
-        with asked.as_contender(who):
-            yield play(asked, task, rules, share)
+        with runner.as_contender(who):
+            yield run_task(runner, task, rules, share)
 
 
-def play(
-    asked: answers.ModelRunner, task: tasks.Task, rules: job.Harness, done: Callable[[float], None] = lambda share: None
-) -> Played:
-    """What the model got, as whoever it plays now."""
+def run_task(
+    runner: answers.ModelRunner,
+    task: tasks.Task,
+    rules: job.Harness,
+    done: Callable[[float], None] = lambda share: None,
+) -> TaskResult:
+    """The model's results, as the contender that it is now."""
     from lm_eval import evaluator
 
     from finetune_trainer.harness import player
 
     task.built.set_fewshot_seed(tasks.FEW_SHOT_SEED)
-    with tasks.silence():
+    with tasks.silenced():
         found = evaluator.evaluate(
-            lm=player.Player(asked, done),
+            lm=player.Player(runner, done),
             task_dict={"tasks": {task.name: task.built}},
             bootstrap_iters=0,
             apply_chat_template=rules.chat_template,
@@ -106,13 +109,13 @@ def play(
     for sample in found["samples"][task.name]:
         for metric in sample["metrics"]:
             each[metric, sample["filter"]][sample["doc_id"]] = sample[metric]
-    return Played(values, each, task.built.aggregation(), task.built.higher_is_better())
+    return TaskResult(values, each, task.built.aggregation(), task.built.higher_is_better())
 
 
 # --- Numbers ---
 
 
-def compared(task: tasks.Task, base: Played, tuned: Played) -> list[results.Benchmark]:
+def comparisons(task: tasks.Task, base: TaskResult, tuned: TaskResult) -> list[results.Benchmark]:
     """A row for each metric that is a number."""
     found = []
     for key, value in base.values.items():
@@ -122,11 +125,15 @@ def compared(task: tasks.Task, base: Played, tuned: Played) -> list[results.Benc
         higher = base.better.get(metric) is not False
         columns = pair(base, tuned, key)
         gain = tuned.values[key] - value if higher else value - tuned.values[key]
-        told: dict[str, float] = {}
+        interval: dict[str, float] = {}
         if columns is not None and min(one.examples for one in columns) > 1:
             better = evidence.compare(columns[1], columns[0], lower_is_better=not higher)
             worse = evidence.compare(columns[0], columns[1], lower_is_better=not higher)
-            told = {"low": better.low, "high": better.high, "p_value": min(1.0, 2 * min(better.p_value, worse.p_value))}
+            interval = {
+                "low": better.low,
+                "high": better.high,
+                "p_value": min(1.0, 2 * min(better.p_value, worse.p_value)),
+            }
         found.append(
             results.Benchmark(
                 task=task.name,
@@ -139,32 +146,32 @@ def compared(task: tasks.Task, base: Played, tuned: Played) -> list[results.Benc
                 base=score(value, columns and columns[0], base.each[key]),
                 tuned=score(tuned.values[key], columns and columns[1], tuned.each[key]),
                 gain=_finite(gain),
-                **{name: _finite(one) for name, one in told.items()},
+                **{name: _finite(one) for name, one in interval.items()},
             )
         )
     return found
 
 
-def pair(base: Played, tuned: Played, key: Key) -> tuple[evidence.Column, evidence.Column] | None:
-    """Both models' columns of a metric; None where it is no function of sums over questions."""
+def pair(base: TaskResult, tuned: TaskResult, key: Key) -> tuple[evidence.Column, evidence.Column] | None:
+    """Both models' columns of a metric; None where it is not a function of sums over questions."""
     from lm_eval.api import metrics
 
     of = base.aggregations.get(key[0], metrics.mean)
-    both = base.each[key], tuned.each[key]
+    run_both = base.each[key], tuned.each[key]
     if of in (metrics.mean, metrics.nanmean):
-        before, after = _numbers(both[0]), _numbers(both[1])
+        before, after = _numbers(run_both[0]), _numbers(run_both[1])
         if before is None or after is None:
             return None
         share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in (before, after))
         return evidence.mean(before, share=share), evidence.mean(after, share=share)
-    if None in both[0] or None in both[1]:
+    if None in run_both[0] or None in run_both[1]:
         return None
     if of is metrics.perplexity:
-        return _column(both[0], _perplexity, of_one=True), _column(both[1], _perplexity, of_one=True)
+        return _column(run_both[0], _perplexity, of_one=True), _column(run_both[1], _perplexity, of_one=True)
     if of is metrics.weighted_perplexity:
-        return _column(both[0], _perplexity), _column(both[1], _perplexity)
+        return _column(run_both[0], _perplexity), _column(run_both[1], _perplexity)
     if of is metrics.bits_per_byte:
-        return _column(both[0], _bits), _column(both[1], _bits)
+        return _column(run_both[0], _bits), _column(run_both[1], _bits)
     return None
 
 
@@ -178,7 +185,7 @@ def _numbers(listed: list[Any]) -> evidence.Array | None:
 def _column(
     listed: list[Any], of: Callable[[evidence.Array], evidence.Array], *, of_one: bool = False
 ) -> evidence.Column:
-    """Of log-probabilities [n], or of them with the number of words or bytes that they are of."""
+    """A column of log-probabilities [n], with the numbers of their words or bytes where they have them."""
     parts = np.array([(one, 1.0) if of_one else one for one in listed], dtype=np.float64)
     return evidence.Column(parts, of, np.ones(len(parts), dtype=bool))
 

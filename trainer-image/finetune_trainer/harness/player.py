@@ -1,4 +1,4 @@
-"""The loaded model as lm-evaluation-harness wants one: the same numbers as by its own wrapper, read and written by our passes."""
+"""The loaded model behind lm-evaluation-harness's interface: the numbers of its own wrapper, computed by our engine."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from finetune_trainer.engine import generate
 from finetune_trainer.evaluation import answers
 
 LENGTH = 2048
-"""Positions of a model whose configuration does not say how many it has; as there."""
+"""Positions of a model whose configuration does not say how many it has; the same default as there."""
 
 ANSWER = 256
-"""Tokens of an answer where a task does not say how many; as there."""
+"""Tokens of an answer where a task does not say how many; the same default as there."""
 
 LOOK_BACK = 2
-"""Tokens more than a stop sequence has in which it is looked for: a model may write it in pieces of its own."""
+"""Extra tokens in which a stop sequence is searched: a model may tokenize it differently."""
 
 Done = Callable[[float], None]
 
 
 class Player(model.TemplateLM):  # type: ignore[misc]
-    """A contest's model, playing whoever it plays now. `done` hears the share of a kind of request that is done."""
+    """The model, as the contender that it is now. `done` is called with the share of a kind of request that is done."""
 
-    def __init__(self, asked: answers.ModelRunner, done: Done) -> None:
+    def __init__(self, runner: answers.ModelRunner, done: Done) -> None:
         super().__init__()
-        self.tokenizer = asked.encoder.tokenizer
-        self._asked, self._done = asked, done
-        config = asked.model.config.get_text_config()
+        self.tokenizer = runner.encoder.tokenizer
+        self._runner, self._done = runner, done
+        config = runner.model.config.get_text_config()
         self.max_length: int = getattr(config, "max_position_embeddings", None) or LENGTH
 
     @property
@@ -45,7 +45,7 @@ class Player(model.TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if begin is None else int(begin)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A text that begins with the first token already gets no second one."""
+        """Adds no second begin-of-sequence token to a text that has one."""
         if add_special_tokens is None and models.has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
@@ -53,13 +53,14 @@ class Player(model.TemplateLM):  # type: ignore[misc]
         return found
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        """Of each (texts, context, continuation): the log-probability of the continuation, and whether greedy answers are it."""
+        """For each (texts, context, continuation): the log-probability of the continuation, and whether it is the greedy
+        answer."""
         encoded = []
         for _texts, context, continuation in requests:
             ids = (context + continuation)[-self.max_length - 1 :]
             known = max(1, len(ids) - len(continuation))
             encoded.append(tokens.Encoded(ids, [False] * known + [True] * (len(ids) - known)))
-        return answers.likelihoods(self._asked, encoded, self._done)
+        return answers.likelihoods(self._runner, encoded, self._done)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the model's length."""
@@ -100,12 +101,12 @@ class Player(model.TemplateLM):  # type: ignore[misc]
         limit = wanted["max_gen_toks"]
         room = max(1, self.max_length - limit)
         written = generate.greedy(
-            self._asked.model,
-            self._asked.head,
+            self._runner.model,
+            self._runner.head,
             [self.tok_encode(context)[-room:] for context in contexts],
-            self._asked.encoder.stops | {self.eot_token_id},
+            self._runner.encoder.stops | {self.eot_token_id},
             limit,
-            self._asked.where,
+            self._runner.where,
             done,
             Ending.of(self.tokenizer, until),
             scale=self._asked.scale,
@@ -118,7 +119,7 @@ class Player(model.TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as text; without its system turn where the template knows none."""
+        """A chat as text; without its system turn where the template does not support one."""
         try:
             return self._rendered(chat_history, add_generation_prompt)
         except Exception:
@@ -133,19 +134,19 @@ class Player(model.TemplateLM):  # type: ignore[misc]
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """Whether an answer has one of some texts at its end: what follows would be cut off again."""
+    """Whether an answer ends with one of some texts: everything after it would be cut off."""
 
     tokenizer: Any
     texts: tuple[str, ...]
     tail: int
-    """Tokens at the end that are looked at."""
+    """Tokens at the end that are searched."""
 
     @classmethod
     def of(cls, tokenizer: Any, texts: list[str]) -> "Ending":
-        kept = tuple(text for text in texts if text)
-        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in kept]
-        return cls(tokenizer, kept, max(lengths, default=0) + LOOK_BACK)
+        stops_ = tuple(text for text in texts if text)
+        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in stops_]
+        return cls(tokenizer, stops_, max(lengths, default=0) + LOOK_BACK)
 
     def __call__(self, answer: list[int]) -> bool:
-        said = self.tokenizer.decode(answer[-self.tail :], skip_special_tokens=False)
-        return any(text in said for text in self.texts)
+        text_ = self.tokenizer.decode(answer[-self.tail :], skip_special_tokens=False)
+        return any(text in text_ for text in self.texts)

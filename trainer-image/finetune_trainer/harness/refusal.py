@@ -1,7 +1,8 @@
-"""Why a task may not run here: what it says of itself, and what its functions would do, read as text before they are imported.
+"""Why a task may not run here: its description, and its functions, read as text before they are imported.
 
-A task is refused that fetches code or data by itself, opens files, starts programs, evaluates text as code, or needs a package
-that is not here. That is no sandbox: the package is pinned by its hash. It keeps out what a question or an answer could make run.
+A task is refused if its own code downloads code or data, opens files, starts programs, evaluates text as code, or needs a package
+that is not installed. That is not a sandbox: the package is pinned by its hash. It excludes code that a question or an answer
+could trigger.
 """
 
 import ast
@@ -19,26 +20,26 @@ MODULES = frozenset({
     "sklearn", "statistics", "string", "sympy", "sys", "textwrap", "tqdm", "typing", "typing_extensions", "unicodedata",
     "warnings", "word2number",
 })  # fmt: skip
-"""What a task's functions may import, besides modules of the package, which are looked at in the same way."""
+"""What a task's functions may import, besides modules of the package, which are checked in the same way."""
 
 TRUSTED = ("lm_eval.api", "lm_eval.filters", "lm_eval.utils", "lm_eval.config")
-"""Modules of the package that are imported in any case."""
+"""Modules of the package that are always imported."""
 
 CALLS = frozenset({"eval", "exec", "compile", "open", "__import__", "input", "breakpoint"})
 
 ATTRIBUTES = frozenset({"load_dataset", "load_from_disk", "read_csv", "read_json", "read_parquet", "read_pickle"})
-"""Ways to files and the hub through packages that are allowed."""
+"""Ways to files and the hub through allowed packages."""
 
-FETCHED = "it fetches a metric as code"
+FETCHED = "it downloads a metric as code"
 
 
 def of(config: description.Config) -> str | None:
-    """Why a task may not run here; None: it may."""
+    """Why a task may not run here; None where it may."""
     return next((problem for rule in RULES if (problem := rule(config))), None)
 
 
 def made_by_a_class(config: description.Config) -> str | None:
-    return "it is a class of its own, not a description" if "class" in config else None
+    return "it is a Python class, not a description" if "class" in config else None
 
 
 def runs_what_the_model_wrote(config: description.Config) -> str | None:
@@ -50,7 +51,7 @@ def sees_or_hears(config: description.Config) -> str | None:
 
 
 def makes_its_own_data(config: description.Config) -> str | None:
-    return "it makes or fetches its questions by code of its own" if config.get("custom_dataset") else None
+    return "it makes or downloads its questions with its own code" if config.get("custom_dataset") else None
 
 
 def takes_prompts_from_elsewhere(config: description.Config) -> str | None:
@@ -60,7 +61,7 @@ def takes_prompts_from_elsewhere(config: description.Config) -> str | None:
 def samples(config: description.Config) -> str | None:
     how = config.get("generation_kwargs") or {}
     drawn = how.get("do_sample") and float(how.get("temperature", 1.0)) > 0
-    return "its answers are sampled, and here they are greedy" if drawn or config.get("repeats", 1) > 1 else None
+    return "its answers are sampled, but here they are greedy" if drawn or config.get("repeats", 1) > 1 else None
 
 
 def fetches_a_metric(config: description.Config) -> str | None:
@@ -91,7 +92,7 @@ RULES: tuple[Callable[[description.Config], str | None], ...] = (
 
 
 def metrics() -> frozenset[str]:
-    """The metrics that the package has itself; by any other name it would fetch code from the hub."""
+    """The package's own metrics; for any other name it would download code from the hub."""
     tree = ast.parse((description.root().parent / "api" / "metrics.py").read_text(encoding="utf-8"))
     return frozenset(
         str(keyword.value.value)
@@ -111,7 +112,7 @@ def _functions(value: Any) -> Iterator[description.Function]:
 
 
 def hazard(file: pathlib.Path, seen: set[pathlib.Path]) -> str | None:
-    """What a Python file, or one that it imports of the package, does that it may not; `seen`: files that are known."""
+    """Why a Python file, or one of the package that it imports, is refused; `seen`: files already checked."""
     if file in seen:
         return None
     seen.add(file)

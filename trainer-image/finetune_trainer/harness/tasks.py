@@ -1,7 +1,7 @@
-"""A task with its questions: the package's own object, built of the entry and of rows from files, or of its dataset on the hub.
+"""A task with its questions: the package's own object, built from the entry and from rows of files, or of its dataset on the hub.
 
-Here the package's code runs for the first time. The questions are fixed when it is built: functions of a task may shuffle, and
-both models must be asked the same.
+Here the package's code runs for the first time. The questions are fixed when it is built: a task's functions may shuffle, and
+both models must be asked the same questions.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from finetune_trainer.process import errors, log
 from finetune_trainer.store import storage
 
 PATIENCE = 20.0
-"""Seconds for the hub to say that it has a dataset."""
+"""Seconds for the hub to answer whether it has a dataset."""
 
 FEW_SHOT_SEED, RANDOM_SEED, NUMPY_SEED = 1234, 0, 1234
-"""Those of lm-evaluation-harness, so that its prompts are these."""
+"""lm-evaluation-harness's own, so that the prompts are the same."""
 
 QUIET = ("lm_eval", "lm-eval", "datasets", "fsspec", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task that can be played."""
+    """A task that can be run."""
 
     entry: catalogue.Entry
     built: Any
@@ -61,42 +61,42 @@ def load(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> list[Tas
     return list(_each(spec, wanted, store))
 
 
-def at_hand(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> tuple[list[Task], list[str]]:
-    """The tasks whose data is there, and what is the matter with the others: no gate waits for them.
+def available_tasks(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> tuple[list[Task], list[str]]:
+    """The tasks whose data are available, and the problems of the others: no gate depends on them.
 
     Raises Failure for tasks that may not run.
     """
     problems: list[str] = []
     found = list(_each(spec, wanted, store, problems))
     for problem in problems:
-        log.warning("the evaluation goes on without a benchmark", problem=problem)
+        log.warning("the evaluation continues without a benchmark", problem=problem)
     return found, problems
 
 
 def _each(
     spec: run.Run, wanted: job.Harness, store: storage.Storage, problems: list[str] | None = None
 ) -> Iterator[Task]:
-    """The tasks one by one; the failures of data are added to `problems`, where that is given."""
+    """The tasks one by one; failures of the data are added to `problems`, if given."""
     entries = catalogue.by_name(wanted)
     shots = {task.name: _shots(task, entries[task.name]) for task in wanted.tasks}
-    quieten()
+    silence_logs()
     for task in wanted.tasks:
         try:
             built = _build(task, entries[task.name], shots[task.name], store)
-            _fix(built, wanted.maximum_examples, spec.training.seed)
+            _fix_questions(built, wanted.maximum_examples, spec.training.seed)
             made = Task(entries[task.name], built, shots[task.name])
-            _try(made)
+            _build_requests(made)
         except errors.Failure as failure:
             if problems is None or failure.reason is reasons.Reason.INVALID_SPEC:
                 raise
             problems.append(failure.message)
             continue
-        log.info("a benchmark is there", task=task.name, questions=made.questions, few_shot=made.shots)
+        log.info("benchmark ready", task=task.name, questions=made.questions, few_shot=made.shots)
         yield made
 
 
-def quieten() -> None:
-    """Before the package is imported: no progress bars, no words below an error, nothing told to anybody."""
+def silence_logs() -> None:
+    """To be called before the package is imported: no progress bars, only errors in the log, no telemetry."""
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -111,9 +111,7 @@ def _shots(task: job.Task, entry: catalogue.Entry) -> int:
     if task.few_shot is None:
         return entry.shots
     if task.few_shot and entry.config.get("num_fewshot") == 0:
-        raise _failure(
-            task.name, "is made to be asked without examples; leave fewShot out", reasons.Reason.INVALID_SPEC
-        )
+        raise _failure(task.name, "does not support few-shot examples; leave fewShot out", reasons.Reason.INVALID_SPEC)
     return task.few_shot
 
 
@@ -136,7 +134,7 @@ def _build(task: job.Task, entry: catalogue.Entry, shots: int, store: storage.St
         if task.few_shot_uris is not None:
             parts["train"] = _rows(task.name, task.few_shot_uris, store)
     else:
-        _reach(entry)
+        _check_hub(entry)
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
     try:
@@ -148,13 +146,13 @@ def _build(task: job.Task, entry: catalogue.Entry, shots: int, store: storage.St
             raise _misfit(entry, parts["test"], error) from error
         raise _failure(
             task.name,
-            f"cannot be built of its dataset on the hub, {entry.dataset} ({errors.describe(error)}); give its data in files: "
+            f"cannot be built from its dataset on the hub, {entry.dataset} ({errors.describe(error)}); give its data as files: "
             "uris",
         ) from error
 
 
 def _of_files(config: dict[str, Any], parts: dict[str, list[Any]], shots: int, name: str) -> dict[str, Any]:
-    """What a configuration says differently for rows of files. Raises Failure."""
+    """The changes of a configuration for rows of files. Raises Failure."""
     import datasets
 
     few = dict(config.get("fewshot_config") or {})
@@ -185,20 +183,20 @@ def _rows(name: str, uris: list[str], store: storage.Storage) -> list[Any]:
             if isinstance(row, rows.Bad):
                 raise _failure(name, f"cannot be read: {row.source}: {row.problem}")
             if not isinstance(row.value, dict):
-                raise _failure(name, f"cannot be read: {row.source} is no object with the fields of a question")
+                raise _failure(name, f"cannot be read: {row.source} is not an object with the fields of a question")
             found.append(row.value)
     if not found:
         raise _failure(name, f"has no questions: {', '.join(uris[:3])} is empty")
     return found
 
 
-def _reach(entry: catalogue.Entry) -> None:
-    """Asks the hub whether it has the task's dataset. Raises Failure, soon, where there is no way to it."""
+def _check_hub(entry: catalogue.Entry) -> None:
+    """Asks the hub whether it has the task's dataset. Raises Failure, soon, where the hub cannot be reached."""
     import huggingface_hub
     import huggingface_hub.errors as hub
 
     where = str(entry.config.get("dataset_path"))
-    files = "Give the task's data in files: uris"
+    files = "Give the task's data as files: uris"
     if (entry.config.get("dataset_kwargs") or {}).get("trust_remote_code"):
         raise _failure(
             entry.name, f"has a dataset that is made by a script on the hub ({where}), which is never run. {files}."
@@ -213,7 +211,7 @@ def _reach(entry: catalogue.Entry) -> None:
         raise _failure(
             entry.name,
             f"takes its dataset {entry.dataset} from the hub, which cannot be reached ({errors.describe(error)}). {files}, or "
-            "let the pods out to the hub.",
+            "allow the pods to reach the hub.",
             reasons.Reason.STORAGE_UNAVAILABLE,
         ) from error
 
@@ -221,8 +219,8 @@ def _reach(entry: catalogue.Entry) -> None:
 # --- Its questions ---
 
 
-def _fix(built: Any, maximum: int, seed: int) -> None:
-    """Chooses the questions, and keeps them as they are now."""
+def _fix_questions(built: Any, maximum: int, seed: int) -> None:
+    """Chooses the questions, and fixes them."""
     docs = built.eval_docs
     chosen = contenders.choose(list(range(len(docs))), maximum, seed)
     split = built.config.test_split or built.config.validation_split
@@ -231,11 +229,11 @@ def _fix(built: Any, maximum: int, seed: int) -> None:
     built.task_docs = built.eval_docs
 
 
-def _try(task: Task) -> None:
-    """Makes all that will be asked, once. Raises Failure for a question that the task cannot make anything of."""
+def _build_requests(task: Task) -> None:
+    """Builds all requests once. Raises Failure for a question that the task cannot use."""
     task.built.set_fewshot_seed(FEW_SHOT_SEED)
     try:
-        with silence():
+        with silenced():
             task.built.build_all_requests()
     except Exception as error:
         raise _misfit(task.entry, list(task.built.eval_docs), error) from error
@@ -245,8 +243,8 @@ def _misfit(entry: catalogue.Entry, found: list[Any], error: Exception) -> error
     fields = ", ".join(list(found[0])[:12]) if found else "none"
     return _failure(
         entry.name,
-        f"cannot make questions of these rows, with the fields {fields}: {errors.describe(error)}. They must be as in its own "
-        f"dataset: {entry.dataset}.",
+        f"cannot build questions from these rows, with the fields {fields}: {errors.describe(error)}. They must have "
+        f"the fields of its own dataset: {entry.dataset}.",
     )
 
 
@@ -255,7 +253,7 @@ def _failure(name: str, problem: str, reason: reasons.Reason = reasons.Reason.DA
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """What the package prints goes nowhere: its bars are drawn by whoever counts, not asked whether to."""
+def silenced() -> Iterator[None]:
+    """Discards what the package prints, as its progress bars."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         yield

@@ -1,14 +1,14 @@
-"""Planning: what a training will take, and whether it is the right tool. Pure arithmetic and rules; no torch.
+"""Planning: what training needs, and whether it is the right tool. Pure arithmetic and rules; no torch.
 
-    measurements  what preflight measured of the data and of the training to come
+    measurements  what preflight measured about the data and the coming training
     advisor       is fine-tuning the right tool? Rules named as facts
-    verdict       what was measured, and what that means for this job
+    verdict       what the measurements mean for this job
     architecture  the numbers of a base model's config.json, or of the catalogue
-    workload      what is to be trained, on what: all that the estimates look at
+    workload      the input of the estimates: model, settings, examples, device
     memory        memory of LoRA training, buffer by buffer
     forecast      what fits where, and what to change where it does not
-    epoch_count   how often training sees its examples
-    effort        how long training will take, and what that costs
+    epoch_count   the number of epochs
+    effort        estimated duration and price
 
 architecture, workload -> memory -> forecast; measurements -> advisor -> verdict
 """

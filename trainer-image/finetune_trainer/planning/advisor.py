@@ -1,9 +1,9 @@
-"""Is fine-tuning the right tool? A list of rules, each a pure function named as a fact, asked before a GPU is taken.
+"""Is fine-tuning the right tool? A list of rules, each a pure function named as a fact, applied before a GPU is requested.
 
-run.Run, facts.Facts -> advise -> Advice, the weightiest first -> `verdict`
+run.Run, measurements.Measurements -> advise -> Advice, the weightiest first -> `verdict`
 
-Each rule answers None where its fact is not so. Its name is in preflight.json with what it said. The thinking behind them is in
-docs/guides/when-to-fine-tune.md.
+A rule returns None where its fact is not true. preflight.json has its name and its text. docs/guides/when-to-fine-tune.md
+explains the reasons.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from finetune_trainer.planning import effort, measurements
 from finetune_trainer.process import progress
 
 FEW = 0.25
-"""Share of dataset.minimumExamples below which different examples are a few dozen and not hundreds."""
+"""Share of dataset.minimumExamples below which the different examples count as too few."""
 
 COPIED = 0.5
-"""Share of the examples that must be near copies before the advisor speaks of them."""
+"""Share of near copies among the examples from which the advisor mentions them."""
 
 COUNTED = 1000
-"""Examples up to which near copies are counted; of more a sample is seen, which shows few large groups and no small ones."""
+"""Examples up to which near copies are counted exactly; of more, a sample shows large groups only."""
 
 CONSTANT, ENOUGH = 0.99, 20
-"""Share of one answer from which there is nothing else to learn, and examples from which it is said."""
+"""Share of one answer from which there is nothing to learn, and the examples that it takes to say so."""
 
 FACTUAL = 0.5
-"""Share of answers that carry facts from which the data look like knowledge."""
+"""Share of answers with facts from which the data look like knowledge."""
 
 LARGE, USUAL = 20_000_000_000, 8_000_000_000
-"""Parameters from which a base model is a large one, and of the one to start with."""
+"""Parameters from which a base model is large, and of the usual one to start with."""
 
 DAY = 86_400.0
 
@@ -42,10 +42,10 @@ UNFIT = frozenset({job.Goal.KNOWLEDGE, job.Goal.GENERAL_CAPABILITY})
 
 
 class Weight(enum.IntEnum):
-    """What an advice does to the verdict."""
+    """The effect of advice on the verdict."""
 
     NOTE = 0
-    """Nothing."""
+    """None."""
     CAUTION = 1
     AGAINST = 2
     """NotRecommended; under Enforce the job ends."""
@@ -53,12 +53,12 @@ class Weight(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What a rule says."""
+    """The advice of a rule."""
 
     text: str
     weight: Weight = Weight.NOTE
     reason: Reason = Reason.FINE_TUNING_NOT_RECOMMENDED
-    """Why the job ends, where it does."""
+    """Why the job ends, if it does."""
     rule: str = ""
 
     def document(self) -> dict[str, Any]:
@@ -66,60 +66,62 @@ class Advice:
         return {"rule": self.rule, "weight": self.weight.name.capitalize(), "reason": self.reason, "text": self.text}
 
 
-Rule = Callable[[run.Run, measurements.Facts], Advice | None]
+Rule = Callable[[run.Run, measurements.Measurements], Advice | None]
 
 
-def advise(spec: run.Run, found: measurements.Facts) -> list[Advice]:
-    """What there is to say, the weightiest first, the three questions last; nothing under Ignore."""
+def advise(spec: run.Run, measured: measurements.Measurements) -> list[Advice]:
+    """All advice, the weightiest first, the three questions last; empty under Ignore."""
     if spec.intent.advice is job.Advice.IGNORE:
         return []
-    return [*sorted(_said(spec, found, RULES), key=lambda one: -one.weight), *_said(spec, found, QUESTIONS)]
+    return [*sorted(_advice(spec, measured, RULES), key=lambda one: -one.weight), *_advice(spec, measured, QUESTIONS)]
 
 
-def _said(spec: run.Run, found: measurements.Facts, rules: tuple[Rule, ...]) -> Iterator[Advice]:
+def _advice(spec: run.Run, measured: measurements.Measurements, rules: tuple[Rule, ...]) -> Iterator[Advice]:
     for rule in rules:
-        said = rule(spec, found)
-        if said is not None:
-            yield dataclasses.replace(said, rule=rule.__name__)
+        advice = rule(spec, measured)
+        if advice is not None:
+            yield dataclasses.replace(advice, rule=rule.__name__)
 
 
 # -- enough data --
 
 
-def examples_are_too_few(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def examples_are_too_few(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     least = spec.dataset.minimum_examples
-    if found.train >= least:
+    if measured.train >= least:
         return None
     text = (
-        f"{found.train} training examples are fewer than the {least} of dataset.minimumExamples: collect hundreds, or use a "
+        f"{measured.train} training examples are fewer than the {least} of dataset.minimumExamples: collect hundreds, or use a "
         "prompt with a few of them as examples."
     )
     return Advice(text, Weight.AGAINST, Reason.TOO_FEW_EXAMPLES)
 
 
-def examples_are_near_copies(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def examples_are_near_copies(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     least = spec.dataset.minimum_examples
-    if found.distinct is None or not _copied(spec, found):
+    if measured.distinct is None or not _mostly_copies(spec, measured):
         return None
     text = (
-        f"Of {found.train} training examples about {_about(found.distinct)} differ in more than a word or a number: what repeats "
-        "teaches once. Collect different cases, or use a prompt with one example of each kind."
+        f"Of {measured.train} training examples about {_two_digits(measured.distinct)} differ in more than a word or "
+        "a number: what repeats teaches once. Collect different cases, or use a prompt with one example of each kind."
     )
-    few = found.distinct < FEW * least
+    few = measured.distinct < FEW * least
     return Advice(text, Weight.AGAINST if few else Weight.CAUTION, Reason.TOO_FEW_EXAMPLES)
 
 
-def _copied(spec: run.Run, found: measurements.Facts) -> bool:
-    most = min(spec.dataset.minimum_examples, COPIED * found.train)
-    return found.distinct is not None and found.train >= spec.dataset.minimum_examples and found.distinct < most
+def _mostly_copies(spec: run.Run, measured: measurements.Measurements) -> bool:
+    limit = min(spec.dataset.minimum_examples, COPIED * measured.train)
+    return (
+        measured.distinct is not None and measured.train >= spec.dataset.minimum_examples and measured.distinct < limit
+    )
 
 
-def answer_is_always_the_same(spec: run.Run, found: measurements.Facts) -> Advice | None:
-    if found.top_answer is None or found.top_answer < CONSTANT or found.train < ENOUGH:
+def answer_is_always_the_same(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if measured.top_answer is None or measured.top_answer < CONSTANT or measured.train < ENOUGH:
         return None
     text = (
-        f"{found.top_answer:.0%} of the answers are the same: a task with one answer needs no model. Check that the right field "
-        "is the answer."
+        f"{measured.top_answer:.0%} of the answers are the same: a task with one answer does not need a model. Check "
+        "that the right field is the answer."
     )
     return Advice(text, Weight.AGAINST, Reason.FINE_TUNING_NOT_RECOMMENDED)
 
@@ -127,50 +129,50 @@ def answer_is_always_the_same(spec: run.Run, found: measurements.Facts) -> Advic
 # -- the right reason --
 
 
-def goal_is_knowledge(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def goal_is_knowledge(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     if job.Goal.KNOWLEDGE not in spec.intent.goals:
         return None
     text = (
-        "Knowledge is not learned well by fine-tuning: it changes how a model behaves, facts stay vague and grow old. Retrieve "
-        "the documents and put them into the prompt (RAG)"
+        "Knowledge is not learned well by fine-tuning: it changes how a model behaves, facts stay vague and become "
+        "outdated. Retrieve the documents and put them into the prompt (RAG)"
     )
     return _goal(spec, text, "fine-tune for how to answer from them")
 
 
-def goal_is_general_capability(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def goal_is_general_capability(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     if job.Goal.GENERAL_CAPABILITY not in spec.intent.goals:
         return None
     text = (
-        "General capability does not grow by fine-tuning on one task: elsewhere the model rather gets worse. Choose a better "
-        "base model"
+        "General capability does not grow by fine-tuning on one task: in other tasks the model rather gets worse. "
+        "Choose a better base model"
     )
     return _goal(spec, text, "measure what is forgotten with a gate on Forgetting")
 
 
-def _goal(spec: run.Run, text: str, besides: str) -> Advice:
+def _goal(spec: run.Run, text: str, instead: str) -> Advice:
     if UNFIT.issuperset(spec.intent.goals):
         return Advice(f"{text}.", Weight.AGAINST)
-    return Advice(f"{text}; {besides}.", Weight.CAUTION)
+    return Advice(f"{text}; {instead}.", Weight.CAUTION)
 
 
-def answers_look_like_facts(spec: run.Run, found: measurements.Facts) -> Advice | None:
-    if job.Goal.KNOWLEDGE in spec.intent.goals or not _factual(found):
+def answers_look_like_facts(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if job.Goal.KNOWLEDGE in spec.intent.goals or not _factual(measured):
         return None
-    assert found.novelty is not None
-    place = next(iter(found.novelty["places"]), "")
+    assert measured.novelty is not None
+    place = next(iter(measured.novelty["places"]), "")
     text = (
-        f"The data look like knowledge: {found.novelty['share']:.0%} of the answers have numbers, names or rare words that "
-        f"neither their prompts nor other answers have{f' (such as {place})' if place else ''}. This is a guess from the words; "
-        "if the answers shall be known by heart, retrieve the facts instead (RAG)."
+        f"The data look like knowledge: {measured.novelty['share']:.0%} of the answers have numbers, names or rare "
+        f"words that neither their prompts nor other answers have{f' (such as {place})' if place else ''}. This is a "
+        "guess from their wording; if the model is to know these answers, retrieve the facts instead (RAG)."
     )
     return Advice(text, Weight.CAUTION)
 
 
-def _factual(found: measurements.Facts) -> bool:
-    return found.novelty is not None and bool(found.novelty["share"] >= FACTUAL)
+def _factual(measured: measurements.Measurements) -> bool:
+    return measured.novelty is not None and bool(measured.novelty["share"] >= FACTUAL)
 
 
-def requirements_change_often(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def requirements_change_often(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     every = spec.intent.change_frequency
     if every not in OFTEN:
         return None
@@ -181,7 +183,7 @@ def requirements_change_often(spec: run.Run, found: measurements.Facts) -> Advic
     return Advice(text, Weight.AGAINST)
 
 
-def requirements_change_monthly(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def requirements_change_monthly(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     if spec.intent.change_frequency is not job.ChangeFrequency.MONTHLY:
         return None
     text = (
@@ -194,28 +196,28 @@ def requirements_change_monthly(spec: run.Run, found: measurements.Facts) -> Adv
 # -- the right size --
 
 
-def base_model_is_large(spec: run.Run, found: measurements.Facts) -> Advice | None:
-    if found.parameters is None or found.parameters <= LARGE:
+def base_model_is_large(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if measured.parameters is None or measured.parameters <= LARGE:
         return None
     text = (
-        f"The base model has {found.parameters / 1e9:.0f} billion parameters: training and serving cost about "
-        f"{found.parameters / USUAL:.0f} times those of one with 8. Start with 7-8B; go larger only when the smaller one was "
+        f"The base model has {measured.parameters / 1e9:.0f} billion parameters: training and serving cost about "
+        f"{measured.parameters / USUAL:.0f} times those of one with 8. Start with 7-8B; go larger only when the smaller one was "
         "measured to be not enough. If it was, set intent.advice: Ignore."
     )
     return Advice(text, Weight.CAUTION)
 
 
-def memory_is_short(spec: run.Run, found: measurements.Facts) -> Advice | None:
-    return Advice(found.memory_advice, Weight.CAUTION) if found.memory_advice else None
+def memory_is_short(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    return Advice(measured.memory_advice, Weight.CAUTION) if measured.memory_advice else None
 
 
-def training_takes_days(spec: run.Run, found: measurements.Facts) -> Advice | None:
-    duration = effort.seconds(spec, found.work)
+def training_takes_days(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    duration = effort.seconds(spec, measured.work)
     if duration is None or duration < DAY:
         return None
     text = (
         f"Training is estimated to take {progress.duration(duration)}: more GPUs, a smaller base model or fewer epochs shorten "
-        "it; see to it that activeDeadlineSeconds allows it."
+        "it; check that activeDeadlineSeconds allows it."
     )
     return Advice(text)
 
@@ -238,31 +240,34 @@ RULES: tuple[Rule, ...] = (
 # -- the three questions --
 
 
-def did_you_try_a_prompt(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def did_you_try_a_prompt(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     if spec.intent.prompt.system:
-        return Advice("Tried a prompt? The one of intent.prompt competes with the tuned model.")
-    return Advice("Tried a prompt? None is stated: put today's into intent.prompt.system, and it will compete.")
+        return Advice("Tried a prompt? The evaluation compares the tuned model with the prompt of intent.prompt.")
+    return Advice(
+        "Tried a prompt? The job has none: put the one in use into intent.prompt.system, and the evaluation compares "
+        "the tuned model with it."
+    )
 
 
-def can_retrieval_solve_it(spec: run.Run, found: measurements.Facts) -> Advice | None:
-    if job.Goal.KNOWLEDGE in spec.intent.goals or _factual(found):
+def can_retrieval_solve_it(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if job.Goal.KNOWLEDGE in spec.intent.goals or _factual(measured):
         return Advice("Can retrieval (RAG) solve it? Probably: try it first.")
-    if found.novelty is None:
-        return Advice("Can retrieval (RAG) solve it? The data do not tell; it can where answers are facts.")
-    share = f"{found.novelty['share']:.0%}"
+    if measured.novelty is None:
+        return Advice("Can retrieval (RAG) solve it? The data do not show it; it can where answers are facts.")
+    share = f"{measured.novelty['share']:.0%}"
     return Advice(f"Can retrieval (RAG) solve it? Hardly: {share} of the answers look like facts.")
 
 
-def is_there_enough_data(spec: run.Run, found: measurements.Facts) -> Advice | None:
+def is_there_enough_data(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     least = spec.dataset.minimum_examples
-    answer = "No" if found.train < least else "Hardly" if _copied(spec, found) else "Yes"
-    known = found.distinct is not None and (found.train <= COUNTED or _copied(spec, found))
-    distinct = f", about {_about(found.distinct or 0)} of them different" if known else ""
-    return Advice(f"Enough data? {answer}: {found.train} training examples{distinct}.")
+    answer = "No" if measured.train < least else "Hardly" if _mostly_copies(spec, measured) else "Yes"
+    known = measured.distinct is not None and (measured.train <= COUNTED or _mostly_copies(spec, measured))
+    distinct = f", about {_two_digits(measured.distinct or 0)} of them different" if known else ""
+    return Advice(f"Enough data? {answer}: {measured.train} training examples{distinct}.")
 
 
-def _about(number: float) -> str:
-    """Two figures are known at best."""
+def _two_digits(number: float) -> str:
+    """Rounded to two digits: it is an estimate."""
     return f"{float(f'{number:.2g}'):,.0f}"
 
 

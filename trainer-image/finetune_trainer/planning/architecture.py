@@ -1,6 +1,6 @@
-"""What the memory estimate knows of a base model: the numbers of its config.json, or of the catalogue. No weights, no torch.
+"""The architecture of a base model, from the numbers of its config.json or of the catalogue. No weights, no torch.
 
-config.json or catalogue -> Shape -> `estimate`
+config.json or catalogue -> Shape -> `memory`
 """
 
 import dataclasses
@@ -9,12 +9,12 @@ from typing import Any
 from finetune_api import basemodel, job, run
 
 FAST = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-"""Values of model_type that `decoder` is written for; any other takes the plain engine."""
+"""Values of model_type that `decoder` supports; any other takes the plain engine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Linear layers of one input, as `fused` holds them."""
+    """Linear layers of one input, as `fused` stores them."""
 
     name: str
     inputs: int
@@ -28,23 +28,23 @@ class Linear:
 
     @property
     def adapter(self) -> int:
-        """Elements that the adapters add to what is held: the columns B beside the weight, and A."""
+        """Elements that the adapters add to memory: the columns B beside the weight, and A."""
         return self.rank * (self.inputs + self.outputs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A model's numbers, and what its family does beyond them."""
+    """A model's numbers, and the properties of its family."""
 
     numbers: basemodel.Architecture
     fast: bool = True
     """Whether `decoder` knows the family."""
     heads_normed: bool = False
-    """Qwen 3 and Gemma 3 norm queries and keys: both are kept as they were before."""
+    """Qwen 3 and Gemma 3 norm queries and keys: both are also saved before the norm."""
     blocks_normed: bool = False
-    """Gemma norms what a block adds: it is kept as it was before."""
+    """Gemma norms the outputs of its blocks: these are also saved before the norm."""
     softcap: bool = False
-    """Gemma 2 bends its logits by tanh."""
+    """Gemma 2 caps its logits by tanh."""
     stored: int = 2
     """Bytes of a weight in the files."""
 
@@ -72,7 +72,7 @@ class Shape:
 
     @property
     def embeddings(self) -> int:
-        """Weights of the embedding and, where it is a matrix of its own, of the output head."""
+        """Weights of the embedding and, where it is separate, of the output head."""
         numbers = self.numbers
         return numbers.vocabulary_size * numbers.hidden_size * (1 if numbers.tied_embeddings else 2)
 
@@ -88,12 +88,12 @@ class Shape:
         hidden, middle = numbers.hidden_size, numbers.intermediate_size
         attention = 2 * (hidden + self.queries) + 2 * (hidden + self.keys)
         mlp = 3 * (hidden + middle)
-        wanted = {job.Modules.ATTENTION: attention, job.Modules.MLP: mlp}.get(lora.target_modules, attention + mlp)
-        return numbers.layers * rank * wanted
+        adapted = {job.Modules.ATTENTION: attention, job.Modules.MLP: mlp}.get(lora.target_modules, attention + mlp)
+        return numbers.layers * rank * adapted
 
 
 def of(config: dict[str, Any]) -> Shape | None:
-    """The shape that a config.json tells; None where a model names its numbers otherwise."""
+    """The shape in a config.json; None where a model uses other names."""
     stored = config.get("dtype") or config.get("torch_dtype")
     config = config.get("text_config", config)
     try:
@@ -107,7 +107,7 @@ def of(config: dict[str, Any]) -> Shape | None:
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             vocabulary_size=config["vocab_size"],
             max_positions=config.get("max_position_embeddings") or 2048,
-            # Where the file is silent, Gemma's configuration class says yes.
+            # Where the file does not say, Gemma's configuration class says yes.
             tied_embeddings=config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma")),
         )
     except (KeyError, TypeError, ValueError):
@@ -118,12 +118,12 @@ def of(config: dict[str, Any]) -> Shape | None:
 
 
 def of_catalogue(base: run.ResolvedBaseModel) -> Shape | None:
-    """The shape by the catalogue's numbers; the family by the model's name, since they do not tell it."""
+    """The shape by the catalogue's numbers; the family by the model's name, since they do not have it."""
     if base.architecture is None:
         return None
-    words = f"{base.name} {base.source}".lower().replace("-", "").replace("_", "")
-    kinds = ("qwen3", "gemma3", "gemma2")
-    return _family(base.architecture, next((kind for kind in kinds if kind in words), ""))
+    text = f"{base.name} {base.source}".lower().replace("-", "").replace("_", "")
+    families = ("qwen3", "gemma3", "gemma2")
+    return _family(base.architecture, next((kind for kind in families if kind in text), ""))
 
 
 def _family(numbers: basemodel.Architecture, kind: str) -> Shape:

@@ -1,17 +1,17 @@
-"""How often training sees its examples. Pure, and without torch: preflight's estimate and train's plan count alike."""
+"""The number of epochs. Pure, and without torch: preflight's estimate and train's plan count the same way."""
 
 from finetune_api import job
 
 
-def seen(examples: int, training: job.Training) -> int:
-    """Examples that all steps together see."""
+def total_examples(examples: int, training: job.Training) -> int:
+    """Examples of all steps together, counted once per epoch."""
     if training.max_steps is not None:
         return training.max_steps * training.batch_size
     return max(1, round((training.epochs or epochs_for(examples)) * examples))
 
 
 def epochs_for(examples: int) -> float:
-    """Three passes; more over few examples (at most 25), fewer over many: the rule of OpenAI's fine-tuning service."""
+    """Three epochs; more for few examples (at most 25), fewer for many: the rule of OpenAI's fine-tuning service."""
     if 3 * examples < 100:
         return min(25, max(3, 100 // examples))
     if 3 * examples > 25_000:

@@ -1,4 +1,4 @@
-"""What training will take, before it begins: for preflight, for train, and as `finetune-trainer estimate` for people.
+"""What training needs, before it begins: for preflight, for train, and for `finetune-trainer estimate`.
 
 run file, config.json (or the catalogue's numbers), lengths of the examples -> workload.Workload -> what fits, and what to change
 """
@@ -17,36 +17,36 @@ from finetune_trainer.process import machine
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 UNKNOWN = 2**62
-"""Bytes of memory that nobody told of."""
+"""Bytes of memory, where the run file has no limit."""
 
 
 def examples(source: corpus.Corpus, batch_size: int) -> workload.Examples:
-    """What the estimate needs to know of training examples, for steps of so many."""
+    """The estimate's input about training examples, for steps of `batch_size`."""
     rows = source.lengths
-    whole = rows.reshape(-1, 2 if source.pairs else 1).sum(1)
+    totals = rows.reshape(-1, 2 if source.pairs else 1).sum(1)
     learned = float(source.trainable.sum()) / max(1, int(rows.sum()))
-    return workload.Examples(int(whole.max()), int(rows.max()), float(whole.mean()), source.step(batch_size), learned)
+    return workload.Examples(int(totals.max()), int(rows.max()), float(totals.mean()), source.step(batch_size), learned)
 
 
 def of_folder(
-    folder: pathlib.Path, training: job.Training, found: workload.Examples, device: workload.Device
+    folder: pathlib.Path, training: job.Training, measured: workload.Examples, device: workload.Device
 ) -> workload.Workload | None:
-    """Training of the model in a folder; None where its config.json names the numbers otherwise."""
+    """Training of the model in a folder; None where its config.json uses other names."""
     shape = architecture.of(json.loads((folder / "config.json").read_text()))
-    return None if shape is None else workload.Workload(shape, training, found, device)
+    return None if shape is None else workload.Workload(shape, training, measured, device)
 
 
-def of_run(spec: run.Run, folder: pathlib.Path | None, found: workload.Examples) -> workload.Workload | None:
+def of_run(spec: run.Run, folder: pathlib.Path | None, measured: workload.Examples) -> workload.Workload | None:
     """The same for a run file, `folder` being that of the base model, where there is one; else by the catalogue's numbers."""
     at = device(spec)
-    made = None if folder is None else of_folder(folder, spec.training, found, at)
+    made = None if folder is None else of_folder(folder, spec.training, measured, at)
     if made is None and (shape := architecture.of_catalogue(spec.base_model)) is not None:
-        made = workload.Workload(shape, spec.training, found, at)
+        made = workload.Workload(shape, spec.training, measured, at)
     return made and dataclasses.replace(made, counted=spec.base_model.parameters)
 
 
 def device(spec: run.Run) -> workload.Device:
-    """Where the run trains: on GPUs, or on CPUs like this machine's."""
+    """Where the run trains: on GPUs, or on CPUs such as this process's."""
     full = spec.training.precision is job.Precision.FLOAT32
     if spec.training.precision is job.Precision.AUTO:
         full = not spec.gpus and not machine.bfloat16()
@@ -59,72 +59,72 @@ def size(quantity: str) -> int:
     """Bytes of a Kubernetes quantity: 22Gi, 24G, 512Mi. Raises ValueError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMGT]|[KMGT]i)?", quantity)
     if match is None:
-        raise ValueError(f"{quantity!r} is no size of memory; write 22Gi, 24G or 512Mi")
+        raise ValueError(f"{quantity!r} is not a size of memory; write 22Gi, 24G or 512Mi")
     return int(float(match[1]) * UNITS[match[2] or ""])
 
 
 def available(spec: run.Run) -> int:
-    """Bytes that the run file says training may use; UNKNOWN where it does not."""
+    """Bytes that training may use by the run file; UNKNOWN where it has no limit."""
     return size(spec.memory) if spec.memory else UNKNOWN
 
 
-def hopeless(wanted: workload.Workload, there: int) -> bool:
-    """Whether weights and adapter alone are more than the memory, also when all processes hold the layers together."""
-    shared = dataclasses.replace(wanted, device=dataclasses.replace(wanted.device, shards=wanted.device.processes))
+def cannot_fit(case: workload.Workload, capacity: int) -> bool:
+    """Whether weights and adapter alone need more than the memory, even when all processes shard the layers."""
+    sharded = dataclasses.replace(case, device=dataclasses.replace(case.device, shards=case.device.processes))
     return all(
-        found.weights + found.adapter > there
-        for found in (memory.memory(one, 1, checkpointing=True) for one in (wanted, shared))
+        measured.weights + measured.adapter > capacity
+        for measured in (memory.memory(one, 1, checkpointing=True) for one in (case, sharded))
     )
 
 
 # -- what to change --
 
 
-def advice(wanted: workload.Workload, there: int) -> str | None:
-    """A sentence for a run that will not fit by the estimate: what it needs at least, and single changes that help."""
-    found = memory.setup(wanted, there)
-    if memory.fits(found.memory, there, wanted.device):
+def advice(case: workload.Workload, capacity: int) -> str | None:
+    """A sentence for a run that does not fit by the estimate: what it needs at least, and single changes that help."""
+    measured = memory.setup(case, capacity)
+    if memory.fits(measured.memory, capacity, case.device):
         return None
-    needs, has = memory.text(found.memory.needed), memory.text(there)
-    helps = [text for text, other in _changes(wanted) if _fits(other, there)]
-    field = "a larger resources.gpuType" if not wanted.device.cpu else "more resources.requests.memory"
-    ways = ", or ".join([*helps, f"{field} ({memory.text(_enough(found, wanted))} will do)"])
-    share = f"{memory.SHARE[wanted.device.kind]:.0%}"
+    needs, has = memory.text(measured.memory.needed), memory.text(capacity)
+    helps = [text for text, other in _changes(case) if _fits(other, capacity)]
+    field = "a larger resources.gpuType" if not case.device.cpu else "more resources.requests.memory"
+    ways = ", or ".join([*helps, f"{field} ({memory.text(_sufficient(measured, case))} is enough)"])
+    share = f"{memory.SHARE[case.device.kind]:.0%}"
     return (
-        f"training needs about {needs} with its smallest micro-batch of {found.tokens} tokens, and may plan with {share} of "
+        f"training needs about {needs} with its smallest micro-batch of {measured.tokens} tokens, and may use {share} of "
         f"{has}: choose {ways}."
     )
 
 
-def _fits(wanted: workload.Workload, there: int) -> bool:
-    return memory.fits(memory.setup(wanted, there).memory, there, wanted.device)
+def _fits(case: workload.Workload, capacity: int) -> bool:
+    return memory.fits(memory.setup(case, capacity).memory, capacity, case.device)
 
 
-def _enough(found: memory.Setup, wanted: workload.Workload) -> int:
-    return int(found.memory.needed / memory.SHARE[wanted.device.kind]) + 1
+def _sufficient(measured: memory.Setup, case: workload.Workload) -> int:
+    return int(measured.memory.needed / memory.SHARE[case.device.kind]) + 1
 
 
-def _changes(wanted: workload.Workload) -> Iterator[tuple[str, workload.Workload]]:
-    """Changes of the spec that lower memory, the mildest first."""
-    training = wanted.training
+def _changes(case: workload.Workload) -> Iterator[tuple[str, workload.Workload]]:
+    """Changes of the spec that save memory, the mildest first."""
+    training = case.training
 
     def changed(**fields: object) -> workload.Workload:
-        return dataclasses.replace(wanted, training=training.model_copy(update=fields))
+        return dataclasses.replace(case, training=training.model_copy(update=fields))
 
     if training.gradient_checkpointing is job.GradientCheckpointing.DISABLED:
         yield "training.gradientCheckpointing Auto", changed(gradient_checkpointing=job.GradientCheckpointing.AUTO)
     if training.precision is job.Precision.FLOAT32:
-        smaller = dataclasses.replace(wanted, device=dataclasses.replace(wanted.device, width=2))
+        smaller = dataclasses.replace(case, device=dataclasses.replace(case.device, width=2))
         yield "training.precision BFloat16", smaller
     if training.method is not job.Method.QLORA:
         yield "training.method QLoRA", changed(method=job.Method.QLORA)
     if training.lora.rank > 16:
         yield "training.lora.rank 16", changed(lora=training.lora.model_copy(update={"rank": 16}))
-    found, half = wanted.examples, max(16, wanted.examples.row // 2)
+    measured, half = case.examples, max(16, case.examples.row // 2)
     shorter = dataclasses.replace(
-        found,
-        longest=min(found.longest, half * found.longest // found.row),
+        measured,
+        longest=min(measured.longest, half * measured.longest // measured.row),
         row=half,
-        average=min(found.average, float(half)),
+        average=min(measured.average, float(half)),
     )
-    yield f"training.maxSequenceLength {half}", dataclasses.replace(wanted, examples=shorter)
+    yield f"training.maxSequenceLength {half}", dataclasses.replace(case, examples=shorter)

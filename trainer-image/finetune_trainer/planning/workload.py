@@ -1,4 +1,4 @@
-"""What is to be trained, on what: all that the memory estimate looks at. No weights, no data, no torch.
+"""The input of the memory estimate: model, settings, examples and device. No weights, no data, no torch.
 
 architecture.Shape, Examples, Device -> Workload -> `memory`
 """
@@ -11,20 +11,20 @@ from finetune_trainer.planning import architecture
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What the estimate knows of the training examples, in tokens. A preference pair is one example of two rows."""
+    """The training examples, in tokens. A preference pair is one example of two rows."""
 
     longest: int
     row: int
     """Of the longest row."""
     average: float
     step: float
-    """Of an optimizer step, those that its examples begin with together counted once; on average."""
+    """Of an optimizer step, common prefixes counted once; on average."""
     learned: float = 1.0
     """Share of the tokens that are learned."""
 
     @classmethod
     def of_one_kind(cls, tokens: int, count: int) -> "Examples":
-        """Examples of one length that share nothing, `count` a step."""
+        """Examples of one length without common prefixes, `count` a step."""
         return cls(tokens, tokens, tokens, tokens * count)
 
 
@@ -37,9 +37,9 @@ class Device:
     width: int = 2
     """Bytes of a base weight and of an activation: bfloat16, or 4 for float32."""
     processes: int = 1
-    """That train together, each with a part of a step's examples."""
+    """Processes that train together, each with a part of a step's examples."""
     shards: int = 1
-    """Processes that hold the frozen layers together."""
+    """Processes that shard the frozen layers."""
     compiled: bool = True
     """Whether FlexAttention can be compiled on a GPU; else its mask is over the whole micro-batch."""
 
@@ -50,7 +50,7 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is to be trained, on what."""
+    """Model, settings, examples and device of one training."""
 
     shape: architecture.Shape
     training: job.Training

@@ -89,7 +89,7 @@ def evaluate(
     begun = time.monotonic()
     arbiter = judge.of(spec)
     rules = spec.evaluation.harness
-    benchmarks, problems = tasks.at_hand(spec, rules, store) if rules else ([], [])
+    benchmarks, problems = tasks.available_tasks(spec, rules, store) if rules else ([], [])
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl"})
     examples = contenders.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed

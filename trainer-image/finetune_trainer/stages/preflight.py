@@ -105,11 +105,11 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
             log.info("the data changed since an earlier run, which does not count", file=changed["uri"])
             return None
     log.info("preflight was done before", uri=spec.layout.preflight)
-    return answer(spec, store, measurements.Facts(**document["facts"]), document["inputs"])
+    return answer(spec, store, measurements.Measurements(**document["facts"]), document["inputs"])
 
 
 def answer(
-    spec: run.Run, store: storage.Storage, found: measurements.Facts, files: list[dict[str, Any]]
+    spec: run.Run, store: storage.Storage, found: measurements.Measurements, files: list[dict[str, Any]]
 ) -> outcome.Outcome:
     """The outcome, kept with the facts it follows from and the rules that spoke."""
     result = verdict.judge(spec, found)
@@ -213,7 +213,7 @@ def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work:
                 if isinstance(one, rows.Bad):
                     broken = True
                     found.review.broken(one)
-                    if found.review.hopeless:
+                    if found.review.cannot_fit:
                         return found
                 else:
                     spool.write(one[0].line())
@@ -307,7 +307,7 @@ def freeze(
 
 def measure(
     spec: run.Run, gathered: Gathered, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
-) -> measurements.Facts:
+) -> measurements.Measurements:
     """The numbers of the split. Raises Failure, see `foreseen`."""
     mine = rule.rows(place == 0)
     train = gathered.corpus.select(mine)
@@ -316,7 +316,7 @@ def measure(
     novel = novelty.measure(drawn)
     answers = judgement.columns.answer[mine]
     counts: dict[str, Any] = {name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)}
-    return measurements.Facts(
+    return measurements.Measurements(
         **counts,
         tokens=int(train.lengths.sum()),
         trainable=int(train.trainable.sum()),
@@ -341,7 +341,7 @@ def foreseen(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, ex
         return {"memory": None, "parameters": spec.base_model.parameters}
     there = forecast.available(spec)
     remedy = forecast.advice(wanted, there)
-    if remedy and spec.gpus and forecast.hopeless(wanted, there):
+    if remedy and spec.gpus and forecast.cannot_fit(wanted, there):
         raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, remedy)
     setup = memory.setup(wanted, there)
     return {
