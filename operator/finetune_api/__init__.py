@@ -1,9 +1,9 @@
-"""The contract: everything that two parts of the system, or a user and the system, must agree on at run time.
+"""The contract: everything that two components, or a user and the system, must agree on at run time.
 
-`job`, `basemodel` and `status` are the Kubernetes resources, `schema` is what the API server checks of them. `run` is what the
-operator hands to a stage's pod, `outcome` what the pod answers, `exits` what its exit code means, `layout` where its files lie
-in S3. Only pydantic and the standard library are imported here, since both images carry this package. hack/generate makes CRDs
-and reference pages of it.
+`job`, `basemodel` and `status` are the Kubernetes resources, `schema` their structural schemas. `run` is the file that the
+operator passes to a stage's pod, `outcome` the result that the pod returns, `exits` the meaning of its exit code, `layout`
+the places of its files in S3. Only pydantic and the standard library are imported here, since both images contain this
+package. hack/generate makes CRDs and reference pages from it.
 """
 
 GROUP = "finetune.dev"

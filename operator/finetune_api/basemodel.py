@@ -1,4 +1,4 @@
-"""BaseModel: an entry of the platform team's catalogue, from which jobs choose by name; and how a job names its model."""
+"""BaseModel: an entry of the platform team's catalogue, which jobs reference by name; and a job's reference to its model."""
 
 from typing import Annotated, Any
 
@@ -14,14 +14,15 @@ Source = Annotated[
         512,
     ),
     Field(
-        description="Where the model's files lie: hf://organisation/name, s3://bucket/prefix, pvc://claim/path (a "
-        "claim in the job's namespace), or file:///path (local runs only). The folder must be in the transformers "
-        "layout with safetensors weights.",
+        description="Where the model's files are: hf://organisation/name, s3://bucket/prefix, pvc://claim/path (a "
+        "claim in the job's namespace), or file:///path (local runs only). The folder must be in the "
+        "transformers layout with safetensors weights.",
     ),
 ]
 
 ARCHITECTURE = (
-    "Numbers of the model's config.json. With them the memory of training is estimated before any weight is downloaded."
+    "Numbers of the model's config.json. They allow estimating the memory of training before any weights are "
+    "downloaded."
 )
 
 
@@ -45,7 +46,7 @@ class Architecture(model.Model):
     head_dim: int = Field(ge=1, description="The width of one attention head (head_dim).")
     vocabulary_size: int = Field(ge=1, description="The number of rows of the embedding (vocab_size).")
     max_positions: int = Field(
-        ge=1, description="The longest sequence the model was made for (max_position_embeddings)."
+        ge=1, description="The longest sequence that the model supports (max_position_embeddings)."
     )
     tied_embeddings: bool = Field(
         default=False, description="Whether the output head shares the embedding's weights (tie_word_embeddings)."
@@ -53,10 +54,10 @@ class Architecture(model.Model):
 
 
 class TrainingDefaults(model.Model):
-    """What a job of this model gets where its own spec is silent."""
+    """Values for jobs of this model that do not set them."""
 
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="The peak learning rate for jobs that name none."
+        default=None, gt=0, le=1, description="The peak learning rate for jobs that set none."
     )
 
 
@@ -104,7 +105,7 @@ Arguments = Annotated[
 
 
 class ServingDefaults(model.Model):
-    """What the server of this model gets besides the job's own arguments."""
+    """Settings of the server of this model, in addition to the job's own."""
 
     extra_args: Arguments = Field(
         default_factory=list,
@@ -124,30 +125,31 @@ class Defaults(model.Model):
 
 
 class BaseModelSpec(model.Model):
-    """Where a base model lies, what it is, and what jobs that choose it get by default."""
+    """The location and architecture of a base model, and defaults for jobs that use it."""
 
     source: Source
     revision: str | None = Field(
         default=None,
         max_length=128,
-        description="The commit, tag or branch of an hf:// source. A commit makes jobs repeatable; absent: the main "
-        "branch.",
+        description="The commit, tag or branch of an hf:// source. A commit makes jobs reproducible. Absent: the "
+        "main branch.",
     )
     family: str | None = Field(
         default=None,
         max_length=64,
-        description="The family for people and dashboards, for example llama-3 or qwen-2.5.",
+        description="The model family, shown to people and in dashboards, for example llama-3 or qwen-2.5.",
     )
     parameters: int | None = Field(
         default=None, ge=1, description="The number of parameters, for example 8030261248 for Llama 3.1 8B."
     )
     architecture: Architecture | None = Field(default=None, description=ARCHITECTURE)
     license: str | None = Field(
-        default=None, max_length=128, description="The licence's SPDX identifier or name, shown to people who choose."
+        default=None, max_length=128, description="The SPDX identifier or name of the license, shown to people."
     )
     access_token_secret: model.Name | None = Field(
         default=None,
-        description="The name of a Secret in the job's namespace whose key HF_TOKEN opens a gated hf:// model.",
+        description="The name of a Secret in the job's namespace whose key HF_TOKEN gives access to a gated hf:// "
+        "model.",
     )
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for jobs that choose this model.")
 
@@ -163,12 +165,12 @@ class BaseModelReference(model.Model):
             ),
             (
                 "!has(self.revision) || has(self.source)",
-                "baseModel.revision belongs to baseModel.source; an entry has its own",
+                "baseModel.revision needs baseModel.source; an entry of the catalogue has its own revision",
             ),
         )
     }
     name: model.Name | None = Field(
-        default=None, description="The name of a BaseModel of the catalogue (`kubectl get basemodels`)."
+        default=None, description="The name of a BaseModel in the catalogue (`kubectl get basemodels`)."
     )
     source: Source | None = None
     revision: str | None = Field(

@@ -1,7 +1,6 @@
-"""The rules by which preflight checks a job's examples before a GPU is asked for: one table for API, trainer and documentation.
+"""The rules by which preflight checks a job's examples before a GPU is requested: one table for API, trainer and documentation.
 
-What a rule looks for is code of the trainer (`finetune_trainer.checks`); its name, its severity and what may be done about it
-are part of the API.
+The trainer implements the rules (`finetune_trainer.checks`); their ids, severities and allowed policies are part of the API.
 """
 
 import dataclasses
@@ -16,31 +15,31 @@ from finetune_api import model
 
 class Policy(enum.StrEnum):
     DROP = "Drop"
-    """Leave the rows out, before the split is made, and say how many."""
+    """Remove the rows before the split, and report how many."""
     WARN = "Warn"
-    """Say so and go on."""
+    """Report it and continue."""
     FAIL = "Fail"
     """End the job with reason DatasetInvalid."""
     # Not "Off": YAML readers turn a bare Off into false.
     IGNORE = "Ignore"
-    """Do not look."""
+    """Skip the check."""
 
 
 class Severity(enum.StrEnum):
     ERROR = "error"
     """Training or evaluation would be wrong. The verdict becomes Caution."""
     WARNING = "warning"
-    """Training or evaluation would be worse, or a model would give away what should stay private. The verdict becomes Caution
-    from one example in a hundred on."""
+    """Training or evaluation would be worse, or the model could reveal private data. The verdict becomes Caution if at least
+    one example in a hundred is affected."""
     NOTE = "note"
-    """Worth knowing; the verdict stays as it is."""
+    """For information; the verdict does not change."""
 
 
 class Scope(enum.StrEnum):
     BROKEN = "broken"
-    """Rows that are no examples: they can only be left out (Drop) or end the job (Fail)."""
+    """Rows that are not valid examples: they can only be removed (Drop) or end the job (Fail)."""
     ROWS = "rows"
-    """Examples: every policy."""
+    """Examples: all policies."""
     WHOLE = "whole"
     """The data as a whole: there is no row to drop (Warn, Fail or Ignore)."""
 
@@ -59,7 +58,7 @@ class Rule:
     default: Policy
     scope: Scope
     means: str
-    """A sentence: what the rule fires on."""
+    """A sentence: when the rule fires."""
     matters: str
     """A sentence: why it matters."""
     advice: str
@@ -75,17 +74,17 @@ RULES: tuple[Rule, ...] = (
         Policy.FAIL,
         Scope.BROKEN,
         "A line or file is not UTF-8, not valid JSON, CSV or Parquet, or its compression is damaged.",
-        "Nobody knows what it was meant to teach; often the upload broke off.",
-        "Write the file anew as UTF-8. Drop leaves out single lines; a file that breaks off fails all the same, since what "
-        "follows in it is lost.",
+        "The data is damaged; often an upload was interrupted.",
+        "Write the file again as UTF-8. Drop removes single lines; a truncated file fails in any case, since its "
+        "remaining data is lost.",
     ),
     Rule(
         "schema",
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "A row lacks a field of its format, or a field is of another type.",
-        "The row is no example.",
+        "A row lacks a field of its format, or a field has the wrong type.",
+        "The row is not an example.",
         "Compare it with dataset.format; the finding says what was seen and what was expected.",
     ),
     Rule(
@@ -93,9 +92,9 @@ RULES: tuple[Rule, ...] = (
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "The turns of a chat do not alternate between user and assistant, after at most one system turn, up to an answer; "
-        "results of tools stand between a call and what the assistant does next.",
-        "Chat templates render such a chat as something that the server will never see.",
+        "The turns of a chat do not alternate between user and assistant, after at most one system turn, and end "
+        "with an answer; tool results must follow their call and precede the assistant's next turn.",
+        "Chat templates render such a chat in a form that the server never gets.",
         "Merge turns of the same role, or cut the chat after its last answer.",
     ),
     Rule(
@@ -103,38 +102,39 @@ RULES: tuple[Rule, ...] = (
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "A tool or a call is not as OpenAI's API has it, a call is of a tool that the row does not have or its arguments are no "
-        "JSON object, a result belongs to no call, or a call has no result before the next turn.",
-        "The model learns calls that nobody can make, or sees results that it never asked for.",
-        "Write `tools`, `tool_calls` and `tool_call_id` as a request has them; a chat may end with calls.",
+        "A tool or call does not have the form of OpenAI's API, a call names a tool that the row does not define or "
+        "its arguments are not a JSON object, a result belongs to no call, or a call has no result before the "
+        "next turn.",
+        "The model learns calls that cannot be executed, or sees results of calls that it did not make.",
+        "Write `tools`, `tool_calls` and `tool_call_id` as in a request; a chat may end with calls.",
     ),
     Rule(
         "emptyAnswers",
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "An answer that calls no tool, or a prompt that must have a text, is empty or only white space.",
-        "A model that learns it falls silent.",
-        "Fill in what should have been said, or drop the rows.",
+        "An answer without a tool call, or a prompt that needs text, is empty or only white space.",
+        "The model learns to answer with nothing.",
+        "Fill in the missing text, or drop the rows.",
     ),
     Rule(
         "template",
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "The model's chat template refuses the chat, leaves out its tools or calls, or renders the turns before an answer "
-        "differently once the answer follows.",
-        "The answer cannot be learned as the server will be asked for it.",
-        "Read the finding: often the model knows no system turn or no tools, or rewrites earlier turns (then training.lossOn: "
-        "LastAssistant helps).",
+        "The model's chat template refuses the chat, omits its tools or calls, or renders the turns before an "
+        "answer differently once the answer is added.",
+        "The answer cannot be learned in the form in which the server will generate it.",
+        "Read the finding: often the template supports no system turn or no tools, or rewrites earlier turns (then "
+        "training.lossOn: LastAssistant helps).",
     ),
     Rule(
         "untrainable",
         _WARNING,
         Policy.DROP,
         Scope.ROWS,
-        "No token of the answer is left to learn once the example is cut at training.maxSequenceLength.",
-        "The example costs time and teaches nothing.",
+        "No token of the answer is left once the example is truncated to training.maxSequenceLength.",
+        "The example costs time without any effect.",
         "Raise training.maxSequenceLength or shorten the prompts.",
     ),
     Rule(
@@ -142,37 +142,38 @@ RULES: tuple[Rule, ...] = (
         _WARNING,
         Policy.DROP,
         Scope.ROWS,
-        "An example repeats an earlier one of the same files, prompt and answer alike.",
-        "It counts twice in training, and the data are fewer than they look.",
-        "Leave the repetitions out; Drop keeps the first of each.",
+        "An example repeats an earlier one of the same files, both prompt and answer.",
+        "It counts twice in training, and there is less data than it seems.",
+        "Remove the repetitions; Drop keeps the first of each.",
     ),
     Rule(
         "nearDuplicates",
         _WARNING,
         Policy.WARN,
         Scope.ROWS,
-        "Five percent of the examples or more are nearly the same text as an earlier one; what a tenth of all examples share, "
-        "such as a system prompt, does not count.",
-        "The data are less diverse than their number says, and the model learns them by heart.",
-        "Collect different cases instead of variants. Drop keeps the first of each group, whatever their share.",
+        "Five percent of the examples or more are nearly the same text as an earlier one; text that a tenth of all "
+        "examples share, such as a system prompt, is ignored.",
+        "The data is less diverse than its size suggests, and the model memorizes it.",
+        "Collect different cases instead of variants. Drop keeps the first of each group, even below five percent.",
     ),
     Rule(
         "contradictions",
         _WARNING,
         Policy.WARN,
         Scope.ROWS,
-        "The same prompt has different answers (of preference pairs: an answer is chosen here and rejected there).",
-        "The model learns to waver between them. Where several answers are right, this is fine.",
-        "Decide which answer is right. Drop leaves out all rows of such a prompt.",
+        "The same prompt has different answers (in preference pairs: an answer is chosen in one and rejected in "
+        "another).",
+        "The model learns to alternate between them. Ignore this if several answers are right.",
+        "Decide which answer is right. Drop removes all rows of such a prompt.",
     ),
     Rule(
         "leakage",
         _ERROR,
         Policy.FAIL,
         Scope.ROWS,
-        "The prompt of a validation or test example of its own file is also in the training data.",
-        "The evaluation measures memory and not skill.",
-        "Remove the prompt from one side. Drop leaves it out of training and keeps the held-out example.",
+        "The prompt of an example of a separate validation or test file is also in the training data.",
+        "The evaluation measures memorization instead of generalization.",
+        "Remove the prompt from one side. Drop removes it from training and keeps the held-out example.",
     ),
     Rule(
         "nearLeakage",
@@ -181,27 +182,28 @@ RULES: tuple[Rule, ...] = (
         Scope.ROWS,
         "After the split, five percent of the validation and test examples or more are nearly the same text as a training "
         "example.",
-        "The evaluation says more than it knows.",
-        "Hold out by customer, document or date instead of by row. Drop leaves the similar examples out of "
-        "training, whatever their share.",
+        "The evaluation is too optimistic.",
+        "Hold out by customer, document or date instead of by row. Drop removes the similar examples from training, "
+        "even below five percent.",
     ),
     Rule(
         "truncation",
         _WARNING,
         Policy.WARN,
         Scope.ROWS,
-        "Five percent of the examples or more are longer than training.maxSequenceLength and are cut.",
-        "Cut answers have no stop token: the model learns the beginning of an answer and not its end.",
-        "Raise training.maxSequenceLength or shorten the examples. Drop leaves out every cut example.",
+        "Five percent of the examples or more are longer than training.maxSequenceLength and are truncated.",
+        "Truncated answers have no stop token: the model learns the beginning of an answer but not its end.",
+        "Raise training.maxSequenceLength or shorten the examples. Drop removes every truncated example.",
     ),
     Rule(
         "stopToken",
         _ERROR,
         Policy.FAIL,
         Scope.ROWS,
-        "A learned answer has no token at which the server stops, before the next turn begins or at the end.",
-        "The model will not stop when it has answered, and learns to write the user's turn as well.",
-        "Check the chat template and the model's generation_config.json; where only earlier turns are concerned, "
+        "A learned answer does not end with a token at which the server stops, either before the next turn or at "
+        "the end.",
+        "The model will not stop after its answer, and learns to write the user's turn as well.",
+        "Check the chat template and the model's generation_config.json; if only earlier turns are affected, "
         "training.lossOn: LastAssistant helps.",
     ),
     Rule(
@@ -209,19 +211,19 @@ RULES: tuple[Rule, ...] = (
         _NOTE,
         Policy.WARN,
         Scope.ROWS,
-        "Tokenized as a whole, the answer's first letters would merge with the prompt's last ones.",
-        "Trained like that, the model would learn a token that it cannot begin with when asked. The trainer tokenizes both sides "
-        "on their own, as the server does.",
-        "Nothing; a chat template that ends the prompt with a special token or a line break avoids it.",
+        "If tokenized as a whole, the answer's first characters would merge with the prompt's last ones.",
+        "The model would learn a first token that it cannot generate when served. The trainer therefore tokenizes "
+        "prompt and answer separately, as the server does.",
+        "Nothing to do; a chat template that ends the prompt with a special token or a line break avoids it.",
     ),
     Rule(
         "doubleBos",
         _WARNING,
         Policy.WARN,
         Scope.ROWS,
-        "An example begins with two begin-of-sequence tokens.",
-        "The model never saw that before, and the server may or may not repeat it.",
-        "Remove the token from the data: the chat template or the tokenizer writes it.",
+        "An example starts with two begin-of-sequence tokens.",
+        "The model was not trained on that, and the server may or may not reproduce it.",
+        "Remove the token from the data: the chat template or the tokenizer adds it.",
     ),
     Rule(
         "specialTokens",
@@ -229,17 +231,17 @@ RULES: tuple[Rule, ...] = (
         Policy.WARN,
         Scope.ROWS,
         "A text contains a special token of the model, such as `<|im_end|>`.",
-        "The model reads it as a command: a turn that ends early, or a role that nobody has.",
-        "Remove it: often a chat was rendered before it was saved.",
+        "The model interprets it: a turn ends early, or a wrong role begins.",
+        "Remove it: often chats were saved after rendering.",
     ),
     Rule(
         "labelImbalance",
         _WARNING,
         Policy.WARN,
         Scope.WHOLE,
-        "The answers are a few labels, and one of them is four in five, or half of all and ten times the rarest.",
-        "A model that always says the most frequent label looks good and is useless.",
-        "Collect more of the rare labels, and gate on a metric that counts each label alike.",
+        "The answers are a few labels, and one of them makes up 80 %, or half of all answers and ten times the rarest.",
+        "A model that always answers with the most frequent label scores well and is useless.",
+        "Collect more examples of the rare labels, and use a gate on a metric that weights all labels equally.",
     ),
     Rule(
         "constantAnswers",
@@ -247,8 +249,8 @@ RULES: tuple[Rule, ...] = (
         Policy.WARN,
         Scope.WHOLE,
         "At least 95 % of the answers are the same.",
-        "There is nothing to learn but that answer.",
-        "Check that the right field is the answer; a task with one answer needs no model.",
+        "There is nothing else to learn.",
+        "Check that the answer is in the right field; a task with one answer needs no model.",
     ),
     Rule(
         "jsonAnswers",
@@ -256,17 +258,17 @@ RULES: tuple[Rule, ...] = (
         Policy.WARN,
         Scope.ROWS,
         "Most answers are JSON objects or lists, and this one does not parse.",
-        "The model learns to break the format now and then.",
-        "Repair the rows, or drop them.",
+        "The model learns to break the format occasionally.",
+        "Fix the rows, or drop them.",
     ),
     Rule(
         "toolArguments",
         _WARNING,
         Policy.WARN,
         Scope.ROWS,
-        "The arguments of a learned call do not fit the parameters of its tool, by JSON Schema.",
-        "The model learns to call tools in a way that they refuse.",
-        "Correct the call or the tool's parameters, or drop the rows.",
+        "The arguments of a learned call do not match the JSON Schema of the tool's parameters.",
+        "The model learns calls that the tools refuse.",
+        "Fix the call or the tool's parameters, or drop the rows.",
     ),
     Rule(
         "reasoningTags",
@@ -274,25 +276,25 @@ RULES: tuple[Rule, ...] = (
         Policy.WARN,
         Scope.ROWS,
         "Some answers have a reasoning block such as `<think>`, others have none; or a block is not closed.",
-        "The model cannot know when to reason, and the server may show what should be hidden.",
-        "Have it in all answers or in none. Drop leaves out the rarer kind.",
+        "The model cannot know when to reason, and the server may show reasoning that should be hidden.",
+        "Use it in all answers or in none. Drop removes the rarer kind.",
     ),
     Rule(
         "refusals",
         _WARNING,
         Policy.WARN,
         Scope.ROWS,
-        "An answer refuses, or speaks of itself as an AI.",
-        "Leftovers of the model that wrote the data; the tuned model will refuse what it should do.",
-        "Read them: keep refusals that are meant, drop the rest.",
+        "An answer is a refusal, or describes itself as an AI.",
+        "These are left over from the model that generated the data; the tuned model will refuse valid requests.",
+        "Review them: keep intended refusals, drop the rest.",
     ),
     Rule(
         "languageMix",
         _NOTE,
         Policy.WARN,
         Scope.ROWS,
-        "An answer is neither in the language of most answers nor in that of its prompt.",
-        "The model will switch languages by itself.",
+        "An answer is neither in the language of most answers nor in the language of its prompt.",
+        "The model will switch languages unexpectedly.",
         "Translate the rows or drop them.",
     ),
     Rule(
@@ -301,7 +303,7 @@ RULES: tuple[Rule, ...] = (
         Policy.FAIL,
         Scope.ROWS,
         "A text contains a key, token or password of a known form.",
-        "A model repeats what it learned, to anyone who asks. The finding names the place, never the secret.",
+        "The model can reveal it to any user. The finding names the place, never the secret.",
         "Revoke the secret, remove it from the data, and run again.",
     ),
     Rule(
@@ -310,7 +312,7 @@ RULES: tuple[Rule, ...] = (
         Policy.WARN,
         Scope.ROWS,
         "A text contains an e-mail address, an international phone number, an IBAN, or the number of a payment card.",
-        "A model repeats what it learned; there may be no permission to train on it.",
+        "The model can reveal it, and training on it may not be permitted.",
         "Replace it with placeholders, or drop the rows.",
     ),
 )
@@ -324,23 +326,23 @@ def _ids(*scopes: Scope) -> list[str]:
 
 _KNOWN = (
     f"self.all(k, k in {_ids(*Scope)})",
-    f"dataset.checks knows the rules {', '.join(_ids(*Scope))}",
+    f"the rules of dataset.checks are {', '.join(_ids(*Scope))}",
 )
 _BROKEN = (
     f"self.all(k, !(k in {_ids(Scope.BROKEN)}) || self[k] in ['Drop', 'Fail'])",
-    f"{', '.join(_ids(Scope.BROKEN))} speak of rows that are no examples: write Drop or Fail",
+    f"{', '.join(_ids(Scope.BROKEN))} are about rows that are not valid examples: write Drop or Fail",
 )
 _WHOLE = (
     f"self.all(k, !(k in {_ids(Scope.WHOLE)}) || self[k] != 'Drop')",
-    f"{', '.join(_ids(Scope.WHOLE))} speak of the data as a whole, not of rows: write Warn, Fail or Ignore",
+    f"{', '.join(_ids(Scope.WHOLE))} are about the data as a whole, not about rows: write Warn, Fail or Ignore",
 )
 
 
 def _possible(chosen: dict[str, Policy]) -> dict[str, Policy]:
-    """The same three rules for run files that no API server has seen."""
+    """The same three rules for run files that were not validated by an API server."""
     for id, policy in chosen.items():
         if id not in BY_ID:
-            raise ValueError(f"{id!r} is no rule: {_KNOWN[1]}")
+            raise ValueError(f"{id!r} is not a rule: {_KNOWN[1]}")
         if policy not in ALLOWED[BY_ID[id].scope]:
             raise ValueError(f"{id} cannot be {policy}: write {', '.join(ALLOWED[BY_ID[id].scope])}")
     return chosen
@@ -354,5 +356,5 @@ Checks = Annotated[
 
 
 def policy(chosen: dict[str, Policy], id: str) -> Policy:
-    """What a job does about a rule."""
+    """The job's policy for a rule."""
     return chosen.get(id, BY_ID[id].default)

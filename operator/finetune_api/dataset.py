@@ -1,4 +1,4 @@
-"""The examples of a job: where they lie, how they are written, how they are split."""
+"""The examples of a job: their files, their format, and how they are split."""
 
 import enum
 from typing import Annotated
@@ -29,7 +29,7 @@ class Format(enum.StrEnum):
 
 
 class Split(model.Model):
-    """Held-out examples: of their own files, or a share of the training files, split by prompt so that none leaks."""
+    """Held-out examples: from separate files, or a fraction of the training files, split by prompt so that none leaks."""
 
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
@@ -41,8 +41,8 @@ class Split(model.Model):
         gt=0,
         le=0.5,
         json_schema_extra={"x-message": "must be above 0 and at most 0.5: write 0.1 for 10 %"},
-        description="The share of the training files' examples to hold out, above 0 and at most 0.5. Examples with "
-        "the same prompt stay on one side.",
+        description="The fraction of the training files' examples to hold out, above 0 and at most 0.5. Examples "
+        "with the same prompt stay in the same split.",
     )
     uris: UriList | None = Field(
         default=None, description="Files of held-out examples, in the same formats as dataset.train."
@@ -50,34 +50,34 @@ class Split(model.Model):
 
 
 class Dataset(model.Model):
-    """The examples: where they lie and how they are split."""
+    """The examples: their files, and how they are split."""
 
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
             (
                 "(has(self.validation.fraction) ? self.validation.fraction : 0.0)"
                 " + (has(self.test.fraction) ? self.test.fraction : 0.0) < 1.0",
-                "dataset.validation.fraction and dataset.test.fraction together must stay below 1, or nothing is "
-                "left to train on",
+                "dataset.validation.fraction and dataset.test.fraction together must be below 1, or nothing is left "
+                "to train on",
             ),
             (
                 "!has(self.test.uris) || self.test.uris.all(u, !(u in self.train))",
-                "dataset.test.uris must not name a file of dataset.train: the model would be scored on what it learned",
+                "dataset.test.uris must not name a file of dataset.train: the model would be evaluated on its "
+                "training data",
             ),
             (
                 "!has(self.validation.uris) || self.validation.uris.all(u, !(u in self.train))",
-                "dataset.validation.uris must not name a file of dataset.train: early stopping would watch what is "
-                "learned",
+                "dataset.validation.uris must not name a file of dataset.train: early stopping would use training data",
             ),
         )
     }
     format: Format = Field(
         default=Format.AUTO,
-        description="How the examples are written. Chat: a list `messages` of {role, content}, with `tools` and "
-        "`tool_calls` as OpenAI's API has them. PromptCompletion: "
-        "`prompt` and `completion`. Instruction: `instruction`, optional `input`, `output`. Text: `text`. Preference "
-        "(for training.objective DPO): `prompt`, `chosen` and `rejected`, as texts or as lists of messages; or `chosen` "
-        "and `rejected` alone, two chats that begin alike. Auto (the default) tells by the fields of the first example.",
+        description="The format of the examples. Chat: a list `messages` of {role, content}, with `tools` and "
+        "`tool_calls` as in OpenAI's API. PromptCompletion: `prompt` and `completion`. Instruction: "
+        "`instruction`, optional `input`, `output`. Text: `text`. Preference (for training.objective DPO): "
+        "`prompt`, `chosen` and `rejected`, as texts or as lists of messages; or `chosen` and `rejected` alone, "
+        "two chats with the same beginning. Auto (the default) chooses by the fields of the first example.",
     )
     train: UriList = Field(
         description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "
@@ -85,22 +85,22 @@ class Dataset(model.Model):
     )
     validation: Split = Field(
         default_factory=lambda: Split(fraction=0.05),
-        description="Examples that early stopping watches. Default: a fraction of 0.05 of the training files.",
+        description="Examples that early stopping uses. Default: a fraction of 0.05 of the training files.",
     )
     test: Split = Field(
         default_factory=lambda: Split(fraction=0.1),
-        description="Examples that the evaluation scores, never seen in training. Default: a fraction of 0.1 of the "
-        "training files.",
+        description="Held-out examples for the evaluation, never used in training. Default: a fraction of 0.1 of "
+        "the training files.",
     )
     minimum_examples: int = Field(
         default=200,
         ge=1,
         le=1_000_000_000,
-        description="Fewer training examples than this give the advice TooFewExamples. Default: 200.",
+        description="With fewer training examples than this, the advice is TooFewExamples. Default: 200.",
     )
     checks: data_checks.Checks = Field(
         default_factory=dict,
-        description="What to do about findings in the examples: a rule's id with Drop (leave the rows out), Warn (say so), "
-        "Fail (end the job with DatasetInvalid) or Ignore (do not look), for example {duplicates: Drop, secrets: Fail}. Every "
-        "rule has a default; docs/reference/checks.md lists them.",
+        description="What to do about findings in the examples: a rule's id with Drop (remove the rows), Warn "
+        "(report them), Fail (end the job with DatasetInvalid) or Ignore (skip the check), for example "
+        "{duplicates: Drop, secrets: Fail}. Every rule has a default; docs/reference/checks.md lists them.",
     )

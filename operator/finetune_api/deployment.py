@@ -9,13 +9,13 @@ from finetune_api.resources import Resources
 
 
 class Rollout(model.Model):
-    """How a new revision takes over."""
+    """How a new revision replaces the serving one."""
 
     strategy: Literal["BlueGreen", "Recreate"] = Field(
         default="BlueGreen",
-        description="BlueGreen (the default): the new revision starts beside the serving one and takes over when "
-        "verified. Recreate: the serving one is stopped first, for clusters without a spare GPU, and comes back when "
-        "the new one fails.",
+        description="BlueGreen (the default): the new revision starts beside the serving one and replaces it once "
+        "verified. Recreate: the serving one is stopped first, for clusters without a spare GPU, and is "
+        "restored if the new one fails.",
     )
 
 
@@ -23,14 +23,15 @@ class Deployment(model.Model):
     """The server of the tuned model: vLLM with its OpenAI-compatible API."""
 
     enabled: bool = Field(
-        default=True, description="Whether the model is served. Default: true; false ends the job with its report."
+        default=True,
+        description="Whether the model is served. Default: true; with false the job is complete after the evaluation.",
     )
     served_model_name: (
         Annotated[
             str,
             model.text(
                 r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$",
-                "must consist of letters, digits, '.', '_', '-' and '/', with a letter or digit at both ends",
+                "must consist of letters, digits, '.', '_', '-' and '/', and start and end with a letter or digit",
                 128,
             ),
         ]
@@ -39,17 +40,17 @@ class Deployment(model.Model):
         default=None,
         description="The name that clients send as `model`. Absent: the job's name.",
     )
-    replicas: int = Field(default=1, ge=1, le=1000, description="Pods of the server. Default: 1.")
-    resources: Resources = Field(default_factory=Resources, description="What each pod of the server needs.")
+    replicas: int = Field(default=1, ge=1, le=1000, description="Number of server pods. Default: 1.")
+    resources: Resources = Field(default_factory=Resources, description="What each server pod requests.")
     image: (
         Annotated[
             str,
-            model.text(r"^[a-z0-9][^\s]*$", "must be an image's reference, for example vllm/vllm-openai:v0.20.0", 512),
+            model.text(r"^[a-z0-9][^\s]*$", "must be an image reference, for example vllm/vllm-openai:v0.20.0", 512),
         ]
         | None
     ) = Field(
         default=None,
-        description="The server's image; it must run vLLM's OpenAI server. Absent: the image of the operator's "
+        description="The server's image; it must run vLLM's OpenAI server. Absent: the image from the operator's "
         "settings.",
     )
     extra_args: basemodel.Arguments = Field(
@@ -57,9 +58,9 @@ class Deployment(model.Model):
         description="Further arguments of vLLM, for example --max-model-len=4096. Arguments that the operator sets "
         "itself or that would open the server (such as --trust-remote-code) are refused.",
     )
-    rollout: Rollout = Field(default_factory=Rollout, description="How a new revision takes over.")
+    rollout: Rollout = Field(default_factory=Rollout, description="How a new revision replaces the serving one.")
     api_key_secret: model.Name | None = Field(
         default=None,
         description="The name of a Secret in the job's namespace whose key API_KEY clients must send as a bearer "
-        "token. Absent: the server asks for none.",
+        "token. Absent: no token is required.",
     )

@@ -1,4 +1,4 @@
-"""Exit codes of the trainer image. They are API: the operator decides by them whether an attempt is repeated."""
+"""Exit codes of the trainer image. They are API: the operator uses them to decide whether to retry an attempt."""
 
 import enum
 
@@ -7,14 +7,14 @@ class Exit(enum.IntEnum):
     """How a stage's process ended."""
 
     DONE = 0
-    """The stage ended well."""
+    """The stage succeeded."""
     INVALID = 2
-    """Bad configuration or data: another attempt would end the same, so there is none."""
+    """Invalid configuration or data: not retried, since another attempt would fail in the same way."""
     OUT_OF_MEMORY = 3
-    """Repeated once with half the micro-batch and the same effective batch."""
+    """Retried once with half the micro-batch and the same effective batch."""
     DIVERGED = 4
-    """The loss is not a number or exploded: another attempt would end the same, so there is none."""
+    """The loss diverged or is NaN: not retried, since another attempt would fail in the same way."""
     STORAGE = 5
-    """S3 could not be reached for longer than the stage's patience: repeated with growing pauses."""
+    """S3 was unreachable for longer than the stage's timeout: retried with growing pauses."""
     STOPPED = 143
     """SIGTERM: a checkpoint was saved first; the next attempt resumes from it."""

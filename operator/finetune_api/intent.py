@@ -1,4 +1,4 @@
-"""Why a job exists: read by the advice that preflight gives, and the prompt that the tuned model has to beat."""
+"""The goals of a job, which preflight's advice uses, and the prompt that the tuned model has to beat."""
 
 import enum
 
@@ -36,54 +36,55 @@ class ChangeFrequency(enum.StrEnum):
 
 
 class Prompt(model.Model):
-    """What is used today: the baseline to beat."""
+    """The prompt in use today: the baseline to beat."""
 
     system: str | None = Field(
         default=None,
         min_length=1,
         max_length=32_768,
-        description="The system prompt in use today. The contenders Prompt and FewShot get it in place of the examples' own "
-        "system turn; the tuned model is asked as the examples are written. Absent: there is no contender Prompt.",
+        description="The system prompt in use today. The contenders Prompt and FewShot get it in place of the "
+        "examples' own system turn; the tuned model gets the examples unchanged. Absent: there is no contender "
+        "Prompt.",
     )
     few_shot: int = Field(
         default=3,
         ge=0,
         le=64,
-        description="How many examples of the training split the contender FewShot sees before each question, chosen by the "
-        "seed. 0: there is no such contender. Default: 3.",
+        description="How many examples of the training split the contender FewShot gets before each question, "
+        "chosen by the seed. 0: there is no such contender. Default: 3.",
     )
 
 
 class Intent(model.Model):
-    """Why the job exists; the advisor reads it."""
+    """The goals of the job, which the advisor uses."""
 
     goals: list[Goal] = Field(
         default_factory=list,
         max_length=8,
-        description="What the tuned model shall be better at. Style, Format, Domain, Cost, TokenReduction and Consistency are "
-        "what fine-tuning is for. Knowledge (fresh facts) and GeneralCapability are not: the advice then says what to do "
-        "instead. Empty: not said.",
+        description="What the tuned model should be better at. Style, Format, Domain, Cost, TokenReduction and "
+        "Consistency are suitable goals. Knowledge (new facts) and GeneralCapability are not: the advice then "
+        "says what to do instead. Empty: not stated.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    prompt: Prompt = Field(default_factory=Prompt, description="What is used today: the baseline to beat.")
+    prompt: Prompt = Field(default_factory=Prompt, description="The prompt in use today: the baseline to beat.")
     change_frequency: ChangeFrequency = Field(
         default=ChangeFrequency.RARELY,
-        description="How often the requirements change: Rarely, Monthly, Weekly or Daily. What changes faster than a model can "
-        "be trained and measured belongs into a prompt. Default: Rarely.",
+        description="How often the requirements change: Rarely, Monthly, Weekly or Daily. Requirements that change "
+        "faster than a model can be trained and evaluated belong in a prompt. Default: Rarely.",
     )
     advice: Advice = Field(
         default=Advice.WARN,
-        description="What to do when fine-tuning looks like the wrong tool: too few examples, goals that it does not reach, "
-        "or a prompt that passes the gates already. Enforce: stop before the training takes a GPU. Warn: say so and go on. "
-        "Ignore: say nothing, and measure no baseline before training. Default: Warn.",
+        description="What to do when fine-tuning looks like the wrong tool: too few examples, unsuitable goals, or "
+        "a prompt that already passes the gates. Enforce: stop before training requests a GPU. Warn: show the "
+        "advice and continue. Ignore: give no advice, and measure no baseline before training. Default: Warn.",
     )
 
     @property
     def content_with_a_prompt(self) -> bool:
-        """Whether the job shall end when a prompt passes the gates: not where it wants what a prompt cannot give."""
+        """Whether the job ends when a prompt passes the gates: not if a goal is one that a prompt cannot reach."""
         return self.advice is Advice.ENFORCE and not self.wants_more
 
     @property
     def wants_more(self) -> bool:
-        """Whether a goal is left that a prompt which passes the gates has not reached with that."""
+        """Whether there is a goal that a prompt has not reached by passing the gates."""
         return any(goal in NOT_OF_PROMPTS for goal in self.goals)

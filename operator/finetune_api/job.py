@@ -1,6 +1,6 @@
-"""FineTuneJob: what a user asks for. Validation is schema and CEL, so that the API server refuses mistakes at once.
+"""FineTuneJob: what a user requests. Validation is schema and CEL, so that the API server refuses mistakes at once.
 
-Each part of the spec is a module of its own; they are all at hand here, as `job.Training`, `job.Dataset` and so on.
+Each part of the spec is a module of its own; all are available here, as `job.Training`, `job.Dataset` and so on.
 """
 
 from typing import Any
@@ -94,11 +94,11 @@ __all__ = [
 ]
 
 MAXIMUM_NAME = 40
-"""Longest metadata.name: children append revision, stage and attempt, and Kubernetes names end at 63 characters."""
+"""Longest metadata.name: children append revision, stage and attempt, and Kubernetes names have at most 63 characters."""
 
 
 class FineTuneJobSpec(model.Model):
-    """One job from data to a served, measured model."""
+    """One job from data to an evaluated, served model."""
 
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
@@ -122,42 +122,44 @@ class FineTuneJobSpec(model.Model):
             ),
             (
                 "self.training.batchSize >= self.resources.nodes * (self.resources.gpus > 0 ? self.resources.gpus : 1)",
-                "training.batchSize must be at least resources.nodes times resources.gpus, one example of each step for "
-                "every GPU: raise it, or take fewer",
+                "training.batchSize must be at least resources.nodes times resources.gpus, one example per step for "
+                "every GPU: raise it, or use fewer GPUs",
             ),
         )
     }
-    intent: Intent = Field(default_factory=Intent, description="Why the job exists, and how strict advice is.")
+    intent: Intent = Field(
+        default_factory=Intent, description="Goals of the job, the current prompt, and how strictly advice is applied."
+    )
     base_model: BaseModelReference = Field(description="The model to start from: exactly one of name and source.")
     dataset: Dataset = Field(description="The examples.")
-    storage: Storage = Field(description="Where results go, and how S3 is reached.")
+    storage: Storage = Field(description="Where results are written, and how S3 is reached.")
     training: Training = Field(default_factory=Training, description="How the adapter is trained.")
     resources: TrainingResources = Field(
-        default_factory=TrainingResources, description="What the training needs: its pods, and each of them."
+        default_factory=TrainingResources, description="Number, resources and placement of the training pods."
     )
     evaluation: Evaluation = Field(
         default_factory=Evaluation,
-        description="How the tuned model is compared with its baselines, and what it must reach.",
+        description="How the tuned model is compared with its baselines, and the gates that it must pass.",
     )
     deployment: Deployment = Field(default_factory=Deployment, description="How the tuned model is served.")
     suspend: bool = Field(
         default=False,
-        description="true stops the running stage, keeping its checkpoints; false resumes. A model that serves goes "
-        "on serving.",
+        description="true stops the running stage and keeps its checkpoints; false resumes it. A model that serves "
+        "is not affected.",
     )
     active_deadline_seconds: int = Field(
         default=86_400,
         ge=1,
         le=31_536_000,
-        description="Seconds that a revision may take from its start to its end, waiting included, suspension and the time "
-        "in a queue (resources.queueName) not. Default: 86400.",
+        description="Seconds that a revision may take from start to end. Waiting is included; suspension and the "
+        "time in a queue (resources.queueName) are not. Default: 86400.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
         ge=0,
         le=315_360_000,
-        description="Seconds after which a Complete or Failed job is deleted; never one that serves. Its files in S3 "
-        "stay. Absent: never.",
+        description="Seconds after which a Complete or Failed job is deleted. A job that serves is never deleted, "
+        "and files in S3 stay. Absent: never.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a job's files lie in S3, below `<output>/<namespace>/<name>/<revision>/`.
+"""Where a job's files are in S3, below `<output>/<namespace>/<name>/<revision>/`.
 
 A folder is complete when it holds `manifest.json`, which is written last and lists every other file with size and
 sha256.
@@ -28,17 +28,17 @@ class Layout:
 
     @property
     def data(self) -> str:
-        """Folder of the frozen split that preflight wrote: train, validation and test, one JSON line an example, and
-        corpus/train and corpus/validation, the same as token ids."""
+        """Folder of the frozen split that preflight wrote: train, validation and test, one JSON line per example, and
+        corpus/train and corpus/validation with their token ids."""
         return f"{self.root}/data"
 
     def baseline(self, evaluation_hash: str) -> str:
-        """Folder of results.json and samples.jsonl of what a prompt alone reaches."""
+        """Folder of results.json and samples.jsonl of the baseline before training."""
         return f"{self.root}/baseline/{evaluation_hash}"
 
     @property
     def checkpoints(self) -> str:
-        """Folder of checkpoints, one folder a step."""
+        """Folder of checkpoints, one folder per step."""
         return f"{self.root}/checkpoints"
 
     def checkpoint(self, step: int) -> str:

@@ -1,6 +1,6 @@
-"""Every Prometheus metric of ours: what operator and trainer export, and what the documentation and dashboards speak of.
+"""All Prometheus metrics of operator and trainer, and those of vLLM that documentation and dashboards use.
 
-One set: what is said of a job carries the labels of JOB, whoever says it. Values of labels are names and words of the
+All metrics of a job have the labels of JOB, whichever component exports them. Label values are names and constants of the
 contract, never numbers or texts that grow with the data, and a job's series end with the job.
 """
 
@@ -8,10 +8,10 @@ import dataclasses
 import enum
 
 JOB = ("namespace", "finetunejob", "revision", "stage")
-"""Labels of everything that is said of a job; scrape rules put the same ones onto the series of vLLM."""
+"""Labels of all metrics of a job; scrape rules add the same labels to vLLM's series."""
 
 SERVE = "serve"
-"""The value of `stage` for what serves, which is no stage of its own in the API."""
+"""The value of `stage` for servers, which are not a stage in the API."""
 
 
 class Kind(enum.StrEnum):
@@ -33,7 +33,7 @@ class Metric:
 
     @property
     def family(self) -> str:
-        """The name by which Prometheus' Python client makes it."""
+        """Its name in Prometheus' Python client."""
         return self.name.removesuffix("_total")
 
 
@@ -45,13 +45,13 @@ def _counter(name: str, unit: str, help_: str, *labels: str) -> Metric:
     return Metric(name, Kind.COUNTER, unit, help_, labels)
 
 
-# --- the operator at work: counted since its process began ---
+# --- the operator itself: counted since its process started ---
 
 STAGE_DURATION = Metric(
     "finetune_stage_duration_seconds",
     Kind.HISTOGRAM,
     "seconds",
-    "Time from the creation of a stage's Job to its end, waiting for a node included.",
+    "Time from the creation of a stage's Job to its end, including waiting for a node.",
     ("stage", "result"),
     (5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600),
 )
@@ -64,43 +64,44 @@ QUEUE_WAIT = Metric(
     ("stage",),
     (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600),
 )
-RETRIES = _counter("finetune_retries_total", "attempts", "Attempts that failed and are repeated.", "stage", "reason")
+RETRIES = _counter("finetune_retries_total", "attempts", "Attempts that failed and are retried.", "stage", "reason")
 RECONCILE_DURATION = Metric(
     "finetune_reconcile_duration_seconds",
     Kind.HISTOGRAM,
     "seconds",
-    "Time of one reconcile of one job, its requests to the API server included.",
+    "Duration of one reconcile of one job, including its requests to the API server.",
     (),
     (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
 RECONCILE_ERRORS = _counter(
     "finetune_reconcile_errors_total",
     "reconciles",
-    "Reconciles that failed and are repeated: refused or unreachable by the API server, or a defect of the operator.",
+    "Reconciles that failed and are retried: refused by the API server, API server unreachable, or a defect in the "
+    "operator.",
     "kind",
 )
-LEADER = _gauge("finetune_leader", "0 or 1", "1 on the replica that reconciles, 0 on those that stand by.")
-FLEET = _gauge("finetune_jobs", "jobs", "FineTuneJobs by phase; on the replica that reconciles.", "phase")
+LEADER = _gauge("finetune_leader", "0 or 1", "1 on the leader, 0 on standby replicas.")
+FLEET = _gauge("finetune_jobs", "jobs", "FineTuneJobs by phase; on the leader.", "phase")
 
 OPERATOR = (STAGE_DURATION, QUEUE_WAIT, RETRIES, RECONCILE_DURATION, RECONCILE_ERRORS, LEADER, FLEET)
 
-# --- each job, as its status has it: exported by the operator for as long as the job exists ---
+# --- each job, from its status: exported by the operator for as long as the job exists ---
 
 STATUS = _gauge(
     "finetune_job_status",
     "always 1",
-    "The job's phase, the stage that is under way, and the reason of its Ready condition.",
+    "The job's phase, its current stage, and the reason of its Ready condition.",
     *JOB,
     "phase",
     "reason",
 )
 START = _gauge(
-    "finetune_job_start_timestamp_seconds", "Unix time", "When the revision began, or was resumed.", *JOB[:3]
+    "finetune_job_start_timestamp_seconds", "Unix time", "When the revision started or was resumed.", *JOB[:3]
 )
 COMPLETION = _gauge(
-    "finetune_job_completion_timestamp_seconds", "Unix time", "When the revision ended, well or badly.", *JOB[:3]
+    "finetune_job_completion_timestamp_seconds", "Unix time", "When the revision ended, successfully or not.", *JOB[:3]
 )
-PROGRESS = _gauge("finetune_job_progress_ratio", "0 to 1", "Share of the optimizer steps that are done.", *JOB)
+PROGRESS = _gauge("finetune_job_progress_ratio", "0 to 1", "Share of the planned optimizer steps done.", *JOB)
 STEPS = _gauge("finetune_job_steps", "steps", "Optimizer steps done.", *JOB)
 PLANNED_STEPS = _gauge("finetune_job_planned_steps", "steps", "Optimizer steps planned.", *JOB)
 EPOCHS = _gauge("finetune_job_epochs", "epochs", "Passes over the training data done.", *JOB)
@@ -117,20 +118,18 @@ CHECKPOINT_TIME = _gauge(
 EVALUATION = _gauge(
     "finetune_job_evaluation_value",
     "the metric's own",
-    "A metric of the evaluation for one contender (Base, Tuned, ...), on examples that training never saw.",
+    "A metric of the evaluation for one contender (Base, Tuned, ...), on held-out test examples.",
     *JOB,
     "metric",
     "contender",
 )
 PASSED = _gauge("finetune_job_evaluation_passed", "0 or 1", "Whether every gate of the evaluation passed.", *JOB)
-REPLICAS = _gauge("finetune_job_replicas", "pods", "Servers that are asked for, of the revision that serves.", *JOB)
-READY_REPLICAS = _gauge(
-    "finetune_job_ready_replicas", "pods", "Servers that are ready, of the revision that serves.", *JOB
-)
+REPLICAS = _gauge("finetune_job_replicas", "pods", "Server pods requested for the serving revision.", *JOB)
+READY_REPLICAS = _gauge("finetune_job_ready_replicas", "pods", "Ready server pods of the serving revision.", *JOB)
 SERVED_SPEED = _gauge(
     "finetune_job_verified_tokens_per_second",
     "tokens per second",
-    "Speed of one request when the serving release was verified.",
+    "Speed of a single request during verification of the serving release.",
     *JOB,
 )
 GPUS = _gauge(
@@ -139,14 +138,14 @@ GPUS = _gauge(
 GPU_SECONDS = _counter(
     "finetune_job_gpu_seconds_total",
     "GPU-seconds",
-    "GPU time that the pods of all stages, attempts and revisions held, from their placement to their end; serving is "
-    "not counted.",
+    "GPU time held by the pods of all stages, attempts and revisions, from scheduling to their end; serving is not "
+    "counted.",
     *JOB[:2],
 )
 COST = _counter(
     "finetune_job_cost_total",
     "the currency",
-    "Price of that GPU time, by the pricePerHour of each GPU type.",
+    "Cost of that GPU time, by the pricePerHour of each GPU type.",
     *JOB[:2],
     "currency",
 )
@@ -175,7 +174,7 @@ JOBS = (
     COST,
 )
 
-# --- a stage's pod: exported by the trainer for as long as the pod runs, at every step ---
+# --- a stage's pod: exported by the trainer while the pod runs, updated at every step ---
 
 
 def _trainer(name: str, unit: str, help_: str) -> Metric:
@@ -183,7 +182,7 @@ def _trainer(name: str, unit: str, help_: str) -> Metric:
 
 
 TRAINER = {
-    "progress_ratio": _trainer("progress_ratio", "0 to 1", "Share of the stage's work that is done."),
+    "progress_ratio": _trainer("progress_ratio", "0 to 1", "Share of the stage's work done."),
     "step": _trainer("step", "steps", "Optimizer steps done."),
     "total_steps": _trainer("total_steps", "steps", "Optimizer steps planned."),
     "epoch": _trainer("epoch", "epochs", "Passes over the training data done."),
@@ -195,20 +194,21 @@ TRAINER = {
     "eta_seconds": _trainer("eta_seconds", "seconds", "Estimated time until training ends."),
     "memory_bytes": _trainer("memory_bytes", "bytes", "Peak memory of the GPU, or of the process on a CPU."),
 }
-"""Key: what the training loop calls it."""
+"""Key: its name in the training loop."""
 
-# --- vLLM's own, which the serving dashboard and the alerts read ---
+# --- vLLM's metrics that the serving dashboard and the alerts use ---
 
 VLLM = (
-    _gauge("vllm:num_requests_running", "requests", "Requests that are being answered."),
-    _gauge("vllm:num_requests_waiting", "requests", "Requests that wait for a place in a batch."),
-    _gauge("vllm:kv_cache_usage_perc", "0 to 1", "Share of the KV cache that is in use."),
-    _counter("vllm:prefix_cache_queries_total", "tokens", "Tokens of prompts that were looked for in the prefix cache."),
-    _counter("vllm:prefix_cache_hits_total", "tokens", "Those that were found there, and not computed again."),
-    _counter("vllm:prompt_tokens_total", "tokens", "Tokens of prompts that were read."),
-    _counter("vllm:generation_tokens_total", "tokens", "Tokens that were written."),
+    _gauge("vllm:num_requests_running", "requests", "Requests being processed."),
+    _gauge("vllm:num_requests_waiting", "requests", "Requests waiting to be scheduled."),
+    _gauge("vllm:kv_cache_usage_perc", "0 to 1", "Share of the KV cache in use."),
+    _counter("vllm:prefix_cache_queries_total", "tokens", "Prompt tokens looked up in the prefix cache."),
+    _counter("vllm:prefix_cache_hits_total", "tokens", "Prompt tokens found in the prefix cache, and not computed "
+                                                       "again."),
+    _counter("vllm:prompt_tokens_total", "tokens", "Prompt tokens processed."),
+    _counter("vllm:generation_tokens_total", "tokens", "Tokens generated."),
     _counter(
-        "vllm:request_success_total", "requests", "Requests that were answered, by the reason why they ended.",
+        "vllm:request_success_total", "requests", "Completed requests, by the reason why they ended.",
         "finished_reason",
     ),
     Metric(

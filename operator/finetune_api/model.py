@@ -24,7 +24,8 @@ def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
 
 
 def text(pattern: str, message: str, max_length: int) -> Any:
-    """A string of this pattern. What does not match is refused with the message: quoting a pattern helps nobody."""
+    """A string of this pattern. A string that does not match is refused with the message, which is easier to read than the
+    pattern."""
     return pydantic.Field(pattern=pattern, max_length=max_length, json_schema_extra={"x-message": message})
 
 
@@ -32,8 +33,8 @@ Name = Annotated[
     str,
     text(
         r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
-        "must be the name of a Kubernetes object: lower-case letters, digits, '-' and '.', a letter or digit at both "
-        "ends",
+        "must be the name of a Kubernetes object: lower-case letters, digits, '-' and '.', starting and ending with "
+        "a letter or digit",
         253,
     ),
 ]

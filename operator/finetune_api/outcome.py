@@ -1,4 +1,4 @@
-"""What a stage's pod answers: its termination message (at most 4 KiB) and, while it trains, its progress."""
+"""The result of a stage's pod: its termination message (at most 4 KiB) and, during training, its progress."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Verification(status.Reported):
 
 
 class Outcome(status.Reported):
-    """How a stage ended. `reason` is set when it failed, or, for preflight, when advice ends the job."""
+    """How a stage ended. `reason` is set when it failed, or, for preflight, when the advice ends the job."""
 
     stage: reasons.Stage | Literal["fetch"] = Field(description="The stage, or the server's init container.")
     reason: reasons.Reason | None = None
@@ -59,7 +59,7 @@ class Outcome(status.Reported):
         return text
 
 
-# What is shortened first, and down to what length; the kubelet would cut the JSON in the middle.
+# What is shortened, in this order and down to which length; the kubelet would truncate the JSON in the middle.
 _Path = tuple[str | int, ...]
 _SHORTENED: tuple[tuple[_Path, int], ...] = (
     (("preflight", "findings"), 8),

@@ -1,4 +1,4 @@
-"""What pods need: GPUs, CPU and memory, and where they may run."""
+"""What pods request: GPUs, CPU and memory, and which nodes they may run on."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from finetune_api import model
 
 
 def _quantity(value: Any) -> Any:
-    """`cpu: 4` is as good as `cpu: "4"`; everything else is left to the schema."""
+    """`cpu: 4` means the same as `cpu: "4"`; everything else is left to the schema."""
     return str(value) if type(value) is int else value
 
 
@@ -43,7 +43,9 @@ _LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)"
 LabelValue = Annotated[
     str,
     model.text(
-        f"^{_LABEL}?$", "must be a label's value: letters, digits, '-', '_' and '.', a letter or digit at both ends", 63
+        f"^{_LABEL}?$",
+        "must be a label value: letters, digits, '-', '_' and '.', starting and ending with a letter or digit",
+        63,
     ),
 ]
 Labels = Annotated[
@@ -53,7 +55,7 @@ Labels = Annotated[
         json_schema_extra=model.rules(
             (
                 f"self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_LABEL}$'))",
-                "every key must be a label's name, for example kubernetes.io/arch",
+                "every key must be a label name, for example kubernetes.io/arch",
             )
         ),
     ),
@@ -74,7 +76,10 @@ class Toleration(model.Model):
         )
     }
     key: str | None = Field(
-        default=None, min_length=1, max_length=317, description="The taint's key; absent with Exists: every taint."
+        default=None,
+        min_length=1,
+        max_length=317,
+        description="The taint's key. Absent, with operator Exists: every taint.",
     )
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Exists or Equal. Default: Equal.")
     value: LabelValue | None = Field(default=None, description="The taint's value, for Equal.")
@@ -82,7 +87,7 @@ class Toleration(model.Model):
         default=None, description="The taint's effect; absent: all effects."
     )
     toleration_seconds: int | None = Field(
-        default=None, description="For NoExecute: how many seconds the pod stays. Absent: for good."
+        default=None, description="For NoExecute: how many seconds the pod stays on the node. Absent: forever."
     )
 
 
@@ -94,13 +99,13 @@ class Requests(model.Model):
     )
     memory: Quantity | None = Field(
         default=None,
-        description="Memory requested, for example 32Gi. It is also the limit, so that the node stays safe.",
+        description="Memory requested, for example 32Gi. It is also the limit, which protects the node.",
         json_schema_extra=_MEMORY,
     )
 
 
 class Resources(model.Model):
-    """What the pods of a stage need."""
+    """What each pod requests."""
 
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
@@ -114,51 +119,54 @@ class Resources(model.Model):
         default=1,
         ge=0,
         le=16,
-        description="GPUs of a pod; 0 runs on the CPU. Training runs one process on each, a server splits its model over "
-        "them, an evaluation uses one. Default: 1.",
+        description="GPUs per pod; 0 runs on the CPU. Training runs one process per GPU, a server splits its model "
+        "over them, an evaluation uses one. Default: 1.",
     )
     gpu_type: (
         Annotated[
-            str, model.text(f"^{_LABEL}$", "must be a GPU type of the operator's settings, for example nvidia-l4", 63)
+            str, model.text(f"^{_LABEL}$", "must be a GPU type from the operator's settings, for example nvidia-l4", 63)
         ]
         | None
     ) = Field(
         default=None,
-        description="A GPU type of the operator's settings, for example nvidia-l4; it stands for a node selector and "
+        description="A GPU type from the operator's settings, for example nvidia-l4, which adds a node selector and "
         "tolerations. Absent: any GPU.",
     )
     requests: Requests = Field(default_factory=Requests, description="CPU and memory requests.")
     node_selector: Labels = Field(
-        default_factory=dict, description="Labels that a node must have, besides those of the gpuType."
+        default_factory=dict, description="Labels that a node must have, in addition to those of the gpuType."
     )
     tolerations: list[Toleration] = Field(
-        default_factory=list, max_length=32, description="Taints that the pods tolerate, besides those of the gpuType."
+        default_factory=list,
+        max_length=32,
+        description="Taints that the pods tolerate, in addition to those of the gpuType.",
     )
     priority_class_name: model.Name | None = Field(default=None, description="The PriorityClass of the pods.")
 
 
 class TrainingResources(Resources):
-    """What the pods of the training stage need: `nodes` of them, all alike."""
+    """What the pods of the training stage request: `nodes` identical pods."""
 
     nodes: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Pods that train together, each with these gpus and requests; training begins when all of them have a "
-        "place. Every other stage has one pod. Default: 1.",
+        description="Pods that train together, each with these gpus and requests; training starts when all of them "
+        "are running. Every other stage has one pod. Default: 1.",
     )
     queue_name: (
         Annotated[
             str,
             model.text(
                 r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
-                "must be the name of a LocalQueue: lower-case letters, digits, '-' and '.', a letter or digit at both ends",
+                "must be the name of a LocalQueue: lower-case letters, digits, '-' and '.', starting and ending "
+                "with a letter or digit",
                 63,
             ),
         ]
         | None
     ) = Field(
         default=None,
-        description="The LocalQueue of Kueue, in the job's namespace, in which baseline, training and evaluation wait for "
-        "their quota. Preflight and verification never wait; the server is not queued. Absent: no queue.",
+        description="The LocalQueue of Kueue, in the job's namespace, in which baseline, training and evaluation "
+        "wait for their quota. Preflight, verification and the server are not queued. Absent: no queue.",
     )

@@ -1,7 +1,7 @@
-"""What a revision is made from and named by, and its run file: one code for the operator and for runs without a cluster.
+"""What a revision consists of, its name, and its run file: shared by the operator and runs without a cluster.
 
-    spec -> inputs (sections) -> `training`, the revision's hash; `evaluation`, how it is judged
-    spec + resolved base model -> `run_of`, the run file of its stages
+spec -> inputs (sections) -> `training`, the revision's hash; `evaluation`, the hash of its evaluation spec + resolved base
+model -> `run_of`, the run file of its stages
 
 Pure. What an edit means, against the record of an earlier reconcile, is the operator's: `finetune_operator.revisions`.
 """
@@ -15,14 +15,14 @@ from typing import Any
 from finetune_api import basemodel, job, run
 
 RUN_ANNOTATION = "finetune.dev/run"
-"""Any new value asks for a fresh run with the same spec."""
+"""Any new value requests a new run with the same spec."""
 
 TRAINING = "training"
 PREFLIGHT = "preflight"
 EVALUATION = "evaluation"
 RELEASE = "release"
 ENVIRONMENT = "environment"
-"""Where and with what the stages run: changes no result, but an edit gives a failed stage another try."""
+"""Where and with which resources the stages run: changes no result, but an edit retries a failed stage."""
 BASE_MODEL = "baseModel"
 
 
@@ -32,9 +32,9 @@ def digest(value: Any, length: int = 64) -> str:
 
 
 def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = False) -> dict[str, dict[str, Any]]:
-    """The spec, sorted into the sections that decide what must be done again. Absent fields are recorded as null.
+    """The spec, sorted into the sections that decide which stages run again. Absent fields are recorded as null.
 
-    `chosen`: without the fields that have their default; what is left of an empty part is null or empty.
+    `chosen`: without the fields that have their default; an empty part becomes null or empty.
     """
     whole: dict[str, Any] = collections.defaultdict(
         dict, spec.model_dump(mode="json", by_alias=True, exclude_defaults=chosen)
@@ -86,17 +86,17 @@ def field_of(section: str, path: str) -> str:
 
 
 def training_hash(sections: Mapping[str, Any]) -> str:
-    """Names a revision: all that shapes the weights."""
+    """The name of a revision: a hash of everything that affects the weights."""
     return digest(sections[TRAINING], 8)
 
 
 def evaluation_hash(sections: Mapping[str, Any]) -> str:
-    """Names an evaluation of a revision."""
+    """The name of an evaluation of a revision."""
     return digest(sections[EVALUATION], 8)
 
 
 def resolve(reference: job.BaseModelReference, entry: basemodel.BaseModelSpec | None) -> run.ResolvedBaseModel | None:
-    """The base model that a reference means; None when the catalogue lacks it."""
+    """The base model that a reference resolves to; None when the catalogue lacks it."""
     if reference.source is not None:
         name = reference.source.rstrip("/").rsplit("/", 1)[-1].lower()
         return run.ResolvedBaseModel(name=name, source=reference.source, revision=reference.revision)
@@ -128,7 +128,7 @@ def run_of(
     progress_config_map: str | None = None,
     uid: str | None = None,
 ) -> run.Run:
-    """The run file of a revision. memory, price and currency: what is known of the accelerators, see `run.Run`."""
+    """The run file of a revision. For memory, price and currency see `run.Run`."""
     made = run.Run(
         name=name,
         namespace=namespace,

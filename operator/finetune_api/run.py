@@ -1,4 +1,4 @@
-"""The run file: all that a stage's pod needs to know, as JSON. The operator writes it, the trainer image reads it.
+"""The run file: all inputs of a stage's pod, as JSON. The operator writes it, the trainer image reads it.
 
 It works without Kubernetes too: write one by hand, with file:// URIs instead of s3://, and start the stages one by one.
 """
@@ -25,14 +25,14 @@ PROGRESS_BYTES = 4096
 """A longer report is not read."""
 
 SERVER_PORT = 8000
-"""Port of vLLM, and of the Service before it."""
+"""Port of vLLM and of its Service."""
 
 RENDEZVOUS_PORT = 29500
-"""Port at which the first of several training pods is found by the others."""
+"""Port of the first of several training pods, to which the others connect."""
 
 NODES, NODE, RENDEZVOUS = "FINETUNE_NODES", "FINETUNE_NODE", "FINETUNE_RENDEZVOUS"
-"""Environment of training pods that work together: how many they are, which one this is (from 0), and host:port of the first.
-Absent for a single pod. The run file speaks of the spec, these of the attempt that was started."""
+"""Environment of the pods of a multi-node training: their number, the index of this one (from 0), and host:port of the first.
+Absent for a single pod. The run file describes the spec, these the current attempt."""
 
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
@@ -42,16 +42,16 @@ PROGRESS_KEY = "progress.json"
 
 
 class ResolvedBaseModel(model.Model):
-    """The base model as the catalogue or the job's own source gave it."""
+    """The base model, resolved from the catalogue or the job's own source."""
 
-    name: str = Field(description="The name it is served under, and the adapter's base_model_name_or_path.")
+    name: str = Field(description="The name under which it is served, and the adapter's base_model_name_or_path.")
     source: basemodel.Source
     revision: str | None = None
     parameters: int | None = None
     architecture: basemodel.Architecture | None = None
     access_token_secret: str | None = None
-    extra_args: list[str] = Field(default_factory=list, description="Arguments of vLLM that the catalogue gives.")
-    learning_rate: float | None = Field(default=None, description="The catalogue's default for jobs that name none.")
+    extra_args: list[str] = Field(default_factory=list, description="Arguments of vLLM from the catalogue.")
+    learning_rate: float | None = Field(default=None, description="The catalogue's default for jobs that set none.")
 
 
 class Run(model.Model):
@@ -61,7 +61,8 @@ class Run(model.Model):
     namespace: str
     uid: str | None = Field(
         default=None,
-        description="Of the job: one of the same name that was made later has another. Absent outside a cluster.",
+        description="The job's uid, which differs from that of a later job with the same name. Absent outside a "
+        "cluster.",
     )
     revision: str
     evaluation_hash: str
@@ -69,17 +70,21 @@ class Run(model.Model):
     base_model: ResolvedBaseModel
     dataset: job.Dataset
     storage: job.Storage
-    training: job.Training = Field(description="As in the spec; baseModel.learningRate counts where it names none.")
+    training: job.Training = Field(
+        description="As in the spec; baseModel.learningRate applies if it sets no learning rate."
+    )
     evaluation: job.Evaluation = Field(default_factory=job.Evaluation)
     gpus: int = Field(default=0, description="GPUs of each training pod; the trainer runs one process on each.")
-    nodes: int = Field(default=1, description="Pods that the spec wants for training; an attempt knows its own number.")
+    nodes: int = Field(
+        default=1, description="Training pods by the spec; the number of an attempt is in its environment."
+    )
     memory: job.Quantity | None = Field(
         default=None,
-        description="Memory that training may use: of each GPU by its gpuType, or of a pod on CPUs; absent: unknown.",
+        description="Memory that training may use: per GPU by its gpuType, or per pod on CPUs. Absent: unknown.",
     )
     gpu_type: str | None = Field(default=None, description="resources.gpuType of the training.")
     price_per_gpu_hour: float | None = Field(
-        default=None, description="The chart's price of that type; absent: unknown."
+        default=None, description="The chart's price of that type. Absent: unknown."
     )
     currency: str = Field(default="USD", description="The currency of the price.")
     served_model_name: str

@@ -1,4 +1,4 @@
-"""The structural OpenAPI v3 schemas of both kinds, from the pydantic models: what the API server checks and fills by itself.
+"""The structural OpenAPI v3 schemas of both kinds, from the pydantic models: what the API server checks and defaults.
 
 The models are the single source. Types, ranges, enumerations, defaults and CEL rules are written into the schema here; nothing
 else states them a second time. `finetune validate` checks manifests by the same schemas; hack/generate makes the CRDs of them.
@@ -20,14 +20,14 @@ _DROPPED = frozenset({"title", "$defs"})
 
 
 class _Generator(json_schema.GenerateJsonSchema):
-    """JSON Schema with the defaults of default factories too, as far as they say anything."""
+    """JSON Schema with the non-empty defaults of default factories."""
 
     def get_default_value(self, schema: Any) -> Any:
         factory = schema.get("default_factory")
         if factory is None or schema.get("default_factory_takes_data"):
             return super().get_default_value(schema)
         value = factory()
-        # Only what the factory sets: what it leaves open is filled by the defaults of the fields below.
+        # Only what the factory sets: the rest is filled by the defaults of the nested fields.
         return (
             value.model_dump(mode="json", by_alias=True, exclude_unset=True)
             if isinstance(value, pydantic.BaseModel)
@@ -36,13 +36,13 @@ class _Generator(json_schema.GenerateJsonSchema):
 
 
 def schema_of(model: type[pydantic.BaseModel]) -> Schema:
-    """The structural OpenAPI v3 schema of a model: every $ref inlined, defaults filled where they fill something."""
+    """The structural OpenAPI v3 schema of a model: every $ref inlined, defaults only where they have an effect."""
     generated = model.model_json_schema(by_alias=True, schema_generator=_Generator)
     return _structural(generated, generated.get("$defs", {}))
 
 
 def _structural(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:
-    """A JSON Schema node as a structural schema node; `definitions` are what its $refs point to."""
+    """A JSON Schema node as a structural schema node; `definitions` are the targets of its $refs."""
     node = _worded(_merged(node, definitions))
     schema: Schema = {}
     for key, value in node.items():
@@ -72,7 +72,7 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> S
 
 
 def _merged(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schema:
-    """The node with its $ref followed and `X | None` reduced to X: what stands beside the reference wins."""
+    """The node with its $ref resolved and `X | None` reduced to X: keys beside the reference win."""
     beside = {key: value for key, value in node.items() if key not in ("$ref", "anyOf")}
     if "$ref" in node:
         inner = _merged(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
@@ -90,9 +90,9 @@ def _merged(node: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Schem
 
 
 def _worded(node: Schema) -> Schema:
-    """The node with its pattern or bounds as a rule with the model's own message, where it has one.
+    """The node with its pattern or bounds as a CEL rule with the model's own message, if it has one.
 
-    The API server would quote the pattern, and in its messages round the bound 0.5 to 0; a rule says what to write.
+    The API server's own message would quote the pattern, or round the bound 0.5 to 0.
     """
     compared = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = {key: node[key] for key in compared if key in node}
@@ -105,7 +105,7 @@ def _worded(node: Schema) -> Schema:
         text = "string(self)" if node.get("x-kubernetes-int-or-string") else "self"
         tests.append(f"{text}.matches(r'{node['pattern']}')")
     if not tests:
-        raise ValueError(f"the message {node['x-message']!r} has neither a pattern nor a bound to speak of")
+        raise ValueError(f"the message {node['x-message']!r} needs a pattern or a bound")
     rest = {key: value for key, value in node.items() if key not in (*compared, "pattern", "x-message")}
     rule = {"rule": " && ".join(tests), "message": node["x-message"]}
     return rest | {"x-kubernetes-validations": [rule, *node.get("x-kubernetes-validations", [])]}
@@ -122,7 +122,7 @@ _ORDER = ("description", "type", "x-kubernetes-int-or-string", "enum", "default"
 
 
 def _position(key: str) -> tuple[int, str]:
-    """Keys in the order in which people read a schema."""
+    """Keys in a readable order."""
     late = {"properties": 2, "items": 2, "additionalProperties": 2, "x-kubernetes-validations": 3}
     return (late.get(key, 0 if key in _ORDER else 1), f"{_ORDER.index(key):02d}" if key in _ORDER else key)
 
@@ -130,8 +130,8 @@ def _position(key: str) -> tuple[int, str]:
 def _open_enumerations(schema: Schema) -> Schema:
     """The schema without enumerations and patterns.
 
-    The operator alone writes the status, and Helm does not upgrade CRDs: a reason that a newer operator knows must not
-    make an older CRD refuse the whole status.
+    Only the operator writes the status, and Helm does not upgrade CRDs: a new reason of a newer operator must not make an
+    older CRD refuse the whole status.
     """
     opened = {key: value for key, value in schema.items() if key not in ("enum", "pattern")}
     if "properties" in opened:
@@ -146,7 +146,7 @@ UNSEEN = -1
 
 
 def _status() -> Schema:
-    """The status, which a new job has from its first moment: kstatus takes an object without one for finished."""
+    """The status, which a new job has from its creation: kstatus considers an object without one finished."""
     schema = _open_enumerations(schema_of(status.Status)) | {"default": {}}
     seen = schema["properties"]["observedGeneration"]
     schema["properties"]["observedGeneration"] = {**seen, "default": UNSEEN}
@@ -156,7 +156,7 @@ def _status() -> Schema:
 _METADATA: dict[str, Schema] = {
     "apiVersion": {"type": "string"},
     "kind": {"type": "string"},
-    # The name is listed so that a rule can point at it.
+    # The name is listed so that a rule can refer to it.
     "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
 }
 
@@ -164,7 +164,7 @@ _METADATA: dict[str, Schema] = {
 def finetunejob() -> Schema:
     """The schema of a FineTuneJob."""
     return {
-        "description": "FineTuneJob takes one base model from data in S3 to a served, measured model.",
+        "description": "FineTuneJob fine-tunes one base model on data in S3, evaluates the result and serves it.",
         "type": "object",
         "required": ["spec"],
         "properties": _METADATA | {"spec": schema_of(job.FineTuneJobSpec), "status": _status()},
@@ -177,7 +177,7 @@ def finetunejob() -> Schema:
 def base_model() -> Schema:
     """The schema of a BaseModel."""
     return {
-        "description": "BaseModel is an entry of the platform team's catalogue, from which jobs choose by name.",
+        "description": "BaseModel is an entry of the platform team's catalogue, which jobs reference by name.",
         "type": "object",
         "required": ["spec"],
         "properties": _METADATA | {"spec": schema_of(basemodel.BaseModelSpec)},

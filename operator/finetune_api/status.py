@@ -1,4 +1,4 @@
-"""The status of a FineTuneJob: what the operator says, and the only memory that it has."""
+"""The status of a FineTuneJob: what the operator reports, and its only state."""
 
 import datetime
 from typing import Literal
@@ -11,7 +11,7 @@ Time = datetime.datetime
 
 
 class Reported(model.Model):
-    """What one version of ours wrote and another reads: unknown fields are ignored, not refused."""
+    """Written by one version of the operator or trainer and read by another: unknown fields are ignored, not refused."""
 
     model_config = model.Model.model_config | {"extra": "ignore"}
 
@@ -21,9 +21,9 @@ class Condition(Reported):
 
     type: str = Field(description="The condition's type.")
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
-    observed_generation: int = Field(ge=0, description="The generation of the spec that the condition speaks of.")
-    last_transition_time: Time = Field(description="When the status last flipped.")
-    reason: str = Field(description="A CamelCase word from the documented list.")
+    observed_generation: int = Field(ge=0, description="The generation of the spec that the condition is about.")
+    last_transition_time: Time = Field(description="When the status last changed.")
+    reason: str = Field(description="A reason from the documented list, in CamelCase.")
     message: str = Field(description="What was seen and what to do.")
 
 
@@ -31,12 +31,12 @@ class Preflight(Reported):
     """What preflight found before a GPU was requested."""
 
     verdict: Literal["Recommended", "Caution", "NotRecommended"] = Field(
-        description="Whether fine-tuning fits, so far as seen."
+        description="Whether fine-tuning is the right tool, as far as the data show."
     )
-    advice: list[str] = Field(default_factory=list, description="Short sentences on what to do.")
+    advice: list[str] = Field(default_factory=list, description="Recommendations, in short sentences.")
     findings: list[str] = Field(
         default_factory=list,
-        description="What the data checks found: rule, rows, file and line. preflight.json has all places.",
+        description="Findings of the data checks: rule, rows, file and line. preflight.json has all of them.",
     )
     examples: int = Field(description="Training examples.")
     validation_examples: int = Field(default=0, description="Validation examples.")
@@ -47,22 +47,23 @@ class Preflight(Reported):
         default=None, description="Estimated accelerator memory of training, for example 21Gi."
     )
     estimated_duration: str | None = Field(
-        default=None, description="Estimated time of training, for example 1h20m; absent: the accelerator is unknown."
+        default=None,
+        description="Estimated duration of training, for example 1h20m. Absent: the accelerator is unknown.",
     )
     estimated_cost: str | None = Field(
-        default=None, description="Estimated price of training, for example 3.10 USD; absent: the chart has no price."
+        default=None, description="Estimated cost of training, for example 3.10 USD. Absent: the chart has no price."
     )
 
 
 class Progress(Reported):
     """How far training is."""
 
-    summary: str | None = Field(default=None, description="Percent and loss for people, for example 43%.")
+    summary: str | None = Field(default=None, description="Percent and loss as text, for example 43%.")
     percent: int = Field(ge=0, le=100, description="Steps done, in percent.")
     step: int = Field(description="Optimizer steps done.")
     total_steps: int = Field(description="Optimizer steps planned.")
-    epoch: str | None = Field(default=None, description="Passes over the data done, for example 1.25.")
-    loss: str | None = Field(default=None, description="Loss of the last step, nats per answer token.")
+    epoch: str | None = Field(default=None, description="Epochs done, for example 1.25.")
+    loss: str | None = Field(default=None, description="Loss of the last step, in nats per answer token.")
     validation_loss: str | None = Field(default=None, description="Loss of the last validation.")
     tokens_per_second: int | None = Field(default=None, description="Tokens trained on per second.")
     eta: str | None = Field(default=None, description="Estimated time left, for example 12m30s.")
@@ -88,10 +89,10 @@ class Adapter(Reported):
 
 
 class Artifacts(Reported):
-    """What the job made."""
+    """Files that the job has written."""
 
     adapter: Adapter | None = Field(default=None, description="The trained adapter.")
-    report: str | None = Field(default=None, description="The report for people, one HTML file.")
+    report: str | None = Field(default=None, description="The report, one HTML file.")
 
 
 class MetricValue(Reported):
@@ -108,29 +109,29 @@ class GateResult(Reported):
     """A gate, with what was measured."""
 
     metric: job.Metric = Field(description="The gate's metric.")
-    requirement: str = Field(description="What was required, in words.")
-    observed: str = Field(description="What was measured, in words.")
-    passed: bool = Field(description="Whether the gate let the model through.")
+    requirement: str = Field(description="The requirement as text.")
+    observed: str = Field(description="The measured value as text.")
+    passed: bool = Field(description="Whether the gate passed.")
 
 
 class Baseline(Reported):
-    """What a prompt alone reaches, measured before training on validation examples."""
+    """How good the base model is with a prompt alone, measured on validation examples before training."""
 
     sufficient: job.Contender | None = Field(
-        default=None, description="The contender that passes the gates without training; absent: none does."
+        default=None, description="The contender that passes the gates without training. Absent: none does."
     )
-    examples: int = Field(description="Validation examples asked.")
+    examples: int = Field(description="Validation examples used.")
     metrics: list[MetricValue] = Field(default_factory=list, description="The gates' metrics of each contender.")
-    message: str = Field(default="", description="What that means, in a sentence.")
+    message: str = Field(default="", description="The result in a sentence.")
 
 
 class Evaluation(Reported):
-    """How the tuned model compares."""
+    """The comparison of the tuned model with its baselines."""
 
     passed: bool = Field(description="Whether every gate passed.")
     score: str | None = Field(
         default=None,
-        description="The tuned model's value of the first gate's metric; without gates, of the metric that tells most.",
+        description="The tuned model's value of the first gate's metric; without gates, of the headline metric.",
     )
     examples: int = Field(description="Test examples scored.")
     metrics: list[MetricValue] = Field(default_factory=list, description="All metrics of all contenders.")
@@ -138,50 +139,51 @@ class Evaluation(Reported):
     canary: str | None = Field(default=None, description="Recorded answers that the served model must reproduce.")
     tokens_saved_per_request: int | None = Field(
         default=None,
-        description="Prompt tokens of the best baseline less those of the tuned model, the mean of the test examples.",
+        description="Prompt tokens of the best baseline minus those of the tuned model, averaged over the test "
+        "examples.",
     )
 
 
 class Deployment(Reported):
-    """The server, as it serves now."""
+    """The server that is serving now."""
 
-    endpoint: str = Field(description="The base URL within the cluster; clients add /v1/chat/completions.")
+    endpoint: str = Field(description="The base URL inside the cluster; clients append /v1/chat/completions.")
     model: str = Field(description="The name that clients send as `model`.")
     revision: str = Field(description="The revision that serves.")
     release: str = Field(description="The name of the Deployment that serves.")
-    ready_replicas: int = Field(default=0, description="Pods that are ready.")
+    ready_replicas: int = Field(default=0, description="Ready pods.")
     tokens_per_second: int | None = Field(
-        default=None, description="Tokens per second of one request when it was verified."
+        default=None, description="Tokens per second of a single request during verification."
     )
-    switched_at: Time | None = Field(
-        default=None, description="When the Service began to send requests to this release."
-    )
+    switched_at: Time | None = Field(default=None, description="When the Service switched to this release.")
 
 
 class Queue(Reported):
-    """How long the revision has waited in its queue, which activeDeadlineSeconds does not count."""
+    """How long the revision has waited in its queue; this does not count towards activeDeadlineSeconds."""
 
     name: str | None = Field(
-        default=None, description="The LocalQueue; absent: another hand suspended the stage's Job."
+        default=None, description="The LocalQueue. Absent: the stage's Job was suspended by something else."
     )
-    since: Time | None = Field(default=None, description="Since when the stage waits there; absent: it does not.")
-    waited_seconds: int = Field(default=0, description="Seconds that the revision had waited before.")
+    since: Time | None = Field(
+        default=None, description="Since when the stage has been waiting. Absent: it is not waiting."
+    )
+    waited_seconds: int = Field(default=0, description="Seconds that the revision waited before that.")
 
 
 class Cost(Reported):
-    """What the job has cost so far, over all its stages, attempts and revisions."""
+    """The cost of the job so far, over all its stages, attempts and revisions."""
 
     gpu_hours: str = Field(
-        description="GPU-hours that the pods of its stages held, from their placement on a node to their end, for example "
-        "1.250000. What serves is not counted."
+        description="GPU-hours held by the pods of its stages, from scheduling to their end, for example 1.250000. "
+        "Servers are not counted."
     )
     amount: str | None = Field(
         default=None,
-        description="Their price by the chart's gpuTypes.*.pricePerHour, for example 0.875000. GPUs without a price count "
-        "nothing; absent: none had one.",
+        description="Their cost by the chart's gpuTypes.*.pricePerHour, for example 0.875000. GPUs without a price "
+        "are not counted. Absent: no GPU had a price.",
     )
     currency: str | None = Field(default=None, description="The currency of the amount.")
-    counted_until: Time = Field(description="Up to when it was counted.")
+    counted_until: Time = Field(description="The time up to which the cost was counted.")
 
 
 class Failure(Reported):
@@ -192,12 +194,12 @@ class Failure(Reported):
     attempt: int = Field(default=1, description="The attempt that failed.")
     exit_code: int | None = Field(default=None, description="The container's exit code.")
     message: str = Field(description="What was seen and what to do.")
-    log_tail: str | None = Field(default=None, description="The last lines that the container wrote.")
+    log_tail: str | None = Field(default=None, description="The last log lines of the container.")
     time: Time | None = Field(default=None, description="When it ended.")
 
 
 class Revision(Reported):
-    """A past or present revision, for `status.history`."""
+    """A past or current revision, for `status.history`."""
 
     revision: str = Field(description="The revision's hash.")
     outcome: reasons.Reason = Field(description="How it ended.")
@@ -207,51 +209,58 @@ class Revision(Reported):
 
 
 class Status(Reported):
-    """What the operator says of a FineTuneJob."""
+    """What the operator reports about a FineTuneJob."""
 
     phase: reasons.Phase | None = Field(default=None, description="A summary of the conditions for people.")
     observed_generation: int | None = Field(
-        default=None, description="The generation of the spec that the status speaks of."
+        default=None, description="The generation of the spec that the status is about."
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="The stages (Accepted, PreflightPassed, BaselineMeasured, Trained, Evaluated, Deployed), their sum (Ready, "
-        "Reconciling, Stalled) and the end (Complete, Failed, Suspended).",
+        description="The stages (Accepted, PreflightPassed, BaselineMeasured, Trained, Evaluated, Deployed), their "
+        "summary (Ready, Reconciling, Stalled) and the outcome (Complete, Failed, Suspended).",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     base_model: str | None = Field(default=None, description="The base model as resolved.")
     revision: str | None = Field(
-        default=None, description="The hash of what is trained: base model, dataset, training."
+        default=None, description="The hash of everything that affects training: base model, dataset, training."
     )
-    evaluation_hash: str | None = Field(default=None, description="The hash of how it is evaluated.")
-    release: str | None = Field(default=None, description="The name of the Deployment that the spec asks for.")
-    stage: str | None = Field(default=None, description="The stage that is under way.")
-    attempt: int | None = Field(default=None, description="The attempt of the stage that is under way.")
+    evaluation_hash: str | None = Field(default=None, description="The hash of the evaluation's settings.")
+    release: str | None = Field(default=None, description="The name of the Deployment for the current spec.")
+    stage: str | None = Field(default=None, description="The stage in progress.")
+    attempt: int | None = Field(default=None, description="The attempt of the stage in progress.")
     failed_attempts: int | None = Field(default=None, description="Attempts of this stage that failed.")
     micro_batch_scale: float | None = Field(
-        default=None, description="The share of the usual micro-batch; halved after an out-of-memory."
+        default=None, description="The factor applied to the usual micro-batch; halved after running out of memory."
     )
     retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
-    start_time: Time | None = Field(default=None, description="When the revision began, or was resumed.")
+    start_time: Time | None = Field(default=None, description="When the revision started or was resumed.")
     completion_time: Time | None = Field(default=None, description="When the revision ended.")
-    queue: Queue | None = Field(default=None, description="How long it waited in a queue; absent: it never did.")
+    queue: Queue | None = Field(
+        default=None, description="How long the revision waited in a queue. Absent: it never did."
+    )
     preflight: Preflight | None = Field(default=None, description="What preflight found.")
-    baseline: Baseline | None = Field(default=None, description="What a prompt alone reaches; absent: not asked.")
+    baseline: Baseline | None = Field(
+        default=None, description="How good the base model is with a prompt alone. Absent: not measured."
+    )
     progress: Progress | None = Field(default=None, description="How far training is.")
     checkpoint: Checkpoint | None = Field(default=None, description="The newest checkpoint.")
-    artifacts: Artifacts | None = Field(default=None, description="What the job made.")
-    evaluation: Evaluation | None = Field(default=None, description="How the tuned model compares.")
-    deployment: Deployment | None = Field(default=None, description="The server, as it serves now.")
-    cost: Cost | None = Field(default=None, description="What the job has cost so far; absent: no GPU was held.")
-    failure: Failure | None = Field(default=None, description="Why the job failed, or why its last attempt did.")
+    artifacts: Artifacts | None = Field(default=None, description="Files that the job has written.")
+    evaluation: Evaluation | None = Field(
+        default=None, description="The comparison of the tuned model with its baselines."
+    )
+    deployment: Deployment | None = Field(default=None, description="The server that is serving now.")
+    cost: Cost | None = Field(default=None, description="The cost of the job so far. Absent: no GPU was used.")
+    failure: Failure | None = Field(default=None, description="Why the job or its last attempt failed.")
     history: list[Revision] = Field(
         default_factory=list, max_length=10, description="The last ten revisions, newest first."
     )
     resolved: str | None = Field(
         default=None,
-        description="The spec of the revision with every default, as it was trained, in JSON. The operator compares with it.",
+        description="The spec of the revision with all defaults, as it was trained, in JSON. The operator compares "
+        "the current spec with it.",
     )
     serving: str | None = Field(
         default=None,
-        description="What the serving Deployment was made from, in JSON. The operator restores it from this.",
+        description="The inputs of the serving Deployment, in JSON. The operator restores the Deployment from them.",
     )

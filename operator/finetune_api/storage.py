@@ -1,4 +1,4 @@
-"""Where a job's results go, and how S3 is reached."""
+"""Where a job's results are written, and how S3 is reached."""
 
 from typing import Annotated
 
@@ -8,16 +8,16 @@ from finetune_api import model
 
 
 class Storage(model.Model):
-    """Where results go, and how S3 is reached; data and results use the same store."""
+    """Where results are written, and how S3 is reached; data and results use the same store."""
 
     output: str = Field(
         pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?*#]*)?|file:///\S+)$",
         max_length=512,
-        description="The place for everything that the job writes, below <output>/<namespace>/<name>/<revision>/. It "
+        description="The prefix of everything that the job writes, to <output>/<namespace>/<name>/<revision>/. It "
         "cannot be changed later.",
         json_schema_extra={"x-message": "must be s3://bucket/prefix or file:///folder, without spaces and wildcards"}
         | model.rules(
-            ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another place"),
+            ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another output"),
             ("!self.contains('/../') && !self.endsWith('/..')", "storage.output must not contain '..'"),
         ),
     )
@@ -26,7 +26,7 @@ class Storage(model.Model):
             str,
             model.text(
                 r"^https?://[^\s/@]+/?$",
-                "must be a URL of scheme, host and port alone, for example https://minio.example:9000",
+                "must be a URL with scheme, host and port only, for example https://minio.example:9000",
                 256,
             ),
         ]

@@ -25,8 +25,8 @@ class DPO(model.Model):
         default=0.1,
         gt=0,
         le=10,
-        description="How strongly the tuned model is held to the base model: small values let it move further. "
-        "Default: 0.1.",
+        description="How strongly the tuned model is kept close to the base model: smaller values let it move "
+        "further away. Default: 0.1.",
     )
 
 
@@ -41,18 +41,21 @@ class LoRA(model.Model):
 
     rank: Literal[8, 16, 32, 64, 128, 256] = Field(
         default=16,
-        description="The rank of the update: 8, 16, 32, 64, 128 or 256, the ones that vLLM serves. Default: 16.",
+        description="The rank of the update: 8, 16, 32, 64, 128 or 256, the ranks that vLLM can serve. Default: 16.",
     )
     alpha: int = Field(
-        default=32, ge=1, le=1024, description="The scale: updates are multiplied by alpha / rank. Default: 32."
+        default=32,
+        ge=1,
+        le=1024,
+        description="The scaling factor: updates are multiplied by alpha / rank. Default: 32.",
     )
     dropout: float = Field(
-        default=0, ge=0, lt=1, description="The share of the adapter's inputs dropped in training. Default: 0."
+        default=0, ge=0, lt=1, description="The dropout rate of the adapter's inputs in training. Default: 0."
     )
     target_modules: Modules = Field(
         default=Modules.ALL_LINEAR,
-        description="Which layers get an adapter. AllLinear: attention and feed-forward (the default), Attention, or "
-        "MLP. The output head never does.",
+        description="Which layers get an adapter: AllLinear (attention and feed-forward layers, the default), "
+        "Attention, or MLP. The output head never gets one.",
     )
 
 
@@ -81,7 +84,8 @@ class EarlyStopping(model.Model):
         default=3,
         ge=1,
         le=100,
-        description="The number of validations in a row without a better loss after which training stops. Default: 3.",
+        description="The number of consecutive validations without a better loss after which training stops. "
+        "Default: 3.",
     )
 
 
@@ -93,7 +97,7 @@ class Checkpoints(model.Model):
         ge=0.01,
         le=1440,
         json_schema_extra={"x-message": "must be from 0.01 to 1440 minutes"},
-        description="Minutes between checkpoints; what is lost with a node is at most this much work. Default: 10.",
+        description="Minutes between checkpoints; at most this much work is lost with a node. Default: 10.",
     )
     keep: int = Field(default=2, ge=1, le=100, description="The number of newest checkpoints to keep. Default: 2.")
 
@@ -112,21 +116,22 @@ class Training(model.Model):
     }
     objective: Objective = Field(
         default=Objective.SFT,
-        description="What is learned. SFT (the default): the answers of the examples. DPO: to prefer the chosen answer "
-        "to the rejected one, from examples of format Preference.",
+        description="The training objective. SFT (the default) learns the answers of the examples. DPO learns to "
+        "prefer the chosen answer to the rejected one, from examples in format Preference.",
     )
     dpo: DPO | None = Field(default=None, description="Settings of objective DPO. Absent: their defaults.")
     method: Method = Field(
         default=Method.LORA,
-        description="How the frozen base is held while the adapter is trained. LoRA (the default): in its precision. "
-        "QLoRA: in 4 bits (nf4), for a base that does not fit otherwise, at 1.5 to 2 times the work.",
+        description="How the frozen base model is stored while the adapter is trained. LoRA (the default): in "
+        "training.precision. QLoRA: in 4 bits (nf4), for a base model that does not fit otherwise, at 1.5 to 2 "
+        "times the computation.",
     )
     lora: LoRA = Field(default_factory=LoRA, description="The adapter's shape.")
     epochs: float | None = Field(
         default=None,
         gt=0,
         le=1000,
-        description="Passes over the training examples. Absent, and maxSteps too: 3; more for fewer than 34 "
+        description="Passes over the training examples. If maxSteps is absent too: 3; more for fewer than 34 "
         "examples, fewer for more than 8,333.",
     )
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs.")
@@ -134,27 +139,27 @@ class Training(model.Model):
         default=None,
         gt=0,
         le=1,
-        description="The peak learning rate after the warm-up. Absent: the BaseModel's default, else 2e-4 below 30 "
-        "billion parameters and 1e-4 from there on.",
+        description="The peak learning rate, reached after the warm-up. Absent: the BaseModel's default, else 2e-4 "
+        "below 30 billion parameters and 1e-4 from 30 billion on.",
     )
     batch_size: int = Field(
-        default=16, ge=1, le=4096, description="Examples of one optimizer step over all GPUs and nodes. Default: 16."
+        default=16, ge=1, le=4096, description="Examples per optimizer step, over all GPUs and nodes. Default: 16."
     )
     max_sequence_length: int = Field(
         default=2048,
         ge=16,
         le=1_048_576,
-        description="Tokens of the longest example; longer ones are cut. Default: 2048.",
+        description="The maximum number of tokens of an example; longer ones are truncated. Default: 2048.",
     )
     gradient_checkpointing: GradientCheckpointing = Field(
         default=GradientCheckpointing.AUTO,
-        description="Computing activations twice to save memory, at about 1.5 times the work. Auto (the default) "
-        "does it only when the memory estimate says so.",
+        description="Recomputes activations in the backward pass to save memory, at about 1.5 times the "
+        "computation. Auto (the default) enables it only if the memory estimate requires it.",
     )
     precision: Precision = Field(
         default=Precision.AUTO,
-        description="The precision of the frozen base: Auto (the default: bfloat16 where the machine has it), "
-        "BFloat16 or Float32. The adapter is always float32.",
+        description="The precision of the frozen base model: Auto (the default: bfloat16 where the hardware "
+        "supports it), BFloat16 or Float32. The adapter is always float32.",
     )
     loss_on: LossOn = Field(
         default=LossOn.ASSISTANT,
@@ -166,6 +171,9 @@ class Training(model.Model):
     )
     checkpoints: Checkpoints = Field(default_factory=Checkpoints, description="How often progress is saved to S3.")
     retries: int = Field(
-        default=2, ge=0, le=20, description="Further attempts of a stage after failures that may pass. Default: 2."
+        default=2,
+        ge=0,
+        le=20,
+        description="Further attempts of a stage after failures that may be transient. Default: 2.",
     )
-    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="The seed of every random choice. Default: 42.")
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="The seed of all random choices. Default: 42.")
