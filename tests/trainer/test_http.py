@@ -160,5 +160,5 @@ def test_the_key_is_sent_and_never_quoted(world: tuple[World, str], monkeypatch:
     fails(lambda: server(url, KEY).ask("/x"), r"you sent Bearer \[secret\]")
     assert made.seen[0][1]["Authorization"] == f"Bearer {KEY}"
     for key in (f"{KEY}\n", f"{KEY}ü"):
-        assert fails(lambda key=key: server(url, key).ask("/x"), "no header can carry").status == 401
+        assert fails(lambda key=key: server(url, key).ask("/x"), "characters that a header cannot").status == 401
     assert len(made.seen) == 1
