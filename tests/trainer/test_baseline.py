@@ -301,6 +301,6 @@ def test_an_adapter_of_another_model_is_not_compared_with(world: World, tmp_path
 
 
 def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_taken(world: World) -> None:
-    with pytest.raises(errors.Failure, match=r"outputSchema is no JSON Schema that can be used.*strin") as caught:
+    with pytest.raises(errors.Failure, match=r"outputSchema is not a usable JSON Schema.*strin") as caught:
         preflight.preflight(world(evaluation={"outputSchema": {"type": "strin"}}))
     assert caught.value.reason is reasons.Reason.INVALID_SPEC

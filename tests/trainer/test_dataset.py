@@ -103,7 +103,7 @@ def test_whole_chats_share_all_turns_but_the_last() -> None:
     [
         ({"chosen": "Yes", "rejected": "No"}, "texts without a prompt"),
         ({"prompt": "x", "chosen": "Yes"}, "the field 'rejected' is missing"),
-        ({"prompt": "x", "chosen": "Yes", "rejected": [BAD]}, "must be of one kind"),
+        ({"prompt": "x", "chosen": "Yes", "rejected": [BAD]}, "must be of the same kind"),
         ({"prompt": "x", "chosen": "Yes", "rejected": " "}, "'rejected' is empty"),
         ({"prompt": "x", "chosen": "Yes", "rejected": "Yes"}, "the same answer"),
         ({"prompt": "x", "chosen": 1, "rejected": "Yes"}, "'chosen' must be a list of {role, content}, found a number"),
@@ -111,10 +111,10 @@ def test_whole_chats_share_all_turns_but_the_last() -> None:
             {"chosen": [ASK, GOOD, ASK, GOOD], "rejected": [ASK, BAD]},
             "'chosen' must be one answer of the assistant, found",
         ),
-        ({"chosen": [ASK], "rejected": [ASK]}, "have no turn in common"),
+        ({"chosen": [ASK], "rejected": [ASK]}, "do not begin with a common turn"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "add the field 'prompt'"),
         ({"prompt": [ASK, GOOD], "chosen": [GOOD], "rejected": [BAD]}, "they alternate"),
-        ({"prompt": "Other", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, "none of the turns"),
+        ({"prompt": "Other", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, "not one of the turns"),
         ({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "tools": [{}]}, "tools are not supported"),
     ],
 )
@@ -246,7 +246,7 @@ def test_files_are_found_by_pattern_each_once_without_marks(tmp_path: pathlib.Pa
 def test_a_pattern_without_a_match_says_what_is_there(tmp_path: pathlib.Path) -> None:
     (tmp_path / "train.json").write_text("x")
     for pattern in ("train.jsonl", "*.csv"):
-        with pytest.raises(errors.Failure, match=r"holds file://.*/train\.json\b") as caught:
+        with pytest.raises(errors.Failure, match=r"contains file://.*/train\.json\b") as caught:
             rows.find(storage.Storage(), [f"file://{tmp_path}/{pattern}"])
         assert caught.value.reason is reasons.Reason.DATASET_NOT_FOUND
     with pytest.raises(errors.Failure, match=r"must end with \.jsonl"):

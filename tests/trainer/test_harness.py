@@ -197,7 +197,7 @@ def test_an_answer_ends_at_a_text_that_is_cut_off_anyway(base: pathlib.Path) -> 
     assert stop not in tokenizer.decode(short[0][:-1])
 
 
-def played(values: list[Any], of: Any, *, higher: bool = True) -> play.Played:
+def played(values: list[Any], of: Any, *, higher: bool = True) -> play.TaskResult:
     return play.TaskResult({("m", "none"): of(values)}, {("m", "none"): values}, {"m": of}, {"m": higher})
 
 

@@ -87,7 +87,7 @@ def test_answers_are_held_against_the_schema() -> None:
     "schema, said",
     [
         ({"type": "strin"}, "'strin' is not valid"),
-        ({"$ref": "http://127.0.0.1/schema.json"}, "leads to another document"),
+        ({"$ref": "http://127.0.0.1/schema.json"}, "refers to another document"),
         ({"$ref": "#/$defs/none"}, "refers to nothing"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_broken_line_is_named_with_its_number(world: World) -> None:
 def test_reading_stops_after_twenty_broken_rows(world: World) -> None:
     spec = world("{}\n" * 1000)
     failure = refused(spec)
-    assert "schema: 20 rows are no examples (reading stopped there)" in failure.message
+    assert "schema: 20 rows are not examples (reading stopped there)" in failure.message
     assert "and 17 more" in failure.message
     (finding,) = kept(spec)["findings"]
     assert len(finding["places"]) == 20
@@ -313,7 +313,7 @@ def test_failures_become_outcomes_and_exit_codes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(signals, "install", lambda: None)
-    monkeypatch.setattr("finetune_trainer.log.configure", lambda: None)
+    monkeypatch.setattr("finetune_trainer.process.log.configure", lambda: None)
     changes = changes | {"storage": {"output": "s3://data/out", "endpoint": s3_server} | changes.get("storage", {})}
     spec = world(**changes)
     (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
@@ -325,7 +325,7 @@ def test_failures_become_outcomes_and_exit_codes(
 
 def test_the_run_file_itself_is_checked(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "install", lambda: None)
-    monkeypatch.setattr("finetune_trainer.log.configure", lambda: None)
+    monkeypatch.setattr("finetune_trainer.process.log.configure", lambda: None)
     for text in (None, "{", '{"name": "x", "extra": 1}'):
         path = tmp_path / "run.json"
         if text is not None:

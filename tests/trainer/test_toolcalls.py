@@ -91,15 +91,15 @@ def called(**fields: Any) -> dict[str, Any]:
         (row(ASKED, CALLED, tools=None), "messages[1] calls 'refund', but the row has no 'tools'"),
         (row(ASKED, called(name="gift")), "messages[1] calls 'gift', which is not one of the tools (refund, thank)"),
         (row(ASKED, called(name="refund", arguments='{"item": ')), "[0] calls 'refund' with arguments that are not JSON:"),
-        (row(ASKED, called(name="refund", arguments='{"item": NaN}')), "arguments that are no JSON: NaN"),
-        (row(ASKED, called(name="refund", arguments="[1]")), "arguments that are no JSON object"),
-        (row(ASKED, called(arguments="{}")), "messages[1].tool_calls[0] is no call"),
+        (row(ASKED, called(name="refund", arguments='{"item": NaN}')), "arguments that are not JSON: NaN"),
+        (row(ASKED, called(name="refund", arguments="[1]")), "arguments that are not a JSON object"),
+        (row(ASKED, called(arguments="{}")), "messages[1].tool_calls[0] is not a call"),
         (row(ASKED, changed(CALLED, tool_calls={})  | {"tool_calls": "x"}), "must be a list of calls"),
-        (row(ASKED, RESULT, SAID), "turn 2 of the chat has the role tool, but there is no call before it"),
-        (row(ASKED, SAID, RESULT, SAID), "turn 3 of the chat has the role tool, but there is no call before it"),
+        (row(ASKED, RESULT, SAID), "turn 2 of the chat has the role tool, but there is not a call before it"),
+        (row(ASKED, SAID, RESULT, SAID), "turn 3 of the chat has the role tool, but there is not a call before it"),
         (row(ASKED, CALLED, changed(RESULT, tool_call_id="y"), SAID), "messages[2] is a result with the tool_call_id 'y', which"),
-        (row(ASKED, CALLED, changed(RESULT, tool_call_id=..., name="thank"), SAID), "a result of 'thank', which belongs to no"),
-        (row(ASKED, CALLED, RESULT, RESULT, SAID), "messages[3] is a result with the tool_call_id 'call_x', which belongs"),
+        (row(ASKED, CALLED, changed(RESULT, tool_call_id=..., name="thank"), SAID), "a result of 'thank', which matches no"),
+        (row(ASKED, CALLED, RESULT, RESULT, SAID), "messages[3] is a result with the tool_call_id 'call_x', which matches"),
         (
             row(ASKED, changed(CALLED, tool_calls=[tiny.call("thank", id="a"), tiny.call("thank", id="b")]),
                 changed(RESULT, tool_call_id="b"), SAID),
@@ -241,7 +241,7 @@ def test_short_ids_stay_as_they_are() -> None:
 )
 def test_a_template_that_leaves_tools_out_is_refused_and_says_what_to_do(template: str, what: str) -> None:
     made = encoder(template)
-    with pytest.raises(dataset.Wrong, match=f"knows no {what}: it leaves them out; choose a base model"):
+    with pytest.raises(dataset.Wrong, match=f"does not render {what}; choose a base model"):
         made.encode(read(row(ASKED, CALLED)))
     assert made.encode(read(row(ASKED, SAID, tools=None))).trainable or "content" in template
 
@@ -358,7 +358,7 @@ def test_findings_name_the_line_and_drop_leaves_it_out(world: World, calling_bas
     with pytest.raises(errors.Failure) as caught:
         preflight.preflight(world(rows, baseModel=base))
     assert caught.value.reason is reasons.Reason.DATASET_INVALID
-    assert "toolCalls: 1 row is no example: train.jsonl:7: messages[1] calls 'gift', which is none of" in str(
+    assert "toolCalls: 1 row is not an example: train.jsonl:7: messages[1] calls 'gift', which is not one of" in str(
         caught.value
     )
     told = preflight.preflight(world(rows, baseModel=base, dataset={"checks": {"toolCalls": "Drop"}}))

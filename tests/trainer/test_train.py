@@ -159,7 +159,7 @@ def test_out_of_memory_ends_with_its_own_code(
 
     monkeypatch.setattr(passes.Fast, "forward", run_out)
     monkeypatch.setattr(signals, "install", lambda: None)
-    monkeypatch.setattr("finetune_trainer.log.configure", lambda: None)
+    monkeypatch.setattr("finetune_trainer.process.log.configure", lambda: None)
     (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
     assert __main__.main(["train", "--run", str(tmp_path / "run.json")]) == exits.Exit.OUT_OF_MEMORY
     answer = outcome.Outcome.model_validate_json((tmp_path / "termination").read_text())
@@ -185,14 +185,14 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExcep
         return original(*given)
 
     seen: list[int] = []
-    accounted = loop.Loop.account
+    accounted = loop.Loop.record
 
-    def account(course: loop.Loop, *given: Any) -> None:
+    def record(course: loop.Loop, *given: Any) -> None:
         accounted(course, *given)
         seen.append(course.state.step)
 
     monkeypatch.setattr(loss, "total", total)
-    monkeypatch.setattr(loop.Loop, "account", account)
+    monkeypatch.setattr(loop.Loop, "account", record)
 
 
 def test_an_error_in_the_middle_keeps_the_steps_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

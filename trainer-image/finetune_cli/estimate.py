@@ -24,11 +24,11 @@ def sized(
 ) -> tuple[answer.Answer, str]:
     from finetune_trainer.stages import estimate as stage
 
-    size = stage.size(spec, memory)
-    ended = answer.Exit.INVALID if size.chosen.fits is False else answer.Exit.DONE
-    table = stage.text(size)
+    sizing = stage.estimate(spec, memory)
+    ended = answer.Exit.INVALID if sizing.chosen.fits is False else answer.Exit.DONE
+    table = stage.text(sizing)
     made = answer.Estimate(
-        memory=size.document(),
+        memory=sizing.document(),
         duration=found.estimated_duration if found else None,
         cost=found.estimated_cost if found else None,
     )
@@ -36,7 +36,7 @@ def sized(
         answer.Answer(
             command="estimate",
             exit_code=ended,
-            message=size.advice or "",
+            message=sizing.advice or "",
             job=wanted.described(),
             counts=answer.counts(found) if found else None,
             estimate=made,

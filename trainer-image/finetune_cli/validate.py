@@ -68,7 +68,7 @@ def judged(wanted: Wanted, spec: run.Run, store: Any, encoder: Any, work: pathli
 
     from finetune_trainer.stages import preflight
 
-    found = preflight.gather(spec, store, encoder, work)
+    found = preflight.read_all(spec, store, encoder, work)
     judgement = found.review.judge(found.corpus, found.examples)
     part = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
     place = judgement.after_split(part)

@@ -1,6 +1,6 @@
-"""`finetune-trainer STAGE --run FILE`: chooses the stage, and turns how it ends into an outcome and an exit code.
+"""`finetune-trainer STAGE --run FILE`: runs a stage, and turns its end into an outcome and an exit code.
 
-`finetune-trainer estimate` is no stage: it answers a person. Heavy imports wait until a stage needs them: --help, estimate, fetch
+`finetune-trainer estimate` is not a stage: it is for people. Heavy imports wait until a stage needs them: --help, estimate, fetch
 and verify run without torch.
 """
 
@@ -59,14 +59,14 @@ def _fetch(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
 
 STAGES: dict[str, tuple[Stage, str]] = {
     "preflight": (_preflight, "check data and model, freeze the split, estimate, advise"),
-    "baseline": (_baseline, "ask the base model with a prompt and with examples whether that passes the gates"),
+    "baseline": (_baseline, "check whether the base model passes the gates with a prompt or a few examples"),
     "train": (_train, "train the adapter, or resume from the newest checkpoint"),
     "evaluate": (
         _evaluate,
         "compare the tuned model with its baselines on the test examples, check the gates, write the report",
     ),
-    "verify": (_verify, "prove that a running server applies the adapter"),
-    "fetch": (_fetch, "put base model and adapter where the server finds them"),
+    "verify": (_verify, "check that a running server applies the adapter"),
+    "fetch": (_fetch, "download base model and adapter for the server"),
 }
 
 
@@ -74,13 +74,13 @@ ESTIMATE = "estimate"
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    """Prints what training will take; the exit code says whether that fits."""
+    """Prints the memory that training needs; the exit code says whether it fits."""
     import json
 
     from finetune_trainer.stages import estimate
 
     try:
-        found = estimate.size(_read(options.run), options.memory)
+        found = estimate.estimate(_read(options.run), options.memory)
     except (errors.Failure, ValueError) as problem:
         message = problem.message if isinstance(problem, errors.Failure) else str(problem)
         print(f"finetune-trainer estimate: {message}", file=sys.stderr)
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     stages = whole.add_subparsers(dest="stage", required=True, metavar="STAGE")
     made = {}
     described = {name: text for name, (_, text) in STAGES.items()}
-    described[ESTIMATE] = "print what memory training will take, and what to change where that does not fit"
+    described[ESTIMATE] = "print the memory that training needs, and what to change where it does not fit"
     for name, text in described.items():
         made[name] = stages.add_parser(name, help=text, description=text)
         made[name].add_argument("--run", type=pathlib.Path, default=pathlib.Path(run.PATH), help="the run file (JSON)")
@@ -108,11 +108,11 @@ def parser() -> argparse.ArgumentParser:
             "--micro-batch-scale",
             type=float,
             default=1.0,
-            help="share of the usual micro-batch, after an out-of-memory",
+            help="factor on the micro-batch, below 1 after an out-of-memory error",
         )
-    made["evaluate"].add_argument("--adapter", help="folder of the adapter; absent: this revision's")
+    made["evaluate"].add_argument("--adapter", help="folder of the adapter; default: this revision's")
     made["evaluate"].add_argument("--sha256", help="SHA-256 that the adapter's manifest must have")
-    made["evaluate"].add_argument("--serving", help="folder of the adapter that serves now; absent: none does")
+    made["evaluate"].add_argument("--serving", help="folder of the adapter that is served now; default: none")
     made["evaluate"].add_argument("--serving-sha256", help="SHA-256 of that adapter's manifest")
     made["verify"].add_argument("--endpoint", required=True, help="base URL of the server, without /v1")
     made["verify"].add_argument("--canary", required=True, help="canary.json of the evaluation")
@@ -122,24 +122,24 @@ def parser() -> argparse.ArgumentParser:
     made["fetch"].add_argument("--base-to", type=pathlib.Path, default=pathlib.Path(run.MODEL_PATH))
     made["fetch"].add_argument("--adapter-to", type=pathlib.Path, default=pathlib.Path(run.ADAPTER_PATH))
     made[ESTIMATE].add_argument(
-        "--memory", help="what training may use, for example 22Gi; absent: as the run file says"
+        "--memory", help="memory that training may use, for example 22Gi; default: as the run file says"
     )
     made[ESTIMATE].add_argument("--output", choices=("table", "json"), default="table")
     return whole
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one stage; the exit code."""
+    """Runs one stage; returns the exit code."""
     log.configure()
     options = parser().parse_args(arguments)
     if options.stage == ESTIMATE:
         return _estimate(options)
-    # OpenMP reads this once, when torch is imported; by itself it would take the host's cores.
+    # OpenMP reads this once, when torch is imported; its default would be the host's cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads()))
-    # Threads that wait spin for a moment, then sleep. Never to spin costs a third of the speed on cores of our own, to spin for
-    # long two thirds of it on cores that others share.
+    # Waiting threads spin for a moment, then sleep. No spinning costs a third of the speed on dedicated cores, long spinning
+    # two thirds on shared ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # oneDNN makes code for every shape of a product, 0.65 MiB each, and torch keeps what oneDNN forgets: two caches of 1,024.
+    # oneDNN generates code for every shape of a matrix product, 0.65 MiB each, and torch caches it again: by default 1,024 each.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(machine.CODES))
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(machine.CODES))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -162,7 +162,7 @@ def _run(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
 
 
 def _outcome(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
-    """As `_run`. Raises Stopped."""
+    """As `_run`, but raises Stopped."""
     stage = options.stage
     try:
         spec = _read(options.run)
@@ -195,8 +195,8 @@ def _out_of_memory(stage: str, error: BaseException) -> outcome.Outcome:
     text = " ".join(str(error).split())[:300]
     log.warning("out of memory", problem=text)
     message = (
-        f"out of memory ({text}). The next attempt takes half the micro-batch; else request more memory or a larger GPU, or "
-        "lower training.maxSequenceLength."
+        f"out of memory ({text}). The next attempt halves the micro-batch; if that is not enough, request more memory "
+        "or a larger GPU, or lower training.maxSequenceLength."
     )
     return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_OUT_OF_MEMORY, message=message)
 
@@ -214,7 +214,7 @@ def _read(path: pathlib.Path) -> run.Run:
 
 
 def _answer(result: outcome.Outcome) -> None:
-    """The outcome to where the kubelet reads it; without a kubelet, to stdout."""
+    """Writes the outcome where the kubelet reads it; without a kubelet, to stdout."""
     message = secrets.redact(result.termination_message())
     named = os.environ.get("FINETUNE_TERMINATION_PATH")
     path = pathlib.Path(named or outcome.TERMINATION_PATH)
@@ -228,7 +228,7 @@ def _answer(result: outcome.Outcome) -> None:
 
 
 def entry() -> None:
-    """Ends the process at once: threads that wait for a dead store must not hold it up."""
+    """Ends the process at once: threads that wait for a dead store must not delay it."""
     machine.return_freed_memory()
     if not machine.accelerated():
         uncompiled.leave_out()

@@ -54,7 +54,7 @@ def test_every_rule_of_the_api_is_applied_by_the_review() -> None:
     by_row = {one.id for one in made._row_rules}
     read = {rule.id for rule in api.RULES if rule.scope is api.Scope.BROKEN}
     assert by_row | read | set(review.TABLE_RULES) | {"untrainable", "truncation", "nearLeakage"} == set(api.BY_ID)
-    assert by_row == set(review.SAID)
+    assert by_row == set(review.MESSAGES)
 
 
 def test_a_policy_says_what_becomes_of_the_rows() -> None:
@@ -83,7 +83,7 @@ def test_findings_name_the_first_twenty_places_and_count_all() -> None:
     assert found.count == 80
     assert len(found.places) == 20
     assert found.line().startswith(
-        "personalData: 80 of 80 examples have what looks like personal data: a:0 (an e-mail address);"
+        "personalData: 80 of 80 examples contain what looks like personal data: a:0 (an e-mail address);"
     )
     assert found.line().endswith("; and 77 more")
     document = found.document()
@@ -94,9 +94,9 @@ def test_findings_name_the_first_twenty_places_and_count_all() -> None:
 
 def test_a_line_for_the_status_has_a_bound() -> None:
     places = tuple(f"s3://bucket/folder/train.jsonl:{n}: {'a long story ' * 40}" for n in range(20))
-    finding = review.Finding("schema", api.Policy.FAIL, 20, "20 rows are no examples", places)
+    finding = review.Finding("schema", api.Policy.FAIL, 20, "20 rows are not examples", places)
     assert len(finding.line()) < 500
-    assert finding.line().startswith("schema: 20 rows are no examples: train.jsonl:0: a long story")
+    assert finding.line().startswith("schema: 20 rows are not examples: train.jsonl:0: a long story")
     assert finding.line().endswith("…; and 17 more")
     assert list(places) == finding.document()["places"]
 
@@ -107,7 +107,7 @@ def test_a_line_for_the_status_has_a_bound() -> None:
 def test_a_rule_that_fails_ends_the_job_with_all_findings(world: World) -> None:
     spec = world(data.rows([*leaky(), GOOD[3]]))
     failure = failed(spec)
-    assert "secrets: 1 of 81 examples have what looks like a secret" in failure.message
+    assert "secrets: 1 of 81 examples contain what looks like a secret" in failure.message
     assert "train.jsonl:81 (a GitLab token)" in failure.message
     assert "set dataset.checks (secrets) to another policy" in failure.message
     assert failure.preflight is not None
@@ -175,7 +175,7 @@ def test_each_kind_of_broken_row_has_its_rule(world: World) -> None:
     failure = failed(world(broken(data.rows(GOOD))))
     assert failure.preflight is not None
     for number, (id, line) in enumerate(zip(BROKEN, failure.preflight.findings, strict=True), 41):
-        assert line.startswith(f"{id}: 1 row is no example: ")
+        assert line.startswith(f"{id}: 1 row is not an example: ")
         assert f"train.jsonl:{number}: " in line
 
 
@@ -206,7 +206,7 @@ def test_a_template_that_refuses_rows_is_a_rule_too(world: World, monkeypatch: p
 
     monkeypatch.setattr(tokens.Encoder, "render", refusing)
     who = sum(one.messages[0].content.startswith("Who") for one in GOOD)
-    assert f"template: {who} rows are no examples" in failed(world(data.rows(GOOD))).message
+    assert f"template: {who} rows are not examples" in failed(world(data.rows(GOOD))).message
     spec = world(data.rows(GOOD), dataset={"checks": {"template": "Drop"}})
     preflight.preflight(spec)
     assert sum(map(len, frozen(spec).values())) == 80 - who

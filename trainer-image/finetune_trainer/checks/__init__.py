@@ -1,18 +1,18 @@
-"""The data checks: what is wrong with a job's examples, before a GPU is asked for.
+"""The data checks: what is wrong with a job's examples, before a GPU is requested.
 
-    review    one pass over the rows, then the judgement: which rules fire, where, and which rows are left out
-    rule      what a rule is: of one row (it looks at an example) or of the table (it looks at columns of numbers)
+    review    one pass over the rows, then the rules: which fire, where, and which rows are left out
+    rule      the two kinds of rules: row rules (of one example) and table rules (of columns of numbers)
     table     the columns: hashes, marks and languages of every row, never its text, so that a million rows fit into memory
-    texts     rules of one row that look for patterns in its texts
-    calls     rules of one row about tools and calls of them
-    encodings rules of one row that look at its tokens
-    answers   rules of the table about answers: labels, JSON, reasoning, languages
-    repeats   rules of the table about equal rows: duplicates, contradictions, leakage
-    similar   rules of the table about nearly equal rows, by MinHash
+    texts     row rules: patterns in the texts
+    calls     row rules: tool calls
+    encodings row rules: the tokens
+    answers   table rules: answers: labels, JSON, reasoning, languages
+    repeats   table rules: equal rows: duplicates, contradictions, leakage
+    similar   table rules: nearly equal rows, by MinHash
     languages the language of a text
-    sample    a thousand examples as hashes, for what the advisor asks of the data as a whole:
-    novelty   whether answers carry facts
-    variety   how many examples there are once near copies count once
+    sample    a thousand examples as hashes, for the advisor's measurements of the data as a whole:
+    novelty   whether answers contain facts
+    variety   the number of examples, with near copies counted once
 
 Names, severities and policies of the rules are part of the API: `finetune_api.checks`.
 """

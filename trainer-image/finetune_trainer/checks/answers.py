@@ -1,6 +1,6 @@
-"""Rules of the table about answers: few labels, always the same, JSON that breaks, reasoning here and there, languages.
+"""Table rules about answers: unbalanced labels, constant answers, broken JSON, inconsistent reasoning blocks, languages.
 
-They look at the training files' rows alone: held-out files may be as they are.
+They use only the rows of the training files: held-out files may differ.
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ from finetune_trainer.checks import languages, rule, table
 from finetune_trainer.data import dataset
 
 ENOUGH = 20
-"""Rows below which shares say nothing."""
+"""Rows below which shares mean nothing."""
 
 LABELS = 50
-"""More different answers than this are no labels, and neither are those that have fewer than PER_LABEL rows on average."""
+"""More distinct answers than this, or fewer than PER_LABEL rows per answer on average, are not labels."""
 PER_LABEL = 5
 
 MOST, HALF, TIMES = 0.8, 0.5, 10
-"""Imbalance: one label has this share; or half, and ten times the rows of the rarest."""
+"""Imbalance: one label has this share; or half, and ten times as many rows as the rarest."""
 
 CONSTANT = 0.95
 JSON_SHARE = 0.8
@@ -38,13 +38,13 @@ def label_imbalance(found: table.Table, keep: rule.Mask) -> rule.Hits:
     few = 2 <= len(counts) <= LABELS and len(rows) >= max(ENOUGH, PER_LABEL * len(counts))
     if not few:
         return rule.NONE
-    most, least = counts.max(), counts.min()
-    if most < MOST * len(rows) and not (most >= HALF * len(rows) and most >= TIMES * least):
+    largest, smallest = counts.max(), counts.min()
+    if largest < MOST * len(rows) and not (largest >= HALF * len(rows) and largest >= TIMES * smallest):
         return rule.NONE
-    named = rows[first[counts.argmax()]]
-    share = f"{most} of {len(rows)} examples ({most / len(rows):.0%})"
-    text = f"{share} have the same of {len(counts)} labels; the rarest has {least}"
-    return rule.Hits(np.array([named]), len(rows), text, words=_answer, whole=True)
+    example_row = rows[first[counts.argmax()]]
+    share = f"{largest} of {len(rows)} examples ({largest / len(rows):.0%})"
+    text = f"{share} have the same of {len(counts)} labels; the rarest has {smallest}"
+    return rule.Hits(np.array([example_row]), len(rows), text, words=_answer, whole=True)
 
 
 def constant_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
@@ -52,10 +52,10 @@ def constant_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
     if len(rows) < ENOUGH:
         return rule.NONE
     _, first, counts = np.unique(found.answer[rows], return_index=True, return_counts=True)
-    most = counts.max()
-    if most < CONSTANT * len(rows):
+    largest = counts.max()
+    if largest < CONSTANT * len(rows):
         return rule.NONE
-    text = f"{most} of {len(rows)} examples ({most / len(rows):.0%}) have the same answer"
+    text = f"{largest} of {len(rows)} examples ({largest / len(rows):.0%}) have the same answer"
     return rule.Hits(rows[first[counts.argmax()]][None], len(rows), text, words=_answer, whole=True)
 
 
@@ -64,7 +64,7 @@ def json_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
     parsed = (found.marks[rows] & table.JSON) > 0
     if len(rows) < ENOUGH or parsed.mean() < JSON_SHARE:
         return rule.NONE
-    return rule.Hits(rows[~parsed], len(rows), "have an answer that is not valid JSON, as the others have")
+    return rule.Hits(rows[~parsed], len(rows), "have an answer that is not valid JSON, unlike the others")
 
 
 def reasoning_tags(found: table.Table, keep: rule.Mask) -> rule.Hits:
@@ -73,11 +73,7 @@ def reasoning_tags(found: table.Table, keep: rule.Mask) -> rule.Hits:
     unclosed = (found.marks[rows] & table.UNCLOSED) > 0
     share = reasoning.mean() if len(rows) else 0.0
     rarer = ~reasoning if share > 0.5 else reasoning
-    text = (
-        "have no reasoning block, as the others have"
-        if share > 0.5
-        else "have a reasoning block, and the others have none"
-    )
+    text = "have no reasoning block, unlike the others" if share > 0.5 else "have a reasoning block, unlike the others"
     if unclosed.any() and share in (0.0, 1.0):
         text = "have a reasoning block that is not closed"
     hits = rows[(rarer if 0 < share < 1 else np.zeros_like(rarer)) | unclosed]
@@ -86,20 +82,20 @@ def reasoning_tags(found: table.Table, keep: rule.Mask) -> rule.Hits:
 
 def language_mix(found: table.Table, keep: rule.Mask) -> rule.Hits:
     rows = rule.rows(trained(found, keep))
-    said, asked = found.answer_language[rows], found.prompt_language[rows]
-    known = said != languages.UNKNOWN
+    answer_languages, prompt_languages = found.answer_language[rows], found.prompt_language[rows]
+    known = answer_languages != languages.UNKNOWN
     if known.sum() < ENOUGH:
         return rule.NONE
-    counts = np.bincount(said[known], minlength=len(languages.NAMES))
+    counts = np.bincount(answer_languages[known], minlength=len(languages.NAMES))
     main = int(counts.argmax())
-    # Without a main language the answers have no language to leave; then only their prompts' counts.
-    other = known & (said != asked) & (asked != languages.UNKNOWN)
+    # Without a main language an answer can differ only from its prompt's language.
+    other = known & (answer_languages != prompt_languages) & (prompt_languages != languages.UNKNOWN)
     if counts[main] >= MAIN_LANGUAGE * known.sum():
-        other = known & (said != main) & (said != asked)
+        other = known & (answer_languages != main) & (answer_languages != prompt_languages)
         text = f"have an answer that is neither in {languages.NAMES[main]}, as most are, nor in its prompt's language"
     else:
         text = "have an answer in another language than their prompt"
-        if other.mean() > 0.5:  # a translator's work
+        if other.mean() > 0.5:  # a translation task
             return rule.NONE
     return rule.Hits(
         rows[other], len(rows), text, words=lambda example: languages.NAMES[languages.language(example.answer or "")]

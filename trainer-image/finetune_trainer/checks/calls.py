@@ -1,4 +1,4 @@
-"""The rule of one row that looks at its calls of tools. What makes a row no example is said where rows are read, in `dataset`."""
+"""The row rule about tool calls. Rows that are not examples are refused where rows are read, in `dataset`."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Arguments:
         return any(_problems(row.example))
 
     def words(self, example: dataset.Example) -> str:
-        """The first call; never its arguments, which may hold what is private."""
+        """The first call; never its arguments, which may be private."""
         return next(_problems(example), "")
 
 

@@ -1,4 +1,4 @@
-"""Rules of one row that look at its tokens. What the corpus counts anyway (lengths, cuts) is judged in `review`."""
+"""Row rules about tokens. What the corpus counts anyway (lengths, truncation) is judged in `review`."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ class StopToken:
 
 @dataclasses.dataclass(frozen=True)
 class DoubleBos:
-    """Fires where the begin-of-sequence token stands twice at the beginning."""
+    """Fires where a text begins with two begin-of-sequence tokens."""
 
     bos: int | None
     id: str = "doubleBos"
@@ -35,7 +35,7 @@ class DoubleBos:
 
 @dataclasses.dataclass(frozen=True)
 class PromptPrefix:
-    """Fires where the tokens of the prompt are not those that prompt and answer together begin with."""
+    """Fires where the tokens of the prompt are not a prefix of the tokens of prompt and answer together."""
 
     id: str = "promptPrefix"
 

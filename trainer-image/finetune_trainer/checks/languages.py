@@ -1,6 +1,6 @@
-"""The language of a text: by its script, and for Latin letters by its small words. Short texts have none.
+"""The language of a text: by its script, and for Latin letters by its function words. Short texts are unknown.
 
-Small on purpose: a few microseconds a text, and only a clear answer is one. Which languages it knows is in NAMES.
+Simple on purpose: a few microseconds per text, and unclear ones are unknown. NAMES lists the languages.
 """
 
 import re
@@ -13,7 +13,7 @@ NAMES = (
 UNKNOWN = 0
 
 LENGTH = 400
-"""Characters that are looked at."""
+"""Characters that are used."""
 
 _WORDS = {
     "English": "the and is are was you your for with that this have not will can our please what from they we would",
@@ -65,6 +65,6 @@ def language(text: str) -> int:
 def _script(text: str) -> int:
     letters = sum(map(len, _WORD.findall(text)))
     counts = {index: len(form.findall(text)) for index, form in _SCRIPTS}
-    counts[_JAPANESE] += counts[_CHINESE] if counts[_JAPANESE] else 0  # Japanese is written with Chinese signs too
+    counts[_JAPANESE] += counts[_CHINESE] if counts[_JAPANESE] else 0  # Japanese also uses Chinese characters
     index = max(counts, key=lambda key: counts[key])
     return index if counts[index] >= 4 and counts[index] >= 0.5 * letters else UNKNOWN

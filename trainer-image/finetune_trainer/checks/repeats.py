@@ -1,4 +1,4 @@
-"""Rules of the table about rows that are equal or nearly so: duplicates, contradictions, leakage."""
+"""Table rules about rows that are equal or nearly so: duplicates, contradictions, leakage."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ def duplicates(found: table.Table, keep: rule.Mask) -> rule.Hits:
     same = split.mixed(found.same[rows]) + found.part[rows]
     _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
     earlier = rows[first[inverse.reshape(-1)]]
-    again = earlier != rows
-    return rule.Hits(rows[again], len(rows), "repeat an earlier one", beside=earlier[again])
+    repeated = earlier != rows
+    return rule.Hits(rows[repeated], len(rows), "repeat an earlier one", beside=earlier[repeated])
 
 
 def near_duplicates(found: table.Table, keep: rule.Mask) -> rule.Hits:
@@ -21,8 +21,8 @@ def near_duplicates(found: table.Table, keep: rule.Mask) -> rule.Hits:
     rows = rule.rows(keep)
     hits, beside = [], []
     for part in range(3):
-        mine = rows[found.part[rows] == part]
-        distinct = mine[np.unique(found.same[mine], return_index=True)[1]] if len(mine) else mine
+        of_part = rows[found.part[rows] == part]
+        distinct = of_part[np.unique(found.same[of_part], return_index=True)[1]] if len(of_part) else of_part
         linked = similar.pairs(found.sketches, np.sort(distinct))
         first = similar.first_of_group(len(found), linked)
         later = np.flatnonzero(first != np.arange(len(found)))
@@ -37,13 +37,13 @@ def contradictions(found: table.Table, keep: rule.Mask) -> rule.Hits:
     rows = rule.rows(keep & (found.answer != 0))
     prompt, answer, rejected = found.prompts.last[rows], found.answer[rows], found.rejected[rows]
     if rejected.any():
-        # Of pairs many per prompt are usual; a contradiction is an answer that is the better one here, the worse one there.
+        # Many pairs per prompt are normal; a contradiction is an answer that is chosen in one pair and rejected in another.
         better = np.stack([prompt, answer], axis=1)
         worse = np.stack([prompt, rejected], axis=1)
         number = np.unique(np.concatenate([better, worse]), axis=0, return_inverse=True)[1].reshape(-1)
         chosen, refused = number[: len(rows)], number[len(rows) :]
         wrong = np.isin(chosen, refused) | np.isin(refused, chosen)
-        return rule.Hits(rows[wrong], len(rows), "choose an answer that another one rejects, or the other way round")
+        return rule.Hits(rows[wrong], len(rows), "choose an answer that another one rejects, or the reverse")
     _, group = np.unique(prompt, return_inverse=True)
     low = np.full(group.max(initial=-1) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     high = np.zeros_like(low)
@@ -57,14 +57,14 @@ def contradictions(found: table.Table, keep: rule.Mask) -> rule.Hits:
 
 
 def leakage(found: table.Table, keep: rule.Mask) -> rule.Hits:
-    """A held-out prompt among the prompts of any answer that is learned, or watched, before it is asked."""
+    """A held-out prompt among the prompts of any answer in an earlier part of the split."""
     hits, drop = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for part in (1, 2):
-        held = rule.rows(keep & (found.part == part))
-        seen = rule.rows(keep & (found.part < part))
-        asked = found.prompts.last[held]
-        hits.append(held[np.isin(asked, found.prompts.take(seen).flat)])
-        drop.append(seen[found.prompts.any_in(seen, asked)])
+        held_out_rows = rule.rows(keep & (found.part == part))
+        earlier = rule.rows(keep & (found.part < part))
+        held_out_prompts = found.prompts.last[held_out_rows]
+        hits.append(held_out_rows[np.isin(held_out_prompts, found.prompts.take(earlier).flat)])
+        drop.append(earlier[found.prompts.any_in(earlier, held_out_prompts)])
     held_out = int((keep & (found.part > 0)).sum())
     text = "held out have a prompt that is also in the training data"
     return rule.Hits(np.unique(np.concatenate(hits)), held_out, text, drop=np.unique(np.concatenate(drop)))
@@ -72,11 +72,11 @@ def leakage(found: table.Table, keep: rule.Mask) -> rule.Hits:
 
 def near_leakage(found: table.Table, place: table.Array) -> rule.Hits:
     """After the split; place: int8 [rows], 0 train, 1 validation, 2 test, -1 left out."""
-    held = rule.rows(place > 0)
-    if found.sketches is None or not len(held):
+    held_out_rows = rule.rows(place > 0)
+    if found.sketches is None or not len(held_out_rows):
         return rule.NONE
     rows = rule.rows(place >= 0)
-    # Of equal rows on one side one is enough.
+    # Of equal rows in one part, one is enough.
     side = split.mixed(found.same[rows]) + (place[rows] > 0)
     distinct = np.sort(rows[np.unique(side, return_index=True)[1]])
     linked = similar.pairs(found.sketches, distinct)
@@ -87,4 +87,4 @@ def near_leakage(found: table.Table, place: table.Array) -> rule.Hits:
     learned = np.where(place[one] > 0, other, one)
     hits, index = np.unique(held_out, return_index=True)
     text = "held out are nearly the same as a training example"
-    return rule.Hits(hits, len(held), text, drop=np.unique(learned), beside=learned[index])
+    return rule.Hits(hits, len(held_out_rows), text, drop=np.unique(learned), beside=learned[index])

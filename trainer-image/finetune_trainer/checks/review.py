@@ -1,9 +1,9 @@
-"""The review of a job's examples: one pass over the rows, then the judgement of all rules, in the order of the API's table.
+"""The review of a job's examples: one pass over the rows, then all rules, in the order of the API's table.
 
 review = Review(policies, tokenizer, stops)
 review.broken(bad) / review.take(part, example, details)      as the rows are read
-judgement = review.judge(corpus, source)                      who stays, and the findings
-judgement.after_split(place)                                  what only the split shows
+judgement = review.judge(corpus, source)                      which rows stay, and the findings
+judgement.after_split(place)                                  the rules that need the split
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from finetune_trainer.checks import answers, calls, encodings, repeats, rule, ta
 from finetune_trainer.data import corpus, dataset, rows, tokens
 
 PLACES = 20
-"""Places that a finding names; and broken rows after which reading stops where they end the job: enough to see the pattern."""
+"""Places that a finding lists; also the number of broken rows after which reading stops if they end the job."""
 
 LONGEST = 120
 """Characters of a place in the status."""
 
-WORTH_A_WORD = {"truncation": 0.05, "nearDuplicates": 0.05, "nearLeakage": 0.05}
-"""Shares below which a rule says nothing, as such a share changes little; what it drops, it drops all the same."""
+MINIMUM_SHARE = {"truncation": 0.05, "nearDuplicates": 0.05, "nearLeakage": 0.05}
+"""Shares below which a rule reports nothing, as they change little; rows are dropped all the same."""
 
 _FOLDER = re.compile(r"\b[a-z0-9]+://\S*/")
 
@@ -42,10 +42,10 @@ TABLE_RULES: dict[str, TableRule] = {
     "languageMix": answers.language_mix,
 }
 
-SAID = {
-    "secrets": "have what looks like a secret",
-    "personalData": "have what looks like personal data",
-    "refusals": "have an answer that refuses or speaks of itself as an AI",
+MESSAGES = {
+    "secrets": "contain what looks like a secret",
+    "personalData": "contain what looks like personal data",
+    "refusals": "have an answer that refuses or calls itself an AI",
     "specialTokens": "have a special token of the model in their text",
     "stopToken": "have a learned answer that does not end with a stop token",
     "doubleBos": "begin with two begin-of-sequence tokens",
@@ -56,20 +56,20 @@ SAID = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a rule found, and what was done about it."""
+    """The result of a rule, and what was done about it."""
 
     rule: str
     policy: api.Policy
     count: int
     """Rows (of a rule about the data as a whole: 1)."""
     message: str
-    """What was seen, as a sentence without an end."""
+    """The result in words, without a full stop."""
     places: tuple[str, ...]
-    """The first ones: `uri:line`, some with a word on what is there."""
+    """The first ones: `uri:line`, some with a short description."""
     dropped: int = 0
     """Rows left out."""
     share: float = 1.0
-    """Of the rows that the rule looked at; 1 for the data as a whole and for broken rows."""
+    """Of the rows that the rule checked; 1 for the data as a whole and for broken rows."""
 
     @property
     def severity(self) -> api.Severity:
@@ -105,7 +105,7 @@ Sources = Callable[[rule.Rows], Mapping[int, dataset.Example]]
 
 
 class Review:
-    """Gathers columns and broken rows while the files are read."""
+    """Collects columns and broken rows while the files are read."""
 
     def __init__(self, chosen: Mapping[str, api.Policy], encoder: tokens.Encoder) -> None:
         self.policies = {known.id: api.policy(dict(chosen), known.id) for known in api.RULES}
@@ -122,30 +122,30 @@ class Review:
         self._row_rules = tuple(one for one in every if self._applies(one.id))
         self._builder = table.Builder(
             sketched=self._applies("nearDuplicates") or self._applies("nearLeakage"),
-            spoken=self._applies("languageMix"),
+            detect_languages=self._applies("languageMix"),
         )
         self._broken: dict[str, list[rows.Bad]] = {}
         self._counts: dict[str, int] = {}
-        self._lost = False
-        """Whether a file broke off, so that dropping single rows does not help."""
+        self._truncated_file = False
+        """Whether a file was cut off, so that dropping single rows does not help."""
 
     def _applies(self, id: str) -> bool:
         return self.policies[id] is not api.Policy.IGNORE
 
     def broken(self, bad: rows.Bad) -> None:
-        """Notes a row that is no example."""
+        """Records a row that is not an example."""
         self._counts[bad.rule] = self._counts.get(bad.rule, 0) + 1
         found = self._broken.setdefault(bad.rule, [])
         if bad.ends:
-            self._lost = True
+            self._truncated_file = True
             found.insert(0, bad)
         else:
             found.append(bad)
         del found[PLACES:]
 
     @property
-    def cannot_fit(self) -> bool:
-        """Whether so many rows are broken that the job will end, and reading on shows nothing new."""
+    def will_fail(self) -> bool:
+        """Whether so many rows are broken that the job will fail, and reading more shows nothing new."""
         fatal = (count for id, count in self._counts.items() if self.policies[id] is api.Policy.FAIL)
         return sum(fatal) >= PLACES
 
@@ -155,16 +155,16 @@ class Review:
         return len(self._builder)
 
     def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
-        """Looks at an example. part: 0 train, 1 validation, 2 test: whose files it came from."""
+        """Adds an example. part: 0 train, 1 validation, 2 test: the files that it came from."""
         row = rule.Row(example, details)
         fired = sum(1 << bit for bit, one in enumerate(self._row_rules) if one.fires(row))
         self._builder.add(part, fired, row)
 
     def judge(self, found: corpus.Corpus, sources: Sources) -> "Judgement":
-        """Applies all rules but those that wait for the split."""
+        """Applies all rules except those that need the split."""
         columns = self._builder.finish(found)
         made = Judgement(columns, np.ones(len(columns), dtype=bool), self.policies, sources, self._about_broken())
-        for known in () if self.cannot_fit else api.RULES:
+        for known in () if self.will_fail else api.RULES:
             if known.scope is api.Scope.BROKEN or known.id == "nearLeakage" or not self._applies(known.id):
                 continue
             made.add(known.id, self._hits(known.id, columns, made.keep))
@@ -173,16 +173,16 @@ class Review:
     def _hits(self, id: str, columns: table.Table, keep: rule.Mask) -> rule.Hits:
         if id in TABLE_RULES:
             return TABLE_RULES[id](columns, keep)
-        kept = int(keep.sum())
+        count = int(keep.sum())
         if id == "untrainable":
             text = "have no token to learn within training.maxSequenceLength"
-            return rule.Hits(rule.rows(keep & ~columns.teaching), kept, text)
+            return rule.Hits(rule.rows(keep & ~columns.teaching), count, text)
         if id == "truncation":
             text = "are longer than training.maxSequenceLength and are cut"
-            return rule.Hits(rule.rows(keep & columns.truncated), kept, text)
+            return rule.Hits(rule.rows(keep & columns.truncated), count, text)
         bit, one = next((bit, one) for bit, one in enumerate(self._row_rules) if one.id == id)
         fired = keep & ((columns.fired >> np.uint32(bit)) & np.uint32(1) > 0)
-        return rule.Hits(rule.rows(fired), kept, SAID[id], words=one.words)
+        return rule.Hits(rule.rows(fired), count, MESSAGES[id], words=one.words)
 
     def _about_broken(self) -> list[Finding]:
         made = []
@@ -193,8 +193,10 @@ class Review:
             policy = self.policies[known.id]
             if policy is api.Policy.DROP and any(one.ends for one in bad):
                 policy = api.Policy.FAIL
-            stopped = " (reading stopped there)" if self.cannot_fit else ""
-            message = f"{count} row{'s are' if count > 1 else ' is'} no example{'s' if count > 1 else ''}{stopped}"
+            stopped = " (reading stopped there)" if self.will_fail else ""
+            message = (
+                f"{count} row{'s are' if count > 1 else ' is'} not {'examples' if count > 1 else 'an example'}{stopped}"
+            )
             places = tuple(f"{one.source}: {one.problem}" for one in bad)
             made.append(Finding(known.id, policy, count, message, places, count if policy is api.Policy.DROP else 0))
         return made
@@ -202,7 +204,7 @@ class Review:
 
 @dataclasses.dataclass
 class Judgement:
-    """Who stays, and why the others do not."""
+    """Which rows stay, and why the others do not."""
 
     columns: table.Table
     keep: rule.Mask
@@ -211,28 +213,30 @@ class Judgement:
     findings: list[Finding]
 
     def add(self, id: str, hits: rule.Hits) -> rule.Rows:
-        """Notes what a rule found and leaves out what it drops; the rows that were left out."""
+        """Records a rule's hits and drops its rows where the policy says so; returns the dropped rows."""
         none = np.zeros(0, dtype=np.int64)
         drops = self.policies[id] is api.Policy.DROP
-        few = len(hits.rows) < WORTH_A_WORD.get(id, 0) * hits.of and not drops
-        if few or not len(hits.rows):
+        negligible = len(hits.rows) < MINIMUM_SHARE.get(id, 0) * hits.of and not drops
+        if negligible or not len(hits.rows):
             return none
-        gone = (hits.rows if hits.drop is None else hits.drop) if drops else none
-        self.keep[gone] = False
+        dropped_rows = (hits.rows if hits.drop is None else hits.drop) if drops else none
+        self.keep[dropped_rows] = False
         count = len(hits.rows)
         message = hits.text if hits.whole else f"{count} of {hits.of} examples {hits.text}"
         share = 1.0 if hits.whole else count / hits.of
-        self.findings.append(Finding(id, self.policies[id], count, message, self._places(hits), len(gone), share))
-        return gone
+        self.findings.append(
+            Finding(id, self.policies[id], count, message, self._places(hits), len(dropped_rows), share)
+        )
+        return dropped_rows
 
     def after_split(self, place: table.Array) -> table.Array:
-        """The places (int8: 0 train, 1 validation, 2 test, -1 left out) once the rules that need them are applied too."""
+        """The places (int8: 0 train, 1 validation, 2 test, -1 left out) after the rules that need the split."""
         id = "nearLeakage"
         if self.policies[id] is api.Policy.IGNORE:
             return place
-        gone = self.add(id, repeats.near_leakage(self.columns, place))
+        dropped_rows = self.add(id, repeats.near_leakage(self.columns, place))
         place = place.copy()
-        place[gone] = -1
+        place[dropped_rows] = -1
         order = [known.id for known in api.RULES]
         self.findings.sort(key=lambda finding: order.index(finding.rule))
         return place

@@ -1,4 +1,4 @@
-"""What a rule is, and what it answers. Rules are pure: rows or columns in, hits out."""
+"""The interface of rules. Rules are pure: rows or columns in, hits out."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool]]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An example with its tokens, as the rules of one row see it."""
+    """An example with its tokens: the input of row rules."""
 
     example: dataset.Example
     details: tokens.Details
@@ -32,7 +32,7 @@ class Row:
 
     @functools.cached_property
     def answers(self) -> list[str]:
-        """What is learned, as text; all of a plain text."""
+        """The answers as text; all of a plain text."""
         if self.example.text is not None:
             return [self.example.text]
         return [turn.content for turn in self.example.messages if turn.role == "assistant"]
@@ -47,27 +47,27 @@ class RowRule(Protocol):
     def fires(self, row: Row) -> bool: ...
 
     def words(self, example: dataset.Example) -> str:
-        """What is to be said of one place besides where it is; empty for nothing."""
+        """A short description of the place; empty for none."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-    """What a rule found."""
+    """The result of a rule."""
 
     rows: Rows
     of: int
-    """How many rows it looked at."""
+    """The number of rows that the rule checked."""
     text: str
-    """What was seen, as the end of a sentence that begins with "12 of 300 examples"; or a whole sentence, see `whole`."""
+    """The end of a sentence that begins with "12 of 300 examples"; or a whole sentence, see `whole`."""
     drop: Rows | None = None
-    """The rows to leave out, where these are not the rows that were found."""
+    """The rows to leave out, where these are not `rows`."""
     beside: Rows | None = None
-    """For each row another one to name with it, such as the one that it repeats."""
+    """For each row another one to mention with it, such as the one that it repeats."""
     words: Callable[[dataset.Example], str] | None = None
-    """What is to be said of one place."""
+    """A short description of one place."""
     whole: bool = False
-    """Whether `text` is a sentence of its own."""
+    """Whether `text` is a whole sentence."""
 
 
 NONE = Hits(np.zeros(0, dtype=np.int64), 0, "")

@@ -1,4 +1,4 @@
-"""A thousand of the training files' examples, drawn while they pass, as numbers: what the advisor's measures look at.
+"""A random sample of a thousand training examples, drawn while they are read, as numbers: input of the advisor's measurements.
 
 Sampler (one example at a time) -> Traits of each -> `novelty`, `variety`
 """
@@ -19,20 +19,20 @@ from finetune_trainer.data import dataset
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SIZE = 1000
-"""Examples of the sample: a share is known to about three points in a hundred."""
+"""Examples of the sample: shares are accurate to about three percentage points."""
 
 ASKED, ANSWERED = 65_536, 8_192
-"""Characters of a prompt and of an answer that are looked at."""
+"""Characters of a prompt and of an answer that are used."""
 
 STEM, LONG = 5, 6
-"""Words of LONG letters or more count as rare words; they are in a prompt where one of its words begins with the same STEM
+"""Words of LONG letters or more may count as rare words; a prompt has one if any of its words begins with the same STEM
 letters, so that refund and refunded are the same."""
 
 SHORT = 4
 """Words of an answer that is a label or a name rather than a sentence."""
 
 CODE = 0.06
-"""Share of the signs of programs and markup from which an answer is no prose."""
+"""Share of characters typical of programs and markup from which an answer is not prose."""
 
 TITLE = 0.7
 """Share of capitalised words from which a line without a full stop is a title."""
@@ -46,20 +46,20 @@ _SIGNS = re.compile(r"[{}()\[\];=<>_\\|]")
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """An example as hashes (uint32, each once) of words in small letters and of numbers."""
+    """An example as hashes (uint32, each once) of lower-cased words and of numbers."""
 
     row: int
     source: str
     answer: int
     """A hash of the whole answer."""
-    asked: Array
+    prompt_words: Array
     """Words of the prompt, numbers as one word."""
-    said: Array
+    answer_words: Array
     """Words and numbers of the answer."""
     added: Array
     """Those of them that are not in the prompt."""
-    small: Array
-    """Words of prompt and answer that are written small."""
+    lower_case: Array
+    """Words of prompt and answer that appear in lower case."""
     numbers: Array
     names: Array
     words: Array
@@ -72,51 +72,53 @@ class Traits:
 
 
 class Sampler:
-    """Draws SIZE examples at random; each has the same chance, however many there are."""
+    """Draws SIZE examples at random, with equal probability, however many there are (reservoir sampling)."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(f"sample {seed}")  # noqa: S311
-        self._kept: list[Traits] = []
+        self._sample: list[Traits] = []
         self._seen = 0
 
     def take(self, row: int, example: dataset.Example) -> None:
-        """An example of the training files; plain text has no answer to look at."""
+        """An example of the training files; plain text has no answer."""
         if example.answer is None:
             return
         self._seen += 1
-        place = len(self._kept) if len(self._kept) < SIZE else self._random.randrange(self._seen)
+        place = len(self._sample) if len(self._sample) < SIZE else self._random.randrange(self._seen)
         if place < SIZE:
-            self._kept[place : place + 1] = [traits(row, example)]
+            self._sample[place : place + 1] = [traits(row, example)]
 
-    def among(self, wanted: Array) -> list[Traits]:
-        """Those whose row is wanted (bool [rows])."""
-        return [one for one in sorted(self._kept, key=lambda one: one.row) if wanted[one.row]]
+    def of_rows(self, wanted: Array) -> list[Traits]:
+        """Those of the wanted rows (bool [rows])."""
+        return [one for one in sorted(self._sample, key=lambda one: one.row) if wanted[one.row]]
 
 
 def traits(row: int, example: dataset.Example) -> Traits:
-    """What the measures need of an example that has an answer."""
+    """The traits of an example that has an answer."""
     prompt = "\n".join(turn.text for turn in example.prompt)[-ASKED:]
     answer = (example.answer or "")[:ANSWERED]
-    asked, said = _WORD.findall(prompt), _WORD.findall(answer)
-    known = {word.casefold() for word in asked}
+    prompt_words, answer_words = _WORD.findall(prompt), _WORD.findall(answer)
+    known = {word.casefold() for word in prompt_words}
     stems = {word[:STEM] for word in known}
     runs = _runs(prompt)
     numbers = [token for token in _NUMBER.findall(answer) if sum(map(str.isdigit, token)) > 1]
-    new = [token for token in numbers if not _told(token, runs)]
+    new = [token for token in numbers if not _in_prompt(token, runs)]
     prose = len(_SIGNS.findall(answer)) < CODE * len(answer)
-    long = {word.casefold() for word in said if len(word) >= LONG and word.islower()} if prose else set()
+    long = {word.casefold() for word in answer_words if len(word) >= LONG and word.islower()} if prose else set()
     return Traits(
         row=row,
         source=example.source,
         answer=zlib.crc32(answer.strip().encode("utf-8", "replace")),
-        asked=_hashes([*known, *(["0"] if runs else [])]),
-        said=_hashes([*map(str.casefold, said), *numbers]),
-        added=_hashes([*(word for word in map(str.casefold, said) if word not in known), *new]),
-        small=_hashes(word for word in itertools.chain(asked, said) if word.islower()),
+        prompt_words=_hashes([*known, *(["0"] if runs else [])]),
+        answer_words=_hashes([*map(str.casefold, answer_words), *numbers]),
+        added=_hashes([*(word for word in map(str.casefold, answer_words) if word not in known), *new]),
+        lower_case=_hashes(word for word in itertools.chain(prompt_words, answer_words) if word.islower()),
         numbers=_hashes(new if not _COMPUTED.search(answer) else ()),
-        names=_hashes(word for word in map(str.casefold, _names(answer, said) if prose else ()) if word not in known),
+        names=_hashes(
+            word for word in map(str.casefold, _names(answer, answer_words) if prose else ()) if word not in known
+        ),
         words=_hashes(word for word in long if word[:STEM] not in stems),
-        short=len(said) + len(numbers) <= SHORT,
+        short=len(answer_words) + len(numbers) <= SHORT,
         language=languages.language(answer),
     )
 
@@ -127,8 +129,8 @@ def _runs(text: str) -> set[str]:
     return found | {"".join(_RUN.findall(token)).lstrip("0") for token in _NUMBER.findall(text)}
 
 
-def _told(number: str, runs: set[str]) -> bool:
-    """Whether the prompt has the number, maybe written otherwise: most digits of a date are those of the same date."""
+def _in_prompt(number: str, runs: set[str]) -> bool:
+    """Whether the prompt has the number, perhaps in another format: two forms of a date share most digits."""
     parts = [run.lstrip("0") for run in _RUN.findall(number)]
     there = sum(len(part) for part in parts if part in runs)
     return "".join(parts) in runs or 2 * there >= sum(map(len, parts))

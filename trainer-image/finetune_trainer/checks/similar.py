@@ -1,12 +1,12 @@
 """Nearly equal rows, among a million, in bounded memory: MinHash sketches of 64 bytes a row, compared band by band.
 
-A text is the set of its windows of 8 bytes. One hash puts each window into one of 64 bins, and of each bin the smallest
+A text is the set of its windows of 8 bytes. One hash puts each window into one of 64 bins, and the minimum of each bin
 counts (one-permutation hashing, Li, Owen and Zhang 2012; empty bins are filled from their right neighbour, Shrivastava and
 Li 2014): the share of equal bins estimates the Jaccard similarity of two texts. Rows that agree in one of 16 bands of four
 bins are compared as a whole.
 
-Windows that a tenth of the first rows share (a system prompt, a form letter's words) belong to none of them and are left
-out; a text with too little of its own has no sketch, and only an equal one is like it.
+Windows that a tenth of the first rows share (a system prompt, the text of a form letter) are left out; a text with too few
+other windows has no sketch, and is similar only to an equal text.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ WINDOW = 8
 SIMILAR = 0.7
 """Share of equal bins from which two texts are nearly the same: a word or two of twenty differ."""
 
-COMMON, COPIES, SAMPLE, LEAST = 0.1, 8, 2000, 20
-"""Windows of more than this share of the first SAMPLE texts, and of more than COPIES, are common. Fewer texts than LEAST do not
-tell what is common, and are not compared at all."""
+COMMON, COPIES, SAMPLE, MINIMUM_TEXTS = 0.1, 8, 2000, 20
+"""Windows of more than this share of the first SAMPLE texts, and of more than COPIES, are common. Fewer texts than
+MINIMUM_TEXTS do not show what is common, and are not compared at all."""
 
 BITS = 22
-"""Of a window's hash, for the table of the common ones: a few thousand of them hide one other window in a thousand."""
+"""Bits of a window's hash for the table of common windows: a few thousand of them hide one other window in a thousand."""
 
-OWN = 32
-"""Windows of its own that a text needs."""
+MINIMUM_WINDOWS = 32
+"""Windows that are not common, at least, for a sketch."""
 
 BATCH = 2**21
 """Bytes that are sketched at once."""
 
 NEIGHBOURS = 4
-"""Rows of one band's bucket that each row is compared with."""
+"""Rows of a band's bucket that each row is compared with."""
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -50,7 +50,7 @@ class Sketches:
 
 
 class Sketcher:
-    """Takes texts one by one; holds 65 bytes of each, and the texts themselves only until enough are there to be sketched."""
+    """Takes texts one by one; stores 65 bytes of each, and the texts themselves only until there are enough to sketch."""
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
@@ -94,7 +94,7 @@ class Sketcher:
 
 
 def windows(texts: Sequence[bytes]) -> tuple[Array, Array]:
-    """The hashes (uint32) of all windows of all texts, and to which text each belongs (int64)."""
+    """The hashes (uint32) of all windows of all texts, and the text that each belongs to (int64)."""
     padded = [text.ljust(WINDOW, b"\0") for text in texts]
     lengths = np.array([len(text) for text in padded])
     data = b"".join(padded)
@@ -113,25 +113,25 @@ def common(texts: Sequence[bytes]) -> Array:
     for text in texts:
         hashes, _ = windows([text[:65_536]])
         counts[np.unique(hashes >> np.uint32(32 - BITS))] += 1
-    most = max(COMMON * len(texts), COPIES)
-    many: Array = np.greater(counts, most)
-    return many
+    limit = max(COMMON * len(texts), COPIES)
+    frequent: Array = np.greater(counts, limit)
+    return frequent
 
 
 def sketch(texts: Sequence[bytes], shared: Array) -> tuple[Array, Array]:
-    """The bins [texts, BINS] and whether a text has enough windows of its own."""
+    """The bins [texts, BINS] and whether a text has enough windows that are not common."""
     hashes, owner = windows(texts)
-    own = ~shared[hashes >> np.uint32(32 - BITS)]
-    hashes, owner = hashes[own], owner[own]
+    rare = ~shared[hashes >> np.uint32(32 - BITS)]
+    hashes, owner = hashes[rare], owner[rare]
     empty = np.uint32(2**32 - 1)
     flat = np.full(len(texts) * BINS, empty, dtype=np.uint32)
     np.minimum.at(flat, owner * BINS + (hashes & np.uint32(BINS - 1)), hashes >> np.uint32(6))
     smallest: Array = flat.reshape(len(texts), BINS)
-    valid = np.bincount(owner, minlength=len(texts)) >= OWN
+    valid = np.bincount(owner, minlength=len(texts)) >= MINIMUM_WINDOWS
     smallest[~valid] = 0
     while (gaps := smallest == empty).any():
-        borrowed = np.roll(smallest, -1, axis=1)
-        smallest = np.where(gaps & (borrowed != empty), borrowed ^ np.uint32(0x5BD1E995), smallest)
+        neighbour = np.roll(smallest, -1, axis=1)
+        smallest = np.where(gaps & (neighbour != empty), neighbour ^ np.uint32(0x5BD1E995), smallest)
     mixed = smallest * np.uint32(0x9E3779B1)
     return (mixed >> np.uint32(24)).astype(np.uint8), valid
 
@@ -139,7 +139,7 @@ def sketch(texts: Sequence[bytes], shared: Array) -> tuple[Array, Array]:
 def pairs(sketches: Sketches, chosen: Array) -> Array:
     """int64 [n, 2]: pairs of the chosen rows that are nearly the same, the smaller row first, each once."""
     rows = chosen[sketches.valid[chosen]]
-    if len(sketches.valid) < LEAST or not len(rows):
+    if len(sketches.valid) < MINIMUM_TEXTS or not len(rows):
         return np.zeros((0, 2), dtype=np.int64)
     bins = sketches.bins[rows] if len(rows) < len(sketches.bins) else sketches.bins
     bands = bins.view(np.uint32)

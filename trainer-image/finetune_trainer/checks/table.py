@@ -1,4 +1,4 @@
-"""The columns of all rows that were read: numbers and never text, about 120 bytes a row, the MinHash sketch included."""
+"""The columns of all rows: numbers, never text; about 120 bytes per row, the MinHash sketch included."""
 
 import array
 import dataclasses
@@ -15,8 +15,8 @@ from finetune_trainer.data import corpus, dataset, split
 Array = np.ndarray[Any, np.dtype[Any]]
 
 JSON, BROKEN_JSON, REASONING, UNCLOSED, CALLS = 1, 2, 4, 8, 16
-"""Marks of an answer: it is a JSON object or list; it begins like one and does not parse; it has a reasoning block; one that is
-not closed; and it calls tools, which is neither JSON nor prose, whatever it is written in."""
+"""Marks of an answer: it is a JSON object or list; it begins like one but does not parse; it has a reasoning block; one that is
+not closed; it calls tools, which counts as neither JSON nor prose, whatever the dialect."""
 
 _REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)>", re.IGNORECASE)
 
@@ -26,9 +26,9 @@ class Table:
     """One row for each example, in the order they were read: training files first, then validation's and test's own."""
 
     part: Array
-    """uint8: 0 train, 1 validation, 2 test: whose files the row came from."""
+    """uint8: 0 train, 1 validation, 2 test: the files that the row came from."""
     fired: Array
-    """uint32: a bit for each rule of one row."""
+    """uint32: a bit for each row rule."""
     prompts: split.Prompts
     answer: Array
     """uint64: a hash of the last answer; 0 for plain text."""
@@ -56,14 +56,18 @@ class Table:
 class Builder:
     """Takes the rows one by one."""
 
-    def __init__(self, *, sketched: bool, spoken: bool) -> None:
-        """sketched: whether rows are compared for likeness; spoken: whether their languages are told."""
+    def __init__(self, *, sketched: bool, detect_languages: bool) -> None:
+        """sketched: whether rows are compared for similarity; detect_languages: whether languages are detected."""
         self._part, self._fired = array.array("B"), array.array("I")
         self._prompts = split.Builder()
         self._answer, self._rejected = array.array("Q"), array.array("Q")
-        self._marks, self._said, self._asked = array.array("B"), array.array("B"), array.array("B")
+        self._marks, self._answer_languages, self._prompt_languages = (
+            array.array("B"),
+            array.array("B"),
+            array.array("B"),
+        )
         self._sketcher = similar.Sketcher() if sketched else None
-        self._spoken = spoken
+        self._detect_languages = detect_languages
 
     def __len__(self) -> int:
         return len(self._part)
@@ -76,20 +80,20 @@ class Builder:
         self._prompts.add(list(example.keys()))
         self._answer.append(0 if answer is None else dataset.digest(answer.strip()))
         self._rejected.append(0 if example.rejected is None else dataset.digest(example.rejected.strip()))
-        said = example.messages[-1].content if example.messages else ""
+        answer_text = example.messages[-1].content if example.messages else ""
         calls = bool(example.messages and example.messages[-1].calls)
-        self._marks.append(CALLS | marks(said) & ~(JSON | BROKEN_JSON) if calls else marks(said))
-        asked = next((turn.content for turn in reversed(example.prompt) if turn.role == "user"), "")
-        spoken = self._spoken and answer is not None
-        self._said.append(languages.language(said) if spoken else languages.UNKNOWN)
-        self._asked.append(languages.language(asked) if spoken else languages.UNKNOWN)
+        self._marks.append(CALLS | marks(answer_text) & ~(JSON | BROKEN_JSON) if calls else marks(answer_text))
+        prompt_text = next((turn.content for turn in reversed(example.prompt) if turn.role == "user"), "")
+        detect_languages = self._detect_languages and answer is not None
+        self._answer_languages.append(languages.language(answer_text) if detect_languages else languages.UNKNOWN)
+        self._prompt_languages.append(languages.language(prompt_text) if detect_languages else languages.UNKNOWN)
         if self._sketcher is not None:
             self._sketcher.add(
                 "\n".join(turn.text for turn in example.messages) if example.text is None else example.text
             )
 
     def finish(self, found: corpus.Corpus) -> Table:
-        """The table, with what the rows' tokens tell."""
+        """The table, with the columns from the rows' tokens."""
         truncated: Array = found.truncated.reshape(-1, 2 if found.pairs else 1).max(axis=1, initial=False)
         return Table(
             np.frombuffer(self._part, dtype=np.uint8),
@@ -98,8 +102,8 @@ class Builder:
             np.frombuffer(self._answer, dtype=np.uint64),
             np.frombuffer(self._rejected, dtype=np.uint64),
             np.frombuffer(self._marks, dtype=np.uint8),
-            np.frombuffer(self._said, dtype=np.uint8),
-            np.frombuffer(self._asked, dtype=np.uint8),
+            np.frombuffer(self._answer_languages, dtype=np.uint8),
+            np.frombuffer(self._prompt_languages, dtype=np.uint8),
             None if self._sketcher is None else self._sketcher.finish(),
             found.teaching,
             truncated,
@@ -107,7 +111,7 @@ class Builder:
 
 
 def marks(answer: str) -> int:
-    """What kind of answer it is."""
+    """The marks of an answer."""
     found = 0
     text = answer.strip()
     if text[:1] in ("{", "["):

@@ -1,6 +1,6 @@
-"""Rules of one row that look for patterns in its texts: secrets, personal data, refusals, special tokens.
+"""Row rules that search the texts for patterns: secrets, personal data, refusals, special tokens.
 
-Every pattern has literal beginnings that a plain search finds quickly; the regular expressions run only where one is seen.
+Every pattern has literal parts that a plain search finds quickly; the regular expressions run only where one occurs.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from finetune_trainer.data import dataset
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A named form. `near`: texts without any of these do not have it; `real`: whether a match is one and no placeholder."""
+    """A named pattern. `near`: a text without any of these has no match; `real`: whether a match is more than a placeholder."""
 
     name: str
     near: tuple[str, ...]
@@ -29,7 +29,7 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class Patterns:
-    """Fires where a text has one of some forms."""
+    """Fires where a text matches one of some patterns."""
 
     id: str
     patterns: tuple[Pattern, ...]
@@ -39,7 +39,7 @@ class Patterns:
         return any(pattern.found(text) for pattern in self.patterns)
 
     def words(self, example: dataset.Example) -> str:
-        """The names of the forms; never what was found."""
+        """The names of the patterns; never the match itself."""
         text = rule.Row(example, NO_TOKENS).text
         return ", ".join(pattern.name for pattern in self.patterns if pattern.found(text))
 
@@ -51,7 +51,7 @@ NO_TOKENS: Any = None
 
 
 def _mixed(text: str) -> bool:
-    """Letters and digits, and no example that says that it is one."""
+    """Has letters and digits, and is not marked as an example."""
     plain = text.lower()
     return (
         any(letter.isdigit() for letter in text)
@@ -204,7 +204,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 BEGINNING = 300
-"""Characters of an answer in which a refusal stands."""
+"""Characters of an answer in which a refusal is searched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +246,7 @@ class SpecialTokens:
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
-    """Of a tokenizer of transformers: its special tokens, without those that are white space."""
+    """The rule for a tokenizer's special tokens, without those that are white space."""
     names = {str(token) for token in _special(tokenizer) if len(str(token).strip()) > 1}
     ordered = sorted(names, key=lambda name: (-len(name), name))
     form = re.compile("|".join(map(re.escape, ordered))) if ordered else None

@@ -1,10 +1,11 @@
-"""How many examples are there, if near copies of one another count once?
+"""How many examples are there, if near copies count once?
 
-Two examples are near copies when their prompts say the same but for numbers, and their answers add the same to them. Words of a
-prompt weigh by how rare they are, so that what all prompts share (a system prompt, an instruction) makes no two alike, and
-numbers count as one word. What an answer repeats of its own prompt does not make it another answer; a number of its own does.
+Two examples are near copies when their prompts are the same except for numbers, and their answers add the same to them. Words
+of a prompt are weighted by rarity, so that text shared by all prompts (a system prompt, an instruction) does not make two
+alike, and numbers count as one word. Words that an answer repeats from its prompt do not make it a different answer; a new
+number does.
 
-The number is the diversity of order 0 of Leinster and Cobbold (Ecology 93, 2012): the sum over all examples of one through the
+The number is the diversity of order 0 of Leinster and Cobbold (Ecology 93, 2012): the sum over all examples of 1 divided by the
 number of its near copies, itself included.
 """
 
@@ -17,27 +18,29 @@ from finetune_trainer.checks import sample
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ALIKE = 0.6
-"""Share of what two prompts, and what two answers, say together from which they are near copies."""
+"""Weighted overlap (Jaccard) of two prompts, and of two answers, from which they are near copies."""
 
 BINS = 4096
-"""Columns that words are hashed into: two words of one prompt seldom meet."""
+"""Columns that words are hashed into: collisions within a prompt are rare."""
 
 COMMON, RARE = 0.05, 1.0
-"""Weight of a word that every prompt has, and of one that a third or fewer have; between, the logarithm of its rareness counts. A
-name in a form letter is but one word, however rare it is."""
+"""Weight of a word that every prompt has, and of one that a third or fewer have; in between, the logarithm of its rarity. The
+upper limit is for names in form letters: one word, however rare."""
 
 
 def distinct(found: list[sample.Traits], total: int) -> float | None:
-    """How many of `total` examples are no near copies, by a sample of them; None without a sample.
+    """The number of `total` examples without near copies, estimated from a sample; None without a sample.
 
-    A sample shows few large groups; of groups whose members seldom meet in it the number comes out too high.
+    The estimate is too high where groups of copies are so small that the sample seldom has two members of one.
     """
     count = len(found)
     if not count:
         return None
-    copies = _alike([one.asked for one in found], weighted=True) & _alike([one.added for one in found], weighted=False)
+    copies = _alike([one.prompt_words for one in found], weighted=True) & _alike(
+        [one.added for one in found], weighted=False
+    )
     np.fill_diagonal(copies, True)
-    # Each near copy in the sample stands for so many in the whole.
+    # Each near copy in the sample stands for `times` in all examples.
     times = (total - 1) / (count - 1) if count > 1 else 0.0
     near = 1 + (copies.sum(axis=1) - 1) * times
     return float(total * np.mean(1 / near))
@@ -48,12 +51,12 @@ def _alike(parts: list[Array], *, weighted: bool) -> Array:
     table = np.zeros((len(parts), BINS), dtype=np.float32)
     for row, part in enumerate(parts):
         table[row, part % BINS] = 1
-    there = table.sum(axis=0)
+    used = table.sum(axis=0)
     weights = np.ones(BINS, dtype=np.float32)
     if weighted:
-        weights = (COMMON + np.minimum(RARE, np.log(len(parts) / np.maximum(there, 1)))).astype(np.float32)
-    table = table[:, there > 0]
-    both = (table * weights[there > 0]) @ table.T
+        weights = (COMMON + np.minimum(RARE, np.log(len(parts) / np.maximum(used, 1)))).astype(np.float32)
+    table = table[:, used > 0]
+    both = (table * weights[used > 0]) @ table.T
     own = np.diag(both)
     of_one_kind: Array = both >= ALIKE * (own[:, None] + own[None, :] - both) - 1e-4
     return of_one_kind

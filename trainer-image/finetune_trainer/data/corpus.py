@@ -303,7 +303,7 @@ def load(store: storage.Storage, uri: str, base: pathlib.Path, training: job.Tra
     except errors.NotFound:
         raise errors.Failure(
             reasons.Reason.DATASET_NOT_FOUND,
-            f"{uri} holds no frozen split; run the preflight stage of this revision first",
+            f"{uri} has no frozen split; run the preflight stage of this revision first",
         ) from None
     if ready:
         parts = {name: read(local / "corpus" / name) for name in names}

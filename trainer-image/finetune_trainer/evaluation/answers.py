@@ -114,7 +114,7 @@ def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Man
     except errors.NotFound:
         raise errors.Failure(
             reasons.Reason.DATASET_NOT_FOUND,
-            f"{spec.layout.data} holds no frozen split; run the preflight stage of this revision first",
+            f"{spec.layout.data} has no frozen split; run the preflight stage of this revision first",
         ) from None
 
 

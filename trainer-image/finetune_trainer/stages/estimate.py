@@ -1,7 +1,7 @@
-"""`finetune-trainer estimate --run FILE`: what training will take, as a table for people or as JSON for programs. No torch.
+"""`finetune-trainer estimate --run FILE`: the memory that training needs, as a table or as JSON. No torch.
 
-The lengths of the examples are those that preflight noted; before preflight every example is taken to be as long as
-training.maxSequenceLength allows, which is the most it can be.
+The lengths of the examples are those that preflight measured; before preflight every example is assumed to have
+training.maxSequenceLength tokens, the maximum.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ PATIENCE = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What a variant of the run would take."""
+class Variant:
+    """A variant of the run, and the memory that it needs."""
 
     name: str
     setup: memory.Setup
     fits: bool | None
-    """None where nobody told how much memory there is."""
+    """None where the available memory is unknown."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -52,17 +52,17 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizing:
-    """The answer."""
+class Estimate:
+    """The memory estimate of a run, with variants."""
 
     run: run.Run
     case: workload.Workload
     measured: bool
     """Whether preflight measured the examples."""
-    there: int
-    chosen: Row
-    variants: tuple[Row, ...]
-    gpus: tuple[Row, ...]
+    available: int
+    chosen: Variant
+    variants: tuple[Variant, ...]
+    gpus: tuple[Variant, ...]
     advice: str | None
 
     def document(self) -> dict[str, Any]:
@@ -76,42 +76,42 @@ class Sizing:
             "precision": "Float32" if self.case.device.width == 4 else "BFloat16",
             "engine": "fast" if self.case.fast else "plain",
             "examples": {**dataclasses.asdict(self.case.examples), "measured": self.measured},
-            "memory": None if self.there == forecast.UNKNOWN else self.there,
+            "memory": None if self.available == forecast.UNKNOWN else self.available,
             "chosen": {**self.chosen.document(), "terms": terms},
-            "variants": [row.document() for row in self.variants],
-            "gpuTypes": [row.document() for row in self.gpus],
+            "variants": [variant.document() for variant in self.variants],
+            "gpuTypes": [variant.document() for variant in self.gpus],
             "advice": self.advice,
         }
 
 
-def size(spec: run.Run, memory: str | None = None) -> Sizing:
-    """memory: what training may use, as a quantity; absent: as the run file says, on CPUs else what this machine has.
+def estimate(spec: run.Run, memory: str | None = None) -> Estimate:
+    """memory: what training may use, as a quantity; None: as the run file says, else, on CPUs, this machine's memory.
 
     Raises Failure, ValueError.
     """
     lengths, measured = examples(spec)
     with tempfile.TemporaryDirectory() as temporary:
-        wanted = forecast.of_run(spec, folder(spec, pathlib.Path(temporary)), lengths)
-    if wanted is None:
+        case = forecast.of_run(spec, folder(spec, pathlib.Path(temporary)), lengths)
+    if case is None:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
-            f"{spec.base_model.source}: neither its config.json nor the catalogue tells layers, hidden_size and the like; "
+            f"{spec.base_model.source}: neither its config.json nor the catalogue has layers, hidden_size and the like; "
             "give the BaseModel an architecture",
         )
     if memory is not None:
         spec = spec.model_copy(update={"memory": memory})
-    there = forecast.available(spec)
-    if there == forecast.UNKNOWN and not spec.gpus:
-        there = machine.memory()
-    return Sizing(
+    available = forecast.available(spec)
+    if available == forecast.UNKNOWN and not spec.gpus:
+        available = machine.memory()
+    return Estimate(
         run=spec,
-        case=wanted,
+        case=case,
         measured=measured,
-        there=there,
-        chosen=row("as asked", wanted, there),
-        variants=tuple(row(name, one, there) for name, one in variants(wanted)),
-        gpus=tuple(row(name, wanted, gib << 30) for name, gib in GPUS.items()) if spec.gpus else (),
-        advice=forecast.advice(wanted, there),
+        available=available,
+        chosen=variant("as specified", case, available),
+        variants=tuple(variant(name, one, available) for name, one in variants(case)),
+        gpus=tuple(variant(name, case, gib << 30) for name, gib in GPUS.items()) if spec.gpus else (),
+        advice=forecast.advice(case, available),
     )
 
 
@@ -131,7 +131,7 @@ def examples(spec: run.Run) -> tuple[workload.Examples, bool]:
 
 
 def folder(spec: run.Run, work: pathlib.Path) -> pathlib.Path | None:
-    """A folder with the model's config.json; None where it cannot be had but the catalogue has the numbers. Raises Failure."""
+    """A folder with the model's config.json; None where it is not available but the catalogue has the numbers. Raises Failure."""
     known = architecture.of_catalogue(spec.base_model) is not None
     if known and spec.base_model.source.startswith("hf://"):
         return None
@@ -143,41 +143,39 @@ def folder(spec: run.Run, work: pathlib.Path) -> pathlib.Path | None:
         raise
 
 
-def row(name: str, wanted: workload.Workload, there: int) -> Row:
-    setup = memory.setup(wanted, there)
-    fits = None if there == forecast.UNKNOWN else memory.fits(setup.memory, there, wanted.device)
-    return Row(name, setup, fits)
+def variant(name: str, case: workload.Workload, available: int) -> Variant:
+    setup = memory.setup(case, available)
+    fits = None if available == forecast.UNKNOWN else memory.fits(setup.memory, available, case.device)
+    return Variant(name, setup, fits)
 
 
-def variants(wanted: workload.Workload) -> Iterator[tuple[str, workload.Workload]]:
+def variants(case: workload.Workload) -> Iterator[tuple[str, workload.Workload]]:
     """Both methods, with and without gradient checkpointing."""
     for method in job.Method:
         for mode in (job.GradientCheckpointing.DISABLED, job.GradientCheckpointing.ENABLED):
-            training = wanted.training.model_copy(update={"method": method, "gradient_checkpointing": mode})
-            yield f"{method}, checkpointing {mode}", dataclasses.replace(wanted, training=training)
+            training = case.training.model_copy(update={"method": method, "gradient_checkpointing": mode})
+            yield f"{method}, checkpointing {mode}", dataclasses.replace(case, training=training)
 
 
 # -- as text --
 
 
-def text(found: Sizing) -> str:
-    wanted, lengths, chosen = found.case, found.case.examples, found.chosen.setup
-    training, numbers = wanted.training, wanted.shape.numbers
-    origin = "as preflight measured them" if found.measured else "assumed: preflight has not measured them yet"
-    where = (
-        "CPUs" if wanted.device.cpu else "a GPU" if wanted.device.processes == 1 else f"{wanted.device.processes} GPUs"
-    )
-    has = "" if found.there == forecast.UNKNOWN else f" of {memory.text(found.there)}"
+def text(found: Estimate) -> str:
+    case, lengths, chosen = found.case, found.case.examples, found.chosen.setup
+    training, numbers = case.training, case.shape.numbers
+    origin = "measured by preflight" if found.measured else "assumed: preflight has not run yet"
+    where = "CPUs" if case.device.cpu else "a GPU" if case.device.processes == 1 else f"{case.device.processes} GPUs"
+    capacity = "" if found.available == forecast.UNKNOWN else f" of {memory.text(found.available)}"
     verdict = {None: "", True: ": fits", False: ": does not fit"}[found.chosen.fits]
     lines = [
         f"{found.run.name}: {training.method} of rank {training.lora.rank} on {found.run.base_model.name} "
-        f"({numbers.layers} layers, {wanted.parameters / 1e9:.3g} billion weights), {where}",
-        f"{training.batch_size} examples a step, the longest of {lengths.longest} tokens, {lengths.average:.0f} on average, "
-        f"{lengths.step:.0f} different ones a step ({origin})",
+        f"({numbers.layers} layers, {case.parameters / 1e9:.3g} billion weights), {where}",
+        f"{training.batch_size} examples per step, the longest of {lengths.longest} tokens, {lengths.average:.0f} on average, "
+        f"{lengths.step:.0f} different ones per step ({origin})",
         "",
         f"Micro-batches of {chosen.tokens} tokens, {'with' if chosen.checkpointing else 'without'} gradient checkpointing:",
         *_terms(chosen.memory),
-        _line("", "total", memory.text(chosen.memory.total) + has + verdict),
+        _line("", "total", memory.text(chosen.memory.total) + capacity + verdict),
         "",
         *_table("variant", found.variants),
     ]
@@ -199,11 +197,11 @@ def _line(purpose: str, name: str, amount: str) -> str:
     return f"  {purpose:<12} {name:<40} {amount:>12}"
 
 
-def _table(title: str, rows: tuple[Row, ...], has: dict[str, str] | None = None) -> Iterator[str]:
-    yield f"  {title:<32} {'memory' if has else '':>7} {'micro-batch':>12} {'checkpointing':>14} {'total':>8}  fits"
+def _table(title: str, rows: tuple[Variant, ...], capacity: dict[str, str] | None = None) -> Iterator[str]:
+    yield f"  {title:<32} {'memory' if capacity else '':>7} {'micro-batch':>12} {'checkpointing':>14} {'total':>8}  fits"
     for one in rows:
         fits = {None: "unknown", True: "yes", False: "no"}[one.fits]
-        kept = "yes" if one.setup.checkpointing else "no"
+        checkpointing = "yes" if one.setup.checkpointing else "no"
         total = memory.text(one.setup.memory.total)
-        there = has[one.name] if has else ""
-        yield f"  {one.name:<32} {there:>7} {one.setup.tokens:>12,} {kept:>14} {total:>8}  {fits}"
+        available = capacity[one.name] if capacity else ""
+        yield f"  {one.name:<32} {available:>7} {one.setup.tokens:>12,} {checkpointing:>14} {total:>8}  {fits}"

@@ -82,7 +82,7 @@ def evaluate(
         manifest = folders.load(store, uri, work / "tuned", expected=sha256)
     except errors.NotFound:
         raise errors.Failure(
-            reasons.Reason.ADAPTER_INCOMPATIBLE, f"{uri} holds no complete adapter; run the train stage first"
+            reasons.Reason.ADAPTER_INCOMPATIBLE, f"{uri} has no complete adapter; run the train stage first"
         ) from None
     if done := finished(spec, store, manifest.sha256):
         return done

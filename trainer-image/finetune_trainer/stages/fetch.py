@@ -1,6 +1,6 @@
 """The server's init container: the base model and the adapter, checked, as local files where vLLM finds them.
 
-Runs in the slim image. Repeating it costs nothing when the files are there and right.
+Runs in the slim image. Repeating it costs nothing when the files are complete.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ from finetune_trainer.store import folders, sources, storage
 
 
 def fetch(spec: run.Run, uri: str, sha256: str, base_to: pathlib.Path, adapter_to: pathlib.Path) -> outcome.Outcome:
-    """Puts the base model (unless it is mounted) to `base_to`, the adapter to `adapter_to`. Raises Failure."""
+    """Puts the base model (unless it is mounted) into `base_to`, the adapter into `adapter_to`. Raises Failure."""
     store = storage.of(spec.storage, 30)
     scheme = spec.base_model.source.partition("://")[0]
     if scheme in ("hf", "s3"):
@@ -32,13 +32,13 @@ def _adapter(store: storage.Storage, uri: str, sha256: str, to: pathlib.Path) ->
         if present.sha256 == sha256:
             return present
     to.mkdir(parents=True, exist_ok=True)
-    partial = to / ".part"  # `to` may be a mount of its own: only inside of it can files be renamed
+    partial = to / ".part"  # `to` may be a mount: files can be renamed only within it
     shutil.rmtree(partial, ignore_errors=True)
     try:
         found = folders.load(store, uri, partial, expected=sha256)
     except errors.NotFound:
         raise errors.Failure(
-            reasons.Reason.ADAPTER_INCOMPATIBLE, f"{uri} holds no complete adapter; was it deleted from the bucket?"
+            reasons.Reason.ADAPTER_INCOMPATIBLE, f"{uri} has no complete adapter; was it deleted from the bucket?"
         ) from None
     (partial / layout.MANIFEST).write_bytes(store.read(f"{uri}/{layout.MANIFEST}"))
     mark.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""The preflight stage: is everything there and right, before an accelerator is requested?
+"""The preflight stage: is everything available and correct, before an accelerator is requested?
 
-Reachability of output, model and data; every row read once, encoded and checked; the split, frozen in storage for all later
-stages; a memory estimate; a verdict with advice. Runs on a CPU without the model's weights. An attempt repeated gives the same.
+Reaches output, model and data; reads, encodes and checks every row once; freezes the split in storage for all later
+stages; estimates memory; gives a verdict with advice. Runs on a CPU without the model's weights. A repeated attempt gives the
+same.
 """
 
 import dataclasses
@@ -22,13 +23,13 @@ from finetune_trainer.planning import advisor, effort, forecast, measurements, m
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import files, folders, objects, sources, storage
 
-FIRST_CONTACT = 20.0
-"""Seconds of patience with a store that does not answer: nothing is lost yet, and the user should hear of it soon."""
+PATIENCE = 20.0
+"""Seconds for which an unreachable store is retried: nothing is lost yet, and the user should learn of it soon."""
 
 
 @dataclasses.dataclass
-class Gathered:
-    """All examples of all files: their text and tokens are on the disk, their numbers in the review."""
+class Collected:
+    """All examples of all files: text and tokens on disk, numbers in the review."""
 
     path: pathlib.Path
     writer: corpus.Writer
@@ -40,7 +41,7 @@ class Gathered:
 
     @functools.cached_property
     def corpus(self) -> corpus.Corpus:
-        """The tokens of all examples, once all are taken."""
+        """The tokens of all examples, after the last one was added."""
         return self.writer.finish("", pairs=bool(self.pairs), template=None)
 
     def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
@@ -66,31 +67,31 @@ class Gathered:
 
 def preflight(spec: run.Run) -> outcome.Outcome:
     """Checks everything and freezes the split. Raises Failure."""
-    store = storage.of(spec.storage, FIRST_CONTACT)
+    store = storage.of(spec.storage, PATIENCE)
     if done := finished(spec, store):
         return done
-    measurable(spec)
+    check_schema(spec)
     writable(spec, store)
     with tempfile.TemporaryDirectory(dir=machine.work()) as temporary:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
-        playable(spec, store, encoder)
-        gathered = gather(spec, store, encoder, work)
-        judgement = gathered.review.judge(gathered.corpus, gathered.examples)
+        check_benchmarks(spec, store, encoder)
+        collected = read_all(spec, store, encoder, work)
+        judgement = collected.review.judge(collected.corpus, collected.examples)
         place = judgement.after_split(assign(spec, judgement))
-        files = [dataclasses.asdict(entry) for entry in gathered.inputs]
-        passes(spec, store, judgement, place, files)
-        found = measure(spec, gathered, judgement, place, folder)
-        freeze(spec, store, gathered, place, encoder, work / "data")
+        files = [dataclasses.asdict(entry) for entry in collected.inputs]
+        check_policies(spec, store, judgement, place, files)
+        found = measure(spec, collected, judgement, place, folder)
+        freeze(spec, store, collected, place, encoder, work / "data")
     return answer(spec, store, found, files)
 
 
 def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
-    """The answer of an earlier attempt that froze the split, judged by what the job says now.
+    """The outcome of an earlier attempt that froze the split, judged again by the job's present settings.
 
-    A job's data are frozen with its first answer. What an earlier job of this name left, or an earlier run without a cluster,
-    counts only as long as the files are the same by name, size and tag.
+    The first attempt of a job freezes its data. The split of an earlier job of this name, or of a run without a cluster,
+    counts only if the files are the same by name, size and tag.
     """
     try:
         document = json.loads(store.read(spec.layout.preflight))
@@ -99,10 +100,10 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
     if "facts" not in document:  # the data did not pass
         return None
     if spec.uid is None or document.get("job") != spec.uid:
-        there = [dataclasses.asdict(entry) for entries in listed(spec, store).values() for entry in entries]
-        if there != document["inputs"]:
-            changed = next((one for one in there if one not in document["inputs"]), document["inputs"][0])
-            log.info("the data changed since an earlier run, which does not count", file=changed["uri"])
+        available = [dataclasses.asdict(entry) for entries in listed(spec, store).values() for entry in entries]
+        if available != document["inputs"]:
+            changed = next((one for one in available if one not in document["inputs"]), document["inputs"][0])
+            log.info("the data changed since an earlier run, so that its split is not used", file=changed["uri"])
             return None
     log.info("preflight was done before", uri=spec.layout.preflight)
     return answer(spec, store, measurements.Measurements(**document["facts"]), document["inputs"])
@@ -111,7 +112,7 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
 def answer(
     spec: run.Run, store: storage.Storage, found: measurements.Measurements, files: list[dict[str, Any]]
 ) -> outcome.Outcome:
-    """The outcome, kept with the facts it follows from and the rules that spoke."""
+    """The outcome, stored with the measurements and the rules behind it."""
     result = verdict.judge(spec, found)
     advice = [one.document() for one in advisor.advise(spec, found)]
     known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
@@ -126,26 +127,26 @@ def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> No
 
 
 def writable(spec: run.Run, store: storage.Storage) -> None:
-    """Raises now what training would raise after its last step."""
-    probe = f"{spec.layout.root}/.writable"
-    store.write(probe, b"")
-    store.delete(probe)
+    """Raises now the error that training would raise after its last step."""
+    marker = f"{spec.layout.root}/.writable"
+    store.write(marker, b"")
+    store.delete(marker)
 
 
-def measurable(spec: run.Run) -> None:
-    """Raises Failure(InvalidSpec) now for a schema that the evaluation could not hold answers against."""
+def check_schema(spec: run.Run) -> None:
+    """Raises Failure(InvalidSpec) now for a schema that the evaluation could not use."""
     if spec.evaluation.output_schema is None:
         return
     try:
         metrics.validator(spec.evaluation.output_schema)
     except ValueError as error:
         raise errors.Failure(
-            reasons.Reason.INVALID_SPEC, f"evaluation.outputSchema is no JSON Schema that can be used: {error}"
+            reasons.Reason.INVALID_SPEC, f"evaluation.outputSchema is not a usable JSON Schema: {error}"
         ) from None
 
 
-def playable(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> None:
-    """Raises Failure now for benchmarks that the evaluation could not play."""
+def check_benchmarks(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> None:
+    """Raises Failure now for benchmarks that the evaluation could not run."""
     rules = spec.evaluation.harness
     if rules is None:
         return
@@ -160,7 +161,7 @@ def playable(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> 
 
 
 def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
-    """The encoder, after checking that the model is one we can train. Raises Failure(ModelInvalid)."""
+    """The encoder, after checking that the model can be trained. Raises Failure(ModelInvalid)."""
     from transformers.models.auto import modeling_auto
 
     config = sources.check(folder, spec.base_model.source, weights=False)
@@ -168,7 +169,7 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
     if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
-            f"{spec.base_model.source}: config.json says model_type {kind!r}, which is no causal language model that "
+            f"{spec.base_model.source}: config.json says model_type {kind!r}, which is not a causal language model that "
             "this trainer knows; choose another base model",
         )
     try:
@@ -190,16 +191,16 @@ def listed(spec: run.Run, store: storage.Storage) -> dict[str, list[objects.Entr
 
 
 def tagged(entry: objects.Entry) -> objects.Entry:
-    """A file of this machine is told by its contents, as an object of S3 is by its ETag, not by when it was written."""
+    """A local file is identified by its contents, as an object of S3 by its ETag, not by its modification time."""
     if not entry.uri.startswith("file://"):
         return entry
     return dataclasses.replace(entry, etag=folders.sha256(files.path_of(entry.uri)))
 
 
-def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Gathered:
-    """Every row of every file, encoded and looked at. Raises Failure(DatasetInvalid) when there is none."""
+def read_all(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Collected:
+    """Every row of every file, encoded and checked. Raises Failure(DatasetInvalid) when there is none."""
     files = listed(spec, store)  # all of them first: it is quick
-    found = Gathered(
+    found = Collected(
         work / "rows.jsonl",
         corpus.Writer(work / "corpus"),
         review.Review(spec.dataset.checks, encoder),
@@ -213,13 +214,13 @@ def gather(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work:
                 if isinstance(one, rows.Bad):
                     broken = True
                     found.review.broken(one)
-                    if found.review.cannot_fit:
+                    if found.review.will_fail:
                         return found
                 else:
                     spool.write(one[0].line())
                     found.take(dataset.SPLITS.index(name), *one)
             if found.review.taken == before and not broken:
-                raise nothing(name, entries)
+                raise no_examples(name, entries)
     return found
 
 
@@ -228,7 +229,7 @@ def read(spec: run.Run, store: storage.Storage, entries: list[objects.Entry]) ->
         yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format)
 
 
-def nothing(name: str, entries: list[objects.Entry]) -> errors.Failure:
+def no_examples(name: str, entries: list[objects.Entry]) -> errors.Failure:
     names = ", ".join(entry.uri for entry in entries[:3])
     return errors.Failure(
         reasons.Reason.DATASET_INVALID,
@@ -238,24 +239,24 @@ def nothing(name: str, entries: list[objects.Entry]) -> errors.Failure:
 
 
 def assign(spec: run.Run, judgement: review.Judgement) -> split.Array:
-    """int8 [rows]: where each example goes: 0 train, 1 validation, 2 test, -1 nowhere."""
+    """int8 [rows]: the split of each example: 0 train, 1 validation, 2 test, -1 none."""
     place = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
-    mine = rule.rows(place == 0)
+    training_rows = rule.rows(place == 0)
     fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
-    place[mine] = split.assign(judgement.columns.prompts.take(mine), *fractions, spec.training.seed)
+    place[training_rows] = split.assign(judgement.columns.prompts.take(training_rows), *fractions, spec.training.seed)
     return place
 
 
-def passes(
+def check_policies(
     spec: run.Run, store: storage.Storage, judgement: review.Judgement, place: split.Array, files: list[dict[str, Any]]
 ) -> None:
-    """Raises Failure(DatasetInvalid), the findings whole in storage, when a rule ends the job or nothing is left to train on."""
+    """Raises Failure(DatasetInvalid), with all findings in storage, when a rule ends the job or no training example is left."""
     failing = judgement.failing
     if failing:
         shown = failing[:5]
         more = f" | and {len(failing) - 5} more rules" if len(failing) > 5 else ""
         message = (
-            f"the data do not pass: {' | '.join(finding.line() for finding in shown)}{more}. Repair the data, or set "
+            f"the data do not pass the checks: {' | '.join(finding.line() for finding in shown)}{more}. Correct the data, or set "
             f"dataset.checks ({', '.join(finding.rule for finding in shown)}) to another policy."
         )
     elif not (place == 0).any() or not judgement.columns.teaching[place == 0].any():
@@ -282,17 +283,16 @@ def passes(
 def freeze(
     spec: run.Run,
     store: storage.Storage,
-    gathered: Gathered,
+    collected: Collected,
     place: split.Array,
     encoder: tokens.Encoder,
     local: pathlib.Path,
 ) -> None:
-    """Writes train, validation and test as they will be used, with the inputs' sizes and tags; what training reads also as
-    tokens."""
+    """Writes train, validation and test, with the inputs' sizes and tags; training and validation also as tokens."""
     local.mkdir()
     outputs = [(local / f"{name}.jsonl").open("wb") for name in dataset.SPLITS]
     try:
-        with gathered.path.open("rb") as spool:
+        with collected.path.open("rb") as spool:
             for where, line in zip(place.tolist(), spool, strict=True):
                 if where >= 0:
                     outputs[where].write(line)
@@ -300,21 +300,21 @@ def freeze(
         for output in outputs:
             output.close()
     for index, name in enumerate(dataset.SPLITS[:2]):
-        corpus.write(local, name, gathered.corpus.select(rule.rows(place == index)), encoder)
-    inputs = [dataclasses.asdict(entry) for entry in gathered.inputs]
+        corpus.write(local, name, collected.corpus.select(rule.rows(place == index)), encoder)
+    inputs = [dataclasses.asdict(entry) for entry in collected.inputs]
     folders.save(store, local, spec.layout.data, {"inputs": inputs, "encoder": encoder.identity})
 
 
 def measure(
-    spec: run.Run, gathered: Gathered, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
+    spec: run.Run, collected: Collected, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
 ) -> measurements.Measurements:
-    """The numbers of the split. Raises Failure, see `foreseen`."""
-    mine = rule.rows(place == 0)
-    train = gathered.corpus.select(mine)
+    """The numbers of the split. Raises Failure, see `estimate`."""
+    training_rows = rule.rows(place == 0)
+    train = collected.corpus.select(training_rows)
     lengths = forecast.examples(train, spec.training.batch_size)
-    drawn = gathered.sample.among(place == 0)
+    drawn = collected.sample.of_rows(place == 0)
     novel = novelty.measure(drawn)
-    answers = judgement.columns.answer[mine]
+    answers = judgement.columns.answer[training_rows]
     counts: dict[str, Any] = {name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)}
     return measurements.Measurements(
         **counts,
@@ -323,27 +323,27 @@ def measure(
         truncated=float(train.truncated.mean()),
         findings=[finding.document() for finding in judgement.findings],
         lengths=dataclasses.asdict(lengths),
-        distinct=variety.distinct(drawn, len(mine)),
+        distinct=variety.distinct(drawn, len(training_rows)),
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
         novelty=None if novel is None else dataclasses.asdict(novel),
-        **foreseen(spec, folder, lengths, train.examples),
+        **estimate(spec, folder, lengths, train.examples),
     )
 
 
-def foreseen(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, examples: int) -> dict[str, Any]:
+def estimate(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, examples: int) -> dict[str, Any]:
     """Memory and work of training, and what to change where memory is short; None where neither config.json nor the catalogue
-    tells the model's numbers.
+    has the model's numbers.
 
     Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPUs have.
     """
     wanted = forecast.of_run(spec, folder, lengths)
     if wanted is None:
         return {"memory": None, "parameters": spec.base_model.parameters}
-    there = forecast.available(spec)
-    remedy = forecast.advice(wanted, there)
-    if remedy and spec.gpus and forecast.cannot_fit(wanted, there):
+    available = forecast.available(spec)
+    remedy = forecast.advice(wanted, available)
+    if remedy and spec.gpus and forecast.cannot_fit(wanted, available):
         raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, remedy)
-    setup = memory.setup(wanted, there)
+    setup = memory.setup(wanted, available)
     return {
         "memory": memory.text(setup.memory.total),
         "memory_advice": remedy,

@@ -1,7 +1,7 @@
-"""The training stage, as one story: data -> model -> adapter -> steps -> adapter in storage.
+"""The training stage: data -> model -> adapter -> steps -> adapter in storage.
 
-Every random choice comes from the seed, every number that a later step needs is in `checkpoint.State`: N steps are the
-same as k steps, a kill, and N - k steps of the next attempt.
+Every random choice comes from the seed, every number that a later step needs is in `checkpoint.State`: N steps equal
+k steps, a kill, and N - k steps of the next attempt.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from finetune_trainer.store import folders, sources, storage
 from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes
 
 SHARE = 0.7
-"""Of a GPU's memory that frozen weights and adapter may take; the rest is for activations."""
+"""Share of a GPU's memory for frozen weights and adapter; the rest is for activations."""
 
 
 def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
-    """Trains the revision's adapter, or goes on where an earlier attempt stopped. Raises Failure, Stopped."""
+    """Trains the revision's adapter, or resumes where an earlier attempt stopped. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     if done := finished(spec, store):
         return done
@@ -37,25 +37,30 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
         min(spec.gpus, torch.cuda.device_count())
     )  # the spec may have been edited since
     where = model.device(processes.number("LOCAL_RANK", 0))
-    us = processes.join(where)
+    group = processes.join(where)
     try:
-        return together(spec, store, us, where, attempt, scale)
+        return run_process(spec, store, group, where, attempt, scale)
     finally:
-        processes.leave(us)
+        processes.leave(group)
         siblings.stop()
 
 
-def together(
-    spec: run.Run, store: storage.Storage, us: processes.ProcessGroup, where: torch.device, attempt: int, scale: float
+def run_process(
+    spec: run.Run,
+    store: storage.Storage,
+    group: processes.ProcessGroup,
+    where: torch.device,
+    attempt: int,
+    scale: float,
 ) -> outcome.Outcome:
-    """The part of one process; with a single one, all there is."""
-    if us.local:
-        us.wait()  # the first process of the node fetches the base model for all
+    """The work of one process of the group."""
+    if group.local:
+        group.wait()  # the first process of the node downloads the base model for all
     folder = sources.resolve(spec.base_model, store, processes.shared_folder() / "base")
-    if not us.local:
-        us.wait()
+    if not group.local:
+        group.wait()
     data = corpus.load(store, spec.layout.data, folder, spec.training)
-    shards = sharing(spec, folder, us, where)
+    shards = sharding(spec, folder, group, where)
     quantised = spec.training.method is job.Method.QLORA
     base = model.load(folder, spec.training.precision, torch.device("cpu") if shards else where, quantised)
     head = model.head(base)
@@ -78,56 +83,68 @@ def together(
         epochs=spec.training.epochs,
         max_steps=spec.training.max_steps,
     )
-    setup = arrange(base, folder, spec.training, data, where, scale, us.size, us.size if shards else 1)
-    motor = passes.of(tuned, head, where, setup.checkpointing, shards)
-    aim = objective.of(spec.training)
+    setup = micro_batch(base, folder, spec.training, data, where, scale, group.size, group.size if shards else 1)
+    engine = passes.of(tuned, head, where, setup.checkpointing, shards)
+    objective_ = objective.of(spec.training)
     report = progress.Progress(
-        spec if us.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
+        spec if group.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
         "train",
         attempt,
     )
     fingerprint = identity(spec, data)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, report.saved)
-    course = loop.Loop(
-        spec, data, plan, setup, motor, aim, us, weights, optimizer, saver, report, where, sharded=shards is not None
+    training_loop = loop.Loop(
+        spec,
+        data,
+        plan,
+        setup,
+        engine,
+        objective_,
+        group,
+        weights,
+        optimizer,
+        saver,
+        report,
+        where,
+        sharded=shards is not None,
     )
 
     # steps
     found = checkpoint.newest(store, spec.layout, fingerprint)
     if found is not None:
-        course.resume(found)
-    agreed(us, course.state.step)
+        training_loop.resume(found)
+    check_same_checkpoint(group, training_loop.state.step)
     log.info(
         "training",
         steps=plan.steps,
-        from_step=course.state.step,
+        from_step=training_loop.state.step,
         examples=data.train.examples,
         parameters=sum(weight.numel() for weight in weights.values()),
         micro_batch_tokens=setup.tokens,
         gradient_checkpointing=setup.checkpointing,
-        engine=type(motor).__name__.lower(),
-        processes=us.size,
+        engine=type(engine).__name__.lower(),
+        processes=group.size,
         threads=torch.get_num_threads(),
     )
-    resumed_from = course.state.step or None
-    with course.saving_at_the_end():
-        course.run()
+    resumed_from = training_loop.state.step or None
+    with training_loop.saving_at_the_end():
+        training_loop.run()
 
         # adapter
-        if us.first:
-            result = deliver(spec, store, course, tuned, base.dtype, resumed_from)
+        if group.first:
+            result = deliver(spec, store, training_loop, tuned, base.dtype, resumed_from)
         else:
-            result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {us.rank} of {us.size} is done")
+            result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {group.rank} of {group.size} is done")
     report.end()
     return result
 
 
-def agreed(us: processes.ProcessGroup, step: int) -> None:
-    """Raises Failure when processes would go on from different checkpoints: one came while another was choosing."""
-    (total,) = us.add([], [step])
-    if total != step * us.size:
+def check_same_checkpoint(group: processes.ProcessGroup, step: int) -> None:
+    """Raises Failure when the processes would resume from different checkpoints: a new one may appear while they choose."""
+    (total,) = group.add([], [step])
+    if total != step * group.size:
         raise errors.Failure(
-            reasons.Reason.TRAINER_ERROR, "the training processes chose different checkpoints; the next attempt goes on"
+            reasons.Reason.TRAINER_ERROR, "the training processes chose different checkpoints; the next attempt resumes"
         )
 
 
@@ -137,7 +154,7 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
     if manifest is None or "training" not in manifest.extra or not folders.made_of(store, manifest, spec.layout.data):
         return None
     described = adapter.described(spec.layout.adapter, manifest, spec.training.lora.rank)
-    log.info("the adapter is already there", adapter=spec.layout.adapter)
+    log.info("the adapter was trained before", adapter=spec.layout.adapter)
     return answer(spec, outcome.Training(adapter=described, **manifest.extra["training"]))
 
 
@@ -147,36 +164,38 @@ def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
 
-def sharing(
-    spec: run.Run, folder: pathlib.Path, us: processes.ProcessGroup, where: torch.device
+def sharding(
+    spec: run.Run, folder: pathlib.Path, group: processes.ProcessGroup, where: torch.device
 ) -> tuple[int, int] | None:
-    """Whether the processes hold the frozen layers together, since one GPU cannot: (number, how many) or None.
+    """(rank, size) where the processes must shard the frozen layers, since they do not fit into one GPU; else None.
 
     Raises Failure(InsufficientGpuMemory) when the weights do not fit in any way.
     """
     if forced := os.environ.get("FINETUNE_SHARD"):
-        return (us.rank, us.size) if forced == "1" and us.size > 1 else None
+        return (group.rank, group.size) if forced == "1" and group.size > 1 else None
     if where.type != "cuda":
         return None
-    device = workload.Device("cuda", processes=us.size)
+    device = workload.Device("cuda", processes=group.size)
     wanted = forecast.of_folder(folder, spec.training, workload.Examples.of_one_kind(1, 1), device)
     if wanted is None:
         return None
-    least, there = memory.memory(wanted, 1, checkpointing=True), model.memory(where)
-    if least.weights + least.adapter <= SHARE * there:
+    minimum, available = memory.memory(wanted, 1, checkpointing=True), model.memory(where)
+    if minimum.weights + minimum.adapter <= SHARE * available:
         return None
-    if us.size > 1 and least.weights / us.size + least.adapter <= SHARE * there:
-        log.info("the base model is shared among the processes", weights=memory.text(least.weights), processes=us.size)
-        return us.rank, us.size
+    if group.size > 1 and minimum.weights / group.size + minimum.adapter <= SHARE * available:
+        log.info(
+            "the base model is sharded over the processes", weights=memory.text(minimum.weights), processes=group.size
+        )
+        return group.rank, group.size
     raise errors.Failure(
         reasons.Reason.INSUFFICIENT_GPU_MEMORY,
-        f"weights and adapter take {memory.text(least.weights + least.adapter)}, each of {us.size} GPUs has "
-        f"{memory.text(there)}; choose a larger resources.gpuType, more resources.gpus, training.method QLoRA, or a smaller "
+        f"weights and adapter need {memory.text(minimum.weights + minimum.adapter)}, each of {group.size} GPUs has "
+        f"{memory.text(available)}; choose a larger resources.gpuType, more resources.gpus, training.method QLoRA, or a smaller "
         "base model",
     )
 
 
-def arrange(
+def micro_batch(
     base: Any,
     folder: pathlib.Path,
     training: job.Training,
@@ -193,19 +212,19 @@ def arrange(
     if wanted is None:
         setup = memory.Setup(examples.longest, True, memory.Memory())
     else:
-        if not wanted.quantised:  # bitsandbytes puts two weights into a number
+        if not wanted.quantised:  # bitsandbytes stores two weights in one number
             counted = sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
             wanted = dataclasses.replace(wanted, counted=counted)
         setup = memory.setup(wanted, model.memory(where))
     if scale < 1:
-        again = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
-        setup = dataclasses.replace(setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=again)
+        checkpointing = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
+        setup = dataclasses.replace(setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=checkpointing)
     return setup
 
 
 def identity(spec: run.Run, data: corpus.Splits) -> str:
-    """What a checkpoint must have been made with to be resumed: data, model and every setting that shapes the weights."""
-    # Without defaults: a field that a later version adds does not make a checkpoint strange.
+    """A hash of everything that a checkpoint depends on: data, model and every setting that affects the weights."""
+    # Without defaults: a field that a later version adds does not invalidate a checkpoint.
     selected = spec.training.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude={"checkpoints", "retries"}
     )
@@ -217,31 +236,31 @@ def identity(spec: run.Run, data: corpus.Splits) -> str:
 def deliver(
     spec: run.Run,
     store: storage.Storage,
-    course: loop.Loop,
+    training_loop: loop.Loop,
     tuned: Any,
     dtype: torch.dtype,
     resumed_from: int | None,
 ) -> outcome.Outcome:
-    """Writes, checks and uploads the adapter. The checkpoints have done their work and go."""
-    state = course.state
+    """Writes, checks and uploads the adapter. Deletes the checkpoints, which are no longer needed."""
+    state = training_loop.state
     folder = machine.work() / "adapter"
-    adapter.write(folder, tuned, course.selected(), course.data.template, dtype)
+    adapter.write(folder, tuned, training_loop.selected(), training_loop.data.template, dtype)
     adapter.check(folder, spec.base_model.name, tuned)
-    facts = {
+    numbers = {
         "steps": state.step,
         "loss": state.history[-1]["loss"],
         "validation_loss": state.best_loss,
         "best_step": state.best_step or None,
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
         "seconds": round(state.seconds, 1),
-        "peak_memory": model.peak(course.where),
+        "peak_memory": model.peak(training_loop.where),
         "resumed_from": resumed_from,
     }
-    course.saver.settle(60)
+    training_loop.saver.settle(60)
     (folder / "training.json").write_text(json.dumps({"history": state.history, "validations": state.validations}))
-    extra = {"training": facts, folders.MADE_OF: course.data.sha256}
+    extra = {"training": numbers, folders.MADE_OF: training_loop.data.sha256}
     described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)
     for step in checkpoint.complete(store, spec.layout):
         folders.remove(store, spec.layout.checkpoint(step))
     log.info("adapter uploaded", adapter=described.uri, bytes=described.bytes)
-    return answer(spec, outcome.Training(adapter=described, **facts))
+    return answer(spec, outcome.Training(adapter=described, **numbers))

@@ -1,7 +1,7 @@
 """The verify stage: does the running server really apply the adapter? In the slim image.
 
-vLLM accepts some adapters and computes the base model. So the recorded answers of the canary are scored by the server
-under both names: tuned must agree with what the evaluation recorded, and differ from base where the evaluation did.
+vLLM may accept an adapter and still compute the base model. So the server scores the recorded answers of the canary
+under both names: tuned must agree with the evaluation's record, and differ from base as it did there.
 """
 
 import json
@@ -14,20 +14,20 @@ from finetune_trainer.process import errors, http, log, signals
 from finetune_trainer.store import storage
 
 TOLERANCE = 0.15
-"""Mean nats per token that served and recorded log-probabilities may differ: other kernels round bfloat16 otherwise.
+"""Mean nats per token that served and recorded log-probabilities may differ: other kernels round bfloat16 differently.
 Measured between this trainer and vLLM 0.32 on a CPU, SmolLM2-135M: 0.002."""
 
 RELATIVE = 0.05
-"""The same as a share of the recorded difference between tuned and base, where that is larger."""
+"""The same as a share of the recorded difference between tuned and base, if that is larger."""
 
 VISIBLE = 0.02
-"""Recorded differences between tuned and base below this are too small to see through the rounding."""
+"""Recorded differences between tuned and base below this are hidden by rounding."""
 
 SHARE = 0.5
-"""Of the recorded difference between tuned and base that the server must show."""
+"""Share of the recorded difference between tuned and base that the server must show."""
 
 TIMEOUT, PATIENCE = 120.0, 30.0
-"""Seconds for one request, and in which it is tried again: the server may be replaced while we ask."""
+"""Seconds for one request, and for its retries: the server may be replaced meanwhile."""
 
 SIZE = 16 << 20
 """Bytes of an answer: a hundred for each token of the longest prompts."""
@@ -37,11 +37,11 @@ PARSER = (
     "spec.deployment.extraArgs, or for all jobs of the base model in its defaults.serving.extraArgs; NAME is hermes for Qwen "
     "2.5, llama3_json for Llama 3.1, mistral for Mistral"
 )
-"""What to do when vLLM was started without what reads calls of tools."""
+"""What to do when vLLM was started without a parser of tool calls."""
 
 
 class Refused(errors.Failure):
-    """The server answers, but not as it should."""
+    """The server answers, but not correctly."""
 
     def __init__(self, message: str) -> None:
         super().__init__(reasons.Reason.ADAPTER_NOT_SERVED, message)
@@ -82,16 +82,16 @@ def compare(server: "Server", examples: list[dict[str, Any]], tuned: str, base: 
     """Nats per token: served tuned from recorded tuned, served tuned from served base, recorded tuned from recorded base."""
     agreement, contrast, expected = [], [], []
     for example in examples:
-        mine = server.score(tuned, example["prompt"], example["answer"])
+        tuned_scores = server.score(tuned, example["prompt"], example["answer"])
         other = server.score(base, example["prompt"], example["answer"])
-        agreement += [abs(a - b) for a, b in zip(mine, example["tuned"], strict=True)]
-        contrast += [abs(a - b) for a, b in zip(mine, other, strict=True)]
+        agreement += [abs(a - b) for a, b in zip(tuned_scores, example["tuned"], strict=True)]
+        contrast += [abs(a - b) for a, b in zip(tuned_scores, other, strict=True)]
         expected += [abs(a - b) for a, b in zip(example["tuned"], example["base"], strict=True)]
     return mean(agreement), mean(contrast), mean(expected)
 
 
 def judge(agreement: float, contrast: float, expected: float) -> None:
-    """Raises Refused when the values say that the adapter is not applied, or not as it was evaluated."""
+    """Raises Refused when the values show that the adapter is not applied, or not as it was evaluated."""
     if expected >= VISIBLE and contrast < SHARE * expected:
         raise Refused(
             f"the served model differs from the base by {contrast:.3f} nats per token, the evaluated one by {expected:.3f}: the "
@@ -119,25 +119,25 @@ class Server:
 
     def wait(self, names: set[str], patience: float) -> None:
         """Until the server lists the names. Raises Failure after `patience` seconds, or at once when it refuses the key."""
-        deadline, seen = time.monotonic() + patience, "no answer yet"
+        deadline, state = time.monotonic() + patience, "no answer yet"
         while True:
             signals.check()
             try:
                 listed = {entry["id"] for entry in self._server.ask("/v1/models", seconds=10)["data"]}
                 if names <= listed:
                     return
-                seen = f"it lists {', '.join(sorted(listed))}"
+                state = f"it lists {', '.join(sorted(listed))}"
             except http.Failed as failed:
                 if failed.status in (401, 403):
                     raise Refused(f"{self._endpoint}: the API key is wrong or missing: {failed}") from failed
-                seen = str(failed)
+                state = str(failed)
             except (KeyError, TypeError):
-                seen = "its list of models is none"
+                state = "its list of models is not readable"
             if time.monotonic() > deadline:
-                message = f"{self._endpoint} does not list {', '.join(sorted(names))} after {patience:.0f} s ({seen})"
-                if seen.startswith("it lists"):
+                message = f"{self._endpoint} does not list {', '.join(sorted(names))} after {patience:.0f} s ({state})"
+                if state.startswith("it lists"):
                     raise Refused(message + ". Check --lora-modules and the served names.")
-                raise errors.Failure(reasons.Reason.SERVER_FAILED, message + ". Look at the server's pods.")
+                raise errors.Failure(reasons.Reason.SERVER_FAILED, message + ". Check the server's pods.")
             time.sleep(1)
 
     def score(self, name: str, prompt: list[int], answer: list[int]) -> list[float]:
@@ -157,15 +157,15 @@ class Server:
                 float(entry[str(token)]["logprob"]) for entry, token in zip(found[len(prompt) :], answer, strict=True)
             ]
         except (KeyError, TypeError) as error:
-            raise Refused(f"{self._endpoint}: prompt_logprobs lack the tokens that were sent: {error}") from error
+            raise Refused(f"{self._endpoint}: prompt_logprobs miss tokens of the request: {error}") from error
 
     def ask(self, name: str, request: dict[str, Any]) -> tuple[str, float]:
         """One request as a client sends it: the answer, and tokens per second."""
         body = {"model": name, "max_tokens": min(64, request.get("maxTokens", 64)), "temperature": 0}
         begun = time.monotonic()
         if "messages" in request:
-            asked = {key: request[key] for key in ("messages", "tools") if key in request}
-            found = self._chat(body | asked)
+            question = {key: request[key] for key in ("messages", "tools") if key in request}
+            found = self._chat(body | question)
             message = found["choices"][0]["message"]
             text = message.get("content") or (json.dumps(message["tool_calls"]) if message.get("tool_calls") else "")
         else:
