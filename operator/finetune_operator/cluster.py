@@ -28,6 +28,8 @@ PATHS = {
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }
+REVIEW = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+"""What everybody who is authenticated may ask."""
 UNVERSIONED = {"Workload"}
 """Kinds whose version is whichever the API server prefers: Kueue's has changed, what we read of it has not."""
 
@@ -223,6 +225,22 @@ class Cluster:
             if found is None or _owners(found) != _owners(manifest):
                 raise
             return {"kind": kind, **found}  # a list leaves the kind out
+
+    async def may(self, verb: str, kind: str, namespace: str) -> bool:
+        """Whether our rights allow this, as the API server's authorizer says. True also where we may not even ask.
+
+        The Status of a refusal does not tell: a missing right and an admission that refuses are both reason Forbidden, with the
+        same details.
+        """
+        prefix, plural = PATHS[kind]
+        group = prefix.split("/")[1] if prefix.startswith("apis/") else ""
+        attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": plural}
+        body = {**REVIEW, "spec": {"resourceAttributes": attributes}}
+        try:
+            review = await self.request("POST", f"/apis/{REVIEW['apiVersion']}/selfsubjectaccessreviews", body=body)
+        except Failure:
+            return True
+        return bool(review["status"]["allowed"])
 
     async def find(self, kind: str, namespace: str | None, name: str) -> Raw | None:
         """The object of this name, asked of the API server itself, by a list: `get` is a right of its own."""

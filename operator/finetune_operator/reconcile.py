@@ -22,8 +22,10 @@ AT_ONCE = 0.05
 WAITED_FOR = {"Deployment", "Service"}
 """Kinds whose mere being there is the condition of a next step."""
 REFUSALS = {400, 403, 409, 422}
-"""HTTP statuses by which the API server refuses a manifest for what it says. Rights of our own that are missing have the
-same, for a moment also after the API server started: they are the log's, not the job's."""
+"""HTTP statuses by which the API server refuses a manifest for what it says."""
+FORBIDDEN = 403
+"""That of an admission that refuses, and also of a right of our own that is missing, for a moment also after the API server
+started: that is the log's, not the job's."""
 
 
 class Conflict(Exception):
@@ -124,7 +126,9 @@ class Reconciler:
                 with self._facts.writing(*place):
                     self._facts.wrote_child(await self._put(parent, manifest))
             except cluster.Failure as failure:
-                if failure.status not in REFUSALS or " cannot patch resource " in str(failure):
+                if failure.status not in REFUSALS:
+                    raise
+                if failure.status == FORBIDDEN and not await self._may_write(manifest):
                     raise
                 return Refusal(f"{manifest['kind']} {manifest['metadata']['name']}", failure)
         return None
@@ -134,6 +138,11 @@ class Reconciler:
         if manifest["kind"] == "Job":
             return await self._api.create(manifest)
         return await self._api.apply(manifest, self._is_ours(parent, manifest))
+
+    async def _may_write(self, manifest: dict[str, Any]) -> bool:
+        kind, namespace = manifest["kind"], manifest["metadata"]["namespace"]
+        verbs = ("create",) if kind == "Job" else ("patch", "create")
+        return all([await self._api.may(verb, kind, namespace) for verb in verbs])
 
     def _is_ours(self, parent: parents.Parent, manifest: dict[str, Any]) -> bool:
         """Whether other hands in this object are drift. What we have never seen may be another's of the same name: a job called

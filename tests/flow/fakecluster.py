@@ -115,6 +115,8 @@ class FakeCluster:
         self.created: list[tuple[str, str, str]] = []
         """(kind, name, uid) of everything that ever existed."""
         self.events: list[tuple[str, str, str]] = []
+        self.lacking: set[tuple[str, str]] = set()
+        """(verb, kind) that the operator has no right to."""
         self.undelivered: list[tuple[str, str, Raw]] = []
         self.refuse: Callable[[str, str, str], cluster.Failure | None] = lambda verb, kind, name: None
         self.refused_pods: dict[str, str] = {}
@@ -307,6 +309,9 @@ class FakeCluster:
             name for job in names for name in (job, *(f"{job}-{n}" for n in range(64))) if name in self.refused_pods
         ]
         return self.refused_pods[refused[0]] if refused else ""
+
+    async def may(self, verb: str, kind: str, namespace: str) -> bool:
+        return (verb, kind) not in self.lacking
 
     async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
         self.events.append((kind, reason, message))

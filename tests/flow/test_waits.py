@@ -121,6 +121,40 @@ async def test_a_job_that_the_api_server_refuses_is_said_and_tried_again() -> No
     assert played.reason("Ready") == Reason.SERVING
 
 
+@pytest.mark.parametrize("verb, kind", [("create", "Job"), ("patch", "Service"), ("create", "Deployment")])
+async def test_a_right_of_the_operator_that_is_missing_is_no_fault_of_the_spec(verb: str, kind: str) -> None:
+    played = start()
+    sent = "create" if kind == "Job" else "apply"
+
+    def refuse(asked: str, of: str, name: str):
+        text = (
+            f'{kind} "x" is forbidden: User "operator" cannot {verb} resource "x" in API group "" in the namespace "ml"'
+        )
+        return world.cluster.Failure(403, text) if (asked, of) == (sent, kind) else None
+
+    played.cluster.refuse = refuse
+    played.cluster.lacking = {(verb, kind)}
+    await played.wait(30)
+    assert {getattr(failure, "status", None) for failure in played.failures} == {403}
+    assert played.reason("Ready") != Reason.POD_REFUSED
+    assert not [text for *_, text in played.cluster.events if "forbidden" in text]
+    played.cluster.refuse, played.cluster.lacking = lambda *_: None, set()
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_an_admission_that_refuses_is_said_even_in_the_words_of_a_missing_right() -> None:
+    played = start()
+    text = 'admission webhook "policy" denied the request: team-a cannot create resource "jobs" on Sunday'
+
+    def refuse(verb: str, kind: str, name: str):
+        return world.cluster.Failure(403, text) if (verb, kind) == ("create", "Job") else None
+
+    played.cluster.refuse = refuse
+    await played.settle(until=lambda: played.reason("Ready") == Reason.POD_REFUSED)
+    assert text in played.condition("Ready").message
+
+
 async def test_an_unknown_base_model_waits_until_the_catalogue_has_it() -> None:
     played = start(model=False)
     await played.rest()

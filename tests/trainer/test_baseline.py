@@ -231,15 +231,15 @@ def test_losses_are_those_of_transformers_whatever_examples_share(base: pathlib.
             asked.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
             for weight in lora.parameters(asked.model).values():
                 torch.nn.init.normal_(weight, std=0.05)
-        found = answers.nats(asked, [script.ask(example, FEW) for example in rows])
+        found = answers.losses_of(asked, [script.ask(example, FEW) for example in rows])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(answers.decoding, "of", lambda *_: None)
             wanted = [-total for total, _ in answers.likelihoods(asked, encoded)]
         assert [total for total, _ in found] == pytest.approx(wanted, rel=1e-4)
         assert [count for _, count in found] == [one.trainable for one in encoded]
-    before = answers.nats(asked, rows)
+    before = answers.losses_of(asked, rows)
     with lora.disabled(asked.model):
-        assert answers.nats(asked, rows) != before, "the adapter counts where it is on"
+        assert answers.losses_of(asked, rows) != before, "the adapter counts where it is on"
 
 
 def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:
