@@ -1,10 +1,10 @@
-"""Makes train.jsonl: a support desk that answers every message with one JSON object of four fixed keys.
+"""Writes train.jsonl: a support desk that answers every message with one JSON object of four fixed keys.
 
-    python examples/support-desk/make_data.py          writes train.jsonl beside this file
-    python examples/support-desk/make_data.py --check  fails when the committed file differs
+python examples/support-desk/make_data.py          writes train.jsonl next to this file python
+examples/support-desk/make_data.py --check  fails when the committed file differs
 
-Seeded and free of dependencies: the same file every time. The task suits a small model: the format is strict, and intent,
-priority, product and whether a reply is needed can be told from the message.
+Seeded and without dependencies: the same file every time. The task suits a small model: the format is strict, and intent,
+priority, product and whether a reply is needed follow from the message.
 """
 
 import argparse

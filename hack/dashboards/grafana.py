@@ -1,6 +1,6 @@
 """A dashboard as a list of panels, and how Grafana reads it.
 
-A panel is a title, what it shows, and its queries with their legends; places, colours and data source are the same for all.
+A panel has a title, a description, and queries with legends; positions, colors and data source are the same for all.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A choice at the top: the values of a label. `several`: more than one, or all."""
+    """A selector at the top: the values of a label. `several`: allows more than one, or all."""
 
     name: str
     query: str
@@ -48,7 +48,7 @@ NAMESPACES = Variable("namespace", "label_values(finetune_job_status, namespace)
 
 
 def quantiles(metric: str, by: str, span: str, *quantiles: float) -> dict[str, str]:
-    """Legend -> query of some quantiles of a histogram; `metric` has its selector, `by` is what the lines stand for."""
+    """Legend -> query of some quantiles of a histogram; `metric` includes its selector, `by` is the label of the lines."""
     name, _, selector = metric.partition("{")
     buckets = f"{name}_bucket{{{selector}" if selector else f"{name}_bucket"
     legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))

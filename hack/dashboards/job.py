@@ -8,14 +8,14 @@ JOB = 'namespace="$namespace",finetunejob="$finetunejob",revision=~"$revision"'
 
 
 def live(name: str, labels: str = "revision") -> str:
-    """Query: the trainer's own word while its pod runs, and what the status keeps of it afterwards."""
+    """Query: the trainer's own metric while its pod runs, and the value in the status afterwards."""
     return f"max by ({labels}) (finetune_trainer_{name}{{{JOB}}}) or max by ({labels}) (finetune_job_{name}{{{JOB}}})"
 
 
 BOARD = Dashboard(
     "finetune-job",
     "FineTune / Job",
-    "One job: how its training goes, how it compares, what it costs. Training that is over shows its last values.",
+    "One job: training progress, evaluation, cost. A finished training shows its last values.",
     [
         dataclasses.replace(NAMESPACES, several=False),
         Variable("finetunejob", 'label_values(finetune_job_status{namespace="$namespace"}, finetunejob)', False),
@@ -28,7 +28,7 @@ BOARD = Dashboard(
     [
         Panel(
             "Phase",
-            "And the reason of its Ready condition.",
+            "The phase, and the reason of the Ready condition.",
             {"{{phase}}: {{reason}} ({{revision}})": f"finetune_job_status{{{JOB}}}"},
             kind="table",
             width=8,
@@ -36,7 +36,7 @@ BOARD = Dashboard(
         ),
         Panel(
             "Progress",
-            "Share of the optimizer steps, and of the evaluation while it runs.",
+            "Share of the optimizer steps done, or of the evaluation while it runs.",
             {"{{stage}} {{revision}}": live("progress_ratio", "revision, stage")},
             "percentunit",
             kind="stat",
@@ -53,7 +53,7 @@ BOARD = Dashboard(
         ),
         Panel(
             "GPU-hours",
-            "Of all stages, attempts and revisions; serving is not counted.",
+            "GPU-hours of all stages, attempts and revisions; serving is not counted.",
             {
                 "GPU-hours": 'finetune_job_gpu_seconds_total{namespace="$namespace",finetunejob="$finetunejob"} / 3600',
             },
@@ -62,8 +62,8 @@ BOARD = Dashboard(
             height=5,
         ),
         Panel(
-            "Price",
-            "Of those GPU-hours.",
+            "Cost",
+            "Cost of those GPU-hours.",
             {"{{currency}}": 'finetune_job_cost_total{namespace="$namespace",finetunejob="$finetunejob"}'},
             kind="stat",
             width=4,
@@ -71,7 +71,7 @@ BOARD = Dashboard(
         ),
         Panel(
             "Loss",
-            "Nats per learned token, of training and of validation.",
+            "Nats per learned token, in training and validation.",
             {
                 "training {{revision}}": live("loss"),
                 "validation {{revision}}": live("validation_loss"),
@@ -79,8 +79,8 @@ BOARD = Dashboard(
             width=12,
         ),
         Panel(
-            "Evaluation against baselines",
-            "Each metric of each contender, on examples that training never saw.",
+            "Evaluation compared with baselines",
+            "Each metric of each contender, on held-out test examples.",
             {
                 "{{metric}} {{contender}}": "max by (metric, contender, revision) "
                 f"(finetune_job_evaluation_value{{{JOB}}})"
@@ -90,7 +90,7 @@ BOARD = Dashboard(
         ),
         Panel(
             "Tokens per second",
-            "That training reads, prompts included.",
+            "Training throughput, including prompts.",
             {"{{revision}}": live("tokens_per_second")},
         ),
         Panel(
@@ -107,18 +107,18 @@ BOARD = Dashboard(
         ),
         Panel(
             "Learning rate",
-            "It rises, then falls.",
+            "Warm-up, then decay.",
             {"{{revision}}": f"max by (revision) (finetune_trainer_learning_rate{{{JOB}}})"},
             "sci",
         ),
         Panel(
             "Gradient norm",
-            "Before clipping; a rise that stays announces a loss that diverges.",
+            "Before clipping; a lasting rise is an early sign of divergence.",
             {"{{revision}}": f"max by (revision) (finetune_trainer_gradient_norm{{{JOB}}})"},
         ),
         Panel(
             "Steps since the last checkpoint",
-            "What would be done again if the pod were lost now.",
+            "Steps that would have to be repeated if the pod were lost now.",
             {"{{revision}}": f"finetune_job_steps{{{JOB}}} - finetune_job_checkpoint_step{{{JOB}}}"},
         ),
     ],

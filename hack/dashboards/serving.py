@@ -1,4 +1,4 @@
-"""The tuned models that serve: for whoever is called when answers are slow."""
+"""The served models: for whoever is on call when answers are slow."""
 
 from dashboards.grafana import NAMESPACES, Dashboard, Panel, Variable, quantiles
 
@@ -19,7 +19,7 @@ def latency(metric: str) -> dict[str, str]:
 BOARD = Dashboard(
     "finetune-serving",
     "FineTune / Serving",
-    "The tuned models that serve, by job and revision.",
+    "The served models, by job and revision.",
     [
         NAMESPACES,
         Variable("finetunejob", "label_values(finetune_job_replicas, finetunejob)", True),
@@ -27,10 +27,10 @@ BOARD = Dashboard(
     [
         Panel(
             "Ready servers",
-            "Pods that are ready, of those that are asked for.",
+            "Ready and requested server pods.",
             {
                 f"{REVISION} ready": f"finetune_job_ready_replicas{{{SERVED}}}",
-                f"{REVISION} asked for": f"finetune_job_replicas{{{SERVED}}}",
+                f"{REVISION} requested": f"finetune_job_replicas{{{SERVED}}}",
             },
             kind="stat",
             width=16,
@@ -38,23 +38,23 @@ BOARD = Dashboard(
         ),
         Panel(
             "GPUs",
-            "That servers hold.",
+            "Held by servers.",
             {"{{finetunejob}} {{gpu_type}}": f"sum by (finetunejob, gpu_type) (finetune_job_gpus{{{SERVED}}})"},
             kind="stat",
             height=5,
         ),
-        Panel("Requests", "Answered per second.", {REVISION: rate("vllm:request_success_total")}, "reqps"),
+        Panel("Requests", "Completed per second.", {REVISION: rate("vllm:request_success_total")}, "reqps"),
         Panel(
-            "Requests at work and waiting",
-            "Those that wait for long want another replica.",
+            "Requests running and waiting",
+            "If requests wait for long, add replicas.",
             {
-                f"{REVISION} at work": f"sum by ({BY_REVISION}) (vllm:num_requests_running{{{SERVED}}})",
+                f"{REVISION} running": f"sum by ({BY_REVISION}) (vllm:num_requests_running{{{SERVED}}})",
                 f"{REVISION} waiting": f"sum by ({BY_REVISION}) (vllm:num_requests_waiting{{{SERVED}}})",
             },
         ),
         Panel(
             "Why answers ended",
-            "stop: the model was done. length: it was cut off, which a tuned model rarely is.",
+            "stop: the model finished. length: the answer was truncated, which is rare for a tuned model.",
             {
                 f"{REVISION} {{{{finished_reason}}}}": rate(
                     "vllm:request_success_total", f"{BY_REVISION}, finished_reason"
@@ -64,29 +64,34 @@ BOARD = Dashboard(
         ),
         Panel(
             "Time to the first token",
-            "What a person waits before something appears.",
+            "Latency until the first token of an answer.",
             latency("vllm:time_to_first_token_seconds"),
             "s",
         ),
         Panel("Whole answer", "From request to last token.", latency("vllm:e2e_request_latency_seconds"), "s"),
-        Panel("Between tokens", "The pace of an answer.", latency("vllm:inter_token_latency_seconds"), "s"),
+        Panel(
+            "Between tokens",
+            "Latency between two tokens of an answer.",
+            latency("vllm:inter_token_latency_seconds"),
+            "s",
+        ),
         Panel(
             "Tokens",
-            "Read from prompts, and written.",
+            "Prompt tokens processed, and tokens generated.",
             {
-                f"{REVISION} read": rate("vllm:prompt_tokens_total"),
-                f"{REVISION} written": rate("vllm:generation_tokens_total"),
+                f"{REVISION} prompt": rate("vllm:prompt_tokens_total"),
+                f"{REVISION} generated": rate("vllm:generation_tokens_total"),
             },
         ),
         Panel(
             "KV cache in use",
-            "At 1 requests wait for room.",
+            "At 1, requests wait for free space.",
             {REVISION: f"max by ({BY_REVISION}) (vllm:kv_cache_usage_perc{{{SERVED}}})"},
             "percentunit",
         ),
         Panel(
             "Prompts found in the prefix cache",
-            "Share of the prompts' tokens that were not computed again.",
+            "Share of the prompt tokens that were not computed again.",
             {REVISION: f"{rate('vllm:prefix_cache_hits_total')} / {rate('vllm:prefix_cache_queries_total')}"},
             "percentunit",
         ),

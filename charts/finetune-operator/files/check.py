@@ -16,7 +16,7 @@ import urllib.request
 
 ACCOUNT = pathlib.Path(os.environ.get("ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 PATIENCE = float(os.environ.get("PATIENCE", "60"))
-"""Seconds for a leader to be there: after an upgrade the next one waits for its caches."""
+"""Seconds to wait for a leader: after an upgrade the next one first fills its caches."""
 
 
 def get(url: str) -> str:
@@ -25,7 +25,7 @@ def get(url: str) -> str:
 
 
 def leaders(host: str, port: int) -> tuple[int, int]:
-    """How many operators answer, and how many of them lead. Raises OSError when one of them does not answer."""
+    """How many operators answer, and how many of them are leader. Raises OSError if one of them does not answer."""
     found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     leading = 0
     for address in found:
@@ -40,15 +40,15 @@ def operators(host: str, port: int) -> str:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            there, leading = leaders(host, port)
-            said = f"{there} operators answer, {leading} of them lead"
+            found, leading = leaders(host, port)
+            seen = f"{found} operators answer, {leading} of them are leader"
             if leading == 1:
-                return said
+                return seen
         except OSError as error:
-            said = f"http://{host}:{port} does not answer: {error}"
+            seen = f"http://{host}:{port} does not answer: {error}"
         if time.monotonic() > end:
             raise SystemExit(
-                f"{said} after {PATIENCE:.0f} s; expected one leader: read the logs of the operator's pods"
+                f"{seen} after {PATIENCE:.0f} s; expected one leader: read the logs of the operator's pods"
             )
         time.sleep(1)
 
@@ -73,7 +73,7 @@ def accepted(namespace: str) -> str:
         with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
             made = json.load(answer)
     except urllib.error.HTTPError as error:
-        hint = "; are the CRDs there? kubectl apply --server-side -f crds/" if error.code == 404 else ""
+        hint = "; are the CRDs installed? kubectl apply --server-side -f crds/" if error.code == 404 else ""
         raise SystemExit(f"a FineTuneJob in {namespace} is refused: {error.read().decode()[:2000]}{hint}") from None
     if made["spec"].get("training", {}).get("method") != "LoRA":
         raise SystemExit("the API server sets no defaults: the CRDs are not those of this chart; apply crds/ again")

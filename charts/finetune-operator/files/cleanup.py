@@ -1,10 +1,11 @@
-"""After `helm upgrade`: removes what earlier releases created for each job besides its Jobs, Deployments and Services.
+"""After `helm upgrade`: removes what earlier releases created for each job in addition to Jobs, Deployments and Services.
 
-That is a Role and a RoleBinding, which nothing needs any more, and ConfigMaps and a ServiceAccount, which pods of such a
-release need to start: those are kept as long as a Job or a server names them, and go with the next upgrade or their FineTuneJob.
+That is a Role and a RoleBinding, which are no longer needed, and ConfigMaps and a ServiceAccount, which pods of such a
+release need to start: those are kept as long as a Job or server references them, and are deleted with the next upgrade or
+with their FineTuneJob.
 
-Runs in a pod of the operator's image with nothing but the standard library. It never fails the upgrade: what cannot be removed is
-reported, and does no harm.
+Runs in a pod with the operator's image and only the standard library. It never fails the upgrade: objects that cannot be
+removed are reported, and do no harm.
 """
 
 import json

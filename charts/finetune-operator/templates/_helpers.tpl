@@ -1,4 +1,4 @@
-{{/* The name of everything that this release makes; short enough for a suffix. */}}
+{{/* The name of all objects of this release; short enough for a suffix. */}}
 {{- define "finetune-operator.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 50 | trimSuffix "-" -}}
@@ -7,7 +7,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* The name of cluster-scoped things: with the namespace, so that two releases do not meet. */}}
+{{/* The name of cluster-scoped objects: with the namespace, so that two releases do not collide. */}}
 {{- define "finetune-operator.clustername" -}}
 {{- printf "%s-%s" (include "finetune-operator.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" -}}
 {{- end }}
@@ -31,7 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Where the pods of jobs are, for what selects them across namespaces. */}}
+{{/* The namespaces of the pods of jobs, for objects that select them across namespaces. */}}
 {{- define "finetune-operator.namespaceselector" -}}
 {{- if .Values.namespaces -}}
 matchNames: {{ toJson .Values.namespaces }}
@@ -40,7 +40,7 @@ any: true
 {{- end -}}
 {{- end }}
 
-{{/* An egress rule of a NetworkPolicy: TCP to `ports` of `peers`, and of everybody where none are named. */}}
+{{/* An egress rule of a NetworkPolicy: TCP to `ports` of `peers`; of any peer if the list is empty. */}}
 {{- define "finetune-operator.egress" -}}
 - ports:
     {{- range .ports }}
@@ -64,7 +64,7 @@ any: true
   {{- end }}
 {{- end }}
 
-{{/* An ingress rule: TCP to `port` from `peers`, and from everybody where none are named; `also` are peers besides. */}}
+{{/* An ingress rule: TCP to `port` from `peers`, from any peer if the list is empty; `also` are additional peers. */}}
 {{- define "finetune-operator.ingress" -}}
 - ports:
     - {protocol: TCP, port: {{ .port }}}
@@ -77,7 +77,7 @@ any: true
   {{- end }}
 {{- end }}
 
-{{/* An image reference: list of context, image and whether images.registry stands before it. */}}
+{{/* An image reference: list of context, image and whether it is prefixed with images.registry. */}}
 {{- define "finetune-operator.image" -}}
 {{- $context := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -91,7 +91,7 @@ any: true
 {{- end -}}
 {{- end }}
 
-{{/* What the operator reads at /etc/finetune-operator/settings.json. */}}
+{{/* The operator's settings, /etc/finetune-operator/settings.json. */}}
 {{- define "finetune-operator.settings" -}}
 {{- $images := .Values.images -}}
 {{- $settings := dict

@@ -7,15 +7,15 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
   verbs: [list, watch, delete]
-# the one place where the operator writes what it knows
+# the operator's only record
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
-# owner references that block deletion need this where OwnerReferencesPermissionEnforcement is on (OpenShift)
+# needed for blocking owner references where OwnerReferencesPermissionEnforcement is enabled (OpenShift)
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers]
   verbs: [update]
-# stages and attempts: preflight, training, evaluation, verification; made once, and never changed
+# stages and attempts: preflight, training, evaluation, verification; created once, and never changed
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [list, watch, create, delete]
@@ -29,13 +29,13 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [list, watch, create, patch, delete]
-# before the servers: the name that clients use, and one of each release for its verification; while several nodes train:
-# the one by which they find each other
+# of servers: the one that clients use, and one for each release's verification; during multi-node training:
+# the headless one of the training pods
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch, create, patch, delete]
-# why a pod waits or failed: unschedulable, image pull, out of memory, exit code, last lines; where a training's pod is asked
-# how far it is
+# why a pod waits or failed: unschedulable, image pull, out of memory, exit code, last log lines; the address from which a training's
+# progress is read
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
@@ -45,7 +45,7 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
   verbs: [list, create]
 {{- end }}
 
-{{/* What is cluster-scoped, in both modes. */}}
+{{/* Cluster-scoped objects, in both modes. */}}
 {{- define "finetune-operator.clusterrules" -}}
 # the catalogue
 - apiGroups: [finetune.dev]
