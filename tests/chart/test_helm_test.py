@@ -88,8 +88,10 @@ def test_neither_service_nor_deployment_takes_its_pod_for_theirs(render: Render,
         assert not selector.items() <= labels.items()
 
 
-def test_the_test_expects_exactly_one_leader(program: dict[str, Any], port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert program["operators"]("127.0.0.1", port) .startswith("1 operators answer, 1 of them")
+def test_the_test_expects_exactly_one_leader(
+    program: dict[str, Any], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program["operators"]("127.0.0.1", port).startswith("1 operators answer, 1 of them")
     monkeypatch.setattr(Operator, "leads", "0.0")
     with pytest.raises(SystemExit, match=r"0 of them .*expected one leader"):
         program["operators"]("127.0.0.1", port)
