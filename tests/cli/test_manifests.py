@@ -96,7 +96,7 @@ def test_problems_name_file_line_and_field(tmp_path: pathlib.Path) -> None:
     text = GOOD.replace("    learningRate: 2e-4", "    learningRate: fast\n    lora: {Rank: 1}\n    epochs: -1")
     assert problems(written(tmp_path, text)) == [
         'job.yaml:14: spec.training.learningRate must be a valid number; found "fast"',
-        "job.yaml:15: spec.training.lora.Rank is no field that exists here; known are alpha, dropout, rank, targetModules",
+        "job.yaml:15: spec.training.lora.Rank is an unknown field; known are alpha, dropout, rank, targetModules",
         "job.yaml:16: spec.training.epochs must be greater than 0; found -1",
     ]
 
@@ -133,12 +133,12 @@ def test_a_null_is_an_absent_field_and_numbers_are_numbers(tmp_path: pathlib.Pat
     "text, problem",
     [
         ("a: [1\n", "job.yaml:2: is not valid YAML"),
-        ("- 1\n", "job.yaml:1: is no manifest"),
+        ("- 1\n", "job.yaml:1: is not a manifest"),
         ("a: 1\nb: 2\na: 3\n", "job.yaml:3: a is written twice"),
-        ("", "job.yaml: must hold exactly one FineTuneJob; found nothing"),
+        ("", "job.yaml: must contain exactly one FineTuneJob; found nothing"),
         (
             GOOD + "---\n" + GOOD,
-            "job.yaml: must hold exactly one FineTuneJob; found FineTuneJob tone, FineTuneJob tone",
+            "job.yaml: must contain exactly one FineTuneJob; found FineTuneJob tone, FineTuneJob tone",
         ),
         (GOOD.replace("v1alpha1", "v2"), "job.yaml:1: apiVersion is 'finetune.dev/v2'; expected finetune.dev/v1alpha1"),
         (GOOD.replace("name: tone", "name: ../x"), "job.yaml:4: metadata.name must be lower-case"),

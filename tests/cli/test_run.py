@@ -62,7 +62,7 @@ def test_a_job_goes_through_all_stages_and_nothing_is_done_twice(job, said, tmp_
 
     code, again, _ = ended(conftest.start("run", file, "--output", "json"))
     assert (code, again["gates"], again["contenders"]) == (0, first["gates"], first["contenders"])
-    assert steps(file) == list(range(1, 13)), "nothing is trained twice"
+    assert steps(file) == list(range(1, 13)), "no training is needed twice"
 
     code, found = said("report", file)
     assert (code, found["gates"], found["report"]) == (0, first["gates"], first["report"])
@@ -91,7 +91,7 @@ def test_what_is_stopped_in_the_middle_goes_on_from_its_checkpoint(job, number: 
     code, found, _ = ended(process)
     assert code == answer.Exit.STOPPED
     assert found["stages"][-1]["stage"] == "train"
-    assert re.search(r"Go on with: finetune run .*job\.yaml", found["message"])
+    assert re.search(r"Resume with: finetune run .*job\.yaml", found["message"])
     [checkpoint] = (folder_of(file) / "checkpoints").iterdir()
     saved = int(checkpoint.name)
     assert 3 <= saved < 400
@@ -257,7 +257,7 @@ def test_a_machine_without_a_gpu_trains_the_same_revision_on_its_cpu(job, monkey
 def test_the_run_file_names_a_progress_file(job, tmp_path: pathlib.Path) -> None:
     spec = jobs.read(job()).run
     with stages.workplace(tmp_path / "place") as place:
-        place.furnish(spec)
+        place.write_run_file(spec)
     written = run.Run.model_validate_json((tmp_path / "place" / "run.json").read_bytes())
     assert written.progress_file == str(tmp_path / "place" / "progress.json")
     assert written.model_copy(update={"progress_file": None}) == spec

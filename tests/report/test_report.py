@@ -59,7 +59,7 @@ def test_a_gain_that_may_be_chance_is_said_beside_the_verdict() -> None:
         for one in found.comparisons
     ]
     said = judgement.verdict(example.changed(found, comparisons=unsure))
-    assert "comes by chance in 20 of 100, so it may be chance" in said.evidence
+    assert "comes by chance in 20 of 100, so it could be chance" in said.evidence
     assert said.cautions == ("By ExactMatch it is not certain that the tuned model is better than the best baseline.",)
 
 
@@ -68,12 +68,12 @@ def test_the_five_reasons_and_the_two_against() -> None:
     reasons = judgement.for_tuning(found)
     assert [one.title for one in reasons] == ["Style and format", "Domain", "Cost", "Fewer tokens", "Consistency"]
     assert {one.mark for one in reasons} == {Mark.FOR}
-    assert [one.title for one in reasons if one.asked] == ["Style and format", "Fewer tokens"]
+    assert [one.title for one in reasons if one.is_goal] == ["Style and format", "Fewer tokens"]
     # 115 tokens / 0.92 and 919 / 0.61: the wrong answers are paid for, too
-    assert reasons[2].seen.startswith(
+    assert reasons[2].measured.startswith(
         "125 tokens for each right answer, prompts and wrong answers included, against 1,507"
     )
-    assert reasons[3].seen == "A prompt of 78 tokens against 880 with a prompt and 3 examples: 802 fewer (91 %)."
+    assert reasons[3].measured == "A prompt of 78 tokens against 880 with a prompt and 3 examples: 802 fewer (91 %)."
     assert [one.mark for one in judgement.against_tuning(found)] == [Mark.CLEAR, Mark.CLEAR]
     assert [one.mark for one in judgement.against_tuning(example.failed())] == [Mark.AGAINST, Mark.AGAINST]
 
@@ -82,7 +82,7 @@ def test_what_was_not_measured_says_how_to_measure_it() -> None:
     found = example.bare()
     every = [*judgement.for_tuning(found), *judgement.against_tuning(found)]
     assert {one.mark for one in every} == {Mark.UNMEASURED}
-    assert all(len(one.seen) > 40 for one in every)
+    assert all(len(one.measured) > 40 for one in every)
     assert report.page(found).count("How to measure it:") == 7
 
 
@@ -99,7 +99,7 @@ def test_a_judge_has_a_part_of_its_own_with_all_counts() -> None:
         "5 decided by the order",
         "1 with the same text",
         "2 left out without a verdict",
-        "so it may be chance",
+        "so it could be chance",
         "not measured: too few verdicts",
     ):
         assert words_ in part, words_
@@ -121,11 +121,11 @@ def test_public_benchmarks_have_a_part_of_their_own_and_a_loss_is_said_above() -
         "−0.110 to −0.030",
         "Worse: a difference this large comes by chance in",
         "Better: a difference",
-        "Not told apart: a difference",
+        "Not significant: a difference",
         "No difference",
         "1,204",
         "lower is better",
-        "No test: the metric is not of single questions",
+        "No test: the metric has no value for single questions",
         "not defined",
     ):
         assert words_ in html.unescape(part), words_
@@ -145,11 +145,13 @@ def test_of_many_benchmarks_one_that_chance_lost_is_no_loss() -> None:
 def test_style_is_what_a_judge_says_where_style_is_the_goal() -> None:
     found = example.judged()
     counted = judgement.for_tuning(found)[0]
-    assert counted.seen.startswith("JsonSchema"), "what can be counted goes first"
+    assert counted.measured.startswith("JsonSchema"), "what can be counted goes first"
     styled = example.changed(found, intent=found.intent.model_copy(update={"goals": [job.Goal.STYLE]}))
     reason = judgement.for_tuning(styled)[0]
-    assert (reason.mark, reason.asked) == (Mark.UNDECIDED, True)
-    assert "a win rate of 0.56 (0.46 to 0.65) over the base model with a prompt and 3 examples: 30 won" in reason.seen
+    assert (reason.mark, reason.is_goal) == (Mark.UNDECIDED, True)
+    assert (
+        "a win rate of 0.56 (0.46 to 0.65) over the base model with a prompt and 3 examples: 30 won" in reason.measured
+    )
     alone = example.changed(
         styled, judgement=found.judgement.model_copy(update={"comparisons": found.judgement.comparisons[:1]})
     )
@@ -176,7 +178,7 @@ def test_a_baseline_without_a_right_answer_has_no_price() -> None:
         for one in example.everything().values
     ]
     cost = judgement.for_tuning(example.changed(example.everything(), best_baseline=Contender.BASE, values=values))[2]
-    assert "against no right answer by the base model alone" in cost.seen
+    assert "against no right answer by the base model alone" in cost.measured
     assert cost.mark is Mark.FOR
 
 
@@ -188,7 +190,7 @@ def test_a_training_without_break_even_says_why() -> None:
     assert "how long the training took" in judgement.unpaid(example.changed(found, training=results.Training()))
     nothing = [one.model_copy(update={"prompt": 78.0}) for one in found.tokens]
     assert judgement.unpaid(example.changed(found, tokens=nothing)) == "no prompt tokens are saved"
-    assert judgement.unpaid(example.changed(found, tokens=[])) == "tokens of requests were not compared"
+    assert judgement.unpaid(example.changed(found, tokens=[])) == "no baseline's tokens per request are known"
 
 
 def test_a_job_about_style_is_summed_up_by_its_judge() -> None:
@@ -212,7 +214,7 @@ def test_a_job_about_style_is_summed_up_by_its_judge() -> None:
     ],
 )
 def test_a_p_value_in_words(p_value: float, said: str) -> None:
-    assert words.chance(p_value) == said
+    assert words.share_of_cases(p_value) == said
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_free_texts_are_chosen_by_who_is_nearer() -> None:
 def test_overfitting_is_said_where_the_validation_loss_rises() -> None:
     assert "The model overfits: the validation loss rose from" in report.page(example.failed())
     assert "No overfitting is seen" in report.page(example.everything())
-    assert "cannot be seen" in parts.course([])
+    assert "cannot be seen" in parts.overfitting([])
 
 
 @pytest.mark.parametrize(

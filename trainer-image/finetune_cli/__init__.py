@@ -2,17 +2,17 @@
 
     __main__   the verbs and their options
     validate   data checks on files
-    advise     preflight of a job, nothing kept
+    advise     preflight of a job, nothing stored
     estimate   memory, duration and price of a job's training
     run        all stages of a job, one child process after the other
-    report     what an evaluation found, as tables
+    report     results of an evaluation, as tables
 
-    manifests  YAML files -> documents that know the line of every field, and what is wrong with them
+    manifests  YAML files -> documents that know the line of every field, and their problems
     rules      the CEL rules of the schema, which in a cluster the API server applies
     jobs       documents -> a job: spec, base model, run file, all by the contract's own code
     stages     one stage as a child process: started, watched, stopped
-    answer     what every verb answers: the exit code, and the JSON of --output json
-    show       the same for people
+    answer     the answer of every verb: the exit code, and the JSON of --output json
+    show       the same as text
 
 It stands on the contract (finetune_api) and on the trainer (finetune_trainer), and knows nothing of Kubernetes.
 """

@@ -1,6 +1,6 @@
-"""`finetune VERB ...`: chooses the verb, and turns how it ends into an answer and an exit code.
+"""`finetune VERB ...`: runs a verb, and turns its end into an answer and an exit code.
 
-Heavy imports wait until a verb needs them: --help and a manifest that is wrong cost no torch and no transformers.
+Heavy imports wait until a verb needs them: --help and a wrong manifest import neither torch nor transformers.
 """
 
 import argparse
@@ -19,7 +19,7 @@ Verb = Callable[[argparse.Namespace], tuple[answer.Answer, str | None]]
 def _validate(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
     from finetune_cli import validate
 
-    wanted = validate.Wanted(
+    wanted = validate.Request(
         data=options.data,
         held_out=options.held_out,
         kind=job.Format(options.format),
@@ -31,12 +31,12 @@ def _validate(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 
 def _policies(chosen: list[str]) -> dict[str, checks.Policy]:
-    """Of rule=Policy pairs. Raises manifests.Invalid."""
+    """Policies from rule=Policy pairs. Raises manifests.Invalid."""
     found = {}
     for pair in chosen:
         id, _, word = pair.partition("=")
         if id not in checks.BY_ID:
-            message = f"--checks {pair}: there is no rule {id!r}; known are {', '.join(checks.BY_ID)}"
+            message = f"--checks {pair}: unknown rule {id!r}; known are {', '.join(checks.BY_ID)}"
             raise manifests.Invalid([answer.Problem(message=message)])
         allowed = {policy.value: policy for policy in checks.ALLOWED[checks.BY_ID[id].scope]}
         if word not in allowed:
@@ -62,7 +62,7 @@ def _estimate(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 
 def _size(quantity: str) -> None:
-    """Raises manifests.Invalid for what is no size of memory."""
+    """Raises manifests.Invalid unless `quantity` is a size of memory."""
     from finetune_trainer.planning import forecast
 
     try:
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
     from finetune_cli import jobs, run, show
 
     wanted = jobs.read(options.job, options.catalogue)
-    resume = shlex.join(["finetune", *options.words])
+    resume = shlex.join(["finetune", *options.given])
     return run.run_all(wanted, options.work, show.Screen(), resume), None
 
 
@@ -89,21 +89,21 @@ def _report(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 
 VERBS: dict[answer.Command, tuple[Verb, str]] = {
-    "validate": (_validate, "check data files: what would spoil a training or an evaluation, with file and line"),
-    "advise": (_advise, "check a job's data, model and memory, and say whether fine-tuning fits; nothing is kept"),
-    "estimate": (_estimate, "print what a job's training will take: memory, time and price"),
-    "run": (_run, "run a job on this machine: preflight, baseline, train, evaluate; the same command again resumes"),
-    "report": (_report, "print what the evaluation of a finished run found"),
+    "validate": (_validate, "check data files for problems in training and evaluation, with file and line"),
+    "advise": (_advise, "check a job's data, model and memory, and advise whether to fine-tune; stores nothing"),
+    "estimate": (_estimate, "estimate memory, duration and price of a job's training"),
+    "run": (_run, "run a job on this machine: preflight, baseline, train, evaluate; repeat the command to resume"),
+    "report": (_report, "print the results of a finished run's evaluation"),
 }
 
 
 def parser() -> argparse.ArgumentParser:
     codes = ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in answer.Exit)
-    whole = argparse.ArgumentParser(
+    root = argparse.ArgumentParser(
         prog="finetune",
-        description=f"A FineTuneJob without a cluster: the same manifest, the same checks, the same stages. Exit codes: {codes}.",
+        description=f"Run and check FineTuneJobs without a cluster: the same manifest, checks and stages. Exit codes: {codes}.",
     )
-    verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
     made: dict[str, argparse.ArgumentParser] = {
         name: verbs.add_parser(name, help=text, description=text) for name, (_, text) in VERBS.items()
     }
@@ -118,60 +118,70 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DATA",
-        help="test files, to see whether their prompts are in DATA too; may be repeated",
+        help="test files, checked for prompts that are also in DATA; may be repeated",
     )
     made["validate"].add_argument(
-        "--format", choices=[kind.value for kind in job.Format], default=job.Format.AUTO.value, help="as dataset.format"
+        "--format",
+        choices=[kind.value for kind in job.Format],
+        default=job.Format.AUTO.value,
+        help="format of the rows, as dataset.format",
     )
     made["validate"].add_argument(
-        "--model", type=pathlib.Path, metavar="FOLDER", help="a model's folder, for the checks that look at tokens"
+        "--model", type=pathlib.Path, metavar="FOLDER", help="folder of a model, for the checks that need a tokenizer"
     )
     made["validate"].add_argument(
-        "--max-sequence-length", type=int, default=2048, metavar="TOKENS", help="with --model: where examples are cut"
+        "--max-sequence-length",
+        type=int,
+        default=2048,
+        metavar="TOKENS",
+        help="with --model: examples are cut at this length",
     )
     made["validate"].add_argument(
         "--checks",
         action="append",
         default=[],
         metavar="RULE=POLICY",
-        help="as dataset.checks: Drop, Warn, Fail or Ignore; may be repeated",
+        help="policy of a check, as in dataset.checks: Drop, Warn, Fail or Ignore; may be repeated",
     )
     for name in ("advise", "estimate", "run"):
-        made[name].add_argument("job", type=pathlib.Path, metavar="JOB.yaml", help="the file of a FineTuneJob")
+        made[name].add_argument("job", type=pathlib.Path, metavar="JOB.yaml", help="manifest of a FineTuneJob")
     made["report"].add_argument(
-        "place", type=pathlib.Path, metavar="DIR|JOB.yaml", help="a folder of results, or the file of the job"
+        "place", type=pathlib.Path, metavar="DIR|JOB.yaml", help="folder of results, or manifest of the job"
     )
     for name in ("advise", "estimate", "run", "report"):
         made[name].add_argument(
             "--catalogue",
             type=pathlib.Path,
             metavar="FILE",
-            help="a file or folder of BaseModels; absent: the job's own file, then the files next to it",
+            help="file or folder of BaseModels; default: the job's own file, then the files next to it",
         )
-    made["estimate"].add_argument("--memory", metavar="SIZE", help="what training may use, for example 22Gi")
+    made["estimate"].add_argument("--memory", metavar="SIZE", help="memory that training may use, for example 22Gi")
     made["estimate"].add_argument(
         "--assume-longest",
         action="store_true",
-        help="do not read the data: every example is as long as training.maxSequenceLength",
+        help="do not read the data: assume that every example has training.maxSequenceLength tokens",
     )
     made["run"].add_argument(
-        "--work", type=pathlib.Path, metavar="FOLDER", help="for logs and downloads; absent: below ~/.cache/finetune"
+        "--work",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder for logs and downloads; default: below ~/.cache/finetune",
     )
     for one in made.values():
         one.add_argument(
             "--output",
             choices=("table", "json"),
             default="table",
-            help="how it is printed; json: one document on stdout",
+            help="output format; json: one document on stdout",
         )
-    return whole
+    return root
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb; the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(words)
-    options.words = words
+    """Runs one verb; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(given)
+    options.given = given
     found, table = _answered(options)
     if options.output == "json":
         print(found.model_dump_json(by_alias=True, exclude_none=True, indent=1))

@@ -1,4 +1,4 @@
-"""`finetune advise JOB.yaml`: the preflight of a job, kept in a temporary folder only."""
+"""`finetune advise JOB.yaml`: the preflight of a job, in a temporary folder."""
 
 import json
 import pathlib
@@ -8,9 +8,9 @@ from finetune_cli import answer, jobs, validate
 
 
 def advise(wanted: jobs.Job) -> answer.Answer:
-    """Verdict, advice, findings and counts. Raises Failure for what is not about the data."""
+    """Verdict, advice, findings and counts. Raises Failure for problems other than the data."""
     with validate.temporary() as folder:
-        spec = elsewhere(wanted.run, folder)
+        spec = with_local_output(wanted.run, folder)
         result, document = preflight(spec)
     found = result.preflight
     ended = answer.code(result.reason)
@@ -19,7 +19,7 @@ def advise(wanted: jobs.Job) -> answer.Answer:
         exit_code=ended,
         message=result.message,
         reason=result.reason,
-        job=wanted.described(),
+        job=wanted.summary(),
         verdict=found.verdict if found else None,
         advice=found.advice if found else [],
         counts=answer.counts(found) if found else None,
@@ -28,7 +28,7 @@ def advise(wanted: jobs.Job) -> answer.Answer:
     )
 
 
-def elsewhere(spec: run.Run, folder: pathlib.Path) -> run.Run:
+def with_local_output(spec: run.Run, folder: pathlib.Path) -> run.Run:
     """The same run with its results in a folder of this machine."""
     from finetune_trainer.store import files
 
@@ -37,7 +37,7 @@ def elsewhere(spec: run.Run, folder: pathlib.Path) -> run.Run:
 
 
 def preflight(spec: run.Run) -> tuple[outcome.Outcome, list[dict[str, object]]]:
-    """What the stage answers, and its findings with all places. Raises Failure where it says nothing of the data."""
+    """The stage's outcome, and its findings with all places. Raises Failure for problems other than the data."""
     from finetune_api import reasons
     from finetune_trainer.process import errors
     from finetune_trainer.stages import preflight as stage
@@ -55,8 +55,8 @@ def preflight(spec: run.Run) -> tuple[outcome.Outcome, list[dict[str, object]]]:
     return result, document.get("findings") or document.get("facts", {}).get("findings", [])
 
 
-def known(spec: run.Run) -> status.Preflight | None:
-    """What preflight found earlier, where the job's results go; None where it has not passed there."""
+def earlier_preflight(spec: run.Run) -> status.Preflight | None:
+    """The result of an earlier preflight in the job's output; None where none has passed."""
     from finetune_trainer.process import errors
     from finetune_trainer.store import storage
 

@@ -1,4 +1,4 @@
-"""What every verb answers: one document, printed as JSON by --output json and as text by `show`, and the exit code.
+"""The answer of every verb: one document, printed as JSON by --output json and as text by `show`, and the exit code.
 
 Its JSON Schema is docs/reference/cli.schema.json. Fields that do not apply are absent or empty.
 """
@@ -16,25 +16,25 @@ Command = Literal["validate", "advise", "estimate", "run", "report"]
 
 
 class Exit(enum.IntEnum):
-    """How `finetune` ends. Where both have a code, it is the one of the trainer's stages."""
+    """The exit codes of `finetune`; where the trainer's stages have a code for it, the same."""
 
     DONE = 0
-    """All is well. With warnings, too; and `run` where a prompt alone passes the gates, so that there is nothing to train."""
+    """Success, also with warnings; for `run` also where a prompt alone passes the gates, so that there is nothing to train."""
     UNEXPECTED = 1
-    """A mistake of ours; the last lines on stderr tell what to report."""
+    """An error in `finetune` itself; report the last lines on stderr."""
     INVALID = int(exits.Exit.INVALID)
     """Arguments or manifest are wrong, a data check whose policy is Fail found something, data or model cannot be read, training
-    does not fit the memory, or advice under intent.advice: Enforce ends the job."""
+    does not fit into memory, or advice under intent.advice: Enforce ends the job."""
     OUT_OF_MEMORY = int(exits.Exit.OUT_OF_MEMORY)
-    """`run`: a stage ran out of memory, training also with half the micro-batch."""
+    """`run`: a stage ran out of memory, also with a smaller micro-batch."""
     DIVERGED = int(exits.Exit.DIVERGED)
-    """`run`: the loss is not a number or exploded."""
+    """`run`: training diverged: the loss is not a number or rose far."""
     STORAGE = int(exits.Exit.STORAGE)
     """S3 or the hub could not be reached."""
     GATES = 6
-    """`run`, `report`: the model is trained and measured, and a gate did not pass."""
+    """`run`, `report`: the model was trained and evaluated, but a gate did not pass."""
     STOPPED = int(exits.Exit.STOPPED)
-    """Ctrl-C or SIGTERM; `run` saved a checkpoint, and the same command goes on from it."""
+    """Ctrl-C or SIGTERM; `run` saved a checkpoint, and the same command resumes from it."""
 
 
 class Problem(status.Reported):
@@ -43,33 +43,35 @@ class Problem(status.Reported):
     file: str | None = Field(default=None, description="The file; absent: the command line.")
     line: int | None = Field(default=None, description="Its line, from 1.")
     path: str | None = Field(default=None, description="The field, for example spec.dataset.train[0].")
-    message: str = Field(description="What was seen, what was expected.")
+    message: str = Field(description="What was found, what was expected.")
 
     @property
     def text(self) -> str:
-        """In one line: job.yaml:7: spec.training.epochs must be ..."""
+        """As one line: job.yaml:7: spec.training.epochs must be ..."""
         place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
         return f"{place}{self.path + ' ' if self.path else ''}{self.message}"
 
 
 class Finding(status.Reported):
-    """What a data check found; docs/reference/checks.md has the rules."""
+    """A finding of a data check; docs/reference/checks.md has the rules."""
 
     rule: str = Field(description="The rule's id.")
     severity: str = Field(description="error, warning or note.")
     policy: str = Field(description="What was done about it: Drop, Warn or Fail.")
     count: int = Field(description="Rows; 1 for the data as a whole.")
     dropped: int = Field(default=0, description="Rows left out.")
-    share: float = Field(description="Of the rows that the rule looked at.")
-    message: str = Field(description="What was seen.")
-    places: list[str] = Field(default_factory=list, description="The first 20 places: file:line, some with a word.")
+    share: float = Field(description="Of the rows that the rule checked.")
+    message: str = Field(description="The finding in words.")
+    places: list[str] = Field(
+        default_factory=list, description="The first 20 places: file:line, some with a short description."
+    )
     advice: str = Field(default="", description="What to do.")
 
 
 class Counts(status.Reported):
-    """How much data there is."""
+    """The amount of data."""
 
-    examples: int = Field(description="Training examples, after what is left out.")
+    examples: int = Field(description="Training examples, without those left out.")
     validation_examples: int = 0
     test_examples: int = 0
     tokens: int | None = Field(default=None, description="Of the training examples; absent without a model.")
@@ -77,7 +79,7 @@ class Counts(status.Reported):
 
 
 class Job(status.Reported):
-    """Which job, and where its results are."""
+    """The job, and the place of its results."""
 
     namespace: str
     name: str
@@ -97,7 +99,7 @@ class StageResult(status.Reported):
 
 
 class Estimate(status.Reported):
-    """What training will take."""
+    """The memory, duration and price of training."""
 
     memory: dict[str, Any] = Field(description="As of `finetune-trainer estimate --output json`; sizes in bytes.")
     duration: str | None = Field(default=None, description="For example 1h20m; absent: the accelerator is unknown.")
@@ -105,26 +107,26 @@ class Estimate(status.Reported):
 
 
 class Answer(status.Reported):
-    """What a verb answers."""
+    """The answer of a verb."""
 
     command: Command
-    exit_code: int = Field(description="As the process ends.")
+    exit_code: int = Field(description="The exit code of the process.")
     message: str = Field(default="", description="The answer in a sentence.")
     reason: reasons.Reason | None = Field(default=None, description="Why a job ends, from the list of the API.")
     problems: list[Problem] = Field(default_factory=list, description="What is wrong with the input.")
-    notes: list[str] = Field(default_factory=list, description="What is not as in a cluster.")
+    notes: list[str] = Field(default_factory=list, description="Differences from a run in a cluster.")
     job: Job | None = None
     verdict: Literal["Recommended", "Caution", "NotRecommended"] | None = Field(
-        default=None, description="Whether fine-tuning fits, so far as the data show."
+        default=None, description="Whether to fine-tune, as far as the data show."
     )
     counts: Counts | None = None
-    findings: list[Finding] = Field(default_factory=list, description="What the data checks found.")
+    findings: list[Finding] = Field(default_factory=list, description="Findings of the data checks.")
     advice: list[str] = Field(default_factory=list, description="What to do.")
     estimate: Estimate | None = None
-    stages: list[StageResult] = Field(default_factory=list, description="What `run` did.")
-    baseline: status.Baseline | None = Field(default=None, description="What a prompt alone reaches.")
+    stages: list[StageResult] = Field(default_factory=list, description="The stages of `run`.")
+    baseline: status.Baseline | None = Field(default=None, description="The scores of a prompt alone.")
     passed: bool | None = Field(default=None, description="Whether every gate passed; absent: nothing was evaluated.")
-    gates: list[status.GateResult] = Field(default_factory=list, description="Each gate with what was measured.")
+    gates: list[status.GateResult] = Field(default_factory=list, description="Each gate with its measurement.")
     contenders: list[results.Value] = Field(default_factory=list, description="Each metric of each contender.")
     comparisons: list[results.Comparison] = Field(
         default_factory=list, description="The tuned model against the others."
@@ -145,7 +147,7 @@ def code(reason: reasons.Reason | None) -> Exit:
 
 
 def findings(documents: list[dict[str, Any]]) -> list[Finding]:
-    """From the documents of the data checks, with local files as people write them."""
+    """From the documents of the data checks, with local files as plain paths."""
     made = []
     for one in documents:
         known = {name: one[name] for name in Finding.model_fields if name in one}
@@ -154,7 +156,7 @@ def findings(documents: list[dict[str, Any]]) -> list[Finding]:
 
 
 def place(text: str) -> str:
-    """A text with its file:// URIs as the paths that people write."""
+    """A text with its file:// URIs as plain paths."""
     return re.sub(r"file://(\S+)", lambda found: urllib.parse.unquote(found[1]), text)
 
 

@@ -1,4 +1,4 @@
-"""`finetune estimate JOB.yaml`: memory, duration and price of a job's training, before anything is trained."""
+"""`finetune estimate JOB.yaml`: memory, duration and price of a job's training, before training."""
 
 from finetune_api import run, status
 from finetune_cli import advise, answer, jobs, validate
@@ -7,14 +7,14 @@ from finetune_cli import advise, answer, jobs, validate
 def estimate(wanted: jobs.Job, memory: str | None, *, read: bool) -> tuple[answer.Answer, str]:
     """The answer, and the memory as the trainer's own table. Raises Failure, ValueError.
 
-    memory: what training may use, as a quantity. read: whether the data are read for the lengths of their examples where no
-    earlier preflight measured them; else each is taken to be as long as training.maxSequenceLength allows.
+    memory: what training may use, as a quantity. read: whether to read the data for the lengths of their examples if no
+    earlier preflight measured them; else each example is assumed to have training.maxSequenceLength tokens.
     """
     with validate.temporary() as folder:
         spec = wanted.run
-        found = advise.known(spec)
+        found = advise.earlier_preflight(spec)
         if found is None and read:
-            spec = advise.elsewhere(spec, folder)
+            spec = advise.with_local_output(spec, folder)
             found = advise.preflight(spec)[0].preflight
         return sized(wanted, spec, found, memory)
 
@@ -37,7 +37,7 @@ def sized(
             command="estimate",
             exit_code=ended,
             message=sizing.advice or "",
-            job=wanted.described(),
+            job=wanted.summary(),
             counts=answer.counts(found) if found else None,
             estimate=made,
             notes=list(wanted.notes),

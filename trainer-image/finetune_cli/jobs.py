@@ -1,7 +1,7 @@
 """From manifests to a job: its spec, its base model and its run file, by the same code as the operator's.
 
-Local runs may write plain paths where the API has URIs; they are relative to the manifest's file. Everything else is as in a
-cluster, so that the file can be applied there once the paths are URIs of a bucket.
+Local runs accept plain paths where the API has URIs, relative to the manifest. Everything else is as in a
+cluster, so that the manifest can be applied there once the paths are URIs of a bucket.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job that can be run here."""
+    """A job that can be run on this machine."""
 
     document: manifests.Document
     spec: job.FineTuneJobSpec
@@ -56,7 +56,7 @@ class Job:
             memory=_memory(self.spec.resources),
         )
 
-    def described(self) -> answer.Job:
+    def summary(self) -> answer.Job:
         made = self.run
         return answer.Job(
             namespace=made.namespace, name=made.name, revision=made.revision, output=answer.place(made.layout.root)
@@ -64,7 +64,7 @@ class Job:
 
 
 def _memory(wanted: job.TrainingResources) -> str | None:
-    """What training may use in the cluster, as far as it is known here."""
+    """The memory of training in the cluster, if it is known here."""
     if not wanted.gpus:
         return wanted.requests.memory
     from finetune_trainer.stages import estimate
@@ -78,8 +78,8 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
     documents = [_local(document) for document in manifests.read(file)]
     jobs = [document for document in documents if document.kind == "FineTuneJob"]
     if len(jobs) != 1:
-        seen = ", ".join(f"{one.kind or 'no kind'} {one.name}".strip() for one in documents) or "nothing"
-        message = f"must hold exactly one FineTuneJob; found {seen}"
+        found_kinds = ", ".join(f"{one.kind or 'no kind'} {one.name}".strip() for one in documents) or "nothing"
+        message = f"must contain exactly one FineTuneJob; found {found_kinds}"
         raise manifests.Invalid([answer.Problem(file=str(file), message=message)])
     spec = manifests.check(jobs[0], job.FineTuneJobSpec)
     base = _base(jobs[0], spec, documents, catalogue)
@@ -90,16 +90,16 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
 def _base(
     document: manifests.Document,
     spec: job.FineTuneJobSpec,
-    beside: list[manifests.Document],
+    in_file: list[manifests.Document],
     catalogue: pathlib.Path | None,
 ) -> run.ResolvedBaseModel:
     wanted = spec.base_model
     entry = None
     if wanted.name is not None:
-        found = _entry(wanted.name, document, beside, catalogue)
+        found = _entry(wanted.name, document, in_file, catalogue)
         entry = manifests.check(found, basemodel.BaseModelSpec)
     base = revision.resolve(wanted, entry)
-    assert base is not None, "an entry that is missing was said before"
+    assert base is not None, "a missing entry was reported before"
     if base.source.startswith("pvc://") and "FINETUNE_MODEL_PATH" not in os.environ:
         message = (
             f"is {base.source}, a volume of the cluster: for a local run set FINETUNE_MODEL_PATH to the model's folder, or "
@@ -110,10 +110,10 @@ def _base(
 
 
 def _entry(
-    name: str, document: manifests.Document, beside: list[manifests.Document], catalogue: pathlib.Path | None
+    name: str, document: manifests.Document, in_file: list[manifests.Document], catalogue: pathlib.Path | None
 ) -> manifests.Document:
-    """The BaseModel of that name: of the job's file, of the catalogue, or of a file next to the job's."""
-    candidates = [one for one in beside if one.kind == "BaseModel"]
+    """The BaseModel of that name: from the job's file, the catalogue, or a file next to the job's."""
+    candidates = [one for one in in_file if one.kind == "BaseModel"]
     if catalogue is not None:
         candidates += _models(catalogue, strict=True)
     elif all(one.name != name for one in candidates):
@@ -124,14 +124,14 @@ def _entry(
     known = ", ".join(sorted({one.name for one in candidates})) or "none"
     message = (
         f"is {name}, and there is no BaseModel of that name here (known: {known}). Write a manifest of kind BaseModel with "
-        f"metadata.name {name} and spec.source, a folder or hf://organisation/name, into the same file, or name a file of them "
+        f"metadata.name {name} and spec.source, a folder or hf://organisation/name, into the same file, or give a file of them "
         "by --catalogue (`kubectl get basemodels -o yaml` prints a cluster's); or set baseModel.source instead"
     )
     raise manifests.Invalid([document.problem(("spec", "baseModel", "name"), message)])
 
 
 def _models(place: pathlib.Path, *, strict: bool) -> list[manifests.Document]:
-    """The BaseModels of a file, or of a folder's files; what is not strict skips files that are no manifests."""
+    """The BaseModels of a file, or of a folder's files; unless `strict`, files that are not manifests are skipped."""
     files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES) if place.is_dir() else [place]
     found = []
     for file in files:
@@ -146,7 +146,7 @@ def _models(place: pathlib.Path, *, strict: bool) -> list[manifests.Document]:
 
 
 def _items(document: manifests.Document) -> Iterator[manifests.Document]:
-    """A manifest, or each of a List as kubectl prints it."""
+    """A manifest, or the items of a List as kubectl prints it."""
     if document.kind != "List":
         yield document
         return
@@ -162,18 +162,18 @@ def _local(document: manifests.Document) -> manifests.Document:
     """The document with URIs where it had plain paths."""
     data = document.data
     for path in URIS.get(document.kind, ()):
-        data = _changed(data, path, document.file.parent)
+        data = _with_uris(data, path, document.file.parent)
     return dataclasses.replace(document, data=data)
 
 
-def _changed(data: Any, path: tuple[str, ...], folder: pathlib.Path) -> Any:
+def _with_uris(data: Any, path: tuple[str, ...], folder: pathlib.Path) -> Any:
     if not path:
         return [uri(one, folder) for one in data] if isinstance(data, list) else uri(data, folder)
     if path[0] == "*":
-        return [_changed(one, path[1:], folder) for one in data] if isinstance(data, list) else data
+        return [_with_uris(one, path[1:], folder) for one in data] if isinstance(data, list) else data
     if not isinstance(data, dict) or path[0] not in data:
         return data
-    return data | {path[0]: _changed(data[path[0]], path[1:], folder)}
+    return data | {path[0]: _with_uris(data[path[0]], path[1:], folder)}
 
 
 def uri(value: Any, folder: pathlib.Path) -> Any:

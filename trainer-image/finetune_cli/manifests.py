@@ -1,6 +1,6 @@
-"""YAML files as documents that know where each field stands: what is wrong is said with file, line and path.
+"""YAML files as documents that know the line of each field: problems have file, line and path.
 
-Read as kubectl does: booleans as in YAML 1.1, numbers such as 2e-4, no dates, no key twice, nulls are absent fields.
+Parsed as by kubectl: booleans as in YAML 1.1, numbers such as 2e-4, no dates, no duplicate keys, nulls are absent fields.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ Path = tuple[str | int, ...]
 Spec = TypeVar("Spec", bound=pydantic.BaseModel)
 
 OPAQUE = ("spec", "evaluation", "outputSchema")
-"""Below it stands a JSON Schema, which may speak of null."""
+"""The field is a JSON Schema, which may contain null."""
 
 
 class Invalid(Exception):
-    """What is wrong with the input, each problem with its place."""
+    """The problems of the input, each with its place."""
 
     def __init__(self, problems: Sequence[answer.Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
@@ -68,7 +68,7 @@ class Document:
         return str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
 
     def line(self, path: Path) -> int:
-        """The line of a field, from 1; of one that is absent, that of the object that lacks it."""
+        """The line of a field, from 1; of a missing one, the line of its object."""
         node, line = self.node, self.node.start_mark.line
         for key in path:
             found = _child(node, key)
@@ -78,7 +78,7 @@ class Document:
         return int(line) + 1
 
     def at(self, path: Path) -> Any:
-        """The YAML node of a field that there is."""
+        """The YAML node of an existing field."""
         node = self.node
         for key in path:
             found = _child(node, key)
@@ -87,7 +87,7 @@ class Document:
         return node
 
     def problem(self, path: Path, message: str) -> answer.Problem:
-        return answer.Problem(file=str(self.file), line=self.line(path), path=words(path), message=message)
+        return answer.Problem(file=str(self.file), line=self.line(path), path=dotted(path), message=message)
 
 
 def _child(node: Any, key: str | int) -> tuple[Any, int] | None:
@@ -101,8 +101,8 @@ def _child(node: Any, key: str | int) -> tuple[Any, int] | None:
     return None
 
 
-def words(path: Path) -> str:
-    """As people write it: spec.dataset.train[0]."""
+def dotted(path: Path) -> str:
+    """As text: spec.dataset.train[0]."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
@@ -124,16 +124,16 @@ def read(file: pathlib.Path) -> list[Document]:
                 continue
             if not isinstance(data, dict):
                 place = answer.Problem(
-                    file=str(file), line=node.start_mark.line + 1, message="is no manifest: no object"
+                    file=str(file), line=node.start_mark.line + 1, message="is not a manifest: expected an object"
                 )
                 raise Invalid([place])
-            if twice := list(_twice(node)):
+            if duplicates := list(_duplicates(node)):
                 raise Invalid(
                     [
                         answer.Problem(
-                            file=str(file), line=line, path=words(path), message="is written twice; keep one"
+                            file=str(file), line=line, path=dotted(path), message="is a duplicate key; keep one"
                         )
-                        for path, line in twice
+                        for path, line in duplicates
                     ]
                 )
             found.append(Document(file, node, _without_nulls(json.loads(json.dumps(data)))))
@@ -147,22 +147,22 @@ def read(file: pathlib.Path) -> list[Document]:
     return found
 
 
-def _twice(node: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
-    """Keys that an object has more than once: their paths, and the lines where they come again."""
+def _duplicates(node: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Duplicate keys of objects: their paths, and the lines of the repetitions."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for name, value in node.value:
             if name.value in seen:
                 yield (*path, name.value), name.start_mark.line + 1
             seen.add(name.value)
-            yield from _twice(value, (*path, name.value))
+            yield from _duplicates(value, (*path, name.value))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _twice(value, (*path, index))
+            yield from _duplicates(value, (*path, index))
 
 
 def _without_nulls(value: Any, path: Path = ()) -> Any:
-    """As the API server does before it fills defaults."""
+    """Drops nulls, as the API server does before it fills in defaults."""
     if path == OPAQUE:
         return value
     if isinstance(value, dict):
@@ -178,19 +178,19 @@ def _without_nulls(value: Any, path: Path = ()) -> Any:
 @functools.cache
 def schema(kind: str) -> dict[str, Any]:
     """The schema of a kind, as its CustomResourceDefinition has it, without the status."""
-    whole = {"FineTuneJob": schemas.finetunejob, "BaseModel": schemas.base_model}[kind]()
-    return whole | {"properties": {key: value for key, value in whole["properties"].items() if key != "status"}}
+    full = {"FineTuneJob": schemas.finetunejob, "BaseModel": schemas.base_model}[kind]()
+    return full | {"properties": {key: value for key, value in full["properties"].items() if key != "status"}}
 
 
 def check(document: Document, model: type[Spec]) -> Spec:
-    """The spec of a document, after all that the API server would check. Raises Invalid."""
-    problems = list(_headed(document))
+    """The spec of a document, after all checks of the API server. Raises Invalid."""
+    problems = list(_metadata_problems(document))
     problems += [
-        document.problem(path, message) for path, message in _strange(schema(document.kind), document.data, ())
+        document.problem(path, message) for path, message in _unknown(schema(document.kind), document.data, ())
     ]
     spec: Spec | None = None
     try:
-        # From JSON, so that "5" is no number; what is an enumeration or a quantity may be text.
+        # From JSON, so that "5" is not a number; enumerations and quantities may be text.
         spec = model.model_validate_json(json.dumps(document.data.get("spec", {})), strict=True)
     except pydantic.ValidationError as error:
         problems += [_problem(document, found) for found in error.errors() if found["type"] != "extra_forbidden"]
@@ -204,8 +204,8 @@ def check(document: Document, model: type[Spec]) -> Spec:
     return spec
 
 
-def _headed(document: Document) -> Iterator[answer.Problem]:
-    """What is wrong outside of the spec."""
+def _metadata_problems(document: Document) -> Iterator[answer.Problem]:
+    """Problems outside of the spec."""
     version = document.data.get("apiVersion")
     if version != finetune_api.API_VERSION:
         yield document.problem(("apiVersion",), f"is {version!r}; expected {finetune_api.API_VERSION}")
@@ -219,49 +219,49 @@ def _headed(document: Document) -> Iterator[answer.Problem]:
     if not isinstance(namespace, str) or not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
         yield document.problem(("metadata", "namespace"), "must be lower-case letters, digits and '-'")
     if not isinstance(document.data.get("spec"), dict):
-        yield document.problem(("spec",), "is missing, or is no object")
+        yield document.problem(("spec",), "is missing, or is not an object")
 
 
-def _strange(node: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Fields that the schema does not know, and items that a set or a map has twice."""
+def _unknown(node: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Unknown fields, and duplicate items of a set or a map."""
     if isinstance(value, dict) and "properties" in node:
         for key, child in value.items():
-            # Of metadata the schema knows only what its rules speak of.
+            # For metadata the schema has only the fields that its rules use.
             if path != ("metadata",) and key not in node["properties"]:
-                yield (*path, key), f"is no field that exists here; known are {', '.join(sorted(node['properties']))}"
+                yield (*path, key), f"is an unknown field; known are {', '.join(sorted(node['properties']))}"
             else:
-                yield from _strange(node["properties"].get(key, {}), child, (*path, key))
+                yield from _unknown(node["properties"].get(key, {}), child, (*path, key))
     elif isinstance(value, list):
         keys = [_key(node, child) for child in value]
         for index, child in enumerate(value):
             if node.get("x-kubernetes-list-type") in ("set", "map") and keys[index] in keys[:index]:
-                yield (*path, index), f"is there twice: {json.dumps(keys[index])}"
-            yield from _strange(node.get("items", {}), child, (*path, index))
+                yield (*path, index), f"is a duplicate: {json.dumps(keys[index])}"
+            yield from _unknown(node.get("items", {}), child, (*path, index))
 
 
 def _key(node: dict[str, Any], item: Any) -> Any:
-    """What an item of a list is told apart by: the item itself, of a map the fields that are its keys."""
+    """The identity of a list item: the item itself, or the key fields of a map."""
     names = node.get("x-kubernetes-list-map-keys")
     return {name: item.get(name) for name in names} if names and isinstance(item, dict) else item
 
 
 def _problem(document: Document, found: Any) -> answer.Problem:
-    """A finding of pydantic in our words: a refused pattern or bound has a message of its own in the schema."""
+    """A finding of pydantic in our words: for patterns and bounds the schema has its own messages."""
     path: Path = ("spec", *(key for key in found["loc"] if not str(key).startswith("function-")))
-    node = _walked(schema(document.kind), path)
-    own = [rule["message"] for rule in node.get("x-kubernetes-validations", [])] if node else []
+    node = _subschema(schema(document.kind), path)
+    messages = [rule["message"] for rule in node.get("x-kubernetes-validations", [])] if node else []
     kind = found["type"]
     message = str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if kind == "missing":
-        message = "is missing, and has no default"
+        message = "is required"
     elif kind == "string_pattern_mismatch" or kind.startswith(("greater_than", "less_than")):
-        message = own[0] if own else message
+        message = messages[0] if messages else message
     if kind != "missing":
         message = f"{message[:1].lower()}{message[1:]}; found {json.dumps(found['input'])[:100]}"
     return document.problem(path, message)
 
 
-def _walked(node: dict[str, Any], path: Path) -> dict[str, Any] | None:
+def _subschema(node: dict[str, Any], path: Path) -> dict[str, Any] | None:
     """The schema of a field; None where there is none."""
     for key in path:
         inner = node.get("items") if isinstance(key, int) else node.get("properties", {}).get(key)

@@ -15,18 +15,18 @@ PAGE = "report.html"
 
 def of_folder(folder: pathlib.Path) -> answer.Answer:
     """The newest evaluation below a folder of results. Raises manifests.Invalid."""
-    # A baseline has results, too, and is no evaluation.
+    # A baseline's results are not those of an evaluation.
     found = (
         [path for path in folder.rglob(RESULTS) if "baseline" not in path.parts[-3:]] if folder.is_dir() else [folder]
     )
     if not found:
-        message = f"holds no {RESULTS} of an evaluation: name a folder below storage.output, or the job's manifest"
+        message = f"has no {RESULTS} of an evaluation: give a folder below storage.output, or the job's manifest"
         raise manifests.Invalid([answer.Problem(file=str(folder), message=message)])
     newest = max(found, key=lambda path: path.stat().st_mtime)
     document = json.loads(newest.read_text(encoding="utf-8"))
     # <revision>/evaluation/<hash>/results.json beside <revision>/report.html
     pages = [parent / PAGE for parent in newest.parents[:3] if (parent / PAGE).is_file()]
-    return answered(document, str(newest), str(pages[0]) if pages else None)
+    return to_answer(document, str(newest), str(pages[0]) if pages else None)
 
 
 def of_job(wanted: jobs.Job) -> answer.Answer:
@@ -36,11 +36,11 @@ def of_job(wanted: jobs.Job) -> answer.Answer:
     if found is None:
         message = (
             f"revision {spec.revision} has no evaluation yet below {answer.place(spec.layout.root)}: run `finetune run` first, "
-            "or look at another revision by its folder"
+            "or give the folder of another revision"
         )
         raise manifests.Invalid([answer.Problem(file=str(wanted.document.file), message=message)])
-    made = answered(found, spec.layout.evaluation(spec.evaluation_hash), answer.place(spec.layout.report))
-    return made.model_copy(update={"job": wanted.described()})
+    made = to_answer(found, spec.layout.evaluation(spec.evaluation_hash), answer.place(spec.layout.report))
+    return made.model_copy(update={"job": wanted.summary()})
 
 
 def document(spec: run.Run) -> dict[str, Any] | None:
@@ -56,11 +56,11 @@ def document(spec: run.Run) -> dict[str, Any] | None:
     return found
 
 
-def answered(found: dict[str, Any], place: str, page: str | None) -> answer.Answer:
+def to_answer(found: dict[str, Any], place: str, page: str | None) -> answer.Answer:
     try:
         evaluation = status.Evaluation.model_validate(found.get("evaluation"))
     except pydantic.ValidationError as error:
-        message = f"is no results.json of this version: {error.error_count()} fields of its evaluation differ"
+        message = f"is not a results.json of this version: {error.error_count()} fields of its evaluation differ"
         raise manifests.Invalid([answer.Problem(file=place, message=message)]) from error
     count = sum(gate.passed for gate in evaluation.gates)
     gates = f"{count} of {len(evaluation.gates)} gates passed" if evaluation.gates else "the job has no gates"
@@ -78,7 +78,7 @@ def details(found: dict[str, Any] | None, evaluation: status.Evaluation) -> dict
     """Gates and contenders as fields of an Answer; from the evaluation alone where results.json is of an older version."""
     made: dict[str, Any] = {"passed": evaluation.passed, "gates": evaluation.gates}
     try:
-        whole = results.Results.model_validate(found)
+        parsed = results.Results.model_validate(found)
     except pydantic.ValidationError:
         values = [
             results.Value(
@@ -94,11 +94,11 @@ def details(found: dict[str, Any] | None, evaluation: status.Evaluation) -> dict
         return {**made, "contenders": values}
     return {
         **made,
-        "contenders": whole.values,
-        "comparisons": whole.comparisons,
-        "tokens": whole.tokens,
-        "benchmarks": whole.harness.benchmarks if whole.harness else [],
-        "baseline": whole.baseline,
+        "contenders": parsed.values,
+        "comparisons": parsed.comparisons,
+        "tokens": parsed.tokens,
+        "benchmarks": parsed.harness.benchmarks if parsed.harness else [],
+        "baseline": parsed.baseline,
     }
 
 

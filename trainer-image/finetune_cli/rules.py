@@ -1,7 +1,7 @@
 """The CEL rules of the schema, which in a cluster the API server applies: fields that contradict each other.
 
 Evaluated by the package `common-expression-language`, with the functions of Kubernetes' libraries that our rules use. Without
-the package nothing is found here, and `missing` says so; the operator's own API server refuses such a job later.
+the package the rules are not checked, and `missing` says so; in a cluster the API server checks them.
 """
 
 import fractions
@@ -25,11 +25,11 @@ def missing() -> str | None:
     """A sentence where the rules cannot be evaluated; None where they can."""
     if importlib.util.find_spec("cel") is not None:
         return None
-    return f"fields that contradict each other were not looked for: install {PACKAGE} to have that, too"
+    return f"contradictions between fields were not checked: install {PACKAGE} to check them"
 
 
 def broken(schema: dict[str, Any], value: Any) -> Broken:
-    """The rules that a value breaks, each with the path of the object that it speaks of and the rule's own message."""
+    """The rules that a value breaks, each with the path of its object and its own message."""
     if missing():
         return []
     return list(_broken(schema, value, ()))
@@ -37,7 +37,7 @@ def broken(schema: dict[str, Any], value: Any) -> Broken:
 
 def _broken(schema: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
     for rule in schema.get("x-kubernetes-validations", ()):
-        # A rule with oldSelf speaks of an update, and there is none.
+        # A rule with oldSelf is about updates, and there is none.
         if "oldSelf" not in rule["rule"] and not _holds(rule["rule"], _typed(schema, value)):
             place = tuple(str(rule.get("fieldPath", "")).split("."))[1:]
             yield (*path, *place), rule["message"]
@@ -53,7 +53,7 @@ def _broken(schema: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Pa
 
 
 def _typed(schema: dict[str, Any], value: Any) -> Any:
-    """The value with `type: number` as double, as the API server declares it: 1 is no integer there."""
+    """The value with `type: number` as double, as the API server declares it: there 1 is not an integer."""
     if isinstance(value, dict):
         known, others = schema.get("properties", {}), schema.get("additionalProperties")
         return {key: _typed(known.get(key, others) or {}, child) for key, child in value.items()}

@@ -1,4 +1,4 @@
-"""Answers for people: tables on stdout, and how far a run is on stderr, as a bar in a terminal and as lines elsewhere."""
+"""Answers as text: tables on stdout; progress of a run on stderr, as a bar in a terminal and as lines elsewhere."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from finetune_api import job, results, status
 from finetune_cli import answer
 
 LINES = 30.0
-"""Seconds between lines of progress where there is no terminal, unless a tenth more is done."""
+"""Seconds between lines of progress without a terminal, unless another tenth is done."""
 
 PLACES = 5
 """Places of a finding that the table shows; --output json has twenty."""
@@ -21,7 +21,7 @@ SEVERITIES = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 class Screen:
-    """Where a run tells how far it is."""
+    """The progress of a run on stderr."""
 
     def __init__(self) -> None:
         import rich.console
@@ -37,16 +37,18 @@ class Screen:
         )
 
     def ended(self, stage: answer.StageResult) -> None:
-        words = "done" if not stage.exit_code else f"ended with code {stage.exit_code}"
-        self.say(f"{stage.stage}: {words} in {stage.seconds:.0f} s{': ' + stage.message if stage.message else ''}")
+        progress_text = "done" if not stage.exit_code else f"ended with code {stage.exit_code}"
+        self.say(
+            f"{stage.stage}: {progress_text} in {stage.seconds:.0f} s{': ' + stage.message if stage.message else ''}"
+        )
 
     @contextlib.contextmanager
     def stage(self, stage: str, attempt: int) -> Iterator[Callable[[status.Progress], None]]:
-        """What tells the progress of a stage while it runs."""
+        """A function that shows a stage's progress while it runs."""
         name = stage if attempt == 1 else f"{stage} (attempt {attempt})"
         if self._console.is_terminal:
-            with self._bar(name) as tell:
-                yield tell
+            with self._bar(name) as update:
+                yield update
         else:
             self.say(f"{name} ...")
             yield self._lines(name)
@@ -63,26 +65,26 @@ class Screen:
             progress.TimeElapsedColumn(),
         )
         with progress.Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(name, total=None, words="")
+            task = bar.add_task(name, total=None, progress_text="")
 
-            def tell(found: status.Progress) -> None:
-                bar.update(task, total=found.total_steps, completed=found.step, words=words(found))
+            def update(found: status.Progress) -> None:
+                bar.update(task, total=found.total_steps, completed=found.step, progress_text=progress_text(found))
 
-            yield tell
+            yield update
 
     def _lines(self, name: str) -> Callable[[status.Progress], None]:
         last = {"percent": -10, "time": time.monotonic()}
 
-        def tell(found: status.Progress) -> None:
+        def update(found: status.Progress) -> None:
             late = time.monotonic() - last["time"] >= LINES
             if found.percent >= last["percent"] + 10 or (late and found.percent > last["percent"]):
                 last.update(percent=found.percent, time=time.monotonic())
-                self.say(f"{name}: {words(found)}")
+                self.say(f"{name}: {progress_text(found)}")
 
-        return tell
+        return update
 
 
-def words(found: status.Progress) -> str:
+def progress_text(found: status.Progress) -> str:
     """Progress in a line: 43% step 12/28 loss 0.71 eta 12m30s."""
     parts = [f"{found.percent}%", f"step {found.step}/{found.total_steps}"]
     if found.loss:
@@ -97,16 +99,16 @@ def words(found: status.Progress) -> str:
 
 
 def problems(found: answer.Answer) -> None:
-    """What is wrong, on stderr: file:line first, as editors and CI read it."""
+    """The problems, on stderr: file:line first, as editors and CI parse it."""
     for problem in found.problems:
         print(problem.text, file=sys.stderr)
 
 
 def text(found: answer.Answer, table: str | None = None) -> None:
-    """The whole answer, on stdout. table: what is printed as it is, after the head."""
+    """The whole answer, on stdout. table: a ready table, printed after the head."""
     import rich.console
 
-    # Piped, a line is as long as it must be: a place that is wrapped cannot be opened.
+    # In a pipe, lines are not wrapped: a wrapped file:line cannot be opened.
     console = rich.console.Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console = rich.console.Console(highlight=False, emoji=False, width=240)
@@ -119,7 +121,7 @@ def text(found: answer.Answer, table: str | None = None) -> None:
         console.print(f"- {sentence}", markup=False)
     _gates(console, found)
     _contenders(console, found)
-    _duels(console, found)
+    _judge(console, found)
     _benchmarks(console, found)
     for note in found.notes:
         console.print(f"note: {note}", markup=False, style="dim")
@@ -135,7 +137,7 @@ def _head(console: Any, found: answer.Answer) -> None:
         console.print(f"[bold {STYLES[found.verdict]}]{found.verdict}[/]")
     if found.counts is not None and found.command != "estimate":
         counts = found.counts
-        told = [
+        sizes = [
             f"{counts.examples} training",
             f"{counts.validation_examples} validation",
             f"{counts.test_examples} test examples",
@@ -145,8 +147,8 @@ def _head(console: Any, found: answer.Answer) -> None:
             if counts.tokens is None
             else f"; {counts.tokens} training tokens, {counts.trainable_tokens} of them learned"
         )
-        console.print(", ".join(told) + tokens, markup=False)
-    # Where nothing ends the job, the message of a preflight repeats what is said above and below.
+        console.print(", ".join(sizes) + tokens, markup=False)
+    # Unless it ends the job, preflight's message repeats the lines above and below.
     if found.message and (found.command in ("validate", "run", "report") or found.reason is not None):
         style = "" if found.exit_code == answer.Exit.DONE else "red"
         console.print(f"{found.reason + ': ' if found.reason else ''}{found.message}", markup=False, style=style)
@@ -156,9 +158,7 @@ def _estimate(console: Any, found: answer.Answer) -> None:
     if found.estimate is None:
         return
     for label, value in (("duration", found.estimate.duration), ("cost", found.estimate.cost)):
-        console.print(
-            f"{label}: {value or 'unknown: the job names no accelerator whose speed and price are known'}", markup=False
-        )
+        console.print(f"{label}: {value or 'unknown: the job has no gpuType of known speed and price'}", markup=False)
 
 
 def _findings(console: Any, found: answer.Answer) -> None:
@@ -207,8 +207,8 @@ def _contenders(console: Any, found: answer.Answer) -> None:
     console.print(table)
 
 
-def _duels(console: Any, found: answer.Answer) -> None:
-    """What a judge preferred, a line for each contender."""
+def _judge(console: Any, found: answer.Answer) -> None:
+    """The judge's win rates, a line for each contender."""
     for one in found.comparisons:
         if one.metric in job.PAIRWISE:
             console.print(

@@ -1,7 +1,7 @@
 """One stage as a child process of `finetune-trainer`: started with the run file, watched through its progress file, stopped by
-SIGTERM, and judged by its exit code and its answer, as the operator judges a pod.
+SIGTERM, and judged by its exit code and its outcome, as the operator judges a pod.
 
-The child has a session of its own, so that Ctrl-C in the terminal reaches it once and through us.
+The child has its own session, so that Ctrl-C in the terminal reaches it only through this process.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ import pydantic
 from finetune_api import course, exits, outcome, reasons, run, status
 from finetune_cli import answer, manifests
 
-GLANCE = 0.2
-"""Seconds between two looks at the child."""
+POLL = 0.2
+"""Seconds between polls of the child."""
 
 TAIL = 15
-"""Last lines of a stage's log that are quoted when it failed without an answer."""
+"""Last lines of a stage's log that are quoted when it failed without an outcome."""
 
-Tell = Callable[[status.Progress], None]
+Update = Callable[[status.Progress], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Ended:
 
     code: int
     """An exit code of finetune_api.exits, 1, or negative: the signal that killed it."""
-    said: outcome.Outcome | None
+    outcome: outcome.Outcome | None
     seconds: float
     log: pathlib.Path
 
 
 class Stop:
-    """Whether the user wants to stop: at first the child saves, asked again it is killed."""
+    """Whether the user wants to stop: the first time the child saves and ends, the second time it is killed."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -58,14 +58,14 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class Workplace:
-    """The folder of one revision on this machine: run file, logs, answers, and what the stages download and write."""
+    """The folder of one revision on this machine: run file, logs, outcomes, downloads and work files of the stages."""
 
     folder: pathlib.Path
     lock: int
-    """Held by us and by our children: two runs of one revision would write into each other."""
+    """A file lock held by this process and its children, so that a revision runs only once at a time."""
 
-    def furnish(self, spec: run.Run) -> run.Run:
-        """Writes the run file; the run with what only this machine knows."""
+    def write_run_file(self, spec: run.Run) -> run.Run:
+        """Writes the run file; returns the run with this machine's paths."""
         local = spec.model_copy(update={"progress_file": str(self.folder / "progress.json")})
         (self.folder / "run.json").write_text(json.dumps(local.wire(), indent=1))
         return local
@@ -76,7 +76,7 @@ class Workplace:
         for name in ("progress.json", "answer.json"):
             (self.folder / name).unlink(missing_ok=True)
         log = self.log(stage).open("ab")
-        # -P: a file of the user's folder that is named like a module must not be taken for it.
+        # -P: Python must not import files of the user's folder as modules.
         command = [
             sys.executable,
             "-P",
@@ -114,7 +114,7 @@ class Workplace:
             return None
         return report.progress if report.attempt == attempt else None
 
-    def said(self) -> outcome.Outcome | None:
+    def read_outcome(self) -> outcome.Outcome | None:
         try:
             return outcome.Outcome.model_validate_json((self.folder / "answer.json").read_bytes())
         except (OSError, pydantic.ValidationError):
@@ -123,7 +123,7 @@ class Workplace:
 
 @contextlib.contextmanager
 def workplace(folder: pathlib.Path) -> Iterator[Workplace]:
-    """The folder, for as long as nobody else works in it. Raises manifests.Invalid."""
+    """Locks the folder and yields it. Raises manifests.Invalid."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -131,7 +131,7 @@ def workplace(folder: pathlib.Path) -> Iterator[Workplace]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        message = f"this revision of the job runs already, or a stage of it still saves (work folder {folder}); wait or stop it"
+        message = f"this revision is already running, or one of its stages still saves (work folder {folder}); wait, or stop it"
         raise manifests.Invalid([answer.Problem(message=message)]) from None
     try:
         yield Workplace(folder, lock)
@@ -140,7 +140,7 @@ def workplace(folder: pathlib.Path) -> Iterator[Workplace]:
 
 
 def execute(
-    place: Workplace, stage: reasons.Stage, attempt: int, arguments: list[str], stop: Stop, tell: Tell
+    place: Workplace, stage: reasons.Stage, attempt: int, arguments: list[str], stop: Stop, update: Update
 ) -> Ended:
     """Runs a stage to its end."""
     begun = time.monotonic()
@@ -150,27 +150,27 @@ def execute(
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GLANCE)
+                    process.wait(POLL)
                 if stop.asked > signalled:
                     (process.kill if signalled else process.terminate)()
                     signalled = stop.asked
                 if (progress := place.progress(attempt)) is not None:
-                    tell(progress)
-            if (progress := place.progress(attempt)) is not None:  # the last word may have come after the last look
-                tell(progress)
+                    update(progress)
+            if (progress := place.progress(attempt)) is not None:  # the last update may have come after the last poll
+                update(progress)
         finally:
             if process.poll() is None:
                 process.terminate()
-    return Ended(process.returncode, place.said(), time.monotonic() - begun, place.log(stage))
+    return Ended(process.returncode, place.read_outcome(), time.monotonic() - begun, place.log(stage))
 
 
 def problem(ended: Ended) -> tuple[reasons.Reason, str]:
-    """Why a stage failed, from its answer, or from its end and its last words."""
-    if ended.said is not None and ended.said.reason is not None:
-        return ended.said.reason, ended.said.message
+    """Why a stage failed, by its outcome, or by its exit code and the end of its log."""
+    if ended.outcome is not None and ended.outcome.reason is not None:
+        return ended.outcome.reason, ended.outcome.message
     if ended.code == -signal.SIGKILL:
-        return reasons.Reason.TRAINER_OUT_OF_MEMORY, "it was killed, most often for want of memory"
+        return reasons.Reason.TRAINER_OUT_OF_MEMORY, "it was killed, probably because memory ran out"
     known = {**course.REASONS, exits.Exit.INVALID: reasons.Reason.INVALID_SPEC}
     reason = next((reason for code, reason in known.items() if code == ended.code), reasons.Reason.TRAINER_ERROR)
     tail = ended.log.read_text(errors="replace").splitlines()[-TAIL:] if ended.log.is_file() else []
-    return reason, "\n".join([f"it ended with code {ended.code} and no answer; its log ends:", *tail])
+    return reason, "\n".join([f"it ended with code {ended.code} and no outcome; the end of its log:", *tail])

@@ -1,4 +1,4 @@
-"""`finetune validate DATA...`: the data checks of preflight, on files alone. No job, no split, and without --model no tokens."""
+"""`finetune validate DATA...`: the data checks of preflight, on files. No job, no split, and without --model no tokens."""
 
 import contextlib
 import dataclasses
@@ -18,24 +18,24 @@ TOKENS = ("template", "untrainable", "truncation", "stopToken", "promptPrefix", 
 """Rules that need the model's tokenizer."""
 
 
-class Plain:
-    """Stands where a tokenizer would, when there is no model: text as its bytes, turns one after the other."""
+class ByteTokenizer:
+    """The tokenizer where there is no model: text as its bytes, turns one after the other."""
 
     chat_template = "none"
     bos_token_id = eos_token_id = None
     is_fast = False
 
     def apply_chat_template(self, turns: list[dict[str, Any]], *, tools: Any = None, **_: Any) -> str:
-        said = [turn["content"] + (json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "") for turn in turns]
-        return "\n".join([*([json.dumps(tools)] if tools else []), *said]) + "\n"
+        parts = [turn["content"] + (json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "") for turn in turns]
+        return "\n".join([*([json.dumps(tools)] if tools else []), *parts]) + "\n"
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": list(text.encode("utf-8", "surrogatepass"))}
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What is to be checked, and how."""
+class Request:
+    """What to check, and how."""
 
     data: list[str]
     held_out: list[str]
@@ -45,24 +45,24 @@ class Wanted:
     longest: int
 
 
-def validate(wanted: Wanted) -> answer.Answer:
+def validate(request: Request) -> answer.Answer:
     """Reads all files and applies all rules. Raises Failure, manifests.Invalid."""
     from finetune_trainer.data import tokens
     from finetune_trainer.store import storage
 
-    spec = described(wanted)
+    spec = as_run(request)
     store = storage.of(spec.storage, 20)
-    if wanted.model is None:
-        encoder = tokens.Encoder(Plain(), frozenset(), 2**30)
+    if request.model is None:
+        encoder = tokens.Encoder(ByteTokenizer(), frozenset(), 2**30)
     else:
         from finetune_trainer.stages import preflight
 
-        encoder = preflight.load(spec, wanted.model)
+        encoder = preflight.load(spec, request.model)
     with temporary() as work:
-        return judged(wanted, spec, store, encoder, work)
+        return apply_rules(request, spec, store, encoder, work)
 
 
-def judged(wanted: Wanted, spec: run.Run, store: Any, encoder: Any, work: pathlib.Path) -> answer.Answer:
+def apply_rules(request: Request, spec: run.Run, store: Any, encoder: Any, work: pathlib.Path) -> answer.Answer:
     """The answer for the files of a spec."""
     import numpy as np
 
@@ -75,15 +75,15 @@ def judged(wanted: Wanted, spec: run.Run, store: Any, encoder: Any, work: pathli
     findings = answer.findings([one.document() for one in judgement.findings])
     failing = [one for one in findings if one.policy == checks.Policy.FAIL]
     train = found.corpus.select(np.flatnonzero(place == 0))
-    with_model = wanted.model is not None
+    with_model = request.model is not None
     counts = answer.Counts(
         examples=int((place == 0).sum()),
         test_examples=int((place == 2).sum()),
         tokens=int(train.lengths.sum()) if with_model else None,
         trainable_tokens=int(train.trainable.sum()) if with_model else None,
     )
-    notes = [] if with_model else [f"without --model these rules do not look: {', '.join(TOKENS)}"]
-    message = f"{len(failing)} of the rules that fired end a job" if failing else "nothing that would end a job"
+    notes = [] if with_model else [f"without --model these rules are not checked: {', '.join(TOKENS)}"]
+    message = f"{len(failing)} of the rules that fired would fail a job" if failing else "nothing that would fail a job"
     return answer.Answer(
         command="validate",
         exit_code=answer.Exit.INVALID if failing else answer.Exit.DONE,
@@ -94,14 +94,14 @@ def judged(wanted: Wanted, spec: run.Run, store: Any, encoder: Any, work: pathli
     )
 
 
-def described(wanted: Wanted) -> run.Run:
+def as_run(request: Request) -> run.Run:
     """The files as a run file's dataset. Raises manifests.Invalid."""
-    policies = wanted.policies
-    if wanted.model is None:
-        # Broken rows cannot be ignored, and a template that does not exist refuses none.
+    policies = request.policies
+    if request.model is None:
+        # Broken rows cannot be ignored, and without a template no row breaks it.
         policies = policies | {id: checks.Policy.IGNORE for id in TOKENS if id != "template"}
     here = pathlib.Path.cwd()
-    held_out = [jobs.uri(one, here) for one in wanted.held_out]
+    held_out = [jobs.uri(one, here) for one in request.held_out]
     try:
         return run.Run.model_validate(
             {
@@ -110,12 +110,12 @@ def described(wanted: Wanted) -> run.Run:
                 "revision": "none",
                 "evaluation_hash": "none",
                 "served_model_name": "none",
-                "base_model": {"name": "none", "source": jobs.uri(str(wanted.model or "none"), here)},
+                "base_model": {"name": "none", "source": jobs.uri(str(request.model or "none"), here)},
                 "storage": {"output": "file:///none"},
-                "training": {"max_sequence_length": wanted.longest},
+                "training": {"max_sequence_length": request.longest},
                 "dataset": {
-                    "train": [jobs.uri(one, here) for one in wanted.data],
-                    "format": wanted.kind,
+                    "train": [jobs.uri(one, here) for one in request.data],
+                    "format": request.kind,
                     "checks": policies,
                     "test": {"uris": held_out} if held_out else {"fraction": 0.1},
                 },
@@ -128,16 +128,18 @@ def described(wanted: Wanted) -> run.Run:
             )
             for found in error.errors()
         ]
-        if len(wanted.data) > 64:
+        if len(request.data) > 64:
             problems = [
-                answer.Problem(message=f"{len(wanted.data)} files, at most 64: quote the pattern, as in 'data/*.jsonl'")
+                answer.Problem(
+                    message=f"{len(request.data)} files, at most 64: quote the pattern, as in 'data/*.jsonl'"
+                )
             ]
         raise manifests.Invalid(problems) from error
 
 
 @contextlib.contextmanager
 def temporary() -> Iterator[pathlib.Path]:
-    """A folder for what is read, as the trainer's work folder too; gone afterwards."""
+    """A temporary folder, also as the trainer's work folder."""
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         before = os.environ.get("FINETUNE_WORK")
         os.environ["FINETUNE_WORK"] = folder

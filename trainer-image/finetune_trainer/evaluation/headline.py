@@ -32,7 +32,7 @@ def decide(required: Sequence[job.Gate], measured: gates.Values, rates: Mapping[
     asked = [gate.metric for gate in required if gate.metric not in ELSEWHERE]
     asked = [metric for metric in asked if metric in tuned or (metric in job.PAIRWISE and rates)]
     scored = {metric for columns in measured.values() for metric, column in columns.items() if column.value}
-    metric = asked[0] if asked else reading.telling(reading.TASK, (), tuned, scored)
+    metric = asked[0] if asked else reading.most_telling(reading.TASK, (), tuned, scored)
     if metric in job.PAIRWISE:
         return Headline(metric, min((one for one in reading.BASELINES if one in rates), key=lambda one: rates[one]))
     for by in (metric, job.Metric.LOSS):

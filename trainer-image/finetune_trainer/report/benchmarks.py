@@ -3,11 +3,11 @@
 from finetune_api import results
 from finetune_trainer.report import drawings, words
 
-SURE = 0.05
+ALPHA = 0.05
 
 
-def drawn(one: results.Benchmark) -> drawings.Whisker:
-    """The gain around 0, on a scale of its own."""
+def whisker_of(one: results.Benchmark) -> drawings.Whisker:
+    """The gain around 0, on its own scale."""
     gain, inside = number(one.gain, sign=True), interval(one.low, one.high, sign=True)
     reach = max([abs(end) for end in (one.gain, one.low, one.high) if end is not None], default=0.0) or 1.0
     label = f"gain {gain}, 95 % interval {inside}" if inside else f"gain {gain}, without an interval"
@@ -26,12 +26,12 @@ def interval(low: float | None, high: float | None, *, sign: bool = False) -> st
     return "" if low is None or high is None else f"{number(low, sign=sign)} to {number(high, sign=sign)}"
 
 
-def judged(one: results.Benchmark) -> str:
+def difference(one: results.Benchmark) -> str:
     """Whether the models differ, in words."""
     if one.gain is None or one.p_value is None:
-        return "No test: the metric is not of single questions"
+        return "No test: the metric has no value for single questions"
     if one.gain == 0:
         return "No difference"
     verb = "Better" if one.gain > 0 else "Worse"
-    comes = f"a difference this large comes by chance in {words.chance(one.p_value)}"
-    return f"{verb}: {comes}" if one.p_value < SURE else f"Not told apart: {comes}"
+    text = f"a difference this large comes by chance in {words.share_of_cases(one.p_value)}"
+    return f"{verb}: {text}" if one.p_value < ALPHA else f"Not significant: {text}"

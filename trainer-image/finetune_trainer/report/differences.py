@@ -6,10 +6,10 @@ import re
 import typing
 
 WORDS = 1500
-"""Words up to which texts are compared; the time grows with the square."""
+"""Words up to which texts are compared; the time is quadratic."""
 
 ALIKE = 0.3
-"""Share of letters and digits that must be common; below it, marks on nearly every word only hide the answer."""
+"""Share of letters and digits that must be common; below it, marks on nearly every word would hide the answer."""
 
 Kind = typing.Literal["same", "lacks", "adds"]
 Parts = list[tuple[Kind, str]]
@@ -21,21 +21,21 @@ _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
 def marked(expected: str, answer: str) -> Parts | None:
     """The answer, with what it lacks and what it adds.
 
-    None: there is nothing to learn from that, since the texts are too long or share too few words.
+    None where that would not help: the texts are too long, or share too few words.
     """
-    wanted, got = _PIECES.findall(expected), _PIECES.findall(answer)
-    begin = _common(wanted, got)
-    end = _common(wanted[begin:][::-1], got[begin:][::-1])
-    left, right = wanted[begin : len(wanted) - end], got[begin : len(got) - end]
+    expected_pieces, answer_pieces = _PIECES.findall(expected), _PIECES.findall(answer)
+    begin = _common(expected_pieces, answer_pieces)
+    end = _common(expected_pieces[begin:][::-1], answer_pieces[begin:][::-1])
+    left, right = expected_pieces[begin : len(expected_pieces) - end], answer_pieces[begin : len(answer_pieces) - end]
     if len(left) > WORDS or len(right) > WORDS:
         return None
     changes = [
         ("".join(left[a:b]), "".join(right[c:d]), kind == "equal")
         for kind, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
     ]
-    head, tail = "".join(got[:begin]), "".join(got[len(got) - end :])
-    kept = "".join([head, *(new for _, new, same in changes if same), tail])
-    if _letters(kept) < ALIKE * max(_letters(expected), _letters(answer)):
+    head, tail = "".join(answer_pieces[:begin]), "".join(answer_pieces[len(answer_pieces) - end :])
+    shared = "".join([head, *(new for _, new, same in changes if same), tail])
+    if _letters(shared) < ALIKE * max(_letters(expected), _letters(answer)):
         return None
     parts: Parts = [("same", head)]
     for old, new, same in _joined(changes):
@@ -59,13 +59,13 @@ def _letters(text: str) -> int:
     return sum(map(str.isalnum, text))
 
 
-def nearness(expected: str, answer: str) -> float:
-    """How much of the words is shared, from 0 to 1; of long texts only the beginning is looked at."""
-    wanted: list[str] = _PIECES.findall(expected)[:400]
-    got: list[str] = _PIECES.findall(answer)[:400]
-    return difflib.SequenceMatcher(None, wanted, got, autojunk=False).ratio()
+def similarity(expected: str, answer: str) -> float:
+    """The similarity of the words, from 0 to 1; of long texts only the beginning is compared."""
+    expected_pieces: list[str] = _PIECES.findall(expected)[:400]
+    answer_pieces: list[str] = _PIECES.findall(answer)[:400]
+    return difflib.SequenceMatcher(None, expected_pieces, answer_pieces, autojunk=False).ratio()
 
 
 def _common(a: list[str], b: list[str]) -> int:
-    """How many pieces both begin with."""
+    """The number of pieces that both begin with."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

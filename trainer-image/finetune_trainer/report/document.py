@@ -1,6 +1,6 @@
-"""The whole page, made by the templates. They call the other modules of this room for what they show, and hold all markup.
+"""The whole page, made by the templates. They call the other modules of this package for the contents, and have all markup.
 
-Jinja2 escapes whatever a template is given; only what stands in the templates themselves is markup.
+Jinja2 escapes every value; only the text of the templates themselves is markup.
 """
 
 import functools
@@ -13,7 +13,7 @@ from finetune_api import checks, evaluation, job, results
 from finetune_trainer.report import benchmarks, drawings, judgement, parts, reading, samples, scores, words
 
 _UNSEEN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-# C1 controls and lone surrogates: browsers guess at the first, and the second cannot be written as UTF-8 at all.
+# C1 controls and lone surrogates: browsers interpret the first differently, and the second cannot be encoded as UTF-8.
 _WRONG = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
 _VISIBLE = _UNSEEN | _WRONG
 

@@ -1,11 +1,11 @@
-"""The drawings: intervals as whiskers, gains around zero, loss curves. Numbers only; the templates make SVG of them."""
+"""The drawings: intervals as whiskers, gains around zero, loss curves. Numbers only; the templates draw them as SVG."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
 POINTS = 400
-"""Points of a curve at most: more than the drawing has pixels for says nothing and makes the page heavy."""
+"""Points of a curve, at most: more than the drawing has pixels would only make the page larger."""
 
 Point = tuple[float, float]
 
@@ -22,7 +22,7 @@ class Scale:
 
 
 def spanning(values: Sequence[float]) -> Scale:
-    """A scale that holds all values with a little room; never of width 0."""
+    """A scale that contains all values with a small margin; never of width 0."""
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     room = 0.06 * (high - low) or max(abs(high), 1.0) * 0.5
@@ -31,7 +31,7 @@ def spanning(values: Sequence[float]) -> Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Whisker:
-    """A dot with its interval on a scale; places are x in the drawing, None for what is not drawn."""
+    """A dot with its interval on a scale; positions are x in the drawing, None for parts that are not drawn."""
 
     label: str
     dot: float | None
@@ -91,7 +91,7 @@ class Curves:
     training: list[Point]
     validation: list[Point]
     lowest: Point | None
-    """The least validation loss."""
+    """The lowest validation loss."""
     label: str
 
 

@@ -1,4 +1,4 @@
-"""What the page says of the training and its price, of the data, and what exactly was measured."""
+"""The parts of the page about training and its price, the data, and the facts of the measurement."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from finetune_trainer.report import drawings, judgement, reading, words
 Contender = job.Contender
 
 RISEN = 1.01
-"""A validation loss that ends above its least one by more than this factor has risen."""
+"""A validation loss that ends above its minimum by more than this factor has risen."""
 
 
 def points(listed: Iterable[Mapping[str, float]]) -> list[drawings.Point]:
@@ -18,21 +18,19 @@ def points(listed: Iterable[Mapping[str, float]]) -> list[drawings.Point]:
     return [(step, loss) for step, loss in pairs if math.isfinite(step) and math.isfinite(loss)]
 
 
-def course(validations: list[drawings.Point]) -> str:
-    """What the validation loss did, in words."""
+def overfitting(validations: list[drawings.Point]) -> str:
+    """The course of the validation loss, in words."""
     if not validations:
         return "There is no validation loss, so overfitting cannot be seen: set dataset.validation."
-    step, least = min(validations, key=lambda point: point[1])
+    step, lowest = min(validations, key=lambda point: point[1])
     last_step, last = validations[-1]
-    if last > RISEN * least:
+    if last > RISEN * lowest:
         return (
-            f"The model overfits: the validation loss rose from its least value {least:.3f} at step {step:g} to {last:.3f} at "
-            f"step {last_step:g}, while it learned the training examples by heart. The adapter of step {step:g} is the one that "
-            "is kept; fewer epochs or more examples would save the rest."
+            f"The model overfits: the validation loss rose from its minimum {lowest:.3f} at step {step:g} to {last:.3f} at "
+            f"step {last_step:g}, while the model memorised the training examples. The adapter of step {step:g} is the one that "
+            "is used; fewer epochs would save time, more examples would help."
         )
-    return (
-        f"No overfitting is seen: the validation loss is least, {least:.3f}, at step {step:g}, and ends at {last:.3f}."
-    )
+    return f"No sign of overfitting: the validation loss is lowest, {lowest:.3f}, at step {step:g}, and ends at {last:.3f}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +38,11 @@ class Tokens:
     who: Contender
     counted: results.Tokens
     over: str
-    """Prompt tokens over those of the tuned model."""
+    """Prompt tokens compared with the tuned model's."""
 
 
 def tokens(found: results.Results) -> list[Tokens]:
-    """What a request takes."""
+    """The tokens of a request."""
     ours = reading.tokens(found, Contender.TUNED)
     made = []
     for who in (Contender.TUNED, *reading.BASELINES, Contender.SERVING):
@@ -57,7 +55,7 @@ def tokens(found: results.Results) -> list[Tokens]:
 
 
 def break_even(found: results.Results) -> str:
-    """When the training is paid back."""
+    """When the training pays off."""
     requests, cost = found.break_even_requests, found.training.cost
     price = words.price(cost, found.training.currency) if cost is not None else "the training's price"
     if requests is not None:
@@ -69,13 +67,13 @@ def break_even(found: results.Results) -> str:
 
 
 def places(finding: Mapping[str, object]) -> list[object]:
-    """Where the data has what a check found."""
+    """The places of a finding."""
     listed = finding.get("places")
     return list(listed) if isinstance(listed, list | tuple) else []
 
 
 def facts(found: results.Results) -> dict[str, str]:
-    """Cost of the training, and what exactly was measured."""
+    """Cost of the training, and the facts of the measurement."""
     training = found.training
     rows = {
         "Training": None if training.seconds is None else words.duration(training.seconds),

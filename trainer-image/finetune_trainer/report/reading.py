@@ -1,4 +1,4 @@
-"""Finds values in the results, for judgement and sections. Pure."""
+"""Finds values in the results, for the other modules. Pure."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -8,9 +8,9 @@ Metric = job.Metric
 Contender = job.Contender
 
 BASELINES = (Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT)
-"""What fine-tuning has to beat, from cheap to costly; the serving revision was tuned itself."""
+"""The alternatives to fine-tuning, from cheap to costly; the revision that serves is itself tuned."""
 
-DOUBT = 0.05
+ALPHA = 0.05
 
 TASK = (
     Metric.TOOL_CALL_MATCH,
@@ -46,19 +46,19 @@ def value(found: results.Results, metric: Metric, contender: Contender) -> resul
 
 
 def contenders(found: results.Results) -> list[Contender]:
-    """All that were measured; the tuned model first, then what it has to beat."""
-    seen = {one.contender for one in found.values}
-    return [one for one in (Contender.TUNED, *BASELINES, Contender.SERVING) if one in seen]
+    """All measured contenders: the tuned model first, then its baselines."""
+    measured = {one.contender for one in found.values}
+    return [one for one in (Contender.TUNED, *BASELINES, Contender.SERVING) if one in measured]
 
 
 def best(metric: Metric) -> Callable[[Iterable[results.Value]], results.Value]:
-    """max or min of values, as the metric wants it; of equals the first."""
+    """max or min of values, by the metric's direction; the first of equals."""
     sign = -1 if metric in job.LOWER_IS_BETTER else 1
     return lambda values: max(values, key=lambda one: sign * one.value)
 
 
-def rival(found: results.Results, metric: Metric) -> results.Value | None:
-    """The best baseline by a metric: what the tuned model has to beat; of equals the cheapest. None: none was measured."""
+def best_baseline_value(found: results.Results, metric: Metric) -> results.Value | None:
+    """The value of the best baseline by a metric, the cheapest of equals; None where none was measured."""
     if metric is found.headline:
         return value(found, metric, found.best_baseline) if found.best_baseline is not None else None
     values = [one for contender in BASELINES if (one := value(found, metric, contender)) is not None]
@@ -69,23 +69,23 @@ def comparison(found: results.Results, metric: Metric, over: Contender) -> resul
     return next((one for one in found.comparisons if one.metric is metric and one.over is over), None)
 
 
-def duel(found: results.Results, over: Contender | None) -> results.PairwiseResult | None:
-    """The judge's verdicts against one baseline; None: there are none."""
-    duels = found.judgement.comparisons if found.judgement else []
-    return next((one for one in duels if one.over is over and one.win_rate is not None), None)
+def judged_against(found: results.Results, over: Contender | None) -> results.PairwiseResult | None:
+    """The judge's verdicts against one baseline; None where there are none."""
+    comparisons = found.judgement.comparisons if found.judgement else []
+    return next((one for one in comparisons if one.over is over and one.win_rate is not None), None)
 
 
-def hardest(found: results.Results) -> results.PairwiseResult | None:
-    """The duels with the baseline that the tuned model won the smallest share of; None: none was measured."""
-    duels = found.judgement.comparisons if found.judgement else []
-    measured = [one for one in duels if one.over in BASELINES and one.win_rate is not None]
+def lowest_win_rate(found: results.Results) -> results.PairwiseResult | None:
+    """The judge's verdicts against the baseline with the lowest win rate of the tuned model; None where there are none."""
+    comparisons = found.judgement.comparisons if found.judgement else []
+    measured = [one for one in comparisons if one.over in BASELINES and one.win_rate is not None]
     return min(measured, key=lambda one: one.win_rate or 0.0, default=None)
 
 
-def lost(found: results.Results) -> list[results.Benchmark]:
-    """Benchmarks in which the tuned model is worse, and not by chance: each allowed its share of the doubt (Bonferroni)."""
+def worse_benchmarks(found: results.Results) -> list[results.Benchmark]:
+    """Benchmarks in which the tuned model is significantly worse, corrected for their number (Bonferroni)."""
     listed = [one for one in found.harness.benchmarks if one.p_value is not None] if found.harness else []
-    return [one for one in listed if (one.gain or 0) < 0 and (one.p_value or 0) * len(listed) < DOUBT]
+    return [one for one in listed if (one.gain or 0) < 0 and (one.p_value or 0) * len(listed) < ALPHA]
 
 
 def tokens(found: results.Results, contender: Contender) -> results.Tokens | None:
@@ -96,17 +96,17 @@ def gate_metrics(found: results.Results) -> list[Metric]:
     return [gate.metric for gate in found.evaluation.gates]
 
 
-def telling(
-    among: Sequence[Metric], asked: Sequence[Metric], tuned: Collection[Metric], scored: Collection[Metric]
+def most_telling(
+    among: Sequence[Metric], required: Sequence[Metric], tuned: Collection[Metric], scored: Collection[Metric]
 ) -> Metric | None:
-    """The metric that tells most of those that the tuned model has: one that a gate asked for, else the first on which anybody
-    scored at all."""
-    there = [metric for metric in among if metric in tuned]
-    first = [metric for metric in asked if metric in there]
-    return next(iter([*first, *(metric for metric in there if metric in scored), *there]), None)
+    """The most telling metric of those that the tuned model has: one that a gate requires, else the first that is not 0 for
+    everybody."""
+    available = [metric for metric in among if metric in tuned]
+    first = [metric for metric in required if metric in available]
+    return next(iter([*first, *(metric for metric in available if metric in scored), *available]), None)
 
 
 def chosen(found: results.Results, metrics: tuple[Metric, ...]) -> Metric | None:
     """The most telling one of these metrics."""
     tuned = {one.metric for one in found.values if one.contender is Contender.TUNED}
-    return telling(metrics, gate_metrics(found), tuned, {one.metric for one in found.values if one.value})
+    return most_telling(metrics, gate_metrics(found), tuned, {one.metric for one in found.values if one.value})

@@ -1,4 +1,4 @@
-"""Which answers the report shows, and how: where tuned model and best baseline differ first, then where both fail."""
+"""Which answers the report shows, and how: first those where tuned model and best baseline differ, then those where both fail."""
 
 import enum
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ SHOWN = 20
 """Samples on the page; samples.jsonl has all."""
 
 NEARER = 0.05
-"""Share of the words by which one answer must be nearer to the expected one to count as nearer."""
+"""Difference in similarity to the expected answer from which one answer counts as nearer."""
 
 
 class Kind(enum.Enum):
@@ -30,17 +30,17 @@ class Kind(enum.Enum):
 
 
 GRADED = frozenset({Kind.NEARER, Kind.FARTHER, Kind.ALIKE})
-"""Kinds of samples of which nearness was compared, since no answer is right as it stands."""
+"""Kinds that compare similarity to the expected answer, since no answer is exactly right."""
 
 _QUOTAS = {Kind.HELPED: 6, Kind.HURT: 6, Kind.BOTH_WRONG: 4, Kind.NEARER: 6, Kind.FARTHER: 6, Kind.WRONG: 12}
 
 
 def choose(
-    samples: Sequence[results.Sample], rival: Contender | None, count: int = SHOWN
+    samples: Sequence[results.Sample], baseline: Contender | None, count: int = SHOWN
 ) -> list[tuple[Kind, results.Sample]]:
-    """The samples that tell most, at most `count`, grouped by kind; within a kind in their order."""
+    """The most telling samples, at most `count`, grouped by kind; within a kind in their order."""
     graded = not any(right(sample, who) for sample in samples for who in sample.answers)
-    kinds = [(_kind(sample, rival, graded=graded), sample) for sample in samples]
+    kinds = [(_kind(sample, baseline, graded=graded), sample) for sample in samples]
     first: list[int] = []
     for kind in Kind:
         places = [place for place, (one, _) in enumerate(kinds) if one is kind]
@@ -53,25 +53,25 @@ def choose(
 
 
 def right(sample: results.Sample, who: Contender) -> bool | None:
-    """Whether a contender's answer is right; None: there is nothing to compare."""
+    """Whether a contender's answer is right; None where there is nothing to compare."""
     answer = sample.answers.get(who)
     if sample.expected is None or answer is None:
         return None
     return sample.right.get(who, answer.strip() == sample.expected.strip())
 
 
-def _kind(sample: results.Sample, rival: Contender | None, *, graded: bool) -> Kind:
+def _kind(sample: results.Sample, baseline: Contender | None, *, graded: bool) -> Kind:
     if sample.expected is None:
         return Kind.TEXT if sample.text is not None else Kind.UNANSWERED
     tuned = right(sample, Contender.TUNED)
     if tuned is None:
         return Kind.UNANSWERED
-    other = right(sample, rival) if rival else None
-    if rival is None or other is None:
+    other = right(sample, baseline) if baseline else None
+    if baseline is None or other is None:
         return Kind.RIGHT if tuned else Kind.WRONG
     if graded:
         ours, theirs = (
-            differences.nearness(sample.expected, sample.answers[who] or "") for who in (Contender.TUNED, rival)
+            differences.similarity(sample.expected, sample.answers[who] or "") for who in (Contender.TUNED, baseline)
         )
         return Kind.NEARER if ours > theirs + NEARER else Kind.FARTHER if theirs > ours + NEARER else Kind.ALIKE
     return {
@@ -82,15 +82,15 @@ def _kind(sample: results.Sample, rival: Contender | None, *, graded: bool) -> K
     }[tuned, other]
 
 
-def shown(found: results.Results) -> list[tuple[Kind, results.Sample]]:
+def chosen(found: results.Results) -> list[tuple[Kind, results.Sample]]:
     return choose(found.samples, found.best_baseline)
 
 
 def question(sample: results.Sample) -> str:
     """The last question in one short line."""
     turns = sample.messages or []
-    asked = next((turn.get("content", "") for turn in reversed(turns) if turn.get("role") == "user"), sample.text or "")
-    brief = " ".join(asked[:400].split())
+    text = next((turn.get("content", "") for turn in reversed(turns) if turn.get("role") == "user"), sample.text or "")
+    brief = " ".join(text[:400].split())
     return brief if len(brief) <= 140 else f"{brief[:139]}…"
 
 
@@ -101,7 +101,7 @@ def answered(sample: results.Sample) -> list[Contender]:
 
 
 def compared(expected: str | None, answer: str) -> tuple[differences.Parts, str]:
-    """An answer with its differences marked, and what is to be said about it."""
+    """An answer with its differences marked, and a remark about it."""
     plain: differences.Parts = [("same", answer)]
     if expected is None:
         return plain, ""

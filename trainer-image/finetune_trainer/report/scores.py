@@ -1,4 +1,4 @@
-"""Rows of the tables with intervals: every metric of every contender, what the tuned model gains, what a judge prefers."""
+"""Rows of the tables with intervals: every metric of every contender, the gains of the tuned model, the judge's preferences."""
 
 import dataclasses
 import math
@@ -10,17 +10,17 @@ Metric = job.Metric
 Contender = job.Contender
 
 HALF = 0.5
-"""The win rate of equals."""
+"""The win rate of equal contenders."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A value in words and drawn; `counted` where its examples are not those of the other values."""
+    """A value as text and as a whisker; `note` where its number of examples differs."""
 
     shown: str
-    inside: str
-    drawn: drawings.Whisker
-    counted: str = ""
+    interval: str
+    whisker: drawings.Whisker
+    note: str = ""
     best: bool = False
 
 
@@ -33,7 +33,7 @@ class Row:
 
 
 def contenders(found: results.Results) -> list[Row]:
-    """Metrics as rows, contenders as columns, each row on a scale of its own."""
+    """Metrics as rows, contenders as columns, each row on its own scale."""
     return [_row(found, metric) for metric in Metric if any(one.metric is metric for one in found.values)]
 
 
@@ -51,28 +51,28 @@ def _row(found: results.Results, metric: Metric) -> Row:
         if one is None:
             cells.append(None)
             continue
-        shown, inside = words.number(metric, one.value), words.interval(metric, one.low, one.high)
-        spoken = f"{shown}, 95 % interval {inside}" if inside else f"{shown}, without an interval"
-        drawn = drawings.whisker(one.value, one.low, one.high, scale, spoken, tuned.value if tuned else None)
-        counted = "" if one.examples == found.evaluation.examples else f"n = {words.count(one.examples)}"
-        cells.append(Cell(shown, inside, drawn, counted, one.value == leader))
+        shown, interval = words.number(metric, one.value), words.interval(metric, one.low, one.high)
+        label = f"{shown}, 95 % interval {interval}" if interval else f"{shown}, without an interval"
+        whisker = drawings.whisker(one.value, one.low, one.high, scale, label, tuned.value if tuned else None)
+        note = "" if one.examples == found.evaluation.examples else f"n = {words.count(one.examples)}"
+        cells.append(Cell(shown, interval, whisker, note, one.value == leader))
     return Row(metric, "best is 1" if metric is Metric.LENGTH_RATIO else direction, cells)
 
 
 def comparisons(found: results.Results) -> list[tuple[results.Comparison, Cell]]:
-    """Gains of the tuned model, each around zero on its metric's scale; the judge's verdicts have a part of their own."""
-    order, whose = list(Metric), list(Contender)
+    """Gains of the tuned model, each around zero on its metric's scale; the judge's verdicts have their own table."""
+    order, contender_order = list(Metric), list(Contender)
     listed = [one for one in found.comparisons if one.metric not in job.PAIRWISE]
     made = []
-    for one in sorted(listed, key=lambda one: (order.index(one.metric), whose.index(one.over))):
+    for one in sorted(listed, key=lambda one: (order.index(one.metric), contender_order.index(one.over))):
         same = [other for other in found.comparisons if other.metric is one.metric]
         ends = [abs(end) for other in same for end in (other.low, other.high, other.gain) if math.isfinite(end)]
         reach = max(ends or [1.0])
-        inside = words.interval(one.metric, one.low, one.high, sign=True)
+        interval = words.interval(one.metric, one.low, one.high, sign=True)
         gain = words.number(one.metric, one.gain, sign=True)
-        label = f"gain {gain}, 95 % interval {inside}"
-        drawn = drawings.whisker(one.gain, one.low, one.high, drawings.spanning([-reach, reach]), label, 0.0)
-        made.append((one, Cell(gain, inside, drawn)))
+        label = f"gain {gain}, 95 % interval {interval}"
+        whisker = drawings.whisker(one.gain, one.low, one.high, drawings.spanning([-reach, reach]), label, 0.0)
+        made.append((one, Cell(gain, interval, whisker)))
     return made
 
 
@@ -84,18 +84,18 @@ def verdicts(found: results.Results) -> list[tuple[results.PairwiseResult, Cell 
             made.append((one, None))
             continue
         shown = words.number(Metric.JUDGE_WIN_RATE, one.win_rate)
-        inside = words.interval(Metric.JUDGE_WIN_RATE, one.low, one.high)
-        label = f"{shown}, 95 % interval {inside}"
-        drawn = drawings.whisker(one.win_rate, one.low, one.high, drawings.Scale(0.0, 1.0), label, HALF)
-        made.append((one, Cell(shown, inside, drawn)))
+        interval = words.interval(Metric.JUDGE_WIN_RATE, one.low, one.high)
+        label = f"{shown}, 95 % interval {interval}"
+        whisker = drawings.whisker(one.win_rate, one.low, one.high, drawings.Scale(0.0, 1.0), label, HALF)
+        made.append((one, Cell(shown, interval, whisker)))
     return made
 
 
 def left_out(one: results.PairwiseResult) -> str:
-    """What became of questions that neither won nor lost."""
-    counted = (
+    """The questions that were neither won nor lost, in words."""
+    note = (
         (one.same, "with the same text"),
         (one.swayed, "decided by the order"),
         (one.unread, "left out without a verdict"),
     )
-    return "; ".join(f"{words.count(number)} {what}" for number, what in counted if number)
+    return "; ".join(f"{words.count(number)} {what}" for number, what in note if number)

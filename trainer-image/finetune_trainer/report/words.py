@@ -11,15 +11,15 @@ _PLACES = {Metric.LOSS: 3, Metric.PERPLEXITY: 2, Metric.LENGTH_RATIO: 2}
 
 
 def number(metric: Metric, value: float | None, *, sign: bool = False) -> str:
-    """A value of a metric as its readers expect it: shares 0.92, forgetting 2.1 %."""
+    """A value of a metric in its usual form: shares 0.92, forgetting 2.1 %."""
     if value is None or not math.isfinite(value):
         return "not defined"
-    plus = "+" if sign else ""
+    sign_ = "+" if sign else ""
     if metric is Metric.FORGETTING:
-        return f"{100 * value:{plus}.1f} %".replace("-", "−")
-    small = sign and abs(value) < 0.1  # a gain of half a percent is not none
+        return f"{100 * value:{sign_}.1f} %".replace("-", "−")
+    small = sign and abs(value) < 0.1  # a gain of half a percent must be visible
     places = _PLACES.get(metric, 3 if small else 2)
-    # What is nearly all or nearly nothing must not read as all or nothing.
+    # A share close to 1 or 0 must not be shown as 1 or 0.
     while (
         places < 4
         and metric in job.SHARES
@@ -27,7 +27,7 @@ def number(metric: Metric, value: float | None, *, sign: bool = False) -> str:
         and round(value, 4) != round(value)
     ):
         places += 1
-    return f"{round(value, places) + 0.0:{plus}.{places}f}".replace("-", "−")
+    return f"{round(value, places) + 0.0:{sign_}.{places}f}".replace("-", "−")
 
 
 def interval(metric: Metric, low: float | None, high: float | None, *, sign: bool = False) -> str:
@@ -44,7 +44,7 @@ def measured(metric: Metric, value: float, low: float | None, high: float | None
 
 
 def name(contender: Contender) -> str:
-    """A contender as the head of a column."""
+    """A contender as the heading of a column."""
     return {
         Contender.BASE: "Base",
         Contender.PROMPT: "Prompt",
@@ -68,13 +68,13 @@ def described(contender: Contender, prompt: intent.Prompt) -> str:
         Contender.BASE: "the base model alone",
         Contender.PROMPT: "the base model with a prompt",
         Contender.FEW_SHOT: f"the base model with {'a prompt and ' if prompt.system else ''}{examples}",
-        Contender.SERVING: "the revision that serves",
+        Contender.SERVING: "the revision that is served",
         Contender.TUNED: "the tuned model",
     }[contender]
 
 
-def chance(p_value: float) -> str:
-    """How often chance alone does that: 1 of 10,000."""
+def share_of_cases(p_value: float) -> str:
+    """A p-value as a share of cases: 1 of 10,000."""
     if not math.isfinite(p_value):
         return "an unknown share of cases"
     if p_value < 0.0001:
@@ -88,12 +88,12 @@ def gained(gain: float, p_value: float) -> str:
     """A p-value as a clause, after the gain that it belongs to."""
     if gain <= 0:
         return "the tuned model is not better"
-    words = f"a difference this large comes by chance in {chance(p_value)}"
-    return words if p_value < 0.05 else f"{words}, so it may be chance"
+    words = f"a difference this large comes by chance in {share_of_cases(p_value)}"
+    return words if p_value < 0.05 else f"{words}, so it could be chance"
 
 
 def _rounded(value: float) -> int:
-    """To two digits: 143 is said as 140."""
+    """To two digits: 143 becomes 140."""
     step = 10.0 ** max(0, math.floor(math.log10(value)) - 1)
     return int(round(value / step) * step)
 
@@ -130,6 +130,6 @@ def price(amount: float, currency: str | None) -> str:
     return f"{amount:,.{places}f} {currency or ''}".strip()
 
 
-def capital(said: str) -> str:
+def capital(text: str) -> str:
     """A clause as the beginning of a sentence."""
-    return said[:1].upper() + said[1:]
+    return text[:1].upper() + text[1:]
