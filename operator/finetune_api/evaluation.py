@@ -57,7 +57,7 @@ MEANINGS = {
     Metric.JSON_VALID: "share of answers that parse as JSON",
     Metric.JSON_SCHEMA: "share of answers that parse as JSON and conform to evaluation.outputSchema",
     Metric.FIELD_F1: "F1 of the fields of a JSON answer: a field is right if it has the expected value at the "
-    "expected path",
+    "expected path; texts must be equal, numbers of equal value (1 and 1.0)",
     Metric.TOOL_CALL_MATCH: "share of examples with tools whose calls are the expected ones: same names and "
     "arguments, in any order; no call where none is expected",
     Metric.TOOL_CALL_VALID: "share of the answers that should call tools and do, with only known tools and "
@@ -72,7 +72,8 @@ MEANINGS = {
     Metric.PERPLEXITY: "e to the power of Loss",
     Metric.FORGETTING: "relative increase of the loss on general questions over the base model",
     Metric.GENERAL_ACCURACY: "share of general questions whose right answer is the most probable of four",
-    Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree",
+    Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree: as NormalizedMatch compares, or as labels "
+    "where evaluation.labels is set",
     Metric.JUDGE_WIN_RATE: "share of questions for which evaluation.judge prefers the tuned model's answer to the "
     "other contender's; ties count half",
 }

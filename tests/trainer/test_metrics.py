@@ -5,7 +5,7 @@ import pytest
 
 from finetune_api import job
 from finetune_trainer.data import toolcalls
-from finetune_trainer.evaluation import metrics
+from finetune_trainer.evaluation import consistency, metrics
 
 M = job.Metric
 
@@ -47,19 +47,52 @@ def test_an_empty_answer_is_a_wrong_answer() -> None:
 
 @pytest.mark.parametrize(
     "text, expected, same",
-    [("Yes!", "yes", True), ("  a   b ", "A b", True), ("yes", "no", False), ("…", "...", True), ("!", "?", False)],
+    [("Yes!", "yes", True), ("  a   b ", "A b", True), ("yes", "no", False), ("…", "...", False), ("!", "?", False)],
 )
 def test_normalized_match_sees_words_alone(text: str, expected: str, same: bool) -> None:
     assert metrics.normalized_match(text, expected) == same
 
 
 def test_classification_counts_labels_and_what_is_none() -> None:
-    pairs = [("spam", "Spam"), ("ham", "spam"), ("Ham.", "ham"), ("I think it is ham", "ham"), ("spam", "other")]
+    pairs = [("spam", "Spam"), ("ham", "spam"), ("HAM\n", "ham"), ("I think it is ham", "ham"), ("spam", "other")]
     found = measure(*pairs, labels=["spam", "ham", "unused"])
     assert found[M.ACCURACY] == 0.5, "the last one expects what is no label"
     assert found[M.INVALID_LABELS] == 0.25
     # spam: 1 right of 2 expected, 1 answered; ham: 1 right of 2 expected, 2 answered; a label that nobody expects is left out.
     assert found[M.MACRO_F1] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    "labels", [["C", "C#", "C++"], ["A", "A-"], ["1-2", "1.2", "12"], ["ﬁ", "fi"], ["yes", "yes!"]]
+)
+def test_labels_differ_by_every_character_but_case_and_outer_white_space(labels: list[str]) -> None:
+    answered = measure(*((f" {one.lower()}\n", one) for one in labels), labels=labels)
+    assert (answered[M.ACCURACY], answered[M.MACRO_F1], answered[M.INVALID_LABELS]) == (1.0, 1.0, 0.0)
+    confused = measure(*((labels[0], one) for one in labels), labels=labels)
+    assert confused[M.ACCURACY] == pytest.approx(1 / len(labels))
+    assert consistency.agreement(labels, metrics.label) == 0.0
+
+
+@pytest.mark.parametrize("text, expected", [("²", "2"), ("a\u200bb", "a b"), ("５", "5"), ("a\x00b", "a b")])
+def test_no_match_folds_what_is_neither_case_nor_punctuation_nor_white_space(text: str, expected: str) -> None:
+    assert (metrics.exact_match(text, expected), metrics.normalized_match(text, expected)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "text, expected, right",
+    [
+        ('{"a": 1.0}', '{"a": 1}', 1.0),
+        ('{"a": true}', '{"a": 1}', 0.0),
+        ('{"a": "1"}', '{"a": 1}', 0.0),
+        ('{"a": "X"}', '{"a": "x"}', 0.0),
+        ('{"a": " x"}', '{"a": "x"}', 0.0),
+        ('{"a/b": 1}', '{"a": {"b": 1}}', 0.0),
+        ('{"a": {"0": 1}}', '{"a": [1]}', 0.0),
+        ('{"a":' * 400 + "1" + "}" * 400, '{"a": 1}', 0.0),
+    ],
+)
+def test_fields_are_equal_by_path_and_by_the_values_of_json(text: str, expected: str, right: float) -> None:
+    assert measure((text, expected))[M.FIELD_F1] == right
 
 
 def test_fields_of_json_are_compared_by_place() -> None:

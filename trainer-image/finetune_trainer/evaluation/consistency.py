@@ -11,9 +11,9 @@ from finetune_trainer.engine import generate
 from finetune_trainer.evaluation import answers, evidence, metrics
 
 
-def agreement(texts: list[str]) -> float:
-    """The share of pairs that are equal but for case, punctuation and white space."""
-    pairs = list(itertools.combinations([metrics.normalized(text) for text in texts], 2))
+def agreement(texts: list[str], folded: Callable[[str], str] = metrics.normalized) -> float:
+    """The share of pairs that are equal once folded; by default without case, punctuation and white space."""
+    pairs = list(itertools.combinations(map(folded, texts), 2))
     return sum(one == other for one, other in pairs) / len(pairs)
 
 
@@ -42,7 +42,9 @@ def measure(
             done=lambda count: done(count / max(1, len(prompts))),
             scale=asked.scale,
         )
+    folded = metrics.label if asked.rules.labels else metrics.normalized
     values = np.full(len(examples), np.nan)
     for place, samples in zip(chosen, found, strict=True):
-        values[place] = agreement([asked.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in samples])
+        texts = [asked.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in samples]
+        values[place] = agreement(texts, folded)
     return evidence.mean(values)

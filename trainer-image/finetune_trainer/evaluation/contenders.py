@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from finetune_api import job
 from finetune_trainer.data import dataset, tokens
+from finetune_trainer.evaluation import metrics
 
 CANDIDATES = 256
 """Training examples from which the few are chosen."""
@@ -90,14 +91,14 @@ def few(
     candidates = draw.sample(chats, min(len(chats), CANDIDATES))
     longest = 2 * statistics.median(example.size for example in candidates)
     candidates = [example for example in candidates if example.size <= longest]
-    known = {label.strip().casefold() for label in labels or ()}
+    known = {metrics.label(label) for label in labels or ()}
     chosen: list[dataset.Example] = []
     seen: set[str] = set()
     used = 0
     # First those whose answer was not shown yet, then whatever is left: with labels, each label once before any twice.
     for repeat in (False, True):
         for example in candidates:
-            answer = (example.answer or "").strip().casefold()
+            answer = metrics.label(example.answer or "")
             if (
                 len(chosen) == count
                 or example in chosen

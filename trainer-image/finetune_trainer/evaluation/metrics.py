@@ -7,7 +7,6 @@ in finetune_api.evaluation.MEANINGS.
 import collections
 import dataclasses
 import functools
-import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -96,9 +95,14 @@ def normalized_match(text: str | None, expected: str) -> float:
 @functools.lru_cache(maxsize=65_536)
 def normalized(text: str) -> str:
     """Without case, punctuation and runs of white space. Text that consists of these alone stays as it is."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in plain).split()
+    plain = unicodedata.normalize("NFC", text).lower()
+    words = "".join(" " if unicodedata.category(letter)[0] == "P" else letter for letter in plain).split()
     return " ".join(words) or plain.strip()
+
+
+def label(text: str) -> str:
+    """A label without case and outer white space, and with all else: C, C# and C++ are three labels, A and A- two."""
+    return unicodedata.normalize("NFC", text).strip().lower()
 
 
 def json_valid(text: str | None, _: str) -> float:
@@ -150,28 +154,26 @@ def fields(text: str | None, expected: str) -> tuple[float, float, float] | None
     """Fields that are right, wrong or superfluous, and missing; None where no JSON with fields is expected."""
     try:
         wanted = collections.Counter(_leaves(values.parsed(expected)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not any(path for path, _ in wanted):
         return None
     try:
         found = collections.Counter(_leaves(values.parsed(text)))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = collections.Counter()
     right = (wanted & found).total()
     return float(right), float(found.total() - right), float(wanted.total() - right)
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Places and values of a JSON document; an empty object or list is a value. Lists are compared by place."""
-    if isinstance(value, dict) and value:
-        for key, one in value.items():
-            yield from _leaves(one, f"{path}/{key}")
-    elif isinstance(value, list) and value:
-        for index, one in enumerate(value):
-            yield from _leaves(one, f"{path}/{index}")
+def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Places and values of a JSON document; an empty object or list is a value. Lists are compared by place, numbers as JSON
+    does: 1 and 1.0 are one, 1 and true two."""
+    if isinstance(value, dict | list) and value:
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(one, (*path, key))
     else:
-        yield path, json.dumps(value, sort_keys=True)
+        yield path, values.canonical(value)
 
 
 def _f1(sums: evidence.Array) -> evidence.Array:
@@ -211,18 +213,18 @@ def calls(answers: Sequence[Answer]) -> Columns:
 
 def classification(pairs: Sequence[tuple[str | None, str] | None], labels: Sequence[str]) -> Columns:
     """Accuracy, macro F1 and the share of invalid labels; examples whose expected answer is no label are left out."""
-    number = {normalized(label): index for index, label in enumerate(labels)}
+    number = {label(one): index for index, one in enumerate(labels)}
     right: list[float] = []
     invalid: list[float] = []
     # Of each label: expected and answered, expected, answered.
     counts = np.zeros((len(pairs), 3, len(labels)))
     for row, pair in enumerate(pairs):
-        wanted = number.get(normalized(pair[1])) if pair else None
+        wanted = number.get(label(pair[1])) if pair else None
         if pair is None or wanted is None:
             right.append(np.nan)
             invalid.append(np.nan)
             continue
-        found = number.get(normalized(pair[0] or ""))
+        found = number.get(label(pair[0] or ""))
         right.append(float(found == wanted))
         invalid.append(float(found is None))
         counts[row, 1, wanted] = 1
