@@ -1,6 +1,6 @@
 """The operator: gather -> decide -> apply -> one status write.
 
-`handlers` hears of changes and queues the job's key; `reconcile` takes a key, lets `observe` gather the job's world from the
-caches that `cluster` keeps, asks `decide` (pure) for the next step, and lets `cluster` carry it out. Nothing is remembered in
-Python between two reconciles: the status of the FineTuneJob is the memory.
+`handlers` hears of changes and queues the job's key. `reconcile` takes a key: `gather` puts the job's world together from the
+caches that `cluster` keeps, as the frozen facts of `observe`; `decide` (pure) says what follows, made of `manifests` (pure); and
+`cluster` carries it out. Nothing is remembered in Python between two reconciles: the status of the FineTuneJob is the memory.
 """

@@ -13,10 +13,10 @@ import prometheus_client
 from aiohttp import web
 
 from finetune_operator import cluster, handlers, lease, log, metrics, settings
+from finetune_operator.observe import label
 
 LOG = logging.getLogger("finetune_operator")
 PORT = 8080
-LEASE = "finetune-operator"
 
 
 async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> web.AppRunner:
@@ -60,8 +60,8 @@ async def operate(options: argparse.Namespace) -> int:
     health = await serve_health(options.host, options.port, exposition)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
-    LOG.info("standing by for the lease %s/%s as %s", namespace, LEASE, identity)
-    leading = asyncio.create_task(lease.Lease(api, namespace, LEASE, identity).lead(controller.run))
+    LOG.info("standing by for the lease %s/%s as %s", namespace, label.MANAGER, identity)
+    leading = asyncio.create_task(lease.Lease(api, namespace, label.MANAGER, identity).lead(controller.run))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -19,7 +19,7 @@ from finetune_operator import cluster, kueue
 from finetune_operator.observe import label, projections
 
 LOG = logging.getLogger(__name__)
-OURS = f"app.kubernetes.io/managed-by={cluster.MANAGER},{label.UID}"
+OURS = f"{label.MANAGED_BY}={label.MANAGER},{label.UID}"
 SELECTORS = {"BaseModel": "", "Workload": kueue.QUEUED_JOB}
 """Of what carries no label of ours."""
 LONGEST_PAUSES = {"Workload": 60.0}

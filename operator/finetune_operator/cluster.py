@@ -13,8 +13,8 @@ from kubernetes.aio import client, config
 
 from finetune_api import API_VERSION, GROUP, VERSION
 from finetune_operator import clock
+from finetune_operator.observe import label
 
-MANAGER = "finetune-operator"
 Raw = dict[str, Any]
 
 PATHS = {
@@ -206,7 +206,7 @@ class Cluster:
         """
         meta = manifest["metadata"]
         path = path_of(manifest["kind"], meta.get("namespace"), meta["name"])
-        query = {"fieldManager": MANAGER, "force": "true" if force else "false"}
+        query = {"fieldManager": label.MANAGER, "force": "true" if force else "false"}
         return await self._change("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
     async def create(self, manifest: Raw) -> Raw:
@@ -217,7 +217,7 @@ class Cluster:
             Failure: status 409 when an object of somebody else has this name.
         """
         kind, meta = manifest["kind"], manifest["metadata"]
-        query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        query = {"fieldManager": label.MANAGER, "fieldValidation": "Strict"}
         try:
             return await self._change("POST", path_of(kind, meta["namespace"]), query, manifest)
         except Failure as failure:
@@ -275,7 +275,7 @@ class Cluster:
         """
         body = {"metadata": {"resourceVersion": version}, "status": changes}
         path = path_of("FineTuneJob", namespace, name, "status")
-        return await self._change("PATCH", path, {"fieldManager": MANAGER}, body, "application/merge-patch+json")
+        return await self._change("PATCH", path, {"fieldManager": label.MANAGER}, body, "application/merge-patch+json")
 
     async def refusal(self, namespace: str, job_uid: str) -> str:
         """Why the API server refuses the pods of a Job, from the Job controller's last event; empty if it does not."""
@@ -303,9 +303,9 @@ class Cluster:
             "type": kind,
             "reason": reason,
             "message": message[:1024],
-            "source": {"component": MANAGER},
-            "reportingComponent": MANAGER,
-            "reportingInstance": os.environ.get("POD_NAME", MANAGER),
+            "source": {"component": label.MANAGER},
+            "reportingComponent": label.MANAGER,
+            "reportingInstance": os.environ.get("POD_NAME", label.MANAGER),
             "action": reason,
             "firstTimestamp": stamp,
             "lastTimestamp": stamp,

@@ -16,6 +16,7 @@ import kopf
 
 from finetune_api import GROUP, VERSION, reasons
 from finetune_operator import cache, cluster, metrics, progress, reconcile, settings, workqueue
+from finetune_operator.observe import label
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
@@ -30,7 +31,7 @@ LEFTOVER_PAUSE = 2.0
 
 def kopf_identity() -> Any:
     """Kopf's name for us, which nobody reads in standalone mode; its own guess needs a user name, and a pod has none."""
-    return os.environ.get("POD_NAME", "finetune-operator")
+    return os.environ.get("POD_NAME", label.MANAGER)
 
 
 class NothingKept(kopf.DiffBaseStorage):

@@ -7,7 +7,6 @@ from finetune_operator import revisions
 from finetune_operator.observe import label, parents
 
 Manifest = dict[str, Any]
-MANAGER = "finetune-operator"
 
 
 def release(parent: parents.Parent, wanted: revisions.Wanted) -> str:
@@ -34,7 +33,7 @@ def nodes_service(parent: parents.Parent, of: str) -> str:
 def labels(parent: parents.Parent, extra: dict[str, str], **more: str) -> dict[str, str]:
     return {
         **extra,
-        "app.kubernetes.io/managed-by": MANAGER,
+        label.MANAGED_BY: label.MANAGER,
         "app.kubernetes.io/name": "finetunejob",
         "app.kubernetes.io/instance": parent.name,
         label.JOB: parent.name,

@@ -1,5 +1,9 @@
 """Labels and annotations by which children are found and told apart. Every child carries the job's uid."""
 
+MANAGER = "finetune-operator"
+"""Who we are, as field manager, in the label of our children and in events."""
+MANAGED_BY = "app.kubernetes.io/managed-by"
+
 UID = "finetune.dev/uid"
 JOB = "finetune.dev/job"
 STAGE = "finetune.dev/stage"
