@@ -61,7 +61,9 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
     tuned = decoders.made(decoders.FAMILIES[family](), modules)
     total, wanted = one_by_one(tuned, rows())
     head = model.head(tuned.get_base_model())
-    motor = passes.of(tuned, head, CPU, checkpointing)
+    motor = passes.of(tuned, head, CPU)
+    if checkpointing:
+        motor.checkpoint()
     assert isinstance(motor, passes.Fast)
     value = objective.Supervised().learn(motor, rows(), 1)
     assert value == pytest.approx(total, rel=1e-5)
@@ -75,7 +77,7 @@ def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytes
     monkeypatch.setattr(attention, "of", lambda batch, _: flex_attention.FlexAttention(batch))
     tuned = decoders.made(decoders.FAMILIES[family]())
     total, wanted = one_by_one(tuned, rows())
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     assert isinstance(motor, passes.Fast)
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
@@ -86,7 +88,7 @@ def test_blocks_of_rows_change_nothing(rows_of_a_block: int, monkeypatch: pytest
     monkeypatch.setattr(decoder, "ROWS", rows_of_a_block)
     tuned = decoders.made(decoders.FAMILIES["qwen 3"]())
     total, wanted = one_by_one(tuned, rows())
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
 
@@ -96,7 +98,7 @@ def test_one_micro_batch_leaves_nothing_behind_for_the_next() -> None:
     tuned = decoders.made(decoders.FAMILIES["gemma 2, soft-capping"]())
     few = rows()[2:4]
     _, wanted = one_by_one(tuned, few)
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     objective.Supervised().learn(motor, rows(), 1)
     for weight in lora.parameters(tuned).values():
         weight.grad = None
@@ -106,7 +108,7 @@ def test_one_micro_batch_leaves_nothing_behind_for_the_next() -> None:
 
 def test_the_optimizers_changes_reach_the_next_pass() -> None:
     tuned = decoders.made(decoders.FAMILIES["llama 3"]())
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     with torch.no_grad():
         for weight in lora.parameters(tuned).values():
             weight.mul_(-0.5)
@@ -122,7 +124,7 @@ def test_in_bfloat16_the_loss_is_that_of_transformers() -> None:
     for name, weight in tuned.named_parameters():
         if "lora_" not in name:
             weight.data = weight.data.bfloat16()
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     assert isinstance(motor, passes.Fast)
     assert objective.Supervised().value(motor, rows()) == pytest.approx(exact, rel=0.02)
 
@@ -138,11 +140,12 @@ UNKNOWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     tuned = decoders.made(UNKNOWN[kind]())
     total, wanted = one_by_one(tuned, rows())
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, False)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     assert isinstance(motor, passes.Plain)
+    assert any("slower" in line or "full logits" in line for line in caplog.messages), "it says so"
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)
 
@@ -150,7 +153,9 @@ def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, capsys: 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_takes_the_slower_path(checkpointing: bool) -> None:
     tuned = decoders.made(decoders.FAMILIES["llama 3"](), dropout=0.2)
-    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, checkpointing)
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
+    if checkpointing:
+        motor.checkpoint()
     assert isinstance(motor, passes.Plain)
     torch.manual_seed(5)
     first = objective.Supervised().learn(motor, rows(), 1)
@@ -163,7 +168,7 @@ def test_dropout_takes_the_slower_path(checkpointing: bool) -> None:
 def test_with_the_adapters_off_it_is_the_base_model(plain: bool) -> None:
     tuned = decoders.made(decoders.FAMILIES["gemma 3, alternating windows"](), dropout=0.1 if plain else 0.0)
     head = model.head(tuned.get_base_model())
-    motor = passes.of(tuned, head, CPU, False)
+    motor = passes.of(tuned, head, CPU)
     assert isinstance(motor, passes.Plain if plain else passes.Fast)
     found = motor.forward(rows(), save=False, adapted=False)
     mine = float(loss.log_probabilities(found.states, found.targets, head).sum())

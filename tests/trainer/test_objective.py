@@ -65,7 +65,7 @@ def test_dpo_has_the_loss_and_gradients_of_trl(base: pathlib.Path, tmp_path: pat
     for ids, marks, length in zip(batch["input_ids"], batch["completion_mask"], lengths, strict=True):
         rows.append(prefix_tree.Row(ids[:length].numpy(), marks[:length].numpy().astype(bool)))
     alternating = [row for both in zip(rows[:6], rows[6:], strict=True) for row in both]
-    motor = passes.of(mine, model.head(mine.get_base_model()), CPU, False)
+    motor = passes.of(mine, model.head(mine.get_base_model()), CPU)
     assert isinstance(motor, passes.Fast)
     aim = objective.Preference(0.3)
     assert aim.learn(motor, alternating, 6) == pytest.approx(expected.item(), rel=1e-5)
@@ -103,7 +103,7 @@ def test_qlora_computes_with_the_base_in_4_bits(base: pathlib.Path) -> None:
     for weight in lora.parameters(tuned).values():
         torch.nn.init.normal_(weight, std=0.1)
     head = model.head(small)
-    motor = passes.of(tuned, head, CPU, False)
+    motor = passes.of(tuned, head, CPU)
     assert isinstance(motor, passes.Fast)
     numbers = np.random.default_rng(1)
     rows = [prefix_tree.Row(numbers.integers(1, 300, length), numbers.random(length) < 0.4) for length in (40, 90, 33)]

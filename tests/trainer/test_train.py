@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -399,3 +400,35 @@ def test_sigterm_and_sigkill_lose_nothing(world: World, tmp_path: pathlib.Path) 
     assert answer.training.resumed_from is not None
     assert losses(other) == losses(spec)
     assert weights_of(other) == weights_of(spec)
+
+
+def test_the_micro_batch_is_that_of_the_engine_which_trains(
+    world: World,
+    base: pathlib.Path,
+    tmp_path: pathlib.Path,
+    fresh: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A family that is known by name, but with dropout in its attention, which the fast engine does not compute."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    config = json.loads((base / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    rows = tiny.examples(40)
+    for row in rows:
+        row["messages"][0]["content"] = "You sort mail of a shop that sells old books by their colour. " * 12
+    planned = {}
+    for name, folder in (("fast", base), ("plain", other)):
+        spec = world(
+            rows,
+            name=name,
+            baseModel={"name": "tiny-base", "source": f"file://{folder}"},
+            training={"maxSteps": 1, "batchSize": 16},
+        )
+        with caplog.at_level("INFO", "finetune"):
+            trained(spec)
+        (said,) = [record.fields for record in caplog.records if record.getMessage() == "training"]
+        planned[said["engine"]] = said["micro_batch_tokens"]
+        caplog.clear()
+        fresh()
+    assert planned["plain"] <= 640 < planned["fast"], "what a long common prefix allows helps only where it is shared"

@@ -1,7 +1,7 @@
 """The decoder's forward and backward pass, written out for the families of the catalogue: the trainer's hot loop.
 
 One description (`layers.Layer`) fits Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3; the modules of transformers hold the
-weights, and `of` compares the states of both on a small input before this one is used. Unlike autograd it
+weights, and `of` compares both before this one is used (`comparison`). Unlike autograd it
 
 - saves of each layer only what its backward pass cannot recompute cheaply (normalised inputs and the activation are recomputed),
 - works on blocks of rows in buffers that all layers use in turn,
@@ -11,12 +11,12 @@ weights, and `of` compares the states of both on a small input before this one i
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from finetune_trainer.engine import attention, buffers, elementwise, fused, layers, prefix_tree
+from finetune_trainer.engine import attention, buffers, comparison, elementwise, fused, layers, prefix_tree
 from finetune_trainer.process import log
 
 ROWS = 1280
@@ -88,15 +88,7 @@ class Decoder:
     @torch.no_grad()
     def forward(self, batch: prefix_tree.Batch, *, save: bool, adapted: bool = True) -> torch.Tensor:
         """The normed states [n, hidden] that predict the batch's labels, one for each label."""
-        self._batch = batch
-        self._attention = attention.of(batch, self.memory)
-        self._rotations = self.rotations(batch.positions)
-        rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
-        self._learned = len(rows)
-        # Padded as the batch is: see prefix_tree.ROUND. The gradient of the padding is zero.
-        self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % prefix_tree.ROUND)])
-        self._saved: list[Saved | torch.Tensor] = []
-        self._save = save
+        self._begin(batch, save)
         x = self.embed(batch.ids)
         for layer in self.layers:
             slot = layer.number if save and not self.checkpointing else -1
@@ -107,6 +99,25 @@ class Decoder:
         states = torch.empty_like(x)
         self._last = (x, *self.final.forward(x, states))
         return states[self._label]
+
+    def layer_outputs(
+        self, batch: prefix_tree.Batch, inputs: Sequence[torch.Tensor], adapted: bool
+    ) -> Iterator[torch.Tensor]:
+        """Each layer's output for an input of its own [T, hidden]; the last one's for the states that predict a label."""
+        self._begin(batch, save=False)
+        for layer, x in zip(self.layers, inputs, strict=True):
+            yield self._layer_forward(layer, x, -1, adapted)[0]
+
+    def _begin(self, batch: prefix_tree.Batch, save: bool) -> None:
+        self._batch = batch
+        self._attention = attention.of(batch, self.memory)
+        self._rotations = self.rotations(batch.positions)
+        rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
+        self._learned = len(rows)
+        # Padded as the batch is: see prefix_tree.ROUND. The gradient of the padding is zero.
+        self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % prefix_tree.ROUND)])
+        self._saved: list[Saved | torch.Tensor] = []
+        self._save = save
 
     @torch.no_grad()
     def backward(self, upstream: torch.Tensor) -> None:
@@ -334,39 +345,20 @@ def _through(
 
 
 def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -> Decoder | None:
-    """Our decoder for a model of transformers without its head, after comparing both on a small input (not where several
-    processes hold the weights together: then the model has none of its own); None where the family is unknown."""
+    """Our decoder for a model of transformers without its head, after comparing both; None where they differ, or the family is
+    unknown. Where several processes hold the weights together only the form is compared: the model has no weights then."""
     try:
+        small = comparison.miniature(inner)
+        comparison.form(Decoder(small, comparison.CPU), small)
         built = Decoder(inner, where, shards)
         if shards is None:
-            _compare(built, inner, where)
-    except layers.Unknown as unknown:
+            comparison.precision(built, inner, where)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # whatever it is, transformers' own passes can train the model
         log.warning(
             "the fast engine does not know the model's family; training takes transformers' slower passes",
-            differs=str(unknown),
+            differs=comparison.described(problem),
         )
         return None
     return built
-
-
-def _compare(built: Decoder, inner: Any, where: torch.device) -> None:
-    """Runs two examples with a common prefix through both. Raises Unknown when the states differ."""
-    import numpy as np
-
-    size = inner.embed_tokens.weight.shape[0]
-    common = np.arange(1, 18)
-    rows = [np.concatenate([common, tail]) % size for tail in (np.arange(20, 33), np.arange(40, 47))]
-    batch = prefix_tree.build([prefix_tree.Row(ids, np.arange(len(ids)) >= len(ids) - 4) for ids in rows]).to(where)
-    states = built.forward(batch, save=False).float()
-    quantised = any(hasattr(weight, "quant_state") for weight in inner.parameters())
-    with torch.no_grad():
-        expected = [
-            inner(input_ids=torch.tensor(ids, device=where)[None], use_cache=False).last_hidden_state[0] for ids in rows
-        ]
-    for index, theirs in enumerate(expected):
-        ours = states[batch.rows == index]
-        expected = theirs[len(theirs) - 5 : -1].float()
-        difference = float((ours - expected).norm() / expected.norm())
-        # bitsandbytes rounds inside a layer, whatever the precision
-        if difference > (5e-2 if theirs.dtype != torch.float32 or quantised else 1e-4):
-            raise layers.Unknown(f"its states differ by {difference:.2g}")

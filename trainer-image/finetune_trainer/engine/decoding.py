@@ -1,7 +1,7 @@
 """The decoder's forward pass over rows that grow token by token: the evaluation's hot loop.
 
 The layers and their adapters are those of `decoder`, which trains; keys and values stay in a `kv_cache`. `of` returns the
-one for a model of transformers, after comparing the states of both on a small input; None for an unknown family.
+one for a model of transformers, after comparing both (`comparison`); None for an unknown family.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.engine import decoder, elementwise, kv_cache, layers, lora
+from finetune_trainer.engine import comparison, decoder, elementwise, kv_cache, layers
 from finetune_trainer.process import log, machine
 
 TOGETHER = {"cpu": 1280, "cuda": 8192}
@@ -26,8 +26,6 @@ STEP = 8
 
 SHARE = {"cpu": 8, "cuda": 2}
 """What the cache may take: one n-th of the process's memory, or of the GPU's free memory."""
-
-ATTRIBUTE = "finetune_decoding"
 
 
 class Decoding:
@@ -238,12 +236,12 @@ class _Cached:
 def of(inner: Any, where: torch.device) -> Decoding | None:
     """For a model of transformers without its head; None where its family is unknown."""
     linears = [module for module in inner.modules() if isinstance(module, torch.nn.Linear)]
-    cache = getattr(inner, ATTRIBUTE, None)
+    cache = getattr(inner, comparison.CACHE, None)
     if cache is None or not _same(cache, linears):
-        setattr(inner, ATTRIBUTE, None)
+        setattr(inner, comparison.CACHE, None)
         built = _build(inner, where)
         cache = _Cached(linears, [layer.weight.data_ptr() for layer in linears], built)
-        setattr(inner, ATTRIBUTE, cache)
+        setattr(inner, comparison.CACHE, cache)
     return cache.decoding
 
 
@@ -257,31 +255,28 @@ def _same(cache: _Cached, linears: list[torch.nn.Linear]) -> bool:
 
 def _build(inner: Any, where: torch.device) -> Decoding | None:
     try:
+        small = comparison.miniature(inner)
+        _compare(Decoding(decoder.Decoder(small, comparison.CPU, learns=False), comparison.CPU), small)
         built = Decoding(decoder.Decoder(inner, where, learns=False), where)
-        _compare(built, inner, where)
-    except layers.Unknown as unknown:
+        comparison.precision(built.decoder, inner, where)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # whatever it is, transformers can generate the answers
         log.warning(
-            "the model's family is unknown; transformers generates the answers, more slowly", differs=str(unknown)
+            "the model's family is unknown; transformers generates the answers, more slowly",
+            differs=comparison.described(problem),
         )
         return None
     return built
 
 
-def _compare(built: Decoding, inner: Any, where: torch.device) -> None:
-    """Runs two rows with a common prefix through both. Raises Unknown when the states differ."""
-    size = inner.embed_tokens.weight.shape[0]
-    prefix, tails = list(range(1, 18)), [list(range(20, 33)), list(range(40, 47))]
-    prefix, *tails = ([number % size for number in part] for part in (prefix, *tails))
-    built.begin(prefix, lora.active(inner))
-    read = built.enter([tail[:-1] for tail in tails], 32)
-    ours = [read, built.step([tail[-1] for tail in tails], 32)]
-    built.end()
-    quantised = any(hasattr(weight, "quant_state") for weight in inner.parameters())
+def _compare(ours: Decoding, small: Any) -> None:
+    """Runs rows with a common prefix through both, token by token past the window. Raises Unknown when the states differ."""
+    prefix, tails = list(range(1, 13)), [list(range(20, 33)), list(range(40, 53))]
+    ours.begin(prefix, adapted=True)
+    states = [ours.enter([tail[:-6] for tail in tails], 32)]
+    states += [ours.step([tail[place] for tail in tails], 32) for place in range(-6, 0)]
+    ours.end()
     for row, tail in enumerate(tails):
-        ids = torch.tensor(prefix + tail, device=where)[None]
-        expected = inner(input_ids=ids, use_cache=False).last_hidden_state[0, -2:].float()
-        states = torch.stack([part[row] for part in ours]).float()
-        difference = float((states - expected).norm() / expected.norm())
-        # bitsandbytes rounds inside a layer, whatever the precision
-        if difference > (5e-2 if read.dtype != torch.float32 or quantised else 1e-4):
-            raise layers.Unknown(f"its states differ by {difference:.2g}")
+        expected = small(input_ids=torch.tensor([prefix + tail]), use_cache=False).last_hidden_state[0, -7:]
+        comparison.equal("states", torch.stack([part[row] for part in states]), expected, comparison.EXACT)

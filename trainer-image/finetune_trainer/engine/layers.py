@@ -132,7 +132,7 @@ def of(
             kv_heads=(keys.end - keys.begin) // width,
             width=width,
             kind=attention_types.Kind(
-                scale, getattr(attended, "attn_logit_softcapping", None), _window(attended, config)
+                scale, getattr(attended, "attn_logit_softcapping", None), _window(attended, config, number)
             ),
             rope=attended.layer_type if by_type else None,
             gelu=_is_gelu(mlp.act_fn),
@@ -141,10 +141,15 @@ def of(
         raise Unknown(str(error)) from None
 
 
-def _window(attended: Any, config: Any) -> int | None:
-    """Tokens that a layer sees; Mistral's attention leaves that to the configuration."""
-    out: int | None = getattr(attended, "sliding_window", getattr(config, "sliding_window", None))
-    return out
+def _window(attended: Any, config: Any, number: int) -> int | None:
+    """Tokens that a layer sees. The configuration says it layer by layer, or once for all (Mistral). Raises Unknown."""
+    everywhere: int | None = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return getattr(attended, "sliding_window", everywhere)
+    if types[number] not in ("full_attention", "sliding_attention"):
+        raise Unknown(f"a layer of the type {types[number]}")
+    return everywhere if types[number] == "sliding_attention" else None
 
 
 def _check(layer: Any, learns: bool) -> None:

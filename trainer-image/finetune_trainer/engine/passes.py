@@ -42,6 +42,9 @@ class Engine(Protocol):
     def refresh(self) -> None:
         """Copies the adapter's weights, where the engine has copies."""
 
+    def checkpoint(self) -> None:
+        """From now on computes each layer's activations again in the backward pass instead of saving them."""
+
 
 class Fast:
     """The trainer's own passes."""
@@ -62,6 +65,9 @@ class Fast:
 
     def refresh(self) -> None:
         self._inner.refresh()
+
+    def checkpoint(self) -> None:
+        self._inner.checkpointing = True
 
 
 class Plain:
@@ -93,10 +99,11 @@ class Plain:
     def refresh(self) -> None:
         """This engine has no copies."""
 
+    def checkpoint(self) -> None:
+        lora.checkpoint_activations(self._tuned.get_base_model())
 
-def of(
-    tuned: Any, head: loss.Head, where: torch.device, checkpointing: bool, shards: tuple[int, int] | None = None
-) -> Engine:
+
+def of(tuned: Any, head: loss.Head, where: torch.device, shards: tuple[int, int] | None = None) -> Engine:
     """The fast engine where the model's family and its output head are known, else the plain one.
 
     shards: this process's number and the number of processes that each hold a shard of the frozen layers; see `fused.Sharded`.
@@ -108,9 +115,4 @@ def of(
             "the base model does not fit into one GPU, and the trainer cannot shard its family over several "
             "(Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3); choose a larger resources.gpuType or a smaller base model",
         )
-    if built is None:
-        if checkpointing:
-            lora.checkpoint_activations(tuned.get_base_model())
-        return Plain(tuned, head, where)
-    built.checkpointing = checkpointing
-    return Fast(built, head, where)
+    return Plain(tuned, head, where) if built is None else Fast(built, head, where)

@@ -58,10 +58,14 @@ class Workload:
     device: Device
     counted: int | None = None
     """The base model's weights, where they are known exactly."""
+    chosen: bool | None = None
+    """Whether the fast engine was chosen, where the engine is known."""
 
     @property
     def fast(self) -> bool:
-        """Whether `engine.Fast` will train it."""
+        """Whether the fast engine trains it: as chosen, or before that by the family."""
+        if self.chosen is not None:
+            return self.chosen
         return self.shape.fast and not self.training.lora.dropout
 
     @property

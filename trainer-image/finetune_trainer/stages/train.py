@@ -75,6 +75,10 @@ def run_process(
     weights = lora.parameters(tuned)
     optimizer = torch.optim.AdamW(weights.values(), lr=0.0, weight_decay=0.0, fused=True)
 
+    # engine
+    counted = None if quantised else sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
+    engine = passes.of(tuned, head, where, shards)
+
     # plan
     plan = batches.plan(
         data.train.examples,
@@ -83,8 +87,12 @@ def run_process(
         epochs=spec.training.epochs,
         max_steps=spec.training.max_steps,
     )
-    setup = micro_batch(base, folder, spec.training, data, where, scale, group.size, group.size if shards else 1)
-    engine = passes.of(tuned, head, where, setup.checkpointing, shards)
+    device = workload.Device(
+        where.type, base.dtype.itemsize, group.size, group.size if shards else 1, machine.c_compiler()
+    )
+    setup = micro_batch(spec.training, folder, data, device, counted, engine.shares, model.memory(where), scale)
+    if setup.checkpointing:
+        engine.checkpoint()
     objective_ = objective.of(spec.training)
     report = progress.Progress(
         spec if group.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
@@ -196,26 +204,24 @@ def sharding(
 
 
 def micro_batch(
-    base: Any,
-    folder: pathlib.Path,
     training: job.Training,
+    folder: pathlib.Path,
     data: corpus.Splits,
-    where: torch.device,
+    device: workload.Device,
+    counted: int | None,
+    fast: bool,
+    there: int,
     scale: float,
-    processes: int = 1,
-    shards: int = 1,
 ) -> memory.Setup:
-    """Micro-batch and gradient checkpointing by the memory estimate; `scale` is below 1 after an out-of-memory."""
-    device = workload.Device(where.type, base.dtype.itemsize, processes, shards, machine.c_compiler())
+    """Micro-batch and gradient checkpointing of the engine that was chosen, by the memory estimate.
+
+    counted: the base model's weights, where their number is known; there: bytes of memory; scale: below 1 after an out-of-memory.
+    """
     examples = forecast.examples(data.train, training.batch_size)
     wanted = forecast.of_folder(folder, training, examples, device)
-    if wanted is None:
-        setup = memory.Setup(examples.longest, True, memory.Memory())
-    else:
-        if not wanted.quantised:  # bitsandbytes stores two weights in one number
-            counted = sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
-            wanted = dataclasses.replace(wanted, counted=counted)
-        setup = memory.setup(wanted, model.memory(where))
+    setup = memory.Setup(examples.longest, True, memory.Memory())
+    if wanted is not None:
+        setup = memory.setup(dataclasses.replace(wanted, counted=counted, chosen=fast), there)
     if scale < 1:
         checkpointing = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
         setup = dataclasses.replace(setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=checkpointing)
