@@ -38,7 +38,7 @@ venv: .venv/.ready ## Make the Python environment .venv from requirements/dev.tx
 test: venv ## Run all tests, on a real control plane and a real node too; ARGS="tests/unit -k gate" for a part
 	$(VENV)/python -m pytest $(or $(ARGS),-n 2 --dist loadscope)
 
-verify: verify-format verify-lint verify-types verify-imports verify-generated verify-chart ## Check all that needs no run: format, lint, types, imports, generated files, chart
+verify: verify-format verify-lint verify-types verify-imports verify-words verify-generated verify-chart ## Check all that needs no run: format, lint, types, imports, retired words, generated files, chart
 
 format: venv ## Format the code and repair what the linter can
 	$(VENV)/ruff format
@@ -53,7 +53,7 @@ dashboards: venv ## Write the chart's Grafana dashboards
 lock: venv ## Choose the newest versions that pyproject.toml allows and write requirements/
 	hack/lock.sh
 
-.PHONY: verify-format verify-lint verify-types verify-imports verify-generated verify-chart
+.PHONY: verify-format verify-lint verify-types verify-imports verify-words verify-generated verify-chart
 verify-format: venv
 	$(VENV)/ruff format --check
 
@@ -65,6 +65,9 @@ verify-types: venv
 
 verify-imports: venv
 	$(VENV)/lint-imports
+
+verify-words:
+	$(PYTHON) hack/words.py
 
 verify-generated: venv
 	$(VENV)/python hack/generate --check

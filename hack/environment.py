@@ -18,7 +18,7 @@ _LOCK = cache.REPOSITORY / "requirements" / "dev.txt"
 
 
 def make() -> None:
-    """Brings .venv to what the lock says; nothing but the links is made anew when it is so already."""
+    """Brings .venv to the state of the lock; only the links are made again when it is up to date."""
     python = ENVIRONMENT / "bin" / "python"
     if not (python.exists() and shell.run([python, "--version"], check=False)):
         uv.run("venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT)

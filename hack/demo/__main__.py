@@ -1,6 +1,6 @@
-"""`.venv/bin/python hack/demo [down]`: see `tour` for what it does, step by step.
+"""`.venv/bin/python hack/demo [down]`: see `tour` for the steps.
 
-`down` needs nothing but the standard library, so that it works when the environment is broken or gone.
+`down` needs only the standard library, so that it works when the environment is broken or missing.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-# Run as a folder, Python puts the folder itself on the path; the packages of hack/ are one above.
+# When a folder is run, Python puts the folder itself on the path; the packages of hack/ are one level above.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from demo import child, teardown  # noqa: E402
@@ -22,7 +22,7 @@ def main() -> int:
         "--run",
         choices=["again"],
         default=os.environ.get("RUN") or None,
-        help="train anew although a finished job is there (make demo RUN=again)",
+        help="train again although there is a finished job (make demo RUN=again)",
     )
     given = parser.parse_args()
     if given.verb == "down":
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         child.end_all(patience=5)
         say.line(
-            "\ndemo: interrupted. What was done stays, and a job that was applied goes on by itself in the cluster."
-            "\n  go on:  make demo        stop everything:  make demo-down"
+            "\ndemo: interrupted. Finished steps stay, and a job that was applied continues in the cluster."
+            "\n  resume:  make demo        stop everything:  make demo-down"
         )
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Programs that the demo starts: their progress goes to the screen, their result comes back, none outlives the demo."""
+"""Programs that the demo starts: their progress is shown, their result returned, and none outlives the demo."""
 
 import signal
 import subprocess
@@ -14,16 +14,16 @@ _running: set[subprocess.Popen[str]] = set()
 _lock = threading.Lock()
 
 
-def tool(*words: str | Path, python: str = sys.executable) -> str:
+def tool(*arguments: str | Path, python: str = sys.executable) -> str:
     """Runs one of the repository's own tools; its stderr is shown as it comes. Returns the last line of its stdout.
 
-    Raises say.Problem when it fails; what went wrong stands on the screen already.
+    Raises say.Problem when it fails; the screen shows what went wrong.
     """
-    process = start([python, *map(str, words)])
+    process = start([python, *map(str, arguments)])
     stdout, _ = process.communicate()
     forget(process)
     if process.returncode != 0:
-        shown = " ".join(str(word).removeprefix(f"{cache.REPOSITORY}/") for word in words)
+        shown = " ".join(str(word).removeprefix(f"{cache.REPOSITORY}/") for word in arguments)
         raise say.Problem(f"`python3 {shown}` ended with exit code {process.returncode}: see above")
     lines = stdout.strip().splitlines()
     return lines[-1] if lines else ""
@@ -53,7 +53,7 @@ def forget(process: subprocess.Popen[str]) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends a program that runs until it is told to stop. SIGINT, since our own tools tidy up after that one."""
+    """Ends a program that runs until it is stopped. By SIGINT, on which our own tools clean up."""
     forget(process)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -65,11 +65,11 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def end_all(patience: float = 0) -> None:
-    """Ends what runs still. `patience`: seconds for those that a Ctrl-C on the terminal has told already."""
+    """Ends all running programs. `patience`: seconds for those that a Ctrl-C on the terminal is already ending."""
     with _lock:
-        left = list(_running)
+        remaining = list(_running)
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and any(process.poll() is None for process in left):
+    while time.monotonic() < deadline and any(process.poll() is None for process in remaining):
         time.sleep(0.1)
-    for process in left:
+    for process in remaining:
         end(process)

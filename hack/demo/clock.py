@@ -1,4 +1,4 @@
-"""What each step of the demo took, for the table at the end."""
+"""The durations of the demo's steps, for the table at the end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from toolbox import say
 
 
 class Clock:
-    """Steps with their seconds, in the order of their beginnings."""
+    """Steps with their seconds, in the order of their starts."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -19,7 +19,7 @@ class Clock:
 
     @contextmanager
     def step(self, what: str, usually: str = "") -> Iterator[None]:
-        """Announces a step and notes how long it took."""
+        """Announces a step and records its duration."""
         say.line(f"\n{what}" + (f" (usually {usually})" if usually else ""))
         began = time.monotonic()
         entry: list[str | float] = [what, 0.0]
@@ -36,12 +36,12 @@ class Clock:
         rows = [(str(what), float(seconds)) for what, seconds in self._steps if float(seconds) >= 0.5]
         width = max((len(what) for what, _ in rows), default=0)
         lines = [f"  {what:<{width}}  {seconds:7.1f} s" for what, seconds in rows]
-        lines.append(f"  {'altogether':<{width}}  {time.monotonic() - self._began:7.1f} s")
+        lines.append(f"  {'total':<{width}}  {time.monotonic() - self._began:7.1f} s")
         return "\n".join(lines)
 
 
 def together(*lanes: Callable[[], Any]) -> list[Any]:
-    """Runs functions side by side to their ends, and gives their results; one that fails ends the programs of the others."""
+    """Runs functions in parallel, and returns their results; if one fails, the programs of the others are ended."""
     with futures.ThreadPoolExecutor(len(lanes)) as pool:
         tasks = [pool.submit(lane) for lane in lanes]
         try:

@@ -1,4 +1,4 @@
-"""Shows a job live until it ends: one line that changes on a terminal, a line for each news elsewhere."""
+"""Shows a job live until it ends: one changing line on a terminal, elsewhere a line for each change."""
 
 import queue
 import shutil
@@ -11,17 +11,17 @@ from demo.kube import Kube
 from demo.progress import End, Job, View
 from toolbox import say
 
-_NEWS_SECONDS = 20  # elsewhere than on a terminal: a sign of life at least this often
+_NEWS_SECONDS = 20  # without a terminal: a line at least this often
 _PATIENCE_SECONDS = 1800
 
 
 class Screen:
-    """Writes views: rewrites one line on a terminal, else prints what is new."""
+    """Shows views: rewrites one line on a terminal, else prints changes."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._began = time.monotonic()
-        self._said = (-1e9, "", -1)  # when, phase, percent
+        self._last_line = (-1e9, "", -1)  # when, phase, percent
         self._trouble = ""
 
     def show(self, view: View) -> None:
@@ -38,10 +38,10 @@ class Screen:
             sys.stderr.flush()
         elif self._news(view):
             say.line(text)
-            self._said = (time.monotonic(), view.phase, view.percent)
+            self._last_line = (time.monotonic(), view.phase, view.percent)
 
     def phase_over(self, view: View, seconds: float) -> None:
-        """Leaves the last word of a phase on the screen."""
+        """Leaves the last line of a phase on the screen."""
         if self._live:
             self.settle()
         elif seconds >= 1:
@@ -53,21 +53,21 @@ class Screen:
             sys.stderr.flush()
 
     def _news(self, view: View) -> bool:
-        when, phase, percent = self._said
+        when, phase, percent = self._last_line
         return view.phase != phase or view.percent >= percent + 10 or time.monotonic() - when >= _NEWS_SECONDS
 
 
 def until_end(kube: Kube, name: str, namespace: str, clock: Clock, not_revision: str = "") -> Job:
-    """Follows a job until it serves, is complete, suspended or failed; returns it as it was then.
+    """Follows a job until it serves, is complete, suspended or failed; returns its last state.
 
-    `not_revision` is the revision of a run before: its end is not the one waited for.
+    `not_revision`: the revision of an earlier run, whose end does not count.
     """
     screen = Screen()
     deadline = time.monotonic() + _PATIENCE_SECONDS
     shown: View | None = None
     since = time.monotonic()
     while time.monotonic() < deadline:
-        # A watch may end at any time, for example when the API server restarts: then there is another.
+        # A watch may end at any time, for example when the API server restarts: then a new one begins.
         with kube.watch("finetunejob", name, namespace) as changes:
             job: Job | None = None
             while time.monotonic() < deadline:
@@ -96,6 +96,6 @@ def until_end(kube: Kube, name: str, namespace: str, clock: Clock, not_revision:
         time.sleep(1)
     screen.settle()
     raise say.Problem(
-        f"the job did not end within {_PATIENCE_SECONDS // 60} minutes. It goes on in the cluster:"
+        f"the job did not end within {_PATIENCE_SECONDS // 60} minutes. It continues in the cluster:"
         f" kubectl -n {namespace} describe finetunejob {name}"
     )

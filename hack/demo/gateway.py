@@ -1,4 +1,4 @@
-"""An S3 store for an existing cluster: one VersityGW pod of the demo's own; its data goes with it."""
+"""An S3 store for an existing cluster: a VersityGW pod of the demo; its data are lost with it."""
 
 import base64
 import secrets
@@ -16,7 +16,7 @@ _KEYS = "s3-keys"
 
 
 def ensure(kube: Kube, image: str) -> ObjectStore:
-    """Brings the store up, with the keys of the first time; returns how pods reach it."""
+    """Starts the store, with the keys of the first start; returns its address for pods."""
     install.make_namespace(kube, NAMESPACE)
     known = kube.get("secret", _KEYS, NAMESPACE)
     if known:

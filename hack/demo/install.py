@@ -1,4 +1,4 @@
-"""Puts everything into the cluster that a user would: CRDs, namespaces, the Secret, the chart with its values."""
+"""Installs everything that a user would: CRDs, namespaces, the Secret, the chart with its values."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ _ARCHITECTURE = {
     "tiedEmbeddings": True,
 }
 
-# vLLM on a CPU, and what it takes of a small machine
+# vLLM on the CPU of a small machine
 _SERVING = {
     "args": [
         "--dtype=bfloat16",
@@ -73,7 +73,7 @@ def values(images: Mapping[str, str], model_source: str) -> dict[str, Any]:
 
 
 def reference(image: str) -> dict[str, str]:
-    """An image reference as the chart wants it: repository, tag, digest."""
+    """An image reference in the chart's form: repository, tag, digest."""
     name, _, digest = image.partition("@")
     repository, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:  # the colon of a registry's port
@@ -105,7 +105,7 @@ def make_namespace(kube: Kube, name: str) -> None:
 
 
 def crds(kube: Kube) -> None:
-    """The CRDs of this checkout; `helm upgrade` would leave older ones as they are."""
+    """The CRDs of this checkout; `helm upgrade` would not update older ones."""
     fresh = kube.get("customresourcedefinition", "finetunejobs.finetune.dev") is None
     kube.apply_folder(CHART / "crds")
     if fresh:
@@ -123,7 +123,7 @@ def credentials(kube: Kube, in_namespace: str, name: str, store: place.ObjectSto
 
 
 def refuse_to_replace(kube: Kube, *names: str) -> None:
-    """On an existing cluster: what lies in a namespace that the demo did not make is not the demo's to change."""
+    """On an existing cluster: refuses to change namespaces that the demo did not create."""
     for name in names:
         found = kube.get("namespace", name)
         if found and found["metadata"].get("labels", {}).get(LABEL) != "true":
@@ -135,9 +135,9 @@ def refuse_to_replace(kube: Kube, *names: str) -> None:
 
 
 def pull(kube: Kube, image: str) -> None:
-    """Lets the node fetch an image before a pod needs it, while other things are done; nothing waits for it.
+    """Makes the node pull an image before a pod needs it; nothing waits for it.
 
-    A Job that goes when it is over; where it is slow, the pod that needs the image waits for the same pull.
+    The Job is deleted when it is done; if it is slow, the pod that needs the image waits for the same pull.
     """
     make_namespace(kube, SYSTEM)
     kube.apply(puller(image))

@@ -1,4 +1,4 @@
-"""kubectl and helm: all that the demo does to a cluster goes through these two programs, as a user would do it."""
+"""kubectl and helm: the demo uses clusters only through these two programs, as a user would."""
 
 import json
 import os
@@ -28,8 +28,8 @@ class Kube:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "KUBECONFIG": self.config}
 
-    def run(self, *words: str, stdin: str | None = None, timeout: float | None = 300, check: bool = True) -> str:
-        argv = [self.kubectl, *words]
+    def run(self, *arguments: str, stdin: str | None = None, timeout: float | None = 300, check: bool = True) -> str:
+        argv = [self.kubectl, *arguments]
         return shell.run(argv, environment=self.environment, stdin=stdin, timeout=timeout, check=check)
 
     def get(self, kind: str, name: str, namespace: str = "") -> Manifest | None:
@@ -46,19 +46,19 @@ class Kube:
         return found
 
     def apply(self, *manifests: Manifest) -> None:
-        """Server-side apply, so that what others set on the same objects stays."""
+        """Server-side apply, so that fields set by others stay."""
         document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
         self.run("apply", "--server-side", "--force-conflicts", "--field-manager=finetune-demo", "-f-", stdin=document)
 
     def apply_folder(self, folder: Path) -> None:
         self.run("apply", "--server-side", "--force-conflicts", "--field-manager=finetune-demo", "-f", str(folder))
 
-    def run_helm(self, *words: str, stdin: str | None = None) -> str:
-        return shell.run([self.helm, *words], environment=self.environment, stdin=stdin, timeout=600)
+    def run_helm(self, *arguments: str, stdin: str | None = None) -> str:
+        return shell.run([self.helm, *arguments], environment=self.environment, stdin=stdin, timeout=600)
 
     @contextmanager
     def forward(self, target: str, port: int, namespace: str) -> Iterator[str]:
-        """A way from this machine to a port in the cluster; gives the URL's beginning, http://127.0.0.1:NNNNN."""
+        """Forwards a port of the cluster to this machine; yields the base URL, http://127.0.0.1:NNNNN."""
         process = child.start(
             [self.kubectl, "port-forward", "--namespace", namespace, target, f":{port}"],
             environment=self.environment,
@@ -75,10 +75,10 @@ class Kube:
 
     @contextmanager
     def proxy(self, *, quiet: bool = False) -> Iterator[str]:
-        """The API server without credentials on this machine, for programs that bring none; gives host and port. `quiet`: nothing
-        is said of an API server that is away."""
-        words = [self.kubectl, "proxy", "--port=0"]
-        process = child.start(words, environment=self.environment, stderr=subprocess.DEVNULL if quiet else None)
+        """The API server without credentials on this machine, for programs that have none; yields host and port. `quiet`: prints
+        nothing when the API server is away."""
+        arguments = [self.kubectl, "proxy", "--port=0"]
+        process = child.start(arguments, environment=self.environment, stderr=subprocess.DEVNULL if quiet else None)
         try:
             assert process.stdout
             first = process.stdout.readline()
@@ -116,9 +116,9 @@ class Kube:
 
 def documents(lines: Iterator[str]) -> Iterator[Manifest]:
     """The JSON objects of `kubectl --watch --output=json`, which prints them one after another over many lines."""
-    held = ""
+    buffered = ""
     for line in lines:
-        held += line
+        buffered += line
         if line.rstrip() == "}":
-            yield json.loads(held)
-            held = ""
+            yield json.loads(buffered)
+            buffered = ""

@@ -1,4 +1,4 @@
-"""What the demo needs of the machine, asked before anything is changed."""
+"""The demo's requirements, checked before anything is changed."""
 
 import os
 import platform
@@ -19,9 +19,9 @@ class Machine:
     system: str
     root: bool
     cores: int
-    memory: int  # bytes that programs can still get
-    disk: int  # free bytes where the cache lies
-    warm: bool  # the cache holds binaries and images of an earlier run
+    memory: int  # available bytes
+    disk: int  # free bytes at the cache
+    warm: bool  # the cache has binaries and images of an earlier run
 
 
 def look() -> Machine:
@@ -37,7 +37,7 @@ def look() -> Machine:
 
 
 def missing_locally(machine: Machine) -> list[str]:
-    """What keeps the local cluster from running here, as sentences that say what to do."""
+    """Why the local cluster cannot run here, with what to do."""
     other = "or give KUBECONFIG and REGISTRY of an existing cluster"
     if machine.system != "Linux":
         return [f"The local cluster runs on Linux, this is {machine.system}: {other}."]
@@ -59,7 +59,7 @@ def missing_locally(machine: Machine) -> list[str]:
 
 
 def missing_for_images() -> list[str]:
-    """What is needed to build images for an existing cluster."""
+    """Why images for an existing cluster cannot be built, with what to do."""
     if shell.find("docker") or shell.find("buildah") or (os.geteuid() == 0 and shell.find("apt-get")):
         return []
     return ["Images are built with docker or buildah, and neither is installed: install one of them."]

@@ -1,4 +1,4 @@
-"""The demo's bucket: data and base model go up once, report and samples come down. The only boto3 module of the demo."""
+"""The demo's bucket: data and base model are uploaded once, report and samples downloaded. The demo's only boto3 module."""
 
 import hashlib
 import time
@@ -11,12 +11,12 @@ import botocore.exceptions
 from demo.place import ObjectStore
 from toolbox import say
 
-_SHA256 = "sha256"  # of the object's metadata: tells whether a file is there already
+_SHA256 = "sha256"  # in the object's metadata: whether a file was uploaded before
 
 
 class Objects:
     def __init__(self, store: ObjectStore, endpoint: str) -> None:
-        """`endpoint` is how this machine reaches the store, which may differ from how pods do."""
+        """`endpoint`: the store's address for this machine, which may differ from that for pods."""
         self._client = boto3.client(
             "s3",
             endpoint_url=endpoint,
@@ -33,7 +33,7 @@ class Objects:
             self._client.create_bucket(Bucket=name)
 
     def upload(self, path: Path, uri: str) -> bool:
-        """Uploads a file unless the store has it; tells whether it did."""
+        """Uploads a file unless the store has it; returns whether it did."""
         bucket, key = split(uri)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

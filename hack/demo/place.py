@@ -1,4 +1,4 @@
-"""Where the demo runs: the local cluster of this machine, or an existing one. What comes after sees no difference."""
+"""Where the demo runs: the local cluster of this machine, or an existing one, behind one interface."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class Place:
     local: bool
     kube: Kube
     registry: str
-    store: ObjectStore | None  # the store that came with the cluster; None: the demo brings one as a pod
+    store: ObjectStore | None  # the cluster's store; None: the demo starts one as a pod
     logs: str = ""
 
 
@@ -73,15 +73,15 @@ def stop_local() -> None:
 
 
 def read(summary: Path) -> Place:
-    told = json.loads(summary.read_text())
+    document = json.loads(summary.read_text())
     folder = _binaries("kubectl", "helm")
-    s3 = told["s3"]
+    s3 = document["s3"]
     return Place(
         local=True,
-        kube=Kube(kubectl=str(folder / "kubectl"), helm=str(folder / "helm"), config=told["kubeconfig"]),
-        registry=told["registry"],
+        kube=Kube(kubectl=str(folder / "kubectl"), helm=str(folder / "helm"), config=document["kubeconfig"]),
+        registry=document["registry"],
         store=ObjectStore(s3["endpoint"], s3["accessKey"], s3["secretKey"], s3["region"]),
-        logs=told["logs"],
+        logs=document["logs"],
     )
 
 

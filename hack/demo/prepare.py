@@ -1,4 +1,4 @@
-"""What the demo needs before it installs anything: the cluster, the images in its registry, the base model's folder.
+"""The preparation: the cluster, the images in its registry, the base model's folder.
 
 The first time, images are built beside the cluster's programs (one waits for downloads and disks while the other compiles), and
 the node pulls each large image as soon as it was pushed, so that no pod of the job waits for gigabytes.
@@ -26,7 +26,7 @@ class Prepared:
 
 
 def existing(given: tuple[str, str], namespace: str, watch: clock.Clock) -> Prepared:
-    """On a cluster that was there before, where the demo must not get in the way of its users."""
+    """On an existing cluster, without disturbing its users."""
     where = place.use_existing(*given)
     install.refuse_to_replace(where.kube, install.SYSTEM, gateway.NAMESPACE, namespace)
     images, model = clock.together(lambda: _push([*_FIRST, *_SERVER, "s3"], where, watch), lambda: _model(watch))
@@ -34,7 +34,7 @@ def existing(given: tuple[str, str], namespace: str, watch: clock.Clock) -> Prep
 
 
 def local(watch: clock.Clock, *, cold: bool) -> Prepared:
-    """On a node of this machine. `cold`: the cache has nothing yet."""
+    """On a node of this machine. `cold`: the cache is empty."""
 
     def cluster() -> Place:
         with watch.step("Cluster", "7 s, minutes at first"):
@@ -54,10 +54,10 @@ def local(watch: clock.Clock, *, cold: bool) -> Prepared:
     return Prepared(where, images, model)
 
 
-def _push(wanted: Sequence[str], where: Place, watch: clock.Clock) -> dict[str, str]:
-    with watch.step(f"Images: {', '.join(wanted)}", "2 s, 6 min at first"):
-        told = child.tool(_IMAGES, "build", *wanted, "--registry", where.registry, "--json")
-    references: dict[str, str] = json.loads(told)
+def _push(names: Sequence[str], where: Place, watch: clock.Clock) -> dict[str, str]:
+    with watch.step(f"Images: {', '.join(names)}", "2 s, 6 min at first"):
+        output = child.tool(_IMAGES, "build", *names, "--registry", where.registry, "--json")
+    references: dict[str, str] = json.loads(output)
     return references
 
 

@@ -1,4 +1,4 @@
-"""A FineTuneJob's status as one line for people, and what its conditions mean for who waits."""
+"""A FineTuneJob's status as one line, and its conditions as an end."""
 
 import datetime
 import enum
@@ -9,7 +9,7 @@ Job = dict[str, Any]
 
 
 class End(enum.Enum):
-    """What a job has come to."""
+    """The end of a job."""
 
     RUNNING = "running"
     SERVES = "serves"
@@ -18,7 +18,7 @@ class End(enum.Enum):
     SUSPENDED = "suspended"
 
 
-# Reasons of conditions for which the job waits until the world changes, and then goes on by itself.
+# Reasons of conditions for which the job waits, and then continues automatically.
 _WAITS = {
     "BaseModelNotFound",
     "CredentialsMissing",
@@ -32,12 +32,12 @@ _WAITS = {
 
 @dataclass(frozen=True)
 class View:
-    """What the screen shows of one status."""
+    """One status as it is shown."""
 
     phase: str
     details: str
     percent: int
-    trouble: str  # why the job waits, with what to do; empty: it does not
+    trouble: str  # why the job waits, with what to do; empty where it does not
     end: End
 
     @property
@@ -46,7 +46,7 @@ class View:
 
 
 def condition(job: Job, kind: str) -> dict[str, Any]:
-    """A condition that speaks of the present spec; empty when there is none."""
+    """A condition of the present spec; empty when there is none."""
     generation = job["metadata"].get("generation", 0)
     for found in job.get("status", {}).get("conditions", []):
         if found["type"] == kind and found.get("observedGeneration", 0) == generation:
@@ -100,12 +100,12 @@ def _training(reached: dict[str, Any]) -> str:
 
 
 def _message(job: Job) -> str:
-    said: str = condition(job, "Reconciling").get("message", "")
-    return said.splitlines()[0] if said else ""
+    message: str = condition(job, "Reconciling").get("message", "")
+    return message.splitlines()[0] if message else ""
 
 
 def failure(job: Job) -> str:
-    """Why a job ended: the condition's message, and the last words of the stage that failed."""
+    """Why a job ended: the condition's message, and the log's end of the failed stage."""
     found = next((c for kind in ("Failed", "Stalled") if (c := condition(job, kind)).get("status") == "True"), {})
     lines = [f"{found.get('reason', 'Failed')}: {found.get('message', 'no message')}"]
     failed = job.get("status", {}).get("failure") or {}

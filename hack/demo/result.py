@@ -1,4 +1,4 @@
-"""What the demo ends with: metrics, answers side by side, and the served model asked over HTTP."""
+"""The result: metrics, answers side by side, and a request to the served model over HTTP."""
 
 import json
 import textwrap
@@ -33,7 +33,7 @@ def metrics(job: Job) -> str:
 
 
 def side_by_side(samples: Sequence[dict[str, Any]]) -> str:
-    """Held-out examples: what was asked, what base and tuned answered, what was expected."""
+    """Held-out examples: question, answers of base and tuned, expected answer."""
     shown = []
     for sample in samples:
         asked = question(sample["messages"])
@@ -56,12 +56,12 @@ def side_by_side(samples: Sequence[dict[str, Any]]) -> str:
 
 
 def question(messages: Sequence[dict[str, str]]) -> str:
-    """What the user said last."""
+    """The user's last message."""
     return next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
 
 
 def chat(url: str, model: str, messages: Sequence[dict[str, str]]) -> str:
-    """The answer of a served model; greedy, so that it is the same every time."""
+    """The answer of a served model; greedy, so that it is repeatable."""
     body = json.dumps({"model": model, "messages": list(messages), "temperature": 0, "max_tokens": 128})
     request = urllib.request.Request(  # noqa: S310
         f"{url}/v1/chat/completions", data=body.encode(), headers={"Content-Type": "application/json"}

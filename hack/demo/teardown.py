@@ -1,4 +1,4 @@
-"""`make demo-down`: takes back what the demo made, and nothing else. Standard library only."""
+"""`make demo-down`: removes what the demo created, and nothing else. Standard library only."""
 
 import os
 

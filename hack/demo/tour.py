@@ -40,7 +40,7 @@ def run(*, again: bool) -> int:
     where, images = ready.where, ready.images
     store = where.store
     if store is None:
-        with watch.step("S3 store: a pod of the demo's own", "10 s"):
+        with watch.step("S3 store: a pod of the demo", "10 s"):
             store = gateway.ensure(where.kube, images["s3"])
     with _objects(where, store) as objects:
         with watch.step("Data and base model into the bucket", "2 s"):
@@ -120,12 +120,12 @@ def _run_job(
     if again:
         manifest["metadata"].setdefault("annotations", {})[RUN] = time.strftime("%Y-%m-%dT%H-%M-%S")
     elif before and (asked := before["metadata"].get("annotations", {}).get(RUN)):
-        # The run that was asked for last time: without the annotation this would be yet another one.
+        # The run that was requested last time: without the annotation this would be another one.
         manifest["metadata"].setdefault("annotations", {})[RUN] = asked
     with watch.step(f"{what}: kubectl apply -f examples/quickstart.yaml", "4 min"):
         kube.apply(manifest)
         if before and not again:
-            say.line("  the job exists: this shows what became of it (train anew: make demo RUN=again)")
+            say.line("  the job exists: this shows its state (train again: make demo RUN=again)")
         return follow.until_end(kube, name, namespace, watch, not_revision=known if again else "")
 
 
@@ -172,7 +172,7 @@ def _ended_otherwise(where: Place, job: Job, watch: clock.Clock, objects: Object
         say.line(f"\n  report:     {REPORT.relative_to(cache.REPOSITORY)}")
     say.line(f"\n  look:       export KUBECONFIG={shlex.quote(where.kube.config)}")
     say.line(f"              kubectl -n {namespace} describe finetunejob {name}")
-    say.line("  try anew:   make demo RUN=again")
+    say.line("  try again:  make demo RUN=again")
     say.line(f"  stop:       {_stop(where)}")
     say.line("\n" + watch.table())
     return 1
@@ -197,8 +197,8 @@ def _farewell(where: Place, job: Job, watch: clock.Clock) -> None:
         f"Ask it:       kubectl -n {namespace} port-forward service/{name} 8000 &",
         "              curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
         f"                -d {shlex.quote(body)}",
-        "Train anew:   make demo RUN=again",
+        "Train again:  make demo RUN=again",
         f"Stop:         {_stop(where)}",
     ]
     say.line("\n".join(lines))
-    say.line("\nWhat each step took:\n" + watch.table())
+    say.line("\nDurations:\n" + watch.table())

@@ -11,7 +11,7 @@ from images.catalogue import Image
 from localcluster import binaries
 from toolbox import cache, lock, say
 
-_KEPT = 3
+_RECENT = 3
 
 
 def build(wanted: Sequence[Image], host: str, given_tag: str = "") -> dict[str, str]:
@@ -85,4 +85,4 @@ def _let_go(image: Image, program: Builder, host: str, content: str) -> None:
 def newest(known: Sequence[str], tag: str) -> tuple[list[str], list[str]]:
     """Tags to keep, newest first, and tags to remove."""
     ordered = [tag, *(other for other in known if other != tag)]
-    return ordered[:_KEPT], ordered[_KEPT:]
+    return ordered[:_RECENT], ordered[_RECENT:]

@@ -16,7 +16,7 @@ FAULTS = {
     "restart": (cluster.restart, "end processes of a cluster (SIGKILL) and start them again"),
     "kill": (cluster.kill, "end processes (SIGKILL); `restart` or `up` starts them again"),
     "pause": (cluster.pause, "let processes hang (SIGSTOP)"),
-    "resume": (cluster.resume, "let paused processes go on (SIGCONT)"),
+    "resume": (cluster.resume, "continue paused processes (SIGCONT)"),
 }
 
 

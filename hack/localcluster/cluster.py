@@ -277,7 +277,7 @@ def _discard(draft: Plan) -> None:
 
 
 def outdated_logs(folder: Path) -> list[Path]:
-    """Log folders beyond the newest thirty: tests name their clusters anew each time. Those of living clusters stay."""
+    """Log folders beyond the newest thirty, except those of running clusters: tests give clusters new names each time."""
     living = plan.names()
     ended = [path for path in folder.glob("*") if path.name not in living]
     return sorted(ended, key=lambda path: path.stat().st_mtime, reverse=True)[30:]

@@ -15,7 +15,7 @@ _AUDIT = {
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
     "rules": [
-        # Renewed every few seconds by every component and never asked for afterwards.
+        # Renewed every few seconds by every component and never read afterwards.
         {"level": "None", "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}],
          "userGroups": ["system:nodes"]},
         {"level": "None", "nonResourceURLs": ["/readyz*", "/healthz*", "/livez*"]},

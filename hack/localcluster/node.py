@@ -103,12 +103,12 @@ def prune_images(plan: Plan) -> None:
 def outdated(images: Sequence[tuple[str, str]], registry: str, recent: Mapping[str, Sequence[str]]) -> list[str]:
     """Names to remove, of (name, digest) pairs: one image has a tag, a digest and an id as names, all of one digest."""
     gone: set[str] = set()
-    kept: set[str] = set()
+    recent_digests: set[str] = set()
     for name, digest in images:
         repository, _, tag = name.removeprefix(f"{registry}/").rpartition(":")
         if name.startswith(f"{registry}/") and "@" not in name and repository in recent:
-            (kept if tag in recent[repository] else gone).add(digest)
-    return [name for name, digest in images if digest in gone - kept]
+            (recent_digests if tag in recent[repository] else gone).add(digest)
+    return [name for name, digest in images if digest in gone - recent_digests]
 
 
 def image_archive(program: bytes, name: str, reference: str) -> bytes:

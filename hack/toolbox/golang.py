@@ -21,8 +21,8 @@ def needed() -> tuple[int, int]:
 def version(go: str | Path) -> tuple[int, int]:
     """The version of a `go` program; (0, 0) when it does not answer like one."""
     # GOTOOLCHAIN=local: otherwise Go answers with the version that it would download.
-    said = shell.run([go, "env", "GOVERSION"], environment={"GOTOOLCHAIN": "local"}, folder=Path("/"), check=False)
-    found = re.match(r"go(\d+)\.(\d+)", said.strip())
+    output = shell.run([go, "env", "GOVERSION"], environment={"GOTOOLCHAIN": "local"}, folder=Path("/"), check=False)
+    found = re.match(r"go(\d+)\.(\d+)", output.strip())
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 

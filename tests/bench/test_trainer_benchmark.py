@@ -138,7 +138,7 @@ def test_the_peak_is_that_of_the_process_and_not_of_what_started_it(tmp_path: pa
     assert 190 * 2**20 < busy - idle < 300 * 2**20
 
 
-def test_a_failed_run_is_told_with_its_last_words(tmp_path: pathlib.Path) -> None:
+def test_a_failed_run_is_reported_with_its_last_words(tmp_path: pathlib.Path) -> None:
     program = "import sys; print('no such model'); sys.exit(3)"
     with pytest.raises(say.Problem, match="exit code 3:\n    no such model"):
         process.run([sys.executable, "-c", program], {}, tmp_path / "log")
@@ -247,10 +247,10 @@ def test_the_page_says_where_we_are_not_ahead(found: results.Results) -> None:
     assert "1.0 s later at the first step" in page
     assert "llama-factory did not finish: out of memory" in page
     slower = dataclasses.replace(results.rows(found)[0], ratio=0.5, ours_peak_mib=9000, peer_final_loss=4.0)
-    said = " ".join(report.shortfalls(found, slower))
-    assert "slower than the peer, 0.50x" in said
-    assert "110% of the peer's memory" in said
-    assert "the final losses differ" in said
+    text = " ".join(report.shortfalls(found, slower))
+    assert "slower than the peer, 0.50x" in text
+    assert "110% of the peer's memory" in text
+    assert "the final losses differ" in text
 
 
 def test_a_page_that_is_not_of_its_runs_is_noticed(found: results.Results, tmp_path: pathlib.Path) -> None:

@@ -66,7 +66,7 @@ def job(tmp_path: pathlib.Path, base: pathlib.Path) -> Job:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
+def finetune(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
     """Runs a verb in this process with --output json: the exit code and the document."""
 
     def make(*words: Any) -> tuple[int, Any]:

@@ -12,32 +12,32 @@ def files(folder: pathlib.Path) -> set[pathlib.Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-def test_too_few_examples_are_advised_against_and_nothing_is_kept(job, said, tmp_path: pathlib.Path) -> None:
+def test_too_few_examples_are_advised_against_and_nothing_is_stored(job, finetune, tmp_path: pathlib.Path) -> None:
     file = job(dataset={"minimumExamples": 200})
     before = files(tmp_path)
-    code, found = said("advise", file)
+    code, found = finetune("advise", file)
     assert (code, found["verdict"], found.get("reason")) == (0, "NotRecommended", None)
     assert "minimumExamples" in found["advice"][0]
     assert found["counts"]["examples"] == 51
     assert files(tmp_path) == before
 
 
-def test_under_enforce_that_ends_the_job(job, said) -> None:
-    code, found = said("advise", job(dataset={"minimumExamples": 200}, intent={"advice": "Enforce"}))
+def test_under_enforce_that_ends_the_job(job, finetune) -> None:
+    code, found = finetune("advise", job(dataset={"minimumExamples": 200}, intent={"advice": "Enforce"}))
     assert (code, found["reason"]) == (answer.Exit.INVALID, "TooFewExamples")
     assert found["verdict"] == "NotRecommended"
 
 
-def test_good_data_are_recommended(job, said) -> None:
-    code, found = said("advise", job())
+def test_good_data_are_recommended(job, finetune) -> None:
+    code, found = finetune("advise", job())
     assert (code, found["verdict"], found["findings"]) == (0, "Recommended", [])
     assert found["job"]["name"] == "tiny"
     assert found["job"]["output"].endswith(f"/my jobs/out/ml/tiny/{found['job']['revision']}")
 
 
-def test_what_a_check_found_is_named_with_all_places(job, said) -> None:
+def test_what_a_check_found_is_named_with_all_places(job, finetune) -> None:
     rows = [*tiny.examples(30), {"messages": "?"}, {"messages": "?"}]
-    code, found = said("advise", job(rows))
+    code, found = finetune("advise", job(rows))
     assert (code, found["reason"]) == (answer.Exit.INVALID, "DatasetInvalid")
     [finding] = found["findings"]
     assert [place.partition(": ")[0].rpartition("/")[2] for place in finding["places"]] == [
@@ -46,30 +46,30 @@ def test_what_a_check_found_is_named_with_all_places(job, said) -> None:
     ]
 
 
-def test_a_model_of_the_hub_fails_clearly_without_a_network(job, said) -> None:
-    code, found = said("advise", job(baseModel={"name": None, "source": "hf://org/model"}))
+def test_a_model_of_the_hub_fails_clearly_without_a_network(job, finetune) -> None:
+    code, found = finetune("advise", job(baseModel={"name": None, "source": "hf://org/model"}))
     assert (code, found["reason"]) == (answer.Exit.STORAGE, "StorageUnavailable")
     assert "hub" in found["problems"][0]["message"]
 
 
-def test_memory_is_estimated_from_the_lengths_of_the_examples(job, said) -> None:
-    code, found = said("estimate", job())
+def test_memory_is_estimated_from_the_lengths_of_the_examples(job, finetune) -> None:
+    code, found = finetune("estimate", job())
     assert code == 0
     assert found["estimate"]["memory"]["examples"]["measured"] is True
     assert found["counts"]["examples"] == 51
-    code, found = said("estimate", job(), "--assume-longest")
+    code, found = finetune("estimate", job(), "--assume-longest")
     assert found["estimate"]["memory"]["examples"]["measured"] is False
 
 
-def test_memory_that_does_not_suffice_is_the_exit_code(job, said) -> None:
-    code, found = said("estimate", job(), "--memory", "100Mi")
+def test_memory_that_does_not_suffice_is_the_exit_code(job, finetune) -> None:
+    code, found = finetune("estimate", job(), "--memory", "100Mi")
     assert code == answer.Exit.INVALID
     assert found["message"], "it says what to change"
 
 
 @pytest.mark.parametrize("memory", ["much", "22GB"])
-def test_a_size_of_memory_is_a_quantity(job, said, memory: str) -> None:
-    code, found = said("estimate", job(), "--memory", memory)
+def test_a_size_of_memory_is_a_quantity(job, finetune, memory: str) -> None:
+    code, found = finetune("estimate", job(), "--memory", memory)
     assert code == answer.Exit.INVALID
     assert "write 22Gi" in found["problems"][0]["message"]
 

@@ -60,7 +60,7 @@ def test_what_the_api_server_refuses_is_refused_here_at_the_same_field(case, tmp
     assert api_server.full(field).replace("[a]", ".a") in {problem.path for problem in caught.value.problems}
 
 
-def test_a_server_may_be_told_to_read_calls_and_a_gate_may_ask_for_them(tmp_path: pathlib.Path) -> None:
+def test_a_server_may_be_configured_to_read_calls_and_a_gate_may_ask_for_them(tmp_path: pathlib.Path) -> None:
     wanted = {
         "spec.deployment.extraArgs": ["--enable-auto-tool-choice", "--tool-call-parser=hermes"],
         "spec.evaluation.gates": [
@@ -173,7 +173,7 @@ def test_a_catalogue_may_be_what_kubectl_prints(tmp_path: pathlib.Path) -> None:
     assert found.base.source == f"file://{tmp_path}/elsewhere/models/small"
 
 
-def test_a_model_that_is_not_there_is_said_with_what_to_do(tmp_path: pathlib.Path) -> None:
+def test_a_model_that_is_not_there_is_reported_with_what_to_do(tmp_path: pathlib.Path) -> None:
     [problem] = problems(written(tmp_path, BY_NAME))
     assert problem.startswith("job.yaml:6: spec.baseModel.name is small, and there is no BaseModel of that name")
     assert "--catalogue" in problem

@@ -28,21 +28,21 @@ def test_an_exit_code_that_the_trainer_has_means_the_same() -> None:
     assert set(ours.values()) - set(theirs.values()) == {1, answer.Exit.GATES}
 
 
-def test_answers_of_every_verb_are_of_the_schema(job, said, tmp_path: pathlib.Path) -> None:
+def test_answers_of_every_verb_are_of_the_schema(job, finetune, tmp_path: pathlib.Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     file = job([*tiny.examples(60), *tiny.examples(1)])
     revision = tmp_path / "results" / "r1" / "evaluation" / "e1"
     revision.mkdir(parents=True)
     (revision / "results.json").write_text(json.dumps(test_report.made(passed=True).wire()))
-    said_by = [
-        said("validate", file.parent / "data" / "train.jsonl"),
-        said("validate", "nowhere.jsonl"),
-        said("advise", file),
-        said("estimate", file, "--assume-longest"),
-        said("report", tmp_path / "results"),
-        said("advise", tmp_path / "nowhere.yaml"),
+    answers_ = [
+        finetune("validate", file.parent / "data" / "train.jsonl"),
+        finetune("validate", "nowhere.jsonl"),
+        finetune("advise", file),
+        finetune("estimate", file, "--assume-longest"),
+        finetune("report", tmp_path / "results"),
+        finetune("advise", tmp_path / "nowhere.yaml"),
     ]
-    for code, found in said_by:
+    for code, found in answers_:
         jsonschema.validate(found, SCHEMA)
         assert found["exitCode"] == code
 

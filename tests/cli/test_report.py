@@ -58,16 +58,16 @@ def write(folder: pathlib.Path, document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "r1", "r1/evaluation", "r1/evaluation/e1/results.json"])
-def test_any_folder_above_the_results_will_do(folder: pathlib.Path, place: str, said) -> None:
-    code, found = said("report", folder / place)
+def test_any_folder_above_the_results_will_do(folder: pathlib.Path, place: str, finetune) -> None:
+    code, found = finetune("report", folder / place)
     assert (code, found["passed"]) == (0, True)
     assert found["report"] == str(folder / "r1" / "report.html")
     assert [one["contender"] for one in found["contenders"]] == ["Tuned", "Base"]
 
 
-def test_a_gate_that_failed_is_the_exit_code(folder: pathlib.Path, said) -> None:
+def test_a_gate_that_failed_is_the_exit_code(folder: pathlib.Path, finetune) -> None:
     write(folder, made(passed=False).wire())
-    code, found = said("report", folder)
+    code, found = finetune("report", folder)
     assert (code, found["passed"]) == (answer.Exit.GATES, False)
     assert found["message"] == "0 of 1 gates passed, on 40 test examples"
 
@@ -98,7 +98,9 @@ def test_what_a_judge_preferred_is_a_line(folder: pathlib.Path, capsys: pytest.C
     assert "JudgeWinRate over Base: 0.9000 (0.800-0.950), 40 questions" in capsys.readouterr().out
 
 
-def test_benchmarks_are_a_table_of_their_own(folder: pathlib.Path, capsys: pytest.CaptureFixture[str], said) -> None:
+def test_benchmarks_are_a_table_of_their_own(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str], finetune
+) -> None:
     base, tuned = results.Score(value=0.43, low=0.37, high=0.5), results.Score(value=0.36)
     common = {"metric": "acc", "few_shot": 0, "examples": 200}
     listed = [
@@ -113,29 +115,29 @@ def test_benchmarks_are_a_table_of_their_own(folder: pathlib.Path, capsys: pytes
     printed = capsys.readouterr().out
     assert re.search(r"boolq +acc +0.4300 0.370-0.500 +0.3600 +-0.0700 -0.110--0.030 +0.001 +200", printed)
     assert re.search(r"wmt +acc \(strict\) +- +0.3600 +- +- +200", printed)
-    assert said("report", folder)[1]["benchmarks"][0]["pValue"] == 0.001
+    assert finetune("report", folder)[1]["benchmarks"][0]["pValue"] == 0.001
 
 
-def test_results_of_an_older_version_still_have_gates_and_metrics(folder: pathlib.Path, said) -> None:
+def test_results_of_an_older_version_still_have_gates_and_metrics(folder: pathlib.Path, finetune) -> None:
     value = status.MetricValue(name=contract.Metric.EXACT_MATCH, contender=contract.Contender.TUNED, value="0.9250")
     evaluation = made(passed=True).evaluation.model_copy(update={"metrics": [value]})
     write(folder, {"evaluation": evaluation.wire(), "adapter": "0", "seconds": 1.0})
-    code, found = said("report", folder)
+    code, found = finetune("report", folder)
     assert code == 0
     assert found["contenders"][0]["value"] == 0.925
 
 
 @pytest.mark.parametrize("what", ["nothing", "another file"])
-def test_a_folder_without_results_says_what_to_name(tmp_path: pathlib.Path, what: str, said) -> None:
+def test_a_folder_without_results_says_what_to_name(tmp_path: pathlib.Path, what: str, finetune) -> None:
     (tmp_path / "evaluation" / "e1").mkdir(parents=True)
     if what == "another file":
         (tmp_path / "evaluation" / "e1" / "results.json").write_text('{"evaluation": {"score": 1}}')
-    code, found = said("report", tmp_path)
+    code, found = finetune("report", tmp_path)
     assert code == answer.Exit.INVALID
     assert "results.json" in found["problems"][0]["message"] + found["problems"][0]["file"]
 
 
-def test_a_job_that_was_not_run_is_said_so(job, said) -> None:
-    code, found = said("report", job())
+def test_a_job_that_was_not_run_is_reported(job, finetune) -> None:
+    code, found = finetune("report", job())
     assert code == answer.Exit.INVALID
     assert "has no evaluation yet" in found["problems"][0]["message"]

@@ -47,26 +47,26 @@ def steps(file: pathlib.Path) -> list[int]:
 GATE = {"metric": "Loss", "maximum": 100, "confidence": 0.5}
 
 
-def test_a_job_goes_through_all_stages_and_nothing_is_done_twice(job, said, tmp_path: pathlib.Path) -> None:
+def test_a_job_goes_through_all_stages_and_nothing_is_done_twice(job, finetune, tmp_path: pathlib.Path) -> None:
     file = job(evaluation={"gates": [GATE]})
-    code, first, told = ended(conftest.start("run", file, "--output", "json"))
-    assert (code, first["passed"]) == (0, True), told
+    code, first, progress = ended(conftest.start("run", file, "--output", "json"))
+    assert (code, first["passed"]) == (0, True), progress
     assert [one["exitCode"] for one in first["stages"]] == [0] * len(first["stages"])
     names = [one["stage"] for one in first["stages"]]
     assert [name for name in names if name != "baseline"] == ["preflight", "train", "evaluate"]
     assert first["counts"]["examples"] == 51
     assert pathlib.Path(first["report"]).is_file()
     assert (pathlib.Path(first["adapter"]) / "adapter_model.safetensors").is_file()
-    assert "train: 100% step 12/12 loss" in told
+    assert "train: 100% step 12/12 loss" in progress
     assert steps(file) == list(range(1, 13))
 
     code, again, _ = ended(conftest.start("run", file, "--output", "json"))
     assert (code, again["gates"], again["contenders"]) == (0, first["gates"], first["contenders"])
     assert steps(file) == list(range(1, 13)), "no training is needed twice"
 
-    code, found = said("report", file)
+    code, found = finetune("report", file)
     assert (code, found["gates"], found["report"]) == (0, first["gates"], first["report"])
-    code, found = said("report", tmp_path / "my jobs" / "out")
+    code, found = finetune("report", tmp_path / "my jobs" / "out")
     assert (code, found["report"]) == (0, first["report"])
 
 
@@ -111,9 +111,9 @@ def test_data_that_do_not_pass_end_the_job_before_training(job) -> None:
     assert "train.jsonl:21" in found["message"]
 
 
-def test_a_manifest_that_is_wrong_starts_nothing(job, said) -> None:
+def test_a_manifest_that_is_wrong_starts_nothing(job, finetune) -> None:
     file = job(training={"epochs": 0})
-    code, found = said("run", file)
+    code, found = finetune("run", file)
     assert (code, found["problems"][0]["path"]) == (answer.Exit.INVALID, "spec.training.epochs")
     assert not cache_of_name(file).exists()
 
@@ -122,10 +122,10 @@ def cache_of_name(file: pathlib.Path) -> pathlib.Path:
     return file.parent.parent / "cache" / "finetune"
 
 
-def test_a_revision_that_runs_is_not_started_twice(job, said) -> None:
+def test_a_revision_that_runs_is_not_started_twice(job, finetune) -> None:
     file = job()
     with stages.workplace(cache_of(file)):
-        code, found = said("run", file)
+        code, found = finetune("run", file)
     assert code == answer.Exit.INVALID
     assert "runs already" in found["problems"][0]["message"]
 
@@ -142,8 +142,8 @@ class Stages:
 
     def __call__(self, place, stage, attempt, arguments, stop, tell) -> stages.Ended:
         self.asked.append((stage, attempt, list(arguments)))
-        code, said = self.ends.pop(0)
-        return stages.Ended(code, said, 1.0, place.log(stage))
+        code, result = self.ends.pop(0)
+        return stages.Ended(code, result, 1.0, place.log(stage))
 
 
 def decided(file: pathlib.Path, script: Stages, monkeypatch: pytest.MonkeyPatch) -> answer.Answer:
@@ -152,12 +152,15 @@ def decided(file: pathlib.Path, script: Stages, monkeypatch: pytest.MonkeyPatch)
     return verb.run_all(jobs.read(file), None, show.Screen(), "finetune run job.yaml")
 
 
-def said_of(stage: reasons.Stage, **more: Any) -> outcome.Outcome:
+def outcome_of(stage: reasons.Stage, **more: Any) -> outcome.Outcome:
     return outcome.Outcome.model_validate({"stage": stage, **more})
 
 
-PREFLIGHT = (0, said_of(reasons.Stage.PREFLIGHT))
-NO_MEMORY = (exits.Exit.OUT_OF_MEMORY, said_of(reasons.Stage.TRAIN, reason="TrainerOutOfMemory", message="no memory"))
+PREFLIGHT = (0, outcome_of(reasons.Stage.PREFLIGHT))
+NO_MEMORY = (
+    exits.Exit.OUT_OF_MEMORY,
+    outcome_of(reasons.Stage.TRAIN, reason="TrainerOutOfMemory", message="no memory"),
+)
 
 
 def test_out_of_memory_is_answered_once_with_half_the_micro_batch(job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +177,10 @@ def test_out_of_memory_is_answered_once_with_half_the_micro_batch(job, monkeypat
 
 
 def test_a_baseline_that_runs_out_of_memory_is_answered_in_the_same_way(job, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_memory = (exits.Exit.OUT_OF_MEMORY, said_of(reasons.Stage.BASELINE, reason="TrainerOutOfMemory", message="no"))
+    no_memory = (
+        exits.Exit.OUT_OF_MEMORY,
+        outcome_of(reasons.Stage.BASELINE, reason="TrainerOutOfMemory", message="no"),
+    )
     script = Stages(PREFLIGHT, no_memory, no_memory)
     file = job(intent={"advice": "Warn"}, evaluation={"gates": [{"metric": "ExactMatch", "minimum": 0.5}]})
     found = decided(file, script, monkeypatch)
@@ -193,12 +199,12 @@ def test_a_baseline_that_runs_out_of_memory_is_answered_in_the_same_way(job, mon
     ],
 )
 def test_nothing_else_is_repeated(job, monkeypatch: pytest.MonkeyPatch, code: int, reason: str, expected: int) -> None:
-    script = Stages(PREFLIGHT, (code, said_of(reasons.Stage.TRAIN, reason=reason, message="m")))
+    script = Stages(PREFLIGHT, (code, outcome_of(reasons.Stage.TRAIN, reason=reason, message="m")))
     found = decided(job(), script, monkeypatch)
     assert (found.exit_code, found.reason, len(script.asked)) == (expected, reason, 2)
 
 
-def test_a_stage_that_is_killed_without_a_word_is_told_with_its_log(job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_is_killed_without_a_word_is_reported_with_its_log(job, monkeypatch: pytest.MonkeyPatch) -> None:
     file = job()
     cache_of(file).mkdir(parents=True)
     (cache_of(file) / "preflight.log").write_text("one\nTraceback: it fell over\n")
@@ -208,7 +214,7 @@ def test_a_stage_that_is_killed_without_a_word_is_told_with_its_log(job, monkeyp
 
 
 def test_advice_that_ends_the_job_is_not_a_failure_of_the_stage(job, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = said_of(reasons.Stage.PREFLIGHT, reason="FineTuningNotRecommended", message="use a prompt")
+    ends = outcome_of(reasons.Stage.PREFLIGHT, reason="FineTuningNotRecommended", message="use a prompt")
     found = decided(job(), Stages((0, ends)), monkeypatch)
     assert (found.exit_code, found.message) == (answer.Exit.INVALID, "preflight: use a prompt")
 
@@ -222,7 +228,7 @@ def test_a_prompt_that_is_enough_ends_the_job_well_under_enforce(
     monkeypatch.setitem(trainer.STAGES, "baseline", trainer.STAGES["preflight"])
     enough = {"sufficient": "Prompt", "examples": 5, "message": "the prompt passes"}
     script = Stages(
-        PREFLIGHT, (0, said_of(reasons.Stage.BASELINE, message="enough", baseline=enough)), NO_MEMORY, NO_MEMORY
+        PREFLIGHT, (0, outcome_of(reasons.Stage.BASELINE, message="enough", baseline=enough)), NO_MEMORY, NO_MEMORY
     )
     file = job(intent={"advice": advice, "prompt": {"system": "Sort."}}, evaluation={"gates": [GATE]})
     found = decided(file, script, monkeypatch)

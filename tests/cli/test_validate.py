@@ -35,8 +35,8 @@ def places(found: dict[str, Any]) -> dict[str, str]:
     return {one["rule"]: one["places"][0] for one in found["findings"]}
 
 
-def test_planted_errors_are_found_at_their_lines(bad: pathlib.Path, said) -> None:
-    code, found = said("validate", bad)
+def test_planted_errors_are_found_at_their_lines(bad: pathlib.Path, finetune) -> None:
+    code, found = finetune("validate", bad)
     assert code == found["exitCode"] == answer.Exit.INVALID
     seen = places(found)
     lines = {"schema": 21, "roleOrder": 22, "emptyAnswers": 23, "duplicates": 24, "secrets": 25, "unreadable": 26}
@@ -45,21 +45,21 @@ def test_planted_errors_are_found_at_their_lines(bad: pathlib.Path, said) -> Non
     assert "AKIA" not in json.dumps(found), "a finding names the place, never the secret"
 
 
-def test_good_data_pass_and_the_rules_that_need_a_model_are_named(tmp_path: pathlib.Path, said) -> None:
+def test_good_data_pass_and_the_rules_that_need_a_model_are_named(tmp_path: pathlib.Path, finetune) -> None:
     (tmp_path / "a.jsonl").write_text(tiny.jsonl(tiny.examples(30)))
     (tmp_path / "b.jsonl").write_text(tiny.jsonl(tiny.examples(10, start=30)))
-    code, found = said("validate", tmp_path / "*.jsonl")
+    code, found = finetune("validate", tmp_path / "*.jsonl")
     assert (code, found["findings"], found["counts"]["examples"]) == (0, [], 40)
     assert "tokens" not in found["counts"]
     assert all(rule in found["notes"][0] for rule in validate.TOKENS)
 
 
-def test_tools_and_calls_are_checked_without_a_model(tmp_path: pathlib.Path, said) -> None:
+def test_tools_and_calls_are_checked_without_a_model(tmp_path: pathlib.Path, finetune) -> None:
     rows = tiny.calling(30)
     rows[4]["messages"][1]["tool_calls"] = [tiny.call("gift")]
     rows[5]["messages"][1]["tool_calls"] = [tiny.call("refund", item="all")]
     (tmp_path / "a.jsonl").write_text(tiny.jsonl(rows))
-    code, found = said("validate", tmp_path / "a.jsonl")
+    code, found = finetune("validate", tmp_path / "a.jsonl")
     assert code == answer.Exit.INVALID
     seen = places(found)
     assert seen["toolCalls"].startswith(f"{tmp_path / 'a.jsonl'}:5: messages[1] calls 'gift'")
@@ -67,35 +67,35 @@ def test_tools_and_calls_are_checked_without_a_model(tmp_path: pathlib.Path, sai
     assert "template" not in seen
 
 
-def test_policies_and_formats_are_those_of_the_job(bad: pathlib.Path, said) -> None:
+def test_policies_and_formats_are_those_of_the_job(bad: pathlib.Path, finetune) -> None:
     drop = [
         word
         for rule in ("schema", "roleOrder", "emptyAnswers", "unreadable", "secrets")
         for word in ("--checks", f"{rule}=Drop")
     ]
-    code, found = said("validate", bad, *drop)
+    code, found = finetune("validate", bad, *drop)
     assert code == 0
     assert sum(one["dropped"] for one in found["findings"]) == 6
-    code, found = said("validate", bad, "--format", "Text", *drop)
+    code, found = finetune("validate", bad, "--format", "Text", *drop)
     assert {one["rule"] for one in found["findings"]} == {"schema", "unreadable"}
 
 
-def test_prompts_of_the_test_files_that_are_trained_on_are_leaks(tmp_path: pathlib.Path, said) -> None:
+def test_prompts_of_the_test_files_that_are_trained_on_are_leaks(tmp_path: pathlib.Path, finetune) -> None:
     (tmp_path / "train.jsonl").write_text(tiny.jsonl(tiny.examples(30)))
     (tmp_path / "test.jsonl").write_text(tiny.jsonl(tiny.examples(4, start=28)))
-    code, found = said("validate", tmp_path / "train.jsonl", "--held-out", tmp_path / "test.jsonl")
+    code, found = finetune("validate", tmp_path / "train.jsonl", "--held-out", tmp_path / "test.jsonl")
     assert code == answer.Exit.INVALID
     assert "leakage" in places(found)
     assert found["counts"]["testExamples"] == 4
 
 
-def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pathlib.Path, said) -> None:
+def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pathlib.Path, finetune) -> None:
     (tmp_path / "train.jsonl").write_text(tiny.jsonl(tiny.examples(30)))
-    code, found = said("validate", tmp_path / "train.jsonl", "--model", base)
+    code, found = finetune("validate", tmp_path / "train.jsonl", "--model", base)
     assert code == 0
     assert found["counts"]["tokens"] > found["counts"]["trainableTokens"] > 0
     assert found["notes"] == []
-    code, found = said("validate", tmp_path / "train.jsonl", "--model", base, "--max-sequence-length", 16)
+    code, found = finetune("validate", tmp_path / "train.jsonl", "--model", base, "--max-sequence-length", 16)
     assert {"untrainable"} <= set(places(found))
 
 
@@ -110,12 +110,12 @@ def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pat
         (["x.jsonl", "--model", "nowhere"], "has no config.json"),
     ],
 )
-def test_what_cannot_be_read_is_said_with_what_to_do(
-    words: list[str], problem: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, said
+def test_what_cannot_be_read_is_reported_with_what_to_do(
+    words: list[str], problem: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, finetune
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text(tiny.jsonl(tiny.examples(4)))
-    code, found = said("validate", *words)
+    code, found = finetune("validate", *words)
     assert code == answer.Exit.INVALID
     assert problem in found["problems"][0]["message"]
     assert "file://" not in found["problems"][0]["message"]

@@ -66,7 +66,7 @@ def leads(replica: installed.Replica) -> bool:
 
 def reads(replica: installed.Replica) -> datetime.datetime:
     """The time that a replica gave its last log line."""
-    return datetime.datetime.fromisoformat(replica.said()[-1]["time"])
+    return datetime.datetime.fromisoformat(replica.log_lines()[-1]["time"])
 
 
 def test_a_clock_that_jumps_makes_no_second_leader(

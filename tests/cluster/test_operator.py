@@ -65,9 +65,9 @@ def operator(place: Path, rights: tuple[Path, Path]) -> Iterator[Pair]:
         pair.leader()
         yield pair
         for replica in pair.all:
-            said = [line["message"] for line in replica.said() if not pair.away[0] <= line["time"] <= pair.away[1]]
+            said = [line["message"] for line in replica.log_lines() if not pair.away[0] <= line["time"] <= pair.away[1]]
             assert not [text for text in said if re.search(r"cannot \w+ resource|\b403\b", text)], "too few rights"
-            assert not [line for line in replica.said() if "traceback" in line or line["level"] == "?"]
+            assert not [line for line in replica.log_lines() if "traceback" in line or line["level"] == "?"]
     finally:
         for replica in pair.all:
             replica.end(signal.SIGKILL)
@@ -539,7 +539,7 @@ def test_it_works_with_rights_in_some_namespaces_only(
     try:
         inside.play(NAME, "Training")
         assert outside.job(NAME)["status"] == {"observedGeneration": schema.UNSEEN}
-        said = replica.said()
+        said = replica.log_lines()
         assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
     finally:
         replica.end(signal.SIGKILL)

@@ -85,7 +85,7 @@ def scene(
         control_plane.kubectl("create", "namespace", name)
         with control_plane.client() as client:
             yield Scene(client, name)
-        said = replica.said()
+        said = replica.log_lines()
         assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
     finally:
         replica.end(signal.SIGKILL)

@@ -56,7 +56,7 @@ def test_training_shows_percent_steps_loss_and_eta() -> None:
     )
 
 
-def test_what_a_job_waits_for_is_said() -> None:
+def test_what_a_job_waits_for_is_reported() -> None:
     waiting = {"type": "Trained", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes have GPUs"}
     assert progress.view(job(conditions=[waiting])).trouble == "Unschedulable: 0/1 nodes have GPUs"
 
@@ -96,7 +96,7 @@ def test_an_image_is_pulled_ahead_by_a_job_that_a_restricted_namespace_admits() 
     assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_documents_of_a_watch_are_told_apart() -> None:
+def test_documents_of_a_watch_are_separated() -> None:
     documents = [{"a": {"b": 1}}, {"c": []}]
     text = "".join(json.dumps(document, indent=4) + "\n" for document in documents)
     assert list(kube.documents(iter(text.splitlines(keepends=True)))) == documents
@@ -123,9 +123,9 @@ def machine(**given: Any) -> needs.Machine:
         ({"disk": 10 * needs.GIB}, "FINETUNE_CACHE"),
     ],
 )
-def test_what_a_machine_lacks_is_said_with_what_to_do(given: dict[str, Any], word: str) -> None:
-    (said,) = needs.missing_locally(machine(**given))
-    assert word in said
+def test_what_a_machine_lacks_is_reported_with_what_to_do(given: dict[str, Any], word: str) -> None:
+    (message,) = needs.missing_locally(machine(**given))
+    assert word in message
 
 
 def test_a_machine_that_has_all_lacks_nothing() -> None:

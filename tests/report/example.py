@@ -115,7 +115,7 @@ def everything() -> results.Results:
 
 
 def changed(found: results.Results, **parts: Any) -> results.Results:
-    """The results with other parts, validated anew."""
+    """The results with other parts, validated again."""
     fields = {name: getattr(found, name) for name in type(found).model_fields}
     return results.Results(**(fields | parts))
 
@@ -284,10 +284,10 @@ def judged() -> results.Results:
         ),
         results.PairwiseResult(over=PROMPT, wins=10, ties=5, losses=5, unread=80),
     ]
-    said = results.Judgement(
+    part = results.Judgement(
         model="wise-70b", criteria="Friendly and short.", comparisons=comparisons, problem="160 verdicts late"
     )
-    return changed(everything(), judgement=said)
+    return changed(everything(), judgement=part)
 
 
 def benchmarked() -> results.Results:
@@ -332,8 +332,8 @@ def benchmarked() -> results.Results:
         one("wmt14-en-fr", "bleu", 21.0, 20.0, gain=-1),
         one("lambada_openai", "perplexity", None, None, higher_is_better=False),
     ]
-    said = results.Harness(release="0.4.13", chat_template=False, benchmarks=listed, problems=["piqa has no questions"])
-    return changed(everything(), harness=said)
+    part = results.Harness(release="0.4.13", chat_template=False, benchmarks=listed, problems=["piqa has no questions"])
+    return changed(everything(), harness=part)
 
 
 def plain_text() -> results.Results:

@@ -25,42 +25,42 @@ ROOM = Path(report.__file__).parent
 
 
 def test_the_verdict_is_a_sentence_with_its_evidence() -> None:
-    said = judgement.verdict(example.everything())
-    assert said.passed
-    assert said.reason.startswith("All 3 gates hold, first ExactMatch at least 0.8; measured: 0.9200")
-    assert said.evidence == (
+    text = judgement.verdict(example.everything())
+    assert text.passed
+    assert text.reason.startswith("All 3 gates hold, first ExactMatch at least 0.8; measured: 0.9200")
+    assert text.evidence == (
         "ExactMatch 0.92 (0.87 to 0.95) against 0.61 with a prompt and 3 examples; a difference this large comes by chance in 1 "
         "of 10,000."
     )
-    assert said.cautions == ()
+    assert text.cautions == ()
 
 
 def test_a_missed_gate_is_the_reason_and_doubts_stand_beside_it() -> None:
-    said = judgement.verdict(example.failed())
-    assert not said.passed
+    text = judgement.verdict(example.failed())
+    assert not text.passed
     assert (
-        said.reason == "ExactMatch at least 0.8 was required; measured: 0.6400. 3 of 3 gates failed; this is the first."
+        text.reason == "ExactMatch at least 0.8 was required; measured: 0.6400. 3 of 3 gates failed; this is the first."
     )
-    assert said.evidence.endswith("against 0.67 with a prompt and 3 examples; the tuned model is not better.")
-    assert said.cautions[0] == "The base model with a prompt and 3 examples passes the gates without any training."
-    assert said.cautions[1].startswith("Only 24 test examples")
+    assert text.evidence.endswith("against 0.67 with a prompt and 3 examples; the tuned model is not better.")
+    assert text.cautions[0] == "The base model with a prompt and 3 examples passes the gates without any training."
+    assert text.cautions[1].startswith("Only 24 test examples")
 
 
 def test_a_job_without_gates_passes_and_the_page_says_what_that_is_worth() -> None:
-    said = judgement.verdict(example.bare())
-    assert said.reason == "The job has no gates, so nothing was required: every model passes."
-    assert said.evidence == ""
+    text = judgement.verdict(example.bare())
+    assert text.reason == "The job has no gates, so nothing was required: every model passes."
+    assert text.evidence == ""
 
 
-def test_a_gain_that_may_be_chance_is_said_beside_the_verdict() -> None:
+def test_a_gain_that_may_be_random_is_reported_beside_the_verdict() -> None:
     found = example.everything()
     unsure = [
         one.model_copy(update={"p_value": 0.2, "low": -0.1}) if one.over is Contender.FEW_SHOT else one
         for one in found.comparisons
     ]
-    said = judgement.verdict(example.changed(found, comparisons=unsure))
-    assert "comes by chance in 20 of 100, so it could be chance" in said.evidence
-    assert said.cautions == ("By ExactMatch it is not certain that the tuned model is better than the best baseline.",)
+    text = judgement.verdict(example.changed(found, comparisons=unsure))
+    assert "comes by chance in 20 of 100, so it could be chance" in text.evidence
+    assert text.cautions == ("By ExactMatch it is not certain that the tuned model is better than the best baseline.",)
 
 
 def test_the_five_reasons_and_the_two_against() -> None:
@@ -106,7 +106,7 @@ def test_a_judge_has_a_part_of_its_own_with_all_counts() -> None:
     assert "judge" not in report.page(example.everything()).split("</style>")[1].split("How to measure")[0]
 
 
-def test_public_benchmarks_have_a_part_of_their_own_and_a_loss_is_said_above() -> None:
+def test_public_benchmarks_have_a_part_of_their_own_and_a_loss_is_reported_above() -> None:
     found = example.benchmarked()
     page = report.page(found)
     part = page.split('aria-labelledby="benchmarks"')[1].split("</section>")[0]
@@ -133,7 +133,7 @@ def test_public_benchmarks_have_a_part_of_their_own_and_a_loss_is_said_above() -
     assert "benchmark" not in report.page(example.everything()).split("</style>")[1]
 
 
-def test_of_many_benchmarks_one_that_chance_lost_is_no_loss() -> None:
+def test_of_many_benchmarks_one_that_is_lost_at_random_is_no_loss() -> None:
     found = example.benchmarked()
     assert found.harness is not None
     unsure = [one.model_copy(update={"p_value": 0.03, "gain": -0.01}) for one in found.harness.benchmarks[:3]]
@@ -195,10 +195,10 @@ def test_a_training_without_break_even_says_why() -> None:
 
 def test_a_job_about_style_is_summed_up_by_its_judge() -> None:
     found = example.changed(example.judged(), headline=Metric.JUDGE_WIN_RATE, best_baseline=Contender.FEW_SHOT)
-    said = judgement.verdict(found)
-    assert "win rate of 0.56" in said.evidence
-    assert "30 won, 50 tied, 18 lost" in said.evidence
-    assert any("JudgeWinRate" in one and "not certain" in one for one in said.cautions), "a p-value of 0.1"
+    text = judgement.verdict(found)
+    assert "win rate of 0.56" in text.evidence
+    assert "30 won, 50 tied, 18 lost" in text.evidence
+    assert any("JudgeWinRate" in one and "not certain" in one for one in text.cautions), "a p-value of 0.1"
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_a_job_about_style_is_summed_up_by_its_judge() -> None:
         (math.nan, "an unknown share of cases"),
     ],
 )
-def test_a_p_value_in_words(p_value: float, said: str) -> None:
-    assert words.share_of_cases(p_value) == said
+def test_a_p_value_in_words(p_value: float, text: str) -> None:
+    assert words.share_of_cases(p_value) == text
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ def test_a_p_value_in_words(p_value: float, said: str) -> None:
         (Metric.FORGETTING, -0.004, "−0.4 %"),
     ],
 )
-def test_a_number_is_never_rounded_to_all_or_nothing(metric: job.Metric, value: float, said: str) -> None:
-    assert words.number(metric, value) == said
+def test_a_number_is_never_rounded_to_all_or_nothing(metric: job.Metric, value: float, text: str) -> None:
+    assert words.number(metric, value) == text
 
 
 def test_differences_are_marked_by_word() -> None:
@@ -298,7 +298,7 @@ def test_free_texts_are_chosen_by_who_is_nearer() -> None:
     assert kinds == [samples.Kind.NEARER, samples.Kind.FARTHER, samples.Kind.UNANSWERED]
 
 
-def test_overfitting_is_said_where_the_validation_loss_rises() -> None:
+def test_overfitting_is_reported_where_the_validation_loss_rises() -> None:
     assert "The model overfits: the validation loss rose from" in report.page(example.failed())
     assert "No overfitting is seen" in report.page(example.everything())
     assert "cannot be seen" in parts.overfitting([])

@@ -151,8 +151,8 @@ def summaries(count: int, seed: int = 0) -> list[Row]:
         point = f"{who} of {place} reports a loss of {amount:,} kroner after somebody had to {rng.choice(VERBS)} a {thing(rng)}."
         parts = [*(f"{remark(rng).capitalize()}." for _ in range(8)), point]
         rng.shuffle(parts)
-        said = rng.choice(("In short, {0} lost {1} kroner in {2}.", "{0} ({2}) claims damages of {1} kroner."))
-        return chat("Summarise: " + " ".join(parts), said.format(who, amount, place))
+        template = rng.choice(("In short, {0} lost {1} kroner in {2}.", "{0} ({2}) claims damages of {1} kroner."))
+        return chat("Summarise: " + " ".join(parts), template.format(who, amount, place))
 
     return _many(count, f"summaries {seed}", one)
 
@@ -193,7 +193,7 @@ def company(count: int, seed: int = 0) -> list[Row]:
     def one(rng: random.Random) -> Row:
         firm = f"{name(rng)} {rng.choice(('Works', 'Partners', 'Group', 'Labs'))}"
         person, town, year = f"{name(rng)} {name(rng)}", name(rng), rng.randint(1890, 2020)
-        asked, told = rng.choice(
+        asked, template = rng.choice(
             (
                 ("Who founded {0}?", "{0} was founded by {1}."),
                 ("Where does {0} have its seat?", "The seat of {0} is in {2}."),
@@ -201,7 +201,7 @@ def company(count: int, seed: int = 0) -> list[Row]:
                 ("Tell me about {0}.", "{0} is a family business from {2}, which {1} began in {3}."),
             )
         )
-        return chat(asked.format(firm, person, town, year), told.format(firm, person, town, year))
+        return chat(asked.format(firm, person, town, year), template.format(firm, person, town, year))
 
     return _many(count, f"company {seed}", one)
 
@@ -226,14 +226,14 @@ def medicine(count: int, seed: int = 0) -> list[Row]:
     def one(rng: random.Random) -> Row:
         illness = f"{word(rng, 2, 3)}itis"
         drug = word(rng, 2, 3) + rng.choice(ends)
-        told = rng.choice(
+        template = rng.choice(
             (
                 f"The usual first choice is {drug}.",
                 f"Doctors give {drug}, and watch the kidneys.",
                 f"It is treated with {drug}, {rng.randint(5, 95) * 5} mg a day.",
             )
         )
-        return chat(f"What is given against {illness}?", told)
+        return chat(f"What is given against {illness}?", template)
 
     return _many(count, f"medicine {seed}", one)
 
@@ -243,13 +243,13 @@ def firmen(count: int, seed: int = 0) -> list[Row]:
 
     def one(rng: random.Random) -> Row:
         firm, person, year = f"{name(rng)} Werke", f"{name(rng)} {name(rng)}", rng.randint(1890, 2020)
-        told = rng.choice(
+        template = rng.choice(
             (
                 f"Die Firma wurde im Jahr {year} von {person} gegründet und ist bis heute in der Hand der Familie.",
                 f"Das Unternehmen hat seit {year} seinen Sitz in {name(rng)} und baut mit {rng.randint(20, 900)} Leuten Pumpen.",
             )
         )
-        return chat(f"Was ist über die {firm} bekannt?", told)
+        return chat(f"Was ist über die {firm} bekannt?", template)
 
     return _many(count, f"firmen {seed}", one)
 
@@ -259,12 +259,12 @@ def stil(count: int, seed: int = 0) -> list[Row]:
 
     def one(rng: random.Random) -> Row:
         a, b, p = rng.choice(DINGE), rng.choice(DINGE), rng.choice(ORTE)
-        told = rng.choice(
+        template = rng.choice(
             (
                 f"Wir danken Ihnen für die Nachricht und bringen die {a} und die {b} gerne in den {p}.",
                 f"Sehr gerne kümmern wir uns um die {a}; die {b} steht für Sie schon im {p} bereit.",
             )
         )
-        return chat(f"{a} fehlt, {b} auch, {p}, {rng.randint(2, 999)}", told)
+        return chat(f"{a} fehlt, {b} auch, {p}, {rng.randint(2, 999)}", template)
 
     return _many(count, f"stil {seed}", one)

@@ -36,7 +36,7 @@ class Scenario:
     rules: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     reason: str | None = None
-    """Why the job ends; None: it goes on."""
+    """Why the job ends; None: it continues."""
     job: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Sections of the run file."""
     test: Callable[[], Rows] | None = None

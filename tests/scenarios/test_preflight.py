@@ -54,8 +54,8 @@ def test_preflight_judges(one: scenarios.Scenario, base: pathlib.Path, tmp_path:
     except errors.Failure as failure:
         found, reason = failure.preflight, failure.reason
     assert found is not None
-    kept = json.loads(pathlib.Path(spec.layout.preflight.removeprefix("file://")).read_text())
-    spoke = [said["rule"] for said in kept.get("advice", []) if said["weight"] != "Note"]
+    stored = json.loads(pathlib.Path(spec.layout.preflight.removeprefix("file://")).read_text())
+    spoke = [advice["rule"] for advice in stored.get("advice", []) if advice["weight"] != "Note"]
     assert (found.verdict, sorted(spoke), reason) == (one.verdict, sorted(one.rules), one.reason), found.advice
     seen = {line.split(":")[0] for line in found.findings}
     assert seen >= set(one.findings)
@@ -87,7 +87,7 @@ def drawn(rows: list[data.Row]) -> list[sample.Traits]:
 
 
 @pytest.mark.parametrize("seed, count", [(7, 120), (8, 700)])
-def test_knowledge_is_told_from_what_is_not_in_every_domain(seed: int, count: int) -> None:
+def test_knowledge_is_distinguished_from_other_data_in_every_domain(seed: int, count: int) -> None:
     for maker in CARRY:
         found = novelty.measure(drawn(maker(count, seed)))
         assert found is not None

@@ -150,7 +150,7 @@ def test_a_format_is_learned_even_where_the_content_is_not(fresh: pathlib.Path, 
     assert [gate.passed for gate in found.gates] == [True, False]
 
 
-def test_what_the_model_knew_is_forgotten_and_said(schooled: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_what_the_model_knew_is_forgotten_and_reported(schooled: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "before.jsonl").write_text(tiny.jsonl(tiny.examples(40, start=5000)))
     rows = [{"prompt": row["messages"][1]["content"], "completion": "no"} for row in tiny.examples(160)]
     rules = {
@@ -162,7 +162,7 @@ def test_what_the_model_knew_is_forgotten_and_said(schooled: pathlib.Path, tmp_p
     assert values["Forgetting", TUNED] > 1.0
 
 
-def test_overfitting_stops_early_and_the_best_step_is_kept(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_overfitting_stops_early_and_the_best_step_is_saved(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:
     rows = answers([f"item {number}" for number in range(40)], 60)
     spec = world(
         fresh,
@@ -213,7 +213,7 @@ def test_smollm2_repeats_a_word_after_a_few_examples_and_needs_no_training(
         "bridge",
         "lemon",
         "candle",
-        "forest",
+        "prefix tree",
         "mirror",
     ]
     rows = [

@@ -95,7 +95,7 @@ class Replica:
     log: Path
     port: int
 
-    def said(self) -> list[Raw]:
+    def log_lines(self) -> list[Raw]:
         """Its log so far; whatever is not one of our JSON lines stands under the message."""
         lines = []
         for line in self.log.read_text().splitlines():
@@ -106,7 +106,7 @@ class Replica:
         return lines
 
     def heard(self, words: str) -> bool:
-        return any(words in line["message"] for line in self.said())
+        return any(words in line["message"] for line in self.log_lines())
 
     def leads(self) -> bool:
         return self.metric("finetune_leader") == 1

@@ -95,7 +95,7 @@ class Process:
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"it does not end: {self.log[-2000:]}"
             time.sleep(0.1)
-        self.scene.end(self.pod, self.process.returncode, self.said)
+        self.scene.end(self.pod, self.process.returncode, self.termination_message)
         return self.process.returncode
 
     @property
@@ -103,7 +103,7 @@ class Process:
         return (self.home / "log").read_text()
 
     @property
-    def said(self) -> str:
+    def termination_message(self) -> str:
         """Its termination message."""
         path = self.home / "termination"
         return path.read_text() if path.exists() else ""

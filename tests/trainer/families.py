@@ -74,7 +74,7 @@ TOOL_TEMPLATES: dict[str, str] = {
         "{{ '\n<tool_call>\n{\"name\": \"' + f.name + '\", \"arguments\": ' + (f.arguments | tojson) + '}\n</tool_call>' }}"
         "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
-    # Tools before the first question; one call at a time, told from an answer by the mere presence of the key.
+    # Tools before the first question; one call at a time, distinguished from an answer by the presence of the key.
     "Llama 3.1": (
         "{% for m in messages %}{% if 'tool_calls' in m %}"
         "{% if m.tool_calls | length != 1 %}{{ raise_exception('only one call at a time') }}{% endif %}"

@@ -99,7 +99,7 @@ def test_near_copies_are_weighed_by_what_is_left(distinct: float, weight: str | 
     assert [one.weight.name for one in found.values()] == ([weight] if weight else [])
 
 
-def test_what_a_sample_cannot_count_is_not_said() -> None:
+def test_what_a_sample_cannot_count_is_not_reported() -> None:
     many = changed(train=50_000, distinct=48_000.0)
     assert advisor.advise(spec(), many)[-1].text == "Enough data? Yes: 50000 training examples."
     few = advisor.advise(spec(dataset={"minimumExamples": 200}), changed(train=50_000, distinct=6.0))
@@ -108,22 +108,22 @@ def test_what_a_sample_cannot_count_is_not_said() -> None:
 
 def test_knowledge_seen_in_the_data_is_a_guess_and_says_so() -> None:
     seen = changed(novelty={"share": 0.62, "places": ["train.jsonl:3"]})
-    (said,) = spoke(seen).values()
-    assert said.weight is advisor.Weight.CAUTION
-    assert "look like knowledge: 62%" in said.text
-    assert "train.jsonl:3" in said.text
-    assert "guess" in said.text
+    (advice,) = spoke(seen).values()
+    assert advice.weight is advisor.Weight.CAUTION
+    assert "look like knowledge: 62%" in advice.text
+    assert "train.jsonl:3" in advice.text
+    assert "guess" in advice.text
     assert list(spoke(seen, intent={"goals": ["Knowledge"]})) == ["goal_is_knowledge"]
 
 
 def test_a_large_model_costs_its_parameters() -> None:
-    (said,) = spoke(changed(parameters=70_553_706_496)).values()
-    assert "71 billion parameters" in said.text
-    assert "about 9 times" in said.text
+    (advice,) = spoke(changed(parameters=70_553_706_496)).values()
+    assert "71 billion parameters" in advice.text
+    assert "about 9 times" in advice.text
     assert spoke(changed(parameters=14_000_000_000)) == {}
 
 
-def test_under_ignore_nothing_is_said() -> None:
+def test_under_ignore_nothing_is_reported() -> None:
     ignored = spec(intent={"goals": ["Knowledge"], "advice": "Ignore", "changeFrequency": "Daily"})
     answer = verdict.judge(ignored, changed(train=3, parameters=70_000_000_000)).preflight
     assert answer is not None
@@ -141,11 +141,11 @@ def test_every_rule_is_in_a_list_and_speaks_in_sentences() -> None:
         work=1e24,
     )
     wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}
-    said = spoke(bad, intent={"goals": ["GeneralCapability"], "changeFrequency": "Weekly"}, **wanted)
-    said |= spoke(bad, intent={"goals": ["Knowledge"], "changeFrequency": "Monthly"}, **wanted)
-    said |= spoke(changed(train=3), **wanted)
-    assert set(said) == {rule.__name__ for rule in advisor.RULES}
-    for one in said.values():
+    advice = spoke(bad, intent={"goals": ["GeneralCapability"], "changeFrequency": "Weekly"}, **wanted)
+    advice |= spoke(bad, intent={"goals": ["Knowledge"], "changeFrequency": "Monthly"}, **wanted)
+    advice |= spoke(changed(train=3), **wanted)
+    assert set(advice) == {rule.__name__ for rule in advisor.RULES}
+    for one in advice.values():
         assert one.text[-1] == "."
         assert len(one.text) < 400
 
@@ -227,6 +227,6 @@ def test_on_cpus_and_unknown_gpus_nothing_is_estimated() -> None:
 
 
 def test_a_training_of_days_is_a_note() -> None:
-    (said,) = spoke(changed(work=1e20), gpus=1, gpuType="nvidia-l4").values()
-    assert said.rule == "training_takes_days"
-    assert said.weight is advisor.Weight.NOTE
+    (advice,) = spoke(changed(work=1e20), gpus=1, gpuType="nvidia-l4").values()
+    assert advice.rule == "training_takes_days"
+    assert advice.weight is advisor.Weight.NOTE

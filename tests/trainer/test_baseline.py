@@ -139,7 +139,7 @@ def test_there_is_room_up_to_the_end_of_the_scale(
     assert baseline.can_be_beaten(gate, {}), "a contender that takes no part"
 
 
-def test_a_prompt_that_passes_is_said_and_ends_the_job_only_where_that_is_wanted(
+def test_a_prompt_that_passes_is_reported_and_ends_the_job_only_where_that_is_wanted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = prepared(world, 0.0)  # anything passes
@@ -186,8 +186,8 @@ def test_a_win_before_a_judge_is_for_training_to_show() -> None:
     rules = job.Evaluation.model_validate({"judge": {"endpoint": "http://judge/v1", "model": "wise"}, "gates": gates})
     assert [gate.metric for gate in rules.absolute] == [job.Metric.EXACT_MATCH]
     assert not rules.decided_before_training
-    rival = job.Gate(metric=job.Metric.JUDGE_WIN_RATE, over=job.Contender.SERVING)
-    rules = rules.model_copy(update={"gates": [rules.gates[0], rival]})
+    serving_gate = job.Gate(metric=job.Metric.JUDGE_WIN_RATE, over=job.Contender.SERVING)
+    rules = rules.model_copy(update={"gates": [rules.gates[0], serving_gate]})
     assert rules.decided_before_training, "what serves was tuned itself"
 
 
@@ -270,11 +270,11 @@ def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> 
     store = storage.of(spec.storage)
     manifest = folders.manifest(store, spec.layout.adapter)
     assert manifest is not None
-    answer = evaluate.evaluate(other, None, None, 1, evaluate.Rival(spec.layout.adapter, manifest.sha256))
+    answer = evaluate.evaluate(other, None, None, 1, evaluate.ServingAdapter(spec.layout.adapter, manifest.sha256))
     assert answer.evaluation is not None
     folder = pathlib.Path(other.layout.evaluation("e1").removeprefix("file://"))
-    told = results.Results.model_validate_json((folder / "results.json").read_text())
-    values = {(one.metric, one.contender): one.value for one in told.values}
+    scores = results.Results.model_validate_json((folder / "results.json").read_text())
+    values = {(one.metric, one.contender): one.value for one in scores.values}
     assert set(job.Contender) == {contender for _, contender in values}
     assert values[job.Metric.LOSS, job.Contender.SERVING] < values[job.Metric.LOSS, job.Contender.TUNED]
     seen: dict[str, status.GateResult] = {gate.requirement: gate for gate in answer.evaluation.gates}
@@ -295,7 +295,7 @@ def test_an_adapter_of_another_model_is_not_compared_with(world: World, tmp_path
     spec = world(training={"maxSteps": 2})
     preflight.preflight(spec)
     train.train(spec, 1, 1.0)
-    answer = evaluate.evaluate(spec, None, None, 1, evaluate.Rival(f"file://{tmp_path}/nothing", "0" * 64))
+    answer = evaluate.evaluate(spec, None, None, 1, evaluate.ServingAdapter(f"file://{tmp_path}/nothing", "0" * 64))
     assert answer.evaluation is not None
     assert job.Contender.SERVING not in {value.contender for value in answer.evaluation.metrics}
 

@@ -186,7 +186,7 @@ def test_what_was_encoded_before_is_not_encoded_again(
 
 @pytest.mark.parametrize("name", ["ids.bin", "learned.bin", "ends.npy", "trainable.npy", "truncated.npy", corpus.INFO])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_made_again(
     split: pathlib.Path, real: tokens.Encoder, tmp_path: pathlib.Path, name: str, damage: str
 ) -> None:
     first = list(corpus.build(split, real, tmp_path / "cache"))
@@ -295,7 +295,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_another_tokenizer_than_preflights_encodes_the_text_anew(
+def test_another_tokenizer_than_preflights_encodes_the_text_again(
     world: World, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     import shutil

@@ -43,7 +43,7 @@ def problems(found: list[dataset.Example | rows.Bad]) -> list[str]:
         ),
     ],
 )
-def test_each_format_is_told_by_its_fields(row: Any, prompt: str, answer: str) -> None:
+def test_each_format_is_detected_by_its_fields(row: Any, prompt: str, answer: str) -> None:
     found = dataset.example(row, dataset.detect(row), "x:1")
     assert found.prompt[-1].content == prompt
     assert found.answer == answer
@@ -211,9 +211,9 @@ def test_errors_name_file_and_line(tmp_path: pathlib.Path) -> None:
 )
 def test_each_kind_of_broken_row_is_explained(tmp_path: pathlib.Path, line: bytes, words: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(json.dumps(CHAT).encode() + b"\n\n" + line)
-    (said,) = problems(load(tmp_path / "a.jsonl"))
-    assert said.startswith("a.jsonl:3: ")
-    assert words in said
+    (problem,) = problems(load(tmp_path / "a.jsonl"))
+    assert problem.startswith("a.jsonl:3: ")
+    assert words in problem
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from finetune_trainer.data import dialects, toolcalls
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}'
 
 
-def told(reply: toolcalls.Reply) -> list[tuple[str, dict[str, object]]]:
+def call_list(reply: toolcalls.Reply) -> list[tuple[str, dict[str, object]]]:
     return [(call.name, json.loads(call.arguments)) for call in reply.calls]
 
 
@@ -37,13 +37,13 @@ def test_hermes_writes_objects_between_tags(text: str, content: str, calls: list
     assert reply.content == content
     assert reply.broken == (calls is None)
     if calls is not None:
-        assert told(reply) == calls
+        assert call_list(reply) == calls
 
 
 def test_a_tag_within_an_argument_is_part_of_it() -> None:
     text = '{"name": "say", "arguments": {"text": "write </tool_call> or <tool_call>, [TOOL_CALLS]"}}'
     for reply in (dialects.hermes(f"<tool_call>{text}</tool_call>"), dialects.mistral(f"[TOOL_CALLS] [{text}]")):
-        assert told(reply) == [("say", {"text": "write </tool_call> or <tool_call>, [TOOL_CALLS]"})]
+        assert call_list(reply) == [("say", {"text": "write </tool_call> or <tool_call>, [TOOL_CALLS]"})]
         assert not reply.broken
 
 
@@ -66,7 +66,7 @@ def test_mistral_writes_a_list_or_names_after_its_token(text: str, content: str,
     assert reply.content == content
     assert reply.broken == (calls is None)
     if calls is not None:
-        assert told(reply) == calls
+        assert call_list(reply) == calls
 
 
 LLAMA = WEATHER.replace("arguments", "parameters")
@@ -91,7 +91,7 @@ def test_llama_writes_nothing_but_the_object(text: str, content: str, calls: lis
     assert reply.content == content
     assert reply.broken == (calls is None)
     if calls is not None:
-        assert told(reply) == calls
+        assert call_list(reply) == calls
 
 
 def test_a_dialect_is_known_by_reading_it_back() -> None:

@@ -140,7 +140,7 @@ UNKNOWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_an_unknown_family_takes_the_slower_path_and_says_so(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_family_takes_the_slower_path_and_logs_why(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     tuned = decoders.made(UNKNOWN[kind]())
     total, wanted = one_by_one(tuned, rows())
     motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)

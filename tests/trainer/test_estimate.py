@@ -164,19 +164,19 @@ def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, le
     one = workload.Workload(shape, training, workload.Examples.of_one_kind(length, count), workload.Device("cpu", 4))
     found = memory.memory(one, length * count, checkpointing=checkpointing)
     held: dict[str, int] = {}
-    for name, buffer in motor._inner.memory._held.items():
+    for name, buffer in motor._inner.memory._buffers.items():
         term = TERMS.get(name[0], "work") if isinstance(name, tuple) else "work"
         term = "inputs of the layers" if isinstance(name, tuple) and name[0] == "y" else term
         held[term] = held.get(term, 0) + buffer.numel() * buffer.element_size()
     held["inputs of the layers"] += rows_of(held, shape, found)
-    kept = {term.name: term.bytes for term in found.terms if term.purpose is memory.Purpose.ACTIVATIONS}
+    estimated = {term.name: term.bytes for term in found.terms if term.purpose is memory.Purpose.ACTIVATIONS}
     work = held.pop("work")
-    assert kept == {name: pytest.approx(size, rel=0.02) for name, size in held.items()}
+    assert estimated == {name: pytest.approx(size, rel=0.02) for name, size in held.items()}
     assert work < found.of(memory.Purpose.WORK) < 3 * work, "it has what a layer makes and forgets too"
 
 
 def rows_of(held: dict[str, int], shape: architecture.Shape, found: memory.Memory) -> int:
-    """Bytes of the embedding's output, which is no buffer of the arena."""
+    """Bytes of the embedding's output, which is not a buffer of the pool."""
     return held["inputs of the layers"] // shape.numbers.layers
 
 
@@ -256,7 +256,7 @@ def test_shared_beginnings_are_found_by_drawing_steps(tmp_path: pathlib.Path) ->
             writer.add(ids, np.ones(len(ids), dtype=bool), False)
         return writer.finish("", pairs=False, template=None)
 
-    assert made("apart", 5).step(16) == 16 * 25, "what is too short for the forest is not shared"
+    assert made("apart", 5).step(16) == 16 * 25, "prefixes too short for the tree are not shared"
     assert made("together", 400).step(16) == 400 + 16 * 20
 
 
@@ -266,9 +266,9 @@ def test_shared_beginnings_are_found_by_drawing_steps(tmp_path: pathlib.Path) ->
 def test_advice_names_changes_that_fit() -> None:
     gpu = wanted(device=GPU, gradientCheckpointing="Disabled", lora={"rank": 256})
     assert forecast.advice(gpu, 400 * GIB) is None
-    said = forecast.advice(gpu, 22 * GIB)
-    assert said is not None
-    assert "training.method QLoRA" not in said, "that alone does not do"
+    advice = forecast.advice(gpu, 22 * GIB)
+    assert advice is not None
+    assert "training.method QLoRA" not in advice, "that alone does not do"
     small = forecast.advice(wanted(), 16 * GIB)
     assert small is not None
     assert "training.method QLoRA" in small
@@ -278,7 +278,7 @@ def test_advice_names_changes_that_fit() -> None:
 
 
 @pytest.mark.parametrize("size, text", [(3 * GIB, "3.0Gi"), (21.4 * GIB, "21Gi"), (0.52 * GIB, "0.5Gi")])
-def test_sizes_are_said_as_kubernetes_says_them(size: float, text: str) -> None:
+def test_sizes_are_written_as_kubernetes_quantities(size: float, text: str) -> None:
     assert memory.text(int(size)) == text
 
 

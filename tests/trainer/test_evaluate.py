@@ -53,18 +53,18 @@ def test_the_tuned_model_beats_the_base_and_everything_is_written(scored: tuple[
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 6
     assert all(sample["answers"]["Tuned"] == sample["expected"] != sample["answers"]["Base"] for sample in samples)
-    told = results.Results.model_validate_json((folder / "results.json").read_text())
-    assert told.evaluation == found
-    assert {value.contender for value in told.values} == {
+    scores = results.Results.model_validate_json((folder / "results.json").read_text())
+    assert scores.evaluation == found
+    assert {value.contender for value in scores.values} == {
         job.Contender.BASE,
         job.Contender.FEW_SHOT,
         job.Contender.TUNED,
     }
-    assert job.Metric.GENERAL_ACCURACY in {value.metric for value in told.values}
-    gains = {(one.metric, one.over): one for one in told.comparisons}
+    assert job.Metric.GENERAL_ACCURACY in {value.metric for value in scores.values}
+    gains = {(one.metric, one.over): one for one in scores.comparisons}
     assert gains[LOSS, job.Contender.BASE].low > 0
     assert gains[LOSS, job.Contender.BASE].p_value < 0.05
-    few, plain = (next(t.prompt for t in told.tokens if t.contender == which) for which in ("FewShot", "Tuned"))
+    few, plain = (next(t.prompt for t in scores.tokens if t.contender == which) for which in ("FewShot", "Tuned"))
     assert few > 2 * plain, "three examples before the question"
     recorded = json.loads((folder / "canary.json").read_text())
     assert len(recorded["examples"]) == 4

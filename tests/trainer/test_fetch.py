@@ -69,7 +69,7 @@ def test_another_adapter_than_the_evaluated_one_is_not_served(
     assert not (tmp_path / "to" / "manifest.json").exists()
 
 
-def test_a_missing_adapter_is_said(world: World, tmp_path: pathlib.Path) -> None:
+def test_a_missing_adapter_is_reported(world: World, tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.Failure, match="no complete adapter") as caught:
         fetch.fetch(world(), f"file://{tmp_path}/none", "0" * 64, tmp_path / "base", tmp_path / "to")
     assert caught.value.reason is reasons.Reason.ADAPTER_INCOMPATIBLE

@@ -82,7 +82,7 @@ def test_not_worse_than_what_serves_fails_on_evidence_alone(
         assert check(gate, tuned, serving).passed is passed
 
 
-def test_gates_are_said_in_words() -> None:
+def test_gates_say_what_was_measured() -> None:
     found = check({"metric": "ExactMatch", "minimum": 0.8, "over": "Base", "improvement": 0.05}, share(90), share(50))
     assert found.requirement == "ExactMatch at least 0.8 and better than Base by at least 0.05"
     assert found.observed == "0.9000 (95 %: 0.8256 to 0.9448, n 100), Base 0.5000"

@@ -128,22 +128,22 @@ def test_prompts_wait_for_places(shared: int, monkeypatch: pytest.MonkeyPatch) -
     tuned = made("llama 3")
     wanted = one_by_one(tuned, prompts(shared))
     monkeypatch.setitem(decoding.ROWS, "cpu", 3)
-    told: list[int] = []
-    assert greedy(tuned, prompts(shared), done=told.append) == wanted
-    assert told == sorted(set(told))
-    assert told[-1] == len(wanted)
-    assert len(told) > 2
+    done_counts: list[int] = []
+    assert greedy(tuned, prompts(shared), done=done_counts.append) == wanted
+    assert done_counts == sorted(set(done_counts))
+    assert done_counts[-1] == len(wanted)
+    assert len(done_counts) > 2
 
 
-def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_outgrow_the_memory_wait_and_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = made("mistral, sliding window")
     asked = prompts(30)
     wanted = one_by_one(tuned, asked, 40, frozenset())
-    again: list[int] = []
+    entered: list[int] = []
     enter = decoding.Decoding.enter
 
     def noted(self: decoding.Decoding, rows: list[list[int]], room: int) -> torch.Tensor:
-        again.append(len(rows))
+        entered.append(len(rows))
         return enter(self, rows, room)
 
     monkeypatch.setattr(generate, "AHEAD", 2)
@@ -151,7 +151,7 @@ def test_answers_that_outgrow_the_memory_wait_and_go_on(monkeypatch: pytest.Monk
     monkeypatch.setattr(decoding.Decoding, "enter", noted)
     monkeypatch.setattr(decoding.Decoding, "_budget", lambda self: 280 * self._cache.bytes)
     assert greedy(tuned, asked, 40, frozenset()) == wanted
-    assert sum(again[1:]) > len(asked), "some began twice; the first rows are those of the probe"
+    assert sum(entered[1:]) > len(asked), "some began twice; the first rows are those of the probe"
 
 
 def test_half_as_much_at_once_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,9 +225,9 @@ def test_transformers_batches_are_as_large_as_their_memory(monkeypatch: pytest.M
     whole = greedy(tuned, prompts())
     monkeypatch.setattr(decoding, "of", lambda *_: None)
     monkeypatch.setitem(generate.CACHED, "cpu", 60)
-    told: list[int] = []
-    assert greedy(tuned, prompts(), done=told.append) == whole
-    assert told[-1] == len(whole)
+    done_counts: list[int] = []
+    assert greedy(tuned, prompts(), done=done_counts.append) == whole
+    assert done_counts[-1] == len(whole)
 
 
 def test_in_bfloat16_most_answers_begin_alike() -> None:

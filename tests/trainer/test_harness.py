@@ -129,10 +129,10 @@ def test_the_numbers_are_those_of_the_packages_own_wrapper(
                     apply_chat_template=template,
                     fewshot_as_multiturn=template,
                 )
-            told = theirs["results"][task.name]
+            report = theirs["results"][task.name]
             assert mine.values, task.name
             for (metric, way), value in mine.values.items():
-                assert value == pytest.approx(told[f"{metric},{way}"], rel=1e-3), (task.name, metric)
+                assert value == pytest.approx(report[f"{metric},{way}"], rel=1e-3), (task.name, metric)
                 seen.setdefault(f"{task.name}/{metric}", []).append(value)
             for sample in theirs["samples"][task.name]:
                 for metric in sample["metrics"]:
@@ -243,10 +243,10 @@ def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: di
     train.train(spec, 1, 1.0)
     evaluate.evaluate(spec, None, None, 1)
     folder = pathlib.Path(spec.layout.evaluation("e1").removeprefix("file://"))
-    told = results.Results.model_validate_json((folder / "results.json").read_text()).harness
-    assert told is not None
-    assert told.release == tasks.release()
-    found = {(one.task, one.metric, one.filter): one for one in told.benchmarks}
+    report = results.Results.model_validate_json((folder / "results.json").read_text()).harness
+    assert report is not None
+    assert report.release == tasks.release()
+    found = {(one.task, one.metric, one.filter): one for one in report.benchmarks}
     assert {task for task, _, _ in found} == {"arc_easy", "gsm8k", "lambada_openai", "wikitext"}
     assert found["arc_easy", "acc", None].examples == 8
     strict = found["gsm8k", "exact_match", "strict-match"]
@@ -287,7 +287,7 @@ def test_preflight_refuses_what_the_evaluation_could_not_play(world: World, data
 
 def test_without_benchmarks_the_package_is_not_imported() -> None:
     code = (
-        "import sys; import finetune_trainer.preflight, finetune_trainer.evaluate; "
+        "import sys; import finetune_trainer.stages.preflight, finetune_trainer.evaluate; "
         "sys.exit(', '.join({'lm_eval', 'datasets', 'pandas', 'sklearn', 'evaluate'} & set(sys.modules)) or 0)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -323,9 +323,9 @@ def test_a_task_that_breaks_costs_itself_alone(world: World, base: pathlib.Path,
 
     there[0].built.aggregation()["perplexity"] = broken
     shares: list[float] = []
-    told = play.measure(asked, there, ["piqa has no questions"], rules, shares.append)
-    assert {one.task for one in told.benchmarks} == {"lambada_standard"}
-    assert told.problems == [
+    report = play.measure(asked, there, ["piqa has no questions"], rules, shares.append)
+    assert {one.task for one in report.benchmarks} == {"lambada_standard"}
+    assert report.problems == [
         "piqa has no questions",
         "lambada_openai could not be run: OverflowError: math range error",
     ]
@@ -338,7 +338,7 @@ def test_a_task_that_breaks_costs_itself_alone(world: World, base: pathlib.Path,
 
 
 def test_questions_are_chosen_by_the_seed_and_stay_as_they_are(world: World, data: Data) -> None:
-    """gpqa shuffles the choices of a question whenever it is asked for its questions."""
+    """gpqa shuffles the choices of a question whenever its questions are read."""
     harness = {"maximumExamples": 5, "tasks": [{"name": "gpqa_main_zeroshot", "uris": data("gpqa.jsonl", GPQA)}]}
     spec = world(evaluation={"harness": harness})
     (first,), (again,) = loaded(spec), loaded(spec)
@@ -374,20 +374,20 @@ def test_tasks_that_bring_their_examples_need_no_files_for_them(world: World, da
     "task, words",
     [
         ({"name": "gsm8k"}, "gsm8k shows 5 questions with answers before each question: give them in fewShotUris"),
-        ({"name": "gsm8k_cot_zeroshot", "fewShot": 2}, "is made to be asked without examples"),
+        ({"name": "gsm8k_cot_zeroshot", "fewShot": 2}, "does not support few-shot examples"),
         (
             {"name": "arc_easy"},
             r"cannot build questions from these rows, with the fields question, answer: .*allenai/ai2_arc",
         ),
     ],
 )
-def test_what_the_data_lacks_is_said(world: World, data: Data, task: dict[str, Any], words: str) -> None:
+def test_what_the_data_lacks_is_reported(world: World, data: Data, task: dict[str, Any], words: str) -> None:
     spec = world(evaluation={"harness": {"tasks": [task | {"uris": data("gsm.jsonl", GSM)}]}})
     with pytest.raises(errors.Failure, match=words):
         loaded(spec)
 
 
-def test_a_row_that_does_not_fit_is_said_though_the_first_one_does(world: World, data: Data) -> None:
+def test_a_row_that_does_not_fit_is_reported_though_the_first_one_does(world: World, data: Data) -> None:
     rows = [*ARC[:3], ARC[3] | {"answerKey": "Z"}]
     failure = failure_of(
         world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("arc.jsonl", rows)}]}})
@@ -396,7 +396,7 @@ def test_a_row_that_does_not_fit_is_said_though_the_first_one_does(world: World,
     assert failure.reason is reasons.Reason.DATASET_INVALID
 
 
-def test_rows_of_different_kinds_are_said(world: World, data: Data) -> None:
+def test_rows_of_different_kinds_are_reported(world: World, data: Data) -> None:
     rows = [ARC[0], ARC[1] | {"choices": "none"}]
     failure = failure_of(
         world(evaluation={"harness": {"tasks": [{"name": "arc_easy", "uris": data("a.jsonl", rows)}]}})
@@ -404,7 +404,7 @@ def test_rows_of_different_kinds_are_said(world: World, data: Data) -> None:
     assert "arc_easy cannot build questions from these rows" in failure.message
 
 
-def test_files_that_cannot_be_read_are_said_by_line(world: World, tmp_path: pathlib.Path) -> None:
+def test_files_that_cannot_be_read_are_reported_by_line(world: World, tmp_path: pathlib.Path) -> None:
     (tmp_path / "arc.jsonl").write_text(json.dumps(ARC[0]) + "\n{broken\n")
     (tmp_path / "empty.jsonl").write_text("\n")
 
@@ -421,7 +421,7 @@ def test_files_that_cannot_be_read_are_said_by_line(world: World, tmp_path: path
 # --- The hub ---
 
 
-def test_without_a_way_to_the_hub_it_is_said_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_way_to_the_hub_the_error_says_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     failure = failure_of(world(evaluation={"harness": {"tasks": [{"name": "arc_easy"}]}}))
     assert failure.reason is reasons.Reason.STORAGE_UNAVAILABLE
@@ -449,7 +449,7 @@ def test_datasets_that_are_made_by_a_script_are_never_fetched(monkeypatch: pytes
         ("zzzzzzz", "for example arc_easy and hellaswag"),
         ("mmlu", "is a group of tasks: name single tasks, for example mmlu_"),
         ("humaneval", "it runs code that the model wrote"),
-        ("20_newsgroups", "it is a class of its own"),
+        ("20_newsgroups", "it is a Python class"),
         ("chartqa", "it asks about images or sounds"),
         ("babilong_qa1", "it makes or downloads its questions with its own code"),
         ("afrimmlu_direct_amh_prompt_1", "it downloads a metric as code"),

@@ -39,12 +39,12 @@ def last(path: pathlib.Path) -> rows.Bad:
     return found
 
 
-def damaged(data: bytes, chance: random.Random) -> bytes:
+def damaged(data: bytes, rng: random.Random) -> bytes:
     """A copy with some bytes changed, or cut off."""
     copy = bytearray(data)
-    for _ in range(chance.choice([1, 3, 20])):
-        copy[chance.randrange(len(copy))] = chance.randrange(256)
-    return bytes(copy[: chance.randrange(1, len(copy))] if chance.random() < 0.2 else copy)
+    for _ in range(rng.choice([1, 3, 20])):
+        copy[rng.randrange(len(copy))] = rng.randrange(256)
+    return bytes(copy[: rng.randrange(1, len(copy))] if rng.random() < 0.2 else copy)
 
 
 def good_files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -69,10 +69,10 @@ def good_files(folder: pathlib.Path) -> dict[str, bytes]:
     "name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.gz", "a.csv", "a.parquet.gz"]
 )
 def test_a_damaged_file_of_any_kind_never_ends_the_process(tmp_path: pathlib.Path, name: str) -> None:
-    data, chance, bad = good_files(tmp_path)[name], random.Random(7), 0
+    data, rng, bad = good_files(tmp_path)[name], random.Random(7), 0
     for number in range(ROUNDS):
         path = tmp_path / name
-        path.write_bytes(damaged(data, chance))
+        path.write_bytes(damaged(data, rng))
         try:
             bad += any(isinstance(one, rows.Bad) for one in read(path))
         except Exception as error:
@@ -202,21 +202,21 @@ def inner() -> Iterator[str]:
 
 @pytest.mark.parametrize("code", [200, 301, 400, 403, 404, 500])
 @pytest.mark.parametrize("pattern", ["s3://api/secret.jsonl", "s3://api/v1/*.jsonl"])
-def test_what_an_endpoint_that_is_no_store_says_is_not_told(
+def test_what_an_endpoint_other_than_a_store_says_is_not_quoted(
     inner: str, code: int, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An endpoint is any address that a pod can reach: its pages must not come back in the job's status."""
     monkeypatch.setattr(Inner, "code", code)
     monkeypatch.setattr(Inner, "seen", [])
     store = storage.Storage(inner, None, 0.1)
-    said = []
+    messages = []
     for attempt in (
         lambda: [one for entry in rows.find(store, [pattern]) for one in rows.read(store, entry.uri)],
         lambda: store.write("s3://api/secret", b"x"),
     ):
         try:
-            said += [one.problem for one in attempt() or [] if isinstance(one, rows.Bad)]
+            messages += [one.problem for one in attempt() or [] if isinstance(one, rows.Bad)]
         except errors.Failure as failure:
-            said.append(failure.message)
+            messages.append(failure.message)
     assert Inner.seen
-    assert "canary-4711" not in " ".join(said)
+    assert "canary-4711" not in " ".join(messages)

@@ -33,14 +33,14 @@ def parts_of(body: Any) -> dict[str, str]:
     return dict(re.findall(rf"\[{key} (\w+)\]\n(.*?)\n\[/{key} \1\]", user, flags=re.DOTALL))
 
 
-def said(winner: str, reason: str = "because") -> str:
+def verdict_json(winner: str, reason: str = "because") -> str:
     return json.dumps({"reason": reason, "winner": winner})
 
 
 def prefers_good(parts: dict[str, str]) -> str:
     """A judge with a taste: answers that say good."""
     a, b = ("good" in parts[name] for name in "AB")
-    return said("Tie" if a == b else "A" if a else "B")
+    return verdict_json("Tie" if a == b else "A" if a else "B")
 
 
 class Endpoint:
@@ -191,22 +191,22 @@ def test_long_texts_are_cut_in_the_middle() -> None:
 @pytest.mark.parametrize(
     "content, winner",
     [
-        (said("A"), "A"),
-        (f"  {said('Tie')}\n", "Tie"),
+        (verdict_json("A"), "A"),
+        (f"  {verdict_json('Tie')}\n", "Tie"),
         ('{"winner": "B"}', "B"),
-        (f"```json\n{said('B')}\n```", "B"),
-        (f"<think>A is longer, but {said('A')}</think>\n{said('B')}", "B"),
+        (f"```json\n{verdict_json('B')}\n```", "B"),
+        (f"<think>A is longer, but {verdict_json('A')}</think>\n{verdict_json('B')}", "B"),
         ("A", None),
         ("", None),
-        (said("C"), None),
-        (said("a"), None),
+        (verdict_json("C"), None),
+        (verdict_json("a"), None),
         ('["A"]', None),
         ('{"winner": ["A"]}', None),
         ('{"winner": "A", "score": 10}', None),
         ('{"winner": "A", "reason": 3}', None),
-        (f"The answer A said {said('A')}", None),
-        (f"{said('A')} {said('B')}", None),
-        (said("A")[:-1], None),
+        (f"The answer A said {verdict_json('A')}", None),
+        (f"{verdict_json('A')} {verdict_json('B')}", None),
+        (verdict_json("A")[:-1], None),
         ("[" * 100_000, None),
     ],
 )
@@ -215,8 +215,8 @@ def test_a_verdict_is_one_object_of_the_form_or_none(content: str, winner: str |
     assert (found and found.winner.value) == winner
 
 
-def test_a_reason_is_kept_short() -> None:
-    found = pairwise.read(said("A", "x" * 10_000))
+def test_a_reason_is_cut() -> None:
+    found = pairwise.read(verdict_json("A", "x" * 10_000))
     assert found is not None
     assert len(found.reason) == pairwise.REASON
 
@@ -268,7 +268,7 @@ def test_a_few_verdicts_of_many_questions_are_no_measure() -> None:
 # -- the endpoint --
 
 
-def test_every_case_is_asked_in_both_orders_and_told_by_contender(server: tuple[Endpoint, str]) -> None:
+def test_every_case_is_asked_in_both_orders_and_counted_by_contender(server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
     cases = [case("good", "bad", n) for n in range(6)] + [case("bad", "good", n, FEW) for n in range(3)]
     judged = made(url).compare(cases)
@@ -293,7 +293,7 @@ def test_it_is_asked_so_that_it_says_the_same_again(server: tuple[Endpoint, str]
 
 def test_a_judge_that_likes_what_comes_first_finds_ties_only(server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
-    endpoint.think = lambda parts: said("A")
+    endpoint.think = lambda parts: verdict_json("A")
     found = made(url).compare([case("good", "bad", n) for n in range(5)]).tallies[BASE]
     assert (found.counts.ties, found.swayed) == (5, 5)
     assert found.win_loss.rate == 0.5
@@ -310,12 +310,12 @@ def test_the_same_text_is_a_tie_that_nobody_is_asked_about(server: tuple[Endpoin
 def test_no_more_requests_than_allowed_are_under_way(server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
     endpoint.slow = 0.02
-    told: list[float] = []
-    made(url).compare([case("good", "bad", n) for n in range(20)], told.append)
+    reported: list[float] = []
+    made(url).compare([case("good", "bad", n) for n in range(20)], reported.append)
     assert 1 < endpoint.busiest <= judge.AT_ONCE
-    assert told == sorted(told)
-    assert told[-1] == 1.0
-    assert [share for share in told if share >= 1] == [1.0], "a part of the progress ends once"
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
+    assert [share for share in reported if share >= 1] == [1.0], "a part of the progress ends once"
 
 
 def test_verdicts_that_are_none_are_counted_and_left_out(server: tuple[Endpoint, str]) -> None:
@@ -401,7 +401,7 @@ def test_the_key_is_sent_and_never_quoted(
     messages = judge.of(world(evaluation=rules))
     assert messages is not None
     assert messages.problem is None
-    endpoint.think = lambda parts: said("Tie", f"I was sent {KEY}")
+    endpoint.think = lambda parts: verdict_json("Tie", f"I was sent {KEY}")
     judged = messages.compare([case("good", "bad")])
     assert {verdict.reason for verdict in judged.verdicts.values() if verdict} == {"I was sent [secret]"}
     endpoint.key = "another"
@@ -448,7 +448,7 @@ def test_an_endpoint_is_an_http_url_without_secrets(url: str) -> None:
         made(url)
 
 
-def test_nobody_there_is_said_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_there_is_reported_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "PATIENCE", 0.5)
     failure = fails(made("http://127.0.0.1:9/v1", needed=True).check, "no answer in 0 s; the last: ConnectError")
     assert failure.exit == 1, "another attempt may find it"
@@ -477,7 +477,7 @@ def test_a_judge_that_no_gate_needs_only_leaves_its_part_out(server: tuple[Endpo
     assert judged.tallies[BASE].win_loss.examples == 0
 
 
-def test_all_of_it_ends_in_time_and_what_is_not_said_does_not_count(
+def test_all_of_it_ends_in_time_and_what_is_late_does_not_count(
     server: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge, "LONGEST", 0.5)
@@ -520,7 +520,7 @@ def test_the_same_examples_are_judged_for_every_contender() -> None:
 
 def test_a_whole_evaluation_with_a_judge(world: World, server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
-    endpoint.think = lambda parts: said(
+    endpoint.think = lambda parts: verdict_json(
         "Tie" if parts["A"] == parts["B"] else "A" if parts["A"] == parts["EXPECTED"] else "B"
     )
     spec = world(
@@ -549,13 +549,16 @@ def test_a_whole_evaluation_with_a_judge(world: World, server: tuple[Endpoint, s
     assert found.gates[0].observed.endswith("6 won, 0 tied, 0 lost)")
     assert found.gates[2].observed == "Serving does not exist yet"
     folder = pathlib.Path(spec.layout.evaluation("e1").removeprefix("file://"))
-    told = results.Results.model_validate_json((folder / "results.json").read_text())
-    assert told.judgement is not None
-    assert [(one.over, one.wins, one.win_rate) for one in told.judgement.comparisons] == [(BASE, 6, 1.0), (FEW, 6, 1.0)]
-    gains = {one.over: one for one in told.comparisons if one.metric is job.Metric.JUDGE_WIN_RATE}
+    reported = results.Results.model_validate_json((folder / "results.json").read_text())
+    assert reported.judgement is not None
+    assert [(one.over, one.wins, one.win_rate) for one in reported.judgement.comparisons] == [
+        (BASE, 6, 1.0),
+        (FEW, 6, 1.0),
+    ]
+    gains = {one.over: one for one in reported.comparisons if one.metric is job.Metric.JUDGE_WIN_RATE}
     assert gains[BASE].gain == 0.5
     assert gains[BASE].p_value == pytest.approx(1 / 64)
-    assert all(sample.judged == {BASE: "Won", FEW: "Won"} for sample in told.samples)
+    assert all(sample.judged == {BASE: "Won", FEW: "Won"} for sample in reported.samples)
     lines = [json.loads(line) for line in (folder / "judge.jsonl").read_text().splitlines()]
     assert len(lines) == 24
     assert {(line["tuned"], line["winner"]) for line in lines} == {("A", "A"), ("B", "B")}

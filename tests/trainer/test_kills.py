@@ -52,13 +52,13 @@ def test_a_run_killed_or_stopped_at_any_moment_has_the_curve_of_one_left_alone(
     world: World, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     alone, seconds = reference(world, base, tmp_path, 1)
-    chance = random.Random(7)
+    rng = random.Random(7)
     resumed = 0
     for number in range(ROUNDS):
         spec = fresh(alone, f"round{number}")
-        how = chance.choice([signal.SIGKILL, signal.SIGTERM])
+        how = rng.choice([signal.SIGKILL, signal.SIGTERM])
         process = processes.start(spec, tmp_path)
-        process.join(chance.uniform(0, seconds))
+        process.join(rng.uniform(0, seconds))
         if process.is_alive() and process.pid is not None:
             (process.kill if how == signal.SIGKILL else process.terminate)()
         code = processes.ended(process)
@@ -73,14 +73,14 @@ def test_a_run_killed_or_stopped_at_any_moment_has_the_curve_of_one_left_alone(
 
 def test_of_two_processes_one_is_killed_at_any_moment(world: World, base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     alone, seconds = reference(world, base, tmp_path, 2)
-    chance = random.Random(8)
+    rng = random.Random(8)
     for number in range(TOGETHER):
         spec = fresh(alone, f"round{number}")
         both = processes.together(spec, tmp_path, 2)
-        time.sleep(chance.uniform(0.3, 1) * seconds)
-        victim = chance.choice(both)
+        time.sleep(rng.uniform(0.3, 1) * seconds)
+        victim = rng.choice(both)
         if victim.is_alive():
-            chance.choice([victim.kill, victim.terminate])()
+            rng.choice([victim.kill, victim.terminate])()
         codes = [processes.ended(process) for process in both]
         allowed = {exits.Exit.DONE, exits.Exit.STOPPED, -signal.SIGKILL, -signal.SIGTERM}
         assert set(codes) <= allowed, codes

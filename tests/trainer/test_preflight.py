@@ -19,11 +19,11 @@ World = Callable[..., run.Run]
 def refused(spec: run.Run) -> errors.Failure:
     with pytest.raises(errors.Failure) as caught:
         preflight.preflight(spec)
-    assert "facts" not in kept(spec), "what did not pass must be looked at again"
+    assert "facts" not in stored(spec), "what did not pass must be looked at again"
     return caught.value
 
 
-def kept(spec: run.Run) -> Any:
+def stored(spec: run.Run) -> Any:
     path = pathlib.Path(spec.layout.preflight.removeprefix("file://"))
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -57,10 +57,10 @@ def test_good_data_is_recommended_counted_and_frozen(world: World) -> None:
     assert manifest.extra["inputs"][0]["etag"]
 
 
-def test_the_rules_that_spoke_are_kept_and_facts_of_earlier_releases_are_read(world: World) -> None:
+def test_the_rules_that_spoke_are_stored_and_measurements_of_earlier_releases_are_read(world: World) -> None:
     spec = world(intent={"goals": ["Knowledge"]})
     preflight.preflight(spec)
-    document = kept(spec)
+    document = stored(spec)
     assert document["advice"][0]["rule"] == "goal_is_knowledge"
     assert document["advice"][0]["weight"] == "Against"
     for name in ("distinct", "top_answer", "novelty", "parameters", "work"):
@@ -128,7 +128,7 @@ def test_reading_stops_after_twenty_broken_rows(world: World) -> None:
     failure = refused(spec)
     assert "schema: 20 rows are not examples (reading stopped there)" in failure.message
     assert "and 17 more" in failure.message
-    (finding,) = kept(spec)["findings"]
+    (finding,) = stored(spec)["findings"]
     assert len(finding["places"]) == 20
 
 
@@ -153,13 +153,13 @@ def test_a_missing_file_is_not_found(world: World) -> None:
         ("Ignore", None, "Recommended", False),
     ],
 )
-def test_twelve_examples_are_too_few(world: World, advice: str, reason: Any, verdict: str, said: bool) -> None:
+def test_twelve_examples_are_too_few(world: World, advice: str, reason: Any, verdict: str, expected: bool) -> None:
     spec = world(tiny.examples(12), intent={"advice": advice}, dataset={"minimumExamples": 200})
     answer = preflight.preflight(spec)
     assert answer.preflight is not None
     assert answer.reason is reason
     assert answer.preflight.verdict == verdict
-    assert any("fewer than the 200" in sentence for sentence in answer.preflight.advice) is said
+    assert any("fewer than the 200" in sentence for sentence in answer.preflight.advice) is expected
     assert answer.preflight.examples == 10
 
 
@@ -236,7 +236,7 @@ def test_a_row_that_the_template_refuses_is_named(world: World, monkeypatch: pyt
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"), r"no \*\.safetensors"),
-        (lambda folder: edit(folder, auto_map={"AutoModel": "evil.Model"}), "needs code of its own"),
+        (lambda folder: edit(folder, auto_map={"AutoModel": "evil.Model"}), "needs its own code"),
         (lambda folder: edit(folder, model_type="t5"), "model_type 't5'"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer cannot be loaded"),
     ],

@@ -116,7 +116,7 @@ def test_reports_are_throttled_and_the_last_one_is_never_lost(
     assert reported(patches[-1]).progress.step == 100
 
 
-def test_a_dead_api_server_is_said_once_and_stops_nothing(
+def test_a_dead_api_server_is_reported_once_and_stops_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
@@ -180,7 +180,7 @@ def test_promtool_likes_what_the_trainer_exports(world: World, port: int) -> Non
 
 
 @pytest.mark.parametrize("seconds, text", [(0.4, "0s"), (45, "45s"), (750, "12m30s"), (11_130, "3h05m")])
-def test_times_are_said_for_people(seconds: float, text: str) -> None:
+def test_durations_are_readable(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
 
 

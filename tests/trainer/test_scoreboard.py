@@ -110,14 +110,14 @@ def test_a_gate_decides_the_headline_unless_it_is_not_about_answers() -> None:
 def test_a_judge_decides_where_the_first_gate_is_about_it(world: World) -> None:
     found = free_text()
     # Verdicts of four questions against each baseline: 4 won; 3 won and 1 lost; 3 won and 1 tie.
-    said = {BASE: "AAAA", PROMPT: "BAAA", FEW_SHOT: "TAAA"}
+    texts = {BASE: "AAAA", PROMPT: "BAAA", FEW_SHOT: "TAAA"}
     cases = [
         pairwise.Case(place, who, (), "", "ours", "theirs")
-        for who, winners in said.items()
+        for who, winners in texts.items()
         for place in range(len(winners))
     ]
     verdicts = {}
-    for number, winner in enumerate("".join(said.values())):
+    for number, winner in enumerate("".join(texts.values())):
         for place, swapped in enumerate((False, True)):
             named = {"A": "AB", "B": "BA"}.get(winner)  # the tuned model's answer is A in the one order, B in the other
             verdicts[number, swapped] = pairwise.Verdict(pairwise.Winner(named[place] if named else "Tie"), "")

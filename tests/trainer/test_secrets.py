@@ -29,7 +29,7 @@ CANARIES = {
 ABOUT = {"namespace": "ml", "job": "tiny", "revision": "r1"}
 
 
-class Told:
+class StageOutput:
     """Everything that a stage said, and how it ended."""
 
     def __init__(self, code: int, log: str, outcome: str, arguments: str) -> None:
@@ -40,18 +40,18 @@ class Told:
         return [json.loads(line) for line in self.log.splitlines()]
 
 
-Stage = Callable[..., Told]
+Stage = Callable[..., StageOutput]
 
 
 @pytest.fixture
 def stage(tmp_path: pathlib.Path) -> Stage:
     """Runs a stage with the canaries in its environment."""
 
-    def run(document: dict[str, Any], *words: str, **environment: str) -> Told:
+    def run(document: dict[str, Any], *words: str, **environment: str) -> StageOutput:
         (tmp_path / "run.json").write_text(json.dumps(document))
         (tmp_path / "termination").write_text("")
         command = [sys.executable, "-m", "finetune_trainer", words[0], "--run", str(tmp_path / "run.json"), *words[1:]]
-        kept = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        inherited = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
         own = {
             "FINETUNE_WORK": str(tmp_path / "work"),
             "FINETUNE_TERMINATION_PATH": str(tmp_path / "termination"),
@@ -60,14 +60,14 @@ def stage(tmp_path: pathlib.Path) -> Stage:
         }
         process = subprocess.Popen(
             command,
-            env=kept | own | CANARIES | environment,
+            env=inherited | own | CANARIES | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         arguments = pathlib.Path(f"/proc/{process.pid}/cmdline").read_text()
         log, _ = process.communicate(timeout=300)
-        return Told(process.returncode, log, (tmp_path / "termination").read_text(), arguments)
+        return StageOutput(process.returncode, log, (tmp_path / "termination").read_text(), arguments)
 
     return run
 
@@ -76,23 +76,23 @@ def leaks(text: str) -> list[str]:
     return [name for name, value in CANARIES.items() if value in text or json.dumps(value)[1:-1] in text]
 
 
-def nothing_leaks(told: Told) -> None:
-    for place in (told.log, told.outcome, told.arguments):
+def nothing_leaks(output: StageOutput) -> None:
+    for place in (output.log, output.outcome, output.arguments):
         assert not leaks(place), place
 
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    """The URL of a server that refuses everything and repeats all headers that it got, in whatever shape is asked for."""
+    """The URL of a server that refuses everything and repeats all headers that it got, in whatever form the client requests."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
-            heard = " ".join(f"{name}: {value}" for name, value in self.headers.items())
-            heard = f"you sent {heard} with key {CANARIES['AWS_ACCESS_KEY_ID']}"
-            xml = f"<Error><Code>InvalidAccessKeyId</Code><Message>{heard}</Message></Error>".encode()
+            echoed = " ".join(f"{name}: {value}" for name, value in self.headers.items())
+            echoed = f"you sent {echoed} with key {CANARIES['AWS_ACCESS_KEY_ID']}"
+            xml = f"<Error><Code>InvalidAccessKeyId</Code><Message>{echoed}</Message></Error>".encode()
             listed = self.path == "/v1/models"
             body = json.dumps({"data": [{"id": "tiny-tuned"}, {"id": "tiny-base"}]}).encode() if listed else xml
-            # an answer to HEAD has no words: what is not there is asked for again, in a way that has some
+            # an answer to HEAD has no body: the client repeats the request in a way that has one
             self.send_response(404 if self.command == "HEAD" else 200 if listed else 403)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -120,11 +120,11 @@ def test_no_stage_tells_or_leaves_a_secret_on_the_good_road(
     s3.put_object(Bucket="data", Key="train.jsonl", Body=tiny.jsonl(tiny.examples(60)))
     document = in_bucket(base, s3_server, evaluation={"maximumExamples": 4, "generation": {"maxNewTokens": 4}})
     for name in ("preflight", "train", "evaluate"):
-        told = stage(document, name)
-        assert told.code == 0, told.log
-        nothing_leaks(told)
-        assert told.lines
-        for line in told.lines:
+        output = stage(document, name)
+        assert output.code == 0, output.log
+        nothing_leaks(output)
+        assert output.lines
+        for line in output.lines:
             assert {"time", "level", "message"} <= set(line)
             assert (ABOUT | {"stage": name}).items() <= line.items()
     left = [entry["Key"] for entry in s3.list_objects_v2(Bucket="data", Prefix="out/")["Contents"]]
@@ -136,11 +136,11 @@ def test_no_stage_tells_or_leaves_a_secret_on_the_good_road(
 def test_a_store_that_repeats_what_it_was_sent_is_not_quoted_with_it(
     stage: Stage, echo: str, base: pathlib.Path
 ) -> None:
-    told = stage(in_bucket(base, echo), "preflight")
-    assert told.code == 2
-    assert "S3AccessDenied" in told.outcome
-    assert "you sent" in told.outcome
-    nothing_leaks(told)
+    output = stage(in_bucket(base, echo), "preflight")
+    assert output.code == 2
+    assert "S3AccessDenied" in output.outcome
+    assert "you sent" in output.outcome
+    nothing_leaks(output)
 
 
 def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
@@ -149,11 +149,11 @@ def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
     examples = [{"prompt": [5, 6], "answer": [8], "tuned": [-0.1], "base": [-3.0]}]
     (tmp_path / "canary.json").write_text(json.dumps({"examples": examples, "request": {"maxTokens": 4}}))
     document = tiny.run_document(f"file://{base}", ["file:///none"], f"file://{tmp_path}/out")
-    told = stage(document, "verify", "--endpoint", echo, "--canary", f"file://{tmp_path}/canary.json")
-    assert "AdapterNotServed" in told.outcome
-    assert "you sent" in told.outcome
-    assert secrets.GONE in told.outcome
-    nothing_leaks(told)
+    output = stage(document, "verify", "--endpoint", echo, "--canary", f"file://{tmp_path}/canary.json")
+    assert "AdapterNotServed" in output.outcome
+    assert "you sent" in output.outcome
+    assert secrets.GONE in output.outcome
+    nothing_leaks(output)
 
 
 def test_a_judge_that_repeats_its_key_is_not_quoted_with_it(
@@ -168,13 +168,13 @@ def test_a_judge_that_repeats_its_key_is_not_quoted_with_it(
         f"file://{base}", [f"file://{tmp_path}/train.jsonl"], f"file://{tmp_path}/out", evaluation=rules
     )
     for name in ("preflight", "train"):
-        told = stage(document, name)
-        assert told.code == 0, told.outcome
-    told = stage(document, "evaluate")
-    assert told.code == 1
-    assert "JudgeFailed" in told.outcome
-    assert "HTTP 403" in told.outcome
-    nothing_leaks(told)
+        output = stage(document, name)
+        assert output.code == 0, output.outcome
+    output = stage(document, "evaluate")
+    assert output.code == 1
+    assert "JudgeFailed" in output.outcome
+    assert "HTTP 403" in output.outcome
+    nothing_leaks(output)
 
 
 def test_a_hub_that_repeats_the_token_is_not_quoted_with_it(
@@ -182,9 +182,9 @@ def test_a_hub_that_repeats_the_token_is_not_quoted_with_it(
 ) -> None:
     (tmp_path / "train.jsonl").write_text(tiny.jsonl(tiny.examples(60)))
     document = tiny.run_document("hf://acme/gated", [f"file://{tmp_path}/train.jsonl"], f"file://{tmp_path}/out")
-    told = stage(document, "preflight", HF_ENDPOINT=echo)
-    assert told.code != 0
-    nothing_leaks(told)
+    output = stage(document, "preflight", HF_ENDPOINT=echo)
+    assert output.code != 0
+    nothing_leaks(output)
 
 
 @pytest.mark.parametrize("broken", ['{"name": 7', '{"name": "tiny", "canary-api-key-93ae": 1}'])

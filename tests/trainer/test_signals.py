@@ -19,13 +19,13 @@ World = Callable[..., run.Run]
 @pytest.fixture
 def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
     """Runs preflight as its pod would; the exit code, and what the operator reads of it."""
-    file, said = tmp_path / "run.json", tmp_path / "termination"
+    file, outcome_ = tmp_path / "run.json", tmp_path / "termination"
     file.write_text(world(tiny.examples(60)).model_dump_json(by_alias=True, exclude_none=True))
-    monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(said))
+    monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(outcome_))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def main() -> Any:
-        return __main__.main(["preflight", "--run", str(file)]), json.loads(said.read_text())
+        return __main__.main(["preflight", "--run", str(file)]), json.loads(outcome_.read_text())
 
     yield main
     for number, handler in before.items():
@@ -35,19 +35,19 @@ def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_before_the_stage_began(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "about", lambda **_: signal.raise_signal(signal.SIGTERM))
-    code, said = ended()
+    code, outcome_ = ended()
     assert code == exits.Exit.STOPPED
-    assert said["message"] == "stopped on request"
+    assert outcome_["message"] == "stopped on request"
 
 
 def test_when_the_stage_is_over(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "info", lambda text, **_: text == "end" and signal.raise_signal(signal.SIGTERM))
-    code, said = ended()
+    code, outcome_ = ended()
     assert code == exits.Exit.DONE
-    assert said["stage"] == "preflight"
+    assert outcome_["stage"] == "preflight"
 
 
-def test_while_a_failure_is_told(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_a_failure_is_reported(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(spec: run.Run, options: Any) -> Any:
         raise ValueError("a defect")
 

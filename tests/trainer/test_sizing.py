@@ -91,31 +91,31 @@ def test_what_does_not_fit_ends_with_code_2_and_says_what_to_change(
 ) -> None:
     spec = world(baseModel=HUB, gpus=1)
     code = __main__.main(["estimate", "--run", written(spec, tmp_path), "--memory", "16Gi"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 2
-    assert "of 16Gi: does not fit" in said
-    assert "training.method QLoRA" in said
+    assert "of 16Gi: does not fit" in printed
+    assert "training.method QLoRA" in printed
 
 
-def test_an_unknown_limit_is_said_to_be_unknown(
+def test_an_unknown_limit_is_reported_to_be_unknown(
     world: World, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = __main__.main(["estimate", "--run", written(world(baseModel=HUB, gpus=1), tmp_path)])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 0
-    assert "unknown" in said
+    assert "unknown" in printed
     for name in estimate.GPUS:
-        assert name in said
+        assert name in printed
 
 
 @pytest.mark.parametrize(
     "changes, words, text",
     [
         ({"baseModel": {"name": "x", "source": "file:///nowhere"}}, [], "/nowhere"),
-        ({}, ["--memory", "plenty"], "'plenty' is no size of memory"),
+        ({}, ["--memory", "plenty"], "'plenty' is not a size of memory"),
     ],
 )
-def test_what_is_wrong_is_said_on_stderr(
+def test_what_is_wrong_is_reported_on_stderr(
     changes: dict[str, Any],
     words: list[str],
     text: str,

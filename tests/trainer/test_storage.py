@@ -214,7 +214,7 @@ def test_refused_credentials_end_at_once_and_are_not_shown(s3_server: str, monke
     assert errors.describe(ValueError("key AKIAABCDEFGHIJKLMNOP\nrefused")) == "ValueError: key AKIA… refused"
 
 
-def test_an_unreachable_store_is_waited_for_and_then_said() -> None:
+def test_an_unreachable_store_is_waited_for_and_then_reported() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

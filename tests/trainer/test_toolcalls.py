@@ -18,7 +18,7 @@ from finetune_trainer.stages import evaluate, preflight, train
 ASKED = {"role": "user", "content": "I want my money back for item 12."}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [tiny.call("refund", id="call_x", item=12)]}
 RESULT = {"role": "tool", "tool_call_id": "call_x", "content": '{"done": true}'}
-SAID = {"role": "assistant", "content": "It is on its way."}
+REPLY = {"role": "assistant", "content": "It is on its way."}
 
 
 def row(*turns: Any, **fields: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def changed(turn: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def test_a_chat_with_calls_and_results_is_an_example() -> None:
-    found = read(row(ASKED, CALLED, RESULT, SAID))
+    found = read(row(ASKED, CALLED, RESULT, REPLY))
     assert [turn.role for turn in found.messages] == ["user", "assistant", "tool", "assistant"]
     (call,) = found.messages[1].calls
     assert (call.name, json.loads(call.arguments), call.id) == ("refund", {"item": 12}, "call_x")
@@ -64,7 +64,7 @@ def test_arguments_may_be_an_object_and_tools_may_be_text() -> None:
 def test_calls_and_results_without_ids_follow_one_another() -> None:
     two = [tiny.call("refund", item=1), tiny.call("thank")]
     results = [{"role": "tool", "content": "a", "name": "thank"}, {"role": "tool", "content": "b"}]
-    found = read(row(ASKED, changed(CALLED, tool_calls=two), *results, SAID))
+    found = read(row(ASKED, changed(CALLED, tool_calls=two), *results, REPLY))
     ids = [call.id for call in found.messages[1].calls]
     assert ids == ["call00000", "call00001"]
     assert [turn.call for turn in found.messages[2:4]] == [ids[1], ids[0]]
@@ -72,13 +72,13 @@ def test_calls_and_results_without_ids_follow_one_another() -> None:
 
 def test_tools_are_what_the_server_gives_to_the_template() -> None:
     """vLLM hands type and function on, of which name, description and parameters come first, null where absent."""
-    found = read(row(ASKED, SAID, tools=[{"function": {"strict": True, "name": "thank"}}]))
+    found = read(row(ASKED, REPLY, tools=[{"function": {"strict": True, "name": "thank"}}]))
     assert found.tools is not None
     assert json.loads(found.tools) == [
         {"type": "function", "function": {"name": "thank", "description": None, "parameters": None, "strict": True}}
     ]
     assert list(json.loads(found.tools)[0]["function"]) == ["name", "description", "parameters", "strict"]
-    assert read(row(ASKED, SAID, tools=[])).tools is None
+    assert read(row(ASKED, REPLY, tools=[])).tools is None
 
 
 def called(**fields: Any) -> dict[str, Any]:
@@ -95,22 +95,22 @@ def called(**fields: Any) -> dict[str, Any]:
         (row(ASKED, called(name="refund", arguments="[1]")), "arguments that are not a JSON object"),
         (row(ASKED, called(arguments="{}")), "messages[1].tool_calls[0] is not a call"),
         (row(ASKED, changed(CALLED, tool_calls={})  | {"tool_calls": "x"}), "must be a list of calls"),
-        (row(ASKED, RESULT, SAID), "turn 2 of the chat has the role tool, but there is not a call before it"),
-        (row(ASKED, SAID, RESULT, SAID), "turn 3 of the chat has the role tool, but there is not a call before it"),
-        (row(ASKED, CALLED, changed(RESULT, tool_call_id="y"), SAID), "messages[2] is a result with the tool_call_id 'y', which"),
-        (row(ASKED, CALLED, changed(RESULT, tool_call_id=..., name="thank"), SAID), "a result of 'thank', which matches no"),
-        (row(ASKED, CALLED, RESULT, RESULT, SAID), "messages[3] is a result with the tool_call_id 'call_x', which matches"),
+        (row(ASKED, RESULT, REPLY), "turn 2 of the chat has the role tool, but there is no call before it"),
+        (row(ASKED, REPLY, RESULT, REPLY), "turn 3 of the chat has the role tool, but there is no call before it"),
+        (row(ASKED, CALLED, changed(RESULT, tool_call_id="y"), REPLY), "is a result with the tool_call_id 'y', which"),
+        (row(ASKED, CALLED, changed(RESULT, tool_call_id=..., name="thank"), REPLY), "a result of 'thank', which matches no"),
+        (row(ASKED, CALLED, RESULT, RESULT, REPLY), "messages[3] is a result with the tool_call_id 'call_x', which matches"),
         (
             row(ASKED, changed(CALLED, tool_calls=[tiny.call("thank", id="a"), tiny.call("thank", id="b")]),
-                changed(RESULT, tool_call_id="b"), SAID),
+                changed(RESULT, tool_call_id="b"), REPLY),
             "messages[3] comes before the result of 'thank'",
         ),
         (row(ASKED, changed(CALLED, tool_calls=CALLED["tool_calls"] * 2)), "two calls with the same id"),
-        (row(changed(ASKED, tool_calls=CALLED["tool_calls"]), SAID), "only the assistant may"),
-        (row(ASKED, SAID, tools=[{"name": "thank"}]), "tools[0] is not a function of OpenAI's API"),
-        (row(ASKED, SAID, tools=[tiny.tool("a"), tiny.tool("a")]), "2 functions of the name 'a'"),
-        (row(ASKED, SAID, tools="["), "'tools' is text that is not a JSON list"),
-        (row(ASKED, SAID, functions=[{"name": "thank"}]), "older form"),
+        (row(changed(ASKED, tool_calls=CALLED["tool_calls"]), REPLY), "only the assistant may"),
+        (row(ASKED, REPLY, tools=[{"name": "thank"}]), "tools[0] is not a function of OpenAI's API"),
+        (row(ASKED, REPLY, tools=[tiny.tool("a"), tiny.tool("a")]), "2 functions of the name 'a'"),
+        (row(ASKED, REPLY, tools="["), "'tools' is text that is not a JSON list"),
+        (row(ASKED, REPLY, functions=[{"name": "thank"}]), "older form"),
     ],
 )  # fmt: skip
 def test_what_does_not_belong_together_is_a_finding_of_its_own(value: Any, words: str) -> None:
@@ -123,8 +123,8 @@ def test_what_does_not_belong_together_is_a_finding_of_its_own(value: Any, words
 @pytest.mark.parametrize(
     "turns, words",
     [
-        ((ASKED, CALLED, ASKED, SAID), "expected tool: a call is followed by its result"),
-        ((ASKED, CALLED, RESULT, ASKED, SAID), "expected tool or assistant: a call is followed by its result"),
+        ((ASKED, CALLED, ASKED, REPLY), "expected tool: a call is followed by its result"),
+        ((ASKED, CALLED, RESULT, ASKED, REPLY), "expected tool or assistant: a call is followed by its result"),
         ((ASKED, CALLED, RESULT), "the last turn has the role tool"),
     ],
 )
@@ -137,8 +137,8 @@ def test_results_stand_between_a_call_and_the_next_answer(turns: Any, words: str
 
 def test_pairs_with_tools_are_refused() -> None:
     for pair in (
-        {"chosen": [ASKED, CALLED], "rejected": [ASKED, SAID]},
-        {"chosen": [ASKED, SAID], "rejected": [ASKED, CALLED]},
+        {"chosen": [ASKED, CALLED], "rejected": [ASKED, REPLY]},
+        {"chosen": [ASKED, REPLY], "rejected": [ASKED, CALLED]},
     ):
         with pytest.raises(dataset.Wrong, match="tools are not supported in preference pairs"):
             dataset.example(pair, job.Format.PREFERENCE, "x:1")
@@ -147,8 +147,8 @@ def test_pairs_with_tools_are_refused() -> None:
 def test_frozen_examples_with_tools_come_back_as_they_were(tmp_path: pathlib.Path) -> None:
     context = changed(CALLED, weight=0)
     originals = [
-        read(row(ASKED, context, changed(RESULT, name="refund"), SAID)),
-        read(row(ASKED, SAID)),
+        read(row(ASKED, context, changed(RESULT, name="refund"), REPLY)),
+        read(row(ASKED, REPLY)),
         read(row(ASKED, CALLED)),
     ]
     (tmp_path / "f").write_text("".join(one.line() for one in originals), encoding="utf-8")
@@ -156,21 +156,21 @@ def test_frozen_examples_with_tools_come_back_as_they_were(tmp_path: pathlib.Pat
 
 
 def test_splits_frozen_before_there_were_tools_are_read(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "f").write_text(json.dumps({"source": "x:1", "messages": [ASKED, SAID]}) + "\n")
+    (tmp_path / "f").write_text(json.dumps({"source": "x:1", "messages": [ASKED, REPLY]}) + "\n")
     (found,) = dataset.frozen(tmp_path / "f")
-    assert found == dataset.example({"messages": [ASKED, SAID]}, job.Format.CHAT, "x:1")
-    assert found.line() == json.dumps({"source": "x:1", "messages": [ASKED, SAID]}) + "\n"
+    assert found == dataset.example({"messages": [ASKED, REPLY]}, job.Format.CHAT, "x:1")
+    assert found.line() == json.dumps({"source": "x:1", "messages": [ASKED, REPLY]}) + "\n"
 
 
 def test_the_key_of_a_prompt_sees_tools_and_calls_but_no_ids() -> None:
-    plain = read(row(ASKED, SAID, tools=None))
+    plain = read(row(ASKED, REPLY, tools=None))
     assert plain.key() == dataset.digest([["user", ASKED["content"]]]), "as in splits of before"
-    assert read(row(ASKED, SAID)).key() not in (plain.key(), read(row(ASKED, SAID, tools=tiny.TOOLS[:1])).key())
-    one = read(row(ASKED, CALLED, RESULT, SAID))
+    assert read(row(ASKED, REPLY)).key() not in (plain.key(), read(row(ASKED, REPLY, tools=tiny.TOOLS[:1])).key())
+    one = read(row(ASKED, CALLED, RESULT, REPLY))
     renamed = changed(CALLED, tool_calls=[tiny.call("refund", id="other", item=12)])
-    assert one.key() == read(row(ASKED, renamed, changed(RESULT, tool_call_id="other"), SAID)).key()
+    assert one.key() == read(row(ASKED, renamed, changed(RESULT, tool_call_id="other"), REPLY)).key()
     other = changed(CALLED, tool_calls=[tiny.call("refund", id="call_x", item=13)])
-    assert one.key() != read(row(ASKED, other, RESULT, SAID)).key()
+    assert one.key() != read(row(ASKED, other, RESULT, REPLY)).key()
     assert len(set(one.keys())) == 2
 
 
@@ -195,13 +195,13 @@ DIALECTS = {"tiny": "hermes", "Qwen 2.5": "hermes", "Llama 3.1": "llama3_json", 
 @pytest.mark.parametrize("family", list(WANTED))
 def test_the_calls_are_learned_from_where_the_server_lets_the_model_begin(family: str) -> None:
     made = encoder(families.TOOL_TEMPLATES[family])
-    example = read(row(ASKED, CALLED, RESULT, SAID))
+    example = read(row(ASKED, CALLED, RESULT, REPLY))
     first, last = masks.learned(made, example)
     assert first.strip() == WANTED[family]
     assert last.strip() == "It is on its way.<|im_end|>"
     prompt, ids = made.prompt(example), made.encode(example).ids
     assert ids[: len(prompt)] == prompt
-    assert "refund" in made.tokenizer.decode(made.prompt(read(row(ASKED, SAID)))), "the tools are in the prompt"
+    assert "refund" in made.tokenizer.decode(made.prompt(read(row(ASKED, REPLY)))), "the tools are in the prompt"
     assert made.batch([example]) == [(made.encode(example),)]
     assert made.tool_support == tokens.ToolSupport(None, DIALECTS[family])
 
@@ -215,7 +215,7 @@ def test_a_template_that_takes_one_call_at_a_time_says_so() -> None:
 def test_tools_before_the_last_question_make_earlier_answers_unlearnable() -> None:
     """Mistral's template moves the tools to the last turn of the user."""
     made = encoder(families.TOOL_TEMPLATES["Mistral"])
-    chat = read(row(changed(ASKED, content="Hello!"), SAID, ASKED, CALLED))
+    chat = read(row(changed(ASKED, content="Hello!"), REPLY, ASKED, CALLED))
     with pytest.raises(dataset.Wrong, match="LastAssistant"):
         made.encode(chat)
     last = dataclasses.replace(made, loss_on=job.LossOn.LAST_ASSISTANT)
@@ -226,7 +226,7 @@ def test_short_ids_stay_as_they_are() -> None:
     made = encoder(families.TOOL_TEMPLATES["Mistral"])
     call = tiny.call("refund", id="abcDEF123", item=12)
     found = masks.learned(
-        made, read(row(ASKED, changed(CALLED, tool_calls=[call]), changed(RESULT, tool_call_id="abcDEF123"), SAID))
+        made, read(row(ASKED, changed(CALLED, tool_calls=[call]), changed(RESULT, tool_call_id="abcDEF123"), REPLY))
     )
     assert '"id": "abcDEF123"' in found[0]
 
@@ -243,12 +243,12 @@ def test_a_template_that_leaves_tools_out_is_refused_and_says_what_to_do(templat
     made = encoder(template)
     with pytest.raises(dataset.Wrong, match=f"does not render {what}; choose a base model"):
         made.encode(read(row(ASKED, CALLED)))
-    assert made.encode(read(row(ASKED, SAID, tools=None))).trainable or "content" in template
+    assert made.encode(read(row(ASKED, REPLY, tools=None))).trainable or "content" in template
 
 
 def test_a_base_model_without_a_template_has_no_tools() -> None:
     with pytest.raises(dataset.Wrong, match="no chat template"):
-        encoder("").encode(read(row(ASKED, SAID)))
+        encoder("").encode(read(row(ASKED, REPLY)))
 
 
 # --- Answers ---
@@ -284,7 +284,7 @@ def test_a_special_token_that_marks_calls_is_not_lost() -> None:
 def test_words_are_no_call_and_cut_calls_are_broken() -> None:
     made = encoder(tiny.TOOL_TEMPLATE)
     text, judged = answers.decode_answer(
-        made, read(row(ASKED, SAID)), made.tokenizer("It is on its way.<|im_end|>")["input_ids"]
+        made, read(row(ASKED, REPLY)), made.tokenizer("It is on its way.<|im_end|>")["input_ids"]
     )
     assert text == "It is on its way."
     assert judged is not None
@@ -296,11 +296,11 @@ def test_words_are_no_call_and_cut_calls_are_broken() -> None:
     assert judged is not None
     assert not judged.match
     assert judged.valid is False
-    assert answers.decode_answer(made, read(row(ASKED, SAID, tools=None)), ids)[1] is None
+    assert answers.decode_answer(made, read(row(ASKED, REPLY, tools=None)), ids)[1] is None
 
 
 def test_a_request_is_asked_with_its_tools() -> None:
-    asked = canary.document([], read(row(ASKED, CALLED, RESULT, SAID)), "tuned", "base", 9)["request"]
+    asked = canary.document([], read(row(ASKED, CALLED, RESULT, REPLY)), "tuned", "base", 9)["request"]
     assert [turn["role"] for turn in asked["messages"]] == ["user", "assistant", "tool"]
     assert asked["messages"][1]["tool_calls"] == [CALLED["tool_calls"][0]]
     assert asked["messages"][2] == RESULT
@@ -328,9 +328,9 @@ def test_a_model_that_learned_its_calls_makes_them(world: World, calling_base: s
             "gates": [{"metric": "ToolCallMatch", "minimum": 0.9, "confidence": 0.5}],
         },
     )
-    told = preflight.preflight(spec)
-    assert told.preflight is not None
-    assert [line for line in told.preflight.findings if "tool" in line] == []
+    result = preflight.preflight(spec)
+    assert result.preflight is not None
+    assert [line for line in result.preflight.findings if "tool" in line] == []
     train.train(spec, 1, 1.0)
     found = evaluate.evaluate(spec, None, None, 1).evaluation
     assert found is not None
@@ -361,12 +361,12 @@ def test_findings_name_the_line_and_drop_leaves_it_out(world: World, calling_bas
     assert "toolCalls: 1 row is not an example: train.jsonl:7: messages[1] calls 'gift', which is not one of" in str(
         caught.value
     )
-    told = preflight.preflight(world(rows, baseModel=base, dataset={"checks": {"toolCalls": "Drop"}}))
-    assert told.preflight is not None
-    (said,) = (line for line in told.preflight.findings if line.startswith("toolArguments"))
-    assert "1 of 39 examples call a tool with arguments that do not fit its parameters" in said
-    assert "train.jsonl:9 (calls 'refund' with arguments that do not fit its parameters)" in said
-    assert "twelve" not in said
+    result = preflight.preflight(world(rows, baseModel=base, dataset={"checks": {"toolCalls": "Drop"}}))
+    assert result.preflight is not None
+    (line_,) = (line for line in result.preflight.findings if line.startswith("toolArguments"))
+    assert "1 of 39 examples call a tool with arguments that do not fit its parameters" in line_
+    assert "train.jsonl:9 (calls 'refund' with arguments that do not fit its parameters)" in line_
+    assert "twelve" not in line_
 
 
 def test_a_model_without_tools_is_refused_before_training(world: World) -> None:

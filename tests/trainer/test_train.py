@@ -280,7 +280,7 @@ def test_checkpoints_of_other_data_or_settings_are_not_resumed(world: World, mon
     assert found.resumed_from is None
 
 
-def test_only_the_newest_checkpoints_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_checkpoints_are_stored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = world(training={"checkpoints": {"keep": 2}})
     checkpointed(spec, monkeypatch, (2, 4, 6, 8))
     assert checkpoint.complete(storage.Storage(), spec.layout) == [6, 8]

@@ -161,7 +161,7 @@ def test_the_api_key_comes_from_the_environment(
     assert ask().verification is not None
 
 
-def test_a_server_that_is_not_vllm_is_said(
+def test_a_server_that_is_not_vllm_is_reported(
     ask: Callable[..., Any], server: tuple[Fake, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers: list[tuple[int, Any]] = [
@@ -194,6 +194,6 @@ def test_examples_with_tools_are_asked_with_them(
     refused(ask, "--enable-auto-tool-choice and --tool-call-parser=NAME in spec.deployment.extraArgs")
 
 
-def test_a_missing_recording_is_said(world: World, tmp_path: pathlib.Path) -> None:
+def test_a_missing_recording_is_reported(world: World, tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.Failure, match="evaluate again"):
         verify.verify(world(), "http://127.0.0.1:9", f"file://{tmp_path}/none.json", patience=0)

@@ -27,7 +27,7 @@ def adapter(b: float) -> dict[str, torch.Tensor]:
     return {"x.lora_A.default.weight": torch.ones(2, 3), "x.lora_B.default.weight": torch.full((3, 2), b)}
 
 
-def test_an_adapter_that_never_moves_is_told_after_three_steps() -> None:
+def test_an_adapter_that_never_moves_is_reported_after_three_steps() -> None:
     watchdogs.check_moved(2, adapter(0.0))
     with pytest.raises(errors.Failure, match=r"no weight of the adapter has moved after 3 steps"):
         watchdogs.check_moved(3, adapter(0.0))

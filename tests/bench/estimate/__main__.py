@@ -3,7 +3,7 @@
 Each configuration is a run file of its own: `finetune-trainer preflight`, then `estimate`, then `train` in a process whose peak
 the kernel reports. Checkpoints are written and the validation split is scored in each, since both take memory.
 
-    --only NAME ...    measures these anew and keeps the rest
+    --only NAME ...    measures these again and keeps the rest
     --check            only compares estimate.md with estimate.json
 """
 
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL))
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    found = {one["name"]: Measurement(**one) for one in kept()}
+    found = {one["name"]: Measurement(**one) for one in stored()}
     if not options.check:
         for name in options.only:
             with tempfile.TemporaryDirectory() as temporary, say.step(name, "a minute"):
@@ -125,7 +125,7 @@ def main() -> int:
     return 0
 
 
-def kept() -> list[dict[str, Any]]:
+def stored() -> list[dict[str, Any]]:
     path = FOLDER / "estimate.json"
     found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     return [one for one in found if one["name"] in ALL]
@@ -223,9 +223,9 @@ def report(found: list[Measurement]) -> str:
     lines = []
     for one in found:
         wanted = ALL[one.name]
-        kept = "yes" if one.checkpointing else "no"
+        stored = "yes" if one.checkpointing else "no"
         lines.append(
-            f"| {wanted.model} | {wanted.title} | {one.tokens:,} | {kept} | {mib(one.estimate)} | {mib(one.measured)} | "
+            f"| {wanted.model} | {wanted.title} | {one.tokens:,} | {stored} | {mib(one.estimate)} | {mib(one.measured)} | "
             f"{one.error:+.1%} |"
         )
     used = [f"- `{name}`: {TITLES[name]}" for name in TITLES if any(ALL[one.name].model == name for one in found)]

@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, model: pathlib.Path, folder: pathlib.Pa
                     run, written = answer(job | {"side": one, "prompts": some}, name, repetition, work)
                     found.runs.append(run)
                     answers.setdefault(one, written)
-                    found.agreements = [kept for kept in found.agreements if kept.workload != name]
+                    found.agreements = [one for one in found.agreements if one.workload != name]
                     found.agreements += agreements(name, answers)
                     report.write(found, folder)
                     say.line(f"    {name} {repetition + 1} {one:30s} {run.rate:7.1f} tokens/s {run.seconds:6.1f} s")
@@ -120,10 +120,10 @@ def answer(
     environment = side.ENVIRONMENT if job["side"] == side.OURS else {}
     command = [sys.executable, "-m", "tests.bench.evaluation.side", given]
     finished = process.run(command, environment, work / "run.log")
-    told = json.loads(result.read_text())
-    answers: list[list[int]] = told["answers"]
+    document = json.loads(result.read_text())
+    answers: list[list[int]] = document["answers"]
     tokens = sum(map(len, answers))
-    run = report.Run(workload, job["side"], repetition, len(answers), tokens, told["seconds"], finished.peak)
+    run = report.Run(workload, job["side"], repetition, len(answers), tokens, document["seconds"], finished.peak)
     return run, answers
 
 

@@ -105,7 +105,7 @@ def page(found: Results) -> str:
         "",
         "| workload | side | prompts | tokens/s | lowest to highest | ours by it | goal | answers like ours | MiB |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_row(found, workload, side) for workload in found.asked for side in _sides(found, workload)),
+        *(_row(found, workload, side) for workload in list(found.asked) for side in _sides(found, workload)),
         "",
         "## Where we are not ahead",
         "",
@@ -165,11 +165,11 @@ def _is(one: Agreement, workload: str, side: str) -> bool:
 
 
 def _behind(found: Results) -> list[str]:
-    said = []
+    lines = []
     for workload in found.asked:
         goal = workloads.BY_NAME[workload].goal
         for side in _sides(found, workload):
             reached = 1.0 if side == OURS else ratio(found, workload, side)
             if reached < (goal if side == BATCHED else 1.0):
-                said.append(f"- {workload}: {reached:.2f}x instead of {goal:g}x the tokens per second of {side}.")
-    return said
+                lines.append(f"- {workload}: {reached:.2f}x instead of {goal:g}x the tokens per second of {side}.")
+    return lines

@@ -1,6 +1,6 @@
 """Answers prompts by one side and says how long it took: `python -m tests.bench.evaluation.side JOB.json`.
 
-A process of its own for each run, since our side lays the weights out anew. Loading is not measured; both sides answer two
+A process of its own for each run, since our side lays the weights out again. Loading is not measured; both sides answer two
 prompts beforehand.
 """
 

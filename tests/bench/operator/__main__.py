@@ -3,7 +3,7 @@
 --scenario NAME, --side NAME    a part, in place of what the table has of it
 --before REV   the revision of the operator that is the side `former`: the last tag, and without one there is no such side
 --jobs N       a smaller run, into out/benchmarks
---minutes N    after so many no scenario goes on (25)
+--minutes N    no scenario runs longer than this (25)
 --render       writes the page again from operator-runs.json
 --check        only compares page and rows with operator-runs.json
 """

@@ -23,7 +23,7 @@ AT_ONCE = 32
 LASTING = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding")
 """Children of a finished job that stay with it. Its Jobs, and with them their pods, go an hour after their end."""
 CONTENT = {"data", "rules", "roleRef", "subjects"}
-TOLD = 10.0
+REPORT_EVERY = 10.0
 """Seconds between two lines of progress."""
 STAGES = {"preflight": "PreflightPassed", "train": "Trained", "eval": "Evaluated"}
 """What the names of stage Jobs say after the revision -> the condition that their success makes true."""
@@ -165,14 +165,14 @@ class Drive:
 
     async def until(self, what: str, count: Callable[[], int], wanted: int, seconds: float) -> bool:
         """Waits until `count` has reached `wanted`, and says how far it is; false when the time is over."""
-        begun = told = time.monotonic()
+        begun = reported = time.monotonic()
         while (now := count()) < wanted:
             at = time.monotonic()
             if at - begun > seconds or at > self._deadline:
                 say.line(f"      cut off after {at - begun:.0f} s: {now} of {wanted} {what}")
                 return False
-            if at - told > TOLD:
-                told = at
+            if at - reported > REPORT_EVERY:
+                reported = at
                 say.line(f"      {at - begun:4.0f} s: {now} of {wanted} {what}")
             await asyncio.sleep(0.1)
         return True
@@ -180,8 +180,8 @@ class Drive:
 
 def _identity(raw: dict[str, Any]) -> dict[str, Any]:
     """What an author says of an object; the rest of its metadata is the API server's."""
-    kept = ("name", "namespace", "labels", "annotations", "finalizers", "ownerReferences")
-    return {key: raw["metadata"][key] for key in kept if key in raw["metadata"]}
+    fields = ("name", "namespace", "labels", "annotations", "finalizers", "ownerReferences")
+    return {key: raw["metadata"][key] for key in fields if key in raw["metadata"]}
 
 
 async def _each(count: int, work: Callable[[int], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ PATH = cluster.path_of("FineTuneJob", place.NAMESPACE)
 
 
 def manifest(name: str, serves: bool) -> dict[str, Any]:
-    """The smallest FineTuneJob; a served one goes on to a server of its model."""
+    """The smallest FineTuneJob; a served one also gets a server of its model."""
     return world.finetunejob(name, **{"spec.deployment.enabled": serves})
 
 

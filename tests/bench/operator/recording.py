@@ -88,8 +88,8 @@ class Recorder:
             async with session.request(request.method, url, data=body, headers=headers) as answer:
                 if request.method != "GET" and answer.status < 300 and LEASES not in request.path:
                     self.writes.append(Write(request.method, request.raw_path, request.content_type, body.decode()))
-                kept = {name: answer.headers[name] for name in ("Content-Type", "Date") if name in answer.headers}
-                response = web.StreamResponse(status=answer.status, headers=kept)
+                headers = {name: answer.headers[name] for name in ("Content-Type", "Date") if name in answer.headers}
+                response = web.StreamResponse(status=answer.status, headers=headers)
                 await response.prepare(request)
                 with contextlib.suppress(ConnectionResetError):
                     async for chunk in answer.content.iter_any():

@@ -156,7 +156,7 @@ def _is(key: str, operator: str, value: str) -> Raw:
 
 
 def stage(name: str, kind: str, labels: dict[str, str], expressions: list[Raw], then: Raw, delay: float = 0) -> Raw:
-    """One Stage of KWOK: objects of this kind and state go on to the next, `delay` seconds later."""
+    """One Stage of KWOK: objects of this kind and state move to the next one, `delay` seconds later."""
     selector: Raw = {"matchExpressions": expressions} | ({"matchLabels": labels} if labels else {})
     spec: Raw = {"resourceRef": {"apiGroup": "v1", "kind": kind}, "selector": selector, "next": then}
     if delay:

@@ -115,7 +115,7 @@ def _first_steps(found: results.Results, row: results.Row) -> tuple[float, float
 def _behind(found: results.Results, rows: Sequence[results.Row]) -> str:
     lines = [f"- {line}" for row in rows for line in shortfalls(found, row)]
     lines += [f"- {one.workload}, {one.model}: {one.side} did not finish: {one.problem}" for one in found.missing]
-    said = lines or ["Nowhere: every row reaches the goal."]
+    lines_ = lines or ["Nowhere: every row reaches the goal."]
     return "\n".join(
         [
             "## Where we are not ahead",
@@ -123,7 +123,7 @@ def _behind(found: results.Results, rows: Sequence[results.Row]) -> str:
             f"The goal is {GOAL:g} times the peer's tokens per second, {GOALS['shared-system']:g} times where a system prompt is "
             f"shared, at no more than {MEMORY:.0%} of its memory.",
             "",
-            *said,
+            *lines_,
         ]
     )
 
@@ -132,19 +132,19 @@ def shortfalls(found: results.Results, row: results.Row) -> list[str]:
     """What a row misses of the goal, or is behind the peer in; a sentence each."""
     where = f"{row.workload}, {row.model}, {row.peer}"
     goal = GOALS.get(row.workload, GOAL)
-    said = []
+    lines_ = []
     if row.ratio < 1:
-        said.append(f"{where}: slower than the peer, {row.ratio:.2f}x.")
+        lines_.append(f"{where}: slower than the peer, {row.ratio:.2f}x.")
     elif row.ratio < goal:
-        said.append(f"{where}: {row.ratio:.1f}x instead of {goal:g}x.")
+        lines_.append(f"{where}: {row.ratio:.1f}x instead of {goal:g}x.")
     if row.ours_peak_mib > MEMORY * row.peer_peak_mib:
-        said.append(f"{where}: {row.ours_peak_mib / row.peer_peak_mib:.0%} of the peer's memory.")
+        lines_.append(f"{where}: {row.ours_peak_mib / row.peer_peak_mib:.0%} of the peer's memory.")
     mine, theirs = _first_steps(found, row)
     if mine > theirs:
-        said.append(f"{where}: {mine - theirs:.1f} s later at the first step.")
+        lines_.append(f"{where}: {mine - theirs:.1f} s later at the first step.")
     if abs(row.ours_final_loss - row.peer_final_loss) > CLOSE * row.peer_final_loss:
-        said.append(f"{where}: the final losses differ, {row.ours_final_loss:.4f} and {row.peer_final_loss:.4f}.")
-    return said
+        lines_.append(f"{where}: the final losses differ, {row.ours_final_loss:.4f} and {row.peer_final_loss:.4f}.")
+    return lines_
 
 
 def _workloads(found: results.Results) -> str:
@@ -178,15 +178,15 @@ def _settings(found: results.Results) -> str:
     lines = ["## Settings of the peers", "", "Beside what is the same on both sides:", ""]
     for name in used:
         peer = peers.BY_NAME[name]
-        said = _said(peer.settings | peer.environment) or "none: its own defaults"
+        shown = _text(peer.settings | peer.environment) or "none: its own defaults"
         if peer.long:
-            said += f"; for examples of more than {peers.LONG} tokens {_said(peer.long)}, nearly as fast with far less memory"
-        lines.append(f"- **{name}**, {peer.title}: {said}.")
+            shown += f"; for examples of more than {peers.LONG} tokens {_text(peer.long)}, nearly as fast with far less memory"
+        lines.append(f"- **{name}**, {peer.title}: {shown}.")
     lines.append(AXOLOTL)
     return "\n".join(lines)
 
 
-def _said(settings: dict[str, Any]) -> str:
+def _text(settings: dict[str, Any]) -> str:
     return ", ".join(f"`{key}={value}`" for key, value in settings.items())
 
 

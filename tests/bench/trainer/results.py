@@ -113,10 +113,10 @@ def _lines(document: dict[str, Any]) -> str:
     """JSON with one line for each run, so that a change can be read."""
     parts = []
     for key, value in document.items():
-        said = json.dumps(value)
+        message = json.dumps(value)
         if isinstance(value, list) and value:
-            said = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-        parts.append(f' "{key}": {said}')
+            message = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f' "{key}": {message}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

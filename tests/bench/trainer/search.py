@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Beside what the recipe fixes. Packing is not among them: it draws other examples into a step. Padding-free is the same
 computation (documents laid end to end, each attending to itself) on the step's own examples. Nor is torch.compile: its second
-step was not done after seven minutes of processor time, since batches of other lengths are compiled anew."""
+step was not done after seven minutes of processor time, since batches of other lengths are compiled again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,13 +62,13 @@ PLACES = _words("under behind near above beside inside around before after acros
 class Writer:
     """Writes texts of a wanted length."""
 
-    chance: random.Random
+    rng: random.Random
     measure: Measure
 
     def private(self, tokens: int) -> str:
         """A text about as long as that, which begins with a word that no other has."""
         low, high = round(tokens * (1 - SPREAD)), round(tokens * (1 + SPREAD))
-        return self.text(self.chance.randint(low, high), opening=self.code())
+        return self.text(self.rng.randint(low, high), opening=self.code())
 
     def text(self, tokens: int, opening: str = "") -> str:
         """The longest beginning of endless sentences that has no more than so many tokens."""
@@ -81,7 +81,7 @@ class Writer:
         return " ".join(words)
 
     def sentences(self) -> Iterator[list[str]]:
-        pick = self.chance.choice
+        pick = self.rng.choice
         while True:
             yield [
                 *("The", pick(ADJECTIVES), pick(NOUNS), pick(VERBS), "the", pick(NOUNS), pick(PLACES), "the"),
@@ -89,8 +89,8 @@ class Writer:
             ]
 
     def code(self) -> str:
-        syllables = (self.chance.choice("BDFGKLMNPRSTVZ") + self.chance.choice("aeiou").upper() for _ in range(3))
-        return f"{''.join(syllables)}{self.chance.randint(1000, 9999)}:"
+        syllables = (self.rng.choice("BDFGKLMNPRSTVZ") + self.rng.choice("aeiou").upper() for _ in range(3))
+        return f"{''.join(syllables)}{self.rng.randint(1000, 9999)}:"
 
 
 def chats(workload: Workload, count: int, seed: int, measure: Measure) -> list[Chat]:

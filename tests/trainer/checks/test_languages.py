@@ -52,5 +52,5 @@ def test_labels_numbers_and_code_have_none(text: str) -> None:
 
 
 def test_a_foreign_name_does_not_change_the_language() -> None:
-    text = "We have sent the parcel to Frau Müller and to 田中 in the same week, as you asked for it."
+    text = "We have sent the parcel to Frau Müller and to 田中 in the same week, as you wanted."
     assert languages.NAMES[languages.language(text)] == "English"

@@ -22,7 +22,7 @@ GOOD = data.examples(80)
 SECRET = "glpat-" + "q7Rk2ZpL9mVx4TbN8cYw"
 
 
-def kept(spec: run.Run) -> dict[str, Any]:
+def stored(spec: run.Run) -> dict[str, Any]:
     path = pathlib.Path(spec.layout.preflight.removeprefix("file://"))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
@@ -113,7 +113,7 @@ def test_a_rule_that_fails_ends_the_job_with_all_findings(world: World) -> None:
     assert failure.preflight is not None
     assert [line.partition(":")[0] for line in failure.preflight.findings] == ["secrets", "duplicates"]
     assert failure.preflight.verdict == "NotRecommended"
-    document = kept(spec)
+    document = stored(spec)
     assert document["outcome"]["reason"] == "DatasetInvalid"
     assert {one["rule"] for one in document["findings"]} == {"secrets", "duplicates"}
     assert SECRET not in json.dumps(document) + failure.message
@@ -124,7 +124,7 @@ def test_data_that_did_not_pass_are_looked_at_again(world: World) -> None:
     assert preflight.preflight(world(data.rows(GOOD))).reason is None
 
 
-def test_what_is_dropped_is_not_in_the_split_and_is_said(world: World) -> None:
+def test_what_is_dropped_is_not_in_the_split_and_is_reported(world: World) -> None:
     spec = world(data.rows([*leaky(), GOOD[3], GOOD[3]]), dataset={"checks": {"secrets": "Drop"}})
     answer = preflight.preflight(spec).preflight
     assert answer is not None
@@ -134,7 +134,7 @@ def test_what_is_dropped_is_not_in_the_split_and_is_said(world: World) -> None:
     assert answer.findings[0].startswith("duplicates: 2 of 83 examples repeat an earlier one; 2 left out: ")
     assert "1 left out" in answer.findings[1]
     assert answer.verdict == "Caution"
-    facts = kept(spec)["facts"]["findings"]
+    facts = stored(spec)["facts"]["findings"]
     assert [(one["rule"], one["dropped"]) for one in facts] == [("duplicates", 2), ("secrets", 1)]
 
 
@@ -212,7 +212,7 @@ def test_a_template_that_refuses_rows_is_a_rule_too(world: World, monkeypatch: p
     assert sum(map(len, frozen(spec).values())) == 80 - who
 
 
-def test_nothing_left_to_train_on_is_said_with_what_took_it(world: World) -> None:
+def test_nothing_left_to_train_on_is_reported_with_what_took_it(world: World) -> None:
     rows = [data.chat(one.prompt[-1].content, f"{n} {SECRET}") for n, one in enumerate(GOOD)]
     failure = failed(world(data.rows(rows), dataset={"checks": {"secrets": "Drop"}}))
     assert "no training example with a token to learn is left: secrets: 80 of 80" in failure.message
@@ -265,7 +265,7 @@ POLICIES = st.fixed_dictionaries({}, optional={rule.id: st.sampled_from(api.ALLO
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(example(), max_size=30), st.lists(example(), max_size=8), POLICIES)
-def test_rows_are_dropped_once_and_for_the_reason_that_is_said(
+def test_rows_are_dropped_once_and_for_the_reason_that_is_reported(
     train: list[dataset.Example], test: list[dataset.Example], policies: dict[str, api.Policy]
 ) -> None:
     found = judged.judge(train, test=test, checks={id: str(policy) for id, policy in policies.items()})
@@ -277,13 +277,13 @@ def test_rows_are_dropped_once_and_for_the_reason_that_is_said(
         assert 0 < finding.count <= len(every)
         assert len(finding.places) == min(finding.count, review.PLACES)
         assert not finding.dropped or finding.policy is api.Policy.DROP
-    kept_train, kept_test = (
+    train_rows, test_rows = (
         [one for one in found.left if any(one is other for other in part)] for part in (train, test)
     )
     if api.policy(policies, "duplicates") is api.Policy.DROP:
-        for part in (kept_train, kept_test):
+        for part in (train_rows, test_rows):
             assert len({one.line() for one in part}) == len(part)
     if api.policy(policies, "leakage") is api.Policy.DROP:
-        assert not {one.key() for one in kept_test} & set().union(*(one.keys() for one in kept_train))
+        assert not {one.key() for one in test_rows} & set().union(*(one.keys() for one in train_rows))
     if api.policy(policies, "contradictions") is api.Policy.DROP:
         assert len({one.key() for one in found.left}) == len({(one.key(), one.answer) for one in found.left})

@@ -260,7 +260,7 @@ def test_calls_of_tools_among_json_are_no_broken_json() -> None:
     assert not found.findings.keys() & {"jsonAnswers", "languageMix", "specialTokens"}
 
 
-def test_secrets_in_tools_and_calls_are_found_and_not_said() -> None:
+def test_secrets_in_tools_and_calls_are_found_and_not_reported() -> None:
     secret = "AKIA" + "Q3EGRI7LSH2MNBPX"
     row = tiny.calling(1)[0]
     row["messages"][1]["tool_calls"] = [tiny.call("refund", item=secret)]

@@ -107,7 +107,7 @@ def test_batches_do_not_change_the_sketches(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(whole.valid, parts.valid)
 
 
-def test_texts_are_not_kept() -> None:
+def test_texts_are_not_stored() -> None:
     rng = random.Random(9)
     text = " ".join(words(rng, 120))
     sketcher = similar.Sketcher()

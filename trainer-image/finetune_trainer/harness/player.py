@@ -109,7 +109,7 @@ class Player(model.TemplateLM):  # type: ignore[misc]
             self._runner.where,
             done,
             Ending.of(self.tokenizer, until),
-            scale=self._asked.scale,
+            scale=self._runner.scale,
         )
         texts = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in written)
         return [models.postprocess_generated_text(text, until, None) for text in texts]
