@@ -32,9 +32,9 @@ def refusal(tuned: Any, caplog: pytest.LogCaptureFixture, **how: Any) -> str:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "finetune"):
         built = decoder.of(model.decoder(tuned), CPU, **how)
-    said = [record.fields["differs"] for record in caplog.records if "slower" in record.getMessage()]
-    assert bool(said) == (built is None), "a slower path is taken with a word about it, and only then"
-    return said[0] if said else ""
+    messages = [record.fields["differs"] for record in caplog.records if "slower" in record.getMessage()]
+    assert bool(messages) == (built is None), "a slower path is taken with a word about it, and only then"
+    return messages[0] if messages else ""
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])

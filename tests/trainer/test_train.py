@@ -427,8 +427,8 @@ def test_the_micro_batch_is_that_of_the_engine_which_trains(
         )
         with caplog.at_level("INFO", "finetune"):
             trained(spec)
-        (said,) = [record.fields for record in caplog.records if record.getMessage() == "training"]
-        planned[said["engine"]] = said["micro_batch_tokens"]
+        (messages,) = [record.fields for record in caplog.records if record.getMessage() == "training"]
+        planned[messages["engine"]] = messages["micro_batch_tokens"]
         caplog.clear()
         fresh()
     assert planned["plain"] <= 640 < planned["fast"], "what a long common prefix allows helps only where it is shared"
