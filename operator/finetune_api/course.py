@@ -49,6 +49,8 @@ def arguments(
         found += ["--adapter", adapter.uri, "--sha256", adapter.sha256]
     if serving is not None:
         found += ["--serving", serving.uri, "--serving-sha256", serving.sha256]
+    if stage not in LOADING:
+        return found
     if share is not None and share < 1:
         found += ["--micro-batch-scale", str(share)]
-    return [*found, "--attempt", str(attempt)] if stage in LOADING else found
+    return [*found, "--attempt", str(attempt)]

@@ -226,3 +226,12 @@ async def test_the_jobs_name_fits_for_a_job_of_forty_characters_and_attempt_999(
 def arguments(played: world.World, name: str) -> list[str]:
     manifest = played.cluster.applied.get(("Job", "ml", name)) or played.cluster.get("Job", name)
     return manifest["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+@pytest.mark.parametrize("stage", [Stage.PREFLIGHT, Stage.VERIFY])
+async def test_a_stage_that_loads_no_model_is_repeated_as_it_was_after_an_out_of_memory(stage: Stage) -> None:
+    played = start({stage: [Ends(137, "", "OOMKilled")]})
+    await played.rest()
+    first, second = (arguments(played, name) for name in played.attempts(stage))
+    assert first == second
+    assert played.phase == Phase.READY
