@@ -88,7 +88,7 @@ def test_gates_say_what_was_measured() -> None:
     assert found.observed == "0.9000 (95 %: 0.8256 to 0.9448, n 100), Base 0.5000"
     assert "not measured" in check({"metric": "RougeL", "minimum": 0.8}, None).observed
     few = check({"metric": "ExactMatch", "minimum": 0.8}, share(4, 4))
-    assert "too few examples to be sure: a model at 0.8 gets this far in 41 of 100 cases, allowed are 5" in few.observed
+    assert "too few examples to be sure: a model at 0.8 gets this far in 41 of 100 cases, allowed: 5" in few.observed
     assert (
         check({"metric": "ExactMatch", "over": "Serving"}, share(1)).requirement == "ExactMatch not worse than Serving"
     )

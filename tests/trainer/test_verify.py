@@ -124,7 +124,7 @@ def test_a_server_that_ignores_the_adapter_is_caught(ask: Callable[..., Any], se
 
 def test_a_server_with_another_base_model_is_caught(ask: Callable[..., Any], server: tuple[Fake, str]) -> None:
     server[0].noise = 0.5
-    assert refused(ask, "allowed are 0").reason is reasons.Reason.ADAPTER_NOT_SERVED
+    assert refused(ask, "allowed: 0").reason is reasons.Reason.ADAPTER_NOT_SERVED
 
 
 def test_an_adapter_too_close_to_its_base_is_judged_by_agreement_alone() -> None:

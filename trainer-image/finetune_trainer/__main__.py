@@ -119,12 +119,16 @@ def parser() -> argparse.ArgumentParser:
     made["verify"].add_argument("--patience", type=float, default=600, help="seconds to wait for the server")
     made["fetch"].add_argument("--adapter", required=True, help="folder of the adapter")
     made["fetch"].add_argument("--sha256", required=True, help="SHA-256 of the adapter's manifest")
-    made["fetch"].add_argument("--base-to", type=pathlib.Path, default=pathlib.Path(run.MODEL_PATH))
-    made["fetch"].add_argument("--adapter-to", type=pathlib.Path, default=pathlib.Path(run.ADAPTER_PATH))
+    made["fetch"].add_argument(
+        "--base-to", type=pathlib.Path, default=pathlib.Path(run.MODEL_PATH), help="folder for the base model"
+    )
+    made["fetch"].add_argument(
+        "--adapter-to", type=pathlib.Path, default=pathlib.Path(run.ADAPTER_PATH), help="folder for the adapter"
+    )
     made[ESTIMATE].add_argument(
         "--memory", help="memory that training may use, for example 22Gi; default: as the run file says"
     )
-    made[ESTIMATE].add_argument("--output", choices=("table", "json"), default="table")
+    made[ESTIMATE].add_argument("--output", choices=("table", "json"), default="table", help="output format")
     return whole
 
 

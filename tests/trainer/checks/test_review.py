@@ -215,7 +215,7 @@ def test_a_template_that_refuses_rows_is_a_rule_too(world: World, monkeypatch: p
 def test_nothing_left_to_train_on_is_reported_with_what_took_it(world: World) -> None:
     rows = [data.chat(one.prompt[-1].content, f"{n} {SECRET}") for n, one in enumerate(GOOD)]
     failure = failed(world(data.rows(rows), dataset={"checks": {"secrets": "Drop"}}))
-    assert "no training example with a token to learn is left: secrets: 80 of 80" in failure.message
+    assert "no training example with a token to learn remains: secrets: 80 of 80" in failure.message
 
 
 def test_too_few_is_judged_by_what_is_left(world: World) -> None:

@@ -135,7 +135,7 @@ class Encoder:
     def _plain(self, turns: Sequence[dataset.Message], tools: str | None) -> str:
         if len(turns) > 2 or turns[0].role != "user" or tools is not None:
             raise dataset.Wrong(
-                "the base model has no chat template, so that only one prompt and one completion can be learned; choose an "
+                "the base model has no chat template, so only a single prompt and completion can be learned; choose an "
                 "instruct model"
             )
         return "".join(turn.content for turn in turns)
@@ -161,8 +161,8 @@ class Encoder:
             tail = self._tail(example) if chosen == [len(example.messages) - 1] else None
             if tail is None:
                 raise dataset.Wrong(
-                    f"the chat template renders turn {index + 1} differently once the answer follows, so that the answer "
-                    "would be learned after another prompt than it is generated from; try training.lossOn: LastAssistant"
+                    f"the chat template renders turn {index + 1} differently once the answer follows, so that "
+                    "training and serving would see different prompts; try training.lossOn: LastAssistant"
                 )
             text = prompt + tail
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)

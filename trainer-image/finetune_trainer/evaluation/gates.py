@@ -148,7 +148,7 @@ def _sure(gate: job.Gate, p_value: float, event: str) -> tuple[bool, str]:
     allowed = 1 - gate.confidence
     if p_value <= allowed + TOLERANCE:
         return True, ""
-    doubt = f"too few examples to be sure: {event} in {100 * p_value:.2g} of 100 cases, allowed are {100 * allowed:.3g}"
+    doubt = f"too few examples to be sure: {event} in {100 * p_value:.2g} of 100 cases, allowed: {100 * allowed:.3g}"
     return False, f"; {doubt}; test more examples, or lower the gate's confidence"
 
 

@@ -103,7 +103,7 @@ def examples_are_near_copies(spec: run.Run, measured: measurements.Measurements)
         return None
     text = (
         f"Of {measured.train} training examples about {_two_digits(measured.distinct)} differ in more than a word or "
-        "a number: what repeats teaches once. Collect different cases, or use a prompt with one example of each kind."
+        "a number: copies add little. Collect different cases, or use a prompt with one example of each kind."
     )
     few = measured.distinct < FEW * least
     return Advice(text, Weight.AGAINST if few else Weight.CAUTION, Reason.TOO_FEW_EXAMPLES)
@@ -143,7 +143,7 @@ def goal_is_general_capability(spec: run.Run, measured: measurements.Measurement
     if job.Goal.GENERAL_CAPABILITY not in spec.intent.goals:
         return None
     text = (
-        "General capability does not grow by fine-tuning on one task: in other tasks the model rather gets worse. "
+        "General capability does not grow by fine-tuning on one task: at other tasks the model tends to get worse. "
         "Choose a better base model"
     )
     return _goal(spec, text, "measure what is forgotten with a gate on Forgetting")
@@ -201,8 +201,8 @@ def base_model_is_large(spec: run.Run, measured: measurements.Measurements) -> A
         return None
     text = (
         f"The base model has {measured.parameters / 1e9:.0f} billion parameters: training and serving cost about "
-        f"{measured.parameters / USUAL:.0f} times those of one with 8. Start with 7-8B; go larger only when the smaller one was "
-        "measured to be not enough. If it was, set intent.advice: Ignore."
+        f"{measured.parameters / USUAL:.0f} times those of one with 8. Start with 7-8B; go larger only after "
+        "measuring that the smaller one is not enough; then set intent.advice: Ignore."
     )
     return Advice(text, Weight.CAUTION)
 

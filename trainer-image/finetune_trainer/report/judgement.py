@@ -151,7 +151,7 @@ def _style(found: results.Results, goals: set[Goal]) -> Reason:
         title,
         reading.FORMAT,
         "Set evaluation.outputSchema (a JSON Schema) or evaluation.labels. Style: let a language model compare answers in pairs "
-        "(evaluation.judge), or blinded people.",
+        "(evaluation.judge), or people who do not know which model wrote which answer.",
         is_goal=is_goal,
     )
     if (
@@ -323,7 +323,7 @@ def _sufficient(found: results.Results) -> Reason:
         if who
         else "No baseline passes the gates."
     )
-    counted = f" Asked before training on {words.count(baseline.examples, 'validation examples')}."
+    counted = f" Measured before training on {words.count(baseline.examples, 'validation examples')}."
     return Reason(title, _sentence(text) + counted, Mark.AGAINST if who else Mark.CLEAR)
 
 

@@ -234,7 +234,7 @@ def no_examples(name: str, entries: list[objects.Entry]) -> errors.Failure:
     return errors.Failure(
         reasons.Reason.DATASET_INVALID,
         f"{names}: no examples, the {name} files are empty ({sum(entry.size for entry in entries)} bytes). Upload "
-        f"examples such as {dataset.EXPECTED[job.Format.CHAT]}, one a line.",
+        f"examples such as {dataset.EXPECTED[job.Format.CHAT]}, one per line.",
     )
 
 
@@ -261,7 +261,7 @@ def check_policies(
         )
     elif not (place == 0).any() or not judgement.columns.teaching[place == 0].any():
         dropped = " | ".join(finding.line() for finding in judgement.findings if finding.dropped)
-        message = f"no training example with a token to learn is left: {dropped or 'raise training.maxSequenceLength'}"
+        message = f"no training example with a token to learn remains: {dropped or 'raise training.maxSequenceLength'}"
     else:
         return
     found = status.Preflight(

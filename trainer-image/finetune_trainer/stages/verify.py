@@ -101,7 +101,7 @@ def judge(agreement: float, contrast: float, expected: float) -> None:
     allowed = max(TOLERANCE, RELATIVE * expected)
     if agreement > allowed:
         raise Refused(
-            f"the served model's log-probabilities differ from the evaluation's by {agreement:.3f} nats per token, allowed are "
+            f"the served model's log-probabilities differ from the evaluation's by {agreement:.3f} nats per token, allowed: "
             f"{allowed:.3f}. Check that the server has the same base model, precision and adapter as the evaluation."
         )
 
