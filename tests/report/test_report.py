@@ -202,7 +202,7 @@ def test_a_job_about_style_is_summed_up_by_its_judge() -> None:
 
 
 @pytest.mark.parametrize(
-    "p_value,said",
+    "p_value,text",
     [
         (0.0, "fewer than 1 of 10,000"),
         (0.0001, "1 of 10,000"),
@@ -218,7 +218,7 @@ def test_a_p_value_in_words(p_value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "metric,value,said",
+    "metric,value,text",
     [
         (Metric.EXACT_MATCH, 0.925, "0.93"),
         (Metric.EXACT_MATCH, 0.9987, "0.999"),

@@ -117,7 +117,7 @@ def test_answers_are_held_against_the_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema, said",
+    "schema, message",
     [
         ({"type": "strin"}, "'strin' is not valid"),
         ({"$ref": "http://127.0.0.1/schema.json"}, "refers to another document"),

@@ -146,7 +146,7 @@ def test_a_missing_file_is_not_found(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "advice, reason, verdict, said",
+    "advice, reason, verdict, expected",
     [
         ("Enforce", reasons.Reason.TOO_FEW_EXAMPLES, "NotRecommended", True),
         ("Warn", None, "NotRecommended", True),
