@@ -152,7 +152,7 @@ class Reason(enum.StrEnum):
     INSUFFICIENT_GPU_MEMORY = "InsufficientGpuMemory"
     """According to the estimate, training does not fit the GPU. Lower maxSequenceLength or choose another gpuType."""
     TRAINER_OUT_OF_MEMORY = "TrainerOutOfMemory"
-    """Training ran out of memory twice, the second time with half the micro-batch."""
+    """A stage ran out of memory twice, the second time with half as much at once (in training, half the micro-batch)."""
     LOSS_DIVERGED = "LossDiverged"
     """The loss diverged or is NaN. Lower training.learningRate."""
     TRAINER_ERROR = "TrainerError"

@@ -231,7 +231,9 @@ class Status(Reported):
     attempt: int | None = Field(default=None, description="The attempt of the stage in progress.")
     failed_attempts: int | None = Field(default=None, description="Attempts of this stage that failed.")
     micro_batch_scale: float | None = Field(
-        default=None, description="The factor applied to the usual micro-batch; halved after running out of memory."
+        default=None,
+        description="The factor applied to the usual micro-batch, or to what baseline and evaluation compute at once; halved "
+        "after running out of memory.",
     )
     retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
     start_time: Time | None = Field(default=None, description="When the revision started or was resumed.")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pydantic
 
-from finetune_api import exits, outcome, reasons, run
+from finetune_api import course, exits, outcome, reasons, run
 from finetune_trainer.engine import uncompiled
 from finetune_trainer.process import errors, log, machine, secrets, signals
 
@@ -198,10 +198,12 @@ def out_of_memory(error: Exception) -> bool:
 def _out_of_memory(stage: str, error: BaseException) -> outcome.Outcome:
     text = " ".join(str(error).split())[:300]
     log.warning("out of memory", problem=text)
-    message = (
-        f"out of memory ({text}). The next attempt halves the micro-batch; if that is not enough, request more memory "
-        "or a larger GPU, or lower training.maxSequenceLength."
+    halved = (
+        "The next attempt halves the micro-batch; if that is not enough, request"
+        if stage in course.LOADING
+        else "Request"
     )
+    message = f"out of memory ({text}). {halved} more memory or a larger GPU, or lower training.maxSequenceLength."
     return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_OUT_OF_MEMORY, message=message)
 
 
