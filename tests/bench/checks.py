@@ -97,9 +97,9 @@ def child(work: pathlib.Path, base: pathlib.Path) -> dict[str, Any]:
     timed(tokens.Encoder, "details", clocks, "encode")
     timed(review.Review, "take", clocks, "review")
     begun = time.perf_counter()
-    gathered = preflight.gather(spec, storage.Storage(), encoder, work)
+    gathered = preflight.read_all(spec, storage.Storage(), encoder, work)
     read = time.perf_counter()
-    judgement = gathered.review.judge(gathered.corpus, gathered.examples)
+    judgement = gathered.review.apply_rules(gathered.corpus, gathered.examples)
     place = judgement.after_split(preflight.assign(spec, judgement))
     judged = time.perf_counter()
     return {

@@ -26,7 +26,7 @@ def ended(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, 
 
 def folder_of(file: pathlib.Path) -> pathlib.Path:
     """Where the results of a job's revision go."""
-    return pathlib.Path(jobs.read(file).described().output)
+    return pathlib.Path(jobs.read(file).summary().output)
 
 
 def cache_of(file: pathlib.Path) -> pathlib.Path:
@@ -254,7 +254,7 @@ def test_a_machine_without_a_gpu_trains_the_same_revision_on_its_cpu(job, monkey
 
     monkeypatch.setattr(machine, "accelerated", lambda: False)
     wanted = jobs.read(job(resources={"gpus": 2, "gpuType": "nvidia-l4"}))
-    local = verb.here(wanted)
+    local = verb.for_this_machine(wanted)
     assert (wanted.run.gpus, local.run.gpus) == (2, 0)
     assert local.run.revision == wanted.run.revision
     assert "has none" in local.notes[-1]

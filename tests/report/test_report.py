@@ -137,9 +137,11 @@ def test_of_many_benchmarks_one_that_is_lost_at_random_is_no_loss() -> None:
     found = example.benchmarked()
     assert found.harness is not None
     unsure = [one.model_copy(update={"p_value": 0.03, "gain": -0.01}) for one in found.harness.benchmarks[:3]]
-    assert not reading.lost(example.changed(found, harness=found.harness.model_copy(update={"benchmarks": unsure})))
+    assert not reading.worse_benchmarks(
+        example.changed(found, harness=found.harness.model_copy(update={"benchmarks": unsure}))
+    )
     alone = found.harness.model_copy(update={"benchmarks": unsure[:1]})
-    assert reading.lost(example.changed(found, harness=alone)) == unsure[:1]
+    assert reading.worse_benchmarks(example.changed(found, harness=alone)) == unsure[:1]
 
 
 def test_style_is_what_a_judge_says_where_style_is_the_goal() -> None:

@@ -129,7 +129,7 @@ def test_the_sample_is_as_large_as_it_may_be_and_the_same_again() -> None:
         sampler = sample.Sampler(3)
         for number, one in enumerate(rows):
             sampler.take(number, one)
-        takes.append([one.row for one in sampler.among(_all(len(rows)))])
+        takes.append([one.row for one in sampler.of_rows(_all(len(rows)))])
     assert takes[0] == takes[1]
     assert len(takes[0]) == sample.SIZE
     assert takes[0][-1] > sample.SIZE

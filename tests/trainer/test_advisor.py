@@ -51,7 +51,7 @@ def changed(**fields: Any) -> measurements.Measurements:
 
 
 def test_nothing_speaks_against_good_data_for_a_good_reason() -> None:
-    answer = verdict.judge(spec(intent={"goals": ["Style"]}), FOUND)
+    answer = verdict.decide(spec(intent={"goals": ["Style"]}), FOUND)
     assert answer.preflight is not None
     assert answer.preflight.verdict == "Recommended"
     assert answer.message == "800 training, 40 validation and 90 test examples, 200000 tokens, 80000 of them learned"
@@ -76,16 +76,16 @@ def test_wrong_goals_alone_end_an_enforced_job_and_beside_right_ones_warn() -> N
     assert {one.weight for one in both.values()} == {advisor.Weight.AGAINST}
     mixed = spoke(intent={"goals": ["Knowledge", "Style"]})
     assert [one.weight for one in mixed.values()] == [advisor.Weight.CAUTION]
-    ended = verdict.judge(spec(intent={"goals": ["Knowledge"], "advice": "Enforce"}), FOUND)
+    ended = verdict.decide(spec(intent={"goals": ["Knowledge"], "advice": "Enforce"}), FOUND)
     assert ended.reason is reasons.Reason.FINE_TUNING_NOT_RECOMMENDED
     assert "RAG" in ended.message
-    assert verdict.judge(spec(intent={"goals": ["Knowledge", "Style"], "advice": "Enforce"}), FOUND).reason is None
+    assert verdict.decide(spec(intent={"goals": ["Knowledge", "Style"], "advice": "Enforce"}), FOUND).reason is None
 
 
 def test_the_weightiest_comes_first_and_tells_why_the_job_ends() -> None:
     few = changed(train=12, distinct=12.0, parameters=70_000_000_000, memory_advice="training needs more.")
     wanted = spec(intent={"advice": "Enforce", "changeFrequency": "Monthly"}, dataset={"minimumExamples": 200})
-    answer = verdict.judge(wanted, few)
+    answer = verdict.decide(wanted, few)
     assert answer.reason is reasons.Reason.TOO_FEW_EXAMPLES
     assert answer.preflight is not None
     assert answer.preflight.advice[0] == answer.message
@@ -125,7 +125,7 @@ def test_a_large_model_costs_its_parameters() -> None:
 
 def test_under_ignore_nothing_is_reported() -> None:
     ignored = spec(intent={"goals": ["Knowledge"], "advice": "Ignore", "changeFrequency": "Daily"})
-    answer = verdict.judge(ignored, changed(train=3, parameters=70_000_000_000)).preflight
+    answer = verdict.decide(ignored, changed(train=3, parameters=70_000_000_000)).preflight
     assert answer is not None
     assert (answer.verdict, answer.advice) == ("Recommended", [])
 
@@ -205,7 +205,7 @@ def test_what_examples_begin_with_is_computed_once_a_step() -> None:
 def test_time_and_price_are_those_of_all_gpus_together() -> None:
     one = spec(gpus=1, gpuType="nvidia-l4", pricePerGpuHour=0.8, currency="EUR")
     hours = 1e18 / (121e12 * 0.35) / 3600
-    answer = verdict.judge(one, FOUND).preflight
+    answer = verdict.decide(one, FOUND).preflight
     assert answer is not None
     assert answer.estimated_duration == "6h33m"
     assert answer.estimated_cost == f"{hours * 0.8:.2f} EUR"
@@ -217,7 +217,7 @@ def test_time_and_price_are_those_of_all_gpus_together() -> None:
 
 def test_on_cpus_and_unknown_gpus_nothing_is_estimated() -> None:
     for unknown in (spec(), spec(gpus=1), spec(gpus=1, gpuType="somebody-else")):
-        answer = verdict.judge(unknown, FOUND).preflight
+        answer = verdict.decide(unknown, FOUND).preflight
         assert answer is not None
         assert answer.estimated_duration is None
         assert answer.estimated_cost is None

@@ -58,7 +58,7 @@ def test_with_the_same_data_nothing_is_done_again(first: run.Run, monkeypatch: p
     def refused(*_: Any) -> outcome.Outcome:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train, "together", refused)
+    monkeypatch.setattr(train, "run_process", refused)
     for uid in ("second", None):
         assert ran(again(first, uid)) == before
 

@@ -15,7 +15,7 @@ from finetune_trainer.training import objective
 CPU = torch.device("cpu")
 
 
-def rows() -> list[prefix_tree.Row]:
+def rows() -> list[prefix_tree.TokenRow]:
     """Examples with two prefixes, one of them shared at two depths, a whole example that is another's prefix, and a long one."""
     numbers = np.random.default_rng(2)
     prefixes = [numbers.integers(1, 384, length) for length in (60, 30)]
@@ -25,10 +25,10 @@ def rows() -> list[prefix_tree.Row]:
         middle = np.full(12, 5) if at % 3 == 0 else np.zeros(0, dtype=int)
         found.append(np.concatenate([prefixes[at % 2], middle, tail]))
     found += [found[0][:70], numbers.integers(1, 384, 600)]
-    return [prefix_tree.Row(ids, numbers.random(len(ids)) < 0.3) for ids in found]
+    return [prefix_tree.TokenRow(ids, numbers.random(len(ids)) < 0.3) for ids in found]
 
 
-def one_by_one(tuned: Any, examples: list[prefix_tree.Row]) -> tuple[float, dict[str, torch.Tensor]]:
+def one_by_one(tuned: Any, examples: list[prefix_tree.TokenRow]) -> tuple[float, dict[str, torch.Tensor]]:
     """The summed loss and the adapter's gradients, by transformers and autograd."""
     total = 0.0
     for row in examples:

@@ -152,7 +152,7 @@ def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, le
     assert isinstance(motor, passes.Fast)
     number = np.random.default_rng(0)
     rows = [
-        prefix_tree.Row(np.append(at + 1, number.integers(1, 384, length)), np.ones(length + 1, dtype=bool))
+        prefix_tree.TokenRow(np.append(at + 1, number.integers(1, 384, length)), np.ones(length + 1, dtype=bool))
         for at in range(count)
     ]
     objective.Supervised().learn(motor, rows, 1)
@@ -192,7 +192,7 @@ def test_tokens_after_a_shared_beginning_have_probabilities_for_it(shared: int, 
     number = np.random.default_rng(0)
     beginning = number.integers(1, 384, shared)
     rows = [np.concatenate([beginning, [at + 1], number.integers(1, 384, own)]) for at in range(count)]
-    batch = prefix_tree.build([prefix_tree.Row(ids, np.ones(len(ids), dtype=bool)) for ids in rows])
+    batch = prefix_tree.build([prefix_tree.TokenRow(ids, np.ones(len(ids), dtype=bool)) for ids in rows])
     found = sum(len(tile.lengths) * tile.longest * (tile.before + tile.longest) for tile in batch.tiles)
     length, distinct = shared + own, shared + own * count
     examples = workload.Examples(length, length, length, distinct)
@@ -203,7 +203,7 @@ def test_tokens_after_a_shared_beginning_have_probabilities_for_it(shared: int, 
 @pytest.mark.parametrize("length", [1, 16, 100, 256, 300, 1024])
 def test_the_span_of_a_row_is_that_of_its_tiles(length: int) -> None:
     ids = np.arange(1, length + 2)
-    batch = prefix_tree.build([prefix_tree.Row(ids, np.ones(length + 1, dtype=bool))])
+    batch = prefix_tree.build([prefix_tree.TokenRow(ids, np.ones(length + 1, dtype=bool))])
     mine = [tile for tile in batch.tiles if tile.begin < length]
     scores = sum(len(tile.lengths) * tile.longest * (tile.before + tile.longest) for tile in mine)
     assert memory.mean_keys(length) * length == pytest.approx(scores)

@@ -63,7 +63,7 @@ def test_dpo_has_the_loss_and_gradients_of_trl(base: pathlib.Path, tmp_path: pat
     rows = []
     lengths = batch["attention_mask"].sum(1).tolist()
     for ids, marks, length in zip(batch["input_ids"], batch["completion_mask"], lengths, strict=True):
-        rows.append(prefix_tree.Row(ids[:length].numpy(), marks[:length].numpy().astype(bool)))
+        rows.append(prefix_tree.TokenRow(ids[:length].numpy(), marks[:length].numpy().astype(bool)))
     alternating = [row for both in zip(rows[:6], rows[6:], strict=True) for row in both]
     motor = passes.of(mine, model.head(mine.get_base_model()), CPU)
     assert isinstance(motor, passes.Fast)
@@ -106,7 +106,9 @@ def test_qlora_computes_with_the_base_in_4_bits(base: pathlib.Path) -> None:
     motor = passes.of(tuned, head, CPU)
     assert isinstance(motor, passes.Fast)
     numbers = np.random.default_rng(1)
-    rows = [prefix_tree.Row(numbers.integers(1, 300, length), numbers.random(length) < 0.4) for length in (40, 90, 33)]
+    rows = [
+        prefix_tree.TokenRow(numbers.integers(1, 300, length), numbers.random(length) < 0.4) for length in (40, 90, 33)
+    ]
 
     whole = model.load(base, job.Precision.FLOAT32, CPU)
     import bitsandbytes.functional

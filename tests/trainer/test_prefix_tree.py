@@ -8,7 +8,7 @@ from finetune_trainer.training import batches
 
 
 @st.composite
-def examples(draw: st.DrawFn) -> list[prefix_tree.Row]:
+def examples(draw: st.DrawFn) -> list[prefix_tree.TokenRow]:
     """Rows that share beginnings of all lengths, often: few tokens, prefixes from a few, some of them whole examples."""
     prefixes = draw(st.lists(st.lists(st.integers(0, 2), max_size=600), min_size=1, max_size=3))
     rows = []
@@ -16,7 +16,7 @@ def examples(draw: st.DrawFn) -> list[prefix_tree.Row]:
         prefix = draw(st.sampled_from(prefixes))
         ids = prefix[: draw(st.integers(0, len(prefix)))] + draw(st.lists(st.integers(0, 2), min_size=1, max_size=30))
         learned = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
-        rows.append(prefix_tree.Row(np.array(ids), np.array(learned)))
+        rows.append(prefix_tree.TokenRow(np.array(ids), np.array(learned)))
     return rows
 
 
@@ -29,7 +29,9 @@ def sight(batch: prefix_tree.Batch) -> np.ndarray:
 
 @settings(max_examples=150, deadline=None)
 @given(rows=examples(), share=st.booleans())
-def test_every_label_is_predicted_from_exactly_its_example_up_to_it(rows: list[prefix_tree.Row], share: bool) -> None:
+def test_every_label_is_predicted_from_exactly_its_example_up_to_it(
+    rows: list[prefix_tree.TokenRow], share: bool
+) -> None:
     batch = prefix_tree.build(rows, share=share)
     seen = sight(batch)
     labels = []
@@ -47,7 +49,7 @@ def test_every_label_is_predicted_from_exactly_its_example_up_to_it(rows: list[p
 
 @settings(max_examples=150, deadline=None)
 @given(rows=examples(), share=st.booleans())
-def test_tiles_see_what_their_tokens_see(rows: list[prefix_tree.Row], share: bool) -> None:
+def test_tiles_see_what_their_tokens_see(rows: list[prefix_tree.TokenRow], share: bool) -> None:
     batch = prefix_tree.build(rows, share=share)
     seen = sight(batch)
     covered = []
@@ -66,7 +68,9 @@ def test_tiles_see_what_their_tokens_see(rows: list[prefix_tree.Row], share: boo
 
 def test_a_shared_system_prompt_is_computed_once() -> None:
     prompt = np.arange(1, 401)
-    rows = [prefix_tree.Row(np.concatenate([prompt, np.full(20, 500 + at)]), np.arange(420) >= 410) for at in range(16)]
+    rows = [
+        prefix_tree.TokenRow(np.concatenate([prompt, np.full(20, 500 + at)]), np.arange(420) >= 410) for at in range(16)
+    ]
     alone, together = prefix_tree.build(rows, share=False), prefix_tree.build(rows)
     assert alone.tokens >= 16 * 419
     assert together.tokens <= 400 + 16 * 19 + prefix_tree.ROUND
@@ -74,17 +78,17 @@ def test_a_shared_system_prompt_is_computed_once() -> None:
 
 
 def test_what_no_learned_token_depends_on_is_left_out() -> None:
-    row = prefix_tree.Row(np.arange(100), np.arange(100) == 9)
+    row = prefix_tree.TokenRow(np.arange(100), np.arange(100) == 9)
     assert prefix_tree.needed(row) == 9
     assert prefix_tree.build([row]).tokens == prefix_tree.ROUND
-    silent = prefix_tree.Row(np.arange(5), np.zeros(5, dtype=bool))
+    silent = prefix_tree.TokenRow(np.arange(5), np.zeros(5, dtype=bool))
     assert prefix_tree.build([silent]).tokens == 0
 
 
 @settings(max_examples=100, deadline=None)
 @given(rows=examples(), budget=st.integers(1, 900), size=st.integers(1, 4))
 def test_micro_batches_and_portions_keep_every_example_once(
-    rows: list[prefix_tree.Row], budget: int, size: int
+    rows: list[prefix_tree.TokenRow], budget: int, size: int
 ) -> None:
     units = [[row] for row in rows]
     parts = [batches.share_of(units, rank, size) for rank in range(size)]

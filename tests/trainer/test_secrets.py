@@ -152,7 +152,7 @@ def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
     output = stage(document, "verify", "--endpoint", echo, "--canary", f"file://{tmp_path}/canary.json")
     assert "AdapterNotServed" in output.outcome
     assert "you sent" in output.outcome
-    assert secrets.GONE in output.outcome
+    assert secrets.REDACTED in output.outcome
     nothing_leaks(output)
 
 

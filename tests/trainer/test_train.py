@@ -193,7 +193,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExcep
         seen.append(course.state.step)
 
     monkeypatch.setattr(loss, "total", total)
-    monkeypatch.setattr(loop.Loop, "account", record)
+    monkeypatch.setattr(loop.Loop, "record", record)
 
 
 def test_an_error_in_the_middle_keeps_the_steps_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,9 +128,9 @@ def test_a_server_with_another_base_model_is_caught(ask: Callable[..., Any], ser
 
 
 def test_an_adapter_too_close_to_its_base_is_judged_by_agreement_alone() -> None:
-    verify.judge(agreement=0.01, contrast=0.0, expected=0.001)
+    verify.check_scores(agreement=0.01, contrast=0.0, expected=0.001)
     with pytest.raises(verify.Refused):
-        verify.judge(agreement=0.2, contrast=0.0, expected=0.001)
+        verify.check_scores(agreement=0.2, contrast=0.0, expected=0.001)
 
 
 def test_the_server_is_waited_for(ask: Callable[..., Any], server: tuple[Fake, str]) -> None:

@@ -69,10 +69,10 @@ def apply_rules(request: Request, spec: run.Run, store: Any, encoder: Any, work:
     from finetune_trainer.stages import preflight
 
     found = preflight.read_all(spec, store, encoder, work)
-    judgement = found.review.judge(found.corpus, found.examples)
-    part = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
-    place = judgement.after_split(part)
-    findings = answer.findings([one.document() for one in judgement.findings])
+    reviewed = found.review.apply_rules(found.corpus, found.examples)
+    part = np.where(reviewed.keep, reviewed.columns.part.astype(np.int8), np.int8(-1))
+    place = reviewed.after_split(part)
+    findings = answer.findings([one.document() for one in reviewed.findings])
     failing = [one for one in findings if one.policy == checks.Policy.FAIL]
     train = found.corpus.select(np.flatnonzero(place == 0))
     with_model = request.model is not None

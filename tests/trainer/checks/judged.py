@@ -28,7 +28,7 @@ def encoder(
 class Judged:
     findings: dict[str, review.Finding]
     left: list[dataset.Example]
-    judgement: review.Judgement
+    reviewed: review.Reviewed
 
     def __getitem__(self, rule: str) -> review.Finding:
         return self.findings[rule]
@@ -60,11 +60,11 @@ def judge(
                 writer.add(row.ids, row.learned, row.truncated)
             made.take(part, example, details)
         found = writer.finish("", pairs=any(one.rejected is not None for one in every), template=None)
-        judgement = made.judge(found, lambda wanted: {int(row): every[row] for row in wanted})
-        where = np.where(judgement.keep, np.array(parts if place is None else place, dtype=np.int8), np.int8(-1))
-        where = judgement.after_split(where)
+        reviewed = made.apply_rules(found, lambda wanted: {int(row): every[row] for row in wanted})
+        where = np.where(reviewed.keep, np.array(parts if place is None else place, dtype=np.int8), np.int8(-1))
+        where = reviewed.after_split(where)
     left = [one for one, spot in zip(every, where.tolist(), strict=True) if spot >= 0]
-    return Judged({finding.rule: finding for finding in judgement.findings}, left, judgement)
+    return Judged({finding.rule: finding for finding in reviewed.findings}, left, reviewed)
 
 
 def rules(*given: Any, **named: Any) -> set[str]:

@@ -61,7 +61,7 @@ def test_a_policy_says_what_becomes_of_the_rows() -> None:
     for policy, left, there in (("Warn", 81, True), ("Fail", 81, True), ("Drop", 80, True), ("Ignore", 81, False)):
         found = judged.judge(leaky(), checks={"secrets": policy})
         assert (len(found.left), "secrets" in found.findings) == (left, there)
-        assert [one.rule for one in found.judgement.failing] == (["secrets"] if policy == "Fail" else [])
+        assert [one.rule for one in found.reviewed.failing] == (["secrets"] if policy == "Fail" else [])
     assert judged.judge(leaky(), checks={"secrets": "Drop"})["secrets"].dropped == 1
 
 

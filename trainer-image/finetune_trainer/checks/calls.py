@@ -13,7 +13,7 @@ class Arguments:
 
     id: str = "toolArguments"
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         return any(_problems(row.example))
 
     def words(self, example: dataset.Example) -> str:

@@ -12,7 +12,7 @@ class StopToken:
 
     id: str = "stopToken"
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         return row.details.unended
 
     def words(self, example: dataset.Example) -> str:
@@ -26,7 +26,7 @@ class DoubleBos:
     bos: int | None
     id: str = "doubleBos"
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         return self.bos is not None and any(encoded.ids[:2] == [self.bos, self.bos] for encoded in row.details.rows)
 
     def words(self, example: dataset.Example) -> str:
@@ -39,7 +39,7 @@ class PromptPrefix:
 
     id: str = "promptPrefix"
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         return row.details.merged
 
     def words(self, example: dataset.Example) -> str:

@@ -2,8 +2,8 @@
 
 review = Review(policies, tokenizer, stops)
 review.broken(bad) / review.take(part, example, details)      as the rows are read
-judgement = review.judge(corpus, source)                      which rows stay, and the findings
-judgement.after_split(place)                                  the rules that need the split
+reviewed = review.apply_rules(corpus, source)                        which rows stay, and the findings
+reviewed.after_split(place)                                   the rules that need the split
 """
 
 import dataclasses
@@ -156,14 +156,14 @@ class Review:
 
     def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
         """Adds an example. part: 0 train, 1 validation, 2 test: the files that it came from."""
-        row = rule.Row(example, details)
+        row = rule.TokenizedExample(example, details)
         fired = sum(1 << bit for bit, one in enumerate(self._row_rules) if one.fires(row))
         self._builder.add(part, fired, row)
 
-    def judge(self, found: corpus.Corpus, sources: Sources) -> "Judgement":
+    def apply_rules(self, found: corpus.Corpus, sources: Sources) -> "Reviewed":
         """Applies all rules except those that need the split."""
         columns = self._builder.finish(found)
-        made = Judgement(columns, np.ones(len(columns), dtype=bool), self.policies, sources, self._about_broken())
+        made = Reviewed(columns, np.ones(len(columns), dtype=bool), self.policies, sources, self._about_broken())
         for known in () if self.will_fail else api.RULES:
             if known.scope is api.Scope.BROKEN or known.id == "nearLeakage" or not self._applies(known.id):
                 continue
@@ -203,7 +203,7 @@ class Review:
 
 
 @dataclasses.dataclass
-class Judgement:
+class Reviewed:
     """Which rows stay, and why the others do not."""
 
     columns: table.Table

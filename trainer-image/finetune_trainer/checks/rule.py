@@ -17,7 +17,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TokenizedExample:
     """An example with its tokens: the input of row rules."""
 
     example: dataset.Example
@@ -44,7 +44,7 @@ class RowRule(Protocol):
     @property
     def id(self) -> str: ...
 
-    def fires(self, row: Row) -> bool: ...
+    def fires(self, row: TokenizedExample) -> bool: ...
 
     def words(self, example: dataset.Example) -> str:
         """A short description of the place; empty for none."""

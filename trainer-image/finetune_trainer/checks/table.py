@@ -72,7 +72,7 @@ class Builder:
     def __len__(self) -> int:
         return len(self._part)
 
-    def add(self, part: int, fired: int, row: rule.Row) -> None:
+    def add(self, part: int, fired: int, row: rule.TokenizedExample) -> None:
         example = row.example
         answer = example.answer
         self._part.append(part)

@@ -34,13 +34,13 @@ class Patterns:
     id: str
     patterns: tuple[Pattern, ...]
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         text = row.text
         return any(pattern.found(text) for pattern in self.patterns)
 
     def words(self, example: dataset.Example) -> str:
         """The names of the patterns; never the match itself."""
-        text = rule.Row(example, NO_TOKENS).text
+        text = rule.TokenizedExample(example, NO_TOKENS).text
         return ", ".join(pattern.name for pattern in self.patterns if pattern.found(text))
 
 
@@ -211,7 +211,7 @@ BEGINNING = 300
 class Refusals:
     id: str = "refusals"
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         return any(refuses(answer) for answer in row.answers)
 
     def words(self, example: dataset.Example) -> str:
@@ -236,12 +236,12 @@ class SpecialTokens:
     near: tuple[str, ...]
     id: str = "specialTokens"
 
-    def fires(self, row: rule.Row) -> bool:
+    def fires(self, row: rule.TokenizedExample) -> bool:
         text = row.text
         return self.form is not None and any(start in text for start in self.near) and bool(self.form.search(text))
 
     def words(self, example: dataset.Example) -> str:
-        found = self.form.search(rule.Row(example, NO_TOKENS).text) if self.form else None
+        found = self.form.search(rule.TokenizedExample(example, NO_TOKENS).text) if self.form else None
         return found[0] if found else ""
 
 

@@ -118,7 +118,7 @@ def _randomise(small: Any) -> None:
             weight.data = torch.randn(weight.shape, generator=random) * scale * weight.shape[1] ** -0.5
 
 
-def examples() -> list[prefix_tree.Row]:
+def examples() -> list[prefix_tree.TokenRow]:
     """Three that begin alike, at two depths, and one of its own; each crosses the window."""
     numbers = np.random.default_rng(0)
     begin, middle = numbers.integers(1, VOCABULARY, 20), numbers.integers(1, VOCABULARY, 10)
@@ -127,7 +127,7 @@ def examples() -> list[prefix_tree.Row]:
         *(np.concatenate([begin, *part]) for part in ((middle, tails[0]), (middle, tails[1]), (tails[2],))),
         tails[3],
     ]
-    return [prefix_tree.Row(row, np.arange(len(row)) % 5 < 3) for row in ids]
+    return [prefix_tree.TokenRow(row, np.arange(len(row)) % 5 < 3) for row in ids]
 
 
 def form(ours: Any, small: Any) -> None:
@@ -168,7 +168,7 @@ def equal(name: str, ours: torch.Tensor, expected: torch.Tensor, bound: float) -
 def precision(ours: Any, inner: Any, where: torch.device) -> None:
     """Compares each layer of our decoder with the model's own, on the same input. Raises Unknown."""
     ids = np.arange(1, 66) % inner.embed_tokens.weight.shape[0]
-    batch = prefix_tree.build([prefix_tree.Row(ids, np.ones(len(ids), dtype=bool))]).to(where)
+    batch = prefix_tree.build([prefix_tree.TokenRow(ids, np.ones(len(ids), dtype=bool))]).to(where)
     states = _states(inner, torch.from_numpy(ids[:-1]).to(where))
     # bitsandbytes rounds inside a layer, whatever the precision
     quantised = any(hasattr(weight, "quant_state") for weight in inner.parameters())

@@ -34,7 +34,7 @@ class Engine(Protocol):
     shares: bool
     """Whether rows with a common prefix cost less together, and nothing is padded."""
 
-    def forward(self, rows: Sequence[prefix_tree.Row], *, save: bool, adapted: bool = True) -> Labelled: ...
+    def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled: ...
 
     def backward(self, gradient: torch.Tensor) -> None:
         """Adds to the gradients of the adapter; `gradient` [n, hidden] is the gradient of the states."""
@@ -55,7 +55,7 @@ class Fast:
         self.head = head
         self._inner, self._where = inner, where
 
-    def forward(self, rows: Sequence[prefix_tree.Row], *, save: bool, adapted: bool = True) -> Labelled:
+    def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled:
         batch = prefix_tree.build(rows).to(self._where)
         states = self._inner.forward(batch, save=save, adapted=adapted)
         return Labelled(states, batch.targets, batch.rows)
@@ -80,7 +80,7 @@ class Plain:
         self._tuned, self._where = tuned, where
         self._states = torch.empty(0)
 
-    def forward(self, rows: Sequence[prefix_tree.Row], *, save: bool, adapted: bool = True) -> Labelled:
+    def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled:
         ids, learned = [row.ids.tolist() for row in rows], [row.learned.tolist() for row in rows]
         self._tuned.train(save)
         with (

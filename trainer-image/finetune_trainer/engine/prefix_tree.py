@@ -40,7 +40,7 @@ EVEN = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A sequence of token ids [n], and learned [n]: whether a token is a target, predicted from those before it."""
 
     ids: Array
@@ -115,13 +115,13 @@ class _Node:
     """Examples that end here."""
 
 
-def needed(row: Row) -> int:
+def needed(row: TokenRow) -> int:
     """Tokens of an example that a learned token depends on."""
     learned = np.flatnonzero(row.learned[1:])
     return int(learned[-1]) + 1 if len(learned) else 0
 
 
-def build(rows: Sequence[Row], *, share: bool = True) -> Batch:
+def build(rows: Sequence[TokenRow], *, share: bool = True) -> Batch:
     """The prefix tree of some examples; with share=False nothing is shared."""
     cut = [row.ids[: needed(row)] for row in rows]
     order = sorted((index for index in range(len(rows)) if len(cut[index])), key=lambda index: key(cut[index]))
@@ -135,7 +135,7 @@ def key(ids: Array) -> bytes:
     return ids.astype(">u4").tobytes()
 
 
-def common(one: Row, other: Row) -> int:
+def common(one: TokenRow, other: TokenRow) -> int:
     """Tokens that both rows begin with, of those that are computed."""
     return _common(one.ids[: needed(one)], other.ids[: needed(other)])
 
@@ -176,7 +176,7 @@ def _build(order: list[int], cut: list[Array], common: list[int], begin: int, en
     return nodes
 
 
-def _flatten(roots: list[_Node], rows: Sequence[Row], cut: list[Array]) -> Batch:
+def _flatten(roots: list[_Node], rows: Sequence[TokenRow], cut: list[Array]) -> Batch:
     ids: list[Array] = []
     positions: list[Array] = []
     tiles: list[Tile] = []
@@ -263,7 +263,7 @@ def _joined(seen: tuple[tuple[int, int], ...], place: tuple[int, int]) -> tuple[
 
 
 def _labels(
-    rows: Sequence[Row], cut: list[Array], paths: dict[int, tuple[tuple[int, int], ...]]
+    rows: Sequence[TokenRow], cut: list[Array], paths: dict[int, tuple[tuple[int, int], ...]]
 ) -> tuple[Array, Array, Array]:
     """(state, target, example) of every learned token, sorted by state."""
     labels = []

@@ -240,7 +240,7 @@ def _at_once(runner: ModelRunner) -> int:
 
 
 def _together(runner: ModelRunner, engine: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
-    rows = [prefix_tree.Row(np.array(one.ids), np.array(one.learned)) for one in encoded]
+    rows = [prefix_tree.TokenRow(np.array(one.ids), np.array(one.learned)) for one in encoded]
     adapted = lora.active(runner.model)
     engine.refresh()
     for part in batches.cut([[row] for row in rows], _at_once(runner)):

@@ -22,7 +22,7 @@ VERDICTS = {
 }
 
 
-def judge(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcome:
+def decide(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcome:
     """Verdict and advice; advice against the job ends it under Enforce."""
     given = advisor.advise(spec, measured)
     against = [one for one in given if one.weight is advisor.Weight.AGAINST]

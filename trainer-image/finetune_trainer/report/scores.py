@@ -25,19 +25,19 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class MetricRow:
     metric: Metric
     direction: str
     cells: list[Cell | None]
     """In the order of reading.contenders; None: not measured."""
 
 
-def contenders(found: results.Results) -> list[Row]:
+def contenders(found: results.Results) -> list[MetricRow]:
     """Metrics as rows, contenders as columns, each row on its own scale."""
     return [_row(found, metric) for metric in Metric if any(one.metric is metric for one in found.values)]
 
 
-def _row(found: results.Results, metric: Metric) -> Row:
+def _row(found: results.Results, metric: Metric) -> MetricRow:
     values = {one.contender: one for one in found.values if one.metric is metric}
     ends = [end for one in values.values() for end in (one.value, one.low, one.high) if end is not None]
     scale = drawings.Scale(0.0, 1.0) if metric in job.SHARES else drawings.spanning(ends)
@@ -56,7 +56,7 @@ def _row(found: results.Results, metric: Metric) -> Row:
         whisker = drawings.whisker(one.value, one.low, one.high, scale, label, tuned.value if tuned else None)
         note = "" if one.examples == found.evaluation.examples else f"n = {words.count(one.examples)}"
         cells.append(Cell(shown, interval, whisker, note, one.value == leader))
-    return Row(metric, "best is 1" if metric is Metric.LENGTH_RATIO else direction, cells)
+    return MetricRow(metric, "best is 1" if metric is Metric.LENGTH_RATIO else direction, cells)
 
 
 def comparisons(found: results.Results) -> list[tuple[results.Comparison, Cell]]:

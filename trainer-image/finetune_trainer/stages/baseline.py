@@ -31,16 +31,16 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0) -> outcome.Outcome
     split = answers.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
-    report = progress.Progress(spec, "baseline", attempt)
+    reporter = progress.Progress(spec, "baseline", attempt)
     asked: Asked = {}
     passing = None
     if examples:
         passing = run_rounds(
-            spec, answers.load(spec, store, scale), examples[: spec.evaluation.maximum_examples], asked, report
+            spec, answers.load(spec, store, scale), examples[: spec.evaluation.maximum_examples], asked, reporter
         )
     found = summary(spec, asked, passing, len(examples))
     deliver(spec, store, split, found, asked, examples)
-    report.end()
+    reporter.end()
     return outcome_of(spec, found)
 
 
@@ -52,7 +52,11 @@ def outcome_of(spec: run.Run, found: status.Baseline) -> outcome.Outcome:
 
 
 def run_rounds(
-    spec: run.Run, runner: answers.ModelRunner, examples: list[dataset.Example], asked: Asked, report: progress.Progress
+    spec: run.Run,
+    runner: answers.ModelRunner,
+    examples: list[dataset.Example],
+    asked: Asked,
+    reporter: progress.Progress,
 ) -> job.Contender | None:
     """Rounds until one contender meets every bound, or none can; their answers go into `asked`. Returns who meets the bounds."""
     looks = [size for size in ROUNDS if size < len(examples)] + [len(examples)]
@@ -62,7 +66,7 @@ def run_rounds(
     begun = 0
     for look in looks:
         for turn, which in enumerate(open_):
-            report.update(progress_of(begun + (look - begun) * turn // len(open_), len(examples)))
+            reporter.update(progress_of(begun + (look - begun) * turn // len(open_), len(examples)))
             fresh = answers.ask(runner, which, examples[begun:look])
             asked[which] = asked[which].and_then(fresh) if which in asked else fresh
         begun = look

@@ -36,7 +36,7 @@ from finetune_trainer.training import adapter
 class Meter:
     """Reports how far the evaluation is, in parts of equal size."""
 
-    report: progress.Progress
+    reporter: progress.Progress
     parts: int
     examples: int
     over: int = 0
@@ -45,7 +45,7 @@ class Meter:
         """`share` of the present part is done; 1 ends it."""
         percent = round(100 * min(1.0, (self.over + share) / self.parts))
         steps = self.examples * self.parts
-        self.report.update(
+        self.reporter.update(
             status.Progress(
                 summary=f"{percent}%",
                 percent=percent,
@@ -116,7 +116,7 @@ def evaluate(
     )
     scores = scoreboard.results_of(spec, store, found, gate_results, examples, provenance)
     deliver(spec, store, split, scores, found, examples, recorded)
-    meter.report.end()
+    meter.reporter.end()
     return outcome_of(spec, scores.evaluation)
 
 

@@ -78,11 +78,11 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         encoder = load(spec, folder)
         check_benchmarks(spec, store, encoder)
         collected = read_all(spec, store, encoder, work)
-        judgement = collected.review.judge(collected.corpus, collected.examples)
-        place = judgement.after_split(assign(spec, judgement))
+        reviewed = collected.review.apply_rules(collected.corpus, collected.examples)
+        place = reviewed.after_split(assign(spec, reviewed))
         files = [dataclasses.asdict(entry) for entry in collected.inputs]
-        check_policies(spec, store, judgement, place, files)
-        found = measure(spec, collected, judgement, place, folder)
+        check_policies(spec, store, reviewed, place, files)
+        found = measure(spec, collected, reviewed, place, folder)
         freeze(spec, store, collected, place, encoder, work / "data")
     return answer(spec, store, found, files)
 
@@ -113,7 +113,7 @@ def answer(
     spec: run.Run, store: storage.Storage, found: measurements.Measurements, files: list[dict[str, Any]]
 ) -> outcome.Outcome:
     """The outcome, stored with the measurements and the rules behind it."""
-    result = verdict.judge(spec, found)
+    result = verdict.decide(spec, found)
     advice = [one.document() for one in advisor.advise(spec, found)]
     known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
     write(spec, store, known)
@@ -238,20 +238,20 @@ def no_examples(name: str, entries: list[objects.Entry]) -> errors.Failure:
     )
 
 
-def assign(spec: run.Run, judgement: review.Judgement) -> split.Array:
+def assign(spec: run.Run, reviewed: review.Reviewed) -> split.Array:
     """int8 [rows]: the split of each example: 0 train, 1 validation, 2 test, -1 none."""
-    place = np.where(judgement.keep, judgement.columns.part.astype(np.int8), np.int8(-1))
+    place = np.where(reviewed.keep, reviewed.columns.part.astype(np.int8), np.int8(-1))
     training_rows = rule.rows(place == 0)
     fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
-    place[training_rows] = split.assign(judgement.columns.prompts.take(training_rows), *fractions, spec.training.seed)
+    place[training_rows] = split.assign(reviewed.columns.prompts.take(training_rows), *fractions, spec.training.seed)
     return place
 
 
 def check_policies(
-    spec: run.Run, store: storage.Storage, judgement: review.Judgement, place: split.Array, files: list[dict[str, Any]]
+    spec: run.Run, store: storage.Storage, reviewed: review.Reviewed, place: split.Array, files: list[dict[str, Any]]
 ) -> None:
     """Raises Failure(DatasetInvalid), with all findings in storage, when a rule ends the job or no training example is left."""
-    failing = judgement.failing
+    failing = reviewed.failing
     if failing:
         shown = failing[:5]
         more = f" | and {len(failing) - 5} more rules" if len(failing) > 5 else ""
@@ -259,14 +259,14 @@ def check_policies(
             f"the data do not pass the checks: {' | '.join(finding.line() for finding in shown)}{more}. Correct the data, or set "
             f"dataset.checks ({', '.join(finding.rule for finding in shown)}) to another policy."
         )
-    elif not (place == 0).any() or not judgement.columns.teaching[place == 0].any():
-        dropped = " | ".join(finding.line() for finding in judgement.findings if finding.dropped)
+    elif not (place == 0).any() or not reviewed.columns.teaching[place == 0].any():
+        dropped = " | ".join(finding.line() for finding in reviewed.findings if finding.dropped)
         message = f"no training example with a token to learn remains: {dropped or 'raise training.maxSequenceLength'}"
     else:
         return
     found = status.Preflight(
         verdict="NotRecommended",
-        findings=[finding.line() for finding in [*failing, *(one for one in judgement.findings if one not in failing)]],
+        findings=[finding.line() for finding in [*failing, *(one for one in reviewed.findings if one not in failing)]],
         examples=int((place == 0).sum()),
         tokens=0,
         trainable_tokens=0,
@@ -275,7 +275,7 @@ def check_policies(
     result = outcome.Outcome(
         stage=reasons.Stage.PREFLIGHT, reason=failure.reason, message=message, preflight=failure.preflight
     )
-    findings = [finding.document() for finding in judgement.findings]
+    findings = [finding.document() for finding in reviewed.findings]
     write(spec, store, {"outcome": result.wire(), "findings": findings, "inputs": files})
     raise failure
 
@@ -306,7 +306,7 @@ def freeze(
 
 
 def measure(
-    spec: run.Run, collected: Collected, judgement: review.Judgement, place: split.Array, folder: pathlib.Path
+    spec: run.Run, collected: Collected, reviewed: review.Reviewed, place: split.Array, folder: pathlib.Path
 ) -> measurements.Measurements:
     """The numbers of the split. Raises Failure, see `estimate`."""
     training_rows = rule.rows(place == 0)
@@ -314,14 +314,14 @@ def measure(
     lengths = forecast.examples(train, spec.training.batch_size)
     drawn = collected.sample.of_rows(place == 0)
     novel = novelty.measure(drawn)
-    answers = judgement.columns.answer[training_rows]
+    answers = reviewed.columns.answer[training_rows]
     counts: dict[str, Any] = {name: int((place == index).sum()) for index, name in enumerate(dataset.SPLITS)}
     return measurements.Measurements(
         **counts,
         tokens=int(train.lengths.sum()),
         trainable=int(train.trainable.sum()),
         truncated=float(train.truncated.mean()),
-        findings=[finding.document() for finding in judgement.findings],
+        findings=[finding.document() for finding in reviewed.findings],
         lengths=dataclasses.asdict(lengths),
         distinct=variety.distinct(drawn, len(training_rows)),
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,

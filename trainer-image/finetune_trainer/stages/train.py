@@ -94,13 +94,13 @@ def run_process(
     if setup.checkpointing:
         engine.checkpoint()
     objective_ = objective.of(spec.training)
-    report = progress.Progress(
+    reporter = progress.Progress(
         spec if group.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
         "train",
         attempt,
     )
     fingerprint = identity(spec, data)
-    saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, report.saved)
+    saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, reporter.saved)
     training_loop = loop.Loop(
         spec,
         data,
@@ -112,7 +112,7 @@ def run_process(
         weights,
         optimizer,
         saver,
-        report,
+        reporter,
         where,
         sharded=shards is not None,
     )
@@ -143,7 +143,7 @@ def run_process(
             result = deliver(spec, store, training_loop, tuned, base.dtype, resumed_from)
         else:
             result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {group.rank} of {group.size} is done")
-    report.end()
+    reporter.end()
     return result
 
 

@@ -56,7 +56,7 @@ def verify(spec: run.Run, endpoint: str, uri: str, *, patience: float) -> outcom
     log.info("the server lists both models", tuned=tuned, base=base)
     agreement, contrast, expected = compare(server, recorded["examples"], tuned, base)
     log.info("canary", agreement=round(agreement, 4), contrast=round(contrast, 4), recorded=round(expected, 4))
-    judge(agreement, contrast, expected)
+    check_scores(agreement, contrast, expected)
     text, speed = server.ask(tuned, recorded["request"])
     log.info("answered", text=text[:200], tokens_per_second=round(speed, 1))
     return outcome.Outcome(
@@ -90,7 +90,7 @@ def compare(server: "Server", examples: list[dict[str, Any]], tuned: str, base: 
     return mean(agreement), mean(contrast), mean(expected)
 
 
-def judge(agreement: float, contrast: float, expected: float) -> None:
+def check_scores(agreement: float, contrast: float, expected: float) -> None:
     """Raises Refused when the values show that the adapter is not applied, or not as it was evaluated."""
     if expected >= VISIBLE and contrast < SHARE * expected:
         raise Refused(

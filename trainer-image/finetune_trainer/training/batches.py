@@ -70,14 +70,14 @@ def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
     return batches_
 
 
-def cut(units: Sequence[Sequence[prefix_tree.Row]], budget: int) -> list[list[int]]:
+def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[list[int]]:
     """A step's examples in micro-batches of at most `budget` tokens, with shared prefixes counted once.
 
     A unit is the rows of one example, which stay together. Units are in the order of their tokens.
     """
     batches_: list[list[int]] = []
     room = 0
-    last: prefix_tree.Row | None = None
+    last: prefix_tree.TokenRow | None = None
     for index in ordered(units):
         rows = units[index]
         own = [
@@ -95,12 +95,12 @@ def cut(units: Sequence[Sequence[prefix_tree.Row]], budget: int) -> list[list[in
     return batches_
 
 
-def ordered(units: Sequence[Sequence[prefix_tree.Row]]) -> list[int]:
+def ordered(units: Sequence[Sequence[prefix_tree.TokenRow]]) -> list[int]:
     """The units in the order of their first rows' tokens."""
     return sorted(range(len(units)), key=lambda index: (prefix_tree.key(units[index][0].ids), index))
 
 
-def share_of(units: Sequence[Sequence[prefix_tree.Row]], rank: int, size: int) -> list[int]:
+def share_of(units: Sequence[Sequence[prefix_tree.TokenRow]], rank: int, size: int) -> list[int]:
     """The units of one process of several: neighbours in the order of their tokens, about the same number of tokens for each
     process."""
     order = ordered(units)

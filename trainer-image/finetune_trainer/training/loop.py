@@ -66,7 +66,7 @@ class Loop:
     weights: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     saver: checkpoint.Saver
-    report: progress.Progress
+    reporter: progress.Progress
     where: torch.device
     state: checkpoint.State = dataclasses.field(default_factory=checkpoint.State)
     best: checkpoint.Tensors | None = None
@@ -96,13 +96,13 @@ class Loop:
             yield
         except errors.Stopped:
             self.save_now()
-            self.report.end()
+            self.reporter.end()
             raise
         except Exception as error:
             if not (isinstance(error, errors.Failure) and error.reason is reasons.Reason.LOSS_DIVERGED):
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     self.save_now()
-            self.report.end()
+            self.reporter.end()
             raise
 
     def save_now(self) -> None:
@@ -135,7 +135,7 @@ class Loop:
         """Runs the largest possible micro-batch and discards the result: a lack of memory shows in the first minute."""
         begun, lengths = time.monotonic(), self.data.train.lengths
         longest = sorted(range(self.data.train.examples), key=lambda index: -self.length(index, lengths))
-        rows: list[prefix_tree.Row] = []
+        rows: list[prefix_tree.TokenRow] = []
         size = 0
         for index in longest[: self.plan.batch_size]:
             if size and size + self.length(index, lengths) > self.setup.tokens:
@@ -143,7 +143,9 @@ class Loop:
             rows += self.rows(self.data.train, index)
             size += self.length(index, lengths)
         # The first tokens differ, so that nothing is shared.
-        distinct = [prefix_tree.Row(np.concatenate([[at], row.ids[1:]]), row.learned) for at, row in enumerate(rows)]
+        distinct = [
+            prefix_tree.TokenRow(np.concatenate([[at], row.ids[1:]]), row.learned) for at, row in enumerate(rows)
+        ]
         random = checkpoint.randomness()
         signals.check()
         self.objective.learn(self.engine, distinct, max(1, self.objective.units(distinct)))
@@ -156,14 +158,15 @@ class Loop:
         each = self.objective.rows
         return int(lengths[index * each : (index + 1) * each].sum())
 
-    def rows(self, source: corpus.Corpus, index: int) -> list[prefix_tree.Row]:
+    def rows(self, source: corpus.Corpus, index: int) -> list[prefix_tree.TokenRow]:
         """The rows of an example."""
         each = self.objective.rows
         return [
-            prefix_tree.Row(source.ids(row), source.learned(row)) for row in range(index * each, (index + 1) * each)
+            prefix_tree.TokenRow(source.ids(row), source.learned(row))
+            for row in range(index * each, (index + 1) * each)
         ]
 
-    def micro(self, units: list[list[prefix_tree.Row]]) -> Iterator[list[prefix_tree.Row]]:
+    def micro(self, units: list[list[prefix_tree.TokenRow]]) -> Iterator[list[prefix_tree.TokenRow]]:
         """Examples in micro-batches that fit into memory."""
         if self.engine.shares:
             parts = batches.cut(units, self.setup.tokens)
@@ -174,8 +177,8 @@ class Loop:
             yield [row for index in part for row in units[index]]
 
     def in_lockstep(
-        self, parts: list[list[prefix_tree.Row]], filler: list[prefix_tree.Row]
-    ) -> Iterator[tuple[list[prefix_tree.Row], float]]:
+        self, parts: list[list[prefix_tree.TokenRow]], filler: list[prefix_tree.TokenRow]
+    ) -> Iterator[tuple[list[prefix_tree.TokenRow], float]]:
         """Micro-batches and their weight: where the frozen layers are sharded, all processes run the same number of passes."""
         yield from ((rows, 1.0) for rows in parts)
         if self.sharded:
@@ -241,7 +244,7 @@ class Loop:
             gradient_norm=round(norm, 3),
             tokens_per_second=round(count / seconds),
         )
-        self.report.metrics.set(
+        self.reporter.metrics.set(
             step=state.step,
             total_steps=self.plan.steps,
             epoch=self.plan.epoch(state.step),
@@ -257,7 +260,7 @@ class Loop:
     def report_progress(self, left: float) -> None:
         state = self.state
         percent = 100 * state.step // self.plan.steps
-        self.report.update(
+        self.reporter.update(
             status.Progress(
                 summary=f"{percent}%",
                 percent=percent,
@@ -298,7 +301,7 @@ class Loop:
                 state.worse += 1
             seconds = round(time.monotonic() - begun, 2)
             log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
-            self.report.metrics.set(validation_loss=value)
+            self.reporter.metrics.set(validation_loss=value)
             self.report_progress((self.plan.steps - state.step) * self.pace)
 
     def mean(self, source: corpus.Corpus) -> float:

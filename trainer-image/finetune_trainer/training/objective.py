@@ -19,13 +19,15 @@ class Objective(Protocol):
     rows: int
     """Rows of tokens of an example."""
 
-    def units(self, rows: Sequence[prefix_tree.Row]) -> int:
+    def units(self, rows: Sequence[prefix_tree.TokenRow]) -> int:
         """How many terms the rows have."""
 
-    def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+    def learn(
+        self, engine: passes.Engine, rows: Sequence[prefix_tree.TokenRow], units: int, share: float = 1.0
+    ) -> float:
         """The rows' part of the mean over `units`, times `share`; its gradient is added to the adapter's."""
 
-    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.TokenRow]) -> float:
         """The sum over the rows, without a gradient."""
 
 
@@ -34,17 +36,19 @@ class Supervised:
 
     rows = 1
 
-    def units(self, rows: Sequence[prefix_tree.Row]) -> int:
+    def units(self, rows: Sequence[prefix_tree.TokenRow]) -> int:
         return sum(int(row.learned[1:].sum()) for row in rows)
 
-    def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+    def learn(
+        self, engine: passes.Engine, rows: Sequence[prefix_tree.TokenRow], units: int, share: float = 1.0
+    ) -> float:
         passed = engine.forward(rows, save=True)
         weights = torch.full(passed.targets.shape, share / units, dtype=torch.float32, device=passed.targets.device)
         value, gradient = loss.total(passed.states, passed.targets, engine.head, weights)
         engine.backward(gradient)
         return value
 
-    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.TokenRow]) -> float:
         passed = engine.forward(rows, save=False)
         return -float(loss.log_probabilities(passed.states, passed.targets, engine.head).sum(dtype=torch.float64))
 
@@ -62,10 +66,12 @@ class Preference:
     def __init__(self, beta: float) -> None:
         self.beta = beta
 
-    def units(self, rows: Sequence[prefix_tree.Row]) -> int:
+    def units(self, rows: Sequence[prefix_tree.TokenRow]) -> int:
         return len(rows) // 2
 
-    def learn(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row], units: int, share: float = 1.0) -> float:
+    def learn(
+        self, engine: passes.Engine, rows: Sequence[prefix_tree.TokenRow], units: int, share: float = 1.0
+    ) -> float:
         reference = self._scores(engine, engine.forward(rows, save=False, adapted=False), len(rows))
         passed = engine.forward(rows, save=True)
         margins = self._margins(self._scores(engine, passed, len(rows)), reference)
@@ -76,7 +82,7 @@ class Preference:
         engine.backward(gradient)
         return float(-torch.nn.functional.logsigmoid(margins).sum() * (share / units))
 
-    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.Row]) -> float:
+    def value(self, engine: passes.Engine, rows: Sequence[prefix_tree.TokenRow]) -> float:
         reference = self._scores(engine, engine.forward(rows, save=False, adapted=False), len(rows))
         margins = self._margins(self._scores(engine, engine.forward(rows, save=False), len(rows)), reference)
         return float(-torch.nn.functional.logsigmoid(margins).sum())
