@@ -1,6 +1,6 @@
-"""The image that all others stand on: a public slim Python, or where no public registry answers, a Debian made here.
+"""The base image of all others: a public slim Python, or, where no public registry answers, a Debian built here.
 
-What was chosen first stays chosen (until `clean`): the same inputs must give the same tags tomorrow.
+The first choice is kept (until `clean`): the same inputs must give the same tags tomorrow.
 """
 
 import hashlib

@@ -46,7 +46,7 @@ def choose() -> Builder:
 
 
 def certificate_bundle() -> Path | None:
-    """The authorities that this machine trusts, a private one among them: builds download through the same network."""
+    """The certificate authorities that this machine trusts: builds download through the same network."""
     for place in _AUTHORITIES:
         path = Path(place if place.startswith("/") else os.environ.get(place, "/nonexistent"))
         if path.is_file():
@@ -157,4 +157,4 @@ class Docker:
         self._run("import", archive, reference)
 
     def close(self) -> None:
-        """The daemon keeps its own house."""
+        """Nothing to do: the daemon cleans up itself."""

@@ -79,7 +79,7 @@ PUBLISHED = tuple(image for image in ALL if image.published)
 
 
 def tag(image: Image, base: str, repository: Path = cache.REPOSITORY) -> str:
-    """The tag that an image's contents ask for; `base` is the identity of the base image."""
+    """The tag that follows from an image's contents; `base` is the identity of the base image."""
     digest = hashlib.sha256(f"{base}\n{image.target}\n".encode())
     for path in sorted(files(repository, (image.dockerfile, *image.inputs))):
         content = (repository / path).read_bytes()

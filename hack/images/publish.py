@@ -1,4 +1,4 @@
-"""Builds what a registry lacks and pushes it; remembers the last images and lets go of older ones."""
+"""Builds what a registry lacks and pushes it; records the newest images and removes older ones."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def _publish(image: Image, program: Builder, host: str, base_image: str, identit
 
 
 def _ensure_local(image: Image, program: Builder, base_image: str, identity: str) -> str:
-    """Builds an image, after the one that it stands on, unless this very image was built before."""
+    """Builds an image, after its base, unless it was built before."""
     local = f"localhost/{image.repository}:{catalogue.tag(image, identity)}"
     if program.exists(local):
         return local

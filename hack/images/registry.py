@@ -1,4 +1,4 @@
-"""Questions to a registry: does it answer, has it this image; and old tags removed from the local one."""
+"""A registry: whether it answers, whether it has an image; and removing old tags from the local one."""
 
 import http.client
 import json
@@ -23,12 +23,12 @@ def local(host: str) -> bool:
 
 
 def answers(host: str) -> bool:
-    """Whether a registry is there at all, asked with little patience; one that wants a login is."""
+    """Whether there is a registry, with a short timeout; one that requires a login counts."""
     return _request("GET", host, "/v2/") is not None
 
 
 def digest(host: str, repository: str, tag: str) -> str:
-    """The digest of an image, empty where the registry has none (or does not tell without a login)."""
+    """The digest of an image, empty where the registry has none (or requires a login)."""
     answer = _request("HEAD", host, f"/v2/{repository}/manifests/{tag}")
     return answer.headers.get("Docker-Content-Digest", "") if answer is not None and answer.status == 200 else ""
 

@@ -89,7 +89,7 @@ if __name__ == "__main__":
         say.line(f"localcluster: {problem}")
         sys.exit(1)
     except BrokenPipeError:
-        # Whoever read the output has seen enough.
+        # The reader of the output closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         say.line("localcluster: interrupted")

@@ -1,4 +1,4 @@
-"""The few requests that bringing up a cluster makes to its API server, with the administrator's certificate."""
+"""The requests that a cluster's start makes to its API server, with the administrator's certificate."""
 
 import base64
 import json

@@ -1,7 +1,7 @@
 """Where the cluster's programs come from, in this order: $FINETUNE_BIN, the cache, official releases, Go modules.
 
 The versions are those of hack/tools/go.mod, whichever way the programs come. The cache's folder is named by that
-file's hash, so that another version never meets an old binary.
+file's hash, so that different versions never mix.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ def _build(wanted: Sequence[Binary], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _telling(expected: Mapping[Path, str]) -> Iterator[None]:
-    """Says of each of these files when it is there, beside what is done inside."""
+    """Reports each of these files when it appears, while the body runs."""
     over = threading.Event()
 
     def tell() -> None:

@@ -1,4 +1,4 @@
-"""The control group that holds every pod of the node: how all of their processes are found, and ended, for certain."""
+"""The control group of all pods of the node, by which all of their processes can be found and ended."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def unified() -> bool:
 
 
 def folders() -> list[Path]:
-    """Where our group lies: once with cgroup v2, once below every controller with v1."""
+    """The paths of our group: once with cgroup v2, once below every controller with v1."""
     if unified():
         return [_ROOT / NAME]
     hierarchies = [path for path in sorted(_ROOT.glob("*")) if path.is_dir() and not path.is_symlink()]

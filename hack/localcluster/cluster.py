@@ -1,4 +1,4 @@
-"""Brings a cluster up and takes it down: the order of things, told step by step. The pieces are in the other modules."""
+"""Starts and stops a cluster, step by step. The parts are in the other modules."""
 
 import json
 import secrets
@@ -50,7 +50,7 @@ def summary_path(name: str) -> Path:
 
 
 def _running(name: str) -> Plan | None:
-    """The cluster's plan if it came up and any of its processes lives; leftovers of one that died are none."""
+    """The cluster's plan if it came up and any of its processes lives; leftovers of a dead one do not count."""
     found = plan.load(name)
     if found is None or not summary_path(name).exists():
         return None
@@ -92,7 +92,7 @@ def resume(running: Plan, names: Sequence[str]) -> None:
 
 
 def dead(running: Plan) -> list[str]:
-    """Names of processes that ended without having been asked to."""
+    """Names of processes that ended unexpectedly."""
     return [record.name for record in process.load(running.records).values() if not process.alive(record)]
 
 
@@ -227,7 +227,7 @@ def _wait_ready(running: Plan) -> None:
 
 
 def down(name: str) -> None:
-    """Takes a cluster down, also one that is only half there; logs stay."""
+    """Stops a cluster, also a partly started one; logs stay."""
     plan.check_name(name)
     with lock.held(plan.clusters() / f".{name}.lock", f"another command on cluster '{name}'"):
         found = plan.load(name)
@@ -247,7 +247,7 @@ def down(name: str) -> None:
 
 def _stop(found: Plan | None) -> None:
     records = process.load(found.records) if found else {}
-    # First whoever would start again what ends; then the pods, while containerd is there to tidy up after them.
+    # First the supervisors, which would restart what ends; then the pods, while containerd is there to tidy up after them.
     restarters = ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns", "s3")
     process.end([record for name, record in records.items() if name in restarters], grace=0)
     left = machine.current()

@@ -1,4 +1,4 @@
-"""How much of the disk the tools take, and how they give it back."""
+"""The disk space of the tools, and how to free it."""
 
 import os
 import shutil

@@ -1,7 +1,7 @@
-"""What a node changes on the machine, recorded before it changes, and all of it taken back.
+"""What a node changes on the machine, recorded beforehand, and how all of it is undone.
 
 The bridge, network namespaces, iptables chains and control groups belong to the machine, so there is one node at a
-time; the record in /run is the machine's memory of it, also for a run under another cache folder or after a kill.
+time; the record in /run is valid for the whole machine, also for a run with another cache folder or after a kill.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def foreign_node() -> str | None:
 
 
 def clean(node: Node) -> None:
-    """Takes back everything that the node changed; its processes, but for the pods', have ended."""
+    """Undoes everything that the node changed; its processes, but for the pods', have ended."""
     cgroups.kill()
     shims.end(node.state / "containerd.sock")
     mounts.remove(node.state)

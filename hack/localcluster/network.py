@@ -1,4 +1,4 @@
-"""The node's network: one private bridge, which the API server, S3 and DNS listen on and all pods hang from."""
+"""The node's network: one private bridge, on which the API server, S3 and DNS listen, and to which all pods are connected."""
 
 import contextlib
 import ipaddress
@@ -44,7 +44,7 @@ def set_forwarding(value: str) -> None:
 
 
 def create(plan: Plan) -> None:
-    """Makes the bridge and lets the machine pass packets between pods and Services."""
+    """Creates the bridge and enables forwarding between pods and Services."""
     length = plan.subnet.rsplit("/", 1)[1]
     if not Path("/sys/class/net", BRIDGE).exists():
         shell.run(["ip", "link", "add", BRIDGE, "type", "bridge"])

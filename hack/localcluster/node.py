@@ -169,7 +169,7 @@ def kubelet(plan: Plan) -> list[str | Path]:
         "failCgroupV1": False,
         "failSwapOn": False,
         "enforceNodeAllocatable": ["none"],
-        # The machine is shared with whoever develops on it: leave images and pods alone until memory really ends.
+        # The machine is also used for development: do not evict pods or images before memory is really short.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "evictionHard": {

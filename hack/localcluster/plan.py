@@ -1,7 +1,7 @@
 """One cluster as requested: its name, folders, address and ports. Everything else is derived from it.
 
 Written to plan.json in the cluster's state before the first process starts, so that every later command, and the next
-one after a crash, knows what it deals with.
+one after a crash, knows the cluster.
 """
 
 import json

@@ -58,7 +58,7 @@ def start(
 
 
 def load(records: Path) -> dict[str, Record]:
-    """The recorded processes by name, dead ones included; a record that a killed run left half written is none."""
+    """The recorded processes by name, dead ones included; an incomplete record of a killed run does not count."""
     found: dict[str, Record] = {}
     for path in sorted(records.glob("*.json")):
         try:
@@ -101,7 +101,7 @@ def end(records: Sequence[Record], *, grace: float) -> None:
     send(records, signal.SIGKILL)
     if stuck := wait_gone(records, 10):
         names = ", ".join(f"{record.name} (pid {record.pid})" for record in stuck)
-        raise say.Problem(f"the kernel does not end {names}: it waits in a system call; a reboot helps")
+        raise say.Problem(f"the kernel cannot end {names}: it waits in a system call; a reboot helps")
 
 
 def wait_gone(records: Sequence[Record], seconds: float) -> list[Record]:

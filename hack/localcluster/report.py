@@ -1,4 +1,4 @@
-"""What a person or a shell asks about clusters: what runs, and how to reach it."""
+"""Information about clusters, for people and shells: what runs, and how to reach it."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""What stands beside the cluster: an S3 server (VersityGW over a folder) and a container registry on loopback."""
+"""The services beside the cluster: an S3 server (VersityGW over a folder) and a container registry on loopback."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def s3_environment(plan: Plan) -> dict[str, str]:
 
 
 def registry(plan: Plan) -> list[str | Path]:
-    """Debian's docker-registry; containerd pulls from a loopback address by plain HTTP without being told."""
+    """Debian's docker-registry; containerd pulls from a loopback address by plain HTTP without configuration."""
     return ["docker-registry", "serve", _registry_config(plan)]
 
 

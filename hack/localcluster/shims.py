@@ -1,4 +1,4 @@
-"""containerd's shims: what supervises each pod's containers, and outlives containerd when that is killed."""
+"""containerd's shims, which supervise each pod's containers and outlive a killed containerd."""
 
 import contextlib
 import socket

@@ -1,1 +1,1 @@
-"""What the development tools share: the cache folder, progress lines, commands, Debian packages, Go."""
+"""Shared by the development tools: the cache folder, progress lines, commands, Debian packages, Go."""

@@ -11,7 +11,7 @@ _PYPI_VERSION = "1.26.6"
 
 
 def needed() -> tuple[int, int]:
-    """The language version that go.mod asks for."""
+    """The language version that go.mod requires."""
     found = re.search(r"^go (\d+)\.(\d+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
     if not found:
         raise say.Problem(f"{MODULE / 'go.mod'} names no Go version")

@@ -1,4 +1,4 @@
-"""Mounts below a folder: found, and taken away."""
+"""Mounts below a folder: finding and removing them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How the development tools talk: progress on stderr, results on stdout, problems that a person can act on.
+"""Output of the development tools: progress on stderr, results on stdout, problems with what to do.
 
 Everything long says beforehand what it does and how long that usually takes; results stay alone on stdout so that a
 script can capture them while a person watches.
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class Problem(Exception):
-    """Something that the user can repair; its text says what was seen and what to do. Shown without a traceback."""
+    """A problem that the user can solve; its text says what was found and what to do. Shown without a traceback."""
 
 
 def line(text: str) -> None:

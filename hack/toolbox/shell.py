@@ -1,4 +1,4 @@
-"""Runs other programs for the development tools, quietly when they succeed and with their words when they fail."""
+"""Runs other programs for the development tools, silently when they succeed, with their output when they fail."""
 
 import os
 import shutil
