@@ -125,7 +125,6 @@ def run_of(
     memory: str | None = None,
     price_per_gpu_hour: float | None = None,
     currency: str | None = None,
-    progress_config_map: str | None = None,
     uid: str | None = None,
 ) -> run.Run:
     """The run file of a revision. For memory, price and currency see `run.Run`."""
@@ -147,6 +146,5 @@ def run_of(
         gpu_type=spec.resources.gpu_type,
         price_per_gpu_hour=price_per_gpu_hour,
         served_model_name=spec.deployment.served_model_name or name,
-        progress_config_map=progress_config_map,
     )
     return made if currency is None else made.model_copy(update={"currency": currency})

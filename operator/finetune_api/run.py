@@ -37,9 +37,6 @@ Absent for a single pod. The run file describes the spec, these the current atte
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
 
-PROGRESS_KEY = "progress.json"
-"""Key of the progress ConfigMap: an `outcome.ProgressReport`; so are the contents of a progress file."""
-
 
 class ResolvedBaseModel(model.Model):
     """The base model, resolved from the catalogue or the job's own source."""
@@ -88,13 +85,10 @@ class Run(model.Model):
     )
     currency: str = Field(default="USD", description="The currency of the price.")
     served_model_name: str
-    progress_config_map: str | None = Field(
-        default=None, description="The ConfigMap that the trainer patches with its progress; absent outside a cluster."
-    )
     progress_file: str | None = Field(
         default=None,
-        description="A file of this machine that the trainer writes its progress to, as it would to the ConfigMap; absent in a "
-        "cluster.",
+        description="A file of this machine that the trainer writes its progress to, an `outcome.ProgressReport`; absent in a "
+        "cluster, where the pod is asked.",
     )
 
     def without_judgement(self) -> "Run":

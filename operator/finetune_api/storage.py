@@ -46,5 +46,5 @@ class Storage(model.Model):
     service_account_name: model.Name | None = Field(
         default=None,
         description="The ServiceAccount of the job's pods, for example one with a cloud identity. Absent: the "
-        "operator creates one for the job.",
+        "namespace's `default` one. No container of the job gets its API token.",
     )

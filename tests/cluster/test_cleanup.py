@@ -125,7 +125,7 @@ def test_what_an_earlier_release_left_goes_and_what_its_pods_need_stays(
     control_plane: controlplane.ControlPlane, earlier: Earlier, tmp_path: Path, mode: str
 ) -> None:
     said = clean(control_plane, tmp_path, [earlier.namespace] if mode == "namespaces" else [])
-    assert "5 objects of an earlier release were removed, 2 are still in use" in said
+    assert "5 objects of an earlier release were removed" in said
     assert earlier.names("rolebinding") == earlier.names("role") == set()
     assert earlier.names("configmap") == {f"{USED}-run", "labelled", "owned", "mine"}
     assert earlier.names("serviceaccount") == {f"{USED}-trainer"}

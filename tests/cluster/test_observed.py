@@ -19,7 +19,7 @@ import kubernetes.client
 import pytest
 import yaml
 
-from finetune_api import metrics
+from finetune_api import metrics, run
 from finetune_operator.observe import label
 from flow import world
 from support import boards, controlplane, installed, manifests, prometheus, prometheus_operator, trainers
@@ -91,7 +91,7 @@ def observed(
     control_plane: controlplane.ControlPlane, operator: installed.Replica, scene: installed.Stage, place: Path
 ) -> Iterator[tuple[prometheus.Prometheus, float]]:
     """A Prometheus that watched a job from its beginning to its end, another one fail; and when that began."""
-    port = installed.free_port()
+    port = run.METRICS_PORT  # where the operator asks for progress
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
         "scrape_configs": [
@@ -106,7 +106,7 @@ def observed(
     with prometheus.running(place, config) as server:
         begun = time.time()
         eventually(lambda: server.now("finetune_leader == 1"))
-        machine = trainers.Machine(scene, control_plane, place, port)
+        machine = trainers.Machine(scene, place, port)
         scene.apply(finetunejob(NAME, place))
         for stage in ("preflight", "train", "evaluate"):
             pod = eventually(lambda stage=stage: scene.pods(**{label.STAGE: stage, label.JOB: NAME}))[0]

@@ -1,33 +1,29 @@
-"""Stages as real processes of the trainer, in the place of a kubelet: run file, ServiceAccount and answers are the job's own.
+"""Stages as real processes of the trainer, in the place of a kubelet: run file, progress and answers are the job's own.
 
-A control plane has no node. So a pod's command is run on this machine, with the run file of its ConfigMap and a token of its
-ServiceAccount, and what it answered is written into the pod's status as a kubelet would.
+A control plane has no node. So a pod's command is run on this machine, with the run file of its annotation, and what it answered
+is written into the pod's status as a kubelet would.
 """
 
-import base64
 import dataclasses
 import os
 import subprocess
 import sys
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune_api import run
-from support import controlplane, installed
+from finetune_operator.observe import label
+from support import installed
 
 Raw = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Runs the pods of one namespace, one at a time. `port`: where their metrics are."""
+    """Runs the pods of one namespace, one at a time. `port`: where they answer."""
 
     scene: installed.Stage
-    plane: controlplane.ControlPlane
     folder: Path
     port: int
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -37,9 +33,7 @@ class Machine:
         name, spec = pod["metadata"]["name"], pod["spec"]
         home = self.folder / name
         home.mkdir()
-        config = next(v["configMap"]["name"] for v in spec["volumes"] if v["name"] == "run")
-        data = self.scene.core.read_namespaced_config_map(config, self.scene.namespace).data
-        (home / "run.json").write_text(data["run.json"])
+        (home / "run.json").write_text(pod["metadata"]["annotations"][label.RUN_FILE])
         words = [str(home / "run.json") if word == run.PATH else word for word in spec["containers"][0]["args"]]
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -51,7 +45,6 @@ class Machine:
                     "FINETUNE_WORK": str(home / "work"),
                     "FINETUNE_METRICS_PORT": str(self.port),
                     "FINETUNE_TERMINATION_PATH": str(home / "termination"),
-                    **self._account(home, spec["serviceAccountName"]),
                     **self.environment,
                 },
                 stdout=log,
@@ -59,25 +52,6 @@ class Machine:
             )
         self.scene.run(pod)
         return Process(self.scene, pod, process, home)
-
-    def _account(self, home: Path, name: str) -> dict[str, str]:
-        """The API server and a token for it, where a pod would find them."""
-        cluster = yaml.safe_load(self.plane.kubeconfig.read_text())["clusters"][0]["cluster"]
-        server = urllib.parse.urlsplit(cluster["server"])
-        account = home / "account"
-        account.mkdir()
-        if data := cluster.get("certificate-authority-data"):
-            (account / "ca.crt").write_bytes(base64.b64decode(data))
-        else:
-            (account / "ca.crt").write_bytes(Path(cluster["certificate-authority"]).read_bytes())
-        (account / "token").write_text(
-            self.plane.kubectl("create", "token", name, f"--namespace={self.scene.namespace}", "--duration=1h")
-        )
-        return {
-            "KUBERNETES_SERVICE_HOST": str(server.hostname),
-            "KUBERNETES_SERVICE_PORT": str(server.port),
-            "FINETUNE_SERVICE_ACCOUNT": str(account),
-        }
 
 
 @dataclasses.dataclass(frozen=True)

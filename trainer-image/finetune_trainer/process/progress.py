@@ -1,97 +1,73 @@
-"""How far a stage is: into the run's ConfigMap for `kubectl get`, and onto a port for Prometheus.
+"""How far a stage is: on run.METRICS_PORT, where the operator reads the report and Prometheus the metrics.
 
-The operator created the ConfigMap and lets this pod's service account patch just that one. Outside a cluster the run file may
-name a file instead. A thread sends the latest report; the loop never waits for the API server, and a failure is logged once.
+Nothing is sent: the loop leaves its latest report, and whoever asks gets it. Outside a cluster the run file may name a file,
+which is replaced now and then.
 """
 
 import datetime
-import json
+import http.server
 import os
 import pathlib
-import ssl
+import socket
 import threading
-import urllib.request
+import time
 from typing import Any
 
 from finetune_api import metrics as contract
 from finetune_api import outcome, reasons, run, status
 from finetune_trainer.process import errors, log
 
-ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-FIRST, PAUSE = 1.0, 2.0
-"""Seconds between reports: at the start, and later."""
+PAUSE = 1.0
+"""Seconds between two writes of a progress file."""
 
 
 class Progress:
-    """The channel of one stage's progress. Without a ConfigMap or a file it only feeds the metrics."""
+    """The latest report of one stage, and its metrics."""
 
     def __init__(self, job: run.Run, stage: str, attempt: int) -> None:
-        self._run, self._attempt = job, attempt
-        self._lock = threading.Condition()
-        self._report: outcome.ProgressReport | None = None
+        self._run, self._attempt, self._stage = job, attempt, reasons.Stage(stage)
         self._progress: status.Progress | None = None
         self._checkpoint: status.Checkpoint | None = None
-        self._sending, self._ended, self._failed = False, False, False
-        self._stage = reasons.Stage(stage)
+        self._file = pathlib.Path(job.progress_file) if job.progress_file else None
+        self._written, self._failed = 0.0, False
         self.metrics = Metrics(job, stage)
-        self._url, self._file = address(job), job.progress_file
-        self._reported = bool(self._url or self._file)
-        if self._reported:
-            threading.Thread(target=self._work, name="progress", daemon=True).start()
+        listen(self)
 
     def update(self, progress: status.Progress) -> None:
-        """The latest state; returns at once."""
+        """The latest state."""
         self.metrics.set(progress_ratio=progress.percent / 100)
-        self._put(progress, self._checkpoint)
+        self._progress = progress
+        if time.monotonic() - self._written >= PAUSE:
+            self._write()
 
     def saved(self, checkpoint: status.Checkpoint) -> None:
-        self._put(self._progress, checkpoint)
+        self._checkpoint = checkpoint
 
     def end(self) -> None:
-        """Sends what is left, for at most a few seconds."""
-        with self._lock:
-            self._ended = True
-            self._lock.notify_all()
-            if self._reported:
-                self._lock.wait_for(lambda: self._report is None and not self._sending, 5)
+        """The last report reaches the file, whenever the one before it did."""
+        self._write()
 
-    def _put(self, progress: status.Progress | None, checkpoint: status.Checkpoint | None) -> None:
-        with self._lock:
-            self._progress, self._checkpoint = progress, checkpoint
-            if progress is not None:
-                self._report = outcome.ProgressReport(
-                    revision=self._run.revision,
-                    attempt=self._attempt,
-                    stage=self._stage,
-                    progress=progress,
-                    checkpoint=checkpoint,
-                )
-                self._lock.notify_all()
+    def report(self) -> outcome.ProgressReport | None:
+        """None before the first state."""
+        if self._progress is None:
+            return None
+        return outcome.ProgressReport(
+            uid=self._run.uid,
+            revision=self._run.revision,
+            attempt=self._attempt,
+            stage=self._stage,
+            progress=self._progress,
+            checkpoint=self._checkpoint,
+        )
 
-    def _work(self) -> None:
-        pause = FIRST
-        while True:
-            with self._lock:
-                self._lock.wait_for(lambda: self._report is not None)
-                report, self._report, self._sending = self._report, None, True
-            self._send(report)
-            with self._lock:
-                self._sending = False
-                self._lock.notify_all()
-                self._lock.wait_for(lambda: self._ended, pause)
-            pause = PAUSE
-
-    def _send(self, report: outcome.ProgressReport | None) -> None:
-        if report is None:
+    def _write(self) -> None:
+        report = self.report()
+        if self._file is None or report is None:
             return
-        text = report.model_dump_json(by_alias=True, exclude_none=True)
+        self._written = time.monotonic()
         try:
-            if self._url:
-                patch(self._url, {"data": {run.PROGRESS_KEY: text}})
-            elif self._file:
-                replace(pathlib.Path(self._file), text)
-        except Exception as error:
+            replace(self._file, text(report))
+        except OSError as error:
             if not self._failed:
                 log.warning("progress cannot be reported; the stage continues", problem=errors.describe(error))
             self._failed = True
@@ -99,64 +75,94 @@ class Progress:
             self._failed = False
 
 
-def address(job: run.Run) -> str | None:
-    """The URL of the run's ConfigMap; None outside a cluster."""
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    if not host or not job.progress_config_map:
-        return None
-    host = f"[{host}]" if ":" in host else host
-    return f"https://{host}:{port}/api/v1/namespaces/{job.namespace}/configmaps/{job.progress_config_map}"
+def text(report: outcome.ProgressReport) -> str:
+    return report.model_dump_json(by_alias=True, exclude_none=True)
 
 
-def replace(path: pathlib.Path, text: str) -> None:
+def replace(path: pathlib.Path, content: str) -> None:
     """Readers see the old report or the new one, never a part."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
+    new.write_text(content)
     new.replace(path)
 
 
-def patch(url: str, body: dict[str, Any]) -> None:
-    """A merge patch with the pod's token, read again each time since the kubelet renews it."""
-    account = pathlib.Path(os.environ.get("FINETUNE_SERVICE_ACCOUNT", str(ACCOUNT)))
-    request = urllib.request.Request(  # noqa: S310
-        url,
-        data=json.dumps(body).encode(),
-        method="PATCH",
-        headers={
-            "Content-Type": "application/merge-patch+json",
-            "Authorization": f"Bearer {(account / 'token').read_text().strip()}",
-        },
-    )
-    context = ssl.create_default_context(cafile=str(account / "ca.crt"))
-    # Never through a proxy of the environment: the API server is inside the cluster.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    with opener.open(request, timeout=10) as answer:
-        answer.read()
-
-
 class Metrics:
-    """Prometheus gauges of one stage on run.METRICS_PORT. A gauge appears when it is first set: no loss is not a loss of 0."""
+    """Prometheus gauges of one stage. A gauge appears when it is first set: no loss is not a loss of 0."""
 
     def __init__(self, job: run.Run, stage: str) -> None:
         import prometheus_client
 
-        registry = prometheus_client.CollectorRegistry()
+        self.registry = prometheus_client.CollectorRegistry()
         self._labels = (job.namespace, job.name, job.revision, stage)
         self._gauges = {
-            key: prometheus_client.Gauge(metric.family, metric.help, metric.labels, registry=registry)
+            key: prometheus_client.Gauge(metric.family, metric.help, metric.labels, registry=self.registry)
             for key, metric in contract.TRAINER.items()
         }
-        port = int(os.environ.get("FINETUNE_METRICS_PORT", run.METRICS_PORT))
-        try:
-            if port:
-                prometheus_client.start_http_server(port, registry=registry)
-        except OSError as error:
-            log.warning("no metrics port", port=port, problem=str(error))
 
     def set(self, **values: float | None) -> None:
         for key, value in values.items():
             if value is not None:
                 self._gauges[key].labels(*self._labels).set(value)
+
+
+def listen(progress: Progress) -> None:
+    """Answer on the metrics port for as long as the process lives; a port that is taken costs a warning."""
+    port = int(os.environ.get("FINETUNE_METRICS_PORT", run.METRICS_PORT))
+    if not port:
+        return
+    try:
+        server = Server(progress, port)
+    except OSError as error:
+        log.warning("no metrics port", port=port, problem=str(error))
+        return
+    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """One stage's report and metrics, over IPv6 and IPv4."""
+
+    daemon_threads = True
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def __init__(self, progress: Progress, port: int) -> None:
+        self.progress = progress
+        super().__init__(("", port), Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's, which asks a name server for this machine's name.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "", self.socket.getsockname()[1]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    timeout = 10
+
+    def do_GET(self) -> None:
+        if self.path == run.PROGRESS_PATH:
+            report = self.server.progress.report()
+            self._answer(200 if report else 204, text(report).encode() if report else b"", "application/json")
+        elif self.path == "/metrics":
+            import prometheus_client
+
+            exposition = prometheus_client.generate_latest(self.server.progress.metrics.registry)
+            self._answer(200, exposition, prometheus_client.CONTENT_TYPE_LATEST)
+        else:
+            self._answer(404, b"there are /metrics and /progress\n", "text/plain")
+
+    def _answer(self, code: int, body: bytes, kind: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        if code != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Requests are no news."""
 
 
 def now() -> datetime.datetime:

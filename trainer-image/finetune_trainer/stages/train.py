@@ -54,6 +54,9 @@ def run_process(
     scale: float,
 ) -> outcome.Outcome:
     """The work of one process of the group."""
+    # Before the model is loaded, so that the port answers from the start.
+    file = spec.progress_file if group.first else None
+    reporter = progress.Progress(spec.model_copy(update={"progress_file": file}), "train", attempt)
     if group.local:
         group.wait()  # the first process of the node downloads the base model for all
     folder = sources.resolve(spec.base_model, store, processes.shared_folder() / "base")
@@ -94,11 +97,6 @@ def run_process(
     if setup.checkpointing:
         engine.checkpoint()
     objective_ = objective.of(spec.training)
-    reporter = progress.Progress(
-        spec if group.first else spec.model_copy(update={"progress_config_map": None, "progress_file": None}),
-        "train",
-        attempt,
-    )
     fingerprint = identity(spec, data)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, reporter.saved)
     training_loop = loop.Loop(
