@@ -33,7 +33,11 @@ PATIENCE = 60.0
 
 
 class Unread(Exception):
-    """A pod gave no answer, or one that is not a report; `args[0]` is what was seen."""
+    """A pod gave no answer; `args[0]` is what was seen."""
+
+
+class NoReport(Unread):
+    """A pod's process answered, and not with a report: one of another release."""
 
 
 @dataclasses.dataclass
@@ -86,13 +90,13 @@ class Reader:
             report, problem = await ask(http, pod.address, self._port) or before.report, ""
         except Unread as unread:
             # One message, whatever is seen later: the status is not to change with every attempt.
-            new = self._failed(turn, pod, str(unread))
+            new = self._failed(turn, pod, unread)
             report, problem = before.report, before.problem or new
         else:
             turn.failures, turn.due = 0, self._monotonic() + self._pause
         self._facts.put_reading(uid, projections.Reading(pod.name, report, problem))
 
-    def _failed(self, turn: Turn, pod: projections.Pod, seen: str) -> str:
+    def _failed(self, turn: Turn, pod: projections.Pod, seen: Unread) -> str:
         """The message for the status; empty until it has lasted."""
         now = self._monotonic()
         turn.failing_since = turn.failing_since if turn.failures else now
@@ -100,6 +104,8 @@ class Reader:
         turn.due = now + min(max(self._pause, 1.0) * 2.0 ** min(turn.failures, 16), LONGEST_PAUSE)
         if now - turn.failing_since < PATIENCE:
             return ""
+        if isinstance(seen, NoReport):
+            return f"it reports no progress ({pod.address}: {seen}); everything else works without it"
         return (
             f"its progress cannot be read at {pod.address} ({seen}): let the operator's pods reach TCP port {self._port} of this "
             "pod (NetworkPolicy, service mesh); everything else works without it"
@@ -152,7 +158,7 @@ async def ask(http: aiohttp.ClientSession, address: str, port: int) -> outcome.P
     except TimeoutError:
         raise Unread(f"no answer within {DEADLINE:g} s") from None
     except pydantic.ValidationError as error:
-        raise Unread(f"no progress report: {error.errors()[0]['msg'][:100]}") from None
+        raise NoReport(f"no progress report: {error.errors()[0]['msg'][:100]}") from None
     except Unread:
         raise
     except Exception as error:  # whatever an answer causes, it costs this answer alone

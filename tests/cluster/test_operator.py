@@ -189,15 +189,12 @@ def test_progress_is_read_from_the_pod_and_shown_by_kubectl_get(
     scene.apply(finetunejob())
     scene.play(NAME, "Training")
     job = scene.job(NAME)
-    (pod,) = scene.pods(**{label.STAGE: "train"})
     report = {
         "uid": job["metadata"]["uid"], "revision": job["status"]["revision"], "attempt": 1, "stage": "train",
         "progress": {"summary": "43%", "percent": 43, "step": 43, "totalSteps": 100, "loss": "0.61", "eta": "5s"},
         "checkpoint": {"uri": "s3://acme/40", "step": 40, "savedAt": "2026-05-04T12:00:00Z"},
     }  # fmt: skip
-    address = "127.9.4.1"
-    with answering(address, json.dumps(report).encode()) as asked:
-        scene._patch(pod, {"podIP": address, "podIPs": [{"ip": address}]})
+    with answering(installed.ADDRESS, json.dumps(report).encode()) as asked:
         eventually(lambda: scene.job(NAME)["status"].get("progress", {}).get("percent") == 43)
     assert set(asked) == {run.PROGRESS_PATH}
     assert scene.job(NAME)["status"]["checkpoint"]["step"] == 40
@@ -381,10 +378,6 @@ def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: ins
         "jobs": (
             lambda: quota(**{"count/jobs.batch": "0"}),
             "which asks for 1 of count/jobs.batch: 0 of 0 are in use.",
-        ),
-        "configmaps": (
-            lambda: quota(configmaps="1"),
-            "-run, which asks for 1 of configmaps: 1 of 1 are in use.",
         ),
     }
     for name, (limit, words) in cases.items():

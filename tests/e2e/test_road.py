@@ -117,19 +117,13 @@ def test_a_deleted_service_and_a_scaled_server_heal(site: Site, served: sites.Jo
     site.until_condition(NAME, "Ready", seconds=120)
 
 
-def test_the_pods_of_a_job_may_patch_their_own_progress_and_nothing_else(site: Site, served: sites.Job) -> None:
-    who = f"--as=system:serviceaccount:{NAMESPACE}:{NAME}-trainer"
-    progress = f"configmaps/{NAME}-{served['status']['revision']}-progress"
-
-    def may(*words: str) -> bool:
-        # `can-i` exits 1 for no
-        return "yes" in site.kube.run("auth", "can-i", *words, who, "--namespace", NAMESPACE, check=False)
-
-    assert may("patch", progress)
-    assert not may("patch", "configmaps/other")
-    assert not may("get", "secrets")
-    assert not may("list", "pods")
-    assert not may("patch", "finetunejobs")
+def test_no_container_of_a_job_has_a_token_or_an_identity_of_its_own(site: Site, served: sites.Job) -> None:
+    release = served["status"]["deployment"]["release"]
+    where = ("exec", f"deployment/{release}", "--namespace", NAMESPACE, "--container", "server", "--", "python3", "-c")
+    code = "import os; print(os.path.exists('/var/run/secrets/kubernetes.io/serviceaccount'))"
+    assert site.kube.run(*where, code).strip() == "False"
+    for kind in ("configmaps", "serviceaccounts", "roles", "rolebindings"):
+        assert site.kube.items(kind, "finetune.dev/uid", NAMESPACE) == [], kind
 
 
 def test_the_operator_counts_its_jobs_for_prometheus(site: Site, served: sites.Job) -> None:

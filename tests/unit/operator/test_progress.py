@@ -204,6 +204,18 @@ async def test_a_pod_that_cannot_be_reached_is_asked_ever_less_and_said_once() -
         assert words in said[-1]
 
 
+async def test_a_pod_of_another_release_is_not_blamed_on_the_network() -> None:
+    facts, reader, clock = fleet(1)
+    async with progress.session() as http, pod(says(b"# HELP finetune_trainer_step\n")) as port:
+        reader._port = port
+        for _ in range(10):
+            clock.now += 100
+            for uid, one in reader.due():
+                await reader.read(http, uid, one)
+    assert "reports no progress" in facts.readings["0"].problem
+    assert "NetworkPolicy" not in facts.readings["0"].problem
+
+
 async def test_what_was_read_last_stays_while_the_pod_is_silent_and_it_may_answer_again() -> None:
     facts, reader, clock = fleet(1)
     (known,) = facts.telling.values()
