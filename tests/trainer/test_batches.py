@@ -4,12 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api import job
 from finetune_trainer.planning import epoch_count
 from finetune_trainer.training import batches, loop
 
 
+def training(**fields: float) -> job.Training:
+    return job.Training.model_validate(fields)
+
+
 def test_every_epoch_sees_every_example_once_in_another_order() -> None:
-    plan = batches.plan(10, batch_size=4, seed=1, epochs=3, max_steps=None)
+    plan = batches.plan(10, training(batch_size=4, seed=1, epochs=3))
     seen = [index for step in range(plan.steps) for index in plan.step(step)]
     assert len(seen) == 30
     epochs = [seen[begin : begin + 10] for begin in (0, 10, 20)]
@@ -19,7 +24,7 @@ def test_every_epoch_sees_every_example_once_in_another_order() -> None:
 
 def test_the_order_depends_on_the_seed_alone() -> None:
     def order(seed: int) -> list[list[int]]:
-        plan = batches.plan(50, batch_size=8, seed=seed, epochs=2, max_steps=None)
+        plan = batches.plan(50, training(batch_size=8, seed=seed, epochs=2))
         return [plan.step(step) for step in range(plan.steps)]
 
     assert order(1) == order(1)
@@ -27,12 +32,12 @@ def test_the_order_depends_on_the_seed_alone() -> None:
 
 
 def test_steps_and_parts_of_epochs_are_exact() -> None:
-    assert batches.plan(10, batch_size=4, seed=0, epochs=1.5, max_steps=None).steps == 4
-    plan = batches.plan(10, batch_size=4, seed=0, epochs=None, max_steps=7)
+    assert batches.plan(10, training(batch_size=4, seed=0, epochs=1.5)).steps == 4
+    plan = batches.plan(10, training(batch_size=4, seed=0, max_steps=7))
     assert plan.steps == 7
     assert all(len(plan.step(step)) == 4 for step in range(7))
     assert plan.epoch(7) == 2.8
-    assert batches.plan(3, batch_size=16, seed=0, epochs=1, max_steps=None).step(0) != []
+    assert batches.plan(3, training(batch_size=16, seed=0, epochs=1)).step(0) != []
 
 
 @pytest.mark.parametrize(

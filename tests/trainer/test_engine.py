@@ -9,7 +9,7 @@ import transformers
 from tests.trainer import decoders
 
 from finetune_api import job
-from finetune_trainer.engine import attention, decoder, flex_attention, lora, loss, model, passes, prefix_tree
+from finetune_trainer.engine import attention, flex_attention, lora, loss, model, passes, prefix_tree, sizes
 from finetune_trainer.training import objective
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("rows_of_a_block", [64, 256])
 def test_blocks_of_rows_change_nothing(rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "ROWS", rows_of_a_block)
+    monkeypatch.setattr(sizes, "ROWS", rows_of_a_block)
     tuned = decoders.made(decoders.FAMILIES["qwen 3"]())
     total, wanted = one_by_one(tuned, rows())
     motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)

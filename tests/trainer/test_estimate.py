@@ -17,7 +17,7 @@ from tests.trainer import decoders as families
 
 from finetune_api import basemodel, job, run
 from finetune_trainer.data import corpus
-from finetune_trainer.engine import decoder, loss, model, passes, prefix_tree
+from finetune_trainer.engine import model, passes, prefix_tree
 from finetune_trainer.planning import architecture, forecast, memory, workload
 from finetune_trainer.stages import preflight
 from finetune_trainer.training import objective
@@ -178,13 +178,6 @@ def test_each_term_is_what_its_buffers_take(family: str, checkpointing: bool, le
 def rows_of(held: dict[str, int], shape: architecture.Shape, found: memory.Memory) -> int:
     """Bytes of the embedding's output, which is not a buffer of the pool."""
     return held["inputs of the layers"] // shape.numbers.layers
-
-
-def test_the_estimate_counts_with_the_trainers_own_numbers() -> None:
-    assert (memory.CHUNK, memory.ROWS) == (loss.CHUNK, decoder.ROWS)
-    theirs = (prefix_tree.PIECE, prefix_tree.TOGETHER, prefix_tree.ROUND, prefix_tree.EVEN)
-    assert theirs == (memory.PIECE, memory.TOGETHER, memory.ROUND, memory.EVEN)
-    assert corpus.SHARED == prefix_tree.SHORTEST
 
 
 @pytest.mark.parametrize("shared, own, count", [(0, 100, 8), (400, 100, 16), (900, 60, 4), (40, 300, 8)])

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from finetune_api import job
-from finetune_trainer.engine import lora, loss, model
+from finetune_trainer.engine import lora, loss, model, sizes
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_loss_and_gradient_equal_the_full_cross_entropy(
     softcap: float | None, bias: bool, chunk: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(sizes, "CHUNK", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(33, 16, requires_grad=True)
     weight, shift = torch.randn(97, 16), torch.randn(97) if bias else None

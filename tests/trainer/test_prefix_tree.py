@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.engine import prefix_tree
+from finetune_trainer.engine import prefix_tree, prefixes, sizes
 from finetune_trainer.training import batches
 
 
@@ -73,14 +73,14 @@ def test_a_shared_system_prompt_is_computed_once() -> None:
     ]
     alone, together = prefix_tree.build(rows, share=False), prefix_tree.build(rows)
     assert alone.tokens >= 16 * 419
-    assert together.tokens <= 400 + 16 * 19 + prefix_tree.ROUND
+    assert together.tokens <= 400 + 16 * 19 + sizes.ROUND
     assert torch.equal(alone.targets.sort().values, together.targets.sort().values)
 
 
 def test_what_no_learned_token_depends_on_is_left_out() -> None:
     row = prefix_tree.TokenRow(np.arange(100), np.arange(100) == 9)
     assert prefix_tree.needed(row) == 9
-    assert prefix_tree.build([row]).tokens == prefix_tree.ROUND
+    assert prefix_tree.build([row]).tokens == sizes.ROUND
     silent = prefix_tree.TokenRow(np.arange(5), np.zeros(5, dtype=bool))
     assert prefix_tree.build([silent]).tokens == 0
 
@@ -98,5 +98,5 @@ def test_micro_batches_and_portions_keep_every_example_once(
     for part in found:
         planted = prefix_tree.build([rows[index] for index in part])
         # short beginnings are not worth sharing, and the batch is filled up
-        slack = prefix_tree.ROUND + len(part) * prefix_tree.SHORTEST**2
+        slack = sizes.ROUND + len(part) * prefixes.SHORTEST**2
         assert len(part) == 1 or planted.tokens <= budget + slack

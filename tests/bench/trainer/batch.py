@@ -4,6 +4,7 @@ import dataclasses
 
 from tests.bench.trainer import course, lengths, recipe, workloads
 
+from finetune_api import job
 from finetune_trainer.training import batches
 
 
@@ -55,5 +56,5 @@ def make(workload: workloads.Workload, counted: int, counter: lengths.Counter) -
 def order(steps: int) -> list[list[int]]:
     """The rows that the product draws for each step of one pass over the data."""
     count = steps * recipe.BATCH
-    plan = batches.plan(count, batch_size=recipe.BATCH, seed=recipe.SEED, epochs=None, max_steps=steps)
+    plan = batches.plan(count, job.Training(batch_size=recipe.BATCH, seed=recipe.SEED, max_steps=steps))
     return [plan.step(number) for number in range(steps)]

@@ -20,6 +20,7 @@ import numpy as np
 
 from finetune_api import job, reasons
 from finetune_trainer.data import dataset, rows, tokens
+from finetune_trainer.engine import prefixes
 from finetune_trainer.process import errors, log, machine, signals
 from finetune_trainer.store import folders, storage
 
@@ -29,9 +30,6 @@ INFO = "corpus.json"
 
 DRAWS = 8
 """Steps drawn at random to estimate how much their examples share."""
-
-SHARED = 8
-"""Tokens that a shared beginning has at least, as in `prefix_tree`."""
 
 EXAMPLES, CHARACTERS = 1024, 2**22
 """How many examples are tokenized at once, and how long they may be together."""
@@ -106,17 +104,9 @@ class Corpus:
         for _ in range(DRAWS):
             chosen = number.choice(self.examples, taken, replace=False)
             rows = [self.ids(example * each + at) for example in chosen for at in range(each)]
-            rows.sort(key=lambda ids: ids.astype(">u4").tobytes())
-            found += sum(map(len, rows)) - sum(_common(*two) for two in itertools.pairwise(rows))
+            rows.sort(key=prefixes.key)
+            found += sum(map(len, rows)) - sum(prefixes.shared(*two) for two in itertools.pairwise(rows))
         return found / DRAWS * count / taken
-
-
-def _common(one: Array, other: Array) -> int:
-    """Tokens that two rows begin with, where `prefix_tree` would share them."""
-    length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    common = int(different[0]) if len(different) else length
-    return common if common >= SHARED else 0
 
 
 class Writer:

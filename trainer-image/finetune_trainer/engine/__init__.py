@@ -4,6 +4,8 @@
     lora             the adapter in the model: PEFT creates and names it, `Fast` computes it
     layers           a decoder's layers, read from the modules of transformers
     prefix_tree      a micro-batch without padding: examples that begin with the same tokens share them
+    prefixes         common prefixes of rows, as plain numbers; no torch
+    sizes            of blocks, nodes and chunks, which the memory estimate counts with too; no torch
     passes           the seam: forward and backward passes of a micro-batch, by our decoder or by transformers
     decoder          the decoder's forward and backward pass, written out: the hot loop of training
     attention        attention over a prefix tree, tile by tile, on a CPU

@@ -16,11 +16,8 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.engine import attention, buffers, comparison, elementwise, fused, layers, prefix_tree
+from finetune_trainer.engine import attention, buffers, comparison, elementwise, fused, layers, prefix_tree, sizes
 from finetune_trainer.process import log
-
-ROWS = 1280
-"""Rows of a block on a CPU, whose buffers all layers use in turn. More rows make fewer calls, and larger buffers."""
 
 
 @dataclasses.dataclass
@@ -114,8 +111,8 @@ class Decoder:
         self._rotations = self.rotations(batch.positions)
         rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
         self._learned = len(rows)
-        # Padded as the batch is: see prefix_tree.ROUND. The gradient of the padding is zero.
-        self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % prefix_tree.ROUND)])
+        # Padded as the batch is: see sizes.ROUND. The gradient of the padding is zero.
+        self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % sizes.ROUND)])
         self._saved: list[Saved | torch.Tensor] = []
         self._save = save
 
@@ -329,7 +326,7 @@ class Decoder:
         return [(norm, part) for norm, part in parts if norm is not None]
 
     def _blocks(self, size: int) -> Iterator[slice]:
-        step = ROWS if self._where.type == "cpu" else max(size, 1)
+        step = sizes.ROWS if self._where.type == "cpu" else max(size, 1)
         for begin in range(0, size, step):
             yield slice(begin, min(begin + step, size))
 

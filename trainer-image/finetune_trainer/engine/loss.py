@@ -9,13 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.engine import buffers
-
-CHUNK = 512
-"""Labelled positions whose logits exist at a time, in the head's precision; their gradients overwrite them."""
-
-PIECE = {"cpu": 32, "cuda": 256}
-"""Of these, positions whose logits are in float32 at a time: on a CPU as many as fit into its caches."""
+from finetune_trainer.engine import buffers, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +50,8 @@ def total(
     value = torch.zeros((), dtype=torch.float64, device=hidden.device)
     gradient = torch.empty_like(hidden)
     memory = head.memory or buffers.BufferPool(hidden.dtype, hidden.device)
-    for begin in range(0, hidden.shape[0], CHUNK):
-        here = slice(begin, begin + CHUNK)
+    for begin in range(0, hidden.shape[0], sizes.CHUNK):
+        here = slice(begin, begin + sizes.CHUNK)
         if head.weight is None:
             logits = gradient[here].copy_(hidden[here])
         else:
@@ -81,7 +75,7 @@ def _gradients(
 ) -> torch.Tensor:
     """The weighted sum of the cross-entropies; their gradients overwrite the logits [n, vocabulary]."""
     value = torch.zeros((), dtype=torch.float64, device=logits.device)
-    size = PIECE[logits.device.type]
+    size = sizes.LOGITS[logits.device.type]
     for begin in range(0, len(logits), size):
         here = slice(begin, begin + size)
         part, target = logits[here], targets[here, None]
@@ -112,7 +106,7 @@ def log_probabilities(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -
 
 def likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probability of each target [n] in float32, and whether it is the likeliest token [n]; without gradients."""
-    likely, best, size = [], [], 4 * PIECE[hidden.device.type]
+    likely, best, size = [], [], 4 * sizes.LOGITS[hidden.device.type]
     for begin in range(0, hidden.shape[0], size):
         logits = head.logits(hidden[begin : begin + size])
         chosen = logits.gather(1, targets[begin : begin + size, None])[:, 0]

@@ -17,26 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune_trainer.engine import prefixes, sizes
+
 Array = np.ndarray[Any, np.dtype[Any]]
-
-SHORTEST = 8
-"""The shortest shared prefix; sharing must save at least eight times as many tokens."""
-
-PIECE = 256
-"""Tokens of a node; a longer one is a chain. So attention computes few scores that its mask hides."""
 
 SLACK = 0.7
 """Nodes are attended together when the shortest has at least this share of the longest one's tokens."""
-
-TOGETHER = 2048
-"""Tokens of nodes that are attended together: their scores should stay in the cache."""
-
-ROUND = 32
-"""Micro-batches are padded to a multiple of this many tokens: on a CPU a matrix product of a new shape costs half a
-millisecond and 0.6 MiB once, for the code generated for it. Nothing depends on the padding."""
-
-EVEN = 16
-"""The same within a tile: its nodes are padded to a multiple of this many tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +48,7 @@ class Tile:
     @property
     def longest(self) -> int:
         """Tokens of the longest node, padding included."""
-        return -(-max(self.lengths) // EVEN) * EVEN
+        return -(-max(self.lengths) // sizes.EVEN) * sizes.EVEN
 
     @property
     def before(self) -> int:
@@ -124,32 +110,20 @@ def needed(row: TokenRow) -> int:
 def build(rows: Sequence[TokenRow], *, share: bool = True) -> Batch:
     """The prefix tree of some examples; with share=False nothing is shared."""
     cut = [row.ids[: needed(row)] for row in rows]
-    order = sorted((index for index in range(len(rows)) if len(cut[index])), key=lambda index: key(cut[index]))
-    common = [_common(cut[one], cut[other]) if share else 0 for one, other in itertools.pairwise(order)]
+    order = sorted((index for index in range(len(rows)) if len(cut[index])), key=lambda index: prefixes.key(cut[index]))
+    common = [prefixes.common(cut[one], cut[other]) if share else 0 for one, other in itertools.pairwise(order)]
     roots = _build(order, cut, common, 0, len(order), 0)
     return _flatten(roots, rows, cut)
 
 
-def key(ids: Array) -> bytes:
-    """A sort key that orders rows by their tokens."""
-    return ids.astype(">u4").tobytes()
-
-
 def common(one: TokenRow, other: TokenRow) -> int:
     """Tokens that both rows begin with, of those that are computed."""
-    return _common(one.ids[: needed(one)], other.ids[: needed(other)])
-
-
-def _common(one: Array, other: Array) -> int:
-    """Tokens that two rows begin with."""
-    length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    return int(different[0]) if len(different) else length
+    return prefixes.common(one.ids[: needed(one)], other.ids[: needed(other)])
 
 
 def _build(order: list[int], cut: list[Array], common: list[int], begin: int, end: int, depth: int) -> list[_Node]:
     """Nodes of the sorted examples begin:end, which share their first `depth` tokens. Long chains do not recurse deeply:
-    a node's depth grows by SHORTEST at least."""
+    a node's depth grows by prefixes.SHORTEST at least."""
     nodes: list[_Node] = []
     while begin < end:
         stop = begin + 1
@@ -157,14 +131,14 @@ def _build(order: list[int], cut: list[Array], common: list[int], begin: int, en
         # The longest run of examples that is worth a node of its own: sorted, so that the common part only falls.
         best = (0, stop, shared)
         running = shared
-        while stop < end and common[stop - 1] - depth >= SHORTEST:
+        while stop < end and common[stop - 1] - depth >= prefixes.SHORTEST:
             running = min(running, common[stop - 1])
             stop += 1
             saved = (running - depth) * (stop - begin - 1)
             if saved > best[0]:
                 best = (saved, stop, running)
         saved, stop, shared = best
-        if saved < SHORTEST * SHORTEST:
+        if saved < prefixes.SHORTEST * prefixes.SHORTEST:
             stop, shared = begin + 1, len(cut[order[begin]])
         node = _Node(depth, cut[order[begin]][depth:shared])
         node.rows = [index for index in order[begin:stop] if len(cut[index]) == shared]
@@ -204,15 +178,15 @@ def _flatten(roots: list[_Node], rows: Sequence[TokenRow], cut: list[Array]) -> 
             tiles.append(Tile(begin, size, tuple(len(node.ids) for node in chunk), seen))
 
     def visit(siblings: list[_Node], seen: tuple[tuple[int, int], ...]) -> None:
-        short = [node for node in siblings if not node.children and len(node.ids) <= PIECE]
+        short = [node for node in siblings if not node.children and len(node.ids) <= sizes.PIECE]
         leaves(short, seen)
         for node in siblings:
-            if not node.children and len(node.ids) <= PIECE:
+            if not node.children and len(node.ids) <= sizes.PIECE:
                 continue
             chain = []
             ancestors = seen
-            for begin in range(0, len(node.ids), PIECE):
-                place = put(node.ids[begin : begin + PIECE], node.depth + begin)
+            for begin in range(0, len(node.ids), sizes.PIECE):
+                place = put(node.ids[begin : begin + sizes.PIECE], node.depth + begin)
                 tiles.append(Tile(*place, (place[1] - place[0],), ancestors))
                 ancestors = _joined(ancestors, place)
                 chain.append(place)
@@ -222,7 +196,7 @@ def _flatten(roots: list[_Node], rows: Sequence[TokenRow], cut: list[Array]) -> 
             spans.extend((*place, size) for place in chain)
 
     visit(roots, ())
-    if filler := -size % ROUND:
+    if filler := -size % sizes.ROUND:
         leaves([_Node(0, np.zeros(filler, dtype=np.int64))], ())
     ends = np.zeros(size, dtype=np.int64)
     for begin, end, over in spans:
@@ -248,7 +222,7 @@ def _together(group: list[_Node]) -> list[list[_Node]]:
             continue
         last = chunks[-1] if chunks else None
         longest = len(last[0].ids) if last else 0
-        if last and len(node.ids) >= SLACK * longest and longest * (len(last) + 1) <= TOGETHER:
+        if last and len(node.ids) >= SLACK * longest and longest * (len(last) + 1) <= sizes.TOGETHER:
             last.append(node)
         else:
             chunks.append([node])

@@ -11,6 +11,7 @@ import enum
 import math
 
 from finetune_api import job
+from finetune_trainer.engine import sizes
 from finetune_trainer.planning.workload import Device, Workload
 from finetune_trainer.process import machine
 
@@ -26,9 +27,6 @@ being saved: value and moments (12), and the moments again as the bytes of their
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per weight in 4 bits with double quantisation: half a byte, a byte for each block of 64, 4 for each 256 of these
 (arXiv 2305.14314)."""
-
-CHUNK, ROWS, PIECE, TOGETHER, ROUND, EVEN = 512, 1280, 256, 2048, 32, 16
-"""As in `loss`, `decoder` and `prefix_tree`, which need torch: a test compares them."""
 
 LIBRARIES = {"cpu": 660 * MIB, "cuda": 1024 * MIB}
 """On a CPU: Python, torch, transformers and peft once everything is imported, measured; on a GPU: the context and the
@@ -115,7 +113,7 @@ class Setup:
 
 def memory(case: Workload, tokens: int, *, checkpointing: bool) -> Memory:
     """The estimate for micro-batches of `tokens`."""
-    tokens = -(-tokens // ROUND) * ROUND
+    tokens = -(-tokens // sizes.ROUND) * sizes.ROUND
     terms = [*_weights(case), *_adapter(case)]
     if case.fast:
         terms += _activations(case, tokens, checkpointing)
@@ -160,8 +158,8 @@ def mean_keys(length: int) -> float:
     """Attention probabilities per token, on average over an example of `length` tokens: keys in `attention.Tiles`, padding
     included."""
     total = 0
-    for begin in range(0, length, PIECE):
-        own = -(-min(PIECE, length - begin) // EVEN) * EVEN
+    for begin in range(0, length, sizes.PIECE):
+        own = -(-min(sizes.PIECE, length - begin) // sizes.EVEN) * sizes.EVEN
         total += own * (begin + own)
     return total / max(length, 1)
 
@@ -214,7 +212,7 @@ def _activations(case: Workload, tokens: int, checkpointing: bool) -> list[Term]
 def _work(case: Workload, tokens: int) -> list[Term]:
     """The buffer pool's buffers that all layers use in turn, and the temporary tensors of a layer's backward pass."""
     shape, numbers, device = case.shape, case.shape.numbers, case.device
-    rows = min(ROWS, tokens) if device.cpu else tokens
+    rows = min(sizes.ROWS, tokens) if device.cpu else tokens
     hidden, middle = numbers.hidden_size, numbers.intermediate_size
     widths = {one.name: one.inputs + one.rank for one in case.linears}
     block = max(widths["qkv"], widths["up"]) + widths["down"] + sum(widths.values()) + 3 * middle
@@ -228,9 +226,9 @@ def _work(case: Workload, tokens: int) -> list[Term]:
     ]
     longest = case.examples.row
     if device.cpu:
-        own = -(-min(longest, PIECE) // EVEN) * EVEN
-        tile = PIECE if longest > PIECE else max(own, min(tokens, TOGETHER // own * own))
-        scores = 3 * numbers.attention_heads * (-(-longest // EVEN) * EVEN)
+        own = -(-min(longest, sizes.PIECE) // sizes.EVEN) * sizes.EVEN
+        tile = sizes.PIECE if longest > sizes.PIECE else max(own, min(tokens, sizes.TOGETHER // own * own))
+        scores = 3 * numbers.attention_heads * (-(-longest // sizes.EVEN) * sizes.EVEN)
         size = tile * (scores + 4 * shape.queries + 2 * shape.keys)
     else:
         size = tokens * (2 * shape.queries + 2 * shape.keys)
@@ -251,14 +249,10 @@ def _plain(case: Workload, tokens: int, checkpointing: bool) -> list[Term]:
     return [Term(Purpose.ACTIVATIONS, "activations saved by autograd", round(tokens * saved * PLAIN))]
 
 
-LOSS_PIECE = {"cpu": 32, "cuda": 256}
-"""`loss.PIECE`"""
-
-
 def _loss(case: Workload, tokens: int) -> list[Term]:
     """Logits of a chunk, and those of a piece of it in float32; Gemma 2's tanh needs one more copy."""
     learned = max(1, math.ceil(tokens * case.examples.learned))
-    chunk, piece = min(CHUNK, learned), min(LOSS_PIECE[case.device.kind], learned)
+    chunk, piece = min(sizes.CHUNK, learned), min(sizes.LOGITS[case.device.kind], learned)
     size = chunk * case.device.width + piece * 4 * (1 + case.shape.softcap)
     return [Term(Purpose.LOSS, "logits of a chunk and their gradients", size * case.shape.numbers.vocabulary_size)]
 
@@ -310,7 +304,9 @@ def best_tokens(case: Workload) -> int:
     step = case.examples.step / case.device.processes * 1.1
     parts = math.ceil(step / max_tokens(case))
     room = case.examples.average if parts > 1 else 0
-    return max(case.examples.longest, min(max_tokens(case), math.ceil((step / parts + room) / ROUND) * ROUND))
+    return max(
+        case.examples.longest, min(max_tokens(case), math.ceil((step / parts + room) / sizes.ROUND) * sizes.ROUND)
+    )
 
 
 def setup(case: Workload, available: int) -> Setup:

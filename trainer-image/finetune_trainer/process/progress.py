@@ -21,6 +21,14 @@ PAUSE = 1.0
 """Seconds between two writes of a progress file."""
 
 
+def of(step: int, steps: int, **more: Any) -> status.Progress:
+    """How far a stage is, by steps or examples. 100 % is said at the end, not before."""
+    percent = 100 * step // max(1, steps)
+    return status.Progress(
+        summary=f"{percent}%", percent=percent, step=step, total_steps=steps, updated_at=now(), **more
+    )
+
+
 class Progress:
     """The latest report of one stage, and its metrics."""
 

@@ -66,7 +66,7 @@ def run_rounds(
     begun = 0
     for look in looks:
         for turn, which in enumerate(open_):
-            reporter.update(progress_of(begun + (look - begun) * turn // len(open_), len(examples)))
+            reporter.update(progress.of(begun + (look - begun) * turn // len(open_), len(examples)))
             fresh = answers.ask(runner, which, examples[begun:look])
             asked[which] = asked[which].and_then(fresh) if which in asked else fresh
         begun = look
@@ -98,13 +98,6 @@ def cannot_pass(gate: job.Gate, columns: metrics.Columns) -> bool:
     return bool(
         (low and evidence.p_value_at_most(column, float(gate.minimum or 0)) <= allowed)
         or (high and evidence.p_value_at_least(column, float(gate.maximum or 0)) <= allowed)
-    )
-
-
-def progress_of(done: int, examples: int) -> status.Progress:
-    percent = round(100 * done / max(1, examples))
-    return status.Progress(
-        summary=f"{percent}%", percent=percent, step=done, total_steps=examples, updated_at=progress.now()
     )
 
 

@@ -43,17 +43,8 @@ class Meter:
 
     def tell(self, share: float) -> None:
         """`share` of the present part is done; 1 ends it."""
-        percent = round(100 * min(1.0, (self.over + share) / self.parts))
         steps = self.examples * self.parts
-        self.reporter.update(
-            status.Progress(
-                summary=f"{percent}%",
-                percent=percent,
-                step=round(steps * percent / 100),
-                total_steps=steps,
-                updated_at=progress.now(),
-            )
-        )
+        self.reporter.update(progress.of(int(steps * min(1.0, (self.over + share) / self.parts)), steps))
         self.over += share >= 1
 
 

@@ -83,13 +83,7 @@ def run_process(
     engine = passes.of(tuned, head, where, shards)
 
     # plan
-    plan = batches.plan(
-        data.train.examples,
-        batch_size=spec.training.batch_size,
-        seed=spec.training.seed,
-        epochs=spec.training.epochs,
-        max_steps=spec.training.max_steps,
-    )
+    plan = batches.plan(data.train.examples, spec.training)
     device = workload.Device(
         where.type, base.dtype.itemsize, group.size, group.size if shards else 1, machine.c_compiler()
     )

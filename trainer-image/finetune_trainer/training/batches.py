@@ -11,7 +11,8 @@ import math
 import random
 from collections.abc import Sequence
 
-from finetune_trainer.engine import prefix_tree
+from finetune_api import job
+from finetune_trainer.engine import prefix_tree, prefixes
 from finetune_trainer.planning import epoch_count
 
 
@@ -47,12 +48,10 @@ class Plan:
         return order
 
 
-def plan(examples: int, *, batch_size: int, seed: int, epochs: float | None, max_steps: int | None) -> Plan:
-    """The steps for a number of epochs, or of steps, or by `epoch_count.epochs_for` where both are absent."""
-    if max_steps is not None:
-        return Plan(examples, batch_size, seed, max_steps, max_steps * batch_size)
-    total = max(1, round((epochs or epoch_count.epochs_for(examples)) * examples))
-    return Plan(examples, batch_size, seed, math.ceil(total / batch_size), total)
+def plan(examples: int, training: job.Training) -> Plan:
+    """The steps of a training: as many as its examples, epochs and batch size make."""
+    total = epoch_count.total_examples(examples, training)
+    return Plan(examples, training.batch_size, training.seed, math.ceil(total / training.batch_size), total)
 
 
 def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -97,7 +96,7 @@ def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[li
 
 def ordered(units: Sequence[Sequence[prefix_tree.TokenRow]]) -> list[int]:
     """The units in the order of their first rows' tokens."""
-    return sorted(range(len(units)), key=lambda index: (prefix_tree.key(units[index][0].ids), index))
+    return sorted(range(len(units)), key=lambda index: (prefixes.key(units[index][0].ids), index))
 
 
 def share_of(units: Sequence[Sequence[prefix_tree.TokenRow]], rank: int, size: int) -> list[int]:

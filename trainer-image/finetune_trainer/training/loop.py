@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_api import reasons, run, status
+from finetune_api import reasons, run
 from finetune_trainer.data import corpus
 from finetune_trainer.engine import model, passes, prefix_tree
 from finetune_trainer.planning import memory
@@ -259,19 +259,15 @@ class Loop:
 
     def report_progress(self, left: float) -> None:
         state = self.state
-        percent = 100 * state.step // self.plan.steps
         self.reporter.update(
-            status.Progress(
-                summary=f"{percent}%",
-                percent=percent,
-                step=state.step,
-                total_steps=self.plan.steps,
+            progress.of(
+                state.step,
+                self.plan.steps,
                 epoch=f"{self.plan.epoch(state.step):.2f}",
                 loss=f"{state.history[-1]['loss']:.3f}",
                 validation_loss=f"{state.validations[-1]['loss']:.3f}" if state.validations else None,
                 tokens_per_second=round(self.speed),
                 eta=progress.duration(left),
-                updated_at=progress.now(),
             )
         )
 
