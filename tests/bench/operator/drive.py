@@ -14,15 +14,11 @@ import kubernetes.aio.config
 from tests.bench.operator import audit, place
 
 from finetune_operator import cluster
-from finetune_operator.observe import label
 from support import controlplane
 from toolbox import say
 
 AT_ONCE = 32
 """Requests of the driver that are under way at a time."""
-LASTING = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding")
-"""Children of a finished job that stay with it. Its Jobs, and with them their pods, go an hour after their end."""
-CONTENT = {"data", "rules", "roleRef", "subjects"}
 REPORT_EVERY = 10.0
 """Seconds between two lines of progress."""
 STAGES = {"preflight": "PreflightPassed", "train": "Trained", "eval": "Evaluated"}
@@ -134,18 +130,12 @@ class Drive:
         await _each(len(manifests), make)
 
     async def copy_all(self, name: str, copies: list[str]) -> None:
-        """Jobs like a finished one, each with its status and what is left of its children an hour later."""
+        """Jobs like a finished one, with its status. Its Jobs, and with them their pods, are gone an hour after their end."""
         api = self._api
         assert api is not None
         job = await api.find("FineTuneJob", place.NAMESPACE, name)
         assert job is not None
         uid = job["metadata"]["uid"]
-        children = [
-            {"kind": kind, "metadata": _identity(child)} | {key: child[key] for key in CONTENT & set(child)}
-            for kind in LASTING
-            async for items, _ in api.pages(kind, place.NAMESPACE, f"{label.UID}={uid}")
-            for child in items
-        ]
         parent = {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": _identity(job), "spec": job["spec"]}
 
         async def make(number: int) -> None:
@@ -158,8 +148,6 @@ class Drive:
             meta = made["metadata"]
             state = renamed(job["status"], meta["uid"])
             await api.patch_status(place.NAMESPACE, meta["name"], meta["resourceVersion"], state)
-            for child in children:
-                await api.create(renamed(child, meta["uid"]))
 
         await _each(len(copies), make)
 

@@ -85,7 +85,7 @@ class Recorder:
             body = await request.read()
             headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
             url = self._cluster["server"] + request.raw_path
-            async with session.request(request.method, url, data=body, headers=headers) as answer:
+            async with session.request(request.method, url, data=body or None, headers=headers) as answer:
                 if request.method != "GET" and answer.status < 300 and LEASES not in request.path:
                     self.writes.append(Write(request.method, request.raw_path, request.content_type, body.decode()))
                 headers = {name: answer.headers[name] for name in ("Content-Type", "Date") if name in answer.headers}

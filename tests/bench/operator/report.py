@@ -205,8 +205,8 @@ def _method(results: Results) -> list[str]:
         "watches.",
         "- Memory is the largest resident set of the process (VmHWM), at rest the present one (VmRSS); CPU is its user and "
         f"system time; rest is measured over {REST:g} s.",
-        "- Finished jobs are copies of one that lived, with its status and what is left of its children an hour after the end: "
-        "ConfigMaps, ServiceAccount, Role, RoleBinding; Jobs and pods are gone by then. They were made while no operator ran.",
+        "- Finished jobs are copies of one that lived, with its status; Jobs and pods are gone an hour after the end. They were "
+        "made while no operator ran.",
         "- The rate at which jobs begin is bounded by the cores that all share: where the CPU figures of a burst times its rate "
         "come to as many seconds a second as there are cores, a faster operator would not help, only less work "
         "for the API server.",
