@@ -9,7 +9,9 @@ import subprocess
 import sys
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 from tests.bench.operator import (
     __main__,
     audit,
@@ -30,7 +32,7 @@ from tests.bench.operator import (
 from finetune_api import outcome
 from finetune_api.reasons import Stage
 from finetune_operator.observe import label
-from support import manifests
+from support import installed, manifests
 from toolbox import cache, golang, say
 
 USER = next(iter(ours.SIDE.users))
@@ -229,6 +231,46 @@ def test_what_was_recorded_of_one_job_is_written_for_another() -> None:
     assert where.endswith("/finetunejobs/b-00001/status")
     assert status == {"metadata": {"resourceVersion": "8"}, "status": {"jobName": "b-00001-train-1"}}
     assert made == {"metadata": {"name": "b-00001-train-1", "ownerReferences": [{"uid": "two"}]}}
+
+
+def test_the_recorder_passes_requests_on_and_keeps_those_that_write(tmp_path: pathlib.Path) -> None:
+    heard: list[tuple[str, str, str, bytes]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        heard.append((request.method, request.raw_path, request.headers.get("Content-Type", ""), await request.read()))
+        return web.json_response({"metadata": {"name": "f-00000"}}, status=409 if "taken" in request.path else 200)
+
+    async def scenario() -> list[recording.Write]:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        server = web.TCPSite(runner, "127.0.0.1", installed.free_port())
+        await server.start()
+        given, through = tmp_path / "given", tmp_path / "through"
+        clusters = [{"name": "c", "cluster": {"server": server.name}}]
+        given.write_text(json.dumps({"clusters": clusters, "users": [], "contexts": []}))
+        recorder = recording.Recorder(given)
+        async with recorder.open(through), aiohttp.ClientSession() as session:
+            address = json.loads(through.read_text())["clusters"][0]["cluster"]["server"]
+            merge = {"Content-Type": "application/merge-patch+json"}
+            for method, path, body in (
+                ("GET", "/jobs?labelSelector=a%3Db", None),
+                ("PATCH", "/jobs/f-00000/status?x=1", b"{}"),
+                ("PUT", "/leases/mine", b"{}"),
+                ("POST", "/taken", b"{}"),
+            ):
+                async with session.request(method, address + path, data=body, headers=merge if body else {}) as found:
+                    assert (await found.json())["metadata"]["name"] == "f-00000"
+        await runner.cleanup()
+        return recorder.writes
+
+    writes = asyncio.run(scenario())
+    assert writes == [recording.Write("PATCH", "/jobs/f-00000/status?x=1", "application/merge-patch+json", "{}")]
+    assert [(method, path) for method, path, _, _ in heard][:2] == [
+        ("GET", "/jobs?labelSelector=a%3Db"), ("PATCH", "/jobs/f-00000/status?x=1"),
+    ]  # fmt: skip
+    assert heard[0][2:] == ("", b""), "an API server refuses a type that a GET has no use for"
 
 
 def test_a_revision_has_its_own_code_chart_and_crds() -> None:

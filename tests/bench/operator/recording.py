@@ -77,8 +77,9 @@ class Recorder:
         through = {"name": self._given["clusters"][0]["name"], "cluster": to}
         file.write_text(json.dumps(self._given | {"clusters": [through]}))
 
-    def _trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=b64decode(self._cluster["certificate-authority-data"]).decode())
+    def _trust(self) -> ssl.SSLContext | bool:
+        authority = self._cluster.get("certificate-authority-data")
+        return ssl.create_default_context(cadata=b64decode(authority).decode()) if authority else True
 
     def _handler(self, session: aiohttp.ClientSession) -> Callable[[web.Request], Any]:
         async def forward(request: web.Request) -> web.StreamResponse:
