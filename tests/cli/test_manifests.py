@@ -134,7 +134,7 @@ def test_a_null_is_an_absent_field_and_numbers_are_numbers(tmp_path: pathlib.Pat
     [
         ("a: [1\n", "job.yaml:2: is not valid YAML"),
         ("- 1\n", "job.yaml:1: is not a manifest"),
-        ("a: 1\nb: 2\na: 3\n", "job.yaml:3: a is written twice"),
+        ("a: 1\nb: 2\na: 3\n", "job.yaml:3: a is a duplicate key"),
         ("", "job.yaml: must contain exactly one FineTuneJob; found nothing"),
         (
             GOOD + "---\n" + GOOD,

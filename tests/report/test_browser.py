@@ -53,13 +53,13 @@ def test_readers_of_screens_find_their_way(chromium: browser.Browser, page: Path
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels)), levels
 
 
-def test_the_parts_come_in_the_order_in_which_they_are_asked_for(chromium: browser.Browser, tmp_path: Path) -> None:
+def test_the_parts_come_in_the_order_in_which_readers_need_them(chromium: browser.Browser, tmp_path: Path) -> None:
     file = tmp_path / "r.html"
     file.write_text(report.page(example.everything()))
     chromium.open(file)
     assert chromium.run(MEASURE)["sections"] == [
-        "Was fine-tuning the right tool?", "Gates", "Who scores what", "Is the difference real?", "Loss",
-        "Tokens of a request, and break-even", "Answers side by side", "The data", "Cost and facts",
+        "Was fine-tuning the right tool?", "Gates", "Scores of every contender", "Is the difference real?", "Loss",
+        "Tokens per request, and break-even", "Answers side by side", "The data", "Cost and facts",
     ]  # fmt: skip
 
 

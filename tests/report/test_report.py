@@ -27,7 +27,7 @@ ROOM = Path(report.__file__).parent
 def test_the_verdict_is_a_sentence_with_its_evidence() -> None:
     text = judgement.verdict(example.everything())
     assert text.passed
-    assert text.reason.startswith("All 3 gates hold, first ExactMatch at least 0.8; measured: 0.9200")
+    assert text.reason.startswith("All 3 gates passed; the first: ExactMatch at least 0.8, measured: 0.9200")
     assert text.evidence == (
         "ExactMatch 0.92 (0.87 to 0.95) against 0.61 with a prompt and 3 examples; a difference this large comes by chance in 1 "
         "of 10,000."
@@ -189,7 +189,7 @@ def test_a_training_without_break_even_says_why() -> None:
     assert judgement.unpaid(found) == "the speed of reading prompts was not measured"
     priceless = found.training.model_copy(update={"cost": None, "currency": None})
     assert judgement.unpaid(example.changed(found, training=priceless)) == judgement.unpaid(found)
-    assert "how long the training took" in judgement.unpaid(example.changed(found, training=results.Training()))
+    assert "duration of the training" in judgement.unpaid(example.changed(found, training=results.Training()))
     nothing = [one.model_copy(update={"prompt": 78.0}) for one in found.tokens]
     assert judgement.unpaid(example.changed(found, tokens=nothing)) == "no prompt tokens are saved"
     assert judgement.unpaid(example.changed(found, tokens=[])) == "no baseline's tokens per request are known"
@@ -302,7 +302,7 @@ def test_free_texts_are_chosen_by_who_is_nearer() -> None:
 
 def test_overfitting_is_reported_where_the_validation_loss_rises() -> None:
     assert "The model overfits: the validation loss rose from" in report.page(example.failed())
-    assert "No overfitting is seen" in report.page(example.everything())
+    assert "No sign of overfitting" in report.page(example.everything())
     assert "cannot be seen" in parts.overfitting([])
 
 

@@ -22,9 +22,9 @@ FEW = 50
 
 
 class Mark(enum.Enum):
-    FOR = "speaks for it"
-    AGAINST = "speaks against it"
-    CLEAR = "does not speak against it"
+    FOR = "for fine-tuning"
+    AGAINST = "against fine-tuning"
+    CLEAR = "no evidence against it"
     UNDECIDED = "undecided"
     UNMEASURED = "not measured"
 
@@ -64,8 +64,8 @@ def _decided(found: results.Results) -> str:
     if not gates:
         return "The job has no gates, so nothing was required: every model passes."
     if len(gates) == 1:
-        return f"The only gate holds: {gates[0].requirement}; measured: {gates[0].observed}."
-    return f"All {len(gates)} gates hold, first {gates[0].requirement}; measured: {gates[0].observed}."
+        return f"The only gate passed: {gates[0].requirement}; measured: {gates[0].observed}."
+    return f"All {len(gates)} gates passed; the first: {gates[0].requirement}, measured: {gates[0].observed}."
 
 
 def _evidence(found: results.Results) -> str:
