@@ -111,9 +111,9 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
             found.append(condition)
     # What ends the job says so once, not once more as the job's failure or success.
     ends = [c for c in found if c.type == Condition.FAILED or (c.type in ENDS and c.status == "True")]
-    said = {(c.reason, c.message) for c in ends}
+    messages = {(c.reason, c.message) for c in ends}
     return [
-        c for c in found if c in ends or not ((c.type == Condition.READY and ends) or (c.reason, c.message) in said)
+        c for c in found if c in ends or not ((c.type == Condition.READY and ends) or (c.reason, c.message) in messages)
     ]
 
 

@@ -1,7 +1,7 @@
 """Keys that want a reconcile: each at most once in the queue and never twice at work, now or later.
 
-In a rush the queue holds a thousand jobs that begin. What ended is worked on before them: its news are waited for, and its
-place in the cluster is free.
+Under load the queue holds many jobs that begin. A job whose stage ended goes before them: people wait for its status, and its
+resources are free.
 """
 
 import asyncio

@@ -124,8 +124,8 @@ def clean(plane: controlplane.ControlPlane, folder: Path, namespaces: list[str])
 def test_what_an_earlier_release_left_goes_and_what_its_pods_need_stays(
     control_plane: controlplane.ControlPlane, earlier: Earlier, tmp_path: Path, mode: str
 ) -> None:
-    said = clean(control_plane, tmp_path, [earlier.namespace] if mode == "namespaces" else [])
-    assert "5 objects of an earlier release were removed" in said
+    printed = clean(control_plane, tmp_path, [earlier.namespace] if mode == "namespaces" else [])
+    assert "5 objects of an earlier release were removed" in printed
     assert earlier.names("rolebinding") == earlier.names("role") == set()
     assert earlier.names("configmap") == {f"{USED}-run", "labelled", "owned", "mine"}
     assert earlier.names("serviceaccount") == {f"{USED}-trainer"}
@@ -142,7 +142,7 @@ def test_the_rest_goes_with_the_next_upgrade_after_the_server(
     assert earlier.names("serviceaccount") == set()
 
 
-def test_a_refusal_is_said_and_fails_no_upgrade(
+def test_a_refusal_is_reported_and_fails_no_upgrade(
     control_plane: controlplane.ControlPlane, earlier: Earlier, tmp_path: Path
 ) -> None:
     """Told of a namespace that it has no right in."""

@@ -62,7 +62,7 @@ async def test_a_new_attempt_does_not_inherit_the_words_of_the_last() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_pod_that_cannot_be_reached_costs_nothing_but_progress_and_is_said_once() -> None:
+async def test_a_pod_that_cannot_be_reached_costs_nothing_but_progress_and_is_reported_once() -> None:
     played = await training()
     await played.rest()
     before = len(played.cluster.events)

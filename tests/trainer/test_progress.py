@@ -139,7 +139,7 @@ def test_a_progress_file_is_replaced_now_and_then_and_holds_the_last_report_in_t
     assert outcome.ProgressReport.model_validate_json(written[-1]).progress.step == 100
 
 
-def test_a_file_that_cannot_be_written_is_said_once_and_stops_nothing(
+def test_a_file_that_cannot_be_written_is_reported_once_and_stops_nothing(
     world: World, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel = progress.Progress(world(progressFile=str(tmp_path / "absent" / "progress.json")), "train", 1)

@@ -100,8 +100,8 @@ def main() -> None:
                 f"{where}: {removed} objects of an earlier release were removed, {stay} are still in use and are kept"
             )
         except (OSError, LookupError, ValueError) as error:
-            said = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
-            print(f"{where}: objects of an earlier release may be left behind: {error} {said}")
+            answer = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
+            print(f"{where}: objects of an earlier release may be left behind: {error} {answer}")
 
 
 if __name__ == "__main__":

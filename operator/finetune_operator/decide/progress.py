@@ -27,20 +27,20 @@ def _believed(world: World) -> outcome.ProgressReport | None:
 
 def _reported(world: World) -> Verdict:
     report, old = _believed(world), world.state.progress
-    told = report.progress if report else old
-    said = conditions.get(world.state, Condition.TRAINED)
-    if told is not None and (said is None or said.reason != Reason.RUNNING):
-        told = told.model_copy(update={"eta": None})  # it would promise an end while nothing runs
-    if told is None or told == old:
+    latest = report.progress if report else old
+    trained = conditions.get(world.state, Condition.TRAINED)
+    if latest is not None and (trained is None or trained.reason != Reason.RUNNING):
+        latest = latest.model_copy(update={"eta": None})  # it would promise an end while nothing runs
+    if latest is None or latest == old:
         return Verdict()
     if report is None:
-        return Verdict(edits={"progress": told})
+        return Verdict(edits={"progress": latest})
     if report.checkpoint is not None and report.checkpoint != world.state.checkpoint:
-        return Verdict(edits={"progress": told, "checkpoint": report.checkpoint})
+        return Verdict(edits={"progress": latest, "checkpoint": report.checkpoint})
     if old is not None and old.updated_at is not None and report.progress.percent < 100:
         # By the trainer's clock or by ours, since they may differ.
         pause = datetime.timedelta(seconds=world.obs.settings.progress_seconds)
         due = min(old.updated_at, world.obs.now) + pause
-        if world.obs.now < due and (told.updated_at is None or told.updated_at < old.updated_at + pause):
+        if world.obs.now < due and (latest.updated_at is None or latest.updated_at < old.updated_at + pause):
             return Verdict(again=due)
-    return Verdict(edits={"progress": told})
+    return Verdict(edits={"progress": latest})

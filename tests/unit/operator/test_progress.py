@@ -76,7 +76,7 @@ async def test_a_pod_that_has_nothing_to_say_yet_is_no_problem() -> None:
         (says(b"\x1f\x8b\x08\x00", **{"Content-Encoding": "gzip"}), "no progress report"),
     ],
 )
-async def test_anything_else_is_told_and_not_believed(handler: Handler, seen: str) -> None:
+async def test_any_other_answer_is_a_problem_and_is_not_believed(handler: Handler, seen: str) -> None:
     with pytest.raises(progress.Unread, match=seen):
         await asked(handler)
 
@@ -186,22 +186,22 @@ def test_a_pod_that_is_being_asked_is_not_asked_twice() -> None:
     assert reader.due() == []
 
 
-async def test_a_pod_that_cannot_be_reached_is_asked_ever_less_and_said_once() -> None:
+async def test_a_pod_that_cannot_be_reached_is_read_less_often_and_reported_once() -> None:
     facts, reader, clock = fleet(1)
     reader._port = 1
-    said, reads, before = [], 0, clock.now
+    problems, reads, before = [], 0, clock.now
     async with progress.session() as http:
         while clock.now < before + 600:
             for uid, one in reader.due():
                 await reader.read(http, uid, one)
                 reads += 1
-                said.append(facts.readings[uid].problem)
+                problems.append(facts.readings[uid].problem)
             clock.now += 1
     assert 12 <= reads <= 16
-    assert said[0] == ""
-    assert len(set(said)) == 2, "the same words from then on"
+    assert problems[0] == ""
+    assert len(set(problems)) == 2, "the same words from then on"
     for words in ("127.0.0.1", "TCP port 1 ", "NetworkPolicy"):
-        assert words in said[-1]
+        assert words in problems[-1]
 
 
 async def test_a_pod_of_another_release_is_not_blamed_on_the_network() -> None:
