@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune_api import model
+from finetune_api import arguments, model
 
 Source = Annotated[
     str,
@@ -61,55 +61,13 @@ class TrainingDefaults(model.Model):
     )
 
 
-_REFUSED_ARGUMENTS = (
-    # set by the operator
-    *("--model", "--host", "--port", "--served-model-name", "--lora-modules", "--enable-lora", "--max-lora-rank"),
-    *("--chat-template", "--api-key", "--load-format", "--tokenizer", "--root-path", "--ssl-keyfile", "--config"),
-    # run code or read files that nobody reviewed, or write clients' prompts to the log
-    *("--trust-remote-code", "--allowed-local-media-path", "--middleware", "--worker-extension-cls"),
-    *("--logits-processors", "--tool-parser-plugin", "--reasoning-parser-plugin", "--enable-log-requests"),
-    *(
-        "--worker-cls",
-        "--scheduler-cls",
-        "--log-config-file",
-        "--trust-request-chat-template",
-        "--enable-prompt-embeds",
-    ),
-    # open further endpoints, or make the server call others
-    *("--profiler-config", "--tool-server", "--otlp-traces-endpoint"),
-)
-_KEPT_ARGUMENTS = ("--reasoning-parser",)
-"""Arguments of vLLM whose whole names are how others begin."""
-
-Arguments = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=256)]],
-    Field(
-        max_length=32,
-        json_schema_extra=model.rules(
-            (
-                # vLLM reads underscores as dashes, takes an argument by the beginning of its name, as every parser of
-                # Python's argparse does, and cuts off what follows a dot.
-                "self.all(a, !a.startsWith('--') || a.replace('_', '-').split('=')[0].split('.')[0] in "
-                f"{list(_KEPT_ARGUMENTS)} || !{list(_REFUSED_ARGUMENTS)}.exists(f, "
-                "f.startsWith(a.replace('_', '-').split('=')[0].split('.')[0])))",
-                "must not contain an argument that the operator sets or that would open the server (--model, --host, "
-                "--port, --lora-modules, --api-key, --trust-remote-code and the like): remove it",
-            ),
-            (
-                r"self.all(a, !a.matches('^-[^=\\s]*\\s'))",
-                "an argument and its value must be joined by '=' (--max-model-len=4096) or be two items of the list",
-            ),
-        ),
-    ),
-]
-
-
 class ServingDefaults(model.Model):
     """Settings of the server of this model, in addition to the job's own."""
 
-    extra_args: Arguments = Field(
+    extra_args: arguments.OfTheCatalogue = Field(
         default_factory=list,
-        description="Arguments of vLLM that every deployment of this model gets, before the job's own extraArgs.",
+        description="Arguments of vLLM that every deployment of this model gets, before the job's own extraArgs: any but those "
+        "that the operator sets itself.",
     )
 
 

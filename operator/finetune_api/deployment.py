@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api import basemodel, model
+from finetune_api import arguments, model
 from finetune_api.resources import Resources
 
 
@@ -53,10 +53,11 @@ class Deployment(model.Model):
         description="The server's image; it must run vLLM's OpenAI server. Absent: the image from the operator's "
         "settings.",
     )
-    extra_args: basemodel.Arguments = Field(
+    extra_args: arguments.OfJobs = Field(
         default_factory=list,
-        description="Further arguments of vLLM, for example --max-model-len=4096. Arguments that the operator sets "
-        "itself or that would open the server (such as --trust-remote-code) are refused.",
+        description="Further arguments of vLLM, for example --max-model-len=4096: context length, memory, precision, "
+        "parallelism, scheduling, parsers of tools and reasoning, answers. All others are the platform team's, who set them in "
+        "the BaseModel or the chart.",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision replaces the serving one.")
     api_key_secret: model.Name | None = Field(

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from demo import install
+from finetune_api import arguments
 from support import site as sites
 from support.site import NAMESPACE, Site, condition
 
@@ -161,27 +162,19 @@ def test_the_operator_image_carries_no_torch(site: Site, served: sites.Job) -> N
 )
 def test_the_trainer_images_carry_no_kopf(site: Site, image: str, absent: list[str], present: list[str]) -> None:
     code = IMPORTS.format(modules=[*absent, *present])
-    name = f"imports-{image}"
-    container = {
-        "name": "python",
-        "image": site.images[image],
-        "command": ["python", "-c", code],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-    }
-    spec = {
-        "restartPolicy": "Never",
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [container],
-    }
-    site.kube.apply(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
-    )
-    site.kube.run(
-        "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--namespace", NAMESPACE, "--timeout=60s"
-    )
-    assert site.logs(name).strip() == str(present)
-    site.kube.run("delete", "pod", name, "--namespace", NAMESPACE, "--wait=false")
+    assert site.python(image, code).strip() == str(present)
+
+
+OPTIONS = """
+import json
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+print(json.dumps(sorted(make_arg_parser(FlexibleArgumentParser())._option_string_actions)))
+"""
+
+
+def test_the_servers_parser_knows_every_argument_that_a_job_may_set(site: Site) -> None:
+    known = set(json.loads(site.python("vllm-cpu", OPTIONS, 180).splitlines()[-1]))
+    allowed = {name for names in arguments.ALLOWED.values() for name in names}
+    assert sorted(allowed - known) == []
+    assert sorted(set(arguments.SET_BY_THE_OPERATOR) - known) == []

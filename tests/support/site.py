@@ -132,6 +132,36 @@ class Site:
         self.objects.upload(path, uri)
         return uri
 
+    def python(self, image: str, code: str, seconds: int = 60) -> str:
+        """What a program prints in one of our images, in a restricted pod of its own."""
+        name = f"python-{image}"
+        container = {
+            "name": "python",
+            "image": self.images[image],
+            "command": ["python", "-c", code],
+            "env": [{"name": "HOME", "value": "/tmp"}],
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+        }
+        spec = {
+            "restartPolicy": "Never",
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+        }
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
+        self.kube.apply(pod)
+        try:
+            ended = "--for=jsonpath={.status.phase}=Succeeded"
+            self.kube.run("wait", ended, f"pod/{name}", "--namespace", NAMESPACE, f"--timeout={seconds}s")
+            return self.logs(name)
+        finally:
+            self.kube.run("delete", "pod", name, "--namespace", NAMESPACE, "--wait=false")
+
     def delete(self, name: str) -> None:
         self.kube.run("delete", "finetunejob", name, "--namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
 

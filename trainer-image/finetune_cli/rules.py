@@ -38,9 +38,11 @@ def broken(schema: dict[str, Any], value: Any) -> Broken:
 def _broken(schema: dict[str, Any], value: Any, path: Path) -> Iterator[tuple[Path, str]]:
     for rule in schema.get("x-kubernetes-validations", ()):
         # A rule with oldSelf is about updates, and there is none.
-        if "oldSelf" not in rule["rule"] and not _holds(rule["rule"], _typed(schema, value)):
+        typed = _typed(schema, value)
+        if "oldSelf" not in rule["rule"] and not _evaluated(rule["rule"], typed):
             place = tuple(str(rule.get("fieldPath", "")).split("."))[1:]
-            yield (*path, *place), rule["message"]
+            expression = rule.get("messageExpression")
+            yield (*path, *place), str(_evaluated(expression, typed)) if expression else rule["message"]
     if isinstance(value, dict):
         known, others = schema.get("properties", {}), schema.get("additionalProperties")
         for key, child in value.items():
@@ -62,7 +64,7 @@ def _typed(schema: dict[str, Any], value: Any) -> Any:
     return float(value) if schema.get("type") == "number" else value
 
 
-def _holds(rule: str, value: Any) -> bool:
+def _evaluated(rule: str, value: Any) -> Any:
     import cel
 
     context = cel.Context({"self": value})
@@ -72,7 +74,7 @@ def _holds(rule: str, value: Any) -> bool:
     context.add_function("quantity", lambda text: float(_quantity(text) or 0))
     context.add_function("isGreaterThan", lambda one, other: one > other)
     context.add_function("isLessThan", lambda one, other: one < other)
-    return bool(cel.evaluate(rule, context))
+    return cel.evaluate(rule, context)
 
 
 def _quantity(text: str) -> fractions.Fraction | None:

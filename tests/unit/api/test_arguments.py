@@ -1,83 +1,73 @@
-"""vLLM's arguments in a job: what opens the server is refused in every spelling that its parser understands.
+"""vLLM's arguments: a job sets those of a list under their whole names, the catalogue all but the operator's own.
 
-Judged by the rule that the API server applies, and by a parser like vLLM's: one of argparse's, which takes the beginning of a
-name for the name.
+Judged by the rules that the API server applies. The list itself is held against vLLM's parser in tests/e2e.
 """
-
-import argparse
 
 import pytest
 
-from finetune_api import basemodel, job, schema
+from finetune_api import arguments, basemodel, job, schema
 from finetune_cli import rules
 
-REFUSED = basemodel._REFUSED_ARGUMENTS
-SCHEMA = schema.schema_of(job.FineTuneJobSpec)["properties"]["deployment"]["properties"]["extraArgs"]
+ALLOWED = [name for names in arguments.ALLOWED.values() for name in names]
+JOBS = schema.schema_of(job.FineTuneJobSpec)["properties"]["deployment"]["properties"]["extraArgs"]
+CATALOGUE = schema.schema_of(basemodel.BaseModelSpec)["properties"]["defaults"]["properties"]["serving"]["properties"]
+OPENING = [
+    "--trust-remote-code",
+    "--middleware",
+    "--tool-parser-plugin",
+    "--otlp-traces-endpoint",
+    "--ssl-keyfile",
+]
 
 
-def refused(*arguments: str) -> bool:
-    return bool(rules.broken(SCHEMA, list(arguments)))
+def refused(*given: str) -> list[str]:
+    return [message for _, message in rules.broken(JOBS, list(given))]
 
 
-def test_the_parser_does_take_half_a_name(vllm: argparse.ArgumentParser) -> None:
-    assert vllm.parse_args(["--trust-rem=x"]).trust_remote_code == "x"
-
-
-@pytest.fixture(scope="module")
-def vllm() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    for name in (
-        *REFUSED,
-        *basemodel._KEPT_ARGUMENTS,
-        "--max-model-len",
-        "--max-num-seqs",
-        "--chat-template-content-format",
-    ):
-        parser.add_argument(name, nargs="?", const="on")
-    return parser
-
-
-def test_the_rules_are_looked_at() -> None:
+def test_the_rules_are_evaluated_here() -> None:
     assert rules.missing() is None
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_refused_argument_is_refused_in_every_spelling(name: str) -> None:
-    for spelling in (name, f"{name}=x", name.replace("-", "_").replace("__", "--", 1), f"{name}.a=1", f"{name}.a+=1"):
-        assert refused(spelling), spelling
-        assert refused("--max-model-len=512", spelling), spelling
+@pytest.mark.parametrize("name", ALLOWED)
+def test_an_argument_of_the_list_is_accepted_in_every_spelling(name: str) -> None:
+    for spelling in (name, f"{name}=x", name.replace("-", "_").replace("__", "--", 1), f"{name}.a=1"):
+        assert refused(spelling) == [], spelling
+        assert refused(spelling, "value", "--seed=1") == [], spelling
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_no_beginning_of_its_name_reaches_the_parser(name: str, vllm: argparse.ArgumentParser) -> None:
-    """Every prefix that the parser would take for this argument is refused."""
-    for end in range(3, len(name)):
-        short = name[:end]
-        try:
-            found, _ = vllm.parse_known_args([f"{short}=x"])
-        except (argparse.ArgumentError, SystemExit):  # ambiguous
-            continue
-        if vars(found)[name[2:].replace("-", "_")] == "x":
-            assert refused(f"{short}=x"), short
+@pytest.mark.parametrize("name", [*OPENING, *arguments.SET_BY_THE_OPERATOR])
+def test_every_other_argument_is_refused_by_its_name_with_who_may_set_it(name: str) -> None:
+    for spelling in (name, f"{name}=x", name.replace("-", "_").replace("__", "--", 1), f"{name}.a=1"):
+        (message,) = refused("--max-model-len=512", spelling)
+        assert message.startswith(f"must not contain {spelling}:")
+        assert "--max-model-len" in message
+        assert "defaults.serving.extraArgs" in message
+        assert "serving.args" in message
 
 
-@pytest.mark.parametrize(
-    "argument",
-    [
-        "--max-model-len=4096",
-        "--max_num_seqs=8",
-        "--enforce-eager",
-        "--reasoning-parser=qwen3",
-        "--tool-call-parser=hermes",
-        "--chat-template-content-format=string",
-        "--enable-prefix-caching",
-        "-O3",
-        "4096",
-    ],
-)
-def test_what_people_tune_is_accepted(argument: str) -> None:
-    assert not refused(argument)
+@pytest.mark.parametrize("name", ALLOWED)
+def test_only_whole_names_of_the_list_are_accepted(name: str) -> None:
+    """Python's argparse takes the beginning of a name for the name, and that may be another one's."""
+    for end in range(1, len(name)):
+        if name[:end] not in ALLOWED:
+            assert refused(f"{name[:end]}=x") != [], name[:end]
 
 
-def test_nothing_follows_an_end_of_the_arguments() -> None:
-    assert refused("--", "x")
+@pytest.mark.parametrize("given", ["--", "-", "--=x", "-tp=2", "-O3"])
+def test_nothing_else_begins_with_a_dash(given: str) -> None:
+    assert refused(given) != []
+
+
+def test_an_argument_and_its_value_are_no_one_item() -> None:
+    assert "joined by '='" in refused("--max-model-len 4096")[0]
+
+
+def test_nothing_is_allowed_that_the_operator_sets() -> None:
+    assert not set(ALLOWED) & set(arguments.SET_BY_THE_OPERATOR)
+    assert len(ALLOWED) == len(set(ALLOWED))
+
+
+@pytest.mark.parametrize("name", arguments.SET_BY_THE_OPERATOR)
+def test_the_catalogue_sets_all_but_what_the_operator_sets(name: str) -> None:
+    assert rules.broken(CATALOGUE["extraArgs"], [f"{name}=x"]) != []
+    assert rules.broken(CATALOGUE["extraArgs"], OPENING) == []
