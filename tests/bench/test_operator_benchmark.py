@@ -234,10 +234,12 @@ def test_what_was_recorded_of_one_job_is_written_for_another() -> None:
 
 
 def test_the_recorder_passes_requests_on_and_keeps_those_that_write(tmp_path: pathlib.Path) -> None:
-    heard: list[tuple[str, str, str, bytes]] = []
+    received: list[tuple[str, str, str, bytes]] = []
 
     async def answer(request: web.Request) -> web.Response:
-        heard.append((request.method, request.raw_path, request.headers.get("Content-Type", ""), await request.read()))
+        received.append(
+            (request.method, request.raw_path, request.headers.get("Content-Type", ""), await request.read())
+        )
         return web.json_response({"metadata": {"name": "f-00000"}}, status=409 if "taken" in request.path else 200)
 
     async def scenario() -> list[recording.Write]:
@@ -267,10 +269,10 @@ def test_the_recorder_passes_requests_on_and_keeps_those_that_write(tmp_path: pa
 
     writes = asyncio.run(scenario())
     assert writes == [recording.Write("PATCH", "/jobs/f-00000/status?x=1", "application/merge-patch+json", "{}")]
-    assert [(method, path) for method, path, _, _ in heard][:2] == [
+    assert [(method, path) for method, path, _, _ in received][:2] == [
         ("GET", "/jobs?labelSelector=a%3Db"), ("PATCH", "/jobs/f-00000/status?x=1"),
     ]  # fmt: skip
-    assert heard[0][2:] == ("", b""), "an API server refuses a type that a GET has no use for"
+    assert received[0][2:] == ("", b""), "an API server refuses a type that a GET has no use for"
 
 
 def test_a_revision_has_its_own_code_chart_and_crds() -> None:
