@@ -15,7 +15,7 @@ STAGE_CONDITIONS = {
     Stage.EVALUATE: Condition.EVALUATED,
     Stage.VERIFY: Condition.DEPLOYED,
 }
-ORDER = list(Condition)
+RANKS: dict[str, int] = {kind: rank for rank, kind in enumerate(Condition)}
 ENDS = {Condition.COMPLETE, Condition.DEPLOYED}
 QUEUED = {Reason.QUEUED, Reason.EVICTED, Reason.QUEUE_REFUSED}
 
@@ -50,11 +50,13 @@ def put(
         message=message[:1024],
     )
     others = [c for c in state.conditions if c.type != kind]
-    ordered = sorted([*others, new], key=lambda c: ORDER.index(Condition(c.type)) if c.type in ORDER else len(ORDER))
+    ordered = sorted([*others, new], key=lambda c: RANKS.get(c.type, len(RANKS)))
     return state.model_copy(update={"conditions": ordered})
 
 
 def drop(state: status.Status, *kinds: Condition) -> status.Status:
+    if not kinds:
+        return state
     return state.model_copy(update={"conditions": [c for c in state.conditions if c.type not in kinds]})
 
 

@@ -23,8 +23,10 @@ def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str
     """Paths of the fields whose wanted value differs from the record. `chosen` is `wanted` without the fields that have their
     default. A field that only the record knows does not count: it is an older or newer operator's. Nor does one that only the
     spec knows, unless it was chosen. Maps of the user's own keys are one value."""
-    if isinstance(recorded, Mapping) and isinstance(wanted, Mapping) and path.rpartition(".")[2] not in FREE_MAPS:
-        mine = chosen if isinstance(chosen, Mapping) else {}
+    if recorded == wanted:
+        return []
+    if isinstance(recorded, dict) and isinstance(wanted, dict) and path.rpartition(".")[2] not in FREE_MAPS:
+        mine = chosen if isinstance(chosen, dict) else {}
         found = []
         for key, value in wanted.items():
             place = f"{path}.{key}" if path else key
@@ -36,7 +38,7 @@ def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str
     if isinstance(recorded, list) and isinstance(wanted, list) and len(recorded) == len(wanted):
         items = zip(recorded, wanted, chosen if isinstance(chosen, list) else [None] * len(wanted), strict=True)
         return [p for i, (a, b, c) in enumerate(items) for p in changes(a, b, c, f"{path}[{i}]")]
-    return [] if recorded == wanted else [path]
+    return [path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,8 @@ def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, 
     fresh = revision.inputs(spec, run_annotation)
     if recorded is None:
         return Wanted(resolved=fresh, changed={section: [] for section in fresh})
-    chosen = revision.inputs(spec, run_annotation, chosen=True)
+    same = all(recorded.get(section) == inputs for section, inputs in fresh.items())
+    chosen = fresh if same else revision.inputs(spec, run_annotation, chosen=True)
     changed = {
         section: changes(recorded[section], fresh[section], chosen[section]) if section in recorded else []
         for section in fresh

@@ -75,7 +75,9 @@ class World:
 
     def after(self, verdict: Verdict) -> "World":
         """The world with what the verdict writes."""
-        state = conditions.drop(self.state, *verdict.forgets).model_copy(update=dict(verdict.edits))
+        state = conditions.drop(self.state, *verdict.forgets)
+        if verdict.edits:
+            state = state.model_copy(update=dict(verdict.edits))
         serving = None if verdict.withdraws else verdict.serves or self.serving
         if serving is not self.serving:
             state = state.model_copy(update={"serving": serving and serving.model_dump_json(by_alias=True)})
@@ -96,6 +98,8 @@ class World:
     def settled(self, verdict: Verdict) -> "World":
         """The world with what was written, and all else as it is."""
         written = self.after(verdict)
+        if written.state is self.state and written.serving is self.serving:
+            return self
         return dataclasses.replace(self, state=written.state, serving=written.serving)
 
     def _said(self, state: status.Status, say: Say) -> status.Status:
