@@ -111,9 +111,9 @@ def test_fields_that_contradict_each_other_are_named_with_the_line_of_their_obje
 def test_without_the_rules_package_a_note_says_what_was_not_checked(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "missing", lambda: "not looked for")
+    monkeypatch.setattr(rules, "missing", lambda: "were not checked")
     found = jobs.read(written(tmp_path, GOOD + "    epochs: 1\n    maxSteps: 1\n"))
-    assert found.notes == ("not looked for",)
+    assert found.notes == ("were not checked",)
 
 
 def test_plain_paths_are_files_beside_the_manifest(tmp_path: pathlib.Path) -> None:

@@ -139,7 +139,7 @@ def test_code_that_lies_beside_a_model_is_never_run(
     )
     spec = world(baseModel={"name": "tiny-base", "source": f"file://{copy}"})
     if file == "config.json":
-        with pytest.raises(errors.Failure, match="needs code of its own"):
+        with pytest.raises(errors.Failure, match="needs its own code"):
             preflight.preflight(spec)
     else:  # a tokenizer of the standard kind is made instead, or none
         with contextlib.suppress(errors.Failure):

@@ -191,7 +191,7 @@ def test_broken_rows_can_be_left_out(world: World) -> None:
 def test_a_file_that_breaks_off_fails_even_where_broken_lines_may_go(world: World, tmp_path: pathlib.Path) -> None:
     (tmp_path / "more.json").write_text('[{"text": "a"}')
     spec = world(dataset={"train": [f"file://{tmp_path}/more.json"], "checks": {"unreadable": "Drop"}})
-    assert "the file breaks off" in failed(spec).message
+    assert "the file is cut off" in failed(spec).message
 
 
 def test_a_template_that_refuses_rows_is_a_rule_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
