@@ -31,6 +31,7 @@ class Kept:
     """A FineTuneJob, as text: thousands that are done weigh a quarter of what their objects would."""
 
     version: str
+    namespace: str
     phase: str | None
     text: str
 
@@ -75,8 +76,17 @@ class Cache:
         if known is not None and (known.version == version(raw) or is_behind(raw, known)):
             return
         self.parents[uid] = keep(raw)
+        if known is None:
+            self._drop_strangers(uid, self.parents[uid].namespace)
         if ("FineTuneJob", *key(raw)) not in self._writing:
             self.changed(uid)
+
+    def _drop_strangers(self, uid: str, home: str) -> None:
+        """A label is written by anybody: what carries this job's in another namespace is not its child."""
+        for kind, name in list(self.children.get(uid, {})):
+            if self._known[kind].get((home, name), ("", 0))[0] != uid:
+                for place in [at for at, (owner, _) in self._known[kind].items() if at[1] == name and owner == uid]:
+                    self._drop_child(kind, *place)
 
     def wrote_parent(self, raw: projections.Raw) -> None:
         """What we wrote ourselves is known at once, unless the watch was faster and knows better."""
@@ -167,7 +177,8 @@ class Cache:
 
     def _put_child(self, kind: str, raw: projections.Raw, echo: bool = False) -> None:
         uid, meta = projections.uid_of(raw), raw["metadata"]
-        if uid is None:
+        home = self.parents.get(uid or "")
+        if uid is None or (home is not None and home.namespace != meta.get("namespace")):
             return
         heard = number(meta["resourceVersion"])
         owner, at = self._known[kind].get(key(raw), (uid, 0))
@@ -290,7 +301,7 @@ UNREAD = {"managedFields"}
 def keep(raw: projections.Raw) -> Kept:
     meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
-    return Kept(version(raw), (raw.get("status") or {}).get("phase"), text)
+    return Kept(version(raw), meta.get("namespace", ""), (raw.get("status") or {}).get("phase"), text)
 
 
 def is_behind(raw: projections.Raw, known: Kept) -> bool:

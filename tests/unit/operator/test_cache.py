@@ -471,3 +471,23 @@ def test_a_job_that_ended_is_told_of_before_others() -> None:
     done = stage_job(6) | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
     facts.heard("Job", None, "MODIFIED", done)
     assert (later, first) == (["p"], ["p"])
+
+
+@pytest.mark.parametrize("first", ["job", "pod"])
+def test_a_pod_of_another_namespace_with_the_labels_of_a_job_is_not_its_own(first: str) -> None:
+    """Whoever may create pods somewhere may copy the labels of a job that they can read elsewhere."""
+    facts = Told()
+    forged = pod(6)
+    forged["metadata"]["namespace"] = "elsewhere"
+    if first == "job":
+        facts.put_parent(job(1))
+        facts.listed("Pod", None, [forged], "7")
+    else:
+        facts.listed("Pod", None, [forged], "7")
+        facts.put_parent(job(1))
+    assert facts.children == facts.telling == {}
+    facts.heard("Pod", None, "MODIFIED", {**forged, "metadata": forged["metadata"] | {"resourceVersion": "8"}})
+    facts.heard("Pod", None, "ADDED", pod(9, "real"))
+    assert facts.names() == ["real"]
+    facts.heard("Pod", None, "DELETED", {**forged, "metadata": forged["metadata"] | {"resourceVersion": "10"}})
+    assert facts.names() == ["real"]
