@@ -1,5 +1,7 @@
 """What an edit costs, and what serves meanwhile."""
 
+import json
+
 import pytest
 
 from finetune_api.reasons import Phase, Reason, Stage
@@ -653,6 +655,36 @@ async def test_the_field_that_made_work_is_in_condition_event_and_log(
     assert what in accepted.message
     assert accepted.message.endswith(why)
     assert [record for record in caplog.records if why in record.getMessage()]
+
+
+async def test_an_edit_that_repeats_no_work_says_that_too() -> None:
+    played = await served()
+    before = jobs(played)
+    played.apply(**{"spec.training.retries": 7})
+    await played.rest()
+    accepted = played.condition("Accepted")
+    assert accepted is not None
+    assert "spec.training.retries changed; what was done stays valid" in accepted.message
+    assert jobs(played) == before
+
+
+async def test_a_record_that_an_upgrade_writes_differently_makes_no_event() -> None:
+    played = await served()
+    played.apply(**{"spec.training.seed": 1})
+    await played.rest()
+    accepted, events = played.condition("Accepted"), len(played.cluster.events)
+    assert accepted is not None
+
+    def older(raw: dict) -> None:
+        resolved = json.loads(raw["status"]["resolved"])
+        del resolved["environment"]
+        raw["status"]["resolved"] = json.dumps(resolved)
+
+    played.cluster.edit("FineTuneJob", world.NAME, older)
+    await played.rest()
+    assert "environment" in json.loads(played.state.resolved or "{}"), "the record is whole again"
+    assert played.condition("Accepted").message == accepted.message
+    assert len(played.cluster.events) == events
 
 
 async def test_of_many_changed_fields_three_are_named() -> None:

@@ -47,13 +47,22 @@ def the_spec_asks_for_other_work(world: World) -> Verdict | None:
     return Verdict(
         forgets=stale.forgets,
         edits={**stale.edits, **record},
-        says=(Say(Condition.ACCEPTED, "True", Reason.ACCEPTED, stale.news or _subject(world)),),
+        says=(Say(Condition.ACCEPTED, "True", Reason.ACCEPTED, stale.news or _still_valid(world)),),
         proceed=True,
     )
 
 
 def _subject(world: World) -> str:
     return f"revision {world.wanted.revision} of base model {world.base_model.name}"
+
+
+def _still_valid(world: World) -> str:
+    """For an edit that no work depends on, such as the resources of a stage. A record that only an upgrade wrote differently is
+    not worth a word."""
+    if why := world.wanted.why(*world.wanted.changed):
+        return f"{_subject(world)}: {why}; what was done stays valid"
+    accepted = world.condition(Condition.ACCEPTED)
+    return accepted.message if accepted is not None and accepted.status == "True" else _subject(world)
 
 
 def recorded(world: World) -> dict[str, Any]:
