@@ -281,3 +281,18 @@ async def test_records_that_other_hands_wrote_are_said_and_nothing_is_touched(re
     assert played.reason("Stalled") == Reason.INVALID_SPEC
     assert "restore the status" in played.condition("Stalled").message
     assert before == {kind: set(played.cluster.names(kind)) for kind in kinds}
+
+
+async def test_why_a_job_has_no_pod_is_not_asked_before_its_controller_has_come_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With thousands of Jobs the controller is late, and the question would be one more request for each."""
+    played = start()
+    monkeypatch.setattr(played.cluster, "_job", lambda _: None)
+    await played.wait(60)
+    assert len(played.attempts("preflight")) == 1
+    assert "refusal" not in [verb for verb, _, _ in played.cluster.requests]
+    monkeypatch.undo()
+    played.cluster.refused_pods = world.Everywhere("preflight", "exceeded quota: no")
+    await played.wait(60)
+    assert "refusal" in [verb for verb, _, _ in played.cluster.requests]
