@@ -161,3 +161,10 @@ def test_the_reference_names_every_field():
         name = at.rpartition(".")[2]
         if name not in ("", "items", "additionalProperties"):
             assert f"| `{name}` |" in text, at
+
+
+def test_a_page_needs_just_the_parts_of_its_template():
+    with pytest.raises(ValueError, match=r"conditions\.md: .*phases"):
+        page.fill("conditions.md", "here", conditions="c", waiting="w", other_reasons="o", exit_codes="e")
+    with pytest.raises(ValueError, match="surplus"):
+        page.fill("cli.md", "here", exit_codes="e", verbs="v", answer="a", surplus="s")
