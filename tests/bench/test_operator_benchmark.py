@@ -128,16 +128,16 @@ def test_the_news_of_a_pods_end_are_those_of_its_own_stage() -> None:
 
 
 def test_kwok_plays_each_stage_of_ours_and_says_what_the_operator_reads() -> None:
-    stage_ = {
+    stages_by_name = {
         document["spec"]["selector"].get("matchLabels", {}).get(label.STAGE): document["spec"]["next"]["statusTemplate"]
         for document in stages.configuration()
         if document["kind"] == "Stage" and "statusTemplate" in document["spec"]["next"]
     }
     for stage, message in stages.answers().items():
         assert outcome.Outcome.model_validate_json(message).stage == stage
-        assert stages.quoted(message) in stage_[stage.value]
-    assert f'index $root.metadata.labels "{label.REVISION}"' in stage_[Stage.TRAIN.value]
-    assert stages.REVISION not in "".join(stage_.values())
+        assert stages.quoted(message) in stages_by_name[stage.value]
+    assert f'index $root.metadata.labels "{label.REVISION}"' in stages_by_name[Stage.TRAIN.value]
+    assert stages.REVISION not in "".join(stages_by_name.values())
 
 
 def test_percentiles_are_measured_values() -> None:

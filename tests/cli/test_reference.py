@@ -34,7 +34,7 @@ def test_answers_of_every_verb_are_of_the_schema(job, finetune, tmp_path: pathli
     revision = tmp_path / "results" / "r1" / "evaluation" / "e1"
     revision.mkdir(parents=True)
     (revision / "results.json").write_text(json.dumps(test_report.made(passed=True).wire()))
-    answers_ = [
+    answers = [
         finetune("validate", file.parent / "data" / "train.jsonl"),
         finetune("validate", "nowhere.jsonl"),
         finetune("advise", file),
@@ -42,7 +42,7 @@ def test_answers_of_every_verb_are_of_the_schema(job, finetune, tmp_path: pathli
         finetune("report", tmp_path / "results"),
         finetune("advise", tmp_path / "nowhere.yaml"),
     ]
-    for code, found in answers_:
+    for code, found in answers:
         jsonschema.validate(found, SCHEMA)
         assert found["exitCode"] == code
 

@@ -19,13 +19,13 @@ World = Callable[..., run.Run]
 @pytest.fixture
 def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
     """Runs preflight as its pod would; the exit code, and what the operator reads of it."""
-    file, outcome_ = tmp_path / "run.json", tmp_path / "termination"
+    file, written = tmp_path / "run.json", tmp_path / "termination"
     file.write_text(world(tiny.examples(60)).model_dump_json(by_alias=True, exclude_none=True))
-    monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(outcome_))
+    monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(written))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def main() -> Any:
-        return __main__.main(["preflight", "--run", str(file)]), json.loads(outcome_.read_text())
+        return __main__.main(["preflight", "--run", str(file)]), json.loads(written.read_text())
 
     yield main
     for number, handler in before.items():
@@ -35,16 +35,16 @@ def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_before_the_stage_began(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "about", lambda **_: signal.raise_signal(signal.SIGTERM))
-    code, outcome_ = ended()
+    code, written = ended()
     assert code == exits.Exit.STOPPED
-    assert outcome_["message"] == "stopped on request"
+    assert written["message"] == "stopped on request"
 
 
 def test_when_the_stage_is_over(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "info", lambda text, **_: text == "end" and signal.raise_signal(signal.SIGTERM))
-    code, outcome_ = ended()
+    code, written = ended()
     assert code == exits.Exit.DONE
-    assert outcome_["stage"] == "preflight"
+    assert written["stage"] == "preflight"
 
 
 def test_while_a_failure_is_reported(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:

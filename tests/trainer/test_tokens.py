@@ -89,14 +89,14 @@ def test_a_system_turn_that_is_there_only_while_the_question_waits_is_there_when
     encoder: tokens.Encoder,
 ) -> None:
     mistral = with_template(encoder, families.TEMPLATES["Mistral"])
-    turns_ = (
+    turns = (
         dataset.Message("system", "Be brief."),
         dataset.Message("user", "dog"),
         dataset.Message("assistant", "fox"),
     )
-    example = dataset.Example("x", turns_)
+    example = dataset.Example("x", turns)
     prompt = mistral.prompt(example)
-    assert "Be brief." not in mistral.render(turns_), "the test is about a template that leaves it out"
+    assert "Be brief." not in mistral.render(turns), "the test is about a template that leaves it out"
     assert "Be brief." in mistral.tokenizer.decode(prompt)
     assert mistral.encode(example).ids[: len(prompt)] == prompt
     assert masks.learned(mistral, example) == ["fox<|im_end|>"]

@@ -363,10 +363,10 @@ def test_findings_name_the_line_and_drop_leaves_it_out(world: World, calling_bas
     )
     result = preflight.preflight(world(rows, baseModel=base, dataset={"checks": {"toolCalls": "Drop"}}))
     assert result.preflight is not None
-    (line_,) = (line for line in result.preflight.findings if line.startswith("toolArguments"))
-    assert "1 of 39 examples call a tool with arguments that do not fit its parameters" in line_
-    assert "train.jsonl:9 (calls 'refund' with arguments that do not fit its parameters)" in line_
-    assert "twelve" not in line_
+    (finding,) = (line for line in result.preflight.findings if line.startswith("toolArguments"))
+    assert "1 of 39 examples call a tool with arguments that do not fit its parameters" in finding
+    assert "train.jsonl:9 (calls 'refund' with arguments that do not fit its parameters)" in finding
+    assert "twelve" not in finding
 
 
 def test_a_model_without_tools_is_refused_before_training(world: World) -> None:

@@ -206,8 +206,8 @@ def example(value: Any, kind: job.Format, source: str) -> Example:
 def _preference(value: dict[str, Any], source: str) -> Example:
     """A preference pair in any of the forms that TRL documents: texts, messages, or whole chats that differ at their end."""
     chosen, rejected, prompt = (_side(value.get(field), field) for field in ("chosen", "rejected", "prompt"))
-    turns_ = [turn for side in (chosen, rejected, prompt) if isinstance(side, tuple) for turn in side]
-    if value.get("tools") or any(turn.calls or turn.role == "tool" for turn in turns_):
+    all_turns = [turn for side in (chosen, rejected, prompt) if isinstance(side, tuple) for turn in side]
+    if value.get("tools") or any(turn.calls or turn.role == "tool" for turn in all_turns):
         raise Wrong("tools are not supported in preference pairs; write the chosen chat as a row of messages", TOOLS)
     if isinstance(chosen, tuple) and isinstance(rejected, tuple):
         prompt_turns = _prompt_turns(prompt, chosen, rejected)

@@ -40,8 +40,8 @@ class Prompts:
 
     def any_in(self, rows: Array, wanted: Array) -> Array:
         """bool [len(rows)]: whether any of a row's hashes is among these."""
-        rows_ = self.take(rows)
-        found: Array = np.bincount(rows_.owner[np.isin(rows_.flat, wanted)], minlength=len(rows)) > 0
+        taken = self.take(rows)
+        found: Array = np.bincount(taken.owner[np.isin(taken.flat, wanted)], minlength=len(rows)) > 0
         return found
 
 
@@ -87,9 +87,9 @@ def assign(prompts: Prompts, validation: float | None, test: float | None, seed:
 
 def group(prompts: Prompts) -> Array:
     """uint64 [rows]: equal where the prompt of one's last answer is among the other's prompts, directly or by a chain."""
-    wanted, rows_ = np.unique(prompts.last, return_inverse=True)
+    wanted, indices = np.unique(prompts.last, return_inverse=True)
     known = np.isin(prompts.flat, wanted)
-    one = rows_.reshape(-1)[prompts.owner[known]]
+    one = indices.reshape(-1)[prompts.owner[known]]
     other = np.searchsorted(wanted, prompts.flat[known])
     linked = one != other
     one, other = one[linked], other[linked]
@@ -102,7 +102,7 @@ def group(prompts: Prompts) -> Array:
         np.minimum.at(lead, other, low)
         lead = lead[lead]
         if np.array_equal(lead, before):
-            return wanted[lead[rows_.reshape(-1)]]
+            return wanted[lead[indices.reshape(-1)]]
 
 
 def _shuffled(numbers: Array, seed: int) -> Array:

@@ -82,10 +82,10 @@ def results_of(
     """Everything that results.json says."""
     tuned = job.Contender.TUNED
     others = [which for which in found.asked if which is not tuned]
-    headline_ = found.headline(spec)
+    head = found.headline(spec)
     saved = None
-    if headline_.baseline is not None and found.asked[tuned].prompts:
-        saved = round(found.asked[headline_.baseline].prompt_tokens - found.asked[tuned].prompt_tokens)
+    if head.baseline is not None and found.asked[tuned].prompts:
+        saved = round(found.asked[head.baseline].prompt_tokens - found.asked[tuned].prompt_tokens)
     reported = values(found.values)
     gpus = spec.gpus * spec.nodes
     took = provenance.training.get("seconds")
@@ -104,8 +104,8 @@ def results_of(
         rank=spec.training.lora.rank,
         adapter=provenance.sha256,
         intent=spec.intent,
-        headline=headline_.metric,
-        best_baseline=headline_.baseline,
+        headline=head.metric,
+        best_baseline=head.baseline,
         evaluation=summary(spec, reported, gate_results, len(examples), saved, found),
         values=reported,
         comparisons=[
@@ -134,7 +134,7 @@ def results_of(
         findings=checked.get("facts", {}).get("findings", []),
         seconds=round(provenance.seconds, 1),
         finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        samples=shown([sample(headline_.metric, *one, found) for one in enumerate(examples)], headline_.baseline),
+        samples=shown([sample(head.metric, *one, found) for one in enumerate(examples)], head.baseline),
     )
 
 

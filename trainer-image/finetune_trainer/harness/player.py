@@ -143,10 +143,10 @@ class Ending:
 
     @classmethod
     def of(cls, tokenizer: Any, texts: list[str]) -> "Ending":
-        stops_ = tuple(text for text in texts if text)
-        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in stops_]
-        return cls(tokenizer, stops_, max(lengths, default=0) + LOOK_BACK)
+        stops = tuple(text for text in texts if text)
+        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in stops]
+        return cls(tokenizer, stops, max(lengths, default=0) + LOOK_BACK)
 
     def __call__(self, answer: list[int]) -> bool:
-        text_ = self.tokenizer.decode(answer[-self.tail :], skip_special_tokens=False)
-        return any(text in text_ for text in self.texts)
+        tail = self.tokenizer.decode(answer[-self.tail :], skip_special_tokens=False)
+        return any(text in tail for text in self.texts)

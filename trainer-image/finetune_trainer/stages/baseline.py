@@ -61,22 +61,22 @@ def run_rounds(
     """Rounds until one contender meets every bound, or none can; their answers go into `asked`. Returns who meets the bounds."""
     looks = [size for size in ROUNDS if size < len(examples)] + [len(examples)]
     strict = [bounds_only(gate, len(looks)) for gate in spec.evaluation.absolute]
-    open_ = contenders.taking_part(spec.evaluation, runner.script, examples)
-    open_ = [which for which in open_ if answers.can_answer(runner, which, examples)]
+    undecided = contenders.taking_part(spec.evaluation, runner.script, examples)
+    undecided = [which for which in undecided if answers.can_answer(runner, which, examples)]
     begun = 0
     for look in looks:
-        for turn, which in enumerate(open_):
-            reporter.update(progress.of(begun + (look - begun) * turn // len(open_), len(examples)))
+        for turn, which in enumerate(undecided):
+            reporter.update(progress.of(begun + (look - begun) * turn // len(undecided), len(examples)))
             fresh = answers.ask(runner, which, examples[begun:look])
             asked[which] = asked[which].and_then(fresh) if which in asked else fresh
         begun = look
         values = {which: metrics.measure(one.answers, runner.rules) for which, one in asked.items()}
-        for which in open_:
+        for which in undecided:
             if all(gate.passed for gate in gates.check(strict, values, which)):
                 return which
-        open_ = [which for which in open_ if not any(cannot_pass(gate, values[which]) for gate in strict)]
-        log.info("baseline", examples=look, open=[str(which) for which in open_])
-        if not open_:
+        undecided = [which for which in undecided if not any(cannot_pass(gate, values[which]) for gate in strict)]
+        log.info("baseline", examples=look, open=[str(which) for which in undecided])
+        if not undecided:
             return None
     return None
 

@@ -90,7 +90,7 @@ def run_process(
     setup = micro_batch(spec.training, folder, data, device, counted, engine.shares, model.memory(where), scale)
     if setup.checkpointing:
         engine.checkpoint()
-    objective_ = objective.of(spec.training)
+    goal = objective.of(spec.training)
     fingerprint = identity(spec, data)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, reporter.saved)
     training_loop = loop.Loop(
@@ -99,7 +99,7 @@ def run_process(
         plan,
         setup,
         engine,
-        objective_,
+        goal,
         group,
         weights,
         optimizer,

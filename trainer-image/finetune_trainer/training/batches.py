@@ -60,13 +60,13 @@ def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
     Sorted by length, so that there is little padding; the longest come first, so that memory runs out early or not at all.
     """
     order = sorted(chosen, key=lambda index: (-lengths[index], index))
-    batches_: list[list[int]] = []
+    micro_batches: list[list[int]] = []
     for index in order:
-        if batches_ and lengths[batches_[-1][0]] * (len(batches_[-1]) + 1) <= budget:
-            batches_[-1].append(index)
+        if micro_batches and lengths[micro_batches[-1][0]] * (len(micro_batches[-1]) + 1) <= budget:
+            micro_batches[-1].append(index)
         else:
-            batches_.append([index])
-    return batches_
+            micro_batches.append([index])
+    return micro_batches
 
 
 def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[list[int]]:
@@ -74,7 +74,7 @@ def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[li
 
     A unit is the rows of one example, which stay together. Units are in the order of their tokens.
     """
-    batches_: list[list[int]] = []
+    micro_batches: list[list[int]] = []
     room = 0
     last: prefix_tree.TokenRow | None = None
     for index in ordered(units):
@@ -84,14 +84,14 @@ def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[li
             for at, row in enumerate(rows)
         ]
         common = prefix_tree.common(last, rows[0]) if last is not None else 0
-        if batches_ and sum(own) - common <= room:
-            batches_[-1].append(index)
+        if micro_batches and sum(own) - common <= room:
+            micro_batches[-1].append(index)
             room -= sum(own) - common
         else:
-            batches_.append([index])
+            micro_batches.append([index])
             room = budget - sum(own)
         last = rows[0]
-    return batches_
+    return micro_batches
 
 
 def ordered(units: Sequence[Sequence[prefix_tree.TokenRow]]) -> list[int]:
@@ -106,9 +106,9 @@ def share_of(units: Sequence[Sequence[prefix_tree.TokenRow]], rank: int, size: i
     if size == 1:
         return order
     costs = [sum(len(row.ids) for row in units[index]) for index in order]
-    total, before, batches_ = sum(costs), 0, []
+    total, before, micro_batches = sum(costs), 0, []
     for index, cost in zip(order, costs, strict=True):
         if min(size - 1, int((before + cost / 2) * size / total)) == rank:
-            batches_.append(index)
+            micro_batches.append(index)
         before += cost
-    return batches_
+    return micro_batches

@@ -77,8 +77,8 @@ class Preference:
         margins = self._margins(self._scores(engine, passed, len(rows)), reference)
         # The value's gradient with respect to each answer's log-probability; cross-entropies are their negatives.
         gradients = self.beta * torch.sigmoid(-margins) * (share / units)
-        weights_ = torch.stack([gradients, -gradients], 1).reshape(-1).float()
-        _, gradient = loss.total(passed.states, passed.targets, engine.head, weights_[passed.rows])
+        row_weights = torch.stack([gradients, -gradients], 1).reshape(-1).float()
+        _, gradient = loss.total(passed.states, passed.targets, engine.head, row_weights[passed.rows])
         engine.backward(gradient)
         return float(-torch.nn.functional.logsigmoid(margins).sum() * (share / units))
 
