@@ -88,6 +88,17 @@ RULES: tuple[Rule, ...] = (
         "Compare it with dataset.format; the finding says what was seen and what was expected.",
     ),
     Rule(
+        "unlearnableFields",
+        _ERROR,
+        Policy.FAIL,
+        Scope.BROKEN,
+        "A field changes what a row means in a way that cannot be learned: a label that marks the answer as bad, a weight other "
+        "than 0 and 1, a rejected answer without a chosen one, an image or sound.",
+        "Read without that field, the row would teach something else than it says.",
+        "Drop leaves such rows out, so that of rows labelled good and bad the good ones are learned; or write the rows without "
+        "that field.",
+    ),
+    Rule(
         "roleOrder",
         _ERROR,
         Policy.FAIL,
@@ -127,6 +138,16 @@ RULES: tuple[Rule, ...] = (
         "The answer cannot be learned in the form in which the server will generate it.",
         "Read the finding: often the template supports no system turn or no tools, or rewrites earlier turns (then "
         "training.lossOn: LastAssistant helps).",
+    ),
+    Rule(
+        "unusedFields",
+        _WARNING,
+        Policy.WARN,
+        Scope.WHOLE,
+        "A row, turn, content part or call has a field that is not read; fields that only describe a row, such as id, source or "
+        "score, do not count.",
+        "What it says is not learned.",
+        "Remove the field, or write it where it is read: docs/guides/what-your-data-may-look-like.md lists the fields.",
     ),
     Rule(
         "untrainable",

@@ -107,10 +107,9 @@ def called(**fields: Any) -> dict[str, Any]:
         ),
         (row(ASKED, changed(CALLED, tool_calls=CALLED["tool_calls"] * 2)), "two calls with the same id"),
         (row(changed(ASKED, tool_calls=CALLED["tool_calls"]), REPLY), "only the assistant may"),
-        (row(ASKED, REPLY, tools=[{"name": "thank"}]), "tools[0] is not a function of OpenAI's API"),
+        (row(ASKED, REPLY, tools=[{"title": "thank"}]), "tools[0] is not a function of OpenAI's API"),
         (row(ASKED, REPLY, tools=[tiny.tool("a"), tiny.tool("a")]), "2 functions of the name 'a'"),
         (row(ASKED, REPLY, tools="["), "'tools' is text that is not a JSON list"),
-        (row(ASKED, REPLY, functions=[{"name": "thank"}]), "older form"),
     ],
 )  # fmt: skip
 def test_what_does_not_belong_together_is_a_finding_of_its_own(value: Any, words: str) -> None:

@@ -26,7 +26,12 @@ class ByteTokenizer:
     is_fast = False
 
     def apply_chat_template(self, turns: list[dict[str, Any]], *, tools: Any = None, **_: Any) -> str:
-        parts = [turn["content"] + (json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "") for turn in turns]
+        parts = [
+            turn.get("reasoning_content", "")
+            + turn["content"]
+            + (json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "")
+            for turn in turns
+        ]
         return "\n".join([*([json.dumps(tools)] if tools else []), *parts]) + "\n"
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:

@@ -53,7 +53,7 @@ def test_every_rule_of_the_api_is_applied_by_the_review() -> None:
     made = review.Review({}, judged.encoder())
     by_row = {one.id for one in made._row_rules}
     read = {rule.id for rule in api.RULES if rule.scope is api.Scope.BROKEN}
-    assert by_row | read | set(review.TABLE_RULES) | {"untrainable", "truncation", "nearLeakage"} == set(api.BY_ID)
+    assert by_row | read | set(review.TABLE_RULES) | {"untrainable", "truncation", *review.APART} == set(api.BY_ID)
     assert by_row == set(review.MESSAGES)
 
 

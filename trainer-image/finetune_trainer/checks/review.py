@@ -20,11 +20,20 @@ from finetune_trainer.data import corpus, dataset, rows, tokens
 PLACES = 20
 """Places that a finding lists; also the number of broken rows after which reading stops if they end the job."""
 
+MANY = 1000
+"""Different fields that nothing reads, after which no further examples of them are counted."""
+
 LONGEST = 120
 """Characters of a place in the status."""
 
 MINIMUM_SHARE = {"truncation": 0.05, "nearDuplicates": 0.05, "nearLeakage": 0.05}
 """Shares below which a rule reports nothing, as they change little; rows are dropped all the same."""
+
+APART = ("nearLeakage", "unusedFields")
+"""Rules beside the row rules and the table rules that apply before the split."""
+
+FIELDS_SHOWN = 8
+"""Unused fields that a message names, the most frequent first."""
 
 _FOLDER = re.compile(r"\b[a-z0-9]+://\S*/")
 
@@ -126,6 +135,8 @@ class Review:
         )
         self._broken: dict[str, list[rows.Bad]] = {}
         self._counts: dict[str, int] = {}
+        self._unused: dict[str, tuple[int, str]] = {}
+        """Of each field that nothing reads: how many examples have it, and the place of the first."""
         self._truncated_file = False
         """Whether a file was cut off, so that dropping single rows does not help."""
 
@@ -156,6 +167,9 @@ class Review:
 
     def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
         """Adds an example. part: 0 train, 1 validation, 2 test: the files that it came from."""
+        for field in example.unused if len(self._unused) < MANY else ():
+            count, place = self._unused.get(field, (0, example.source))
+            self._unused[field] = count + 1, place
         row = rule.TokenizedExample(example, details)
         fired = sum(1 << bit for bit, one in enumerate(self._row_rules) if one.fires(row))
         self._builder.add(part, fired, row)
@@ -163,9 +177,10 @@ class Review:
     def apply_rules(self, found: corpus.Corpus, sources: Sources) -> "Reviewed":
         """Applies all rules except those that need the split."""
         columns = self._builder.finish(found)
-        made = Reviewed(columns, np.ones(len(columns), dtype=bool), self.policies, sources, self._about_broken())
+        findings = [*self._about_broken(), *self._about_unused()]
+        made = Reviewed(columns, np.ones(len(columns), dtype=bool), self.policies, sources, findings)
         for known in () if self.will_fail else api.RULES:
-            if known.scope is api.Scope.BROKEN or known.id == "nearLeakage" or not self._applies(known.id):
+            if known.scope is api.Scope.BROKEN or known.id in APART or not self._applies(known.id):
                 continue
             made.add(known.id, self._hits(known.id, columns, made.keep))
         return made
@@ -183,6 +198,18 @@ class Review:
         bit, one = next((bit, one) for bit, one in enumerate(self._row_rules) if one.id == id)
         fired = keep & ((columns.fired >> np.uint32(bit)) & np.uint32(1) > 0)
         return rule.Hits(rule.rows(fired), count, MESSAGES[id], words=one.words)
+
+    def _about_unused(self) -> list[Finding]:
+        id = "unusedFields"
+        if not self._unused or not self._applies(id):
+            return []
+        found = sorted(self._unused.items(), key=lambda one: (-one[1][0], one[0]))
+        shown = [f"{_short(field)} ({count} of {self.taken} examples)" for field, (count, _) in found[:FIELDS_SHOWN]]
+        more = f" and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+        message = f"nothing reads the field{'s' if len(found) > 1 else ''} {', '.join(shown)}{more}"
+        places = tuple(f"{place} ({_short(field)})" for field, (_, place) in found[:PLACES])
+        most = max(count for count, _ in self._unused.values())
+        return [Finding(id, self.policies[id], len(found), message, places, share=most / self.taken)]
 
     def _about_broken(self) -> list[Finding]:
         made = []

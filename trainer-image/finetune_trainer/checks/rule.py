@@ -28,7 +28,8 @@ class TokenizedExample:
         """All texts of the example."""
         example = self.example
         others = (example.text or "", example.rejected or "", example.tools or "")
-        return "\n".join([*(turn.text for turn in example.messages), *others])
+        thought = (turn.reasoning for turn in example.messages if turn.reasoning)
+        return "\n".join([*(turn.text for turn in example.messages), *thought, *others])
 
     @functools.cached_property
     def answers(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Data: from files to rows, to examples, to token ids. No torch.
 
     rows       raw rows of JSONL, JSON, CSV and Parquet files, one at a time, plain or compressed
+    shapes     rows in one form, whatever dialect they are written in; which of their fields nothing reads
     dataset    examples: the meaning of rows, and the frozen split in storage
     toolcalls  tools and tool calls, as rows and requests have them
     dialects   the dialects in which models write tool calls, and their parsers
@@ -10,5 +11,5 @@
     spans      texts as token ids, many at once, and where in them their prompts end
     corpus     a split as token ids in memory-mapped files: the input of training
 
-file -> rows -> dataset -> split -> tokens, spans -> corpus
+file -> rows -> shapes -> dataset -> split -> tokens, spans -> corpus
 """

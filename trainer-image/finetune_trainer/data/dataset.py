@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer.data import rows, toolcalls
+from finetune_trainer.data import rows, shapes, toolcalls, values
 
 SPLITS = ("train", "validation", "test")
 
@@ -21,8 +21,10 @@ ROLES = ("system", "user", "assistant", "tool")
 ORDER = "roleOrder"
 """The data check for turns in the wrong order."""
 
-TOOLS = "toolCalls"
-"""The data check for tools, calls and results that do not match."""
+TOOLS = shapes.TOOLS
+
+Wrong = shapes.Wrong
+"""A row, or an example, that cannot be learned."""
 
 EXPECTED = {
     job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
@@ -40,13 +42,14 @@ FIELDS = {
     job.Format.TEXT: ("text",),
 }
 
-
-class Wrong(ValueError):
-    """A row that is not an example; the message says what was found and expected. `rule`: the data check that it breaks."""
-
-    def __init__(self, message: str, rule: str = "schema") -> None:
-        super().__init__(message)
-        self.rule = rule
+READ = {
+    job.Format.PREFERENCE: ("prompt", "chosen", "rejected", "system", "tools"),
+    job.Format.CHAT: ("messages", "system", "tools"),
+    job.Format.PROMPT_COMPLETION: ("prompt", "completion", "system", "tools"),
+    job.Format.INSTRUCTION: ("instruction", "input", "output", "system", "history", "tools"),
+    job.Format.TEXT: ("text",),
+}
+"""The fields that are read of a row, in the names of `shapes`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Message:
     call: str = ""
     """Of a tool: the id of the call that this is the result of."""
     name: str = ""
-    """Of a tool: its name, where the data have it."""
+    """Of a tool, or of who speaks, where the data have it."""
+    reasoning: str = ""
+    """Of the assistant: what it thinks before it answers, for the template to render; no part of the answer."""
 
     @property
     def text(self) -> str:
@@ -72,6 +77,8 @@ class Message:
     def key(self) -> list[Any]:
         """Equal for turns of the same content and calls; the calls' ids do not count."""
         parts: list[Any] = [self.role, self.content.strip()]
+        if self.reasoning:
+            parts.append(self.reasoning.strip())
         return [*parts, [call.key for call in self.calls]] if self.calls else parts
 
     def wire(self, *, opened: bool = False) -> dict[str, Any]:
@@ -79,8 +86,12 @@ class Message:
         made: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.calls:
             made["tool_calls"] = [call.wire(opened=opened) for call in self.calls]
+        if self.reasoning:
+            made["reasoning_content"] = self.reasoning
         if self.role == "tool":
-            made |= {"tool_call_id": self.call} | ({"name": self.name} if self.name else {})
+            made["tool_call_id"] = self.call
+        if self.name:
+            made["name"] = self.name
         return made
 
 
@@ -97,6 +108,8 @@ class Example:
     rejected: str | None = None
     tools: str | None = None
     """What the assistant may call, as `toolcalls.tools` writes it; None: it has no tools."""
+    unused: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    """Fields of the row that nothing reads; not stored with the example."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -112,7 +125,8 @@ class Example:
     def size(self) -> int:
         """Characters of all texts."""
         others = (self.text, self.rejected, self.tools)
-        return sum(len(turn.text) for turn in self.messages) + sum(len(one or "") for one in others)
+        turns = sum(len(turn.text) + len(turn.reasoning) for turn in self.messages)
+        return turns + sum(len(one or "") for one in others)
 
     def sides(self) -> tuple["Example", ...]:
         """The example as chats that end with one answer each: itself, or a preference pair's chosen and rejected chat."""
@@ -164,43 +178,85 @@ def detect(value: Any) -> job.Format:
     """The format, by a row's fields. Raises Wrong."""
     if not isinstance(value, dict):
         raise Wrong(f"expected a JSON object, found {_name(value)}")
-    for kind, fields in FIELDS.items():
-        if all(field in value for field in fields):
+    fields = shapes.shape(value).fields
+    for kind, wanted in FIELDS.items():
+        if all(field in fields for field in wanted):
             return kind
-    seen = ", ".join(map(str, value)) or "none"
-    raise Wrong(f"no format has these fields ({seen}); expected one of " + " or ".join(EXPECTED.values()))
+    raise Wrong(f"no format has these fields ({shapes.keys(value)}); expected one of " + " or ".join(EXPECTED.values()))
 
 
 def example(value: Any, kind: job.Format, source: str) -> Example:
     """A row of a known format as an example. Raises Wrong."""
     if not isinstance(value, dict):
         raise Wrong(f"expected a JSON object, found {_name(value)}")
-    missing = [field for field in FIELDS[kind] if value.get(field) is None]
+    shaped = shapes.shape(value)
+    fields = shaped.fields
+    missing = [field for field in FIELDS[kind] if field not in fields]
     if missing:
-        seen = ", ".join(map(str, value)) or "none"
-        raise Wrong(f"the field {missing[0]!r} is missing (found: {seen}); expected {EXPECTED[kind]}")
+        raise Wrong(f"the field {missing[0]!r} is missing (found: {shapes.keys(value)}); expected {EXPECTED[kind]}")
+    made = _example(fields, kind, source)
+    used = READ[kind]
+    prefix = tuple(f"{name}[]" for name in used)
+    turns = {name for name in shaped.unused if name.startswith(prefix)}
+    return dataclasses.replace(made, unused=frozenset(shapes.unused(fields, used) | turns))
+
+
+def _example(fields: dict[str, Any], kind: job.Format, source: str) -> Example:
     if kind is job.Format.TEXT:
-        return Example(source, text=_text(value["text"], "text"))
+        return Example(source, text=_text(fields["text"], "text"))
+    if kind is job.Format.PREFERENCE:
+        return _preference(fields, source)
     if kind is job.Format.CHAT:
-        turns = _turns(value["messages"], "messages")
+        turns = _turns(fields["messages"], "messages")
     elif kind is job.Format.INSTRUCTION:
-        request = _text(value["instruction"], "instruction")
-        extra = value.get("input")
-        if isinstance(extra, str) and extra.strip():
-            request = f"{request}\n\n{extra}"
-        turns = (Message("user", request), Message("assistant", _text(value["output"], "output")))
-    elif kind is job.Format.PREFERENCE:
-        return _preference(value, source)
+        asked = shapes.request(_text(fields["instruction"], "instruction"), fields.get("input"))
+        turns = (
+            *_history(fields.get("history")),
+            Message("user", asked),
+            Message("assistant", _text(fields["output"], "output")),
+        )
     else:
-        turns = _prompt(value["prompt"]) + _completion(value["completion"])
+        turns = _prompt(fields["prompt"]) + _completion(fields["completion"])
+    turns = _with_system(turns, fields.get("system"))
     _check(turns)
-    if value.get("functions"):
-        raise Wrong("'functions' is the older form of OpenAI's API; write them as 'tools'", TOOLS)
     try:
-        tools = toolcalls.tools(value.get("tools"))
+        tools = toolcalls.tools(fields.get("tools"))
     except toolcalls.Unusable as wrong:
         raise Wrong(str(wrong), TOOLS) from None
     return Example(source, messages=_linked(turns, tools), tools=tools)
+
+
+def _with_system(turns: tuple[Message, ...], value: Any) -> tuple[Message, ...]:
+    """The turns after the system prompt of the row's field `system`."""
+    if value is None or value == "":
+        return turns
+    text = _text(value, "system", empty=True)
+    if not text.strip():
+        return turns
+    if turns and turns[0].role == "system":
+        if turns[0].content.strip() == text.strip():
+            return turns
+        raise Wrong("the field 'system' differs from the chat's own system turn; write one of them")
+    return (Message("system", text, learned=all(turn.learned for turn in turns[:1])), *turns)
+
+
+def _history(value: Any) -> tuple[Message, ...]:
+    """Alpaca's earlier rounds: pairs of a question and its answer."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = values.parsed(value)
+        except ValueError as error:
+            raise Wrong(f"'history' is text that is not a JSON list: {error}") from None
+    if value in (None, "", []):
+        return ()
+    pairs = value if isinstance(value, list) else [value]
+    turns: list[Message] = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Wrong(f"history[{index}] must be a pair of question and answer, found {_name(pair)}")
+        asked, said = (_text(one, f"history[{index}]") for one in pair)
+        turns += [Message("user", asked), Message("assistant", said)]
+    return tuple(turns)
 
 
 def _preference(value: dict[str, Any], source: str) -> Example:
@@ -221,7 +277,7 @@ def _preference(value: dict[str, Any], source: str) -> Example:
         better, worse = chosen, rejected
     else:
         raise Wrong("'chosen' and 'rejected' must be of the same kind: both texts, or both lists of messages")
-    turns = (*prompt_turns, Message("assistant", better))
+    turns = _with_system((*prompt_turns, Message("assistant", better)), value.get("system"))
     _check(turns)
     if better == worse:
         raise Wrong("'chosen' and 'rejected' are the same answer, so that there is nothing to prefer")
@@ -279,11 +335,6 @@ def _completion(value: Any) -> tuple[Message, ...]:
 
 
 def _turns(value: Any, field: str) -> tuple[Message, ...]:
-    if isinstance(value, str):  # CSV carries the list as JSON text
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise Wrong(f"'{field}' is text that is not a JSON list: {error}") from None
     if not isinstance(value, list) or not value:
         raise Wrong(f"'{field}' must be a list of {{role, content}}, found {_name(value)}")
     return tuple(_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
@@ -292,10 +343,9 @@ def _turns(value: Any, field: str) -> tuple[Message, ...]:
 def _turn(value: Any, place: str) -> Message:
     if not isinstance(value, dict) or "role" not in value:
         raise Wrong(f"{place} must be an object with role and content, found {_name(value)}")
-    role = "system" if value["role"] == "developer" else value["role"]
-    if role not in ROLES or value.get("function_call"):
-        found = "a function_call, the older form of tool_calls" if value.get("function_call") else f"the role {role!r}"
-        raise Wrong(f"{place} has {found}; supported are the roles {', '.join(ROLES[:-1])} and {ROLES[-1]}")
+    role = value["role"]
+    if role not in ROLES:
+        raise Wrong(f"{place} has the role {role!r}; supported are the roles {', '.join(ROLES[:-1])} and {ROLES[-1]}")
     try:
         calls = toolcalls.calls(value.get("tool_calls"), f"{place}.tool_calls")
     except toolcalls.Unusable as wrong:
@@ -303,17 +353,12 @@ def _turn(value: Any, place: str) -> Message:
     if calls and role != "assistant":
         raise Wrong(f"{place} has the role {role} and calls tools; only the assistant may", TOOLS)
     content = value.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
     if content is None and calls:
         content = ""
-    weight = value.get("weight", 1)
-    if weight not in (0, 1, None):
-        raise Wrong(f"{place} has the weight {weight!r}; it must be 0 (context only) or 1 (learned)")
     text = _text(content, f"{place}.content", empty=role != "assistant" or bool(calls))
-    if role != "tool":
-        return Message(role, text, weight != 0, calls)
-    return Message(role, text, weight != 0, call=_word(value, "tool_call_id"), name=_word(value, "name"))
+    reasoning = _text(value.get("reasoning_content", ""), f"{place}.reasoning_content", empty=True)
+    call = _word(value, "tool_call_id") if role == "tool" else ""
+    return Message(role, text, value.get("weight") != 0, calls, call, _word(value, "name"), reasoning)
 
 
 def _word(value: dict[str, Any], field: str) -> str:
@@ -419,7 +464,8 @@ def _turn_from_record(turn: dict[str, Any]) -> Message:
         for call in turn.get("tool_calls", ())
     )
     learned, result = turn.get("weight", 1) != 0, turn.get("tool_call_id", "")
-    return Message(turn["role"], turn["content"], learned, calls, result, turn.get("name", ""))
+    reasoning = turn.get("reasoning_content", "")
+    return Message(turn["role"], turn["content"], learned, calls, result, turn.get("name", ""), reasoning)
 
 
 def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:

@@ -165,7 +165,21 @@ class Encoder:
                     "training and serving would see different prompts; try training.lossOn: LastAssistant"
                 )
             text = prompt + tail
+        self._check_reasoning(example, chosen, text, prompts)
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
+
+    def _check_reasoning(
+        self, example: dataset.Example, chosen: Sequence[int], text: str, prompts: Sequence[str]
+    ) -> None:
+        """Raises dataset.Wrong where the template omits the reasoning of an answer that is learned."""
+        ends = [*map(len, prompts[1:]), len(text)]
+        for index, prompt, end in zip(chosen, prompts, ends, strict=True):
+            reasoning = example.messages[index].reasoning.strip()
+            if reasoning and reasoning not in text[len(prompt) : end]:
+                raise dataset.Wrong(
+                    f"the model's chat template does not render the reasoning_content of turn {index + 1}, so that it would "
+                    "not be learned; write it into the content, remove it, or try training.lossOn: LastAssistant"
+                )
 
     def _tail(self, example: dataset.Example) -> str | None:
         """The last answer as the template writes it when the last question begins the chat: for templates that move text
