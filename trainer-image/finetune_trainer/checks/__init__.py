@@ -10,6 +10,7 @@
     repeats   table rules: equal rows: duplicates, contradictions, leakage
     similar   table rules: nearly equal rows, by MinHash
     languages the language of a text
+    purpose   whether the examples are of the kind that objective, evaluation and gates need
     sample    a thousand examples as hashes, for the advisor's measurements of the data as a whole:
     novelty   whether answers contain facts
     variety   the number of examples, with near copies counted once

@@ -279,12 +279,12 @@ def _call(value: Any, place: str, path: str, unused: set[str]) -> Any:
         return value
     call = present(value)
     if "function" not in call and "name" in call:  # bare, as in `function_call` and in ShareGPT
-        function = {key: call.pop(key) for key in ("name", "arguments", "parameters") if key in call}
+        function: Any = {key: call.pop(key) for key in ("name", "arguments", "parameters") if key in call}
         if "parameters" in function:
             function.setdefault("arguments", function.pop("parameters"))
     else:
         function = call.pop("function", None)
-    made = {key: call.pop(key) for key in ("id", "type") if key in call}
+    made: dict[str, Any] = {key: call.pop(key) for key in ("id", "type") if key in call}
     if not isinstance(function, dict):
         return made | {"function": function}
     function = present(function)

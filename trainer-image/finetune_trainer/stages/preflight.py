@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune_api import job, outcome, reasons, run, status
-from finetune_trainer.checks import novelty, review, rule, sample, variety
+from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
 from finetune_trainer.evaluation import metrics
 from finetune_trainer.planning import advisor, effort, forecast, measurements, memory, verdict, workload
@@ -81,7 +81,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         reviewed = collected.review.apply_rules(collected.corpus, collected.examples)
         place = reviewed.after_split(assign(spec, reviewed))
         files = [dataclasses.asdict(entry) for entry in collected.inputs]
-        check_policies(spec, store, reviewed, place, files)
+        check_policies(spec, store, collected.pairs, reviewed, place, files)
         found = measure(spec, collected, reviewed, place, folder)
         freeze(spec, store, collected, place, encoder, work / "data")
     return answer(spec, store, found, files)
@@ -248,11 +248,19 @@ def assign(spec: run.Run, reviewed: review.Reviewed) -> split.Array:
 
 
 def check_policies(
-    spec: run.Run, store: storage.Storage, reviewed: review.Reviewed, place: split.Array, files: list[dict[str, Any]]
+    spec: run.Run,
+    store: storage.Storage,
+    pairs: bool | None,
+    reviewed: review.Reviewed,
+    place: split.Array,
+    files: list[dict[str, Any]],
 ) -> None:
-    """Raises Failure(DatasetInvalid), with all findings in storage, when a rule ends the job or no training example is left."""
+    """Raises Failure(DatasetInvalid), with all findings in storage, when the examples are of another kind than the job needs, a
+    rule ends the job, or no training example is left."""
     failing = reviewed.failing
-    if failing:
+    if problem := purpose.objective(spec, pairs):
+        message = problem
+    elif failing:
         shown = failing[:5]
         more = f" | and {len(failing) - 5} more rules" if len(failing) > 5 else ""
         message = (
@@ -262,6 +270,8 @@ def check_policies(
     elif not (place == 0).any() or not reviewed.columns.teaching[place == 0].any():
         dropped = " | ".join(finding.line() for finding in reviewed.findings if finding.dropped)
         message = f"no training example with a token to learn remains: {dropped or 'raise training.maxSequenceLength'}"
+    elif problem := purpose.evaluation(spec, reviewed.columns, place):
+        message = problem
     else:
         return
     found = status.Preflight(
