@@ -75,7 +75,7 @@ RULES: tuple[Rule, ...] = (
         Scope.BROKEN,
         "A line or file is not UTF-8, not valid JSON, CSV or Parquet, or its compression is damaged.",
         "The data is damaged; often an upload was interrupted.",
-        "Write the file again as UTF-8. Drop removes single lines; a truncated file fails in any case, since its "
+        "Write the file again, text files as UTF-8. Drop removes single lines; a truncated file fails in any case, since its "
         "remaining data is lost.",
     ),
     Rule(

@@ -225,8 +225,8 @@ def test_each_kind_of_broken_row_is_explained(tmp_path: pathlib.Path, line: byte
         ("a.csv", b"text\na,b", "a.csv:2: the header names 1 columns"),
         ("a.parquet", b"PAR1 nonsense", "not valid Parquet"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-10], "damaged"),
-        ("a.jsonl.gz", b"plain", "damaged"),
-        ("a.jsonl.zst", b"plain", "damaged"),
+        ("a.jsonl.gz", b"plain", "not valid JSON"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfdplain", "damaged"),
     ],
 )
 def test_damaged_files_are_findings_and_no_crash(tmp_path: pathlib.Path, name: str, data: bytes, words: str) -> None:

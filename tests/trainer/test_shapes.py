@@ -81,9 +81,9 @@ def test_a_chat_is_read_in_the_dialects_that_people_write(row: dict[str, Any], e
     assert read(row).unused == frozenset()
 
 
-@pytest.mark.parametrize("said", [{"weight": 0}, {"train": False}, {"loss": 0}, {"weight": 0.0}])
-def test_a_turn_that_is_not_to_be_learned_is_context(said: dict[str, Any]) -> None:
-    found = read({"messages": [ASK, SAY | said, ASK, SAY | {"weight": 1}]})
+@pytest.mark.parametrize("changes", [{"weight": 0}, {"train": False}, {"loss": 0}, {"weight": 0.0}])
+def test_a_turn_that_is_not_to_be_learned_is_context(changes: dict[str, Any]) -> None:
+    found = read({"messages": [ASK, SAY | changes, ASK, SAY | {"weight": 1}]})
     assert [turn.learned for turn in found.messages if turn.role == "assistant"] == [False, True]
 
 
@@ -139,7 +139,7 @@ def test_a_null_of_a_unified_schema_is_no_argument_no_property_and_no_field() ->
     }
 
 
-def test_reasoning_is_kept_beside_the_answer_and_comes_back_from_the_frozen_split() -> None:
+def test_reasoning_stands_beside_the_answer_and_comes_back_from_the_frozen_split() -> None:
     found = read({"messages": [ASK, SAY | {"reasoning_content": "It is ten."}]})
     assert (found.messages[-1].reasoning, found.answer) == ("It is ten.", "Yes.")
     assert dataset.from_record(json.loads(found.line())) == found

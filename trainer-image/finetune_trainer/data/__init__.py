@@ -1,6 +1,7 @@
 """Data: from files to rows, to examples, to token ids. No torch.
 
-    rows       raw rows of JSONL, JSON, CSV and Parquet files, one at a time, plain or compressed
+    streams    the bytes of a file, decompressed
+    rows       raw rows of JSONL, JSON, CSV and Parquet files, one at a time
     shapes     rows in one form, whatever dialect they are written in; which of their fields nothing reads
     dataset    examples: the meaning of rows, and the frozen split in storage
     toolcalls  tools and tool calls, as rows and requests have them

@@ -244,7 +244,7 @@ def _history(value: Any) -> tuple[Message, ...]:
     """Alpaca's earlier rounds: pairs of a question and its answer."""
     if isinstance(value, str) and value.strip():
         try:
-            value = values.parsed(value)
+            value = values.strict(value)
         except ValueError as error:
             raise Wrong(f"'history' is text that is not a JSON list: {error}") from None
     if value in (None, "", []):
@@ -254,8 +254,8 @@ def _history(value: Any) -> tuple[Message, ...]:
     for index, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Wrong(f"history[{index}] must be a pair of question and answer, found {_name(pair)}")
-        asked, said = (_text(one, f"history[{index}]") for one in pair)
-        turns += [Message("user", asked), Message("assistant", said)]
+        question, reply = (_text(one, f"history[{index}]") for one in pair)
+        turns += [Message("user", question), Message("assistant", reply)]
     return tuple(turns)
 
 
@@ -325,13 +325,20 @@ def _prompt_turns(
 def _prompt(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", _text(value, "prompt")),)
+    _text_or_turns(value, "prompt")
     return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, "prompt"))
 
 
 def _completion(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("assistant", _text(value, "completion")),)
+    _text_or_turns(value, "completion")
     return _turns(value, "completion")
+
+
+def _text_or_turns(value: Any, field: str) -> None:
+    if not isinstance(value, list):
+        raise Wrong(f"'{field}' must be text, or a list of {{role, content}}, found {_name(value)}")
 
 
 def _turns(value: Any, field: str) -> tuple[Message, ...]:

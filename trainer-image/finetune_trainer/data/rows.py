@@ -5,20 +5,21 @@ reason, so that one run names every broken line.
 """
 
 import codecs
+import collections
 import contextlib
 import csv
 import dataclasses
-import gzip
 import io
+import itertools
 import json
 import pathlib
 import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from finetune_api import reasons
+from finetune_trainer.data import streams, values
 from finetune_trainer.process import errors
 from finetune_trainer.store import objects, storage
 
@@ -97,134 +98,180 @@ def kind(uri: str) -> tuple[str, str]:
 
 def read(store: storage.Storage, uri: str) -> Iterator[Row | Bad]:
     """The rows of one file, streamed. A file that is cut off ends with a Bad row."""
-    suffix, compression = kind(uri)
-    readers: dict[str, Callable[[BinaryIO, str], Iterator[Row | Bad]]] = {
+    suffix = kind(uri)[0]
+    readers: dict[str, Callable[[io.BufferedReader, str], Iterator[Row | Bad]]] = {
         "jsonl": _jsonl,
         "json": _json,
         "csv": _csv,
         "parquet": _parquet,
     }
     with contextlib.ExitStack() as stack:
-        stream: BinaryIO = stack.enter_context(store.open(uri))
         try:
-            if compression:
-                stream = stack.enter_context(_decompress(stream, compression))
+            stream = streams.plain(stack, stack.enter_context(store.open(uri)))
+            if suffix != "parquet" and (named := streams.other_encoding(stream)):
+                yield Bad(f"{uri}:1", f"the file is {named}; save it as UTF-8", ends=True)
+                return
             yield from readers[suffix](stream, uri)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except streams.DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk: the decompressors' own errors have no errno
             yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again", ends=True)
-        except Exception as error:
-            if type(error).__module__.startswith("zstandard"):
-                yield Bad(uri, f"the compressed file is damaged: {error}; compress and upload it again", ends=True)
-            else:
-                raise
 
 
-def _decompress(stream: BinaryIO, compression: str) -> Any:
-    if compression == "gz":
-        return gzip.open(stream, "rb")
-    import zstandard
-
-    reader: Any = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-    return io.BufferedReader(reader, 2**20)
-
-
-def _jsonl(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
+def _jsonl(stream: io.BufferedReader, uri: str) -> Iterator[Row | Bad]:
+    if streams.starts_as_document(stream):
+        yield from _json(stream, uri)
+        return
     number = 0
     while line := stream.readline(LONGEST_LINE + 1):
-        number += 1
-        source = f"{uri}:{number}"
         if len(line) > LONGEST_LINE:
-            yield Bad(
-                source, f"a line of more than {LONGEST_LINE >> 20} MiB; .jsonl has one example per line", ends=True
-            )
+            problem = f"a line of more than {LONGEST_LINE >> 20} MiB; .jsonl has one example per line"
+            yield Bad(f"{uri}:{number + 1}", problem, ends=True)
             return
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield _decode(line, source)
+        # Lines of old Macs end in CR alone; JSON has none inside of its strings.
+        for piece in line.rstrip(b"\r\n").split(b"\r"):
+            number += 1
+            while piece.startswith(codecs.BOM_UTF8):  # also where files were joined
+                piece = piece.removeprefix(codecs.BOM_UTF8)
+            if piece.strip():
+                yield _decode(piece, f"{uri}:{number}")
 
 
 def _decode(line: bytes, source: str) -> Row | Bad:
     try:
-        return Row(source, json.loads(line.decode("utf-8").rstrip("\r\n")))
+        return Row(source, values.strict(line.decode("utf-8")))
     except UnicodeDecodeError as error:
         return Bad(source, f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}; save it as UTF-8")
     except json.JSONDecodeError as error:
-        return Bad(source, f"not valid JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return Bad(source, "not valid JSON: nested too deeply")
+        return Bad(source, f"not valid JSON: {_explained(error)}")
+    except ValueError as error:
+        return Bad(source, f"not usable JSON: {error}")
+
+
+def _explained(error: json.JSONDecodeError) -> str:
+    """What is wrong with a text of JSON, with the cause where it is a usual one."""
+    rest = error.doc[error.pos :].lstrip()
+    where = f"{error.msg} at column {error.colno}"
+    if error.msg == "Extra data" and rest.startswith(","):
+        return f"{where}: a comma after the object; .jsonl has one object per line and nothing between them"
+    if rest.startswith(("//", "/*", "#")):
+        return f"{where}: JSON has no comments; remove them"
+    if rest.startswith("'"):
+        return f"{where}: JSON has double quotes alone"
+    return where
 
 
 def _json(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
     """An array of objects, or objects one after the other; read piece by piece, never as a whole."""
-    text = codecs.getreader("utf-8-sig")(stream)
-    decoder = json.JSONDecoder()
+    text = codecs.getreader("utf-8")(stream, "surrogateescape")
     buffer, line, ended, inside = "", 1, False, False
-    try:
-        while True:
-            stripped = buffer.lstrip(" \t\r\n," if inside else " \t\r\n")
-            line += buffer.count("\n", 0, len(buffer) - len(stripped))
-            buffer = stripped
-            if buffer.startswith("[") and not inside:
-                buffer, inside = buffer[1:], True
+    blank = " \t\r\n\ufeff"
+    while True:
+        stripped = buffer.lstrip(blank + "," if inside else blank)
+        line += _lines(buffer[: len(buffer) - len(stripped)])
+        buffer = stripped
+        if buffer.startswith("[") and not inside:
+            buffer, inside = buffer[1:], True
+            continue
+        if inside and buffer.startswith("]"):
+            buffer, inside = buffer[1:], False  # another array may follow, where files were joined
+            continue
+        if not buffer and ended:
+            if inside:
+                problem = "not valid JSON: the array is not closed; the file is cut off"
+                yield Bad(f"{uri}:{line}", problem, ends=True)
+            return
+        try:
+            value, end = values.STRICT.raw_decode(buffer) if buffer else (None, 0)
+            if not buffer or (end == len(buffer) and not ended):
+                raise json.JSONDecodeError("incomplete", buffer, end)  # a number may continue in the next piece
+        except RecursionError:
+            yield Bad(f"{uri}:{line}", "not valid JSON: nested too deeply", ends=True)
+            return
+        except json.JSONDecodeError as error:
+            if len(buffer) > LONGEST_LINE:
+                problem = f"a value of more than {LONGEST_LINE >> 20} MiB is not an example"
+                yield Bad(f"{uri}:{line}", problem, ends=True)
+                return
+            piece = "" if ended else text.read(max(2**20, len(buffer)))
+            if piece:
+                buffer += piece
                 continue
-            if inside and buffer.startswith("]"):
-                return
-            if not buffer and ended:
-                if inside:
-                    yield Bad(
-                        f"{uri}:{line}", "not valid JSON: the array is not closed; the file is cut off", ends=True
-                    )
-                return
-            try:
-                value, end = decoder.raw_decode(buffer) if buffer else (None, 0)
-                if not buffer or (end == len(buffer) and not ended):
-                    raise json.JSONDecodeError("incomplete", buffer, end)  # a number may continue in the next piece
-            except RecursionError:
-                yield Bad(f"{uri}:{line}", "not valid JSON: nested too deeply", ends=True)
-                return
-            except json.JSONDecodeError as error:
-                if len(buffer) > LONGEST_LINE:
-                    yield Bad(
-                        f"{uri}:{line}", f"a value of more than {LONGEST_LINE >> 20} MiB is not an example", ends=True
-                    )
-                    return
-                piece = "" if ended else text.read(max(2**20, len(buffer)))
-                if piece:
-                    buffer += piece
-                    continue
-                if not ended:
-                    ended = True
-                    continue
-                problem = f"not valid JSON: {error.msg} at column {error.colno}"
-                yield Bad(f"{uri}:{line + error.lineno - 1}", problem, ends=True)
-                return
-            yield Row(f"{uri}:{line}", value)
-            line += buffer.count("\n", 0, end)
-            buffer = buffer[end:]
-    except UnicodeDecodeError as error:
-        yield Bad(f"{uri}:{line}", f"not UTF-8: {error.reason}; save it as UTF-8", ends=True)
+            if not ended:
+                ended = True
+                continue
+            yield Bad(f"{uri}:{line + error.lineno - 1}", f"not valid JSON: {_explained(error)}", ends=True)
+            return
+        except values.Refused as error:
+            yield Bad(f"{uri}:{line}", f"not usable JSON, in the value that begins here: {error}", ends=True)
+            return
+        yield _checked(value, buffer[:end], f"{uri}:{line}")
+        line += _lines(buffer[:end])
+        buffer = buffer[end:]
+
+
+def _checked(value: Any, text: str, source: str) -> Row | Bad:
+    try:
+        values.checked(value, text)
+    except values.Refused as error:
+        return Bad(source, f"not usable JSON: {error}")
+    return _other_bytes(text, source) or Row(source, value)
+
+
+def _other_bytes(text: str, source: str) -> Bad | None:
+    """A finding for a text that was read with bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00  # as Python's surrogateescape hides it
+        return Bad(source, f"not UTF-8: byte 0x{byte:02x}; save it as UTF-8")
+    return None
+
+
+def _lines(text: str) -> int:
+    """Ends of lines, whichever way they are written."""
+    return text.count("\n") or text.count("\r")
 
 
 def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.DictReader(text, strict=True)
-    start = 2
+    start = 1
     try:
+        header = text.readline(LONGEST_LINE)
+        # Spreadsheets write semicolons where the comma is the decimal mark.
+        separator = "," if "," in header else max(",;\t|", key=header.count)
+        reader = csv.reader(itertools.chain([header], _bounded(text)), delimiter=separator, strict=True)
+        columns = next(reader, [])
+        if twice := [name for name, count in collections.Counter(columns).items() if count > 1]:
+            problem = f"the column {twice[0]!r} stands twice in the header, so that one of them would be lost"
+            yield Bad(f"{uri}:1", problem, ends=True)
+            return
+        start = reader.line_num + 1
         for record in reader:
             source, start = f"{uri}:{start}", reader.line_num + 1
-            if None in record or None in record.values():
-                columns = len(reader.fieldnames or ())
-                yield Bad(
-                    source, f"the header names {columns} columns, this row has a different number; quote the commas"
-                )
-            else:
-                yield Row(source, dict(record))
+            if record and record[0].startswith("\ufeff"):  # where files were joined
+                record[0] = record[0].lstrip("\ufeff")
+                if record == columns:
+                    continue
+            if bad := _other_bytes("".join(record), source):
+                yield bad
+            elif len(record) == len(columns):
+                yield Row(source, dict(zip(columns, record, strict=True)))
+            elif record:
+                problem = f"the header names {len(columns)} columns, this row has {len(record)}; quote the commas"
+                yield Bad(source, problem)
     except csv.Error as error:
-        yield Bad(f"{uri}:{reader.line_num}", f"not valid CSV: {error}", ends=True)
-    except UnicodeDecodeError as error:
-        yield Bad(f"{uri}:{start}", f"not UTF-8: {error.reason}; save it as UTF-8", ends=True)
+        hint = "; a quoted field begins in this row and is not closed" if "unexpected end" in str(error) else ""
+        yield Bad(f"{uri}:{start}", f"not valid CSV: {error}{hint}", ends=True)
+
+
+def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a table. Raises csv.Error for one that is too long to be a row."""
+    while line := text.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise csv.Error(f"a line of more than {LONGEST_LINE >> 20} MiB")
+        yield line
 
 
 def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
@@ -240,11 +287,34 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
         number = 0
         try:
             with pyarrow.parquet.ParquetFile(path) as table:
+                names = collections.Counter(table.schema_arrow.names)
+                if twice := [name for name, count in names.items() if count > 1]:
+                    yield Bad(f"{uri}:1", f"the column {twice[0]!r} stands twice; rename one", ends=True)
+                    return
                 for batch in table.iter_batches(batch_size=256):
-                    for value in batch.to_pylist():
+                    for value in _records(batch):
                         number += 1
-                        yield Row(f"{uri}:{number}", value)
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
+                        source = f"{uri}:{number}"
+                        yield Bad(source, value) if isinstance(value, str) else Row(source, value)
+        except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk: Arrow's own errors for a damaged file have no errno
             yield Bad(f"{uri}:{number + 1}", f"not valid Parquet: {error}", ends=True)
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; a text says why one has no value in Python, such as a date after the year 9999."""
+    import pyarrow
+
+    unusable = (pyarrow.ArrowException, ValueError, OverflowError)
+    try:
+        yield from batch.to_pylist()
+        return
+    except unusable:
+        pass
+    for index in range(batch.num_rows):
+        try:
+            (value,) = batch.slice(index, 1).to_pylist()
+        except unusable as error:
+            value = f"a value of this row cannot be read: {error}"
+        yield value

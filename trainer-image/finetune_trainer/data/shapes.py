@@ -136,7 +136,12 @@ def request(instruction: Any, extra: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """A text as it is, everything else in JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError as error:
+        raise Wrong(f"a number that is not finite stands where text is expected: {error}") from None
 
 
 def listed(value: Any) -> Any:
@@ -169,7 +174,7 @@ def stripped(value: Any) -> Any:
 def _chat(value: Any, field: str, unused: set[str]) -> Any:
     if isinstance(value, str) and field == "messages":  # CSV carries the list as JSON text
         try:
-            value = values.parsed(value)
+            value = values.strict(value)
         except ValueError as error:
             raise Wrong(f"'{field}' is text that is not a JSON list: {error}") from None
     value = listed(value)
@@ -265,7 +270,7 @@ def _calls(turn: dict[str, Any], role: str, content: Any, place: str, path: str,
         found = [older]
     if role == "call":
         try:
-            found = values.parsed(content) if isinstance(content, str) else content
+            found = values.strict(content) if isinstance(content, str) else content
         except ValueError as error:
             raise Wrong(f"{place} is a call that is not JSON: {error}", TOOLS) from None
         found = found if isinstance(found, list) else [found]
@@ -298,10 +303,10 @@ def _weight(turn: dict[str, Any], place: str) -> Any:
     """1: learned, 0: context only; None: the turn does not say."""
     weight = turn.pop("weight", None)
     for name in LEARNED & turn.keys():
-        said = turn.pop(name)
-        if said not in (0, 1):
-            raise Wrong(f"{place}.{name} is {said!r}; it must be true (learned) or false (context only)", UNLEARNABLE)
-        weight = int(said) if weight is None else weight
+        flag = turn.pop(name)
+        if flag not in (0, 1):
+            raise Wrong(f"{place}.{name} is {flag!r}; it must be true (learned) or false (context only)", UNLEARNABLE)
+        weight = int(flag) if weight is None else weight
     if weight is not None and (isinstance(weight, str | list | dict) or weight not in (0, 1)):
         raise Wrong(
             f"{place} has the weight {weight!r}; it must be 0 (context only) or 1 (learned)",
@@ -313,7 +318,7 @@ def _weight(turn: dict[str, Any], place: str) -> Any:
 def _tools(value: Any, name: str) -> Any:
     if isinstance(value, str) and value.strip():
         try:
-            value = values.parsed(value)
+            value = values.strict(value)
         except ValueError as error:
             raise Wrong(f"'{name}' is text that is not a JSON list: {error}", TOOLS) from None
     value = listed(value)
@@ -374,7 +379,7 @@ def unused(fields: dict[str, Any], read: tuple[str, ...]) -> set[str]:
 
 
 def short(value: Any) -> str:
-    text = as_text(value)
+    text = str(value)
     return text if len(text) <= 60 else text[:59] + "…"
 
 

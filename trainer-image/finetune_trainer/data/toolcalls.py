@@ -49,7 +49,7 @@ def tools(value: Any) -> str | None:
     """
     if isinstance(value, str) and value.strip():  # CSV and Parquet carry the list as JSON text
         try:
-            value = values.parsed(value)
+            value = values.strict(value)
         except ValueError as error:
             raise Unusable(f"'tools' is text that is not a JSON list: {error}") from None
     if value in (None, "", []):
@@ -106,7 +106,7 @@ def _call(value: Any, place: str) -> Call:
     name, arguments = function["name"], function.get("arguments")
     try:
         if isinstance(arguments, str) and arguments.strip():
-            arguments = values.parsed(arguments)
+            arguments = values.strict(arguments)
         values.canonical(arguments)
     except ValueError as error:
         raise Unusable(f"{place} calls {name!r} with arguments that are not JSON: {error}") from None

@@ -1,5 +1,6 @@
 """JSON values: parsed strictly, compared by JSON's rules, checked against JSON Schemas. Pure."""
 
+import collections
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,78 @@ def parsed(text: str | None) -> Any:
         return json.loads(text or "", parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+DEEPEST = 200
+"""Levels of a row's value; Python's own limit is near 1,000."""
+
+
+class Refused(ValueError):
+    """Valid or nearly valid JSON that a row must not have; the message says what was found."""
+
+
+def strict(text: str) -> Any:
+    """The value of a text of a row, which must be JSON as a whole. Raises ValueError, also for what readers of JSON treat
+    differently or lose in silence: keys that stand twice, numbers that are not finite or have thousands of digits, halves of
+    characters, hundreds of levels."""
+    try:
+        value = STRICT.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    checked(value, text)
+    return value
+
+
+def checked(value: Any, text: str) -> None:
+    """Raises Refused for a value of STRICT, read from `text`, that is nested too deeply or has halves of characters."""
+    if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+        raise Refused(f"nested too deeply: more than {DEEPEST} levels")
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            raise Refused(
+                f"{half} is half of a character (a lone surrogate); write both halves, or remove it"
+            ) from None
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for some in inner for one in some]
+    return depth
+
+
+def _integer(text: str) -> int:
+    if len(text) > 1000:
+        raise Refused(f"an integer of {len(text)} digits ({text[:9]}…); write it as text")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if (number := float(text)) in (float("inf"), float("-inf")):
+        raise Refused(f"{text[:20]} is larger than any number that can be read; write it as text")
+    return number
+
+
+def _named(name: str) -> Any:
+    raise Refused(f"{name} is no value of JSON; write null, or a number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
+        raise Refused(f"the key {twice[:60]!r} stands twice in one object, so that one of its values would be lost")
+    return made
+
+
+STRICT = json.JSONDecoder(
+    parse_constant=_named, parse_int=_integer, parse_float=_finite, object_pairs_hook=_once, strict=True
+)
 
 
 def value_at(text: str, place: int) -> tuple[Any, int]:

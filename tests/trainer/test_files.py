@@ -1,0 +1,178 @@
+"""Files as people have them: each is read, or ends as a finding with file and line; never as a traceback."""
+
+import codecs
+import gzip
+import io
+import json
+import pathlib
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from finetune_trainer.data import rows
+from finetune_trainer.store import storage
+
+CASES = pathlib.Path(__file__).parent / "cases"
+PAIRS = [{"prompt": f"Where is {n}?", "completion": f"In hall {n}."} for n in range(30)]
+LINES = "".join(json.dumps(pair) + "\n" for pair in PAIRS).encode()
+
+
+def read(path: pathlib.Path) -> list[rows.Row | rows.Bad]:
+    return list(rows.read(storage.Storage(), f"file://{path}"))
+
+
+def written(folder: pathlib.Path, name: str, data: bytes) -> list[rows.Row | rows.Bad]:
+    (folder / name).write_bytes(data)
+    return read(folder / name)
+
+
+def values(found: list[rows.Row | rows.Bad]) -> list[Any]:
+    assert not [one for one in found if isinstance(one, rows.Bad)], found
+    return [one.value for one in found if isinstance(one, rows.Row)]
+
+
+def line(one: rows.Row | rows.Bad) -> int:
+    return int(one.source.rpartition(":")[2])
+
+
+def table(separator: str) -> bytes:
+    return "\n".join(
+        [f"prompt{separator}completion", *(f"{one['prompt']}{separator}{one['completion']}" for one in PAIRS)]
+    ).encode()
+
+
+MARK = codecs.BOM_UTF8
+DOCUMENT = json.dumps(PAIRS).encode()
+SEVERAL_LINES = "\n".join(json.dumps(pair, indent=1) for pair in PAIRS).encode()
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("joined.jsonl", MARK + LINES.replace(b'\n{"prompt": "Where is 9', b"\n" + MARK + b'{"prompt": "Where is 9')),
+        ("twice.jsonl", MARK + MARK + LINES),
+        ("crlf.jsonl", MARK + LINES.replace(b"\n", b"\r\n")),
+        ("cr.jsonl", LINES.replace(b"\n", b"\r")),
+        ("array.jsonl", b" " + DOCUMENT),
+        ("array-with-mark.jsonl", MARK + DOCUMENT),
+        ("objects.jsonl", SEVERAL_LINES),
+        ("joined.json", MARK + json.dumps(PAIRS[:9]).encode() + MARK + json.dumps(PAIRS[9:]).encode()),
+        ("gzip.jsonl", gzip.compress(LINES)),
+        ("zstd.jsonl", zstandard.ZstdCompressor().compress(LINES)),
+        ("plain.jsonl.gz", LINES),
+        ("plain.jsonl.zst", LINES),
+        ("other.jsonl.gz", zstandard.ZstdCompressor().compress(LINES)),
+        ("twice.jsonl.gz", gzip.compress(gzip.compress(LINES))),
+        ("frames.jsonl.zst", b"".join(zstandard.ZstdCompressor().compress(LINES[i : i + 99]) for i in range(0, len(LINES), 99))),
+        ("members.jsonl.gz", gzip.compress(LINES[:999]) + gzip.compress(LINES[999:])),
+        ("comma.csv", table(",")),
+        ("semicolon.csv", table(";")),
+        ("tab.csv", table("\t")),
+        ("joined.csv", MARK + table(",") + b"\n" + MARK + table(",").replace(b"Where", b"Where")[: len("prompt,completion")]),
+        ("cr.csv", table(",").replace(b"\n", b"\r")),
+    ],
+)  # fmt: skip
+def test_a_file_is_read_whatever_its_marks_ends_of_lines_and_compression(
+    tmp_path: pathlib.Path, name: str, data: bytes
+) -> None:
+    assert values(written(tmp_path, name, data)) == PAIRS
+
+
+GOOD = b'{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    "broken, words",
+    [
+        (b'{"prompt": "thanks \\ud83d", "completion": "b"}', "\\ud83d is half of a character"),
+        (b'{"id": ' + b"7" * 5000 + b', "prompt": "a", "completion": "b"}', "an integer of 5000 digits"),
+        (b'{"x": ' + b"[" * 300 + b"]" * 300 + b', "prompt": "a", "completion": "b"}', "nested too deeply"),
+        (b'{"x": ' + b"[" * 9000 + b"]" * 9000 + b"}", "nested too deeply"),
+        (b'{"prompt": "a", "completion": "b", "score": NaN}', "NaN is no value of JSON"),
+        (b'{"prompt": "a", "completion": "b", "score": -Infinity}', "-Infinity is no value of JSON"),
+        (b'{"prompt": "a", "completion": "b", "score": 1e999}', "1e999 is larger than any number"),
+        (b'{"prompt": "a", "completion": "b", "completion": "c"}', "the key 'completion' stands twice"),
+        (b'{"prompt": "a", "meta": {"x": 1, "x": 2}}', "the key 'x' stands twice"),
+        (b'{"prompt": "a", "completion": "b"},', "a comma after the object"),
+        (b'{"prompt": "a", // why\n', "JSON has no comments"),
+        (b"{'prompt': 'a'}", "double quotes alone"),
+        (b'{"prompt": "\xed\xa0\xbd"}', "not UTF-8"),
+        (b'{"prompt": "\xe9"}', "not UTF-8: byte 0xe9"),
+        (b'{"prompt": "a\x00b"}', "not valid JSON"),
+    ],
+)
+def test_what_cannot_be_read_is_a_finding_with_its_line(tmp_path: pathlib.Path, broken: bytes, words: str) -> None:
+    found = written(tmp_path, "a.jsonl", GOOD + b"\n" + broken.rstrip(b"\n") + b"\n" + GOOD)
+    (bad,) = [one for one in found if isinstance(one, rows.Bad)]
+    assert (line(bad), len(found)) == (3, 3)
+    assert words in bad.problem
+    document = written(tmp_path, "a.json", GOOD + b"\n" + broken + b"\n" + GOOD)
+    assert any(isinstance(one, rows.Bad) and line(one) in (3, 4) for one in document) or b"}," in broken
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
+def test_utf_16_and_32_are_named(tmp_path: pathlib.Path, name: str, kind: str) -> None:
+    text = (table(",") if name.endswith("csv") else LINES).decode().encode(kind)
+    (bad,) = written(tmp_path, name, gzip.compress(text) if name.endswith("gz") else text)
+    assert isinstance(bad, rows.Bad)
+    assert f"the file is {kind[:6].upper()}" in bad.problem
+    assert (line(bad), bad.ends) == (1, True)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.json.zst", "a.csv.zst", "a.parquet.zst", "a.jsonl"])
+def test_a_compressed_file_that_breaks_off_is_an_error_of_the_file(
+    tmp_path: pathlib.Path, name: str, share: float
+) -> None:
+    many = "".join(
+        json.dumps({"prompt": f"{n * n} {n**9}", "completion": str(n)}) + "\n" for n in range(20_000)
+    ).encode()
+    packed = gzip.compress(many) if name.endswith("gz") else zstandard.ZstdCompressor().compress(many)
+    bad = written(tmp_path, name, packed[: int(len(packed) * share)])[-1]
+    assert isinstance(bad, rows.Bad)
+    assert bad.ends
+
+
+@pytest.mark.parametrize(
+    "data, at, words",
+    [
+        (b"prompt,completion,completion\na,b,c\n", 1, "the column 'completion' stands twice"),
+        (b"prompt;completion\na;b;c\n", 2, "the header names 2 columns, this row has 3"),
+        (b"prompt,completion\na,b\n" + b'"open quote,a\nq,a\n' + b"q,a\n" * 9, 3, "a quoted field begins in this row"),
+        (b"text\na,b\n", 2, "the header names 1 columns"),
+        (b"prompt,completion\na,\xe9\n", 2, "not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_named_with_its_line(
+    tmp_path: pathlib.Path, data: bytes, at: int, words: str
+) -> None:
+    bad = written(tmp_path, "a.csv", data)[-1]
+    assert isinstance(bad, rows.Bad)
+    assert words in bad.problem
+    assert line(bad) == at
+
+
+def test_parquet_names_columns_that_stand_twice_and_rows_with_values_that_python_lacks(tmp_path: pathlib.Path) -> None:
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    times = pyarrow.table({"text": ["a", "b", "c"], "at": pyarrow.array([0, 2**58, 1], pyarrow.timestamp("us"))})
+    found = []
+    for one in (twice, times):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(one, buffer)
+        found.append(written(tmp_path, "a.parquet", buffer.getvalue()))
+    assert isinstance(found[0][0], rows.Bad)
+    assert "the column 'text' stands twice" in found[0][0].problem
+    assert [isinstance(one, rows.Bad) for one in found[1]] == [False, True, False]
+    assert line(found[1][1]) == 2
+
+
+def test_the_cases_of_files_are_read_or_named() -> None:
+    for name in ("23-bom-in-the-middle.jsonl", "48-u2028.jsonl", "52-bom-crlf.jsonl"):
+        assert len(values(read(CASES / name))) > 5
+    for name, at in (("11-lone-surrogate.jsonl", 4), ("12-huge-integer.jsonl", 3)):
+        (bad,) = [one for one in read(CASES / name) if isinstance(one, rows.Bad)]
+        assert (line(bad), bad.ends) == (at, False)
