@@ -304,3 +304,32 @@ def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_taken(world:
     with pytest.raises(errors.Failure, match=r"outputSchema is not a usable JSON Schema.*strin") as caught:
         preflight.preflight(world(evaluation={"outputSchema": {"type": "strin"}}))
     assert caught.value.reason is reasons.Reason.INVALID_SPEC
+
+
+def test_losses_of_half_as_much_at_once_are_the_same(
+    base: pathlib.Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = world(training={"precision": "Float32"})
+    plain = model.load(base, job.Precision.FLOAT32, torch.device("cpu"))
+    encoder = answers.tokens.load(base, spec.training)
+    rows = [dataset.from_record({"source": str(n), **row}) for n, row in enumerate(tiny.examples(24))]
+    script = contenders.Script(job.Prompt(), ())
+    runner = answers.ModelRunner(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
+    wanted = answers.losses_of(runner, rows)
+    sizes: list[int] = []
+    forward = answers.decoder.Decoder.forward
+
+    def noted(self: answers.decoder.Decoder, batch: Any, **more: Any) -> Any:
+        sizes.append(len(batch.ids))
+        return forward(self, batch, **more)
+
+    monkeypatch.setattr(answers, "TOKENS", {"cpu": 400})
+    monkeypatch.setattr(answers.decoder.Decoder, "forward", noted)
+    most = []
+    for runner.scale in (1.0, 0.5):
+        sizes.clear()
+        assert [total for total, _ in answers.losses_of(runner, rows)] == pytest.approx(
+            [t for t, _ in wanted], rel=1e-4
+        )
+        most.append(max(sizes))
+    assert most[1] < 0.75 * most[0]
