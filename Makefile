@@ -29,14 +29,17 @@ demo-down: ## Stop the demo; leaves no process, mount or network rule
 
 # --- Develop ---
 
-.PHONY: venv test verify format crds dashboards lock
+.PHONY: venv check test verify format crds dashboards lock
 venv: .venv/.ready ## Make the Python environment .venv from requirements/dev.txt
 
 .venv/.ready: requirements/dev.txt pyproject.toml hack/environment.py
 	$(PYTHON) hack/environment.py
 
+check: verify-format verify-lint verify-types verify-imports ## Check what is asked every few minutes: format, lint, types, imports and the fast tests
+	$(VENV)/python -m pytest -q -n auto --dist loadscope -m "not cluster and not e2e and not slow"
+
 test: venv ## Run all tests, on a real control plane and a real node too; ARGS="tests/unit -k gate" for a part
-	$(VENV)/python -m pytest $(or $(ARGS),-n 2 --dist loadscope)
+	$(VENV)/python -m pytest $(or $(ARGS),-n auto --dist loadscope)
 
 verify: verify-format verify-lint verify-types verify-imports verify-words verify-generated verify-chart ## Check all that needs no run: format, lint, types, imports, retired words, generated files, chart
 

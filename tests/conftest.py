@@ -1,5 +1,4 @@
-"""How a whole run shares the machine (`make test`, pytest -n): the tests that start clusters are one process's, one after
-another, and begin at once, since they wait most of the time; the other tests go file by file to whoever is free."""
+"""How a whole run shares the machine: support/lanes.py says which tests go together, and in which order."""
 
 import os
 import sys
@@ -7,21 +6,37 @@ from typing import Any
 
 import pytest
 
+from demo import needs
+from support import lanes
+
 # Without bytecode each of the many processes that tests start compiles torch and transformers again: 14 s of a core, not 6.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-CLUSTERS = ("tests/cluster/", "tests/e2e/", "tests/harness/test_controlplane.py")
+PROCESS = 2.5 * needs.GIB
+"""Memory of a process of tests that has torch loaded, with what it starts."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: lanes.turn(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core, as far as the memory reaches, and one more, since two of them wait for the node."""
+    machine = needs.look()
+    return 1 + max(1, min(machine.cores, int(machine.memory // PROCESS)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
-    class Parts(LoadScopeScheduling):
+    class Lanes(LoadScopeScheduling):
         """Not the groups of pytest-xdist: 3.8 does not tell the scheduler of them under pytest 9.2."""
 
         def _split_scope(self, nodeid: str) -> str:
-            return "clusters" if nodeid.startswith(CLUSTERS) else nodeid.partition("::")[0]
+            return lanes.of(nodeid)
 
-    return Parts(config, log)
+    config.option.loadscopereorder = False  # the order is that of the collection
+    return Lanes(config, log)

@@ -25,6 +25,7 @@ def test_an_answer_ends_with_its_first_stop_token() -> None:
     assert side._cut([5, 6], {2}) == [5, 6]
 
 
+@pytest.mark.slow
 def test_sides_give_the_same_answers_and_the_page_is_of_them(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

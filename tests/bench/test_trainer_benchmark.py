@@ -119,6 +119,7 @@ def test_a_template_that_cannot_be_marked_is_refused() -> None:
 # --- measuring ---
 
 
+@pytest.mark.slow
 def test_our_side_runs_the_product_and_reports_every_step(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     given = batch.make(workloads.BY_NAME["short"], 2, lengths.load(base))
     found = ours.train(base, tmp_path, given)

@@ -1,6 +1,7 @@
 """Revisions of a served job: an edit trains, is judged, and takes over without a failed request, or leaves the first serving."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -78,10 +79,11 @@ def spec(site: Site, data: str, gates: list[dict] | None = None) -> dict:
 
 
 @pytest.fixture(scope="module")
-def first(site: Site) -> sites.Job:
+def first(site: Site) -> Iterator[sites.Job]:
     data = site.upload_rows("revised/first.jsonl", sites.chats(60))
     site.apply(NAME, spec(site, data))
-    return site.until_condition(NAME, "Ready", seconds=400)
+    yield site.until_condition(NAME, "Ready", seconds=400)
+    site.delete(NAME)
 
 
 def test_an_edit_of_the_dataset_takes_over_without_a_failed_request(site: Site, first: sites.Job) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +16,7 @@ NAME = "road"
 
 
 @pytest.fixture(scope="module")
-def served(site: Site) -> sites.Job:
+def served(site: Site) -> Iterator[sites.Job]:
     """A job that has gone the whole road."""
     data = site.upload_rows("road/train.jsonl", sites.chats(60))
     spec = site.spec(
@@ -32,7 +33,8 @@ def served(site: Site) -> sites.Job:
         },
     )
     site.apply(NAME, spec)
-    return site.until_condition(NAME, "Ready", seconds=400)
+    yield site.until_condition(NAME, "Ready", seconds=400)
+    site.delete(NAME)
 
 
 def test_every_stage_says_that_it_is_done(served: sites.Job) -> None:

@@ -10,6 +10,8 @@ from tests.report import example
 from finetune_trainer import report
 from support import browser
 
+pytestmark = pytest.mark.slow
+
 MEASURE = (Path(__file__).parent / "page.js").read_text()
 EXAMPLES = ("everything", "failed", "bare", "plain_text", "hostile", "other_scripts")
 

@@ -20,6 +20,8 @@ from finetune_trainer.engine import lora, model
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.training import adapter
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 BASE, FEW, TUNED = job.Contender.BASE, job.Contender.FEW_SHOT, job.Contender.TUNED
 RIGHT = {"metric": "ExactMatch", "minimum": 0.8}

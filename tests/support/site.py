@@ -6,6 +6,7 @@ cluster given, the same tests run there.
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from demo import child, gateway, install, place
 from demo.kube import Kube
 from demo.objects import Objects
-from toolbox import cache
+from toolbox import cache, lock
 
+_HARNESS = cache.REPOSITORY / "hack" / "localcluster"
 NAME = "e2e"
 NAMESPACE = "ml"
 BUCKET = "finetune-e2e"
@@ -211,33 +213,50 @@ def chats(count: int, topic: str = "router") -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def running(tiny_model: Path) -> Iterator[Site]:
-    """The site with everything installed; a local node is taken down afterwards."""
+    """The site with everything installed. Several processes may share a local node: each finds it up or brings it up, and the
+    last one that goes takes it down."""
     # a KUBECONFIG alone is what every developer has: only with a registry is it meant for these tests
     given = place.existing() if os.environ.get("REGISTRY") else None
-    harness = cache.REPOSITORY / "hack" / "localcluster"
-    try:
-        if given:
-            where = place.use_existing(*given)
-        else:
-            where = place.read(Path(child.tool(harness, "up", "--name", NAME, "--gpus", "2", python=sys.executable)))
-        wanted = [*IMAGES, "s3"] if given else IMAGES
-        tool = cache.REPOSITORY / "hack" / "images"
-        images = json.loads(child.tool(tool, "build", *wanted, "--registry", where.registry, "--json"))
-        with contextlib.ExitStack() as stack:
-            store = where.store or gateway.ensure(where.kube, images["s3"])
-            endpoint = store.endpoint
-            if where.store is None:
-                endpoint = stack.enter_context(
-                    where.kube.forward(f"service/{gateway.NAME}", gateway.PORT, gateway.NAMESPACE)
-                )
-            objects = Objects(store, endpoint)
-            objects.make_bucket(BUCKET)
-            objects.upload_folder(tiny_model, f"s3://{BUCKET}/models/{MODEL}")
-            _install(where.kube, store, images)
-            yield Site(where.kube, store, objects, images, where.local)
-    finally:
-        if not given:
-            child.tool(harness, "down", "--name", NAME, python=sys.executable)
+    busy = lock.held(
+        cache.folder("e2e") / ".lock", "another process of tests, which brings the node up or takes it down"
+    )
+    with contextlib.ExitStack() as stack, (cache.folder("e2e") / ".users").open("a") as users:
+        with busy:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            stack.callback(_leave, users, local=given is None)
+            site = _site(given, tiny_model, stack)
+        yield site
+
+
+def _leave(users: IO[str], *, local: bool) -> None:
+    with lock.held(
+        cache.folder("e2e") / ".lock", "another process of tests, which brings the node up or takes it down"
+    ):
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if local:
+            child.tool(_HARNESS, "down", "--name", NAME, python=sys.executable)
+
+
+def _site(given: tuple[str, str] | None, tiny_model: Path, stack: contextlib.ExitStack) -> Site:
+    if given:
+        where = place.use_existing(*given)
+    else:
+        where = place.read(Path(child.tool(_HARNESS, "up", "--name", NAME, "--gpus", "2", python=sys.executable)))
+    wanted = [*IMAGES, "s3"] if given else IMAGES
+    tool = cache.REPOSITORY / "hack" / "images"
+    images = json.loads(child.tool(tool, "build", *wanted, "--registry", where.registry, "--json"))
+    store = where.store or gateway.ensure(where.kube, images["s3"])
+    endpoint = store.endpoint
+    if where.store is None:
+        endpoint = stack.enter_context(where.kube.forward(f"service/{gateway.NAME}", gateway.PORT, gateway.NAMESPACE))
+    objects = Objects(store, endpoint)
+    objects.make_bucket(BUCKET)
+    objects.upload_folder(tiny_model, f"s3://{BUCKET}/models/{MODEL}")
+    _install(where.kube, store, images)
+    return Site(where.kube, store, objects, images, where.local)
 
 
 def _install(kube: Kube, store: place.ObjectStore, images: dict[str, str]) -> None:

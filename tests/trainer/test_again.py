@@ -12,6 +12,8 @@ from finetune_trainer.process import errors, signals
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.store import folders, storage
 
+pytestmark = pytest.mark.slow
+
 World = Callable[..., run.Run]
 
 CHANGES: dict[str, Any] = {

@@ -288,6 +288,7 @@ def test_a_quantity_that_is_none_is_refused_with_an_example() -> None:
 # -- a process --
 
 
+@pytest.mark.slow
 def test_a_small_training_process_takes_what_is_estimated(
     world: Callable[..., run.Run], tmp_path: pathlib.Path
 ) -> None:

@@ -16,6 +16,8 @@ from finetune_api import exits, run
 from finetune_trainer.stages import preflight, train
 from finetune_trainer.store import folders
 
+pytestmark = pytest.mark.slow
+
 World = Callable[..., run.Run]
 
 ROUNDS = 50

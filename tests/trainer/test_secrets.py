@@ -114,6 +114,7 @@ def in_bucket(base: pathlib.Path, endpoint: str, **changes: Any) -> dict[str, An
     return document
 
 
+@pytest.mark.slow
 def test_no_stage_tells_or_leaves_a_secret_on_the_good_road(
     stage: Stage, s3: Any, s3_server: str, base: pathlib.Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
     nothing_leaks(output)
 
 
+@pytest.mark.slow
 def test_a_judge_that_repeats_its_key_is_not_quoted_with_it(
     stage: Stage, echo: str, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

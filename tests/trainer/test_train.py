@@ -365,6 +365,7 @@ def until(process: "subprocess.Popen[str]", message: str, step: int) -> None:
     raise AssertionError("the process ended early")
 
 
+@pytest.mark.slow
 def test_sigterm_and_sigkill_lose_nothing(world: World, tmp_path: pathlib.Path) -> None:
     """Real processes: killed, then stopped, then left alone; the curve is that of a run without any of it."""
     spec = world(training={"maxSteps": 120, "checkpoints": {"everyMinutes": 0.01}, "earlyStopping": {"patience": 100}})
