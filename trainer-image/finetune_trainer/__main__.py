@@ -14,7 +14,6 @@ from collections.abc import Callable
 import pydantic
 
 from finetune_api import course, exits, outcome, reasons, run
-from finetune_trainer.engine import uncompiled
 from finetune_trainer.process import errors, log, machine, secrets, signals
 
 Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
@@ -236,8 +235,6 @@ def _answer(result: outcome.Outcome) -> None:
 def entry() -> None:
     """Ends the process at once: threads that wait for a dead store must not delay it."""
     machine.return_freed_memory()
-    if not machine.accelerated():
-        uncompiled.leave_out()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -19,7 +19,6 @@
     decoding         the decoder over rows that grow token by token: the hot loop of evaluation
     kv_cache         the keys and values of these rows, and the attention over them
     generate         answers, greedy and sampled, for many prompts at a time
-    uncompiled       torch's compiler and bitsandbytes, left out of processes that use neither
 
 model, lora -> layers -> decoder over a prefix_tree -> loss; decoding over a kv_cache -> generate
 """

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from finetune_api import job, reasons
-from finetune_trainer.engine import loss, uncompiled
+from finetune_trainer.engine import loss
 from finetune_trainer.process import errors, log, machine
 
 IGNORED = -1
@@ -34,8 +34,6 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
 
     Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid).
     """
-    if quantised:
-        uncompiled.bring_back()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
