@@ -12,6 +12,7 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -165,6 +166,7 @@ class Encoder:
                     "training and serving would see different prompts; try training.lossOn: LastAssistant"
                 )
             text = prompt + tail
+        text = _without_empty_block(text, prompts, [example.messages[index] for index in chosen])
         self._check_reasoning(example, chosen, text, prompts)
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
 
@@ -277,6 +279,22 @@ class Encoder:
         return plain or not self.tokenizer.chat_template
 
 
+_EMPTY_BLOCK = re.compile(r"\s*<think>\s*</think>\s*")
+
+
+def _without_empty_block(text: str, prompts: Sequence[str], learned: Sequence[dataset.Message]) -> str:
+    """The text without the empty reasoning block that some templates write before the last answer only, and no prompt has.
+
+    Learned, the block would be part of what clients of the server receive as the answer.
+    """
+    blocks = [_EMPTY_BLOCK.match(text, len(prompt)) for prompt in prompts]
+    if not blocks or blocks[-1] is None or any(blocks[:-1]):
+        return text
+    if learned[-1].reasoning or _EMPTY_BLOCK.match(learned[-1].content):
+        return text
+    return text[: len(prompts[-1])] + text[blocks[-1].end() :]
+
+
 def _details(found: Iterable[Details]) -> Details:
     sides = list(found)
     rows = tuple(row for side in sides for row in side.rows)
@@ -353,7 +371,24 @@ def load(folder: pathlib.Path, training: job.Training) -> Encoder:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer.chat_template = one_template(tokenizer.chat_template)
     return Encoder(tokenizer, stops(tokenizer, folder), limit(folder, training), training.loss_on, files(folder))
+
+
+def one_template(found: str | dict[str, str] | None) -> str | None:
+    """The chat template, of several named ones one that chooses as transformers does: `tool_use` where there are tools, else
+    `default`. Training, adapter and server then have the same single template. Raises ValueError."""
+    if not isinstance(found, dict):
+        return found
+    default, tools = found.get("default"), found.get("tool_use")
+    if default is None or tools is None:
+        chosen = default or tools or (next(iter(found.values())) if len(found) == 1 else None)
+        if chosen is None:
+            raise ValueError(f"of the chat templates {', '.join(found)} none is named default; name one so")
+        return chosen
+    # The empty texts keep the white space at a template's edges, which a block beside it would cut.
+    edge, (tools, default) = "{{ '' }}", (one.removesuffix("\n") for one in (tools, default))
+    return f"{{% if tools %}}{edge}{tools}{edge}{{% else %}}{edge}{default}{edge}{{% endif %}}"
 
 
 def limit(folder: pathlib.Path, training: job.Training) -> int:
@@ -382,7 +417,7 @@ def identity(files: str, max_length: int, loss_on: job.LossOn) -> str:
     return hashlib.sha256(json.dumps([FORMAT, files, max_length, loss_on, versions]).encode()).hexdigest()
 
 
-FORMAT = 1
+FORMAT = 2
 """Incremented whenever a change of this module encodes an example differently."""
 
 

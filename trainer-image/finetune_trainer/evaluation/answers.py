@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -189,7 +190,7 @@ def decode_answer(
 
     None: the example has no tools, or the model writes calls in no known dialect.
     """
-    plain: str = encoder.tokenizer.decode(ids, skip_special_tokens=True)
+    plain = without_reasoning(encoder.tokenizer.decode(ids, skip_special_tokens=True), example)
     dialect = encoder.tool_support.dialect if example.tools is not None else None
     if example.tools is None or dialect is None:
         return plain, None
@@ -201,6 +202,15 @@ def decode_answer(
     if reply.broken:
         return raw, judged
     return toolcalls.written(reply.content, reply.calls) if reply.calls else plain, judged
+
+
+_REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+def without_reasoning(text: str, example: dataset.Example) -> str:
+    """An answer without the reasoning before it, where the data have reasoning beside the answer and not in it."""
+    found = _REASONING.match(text) if example.messages and example.messages[-1].reasoning else None
+    return text if found is None else text[found.end() :]
 
 
 def losses_of(runner: ModelRunner, asked: list[dataset.Example]) -> list[tuple[float, int]]:

@@ -45,6 +45,7 @@ def measure(
     folded = metrics.label if asked.rules.labels else metrics.normalized
     values = np.full(len(examples), np.nan)
     for place, samples in zip(chosen, found, strict=True):
-        texts = [asked.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in samples]
+        decoded = (asked.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in samples)
+        texts = [answers.without_reasoning(text, examples[place]) for text in decoded]
         values[place] = agreement(texts, folded)
     return evidence.mean(values)
