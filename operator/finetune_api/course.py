@@ -1,5 +1,5 @@
-"""What everyone who takes a job through its stages agrees on, the operator and `finetune run`: which stages the job has, what a
-stage is given on its command line, and what follows when it runs out of memory."""
+"""The course of a job through its stages, shared by the operator and `finetune run`: which stages it has, the command line of
+a stage, and what follows when a stage runs out of memory."""
 
 from finetune_api import intent, status
 from finetune_api.evaluation import Evaluation
@@ -7,31 +7,32 @@ from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
 
 LOADING = frozenset({Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE})
-"""Stages that load the model: they report how far they are, and can take less at once."""
+"""Stages that load the model: they report progress, and can work with smaller batches."""
 
 SMALLEST_SHARE = 0.5
-"""An out-of-memory is answered once, with half of the micro-batch, or of what is generated and scored at once."""
+"""After running out of memory a stage is retried once, with half of the micro-batch, or of the batch of generation and
+scoring."""
 
 REASONS = {
     Exit.OUT_OF_MEMORY: Reason.TRAINER_OUT_OF_MEMORY,
     Exit.DIVERGED: Reason.LOSS_DIVERGED,
     Exit.STORAGE: Reason.STORAGE_UNAVAILABLE,
 }
-"""What an exit code means by itself, where a stage could not say more."""
+"""The meaning of an exit code if a stage could not report more."""
 
 
 def measures_a_baseline(why: intent.Intent, how: Evaluation) -> bool:
-    """Whether a prompt is tried before training: where a gate can decide, and advice is wanted."""
+    """Whether a baseline is measured before training: if a gate can decide, and advice is not ignored."""
     return how.decided_before_training and why.advice is not intent.Advice.IGNORE
 
 
 def prompt_is_enough(why: intent.Intent, found: status.Baseline | None) -> bool:
-    """Whether a prompt passes the gates, and the job wants no more than that."""
+    """Whether a prompt passes the gates, and the job has no goal beyond that."""
     return found is not None and found.sufficient is not None and why.content_with_a_prompt
 
 
 def smaller(share: float | None) -> float | None:
-    """The share that the next attempt takes after an out-of-memory; None where there is no next attempt."""
+    """The factor for the next attempt after running out of memory; None if there is no next attempt."""
     half = (share or 1.0) / 2
     return half if half >= SMALLEST_SHARE else None
 
@@ -43,7 +44,8 @@ def arguments(
     adapter: status.Adapter | None = None,
     serving: status.Adapter | None = None,
 ) -> list[str]:
-    """What follows the stage's name and its run file. adapter: what is evaluated; serving: what it is compared with, too."""
+    """The arguments after the stage's name and its run file. adapter: the one to evaluate; serving: another one to compare
+    with."""
     found = []
     if adapter is not None:
         found += ["--adapter", adapter.uri, "--sha256", adapter.sha256]

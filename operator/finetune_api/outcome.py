@@ -100,10 +100,10 @@ def _json(data: dict[str, Any]) -> str:
 
 
 class ProgressReport(status.Reported):
-    """What the pod of a stage answers at run.PROGRESS_PATH, and writes into a progress file. Job, revision and attempt tell its
-    words from another pod's that had the same address."""
+    """The response of a stage's pod at run.PROGRESS_PATH, and the content of a progress file. Job, revision and attempt
+    distinguish it from the report of another pod with the same address."""
 
-    uid: str | None = Field(default=None, description="Of the FineTuneJob; absent outside a cluster.")
+    uid: str | None = Field(default=None, description="The FineTuneJob's uid. Absent outside a cluster.")
     revision: str
     attempt: int
     stage: reasons.Stage | None = Field(default=None, description="Whose progress it is; absent: training's.")

@@ -16,13 +16,13 @@ MODEL_PATH = "/models/base"
 ADAPTER_PATH = "/models/adapter"
 
 METRICS_PORT = 9400
-"""Port at which a stage's pod answers: its Prometheus metrics, and its progress."""
+"""Port of a stage's pod for its Prometheus metrics and its progress."""
 
 PROGRESS_PATH = "/progress"
-"""Path of the progress on that port: an `outcome.ProgressReport`; 204 as long as there is none."""
+"""Path of the progress on that port: an `outcome.ProgressReport`; 204 if there is none yet."""
 
 PROGRESS_BYTES = 4096
-"""A longer report is not read."""
+"""Maximum size of a report; a longer one is ignored."""
 
 SERVER_PORT = 8000
 """Port of vLLM and of its Service."""
@@ -92,7 +92,7 @@ class Run(model.Model):
     )
 
     def without_judgement(self) -> "Run":
-        """What is enough for those that judge nothing: training, verification and the server's init container."""
+        """The run file for stages that do not evaluate: training, verification and the server's init container."""
         return self.model_copy(update={"intent": job.Intent(), "evaluation": job.Evaluation(), "evaluation_hash": ""})
 
     @property

@@ -1,6 +1,6 @@
 """The operator: gather -> decide -> apply -> one status write.
 
-`handlers` hears of changes and queues the job's key. `reconcile` takes a key: `gather` puts the job's world together from the
-caches that `cluster` keeps, as the frozen facts of `observe`; `decide` (pure) says what follows, made of `manifests` (pure); and
-`cluster` carries it out. Nothing is remembered in Python between two reconciles: the status of the FineTuneJob is the memory.
+`handlers` receives events and queues the job's key. `reconcile` takes a key: `gather` collects the job's world from the caches of
+`cluster`, as the frozen facts of `observe`; `decide` (pure) returns the next step, using `manifests` (pure); `cluster` carries it
+out. Python keeps no state between two reconciles: all state is in the FineTuneJob's status.
 """

@@ -1,4 +1,4 @@
-"""The process: settings, logs, health and metrics, then leadership, and reconciling for as long as it lasts."""
+"""The process: settings, logs, health and metrics, then leader election, and reconciling while this replica is leader."""
 
 import argparse
 import asyncio
@@ -20,7 +20,7 @@ PORT = 8080
 
 
 async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> web.AppRunner:
-    """/metrics, /healthz (the process answers) and /readyz (it leads or stands by)."""
+    """/metrics, /healthz (the process answers) and /readyz (it is leader or standby)."""
 
     async def text(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -60,15 +60,15 @@ async def operate(options: argparse.Namespace) -> int:
     health = await serve_health(options.host, options.port, exposition)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
-    LOG.info("standing by for the lease %s/%s as %s", namespace, label.MANAGER, identity)
+    LOG.info("waiting for the lease %s/%s as %s", namespace, label.MANAGER, identity)
     leading = asyncio.create_task(lease.Lease(api, namespace, label.MANAGER, identity).lead(controller.run))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         asked = stop.is_set()
         if not asked:
-            # Leadership or a part of the controller is lost: a fresh process starts from the API server's truth.
-            LOG.error("no longer leading: the process ends and is started again")
+            # Leadership or a part of the controller is lost: a new process starts from the state in the API server.
+            LOG.error("no longer leader: the process ends and will be restarted")
             if leading.done() and not leading.cancelled() and (error := leading.exception()):
                 LOG.error("the controller ended: %r", error)
         return 0 if asked else 1

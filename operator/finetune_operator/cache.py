@@ -1,7 +1,7 @@
-"""What the API server last said, as small facts: FineTuneJobs (heard through Kopf), their children and the catalogue.
+"""The last known state of the API server, as small facts: FineTuneJobs (through Kopf), their children and the catalogue.
 
-Children are listed and watched with our label as a selector, on the server's side. Kopf would watch every Pod and Job of the
-cluster and filter here, at some milliseconds each (see docs/adr/0002-children-by-label.md).
+Children are listed and watched with a server-side label selector. Kopf would watch every Pod and Job of the cluster and
+filter here, at some milliseconds each (see docs/adr/0002-children-by-label.md).
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from finetune_operator.observe import label, projections
 LOG = logging.getLogger(__name__)
 OURS = f"{label.MANAGED_BY}={label.MANAGER},{label.UID}"
 SELECTORS = {"BaseModel": "", "Workload": kueue.QUEUED_JOB}
-"""Of what carries no label of ours."""
+"""Selectors of kinds without the operator's labels."""
 LONGEST_PAUSES = {"Workload": 60.0}
-"""Seconds between two tries; 10 for what is always there."""
+"""Maximum seconds between two tries; 10 for built-in kinds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kept:
-    """A FineTuneJob, as text: thousands that are done weigh a quarter of what their objects would."""
+class Stored:
+    """A FineTuneJob, as text, which takes a quarter of the memory of its object."""
 
     version: str
     namespace: str
@@ -44,29 +44,29 @@ class Kept:
 class Cache:
     """Facts by the uid of their FineTuneJob. `changed` is called with a uid whenever something of that job changed.
 
-    What we wrote ourselves is put in at once, so that a reconcile never misses a child that it made a moment ago. Versions are
-    compared, so that a slower watch neither undoes that nor brings back what is gone. Nobody is told of the echo of such a
-    write, be the watch slower or faster than the answer: whoever wrote looks again by himself.
+    The operator's own writes are added at once, so that a reconcile never misses a child that it has just created. Versions
+    are compared, so that a slower watch neither reverts that nor brings back deleted objects. The echo of such a write
+    triggers no reconcile, whether the watch is slower or faster than the response: the writer schedules its own.
     """
 
     def __init__(self, changed: Callable[[str], None], ended: Callable[[str], None] | None = None) -> None:
         self.changed, self.ended = changed, ended or changed
-        """`ended` is called instead when a Job of it ended."""
-        self.parents: dict[str, Kept] = {}
+        """`ended` is called instead when one of its Jobs ended."""
+        self.parents: dict[str, Stored] = {}
         self.children: dict[str, dict[tuple[str, str], projections.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
         self.workloads: dict[str, kueue.Workload] | None = None
-        """By the uid of their Job, whosever it is; None until they were listed."""
-        self.telling: dict[str, projections.Pod] = {}
-        """uid of a FineTuneJob -> the pod that can say how far its training is."""
+        """By the uid of their Job, including Jobs of others; None until they were listed."""
+        self.reporting: dict[str, projections.Pod] = {}
+        """uid of a FineTuneJob -> the pod that can report the progress of its training."""
         self.readings: dict[str, projections.Reading] = {}
-        """uid of a FineTuneJob -> what that pod, or the one before it, said last."""
+        """uid of a FineTuneJob -> the last report of that pod, or of the previous one."""
         self._known: dict[str, dict[tuple[str, str], tuple[str, int]]] = {kind: {} for kind in projections.PROJECTIONS}
         """Kind -> (namespace, name) -> uid of the FineTuneJob, version."""
         self._writing: set[tuple[str, str, str]] = set()
-        """(kind, namespace, name) of what we write at the moment."""
+        """(kind, namespace, name) of objects that are being written."""
         self._reached: dict[tuple[str, str | None], int] = {}
-        """(kind, namespace that is watched) -> the version up to which everything was heard."""
+        """(kind, watched namespace) -> the version up to which all events were received."""
 
     # -- FineTuneJobs --
 
@@ -82,14 +82,14 @@ class Cache:
             self.changed(uid)
 
     def _drop_strangers(self, uid: str, home: str) -> None:
-        """A label is written by anybody: what carries this job's in another namespace is not its child."""
+        """Anybody can set a label: an object with this job's label in another namespace is not its child."""
         for kind, name in list(self.children.get(uid, {})):
             if self._known[kind].get((home, name), ("", 0))[0] != uid:
                 for place in [at for at, (owner, _) in self._known[kind].items() if at[1] == name and owner == uid]:
                     self._drop_child(kind, *place)
 
     def wrote_parent(self, raw: projections.Raw) -> None:
-        """What we wrote ourselves is known at once, unless the watch was faster and knows better."""
+        """The result of the operator's own write, unless the watch already has a newer version."""
         uid = raw["metadata"]["uid"]
         known = self.parents.get(uid)
         if known is None:
@@ -101,7 +101,7 @@ class Cache:
 
     @contextlib.contextmanager
     def writing(self, kind: str, namespace: str, name: str) -> Iterator[None]:
-        """As long as the block lasts, nobody is told what the watch hears of this object: it is we who change it."""
+        """Within the block, events of this object trigger no reconcile: the operator itself is changing it."""
         self._writing.add((kind, namespace, name))
         try:
             yield
@@ -123,7 +123,7 @@ class Cache:
         return found
 
     def complete(self, kind: str, place: str | None, found: set[tuple[str, str]], version: str) -> None:
-        """These were all objects of a kind (in a namespace, or everywhere) at a version: what is not among them is gone."""
+        """These are all objects of a kind (in a namespace, or in all) at a version: all others are gone."""
         reached = self._reached[kind, place] = number(version)
         if kind == "BaseModel":
             for name in set(self.catalogue) - {name for _, name in found}:
@@ -144,7 +144,7 @@ class Cache:
         """A list in one piece."""
         self.complete(kind, place, self.put(kind, items), version)
 
-    def heard(self, kind: str, place: str | None, event: str, raw: projections.Raw) -> None:
+    def receive(self, kind: str, place: str | None, event: str, raw: projections.Raw) -> None:
         """One event of a watch."""
         self._reached[kind, place] = number(raw["metadata"]["resourceVersion"])
         if event == "BOOKMARK":
@@ -167,7 +167,7 @@ class Cache:
             self._put_child(kind, raw)
 
     def wrote_child(self, raw: projections.Raw) -> None:
-        """The API server's answer to a write of ours, unless the watch is ahead of it already."""
+        """The API server's response to a write, unless the watch is already ahead of it."""
         kind, meta = raw["kind"], raw["metadata"]
         if kind not in projections.PROJECTIONS:
             return
@@ -180,19 +180,19 @@ class Cache:
         home = self.parents.get(uid or "")
         if uid is None or (home is not None and home.namespace != meta.get("namespace")):
             return
-        heard = number(meta["resourceVersion"])
+        seen = number(meta["resourceVersion"])
         owner, at = self._known[kind].get(key(raw), (uid, 0))
-        if at > heard:
+        if at > seen:
             return
         if owner != uid:
             self._drop_child(kind, *key(raw))
-        self._known[kind][key(raw)] = (uid, heard)
+        self._known[kind][key(raw)] = (uid, seen)
         fact = projections.PROJECTIONS[kind](raw)
         mine = self.children.setdefault(uid, {})
         if mine.get((kind, meta["name"])) != fact:
             over = isinstance(fact, projections.StageJob) and fact.over
             mine[kind, meta["name"]] = fact
-            self._note_telling(uid, fact)
+            self._note_reporting(uid, fact)
             if not echo and (kind, *key(raw)) not in self._writing:
                 (self.ended if over else self.changed)(uid)
 
@@ -210,22 +210,22 @@ class Cache:
 
     # -- progress, from `progress` --
 
-    def _note_telling(self, uid: str, fact: projections.Child) -> None:
+    def _note_reporting(self, uid: str, fact: projections.Child) -> None:
         if not isinstance(fact, projections.Pod):
             return
-        if fact.tells:
-            self.telling[uid] = fact
-        elif uid in self.telling and self.telling[uid].name == fact.name:
-            del self.telling[uid]
+        if fact.reports:
+            self.reporting[uid] = fact
+        elif uid in self.reporting and self.reporting[uid].name == fact.name:
+            del self.reporting[uid]
 
     def _forget_pod(self, uid: str, name: str) -> None:
-        if uid in self.telling and self.telling[uid].name == name:
-            del self.telling[uid]
+        if uid in self.reporting and self.reporting[uid].name == name:
+            del self.reporting[uid]
         if uid in self.readings and self.readings[uid].pod == name:
             del self.readings[uid]
 
     def put_reading(self, uid: str, reading: projections.Reading) -> None:
-        """What a pod said of its job's progress just now."""
+        """A pod's new report of its job's progress."""
         if uid in self.children and self.readings.get(uid) != reading:
             self.readings[uid] = reading
             self.changed(uid)
@@ -236,7 +236,7 @@ class Cache:
             self.catalogue[name] = basemodel.BaseModelSpec.model_validate(raw.get("spec") or {}, extra="ignore")
         except pydantic.ValidationError as error:
             self.catalogue.pop(name, None)
-            LOG.warning("BaseModel %s cannot be read and is left out: %s", name, error)
+            LOG.warning("BaseModel %s cannot be read and is ignored: %s", name, error)
         self._catalogue_changed()
 
     def _drop_model(self, name: str) -> None:
@@ -256,13 +256,13 @@ class Cache:
             self._changed_in_queue(self.workloads.pop(fact.job_uid))
 
     def _changed_in_queue(self, fact: kueue.Workload) -> None:
-        """Of the Jobs in a queue most are not ours; one that is not heard of yet is looked at when it is."""
+        """Most Jobs in a queue belong to others; one of this operator that is not known yet is handled when it is."""
         uid, _ = self._known["Job"].get((fact.namespace, fact.job), (None, 0))
         if uid is not None:
             self.changed(uid)
 
     def _catalogue_changed(self) -> None:
-        """Jobs that wait for a model look again."""
+        """Reconcile jobs that wait for a model."""
         for uid, known in self.parents.items():
             if known.phase in {None, reasons.Phase.PENDING}:
                 self.changed(uid)
@@ -285,26 +285,26 @@ async def follow(
                 async for event, raw in api.watch(kind, namespace, selector, reached):
                     pause = 0.1
                     reached = version(raw)
-                    cache.heard(kind, namespace, event, raw)
+                    cache.receive(kind, namespace, event, raw)
         except cluster.Expired:
             continue
         except (cluster.Failure, *cluster.OUTAGES) as error:
-            LOG.warning("the watch of %s broke off, again in %.1f s: %s", kind, pause, error)
+            LOG.warning("the watch of %s was interrupted, retrying in %.1f s: %s", kind, pause, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSES.get(kind, 10.0))
 
 
 UNREAD = {"managedFields"}
-"""Metadata of no use to us, and half of what an object weighs."""
+"""Metadata that the operator does not use, which is half of an object's size."""
 
 
-def keep(raw: projections.Raw) -> Kept:
+def keep(raw: projections.Raw) -> Stored:
     meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
-    return Kept(version(raw), meta.get("namespace", ""), (raw.get("status") or {}).get("phase"), text)
+    return Stored(version(raw), meta.get("namespace", ""), (raw.get("status") or {}).get("phase"), text)
 
 
-def is_behind(raw: projections.Raw, known: Kept) -> bool:
+def is_behind(raw: projections.Raw, known: Stored) -> bool:
     """Of two versions of one object; resourceVersions are ordered numbers (KEP-5504)."""
     return number(version(raw)) < number(known.version)
 
@@ -314,7 +314,7 @@ def version(raw: projections.Raw) -> str:
 
 
 def number(text: str) -> int:
-    """A resourceVersion to compare; those of aggregated API servers may be other words, which are never ahead."""
+    """A resourceVersion to compare; those of aggregated API servers may not be numbers, and then never count as newer."""
     return int(text) if text.isdecimal() else 0
 
 
@@ -325,8 +325,8 @@ def key(raw: projections.Raw) -> tuple[str, str]:
 async def follow_all(
     api: cluster.Cluster, cache: Cache, namespaces: Iterable[str], synced: asyncio.Event, *, queues: bool = False
 ) -> None:
-    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `queues`, Kueue's Workloads
-    too: nothing waits for those, since Kueue may be installed later."""
+    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `queues`, also Kueue's
+    Workloads, for which `synced` does not wait, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
     sources += [(kind, place) for kind in projections.PROJECTIONS for place in places]

@@ -1,4 +1,4 @@
-"""The only module that speaks to the Kubernetes API, through the official client: reads, watches, applies, deletes."""
+"""The only module that uses the Kubernetes API, through the official client: reads, watches, applies, deletes."""
 
 import asyncio
 import contextlib
@@ -29,16 +29,16 @@ PATHS = {
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }
 REVIEW = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
-"""What everybody who is authenticated may ask."""
+"""Every authenticated user may create it."""
 UNVERSIONED = {"Workload"}
-"""Kinds whose version is whichever the API server prefers: Kueue's has changed, what we read of it has not."""
+"""Kinds that are read in the API server's preferred version: Kueue's version has changed, the fields used here have not."""
 
 OUTAGES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
-"""The API server is away: transient by nature, retried by whoever asked."""
+"""The API server is unreachable: transient, retried by the caller."""
 
 
 class Failure(Exception):
-    """The API server refused a request. `status` is the HTTP status, `args[0]` its words."""
+    """The API server refused a request. `status` is the HTTP status, `args[0]` its message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class Failure(Exception):
 
 
 class Lapsed(OSError):
-    """We lead no longer, and write nothing: another replica may be at work."""
+    """This replica is no longer leader and must not write: another one may be active."""
 
 
 class Expired(Exception):
@@ -66,7 +66,7 @@ def _owners(raw: Raw) -> set[str]:
 class Cluster:
     """The API server, with the rights of the operator's ServiceAccount (or of the kubeconfig outside a cluster).
 
-    `clock` is its clock. `may_write`: whether we still lead; it is asked right before each change.
+    `clock` is its clock. `may_write`: whether this replica is still leader; called right before each change.
     """
 
     def __init__(self, api: client.ApiClient) -> None:
@@ -82,7 +82,8 @@ class Cluster:
             await config.load_kube_config()
         api = client.ApiClient()
         if not urllib.request.getproxies():
-            # Else each request asks threads for a proxy and for ~/.netrc: twice the CPU that the request itself takes.
+            # Otherwise each request looks up proxies and ~/.netrc in threads, which takes twice the CPU of the request
+            # itself.
             api.configuration.client_session_kwargs = {"trust_env": False}
         return cls(api)
 
@@ -108,7 +109,7 @@ class Cluster:
         )
         answer = await self._api.call_api(*request, _request_timeout=patience)
         response: aiohttp.ClientResponse = answer.response
-        self.clock.heard(response.headers.get("Date"))
+        self.clock.observe(response.headers.get("Date"))
         if response.status >= 400:
             text = await response.text()
             with contextlib.suppress(ValueError):
@@ -124,7 +125,7 @@ class Cluster:
         body: Raw | None = None,
         content: str = "application/json",
     ) -> Raw:
-        """One request and its answer.
+        """One request and its response.
 
         Raises:
             Failure: the API server refused.
@@ -142,9 +143,9 @@ class Cluster:
         body: Raw | None = None,
         content: str = "application/json",
     ) -> Raw:
-        """A request that only the leader may make. Raises Lapsed, of OUTAGES, besides what `request` does."""
+        """A request that only the leader may send. Raises Lapsed, one of OUTAGES, in addition to `request`'s errors."""
         if not self.may_write():
-            raise Lapsed("the lease is not ours any more: nothing is written")
+            raise Lapsed("this replica no longer holds the lease: nothing is written")
         return await self.request(method, path, query, body, content)
 
     async def _place(self, kind: str, namespace: str | None) -> str:
@@ -199,10 +200,9 @@ class Cluster:
                     yield event["type"], event["object"]
 
     async def apply(self, manifest: Raw, force: bool) -> Raw:
-        """Server-side apply as our field manager: creates, or sets the fields that we own.
+        """Server-side apply as the operator's field manager: creates the object, or sets the fields that it owns.
 
-        Raises:
-            Failure: status 409 when somebody else owns one of these fields, and `force` is false.
+        Raises: Failure: status 409 when another manager owns one of these fields, and `force` is false.
         """
         meta = manifest["metadata"]
         path = path_of(manifest["kind"], meta.get("namespace"), meta["name"])
@@ -210,8 +210,8 @@ class Cluster:
         return await self._change("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
     async def create(self, manifest: Raw) -> Raw:
-        """Create what is written once and never again. An object of this name and owner was made before, by a request whose
-        answer was lost: it stays as it is, and is returned.
+        """Create an object that is never changed afterwards. If an object of this name and owner exists, it was created by a
+        request whose response was lost: it is returned unchanged.
 
         Raises:
             Failure: status 409 when an object of somebody else has this name.
@@ -227,10 +227,10 @@ class Cluster:
             return {"kind": kind, **found}  # a list leaves the kind out
 
     async def may(self, verb: str, kind: str, namespace: str) -> bool:
-        """Whether our rights allow this, as the API server's authorizer says. True also where we may not even ask.
+        """Whether the operator's rights allow this, according to the API server's authorizer. True if this cannot be checked.
 
-        The Status of a refusal does not tell: a missing right and an admission that refuses are both reason Forbidden, with the
-        same details.
+        The Status of a refusal does not show it: a missing right and a refusal by admission both have the reason Forbidden,
+        with the same details.
         """
         prefix, plural = PATHS[kind]
         group = prefix.split("/")[1] if prefix.startswith("apis/") else ""
@@ -243,17 +243,17 @@ class Cluster:
         return bool(review["status"]["allowed"])
 
     async def find(self, kind: str, namespace: str | None, name: str) -> Raw | None:
-        """The object of this name, asked of the API server itself, by a list: `get` is a right of its own."""
+        """The object of this name, from the API server, by a list: `get` would be another right."""
         page = await self.request("GET", path_of(kind, namespace), {"fieldSelector": f"metadata.name={name}"})
         return next(iter(page.get("items") or []), None)
 
     async def exists(self, kind: str, namespace: str | None, name: str, uid: str) -> bool:
-        """Whether this very object is still there."""
+        """Whether the object with this uid still exists."""
         found = await self.find(kind, namespace, name)
         return found is not None and found["metadata"]["uid"] == uid
 
     async def delete(self, kind: str, namespace: str, name: str, version: str | None = None) -> None:
-        """Delete; a Job stays visible until its pods have ended, so that its successor can wait for them.
+        """Delete; a Job stays visible until its pods have ended, so that the next attempt can wait for them.
 
         Raises:
             Failure: status 409 when `version` is given and the object has changed since.
@@ -268,7 +268,7 @@ class Cluster:
                 raise
 
     async def patch_status(self, namespace: str, name: str, version: str, changes: Raw) -> Raw:
-        """Merge-patch the status of a FineTuneJob, on condition that it is still at `version`.
+        """Merge-patch the status of a FineTuneJob, if it is still at `version`.
 
         Raises:
             Failure: status 409 when it has changed since; 404 when it is gone.

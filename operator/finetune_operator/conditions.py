@@ -1,4 +1,4 @@
-"""Small, named edits of a status, and its summary by kstatus' rules: Ready, Reconciling, Stalled, and the phase for people."""
+"""Small, named edits of a status, the phase for people, and the conditions worth an event."""
 
 import datetime
 from typing import Literal
@@ -38,7 +38,7 @@ def put(
     generation: int,
     now: datetime.datetime,
 ) -> status.Status:
-    """The status with this condition; its transition time changes only when the value flips."""
+    """The status with this condition; its transition time changes only when the value changes."""
     old = get(state, kind)
     flipped = old is None or old.status != value
     new = status.Condition(
@@ -61,7 +61,8 @@ def drop(state: status.Status, *kinds: Condition) -> status.Status:
 
 
 def seen(state: status.Status, generation: int) -> status.Status:
-    """The status with all conditions said of this generation: what an edit left true still is, and `kubectl wait` knows."""
+    """The status with this generation in all conditions: those that an edit did not affect still hold, and `kubectl wait`
+    sees it."""
     fresh = [c.model_copy(update={"observed_generation": generation}) for c in state.conditions]
     return state.model_copy(update={"conditions": fresh})
 
@@ -94,12 +95,13 @@ def phase(state: status.Status) -> Phase:
 
 
 EXPECTED = {Reason.WAITING, Reason.STARTING, Reason.RUNNING, Reason.DISABLED}
-"""What a stage passes through when all is well: the status says so, and the Job's own events."""
+"""Reasons of a stage that proceeds normally: shown in the status and by the Job's own events."""
 
 
 def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
-    """Conditions worth an event, each a request to the API server: a stage that ended, a problem and its end, what an edit brings
-    about (Accepted says it), the end of the job, and Ready when it is won or lost. What happens to every job is no news."""
+    """Conditions worth an event, which costs a request to the API server: a stage that ended, a problem and its end, the
+    effect of an edit (in Accepted), the end of the job, and Ready when it becomes true or false. What happens to every job
+    gets no event."""
     before = {c.type: c for c in old.conditions}
     found = []
     for condition in new.conditions:
@@ -111,7 +113,7 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
             continue
         elif was is None or (was.status, was.reason) != (condition.status, condition.reason) or _edited(was, condition):
             found.append(condition)
-    # What ends the job says so once, not once more as the job's failure or success.
+    # The end of the job is one event, not another one for the job's failure or success.
     ends = [c for c in found if c.type == Condition.FAILED or (c.type in ENDS and c.status == "True")]
     messages = {(c.reason, c.message) for c in ends}
     return [
@@ -142,7 +144,7 @@ GOOD_NEWS = {
 
 
 def is_bad(condition: status.Condition) -> bool:
-    """Whether an event of this flip is a warning: a problem was named."""
+    """Whether the event of this change is a warning: it names a problem."""
     failed = condition.type == Condition.FAILED and condition.status == "True"
     return (
         failed

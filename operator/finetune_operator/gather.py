@@ -1,25 +1,25 @@
-"""The gatherer: all that a decision about one job may depend on, from the caches, and from the API server where they lack it.
+"""The gatherer: all inputs of a decision about one job, from the caches, and from the API server if they lack it.
 
-The possible worlds, by what the status says (its stage, its conditions) and what is there. Rules and tests name them:
+The possible worlds, by the status (its stage, its conditions) and the children. Rules and tests name them:
 
        status                      children
-    A  nothing, or Accepted=False  none                                             new: what the spec names is looked up
+    A  nothing, or Accepted=False  none                                             new: references of the spec are looked up
     B  stage, attempt              Job, suspended                                   a stage waits in its queue
     C  stage, attempt              Job ── Pods                                      a stage waits for its pods, or runs
-    D  stage, attempt              Job, over ── Pods, ended                         a stage ended: an answer, or a failed attempt
+    D  stage, attempt              Job, over ── Pods, ended                         a stage ended: an outcome, or a failed attempt
     E  stage, attempt, retryAt     no Job of this attempt                           between two attempts
     F  Evaluated, stage verify     Deployment (candidate), not ready                a candidate starts
     G  Evaluated, stage verify     Deployment (candidate), ready; Job               a candidate is verified
-    H  Deployed, serving           Deployment ── Pods, Services                     the wanted release serves
-    I  serving, stage              those of H, and those of A to G                  another revision is made meanwhile
-    J  Failed                      none                                             it failed, and nothing serves
-    K  Failed, serving             those of H                                       it failed, and the former goes on serving
+    H  Deployed, serving           Deployment ── Pods, Services                     the current release serves
+    I  serving, stage              those of H, and those of A to G                  another revision is in progress
+    J  Failed                      none                                             failed, nothing serves
+    K  Failed, serving             those of H                                       failed, an earlier release serves
     L  Complete                    none                                             done without a server
     M  Suspended                   no Job; those of H, where something serves       suspended
-    N  revision, resolved          any                                              the spec is not the one that was recorded
+    N  revision, resolved          any                                              the spec differs from the record
     O  any                         any                                              spec or records cannot be read
 
-Every world is reached again from the status and the children alone: nothing is remembered here.
+Every world follows from the status and the children alone: no state is kept here.
 """
 
 import datetime
@@ -30,7 +30,7 @@ from finetune_operator.observe import observation, parents, projections
 
 
 class Gatherer:
-    """Reads the cache; asks the API server only why a Job has no pod."""
+    """Reads the cache; asks the API server only why a Job has no pods."""
 
     def __init__(self, api: cluster.Cluster, facts: cache.Cache, chart: settings.Settings) -> None:
         self._api, self._facts, self._settings = api, facts, chart
@@ -63,7 +63,7 @@ class Gatherer:
 
 
 def _without_a_pod(world: observation.Observation) -> list[projections.StageJob]:
-    """Jobs that lack a pod for longer than making one takes."""
+    """Jobs that have lacked a pod for longer than it takes to create one."""
     return [
         job
         for job in world.jobs.values()

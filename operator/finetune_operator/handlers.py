@@ -1,7 +1,7 @@
-"""The only Kopf module: hears of FineTuneJobs, and runs reconcile for whatever changed.
+"""The only Kopf module: receives events of FineTuneJobs, and runs reconcile for every change.
 
-There is one event handler and no other: `on.create`, `on.update` and timers would each stamp annotations or overlap, and so
-make a second writer. Kopf sends nothing to the API server here but its list and watch.
+There is a single event handler: `on.create`, `on.update` and timers would each add annotations or overlap, and so make a
+second writer. Kopf's only requests to the API server are its list and watch.
 """
 
 import asyncio
@@ -21,21 +21,21 @@ from finetune_operator.observe import label
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
 PAGE = 500
-"""FineTuneJobs of one answer: all of a large cluster at once would be held in memory as text and as objects."""
+"""FineTuneJobs per page: all of a large cluster at once would be in memory both as text and as objects."""
 AT_REST = {reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED}
 CONFIRMED = 60.0
-"""Seconds after which Kopf has told of every job."""
+"""Seconds after which Kopf has reported every job."""
 LEFTOVER_PAUSE = 2.0
-"""Children of a former job of the same name are gone within seconds."""
+"""Children of a deleted job of the same name are gone within seconds."""
 
 
 def kopf_identity() -> Any:
-    """Kopf's name for us, which nobody reads in standalone mode; its own guess needs a user name, and a pod has none."""
+    """Kopf's identity of this process, unused in standalone mode; its default needs a user name, which a pod lacks."""
     return os.environ.get("POD_NAME", label.MANAGER)
 
 
 class NothingKept(kopf.DiffBaseStorage):
-    """Kopf would copy each object several times an event, to find out for handlers that we do not have what was edited."""
+    """Kopf would copy each object several times per event to compute differences for handlers that do not exist here."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence({})
@@ -48,7 +48,7 @@ class NothingKept(kopf.DiffBaseStorage):
 
 
 class Controller:
-    """Ties events, caches and the queue together for as long as this replica leads."""
+    """Connects events, caches and the queue while this replica is leader."""
 
     def __init__(self, api: cluster.Cluster, chart: settings.Settings, take_signals: Callable[[], None]) -> None:
         self._settings = chart
@@ -60,7 +60,7 @@ class Controller:
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
         self._unheard: set[str] = set()
-        """uids that are known from our own list only."""
+        """uids that are known only from the operator's own list."""
         self.leads = False
 
     async def _work(self, uid: str) -> None:
@@ -75,7 +75,7 @@ class Controller:
         except cluster.OUTAGES as outage:
             self._retry(uid, "unreachable", str(outage))
         except Exception:
-            LOG.exception("a reconcile failed: this is a defect of the operator", extra=self._about(uid))
+            LOG.exception("a reconcile failed: this is a defect in the operator", extra=self._about(uid))
             self._retry(uid, "defect", "see the traceback")
         else:
             self._failures.pop(uid, None)
@@ -88,7 +88,9 @@ class Controller:
         metrics.reconcile_errors.labels(kind).inc()
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
         pause = min(0.5 * 2.0 ** min(failures, 16), longest)
-        LOG.warning("the API server did not take it, again in %.0f s: %s", pause, message[:500], extra=self._about(uid))
+        LOG.warning(
+            "a request to the API server failed, retrying in %.0f s: %s", pause, message[:500], extra=self._about(uid)
+        )
         self._queue.add_after(uid, pause)
 
     def _about(self, uid: str) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class Controller:
         name = {"namespace": meta.get("namespace"), "job": meta.get("name")}
         return name | {"revision": state.get("revision"), "stage": state.get("stage")}
 
-    def heard(self, event: str | None, body: dict[str, Any]) -> None:
+    def receive(self, event: str | None, body: dict[str, Any]) -> None:
         self._unheard.discard(body["metadata"]["uid"])
         if event == "DELETED":
             uid = body["metadata"]["uid"]
@@ -118,12 +120,12 @@ class Controller:
 
         @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
         async def changed(event: kopf.RawEvent, **_: Any) -> None:
-            self.heard(event["type"], dict(event["object"]))
+            self.receive(event["type"], dict(event["object"]))
 
         return registry
 
     async def _hear(self) -> None:
-        """Kopf, for as long as it lasts."""
+        """Run Kopf until it ends."""
         options = kopf.OperatorSettings()
         options.posting.enabled = False
         options.scanning.disabled = True
@@ -143,18 +145,18 @@ class Controller:
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,
         )
-        self._take_signals()  # Kopf has just put its own handlers in their place
+        self._take_signals()  # Kopf has just replaced the signal handlers
         await kopf.run_tasks(tasks, ignored=mine)
 
     async def _crd_is_there(self) -> None:
-        """Kopf looks for its resources once, at start: without this, CRDs that come later would never be heard of."""
+        """Kopf looks up its resources once, at start: without this, CRDs that are installed later would never be noticed."""
         place = self._settings.namespaces[0] if self._settings.namespaces else None
         while True:
             try:
                 await self._api.exists("FineTuneJob", place, "none", "")
                 return
             except (cluster.Failure, *cluster.OUTAGES) as error:
-                LOG.warning("FineTuneJobs cannot be listed, again in 1 s: %s", error)
+                LOG.warning("FineTuneJobs cannot be listed, retrying in 1 s: %s", error)
                 await asyncio.sleep(1)
 
     async def _follow(self, synced: asyncio.Event) -> None:
@@ -162,7 +164,7 @@ class Controller:
         await cache.follow_all(self._api, self.facts, chart.namespaces, synced, queues=chart.kueue.enabled)
 
     async def _unfinished_first(self) -> None:
-        """Jobs that are at work are known before Kopf has gone through thousands that are done. It tells of all, anyway."""
+        """Load unfinished jobs before Kopf has gone through thousands of finished ones. Kopf reports all of them later."""
         places: list[str | None] = list(self._settings.namespaces) or [None]
         with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
             for place in places:
@@ -173,14 +175,14 @@ class Controller:
                             self.facts.put_parent(raw)
 
     async def _confirm(self) -> None:
-        """What Kopf never spoke of was deleted between our list and its own."""
+        """A job that Kopf never reported was deleted between the two lists."""
         while True:
             await asyncio.sleep(CONFIRMED)
             with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
                 for uid in self._unheard & self.facts.parents.keys():
                     meta = self.facts.parents[uid].raw["metadata"]
                     if not await self._api.exists("FineTuneJob", meta["namespace"], meta["name"], uid):
-                        self.heard("DELETED", {"metadata": meta})
+                        self.receive("DELETED", {"metadata": meta})
 
     def _lead(self, leads: bool) -> None:
         self.leads = leads
@@ -195,7 +197,7 @@ class Controller:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if synced.is_set():
-                LOG.info("the caches are filled: reconciling")
+                LOG.info("the caches are filled: start reconciling")
                 self._lead(True)
                 parts = (self._hear(), self._queue.run(), self._confirm(), self._progress.run())
                 tasks = {children, *(asyncio.create_task(part) for part in parts)}

@@ -1,4 +1,5 @@
-"""What Kueue says of a Job in a queue, as a small fact. Its Workload belongs to the Job, and is none of our children."""
+"""Kueue's state of a Job in a queue, as a small fact. Its Workload belongs to the Job, and is not a child of the
+FineTuneJob."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ QUEUED_JOB = "kueue.x-k8s.io/job-uid"
 
 
 @dataclasses.dataclass(frozen=True)
-class Word:
-    """What a condition says: its reason and message, both empty where it says nothing."""
+class Explanation:
+    """A condition's reason and message, both empty if it does not apply."""
 
     reason: str = ""
     message: str = ""
@@ -20,7 +21,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Alike in every version of Kueue's API so far. `job_uid` is empty where it is no Job's."""
+    """The same in every version of Kueue's API so far. `job_uid` is empty if it does not belong to a Job."""
 
     name: str
     namespace: str
@@ -29,13 +30,13 @@ class Workload:
     active: bool
     """Whether it may be admitted at all."""
     reserved: bool
-    """Whether it has its quota: what else it waits for are the checks."""
-    pending: Word
+    """Whether its quota is reserved; then it only waits for the checks."""
+    pending: Explanation
     """Why it has no quota."""
-    evicted: Word
-    """Why it lost the quota that it had."""
+    evicted: Explanation
+    """Why it lost its quota."""
     checks: tuple[str, ...]
-    """Admission checks that are not done, each in words."""
+    """Admission checks that are not ready, as text."""
 
 
 def workload(raw: Mapping[str, Any]) -> Workload:
@@ -43,9 +44,13 @@ def workload(raw: Mapping[str, Any]) -> Workload:
     owners = [o for o in meta.get("ownerReferences") or [] if o.get("kind") == "Job"] or [{}]
     conditions = {c.get("type"): c for c in state.get("conditions") or []}
 
-    def said(kind: str, value: str) -> Word:
+    def explained(kind: str, value: str) -> Explanation:
         found = conditions.get(kind, {})
-        return Word(found.get("reason", ""), found.get("message", "")) if found.get("status") == value else Word()
+        return (
+            Explanation(found.get("reason", ""), found.get("message", ""))
+            if found.get("status") == value
+            else Explanation()
+        )
 
     return Workload(
         name=meta["name"],
@@ -54,8 +59,8 @@ def workload(raw: Mapping[str, Any]) -> Workload:
         job_uid=owners[0].get("uid", ""),
         active=(raw.get("spec") or {}).get("active") is not False,
         reserved=conditions.get("QuotaReserved", {}).get("status") == "True",
-        pending=said("QuotaReserved", "False"),
-        evicted=said("Evicted", "True"),
+        pending=explained("QuotaReserved", "False"),
+        evicted=explained("Evicted", "True"),
         checks=tuple(
             f"{check.get('name')} is {check.get('state')}" + (f" ({text})" if (text := check.get("message")) else "")
             for check in state.get("admissionChecks") or []

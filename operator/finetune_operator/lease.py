@@ -1,7 +1,7 @@
-"""Which replica leads: the holder of a Lease, which it renews every few seconds.
+"""Leader election: the leader is the holder of a Lease, which it renews every few seconds.
 
-Whether a lease is over is judged by this machine's monotonic clock and by whether the Lease has changed, never by the times
-written in it, which are for people. So clocks may differ, and may jump (docs/adr/0028-the-api-servers-clock.md).
+Whether a lease has expired is decided by the local monotonic clock and by whether the Lease has changed, never by the times
+in it, which are for people. So clocks may differ, and may jump (docs/adr/0028-the-api-servers-clock.md).
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from finetune_operator import cluster
 
 LOG = logging.getLogger(__name__)
 SECONDS = 15.0
-"""Others begin when they have seen no renewal for so long."""
+"""Others may take the Lease after they have seen no renewal for this long."""
 RENEW_SECONDS = 10.0
-"""A leader leads for so long after it asked for its last renewal: it has stopped well before others begin."""
+"""A leader is leader for this long after it sent its last renewal: it stops well before others start."""
 RETRY_SECONDS, TRY_SECONDS = 2.0, 2.0
 
 
 class Lease:
-    """One replica's part in the election. `identity` must be another one in every process."""
+    """One replica's part in the election. `identity` must be different in every process."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Lease:
         self._until = 0.0
 
     def held(self) -> bool:
-        """Whether we lead, for certain: also in a process that was stopped for an hour and has just gone on."""
+        """Whether this replica is certainly leader, even if the process was stopped for an hour and has just resumed."""
         return self._monotonic() < self._until
 
     async def lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` while holding the Lease; return once it ended or the Lease was lost (then `work` is cancelled)."""
+        """Run `work` while holding the Lease; return when it ends or the Lease is lost (then `work` is cancelled)."""
         await self._acquire()
         self._api.may_write = self.held
         working = asyncio.create_task(work())
@@ -54,7 +54,7 @@ class Lease:
         finally:
             for task in (working, renewing):
                 task.cancel()
-            # Only when nothing of ours is at work any more may somebody else begin.
+            # Another replica may start only when nothing of this one is running any more.
             await asyncio.gather(working, renewing, return_exceptions=True)
             await self._release()
 
@@ -75,7 +75,7 @@ class Lease:
         LOG.error("the lease %s/%s is lost", self._namespace, self._name)
 
     async def _try(self, seconds: float) -> str | None:
-        """Take the Lease, or renew it. Returns who holds it then; None where that is not known."""
+        """Take the Lease, or renew it. Returns its holder; None if that is unknown."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._take()
@@ -84,12 +84,12 @@ class Lease:
                 LOG.warning("the lease %s/%s: %s", self._namespace, self._name, failure)
         except cluster.OUTAGES as outage:
             LOG.warning(
-                "the lease %s/%s cannot be asked for: %s", self._namespace, self._name, str(outage) or "no answer"
+                "the lease %s/%s cannot be requested: %s", self._namespace, self._name, str(outage) or "no answer"
             )
         return None
 
     async def _take(self) -> str:
-        asked = self._monotonic()
+        sent = self._monotonic()
         path = cluster.path_of("Lease", self._namespace, self._name)
         found = await self._read(path)
         spec, version = found.get("spec") or {}, found["metadata"].get("resourceVersion", "")
@@ -112,7 +112,7 @@ class Lease:
             await self._api.request("PUT", path, body=found)
         else:
             await self._api.request("POST", cluster.path_of("Lease", self._namespace), body=found)
-        self._until = asked + RENEW_SECONDS
+        self._until = sent + RENEW_SECONDS
         return self._identity
 
     async def _read(self, path: str) -> cluster.Raw:
@@ -128,7 +128,7 @@ class Lease:
         }
 
     async def _release(self) -> None:
-        """Give the Lease back, so that the other replica need not wait until it is over."""
+        """Release the Lease, so that the other replica need not wait until it expires."""
         self._until = 0.0
         path = cluster.path_of("Lease", self._namespace, self._name)
         try:

@@ -1,4 +1,4 @@
-"""What the process says: one JSON object a line on stdout, with the job that it is about: collectors need no parser."""
+"""The log: one JSON object per line on stdout, with the job that it is about, so that collectors need no parser."""
 
 import datetime
 import json
@@ -9,11 +9,11 @@ from types import TracebackType
 ABOUT = ("namespace", "job", "revision", "stage")
 """Fields of a line that is about a job; those of the trainer's lines have the same names."""
 QUIET = ("kopf", "kubernetes", "aiohttp.access", "asyncio")
-"""Libraries whose every-day words are not ours to log."""
+"""Libraries of which only warnings are logged."""
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line: time, level, logger, message, and what it is about where that is known."""
+    """A record as one line: time, level, logger, message, and the job that it is about, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -31,7 +31,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """All records, warnings of libraries and the last words of a crash go to stdout as JSON lines."""
+    """All records, warnings of libraries and the traceback of a crash go to stdout as JSON lines."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,6 +1,6 @@
-"""The operator's Prometheus metrics: its own work, counted as it is done, and the jobs, read when Prometheus asks.
+"""The operator's Prometheus metrics: its own work, counted as it is done, and the jobs, read on each scrape.
 
-Labels of what is counted are bounded: phases, stages, reasons and results. What is said of one job stands in `series`.
+Labels of counters are bounded: phases, stages, reasons and results. The series of single jobs are in `series`.
 """
 
 from collections import Counter as Count
@@ -17,12 +17,12 @@ from finetune_operator import series
 from finetune_operator.cache import Cache
 from finetune_operator.decide import verdict
 
-# one more series for each, which nobody asks for
+# an unused extra series for each metric
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 RESULTS = ("succeeded", "failed", "disrupted")
 REPEATED = (Reason.TRAINER_ERROR, Reason.TRAINER_OUT_OF_MEMORY, Reason.STORAGE_UNAVAILABLE)
-"""Why attempts are usually repeated."""
+"""Why attempts are usually retried."""
 KINDS_OF_ERRORS = ("refused", "unreachable", "defect")
 
 
@@ -41,7 +41,7 @@ reconcile_duration = histogram(contract.RECONCILE_DURATION)
 reconcile_errors = counter(contract.RECONCILE_ERRORS)
 leader = Gauge(contract.LEADER.family, contract.LEADER.help)
 
-# A series that begins with 1 has not increased yet, as Prometheus sees it: those that will come begin with 0.
+# For Prometheus, a series that starts at 1 has not increased, so the expected series start at 0.
 for _stage in Stage:
     queue_wait.labels(_stage)
     for _result in RESULTS:
@@ -67,7 +67,7 @@ def waited(found: Iterable[tuple[Stage, float]]) -> None:
 
 
 class Fleet(Collector):
-    """Jobs by phase, counted when Prometheus asks; a replica that stands by knows of none and is silent."""
+    """Jobs by phase, counted on each scrape; a standby replica exports none."""
 
     def __init__(self, cache: Cache, leads: Callable[[], bool]) -> None:
         self._cache, self._leads = cache, leads
@@ -83,14 +83,14 @@ class Fleet(Collector):
 
 
 class Exposition:
-    """What /metrics answers: everything that was counted, and every job that the leader knows."""
+    """The content of /metrics: all counters, and every job that the leader knows."""
 
     def __init__(self, cache: Cache, leads: Callable[[], bool]) -> None:
         self._leads, self._jobs, self.fleet = leads, series.Jobs(cache), Fleet(cache, leads)
         prometheus_client.REGISTRY.register(self.fleet)
 
     def parts(self) -> Iterator[bytes]:
-        """Prometheus' text format, in parts, since 5,000 jobs make 15 MB. Slow where jobs are new: not for the event loop."""
+        """Prometheus' text format, in parts, since 5,000 jobs make 15 MB. Slow for new jobs: not for the event loop."""
         yield prometheus_client.generate_latest()
         if self._leads():
             for part in self._jobs.exposition():

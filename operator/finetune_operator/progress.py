@@ -1,10 +1,11 @@
-"""How far trainings are: read from their pods by IP address, a few at a time, and put into the cache, which wakes the job.
+"""Progress of trainings: read from their pods by IP address, a few at a time, and put into the cache, which triggers a
+reconcile.
 
-    cache.telling -> the pods that are due, those that waited longest first -> GET http://ADDRESS:9400/progress -> cache.readings
+    cache.reporting -> pods that are due, longest wait first -> GET http://ADDRESS:9400/progress -> cache.readings
 
-The operator sends at most READS requests per second, however many trainings run: of more it reads each less often.
-A pod is not trusted: its answer is limited in size and time, redirects and proxies are not used, and the decision believes it for
-its own job alone.
+The operator sends at most READS requests per second, however many trainings run: with more trainings it reads each less
+often. A pod is not trusted: its response is limited in size and time, redirects and proxies are not used, and a report counts
+only for its own job.
 """
 
 import asyncio
@@ -23,21 +24,21 @@ from finetune_operator.observe import projections
 
 LOG = logging.getLogger(__name__)
 READS = 20
-"""Per second, of the whole operator."""
+"""Per second, for the whole operator."""
 TICK = 0.5
 DEADLINE = 2.0
 LONGEST_PAUSE = 60.0
 """Seconds between two reads of a pod that does not answer."""
 PATIENCE = 60.0
-"""Seconds without an answer after which the job's status says so; processes take a while to start."""
+"""Seconds without a response after which the job's status says so; processes take a while to start."""
 
 
 class Unread(Exception):
-    """A pod gave no answer; `args[0]` is what was seen."""
+    """A pod did not respond; `args[0]` is what was seen."""
 
 
 class NoReport(Unread):
-    """A pod's process answered, and not with a report: one of another release."""
+    """A pod's process responded, but not with a report: it belongs to another release."""
 
 
 @dataclasses.dataclass
@@ -74,13 +75,13 @@ class Reader:
 
     def due(self) -> list[tuple[str, projections.Pod]]:
         """The pods to read now, at most a tick's share of them; each is then under way."""
-        telling, now = self._facts.telling, self._monotonic()
-        self._turns = {key: turn for key, turn in self._turns.items() if is_in(telling, key)}
-        waiting = [(self._turns.setdefault((uid, pod.name), Turn()).due, uid) for uid, pod in telling.items()]
+        reporting, now = self._facts.reporting, self._monotonic()
+        self._turns = {key: turn for key, turn in self._turns.items() if is_in(reporting, key)}
+        waiting = [(self._turns.setdefault((uid, pod.name), Turn()).due, uid) for uid, pod in reporting.items()]
         chosen = [uid for due, uid in sorted(waiting) if due <= now][: int(READS * TICK)]
         for uid in chosen:
-            self._turns[uid, telling[uid].name].due = float("inf")
-        return [(uid, telling[uid]) for uid in chosen]
+            self._turns[uid, reporting[uid].name].due = float("inf")
+        return [(uid, reporting[uid]) for uid in chosen]
 
     async def read(self, http: aiohttp.ClientSession, uid: str, pod: projections.Pod) -> None:
         """Read a pod once, and note its answer."""
@@ -107,13 +108,13 @@ class Reader:
         if isinstance(seen, NoReport):
             return f"it reports no progress ({pod.address}: {seen}); everything else works without it"
         return (
-            f"its progress cannot be read at {pod.address} ({seen}): let the operator's pods reach TCP port {self._port} of this "
-            "pod (NetworkPolicy, service mesh); everything else works without it"
+            f"its progress cannot be read at {pod.address} ({seen}): allow the operator's pods to reach TCP port "
+            f"{self._port} of this pod (NetworkPolicy, service mesh); everything else works without it"
         )
 
 
-def is_in(telling: dict[str, projections.Pod], key: tuple[str, str]) -> bool:
-    return key[0] in telling and telling[key[0]].name == key[1]
+def is_in(reporting: dict[str, projections.Pod], key: tuple[str, str]) -> bool:
+    return key[0] in reporting and reporting[key[0]].name == key[1]
 
 
 def session() -> aiohttp.ClientSession:
@@ -129,13 +130,13 @@ def session() -> aiohttp.ClientSession:
 
 
 def url(address: str, port: int) -> str:
-    """Raises Unread for an address that no pod has."""
+    """Raises Unread for an address that cannot be a pod's."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
-        raise Unread(f"{address[:60]!r} is no IP address") from None
+        raise Unread(f"{address[:60]!r} is not an IP address") from None
     if found.is_link_local or found.is_multicast or found.is_unspecified:
-        raise Unread(f"{found} is no pod's address")
+        raise Unread(f"{found} is not a pod's address")
     host = f"[{found}]" if found.version == 6 else str(found)
     return f"http://{host}:{port}{run.PROGRESS_PATH}"
 
@@ -158,8 +159,8 @@ async def ask(http: aiohttp.ClientSession, address: str, port: int) -> outcome.P
     except TimeoutError:
         raise Unread(f"no answer within {DEADLINE:g} s") from None
     except pydantic.ValidationError as error:
-        raise NoReport(f"no progress report: {error.errors()[0]['msg'][:100]}") from None
+        raise NoReport(f"not a progress report: {error.errors()[0]['msg'][:100]}") from None
     except Unread:
         raise
-    except Exception as error:  # whatever an answer causes, it costs this answer alone
+    except Exception as error:  # any error of a response affects only this response
         raise Unread(" ".join(str(error).split())[:200] or type(error).__name__) from None

@@ -1,4 +1,4 @@
-"""One job, one pass: gather its world, decide, act, write the status once, then say what flipped."""
+"""One job, one pass: gather its world, decide, act, write the status once, then record events."""
 
 import contextlib
 import dataclasses
@@ -17,27 +17,27 @@ LOG = logging.getLogger(__name__)
 RESYNC = 600.0
 """A missed event costs at most this delay, in seconds."""
 AFTERWARDS = observation.PATIENCE + 0.2
-"""Seconds after which a job that was moved is looked at again, should nothing happen to it: our own writes wake nobody."""
+"""Seconds after which a changed job is reconciled again if nothing happens: the operator's own writes trigger no reconcile."""
 AT_ONCE = 0.05
 WAITED_FOR = {"Deployment", "Service"}
-"""Kinds whose mere being there is the condition of a next step."""
+"""Kinds whose existence is the condition of a next step."""
 REFUSALS = {400, 403, 409, 422}
-"""HTTP statuses by which the API server refuses a manifest for what it says."""
+"""HTTP statuses with which the API server refuses the content of a manifest."""
 FORBIDDEN = 403
-"""That of an admission that refuses, and also of a right of our own that is missing, for a moment also after the API server
-started: that is the log's, not the job's."""
+"""Used for refusals by admission, and also if the operator lacks a right (briefly also after the API server started): that is
+logged, and not a problem of the job."""
 
 
 class Conflict(Exception):
-    """The job changed while we looked: look again."""
+    """The job changed during the pass: reconcile it again."""
 
 
 class Gone(Exception):
-    """The job was deleted while we looked."""
+    """The job was deleted during the pass."""
 
 
 class Reconciler:
-    """Knows the cluster, the cache and the settings; remembers nothing of a job."""
+    """Has the cluster, the cache and the settings; keeps no state of a job."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Reconciler:
         self._gatherer = gather.Gatherer(api, facts, chart)
 
     async def reconcile(self, uid: str) -> float | None:
-        """Bring the job one step further. Returns in how many seconds to look again; None when it is gone.
+        """The next step of the job. Returns in how many seconds to reconcile it again; None if it is gone.
 
         Raises:
             Conflict: the cache is behind the API server.
@@ -78,14 +78,14 @@ class Reconciler:
     async def _act(
         self, parent: parents.Parent, raw: projections.Raw, decision: verdict.Decision, now: datetime.datetime
     ) -> bool:
-        """Whether anything was to be done."""
+        """Whether there was anything to do."""
         if decision.remove_parent:
             LOG.info("time to live is over: the job is deleted", extra=about(parent, decision.status))
             with _conflicts():
                 await self._api.delete("FineTuneJob", parent.namespace, parent.name, cache.version(raw))
             return True
-        # Its deletion may have been missed, for example while the watch was broken. Where the status is to be written, that write
-        # tells, before any Job is made; the children made before it are the garbage collector's.
+        # Its deletion may have been missed, for example while the watch was broken. If the status is to be written,
+        # that write fails before any Job is created; children created before it are removed by the garbage collector.
         asks = decision.apply and not difference(raw.get("status") or {}, decision.status.wire())
         if asks and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
             self._facts.drop_parent(parent.uid)
@@ -93,13 +93,13 @@ class Reconciler:
         state, before = decision.status, raw
         refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"])
         if refusal is None:
-            # Jobs after the status: each is on record before it exists, and none is made for a spec that has changed by now.
+            # Jobs after the status: each is recorded before it exists, and none is created for an outdated spec.
             raw = await self._write(parent, raw, state)
             refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"])
         else:
             state = parent.status
         if refusal is not None:
-            state = refusal.said_in(state, parent.generation, now)
+            state = refusal.recorded_in(state, parent.generation, now)
             raw = await self._write(parent, raw, state)
         for ref in decision.delete:
             LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent, state))
@@ -118,7 +118,7 @@ class Reconciler:
     async def _apply(
         self, parent: parents.Parent, state: status.Status, wanted: list[dict[str, Any]]
     ) -> "Refusal | None":
-        """Apply in this order, until the API server refuses one for what it says."""
+        """Apply in this order, until the API server refuses one."""
         for manifest in wanted:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
             place = (manifest["kind"], parent.namespace, manifest["metadata"]["name"])
@@ -134,7 +134,7 @@ class Reconciler:
         return None
 
     async def _put(self, parent: parents.Parent, manifest: dict[str, Any]) -> dict[str, Any]:
-        """A Job is made once: from then on a queue may hold it and change it. Everything else is kept as it should be."""
+        """A Job is created once: a queue may then suspend and change it. Everything else is applied."""
         if manifest["kind"] == "Job":
             return await self._api.create(manifest)
         return await self._api.apply(manifest, self._is_ours(parent, manifest))
@@ -145,13 +145,13 @@ class Reconciler:
         return all([await self._api.may(verb, kind, namespace) for verb in verbs])
 
     def _is_ours(self, parent: parents.Parent, manifest: dict[str, Any]) -> bool:
-        """Whether other hands in this object are drift. What we have never seen may be another's of the same name: a job called
-        `web` must not take over the Service `web` of somebody's application."""
+        """Whether changes by others in this object are drift. An object that was never seen may belong to someone else: a job
+        called `web` must not take over the Service `web` of another application."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         return kind not in projections.PROJECTIONS or (kind, name) in self._facts.children.get(parent.uid, {})
 
     async def _write(self, parent: parents.Parent, raw: projections.Raw, new: status.Status) -> projections.Raw:
-        """Write the status where it differs. Returns the job as it is now; the very same when nothing was written."""
+        """Write the status if it differs. Returns the new object; the same one if nothing was written."""
         changes = difference(raw.get("status") or {}, new.wire())
         if not changes:
             return raw
@@ -167,7 +167,7 @@ class Reconciler:
         return fresh
 
     async def _say(self, parent: parents.Parent, raw: projections.Raw, new: status.Status) -> None:
-        """Events are a courtesy: one that cannot be written changes nothing."""
+        """Events are best effort: one that cannot be written is dropped."""
         for flip in conditions.flips(parent.status, new):
             kind = "Warning" if conditions.is_bad(flip) else "Normal"
             LOG.info("%s=%s %s: %s", flip.type, flip.status, flip.reason, flip.message, extra=about(parent, new))
@@ -177,7 +177,7 @@ class Reconciler:
 
 @contextlib.contextmanager
 def _conflicts() -> Iterator[None]:
-    """A precondition that did not hold is no failure."""
+    """A failed precondition is not a failure."""
     try:
         yield
     except cluster.Failure as failure:
@@ -188,18 +188,19 @@ def _conflicts() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """A child that the API server does not take, by a quota, a policy, or since another object has its name."""
+    """A child that the API server refuses, because of a quota, a policy, or another object with its name."""
 
     child: str
     failure: cluster.Failure
 
-    def said_in(self, state: status.Status, generation: int, now: datetime.datetime) -> status.Status:
-        """The status that says so; all else stays as it was."""
+    def recorded_in(self, state: status.Status, generation: int, now: datetime.datetime) -> status.Status:
+        """The status that reports it, otherwise unchanged."""
         problem = diagnosis.refused(self.child, str(self.failure))
-        text = f"{problem.message} It is tried again."
+        text = f"{problem.message} It is retried automatically."
         if self.failure.status == 409 or "field is immutable" in str(self.failure):
             text = (
-                f"{self.child} exists and is not this job's: rename the job or delete it; a former job's goes by itself"
+                f"{self.child} exists and is not this job's: rename the job, or delete the object; that of a deleted "
+                "job disappears automatically"
             )
         for kind, value in CONDITIONS_OF_A_REFUSAL:
             state = conditions.put(state, kind, value, problem.reason, text, generation, now)
@@ -214,12 +215,13 @@ CONDITIONS_OF_A_REFUSAL: tuple[tuple[Condition, conditions.State], ...] = (
 
 
 def about(parent: parents.Parent, state: status.Status) -> dict[str, Any]:
-    """Fields of a log line: the revision and stage are those that were just decided."""
+    """Fields of a log line, with the revision and stage of the new status."""
     return {"namespace": parent.namespace, "job": parent.name, "revision": state.revision, "stage": state.stage}
 
 
 def difference(old: projections.Raw, new: projections.Raw) -> dict[str, Any]:
-    """The JSON merge patch from old to new: changed fields, and explicit nulls for those that went. Lists go whole."""
+    """The JSON merge patch from old to new: changed fields, and explicit nulls for removed ones. Lists are replaced as a
+    whole."""
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)

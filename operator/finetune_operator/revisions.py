@@ -1,9 +1,9 @@
-"""Which edit of a spec means which work: a new revision, another evaluation, another release, or nothing.
+"""Which edit of a spec causes which work: a new revision, another evaluation, another release, or nothing.
 
-A revision's inputs are recorded in `status.resolved`, one section for each kind of work. A section has changed when one of the
-recorded fields differs. A field that the record lacks (a newer operator's new field) counts as unchanged while it has its
-default, so an upgrade or a new default never retrains; set to something else it is an edit like any other. An edit of the
-catalogue does not retrain either, since the section holds the entry's name, not its content.
+A revision's inputs are recorded in `status.resolved`, one section for each kind of work. A section has changed when one of
+the recorded fields differs. A field that the record lacks (a newer operator's new field) counts as unchanged while it has its
+default, so an upgrade or a new default never retrains; setting it to another value is an edit like any other. An edit of the
+catalogue does not retrain either, since the section contains the entry's name, not its content.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from typing import Any
 from finetune_api import job, revision, run
 
 SHOWN = 3
-"""Changed fields that a message names."""
+"""Maximum number of changed fields in a message."""
 FREE_MAPS = {"nodeSelector", "checks", "outputSchema"}
 """Fields whose keys are the user's."""
 
 
 def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str]:
     """Paths of the fields whose wanted value differs from the record. `chosen` is `wanted` without the fields that have their
-    default. A field that only the record knows does not count: it is an older or newer operator's. Nor does one that only the
-    spec knows, unless it was chosen. Maps of the user's own keys are one value."""
+    default. A field that is only in the record is ignored: it comes from an older or newer operator. So is one that is only
+    in the spec, unless it was set. Maps with the user's own keys count as one value."""
     if recorded == wanted:
         return []
     if isinstance(recorded, dict) and isinstance(wanted, dict) and path.rpartition(".")[2] not in FREE_MAPS:
@@ -43,7 +43,7 @@ def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What the spec asks for now: the recorded sections where nothing changed, and the hashes that name the children."""
+    """What the spec requests now: the recorded sections where nothing changed, and the hashes in the children's names."""
 
     resolved: Mapping[str, Any]
     """The sections, and the base model once it is known."""
@@ -51,7 +51,7 @@ class Wanted:
     """Section -> paths that differ from the record; all sections are present, unchanged ones with an empty list."""
 
     def why(self, *sections: str) -> str:
-        """Which fields of the spec were changed, for people; empty if none was."""
+        """The changed fields of the spec, as text; empty if none was changed."""
         fields = [revision.field_of(section, path) for section in sections for path in self.changed.get(section, [])]
         shown = ", ".join(fields[:SHOWN]) + (f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else "")
         return f"{shown} changed" if fields else ""
@@ -66,12 +66,13 @@ class Wanted:
 
     @functools.cached_property
     def release_hash(self) -> str:
-        """Names the Deployment together with the revision."""
+        """Part of the Deployment's name, with the revision."""
         return revision.digest(self.resolved[revision.RELEASE], 4)
 
 
 def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, Any] | None) -> Wanted:
-    """Compare the spec with the record of the last reconcile; unchanged sections keep the recorded words (and so their hash)."""
+    """Compare the spec with the record of the last reconcile; unchanged sections keep the recorded content (and so their
+    hash)."""
     fresh = revision.inputs(spec, run_annotation)
     if recorded is None:
         return Wanted(resolved=fresh, changed={section: [] for section in fresh})
@@ -91,5 +92,5 @@ def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, 
 
 
 def resolved(wanted: Wanted, base: run.ResolvedBaseModel) -> Wanted:
-    """With the base model that the catalogue named."""
+    """With the base model from the catalogue."""
     return dataclasses.replace(wanted, resolved={**wanted.resolved, revision.BASE_MODEL: base.wire()})

@@ -1,7 +1,7 @@
 """The Prometheus series of each job, read from its status: they outlive the pods, and end with the job.
 
-A fleet has thousands of jobs that are done and do not change, and every scrape asks for all of them. So each job's lines are
-written once for each of its versions; a scrape of 5,000 jobs then joins strings instead of formatting 150,000 numbers.
+A fleet has thousands of finished jobs that do not change, and every scrape returns all of them. So each job's lines are
+formatted once per version; a scrape of 5,000 jobs then joins strings instead of formatting 150,000 numbers.
 """
 
 import datetime
@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api import metrics
 from finetune_api.reasons import Condition, Phase, Stage
-from finetune_operator.cache import Cache, Kept
+from finetune_operator.cache import Cache, Stored
 from finetune_operator.observe import projections
 
 Sample = tuple[metrics.Metric, tuple[str, ...], float]
@@ -26,7 +26,7 @@ PLACES = {metric: place for place, metric in enumerate(metrics.JOBS)}
 
 
 class Jobs:
-    """The exposition of all jobs that a cache knows."""
+    """The exposition of all jobs in a cache."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -44,7 +44,7 @@ class Jobs:
             if text := "".join(lines[place] for lines in every):
                 yield f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n{text}"
 
-    def _lines(self, uid: str, parent: Kept) -> Lines:
+    def _lines(self, uid: str, parent: Stored) -> Lines:
         held = held_by(dict(self._cache.children.get(uid, {})).values())
         version = (parent.version, held)
         known = self._written.get(uid)
@@ -54,7 +54,7 @@ class Jobs:
 
 
 def held_by(children: Iterable[projections.Child]) -> Held:
-    """What the running pods of a job's stages hold; a server's GPUs are told by its record."""
+    """The GPUs held by the running pods of a job's stages; a server's GPUs are in its record."""
     pods = [c for c in children if isinstance(c, projections.Pod) and c.stage and c.gpus and c.placed and not c.ended]
     return tuple(sorted((pod.stage, pod.gpu_type, pod.gpus) for pod in pods))
 
@@ -72,7 +72,7 @@ def escaped(text: str) -> str:
 
 
 def samples(raw: projections.Raw, held: Held) -> Iterator[Sample]:
-    """All that is said of one job. Total: what a status lacks, or says in other words, gives no sample."""
+    """All samples of one job. Total: a missing or malformed field of the status gives no sample."""
     state, spec = table(raw.get("status")), table(raw.get("spec"))
     name = (str(raw["metadata"].get("namespace", "")), str(raw["metadata"]["name"]))
     revision = (*name, str(state.get("revision") or ""))
@@ -97,7 +97,7 @@ def measured(labels: tuple[str, ...], values: Mapping[metrics.Metric, float | No
 
 
 def training(labels: tuple[str, ...], state: Mapping[str, Any], phase: str) -> Iterator[Sample]:
-    """How far training is, or was when its pod ended."""
+    """The progress of training, or its last value when its pod ended."""
     progress, checkpoint = table(state.get("progress")), table(state.get("checkpoint"))
     percent = number(progress.get("percent"))
     yield from measured(
@@ -118,7 +118,7 @@ def training(labels: tuple[str, ...], state: Mapping[str, Any], phase: str) -> I
 
 
 def evaluation(labels: tuple[str, ...], found: Mapping[str, Any]) -> Iterator[Sample]:
-    """Every metric of every contender, and what the gates said."""
+    """Every metric of every contender, and whether the gates passed."""
     for one in rows(found.get("metrics")):
         if (value := number(one.get("value"))) is not None:
             yield metrics.EVALUATION, (*labels, str(one.get("name")), str(one.get("contender"))), value
@@ -127,7 +127,7 @@ def evaluation(labels: tuple[str, ...], found: Mapping[str, Any]) -> Iterator[Sa
 
 
 def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[Sample]:
-    """The release that serves; its GPUs are those of its record, which an edit of the spec does not change at once."""
+    """The release that serves; its GPUs come from its record, which an edit of the spec does not change at once."""
     deployed = table(state.get("deployment"))
     try:
         record = table(table(json.loads(str(state.get("serving")))).get("deployment"))
@@ -157,7 +157,7 @@ def gpus(revision: tuple[str, ...], held: Held) -> Iterator[Sample]:
 
 
 def reason(state: Mapping[str, Any]) -> str:
-    """The reason of Ready, which is that of whatever the job is about."""
+    """The reason of Ready, which is that of the condition that matters most."""
     found = [c for c in rows(state.get("conditions")) if c.get("type") == Condition.READY]
     return str(found[0].get("reason", "")) if found else ""
 
@@ -189,7 +189,7 @@ DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 def seconds(text: Any) -> float | None:
-    """Of a duration as the status writes it for people: 45s, 12m30s, 3h05m."""
+    """Seconds of a duration in the status: 45s, 12m30s, 3h05m."""
     found = DURATION.fullmatch(str(text)) if text else None
     if found is None:
         return None

@@ -17,7 +17,7 @@ class Images(model.Model):
 
 
 class GpuType(model.Model):
-    """What a `gpuType` of a job stands for."""
+    """The meaning of a job's `gpuType`."""
 
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[job.Toleration] = Field(default_factory=list)
@@ -26,7 +26,7 @@ class GpuType(model.Model):
 
 
 class Serving(model.Model):
-    """Arguments and environment that every server gets, for example those of a CPU build."""
+    """Arguments and environment of every server, for example those of a CPU build."""
 
     args: list[str] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
@@ -39,7 +39,7 @@ class SmallStage(model.Model):
 
 
 class Kueue(model.Model):
-    enabled: bool = Field(default=False, description="Whether the operator may read Kueue's Workloads, and does.")
+    enabled: bool = Field(default=False, description="Whether the operator reads Kueue's Workloads.")
 
 
 class Settings(model.Model):
@@ -49,18 +49,18 @@ class Settings(model.Model):
     namespaces: list[str] = Field(default_factory=list, description="Empty: all namespaces.")
     gpu_resource: str = "nvidia.com/gpu"
     gpu_types: dict[str, GpuType] = Field(default_factory=dict)
-    currency: str = Field(default="USD", min_length=1, max_length=16, description="What prices are in.")
+    currency: str = Field(default="USD", min_length=1, max_length=16, description="The currency of prices.")
     serving: Serving = Field(default_factory=Serving)
     preflight: SmallStage = Field(default_factory=SmallStage)
     verify: SmallStage = Field(default_factory=SmallStage)
     kueue: Kueue = Field(default_factory=Kueue)
-    retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubles with every retry, up to five minutes.")
-    drain_seconds: float = Field(default=20, ge=0, description="How long the old release lives after the switch.")
-    progress_seconds: float = Field(
-        default=3, ge=0, description="The least time between two writes of a job's progress."
+    retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubled with every retry, up to five minutes.")
+    drain_seconds: float = Field(
+        default=20, ge=0, description="How long the old release keeps running after the switch."
     )
+    progress_seconds: float = Field(default=3, ge=0, description="Minimum time between two writes of a job's progress.")
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels of every child, for example a cost centre."
+        default_factory=dict, description="Labels of every child, for example a cost center."
     )
     log_level: str = "INFO"
 
@@ -75,7 +75,7 @@ def load(path: pathlib.Path = PATH) -> Settings:
         return Settings.model_validate_json(path.read_text())
     except FileNotFoundError:
         raise SystemExit(
-            f"no settings at {path}: the chart mounts them there; give another file with --settings"
+            f"no settings at {path}: the chart mounts them there; set another file with --settings"
         ) from None
     except pydantic.ValidationError as error:
-        raise SystemExit(f"settings {path} are wrong: {error}") from None
+        raise SystemExit(f"settings {path} are invalid: {error}") from None

@@ -1,4 +1,4 @@
-"""Keys that want a reconcile: each at most once in the queue and never twice at work, now or later.
+"""A queue of keys to reconcile: each at most once in the queue, and never processed by two workers.
 
 Under load the queue holds many jobs that begin. A job whose stage ended goes before them: people wait for its status, and its
 resources are free.
@@ -12,7 +12,7 @@ FIRST, LATER = 0, 1
 
 
 class Workqueue:
-    """Keys, worked on by `workers` tasks. Adding a key that is at work makes it run once more afterwards."""
+    """Keys, processed by `workers` tasks. Adding a key that is being processed makes it run once more afterwards."""
 
     def __init__(self, work: Callable[[str], Awaitable[None]], workers: int = 16) -> None:
         self._work = work
@@ -20,7 +20,7 @@ class Workqueue:
         self._ready: asyncio.PriorityQueue[tuple[int, int, str]] = asyncio.PriorityQueue()
         self._count = itertools.count()
         self._queued: dict[str, int] = {}
-        """Key -> its rank; an entry of `_ready` with another rank is void."""
+        """Key -> its rank; an entry of `_ready` with another rank is stale."""
         self._active: set[str] = set()
         self._again: dict[str, int] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -33,7 +33,7 @@ class Workqueue:
         self._add(key, LATER)
 
     def add_first(self, key: str) -> None:
-        """Work on `key` before all that `add` added."""
+        """Work on `key` before all keys from `add`."""
         self._add(key, FIRST)
 
     def _add(self, key: str, rank: int) -> None:
@@ -44,7 +44,7 @@ class Workqueue:
             self._ready.put_nowait((rank, next(self._count), key))
 
     def add_after(self, key: str, seconds: float) -> None:
-        """Work on `key` in `seconds`, or earlier if asked for. A later call replaces the timer."""
+        """Work on `key` in `seconds`, or earlier if it is added. A later call replaces the timer."""
         self.forget(key)
         self._timers[key] = asyncio.get_running_loop().call_later(seconds, self._due, key)
 

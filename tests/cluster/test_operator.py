@@ -332,7 +332,7 @@ def test_what_quotas_and_the_scheduler_say_reaches_the_job(
     scene.apply(finetunejob())
     eventually(lambda: scene.condition(NAME, "Ready").get("reason") == "QuotaExceeded")
     said = scene.condition(NAME, "PreflightPassed")["message"]
-    assert said.startswith("ResourceQuota team refuses the pod, which asks for 1 of pods: 0 of 0 are in use."), said
+    assert said.startswith("ResourceQuota team refuses the pod, which requests 1 of pods: 0 of 0 are in use."), said
     control_plane.kubectl("delete", "quota", "team", where)
     # the Job controller tries again with growing pauses: a new Job is quicker
     scene.batch.delete_namespaced_job(scene.names("Job")[0], scene.namespace, propagation_policy="Background")
@@ -369,7 +369,7 @@ def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: ins
         ),
         "used-up": (
             lambda: quota(**{"requests.memory": "1Gi", "pods": "5"}),
-            "ResourceQuota team refuses the pod, which asks for 2Gi of requests.memory: 0 of 1Gi are in use.",
+            "ResourceQuota team refuses the pod, which requests 2Gi of requests.memory: 0 of 1Gi are in use.",
         ),
         "unmeasured": (
             lambda: quota(**{"limits.cpu": "4"}),
@@ -377,7 +377,7 @@ def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: ins
         ),
         "jobs": (
             lambda: quota(**{"count/jobs.batch": "0"}),
-            "which asks for 1 of count/jobs.batch: 0 of 0 are in use.",
+            "which requests 1 of count/jobs.batch: 0 of 0 are in use.",
         ),
     }
     for name, (limit, words) in cases.items():
@@ -438,7 +438,7 @@ def test_the_other_replica_takes_over_at_once_when_the_leader_is_told_to_stop(
     leader = operator.leader()
     other = next(replica for replica in operator.alive() if replica is not leader)
     assert not other.leads()
-    assert other.heard("standing by")
+    assert other.heard("waiting for the lease")
     scene.apply(finetunejob())
     pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))[0]
     begun = time.monotonic()

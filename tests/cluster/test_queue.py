@@ -99,7 +99,7 @@ def lived(control_plane: controlplane.ControlPlane, scene: Scene) -> Scene:
 
     def asks_for_kueue() -> bool:
         without("train")
-        return "is Kueue installed?" in scene.condition(NAME, "Trained").get("message", "")
+        return "Workloads" in scene.condition(NAME, "Trained").get("message", "")
 
     eventually(asks_for_kueue, 30)
     assert scene.phase(NAME) == "Queued"

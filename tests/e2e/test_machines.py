@@ -82,8 +82,8 @@ def checkpoint_step(job: sites.Job) -> int:
 
 
 def alive(job: sites.Job) -> bool:
-    """Whether nobody says of its machine that it does not answer."""
-    return "does not answer" not in condition(job, "Trained").get("message", "")
+    """Whether its status does not report an unreachable node."""
+    return "unreachable" not in condition(job, "Trained").get("message", "")
 
 
 def says(reason: str, words: str = ""):
@@ -107,7 +107,7 @@ def test_a_training_survives_the_drain_and_the_loss_of_its_machine(site: Site) -
         site.evict(pod["metadata"]["name"])
         waits = says("Unschedulable", "unschedulable")
         job = site.until(NAME, lambda job: waits(job) or not alive(job), "waiting for a node", 90)
-        assert alive(job), "a machine that is drained was taken for a silent one"
+        assert alive(job), "a drained node was taken for an unreachable one"
     finally:
         site.kube.run("uncordon", pod["spec"]["nodeName"])
     second = at_work(site, besides=pod["metadata"]["uid"])
@@ -117,8 +117,8 @@ def test_a_training_survives_the_drain_and_the_loss_of_its_machine(site: Site) -
     if site.local:
         with a_node_that_is_well(site):
             with stopped_kubelet():
-                site.until(NAME, says("Disrupted", "does not answer. If it stays away"), "known to be silent", 120)
-                site.until(NAME, says("Disrupted", "(DeletionByTaintManager), which does not answer"), "taken away", 90)
+                site.until(NAME, says("Disrupted", "is unreachable"), "known to be unreachable", 120)
+                site.until(NAME, says("Disrupted", "(DeletionByTaintManager)"), "marked for deletion", 90)
                 assert [p["metadata"]["uid"] for p in site.pods(NAME, stage="train")] == [second["metadata"]["uid"]]
             site.until(NAME, says("Running"), "at work again", 120)
             third = at_work(site, besides=second["metadata"]["uid"])

@@ -98,7 +98,7 @@ async def test_while_the_second_revision_is_on_its_way_the_job_is_not_ready_and_
     await played.rest()
     assert played.phase == Phase.TRAINING
     assert played.condition("Ready").status == "False"
-    assert f"revision {revision} goes on serving" in played.condition("Ready").message
+    assert f"(revision {revision} " in played.condition("Ready").message
     assert world.kstatus(played.job) == "InProgress"
     assert played.state.deployment.revision == revision
 
@@ -126,7 +126,7 @@ async def test_a_second_revision_that_fails_its_gate_leaves_the_first_serving() 
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.EVALUATION_BELOW_GATE)
     assert played.is_true("Deployed")
     assert revision in played.condition("Deployed").message
-    assert f"revision {revision} goes on serving" in played.condition("Ready").message
+    assert f"(revision {revision} " in played.condition("Ready").message
     assert world.kstatus(played.job) == "Failed"
     assert played.cluster.names("Deployment") == [first]
 
@@ -174,7 +174,7 @@ async def test_recreate_waits_until_the_last_pod_of_the_serving_release_is_gone(
     await played.settle()
     assert len(played.pods("server")) == 1
     assert played.cluster.names("Deployment") == [first]
-    assert "being stopped to make room" in played.condition("Deployed").message
+    assert "rollout.strategy: Recreate" in played.condition("Deployed").message
     played.cluster.stop_slowly = False
     await played.rest()
     assert played.phase == Phase.READY

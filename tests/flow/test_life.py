@@ -148,7 +148,7 @@ async def test_a_candidate_is_taken_away_by_suspension_and_comes_back() -> None:
     await played.rest()
     assert played.cluster.names("Deployment") == [served]
     assert played.phase == Phase.SUSPENDED
-    assert "goes on serving" in played.condition("Ready").message
+    assert f"(revision {played.state.deployment.revision} " in played.condition("Ready").message
     played.apply(**{"spec.deployment.extraArgs": ["--max-model-len=512"]})
     await played.rest()
     assert played.phase == Phase.READY

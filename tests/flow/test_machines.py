@@ -41,7 +41,7 @@ async def test_a_machine_that_does_not_answer_is_said_and_all_is_well_when_it_is
     pod = falls_silent(played)
     await played.rest()
     assert (played.phase, played.reason("Trained")) == (Phase.TRAINING, Reason.DISRUPTED)
-    assert f"the machine of pod {pod} does not answer" in played.condition("Ready").message
+    assert f"pod {pod} is unreachable" in played.condition("Ready").message
     assert "five minutes by default" in played.condition("Ready").message
     assert world.kstatus(played.job) == "InProgress"
     played.recast("train", Hangs())
@@ -62,8 +62,8 @@ async def test_a_pod_on_a_silent_machine_is_not_doubled_until_it_is_known_to_hav
     await played.wait(3000)
     assert played.reason("Trained") == Reason.DISRUPTED
     said = played.condition("Trained").message
-    assert f"pod {pod} is taken from its machine (DeletionByTaintManager), which does not answer" in said
-    assert "or its Node is deleted, or has the taint node.kubernetes.io/out-of-service" in said
+    assert all(word in said for word in (f"pod {pod} ", "(DeletionByTaintManager)", "unreachable"))
+    assert "node.kubernetes.io/out-of-service" in said
     assert [p["metadata"]["name"] for p in played.pods("train")] == [pod]
     # the machine is back, and its kubelet ends the pod; or the Node is deleted, and the garbage collector does
     played.recast("train", Hangs())
@@ -84,7 +84,7 @@ async def test_of_several_pods_on_machines_that_fall_silent_the_next_attempt_wai
     assert played.state.attempt == 2
     assert len(played.attempts("train")) == 1
     assert played.reason("Trained") == Reason.DISRUPTED
-    assert f"attempt 2 of train waits: pod {pod} is taken from its machine" in played.condition("Trained").message
+    assert f"attempt 2 of train waits: pod {pod} " in played.condition("Trained").message
     played.recast("train", Hangs())
     await played.rest()
     assert played.phase == Phase.READY
@@ -102,7 +102,7 @@ async def test_a_pod_that_breaks_off_for_want_of_a_silent_one_is_no_failure() ->
     await played.settle(until=lambda: played.state.attempt == 2)
     await played.settle()
     assert (played.state.failed_attempts, played.state.failure) == (0, None)
-    assert "does not answer" in played.condition("Trained").message
+    assert "unreachable" in played.condition("Trained").message
     played.recast("train", Hangs())
     await played.rest()
     assert played.phase == Phase.READY
@@ -160,10 +160,7 @@ async def test_a_pod_that_is_evicted_says_so_while_it_saves_its_checkpoint() -> 
     played.cluster.remove("Pod", pod)
     await played.rest()
     said = played.condition("Trained").message
-    assert (
-        said
-        == f"pod {pod} is being taken from its machine (EvictionByEvictionAPI) and saves a checkpoint; another one follows"
-    )
+    assert f"pod {pod} is being evicted (EvictionByEvictionAPI)" in said
     played.cluster.stop_slowly = False
     await played.rest()
     assert played.phase == Phase.READY
@@ -177,4 +174,4 @@ async def test_a_server_on_a_silent_machine_is_named() -> None:
     played._cast[pod["metadata"]["uid"]] = Silent()
     await played.rest()
     assert (played.phase, played.is_true("Ready")) == (Phase.DEPLOYING, False)
-    assert f"the machine of pod {pod['metadata']['name']} does not answer" in played.condition("Ready").message
+    assert f"pod {pod['metadata']['name']} is unreachable" in played.condition("Ready").message

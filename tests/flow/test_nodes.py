@@ -239,8 +239,8 @@ async def test_a_pod_that_is_evicted_ends_the_attempt_and_is_nobodys_failure(num
     await played.settle(until=lambda: played.state.attempt == 2)
     said = played.condition("Trained")
     assert said.reason == Reason.RETRYING
-    assert "was taken from its machine (EvictionByEvictionAPI)" in said.message
-    assert "goes on from the newest checkpoint" in said.message
+    assert "was evicted (EvictionByEvictionAPI)" in said.message
+    assert "newest checkpoint" in said.message
     assert played.state.failed_attempts == 0
     assert played.state.retry_at is None
     await played.rest()

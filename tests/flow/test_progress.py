@@ -66,11 +66,9 @@ async def test_a_pod_that_cannot_be_reached_costs_nothing_but_progress_and_is_re
     played = await training()
     await played.rest()
     before = len(played.cluster.events)
-    words = (
-        "its progress cannot be read at 10.1.2.3 (no answer within 2 s): let the operator's pods reach TCP port 9400"
-    )
+    words = "its progress cannot be read at 10.1.2.3 (no answer within 2 s): allow the operator's pods to reach TCP port 9400"
     uid = played.job["metadata"]["uid"]
-    reading = projections.Reading(played.cache.telling[uid].name, None, words)
+    reading = projections.Reading(played.cache.reporting[uid].name, None, words)
     played.cache.put_reading(uid, reading)
     await played.rest()
     trained = played.condition(Condition.TRAINED)
@@ -87,7 +85,7 @@ async def test_it_is_taken_back_as_soon_as_the_pod_answers() -> None:
     played = await training()
     await played.rest()
     uid = played.job["metadata"]["uid"]
-    played.cache.put_reading(uid, projections.Reading(played.cache.telling[uid].name, None, "it is silent"))
+    played.cache.put_reading(uid, projections.Reading(played.cache.reporting[uid].name, None, "it is silent"))
     await played.rest()
     assert "it is silent" in played.condition(Condition.TRAINED).message
     played.tell()

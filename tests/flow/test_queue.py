@@ -133,7 +133,7 @@ async def test_a_stage_that_is_preempted_waits_again_and_no_attempt_is_counted(n
     assert played.reason("Ready") == Reason.EVICTED
     said = played.condition("Trained").message
     assert "waits in LocalQueue team-a: evicted (Preempted: Preempted to accommodate a workload" in said
-    assert "goes on from the newest checkpoint" in said
+    assert "newest checkpoint" in said
     assert not played.pods("train")
     assert ("Warning", "Evicted") in [(kind, reason) for kind, reason, _ in played.cluster.events]
     kueue.held.clear()
@@ -214,7 +214,7 @@ async def test_a_kueue_that_does_not_notice_the_job_is_asked_about() -> None:
     await played.settle(until=lambda: played.reason("Trained") == Reason.QUEUED)
     await played.rest()
     assert played.reason("Trained") == Reason.QUEUE_REFUSED
-    assert "does Kueue run, and look after Jobs of this namespace?" in played.condition("Trained").message
+    assert "no Workload" in played.condition("Trained").message
     played.cluster.controllers.append(kueue.step)
     await played.rest()
     assert played.phase == Phase.READY
@@ -241,14 +241,14 @@ async def test_admission_checks_that_are_not_done_are_named() -> None:
     played.cluster.edit("Workload", name, lambda raw: raw.update(status=state))
     await played.rest()
     said = played.condition("Trained").message
-    assert said.endswith("it has its quota; admission check spot-capacity is Pending (no node so far)")
+    assert said.endswith("admission check spot-capacity is Pending (no node so far)")
 
 
 async def test_an_operator_that_may_not_read_workloads_says_so_and_works_all_the_same() -> None:
     played, kueue = start(chart={})
     await played.rest()
     assert (played.phase, played.reason("Trained")) == (Phase.QUEUED, Reason.QUEUED)
-    assert "the chart's kueue.enabled is off" in played.condition("Trained").message
+    assert "kueue.enabled" in played.condition("Trained").message
     kueue.room["team-a"] = 1
     played.cluster.now += datetime.timedelta(seconds=1)
     await played.rest()
@@ -264,7 +264,7 @@ async def test_a_job_that_another_hand_suspends_says_so() -> None:
     played.cluster.edit("Job", name, lambda raw: raw["spec"].update(suspend=True))
     await played.rest()
     assert played.reason("Trained") == Reason.QUEUED
-    assert f"Job {name} is suspended by another hand" in played.condition("Trained").message
+    assert f"Job {name} was suspended" in played.condition("Trained").message
     assert played.state.queue.name is None
     played.cluster.edit("Job", name, lambda raw: raw["spec"].update(suspend=False))
     await played.rest()

@@ -69,7 +69,7 @@ async def test_a_quota_that_refuses_a_pod_is_said_and_waited_for(stage: str) -> 
     refused = world.Everywhere(stage, quota)
     played.cluster.refused_pods = refused
     await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
-    assert "ResourceQuota team refuses the pod, which asks for 1 of gpu: 4 of 4" in played.condition("Ready").message
+    assert "ResourceQuota team refuses the pod, which requests 1 of gpu: 4 of 4" in played.condition("Ready").message
     assert world.kstatus(played.job) == "InProgress"
     refused.stage = "none"
     await played.rest()
@@ -114,7 +114,7 @@ async def test_a_job_that_the_api_server_refuses_is_said_and_tried_again() -> No
 
     played.cluster.refuse = refuse
     await played.settle(until=lambda: played.reason("Ready") == Reason.QUOTA_EXCEEDED)
-    assert "asks for 1 of count/jobs.batch: 3 of 3 are in use" in played.condition("Ready").message
+    assert "requests 1 of count/jobs.batch: 3 of 3 are in use" in played.condition("Ready").message
     played.cluster.refuse = lambda *_: None
     await played.rest()
     assert played.phase == Phase.READY
@@ -174,7 +174,7 @@ async def test_a_served_job_that_is_edited_to_an_unknown_base_model_goes_on_serv
     played.apply(**{"spec.baseModel.name": "no-such-model"})
     await played.rest()
     assert played.reason("Ready") == Reason.BASE_MODEL_NOT_FOUND
-    assert "goes on serving" in played.condition("Ready").message
+    assert f"(revision {played.state.deployment.revision} " in played.condition("Ready").message
     assert played.serving() == served
     played.apply()
     await played.rest()

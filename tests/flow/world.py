@@ -210,7 +210,7 @@ class World:
         elif kind in {"BaseModel", "Workload"} or projections.uid_of(raw):
             if kind == "Workload" and not self.chart.kueue.enabled:
                 return
-            self.cache.heard(kind, None, event, raw)
+            self.cache.receive(kind, None, event, raw)
 
     async def reconcile(self, uid: str) -> None:
         self.dirty.discard(uid)
@@ -344,7 +344,7 @@ class World:
         """The training's pod is asked how far it is, and says so; `changes` to its report."""
         uid = self.job["metadata"]["uid"]
         self.deliver()
-        pod = self.cache.telling[uid]
+        pod = self.cache.reporting[uid]
         report = {
             "uid": uid, "revision": self.state.revision, "attempt": self.state.attempt, "stage": "train",
             "progress": {"percent": 40, "step": 4, "totalSteps": 10, "loss": "0.7", "eta": "12m"},

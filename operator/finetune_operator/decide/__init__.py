@@ -1,4 +1,4 @@
-"""What shall be: from one observation to one decision. Pure: no I/O, no clock, no memory.
+"""Decide: from one observation to one decision. Pure: no I/O, no clock, no memory.
 
 - `core`: the journey of a job, as rules in order, and what holds in every world.
 - `world`: what the rules look at; `verdict`: what they return.

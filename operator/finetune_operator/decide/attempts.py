@@ -1,4 +1,4 @@
-"""A stage and its attempts: one Job each, started, watched, and handed to `endings` when it is over."""
+"""A stage and its attempts: one Job each, started, watched, and passed to `endings` when it is over."""
 
 import dataclasses
 import datetime
@@ -15,29 +15,29 @@ from finetune_operator.manifests import meta, service, stages
 from finetune_operator.observe import observation, projections
 
 REFUSED_AGAIN = 15.0
-"""Seconds after which a Job without a pod is looked at again: what refuses its pods sends no event."""
+"""Seconds after which a Job without a pod is checked again: whatever refuses its pods sends no event."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a stage is to do."""
+    """The work of a stage."""
 
     stage: Stage
     resources: job.Resources
     nodes: int = 1
     adapter: status.Adapter | None = None
     serving: status.Adapter | None = None
-    """What else is compared with it."""
+    """The serving adapter, which is evaluated too."""
     arguments: tuple[str, ...] = ()
     api_key_secret: str | None = None
 
 
 Read = Callable[[World, outcome.Outcome], Verdict]
-"""What follows from a stage's answer."""
+"""The verdict on a stage's outcome."""
 
 
 def advance(world: World, work: Work, read: Read) -> Verdict:
-    """Take the stage one step further: begin it, start its attempt, watch it, or read how it ended."""
+    """The next step of the stage: begin it, start its attempt, watch it, or read how it ended."""
     if world.state.stage != work.stage:
         return begin(work.stage)
     present = world.obs.jobs.get(name_of(world, work.stage))
@@ -56,12 +56,12 @@ def begin(stage: Stage) -> Verdict:
 
 
 def name_of(world: World, stage: Stage) -> str:
-    """The Job of the present attempt."""
+    """The name of the current attempt's Job."""
     return meta.stage_job(world.obs.parent, world.wanted, stage, world.attempt)
 
 
 def had_ended(world: World, stage: Stage) -> bool:
-    """Whether the Job of the present attempt came to its own end."""
+    """Whether the current attempt's Job ended (and was not deleted)."""
     present = world.obs.jobs.get(name_of(world, stage))
     return present is not None and present.over and not present.deleting
 
@@ -81,7 +81,8 @@ def _step(world: World, work: Work, present: projections.StageJob | None, read: 
     if present.over or present.ending or pods.disrupted:
         return endings.ending(world, work.stage, pods, read)
     if not pods.begun and present.hash != meta.hash_of(manifest):
-        # It has not begun, and it is no longer what is asked for (resources, image): the next attempt replaces it.
+        # It has not started, and it differs from what is requested now (resources, image): the next attempt replaces
+        # it.
         return endings.next_attempt(world)
     if present.suspended:
         return queue.wait(world, work.stage, present)
@@ -107,7 +108,7 @@ def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
 
 
 def _start(world: World, work: Work, manifest: meta.Manifest) -> Verdict:
-    """Make the Job of the present attempt, once no earlier one is at work."""
+    """Create the current attempt's Job, once no earlier one is running."""
     name = manifest["metadata"]["name"]
     if others := _others(world, work.stage, name):
         return dataclasses.replace(_lost(world, work.stage, others), job=name)
@@ -117,7 +118,7 @@ def _start(world: World, work: Work, manifest: meta.Manifest) -> Verdict:
 
 
 def _others(world: World, stage: Stage, name: str) -> list[projections.StageJob]:
-    """Earlier attempts that are still saving their checkpoint: never two at once."""
+    """Earlier attempts that are still saving their checkpoint: two never run at once."""
     return [
         other
         for other in world.obs.jobs.values()
@@ -128,8 +129,8 @@ def _others(world: World, stage: Stage, name: str) -> list[projections.StageJob]
 
 
 def _lost(world: World, stage: Stage, others: list[projections.StageJob]) -> Verdict:
-    """An earlier attempt that cannot end, since the machine below one of its pods does not answer."""
-    pods = [pod for other in others for pod in world.obs.pods_of(other.name) if pod.silent]
+    """An earlier attempt that cannot end, because the node of one of its pods is unreachable."""
+    pods = [pod for other in others for pod in world.obs.pods_of(other.name) if pod.unreachable]
     problem = diagnosis.disrupted(pods[0] if pods else None)
     if problem is None:
         return verdict.AS_IT_IS
@@ -138,7 +139,7 @@ def _lost(world: World, stage: Stage, others: list[projections.StageJob]) -> Ver
 
 
 def _watch(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
-    """Say what the pods wait for, or that they run."""
+    """Report what the pods wait for, or that they run."""
     present, kind = pods.job, conditions.STAGE_CONDITIONS[stage]
     refusal = world.obs.refusals.get(present.name, "")
     problems = [p for p in (diagnosis.not_started(pod, refusal) for pod in pods.pods) if p is not None]
@@ -157,7 +158,7 @@ def _watch(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
 
 
 def _patience(world: World, pods: gang.Gang) -> datetime.datetime | None:
-    """When to ask why a Job has no pod, or a pod too few."""
+    """When to look up why a Job has no pods, or too few."""
     if None not in pods.pods:
         return None
     age = (world.obs.now - pods.job.created).total_seconds() if pods.job.created else 0.0
@@ -181,7 +182,7 @@ def _runs(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RUNNING, text)
 
 
-# -- what the pods of a stage need besides their Job --
+# -- what the pods of a stage need in addition to their Job --
 
 
 def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
@@ -201,7 +202,7 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
 
 
 def _memory(world: World) -> str | None:
-    """What training may use, as far as chart and spec tell."""
+    """The memory that training may use, as far as chart and spec say."""
     wanted = world.spec.resources
     if not wanted.gpus:
         return wanted.requests.memory
@@ -210,7 +211,7 @@ def _memory(world: World) -> str | None:
 
 
 def _price(world: World) -> dict[str, Any]:
-    """What an hour of the training's GPUs costs, where the chart knows."""
+    """The hourly price of the training's GPUs, if the chart has it."""
     known = world.obs.settings.gpu_types.get(world.spec.resources.gpu_type or "")
     if known is None or known.price_per_hour is None:
         return {}
@@ -218,7 +219,7 @@ def _price(world: World) -> dict[str, Any]:
 
 
 def _meeting(world: World, nodes: int) -> meta.Manifest | None:
-    """Where several pods train, a Service gives each a name by which the others find it."""
+    """With several training pods, a Service gives each a DNS name."""
     if nodes == 1:
         return None
     return service.nodes(world.obs.parent, world.obs.settings, world.wanted.revision)

@@ -1,10 +1,10 @@
 """Decide the next step of one job: pure, level-triggered, from the whole of what is observed.
 
-    observation -> world -> the first rule of the journey that matches gives a verdict -> the world after it
-                            -> where the verdict says `proceed`, the rules are asked again
-                -> what holds in every world (what serves is kept, leftovers go, time is counted) -> summary -> decision
+    observation -> world -> the first rule of JOURNEY that matches gives a verdict -> the world after it
+                            -> if the verdict says `proceed`, the rules are evaluated again
+                -> what applies in every world (keep serving, delete leftovers, count time) -> summary -> decision
 
-A rule is named as a fact and returns None where the fact does not hold. The scenarios that rules and tests name are drawn in
+A rule is named after a fact and returns None if the fact does not hold. The scenarios that rules and tests name are drawn in
 `finetune_operator.gather`.
 """
 
@@ -50,7 +50,7 @@ IN_EVERY_WORLD: tuple[Callable[[World], Verdict], ...] = (
     life.wake,
 )
 MOST = 2 * len(JOURNEY)
-"""Verdicts of one pass; more would be two rules that undo each other."""
+"""Maximum number of verdicts in one pass; more mean that two rules undo each other."""
 
 
 class Step(NamedTuple):
@@ -74,7 +74,7 @@ def decide(obs: observation.Observation) -> Decision:
 
 
 def journey(obs: observation.Observation) -> list[Step]:
-    """The rules that matched, each the first one in its world; only the last one ends the pass."""
+    """The rules that matched, each the first match in its world; the last one ends the pass."""
     place, steps = world.of(obs), list[Step]()
     while len(steps) < MOST:
         rule, verdict = next((rule, verdict) for rule in JOURNEY if (verdict := rule(place)) is not None)
@@ -82,7 +82,7 @@ def journey(obs: observation.Observation) -> list[Step]:
         steps.append(Step(rule, verdict, place))
         if not verdict.proceed:
             return steps
-    raise RuntimeError("the rules of a pass come to no end: " + ", ".join(step.rule.__name__ for step in steps))
+    raise RuntimeError("the rules of a pass do not terminate: " + ", ".join(step.rule.__name__ for step in steps))
 
 
 def _decision(obs: observation.Observation, state: status.Status, found: Sequence[Verdict]) -> Decision:
@@ -100,7 +100,7 @@ def _decision(obs: observation.Observation, state: status.Status, found: Sequenc
 
 
 def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:
-    """Scenario O. Spec or records cannot be read: say so, and leave alone what runs and serves."""
+    """Scenario O. Spec or records cannot be read: report that, and do not touch what runs and serves."""
     state = parent.status
     values: dict[Condition, conditions.State] = {
         Condition.ACCEPTED: "False",

@@ -1,10 +1,10 @@
-"""What a job costs: the GPU time that the pods of its stages held, and its price. An integral over time, kept in the status.
+"""The cost of a job: the GPU time held by the pods of its stages, and its price. An integral over time, recorded in the status.
 
     cost(now) = cost(counted until) + what the pods held between then and now
 
-Pods are counted from their placement on a node, when nobody else can have their GPUs, to the end of their last container. As
-the status says up to when it was counted, an operator that was away counts what it missed from the pods that are still
-there, and nothing is counted twice.
+Pods are counted from their binding to a node, from when on their GPUs are taken, to the end of their last container. The
+status says up to when it was counted, so an operator that was down counts what it missed from the pods that still exist, and
+nothing is counted twice.
 """
 
 import datetime
@@ -16,11 +16,11 @@ from finetune_operator.decide.world import World
 from finetune_operator.observe import projections
 
 PAUSE = datetime.timedelta(seconds=60)
-"""The least time between two counts, but for the last of an attempt."""
+"""The minimum time between two counts, except for the last of an attempt."""
 
 
 def settle(world: World) -> Verdict:
-    """In every world: count up to now, where there is something new to count."""
+    """In every world: count up to now, if there is something new to count."""
     before = world.state.cost
     since = before.counted_until if before else None
     holding = [pod for pod in world.obs.pods if pod.stage and held(pod, since, world.now)]
@@ -33,13 +33,13 @@ def settle(world: World) -> Verdict:
 
 
 def goes(world: World, pod: projections.Pod) -> bool:
-    """Whether a pod that ended may not be seen again: it is being deleted, or its Job is over, which the status tells anyway."""
+    """Whether a pod that ended may not be seen again: it is being deleted, or its Job is over."""
     job = world.obs.jobs.get(pod.parent)
     return pod.deleting or job is None or job.over
 
 
 def held(pod: projections.Pod, since: datetime.datetime | None, until: datetime.datetime) -> float:
-    """GPU-seconds that a pod held between two times; `since` None: from its placement on."""
+    """GPU-seconds that a pod held between two times; `since` None: from its binding to a node."""
     if pod.placed is None:
         return 0.0
     begin = max(pod.placed, since) if since else pod.placed
@@ -50,7 +50,7 @@ def held(pod: projections.Pod, since: datetime.datetime | None, until: datetime.
 def counted(
     before: status.Cost | None, pods: list[projections.Pod], until: datetime.datetime, chart: settings.Settings
 ) -> status.Cost:
-    """The cost up to `until`, the shares of these pods added."""
+    """The cost up to `until`, including these pods."""
     since = before.counted_until if before else None
     hours, amount = float(before.gpu_hours) if before else 0.0, before.amount if before else None
     for pod in pods:

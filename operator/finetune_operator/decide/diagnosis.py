@@ -1,4 +1,4 @@
-"""What ails a pod, in the words of the contract: a reason, what was seen, what to do."""
+"""What is wrong with a pod, in terms of the contract: a reason, what was seen, what to do."""
 
 import dataclasses
 import re
@@ -18,15 +18,15 @@ UNMEASURED = re.compile(r"failed quota: (?P<quota>[^:]+): (?P<wants>must specify
 OUT_OF_RANGE = re.compile(
     r"forbidden: (?P<rule>\[?(?:(?:maximum|minimum) \S+ usage per|\S+ max limit to request ratio per) .+)"
 )
-"""The words of Kubernetes' admission plugins ResourceQuota and LimitRanger."""
+"""Messages of Kubernetes' admission plugins ResourceQuota and LimitRanger."""
 _AMOUNT = re.compile(r"([^=,]+)=([^,]+)")
 RESTARTS = 3
-"""A server that fell over this often does not come up by itself."""
+"""A server that crashed this often does not recover on its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """`ends`: whether waiting is pointless."""
+    """`ends`: whether waiting does not help."""
 
     reason: Reason
     message: str
@@ -36,7 +36,7 @@ class Problem:
 
 
 def answer(pod: projections.Pod | None) -> outcome.Outcome | None:
-    """What the stage wrote as its termination message; None when it could not."""
+    """The outcome in the stage's termination message; None if there is none."""
     if pod is None or pod.terminated is None:
         return None
     try:
@@ -46,19 +46,20 @@ def answer(pod: projections.Pod | None) -> outcome.Outcome | None:
 
 
 def refused(what: str, words: str) -> Problem:
-    """Why the API server does not take an object: by which quota, and how much was asked for, is in use and is allowed."""
+    """Why the API server refuses an object: which quota, and how much was requested, is used and allowed."""
     if found := EXCEEDED.search(words):
         asked, used, allowed = (dict(_AMOUNT.findall(found[name])) for name in ("asked", "used", "allowed"))
         amounts = [
             f"{n} of {key}: {used.get(key, 0)} of {allowed.get(key, '?')} are in use" for key, n in asked.items()
         ]
-        text = f"ResourceQuota {found['quota']} refuses {what}, which asks for {'; '.join(amounts)}. Free some, ask for less "
+        text = f"ResourceQuota {found['quota']} refuses {what}, which requests {'; '.join(amounts)}. Free some, "
+        "request less "
         return Problem(Reason.QUOTA_EXCEEDED, text + "(resources), or have the quota raised.")
     if found := UNMEASURED.search(words):
         return Problem(
             Reason.QUOTA_EXCEEDED,
-            f"ResourceQuota {found['quota']} refuses {what}: it {found['wants']}. Set resources.requests (its memory is also the "
-            "limit); for everything else let a LimitRange give defaults.",
+            f"ResourceQuota {found['quota']} refuses {what}: it {found['wants']}. Set resources.requests (its memory "
+            "is also the limit); for everything else define defaults in a LimitRange.",
         )
     if found := OUT_OF_RANGE.search(words):
         return Problem(
@@ -67,19 +68,19 @@ def refused(what: str, words: str) -> Problem:
             "is also the limit), or have the LimitRange changed.",
         )
     return Problem(
-        Reason.POD_REFUSED, f"the API server refuses {what}: {words}. Change the spec, or the namespace's policy."
+        Reason.POD_REFUSED, f"the API server refuses {what}: {words}. Change the spec, or the namespace's policies."
     )
 
 
 def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
-    """Why a pod does not start; None while all is well so far."""
+    """Why a pod does not start; None if nothing is wrong so far."""
     if pod is None:
         return refused("the pod", refusal) if refusal else None
     if pod.unschedulable:
         return Problem(
             Reason.UNSCHEDULABLE,
-            f"no node takes the pod: {pod.unschedulable} Add such a node, or change resources "
-            "(gpus, gpuType, requests, nodeSelector, tolerations).",
+            f"no node fits the pod: {pod.unschedulable} Add a node that fits, or change resources (gpus, gpuType, "
+            "requests, nodeSelector, tolerations).",
         )
     if pod.waiting is None:
         return None
@@ -93,48 +94,48 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
     if pod.waiting.reason == "CreateContainerConfigError" and "secret" in seen.lower():
         return Problem(
             Reason.CREDENTIALS_MISSING,
-            f"{seen}: create that Secret in the job's namespace, with the keys that the documentation names; the job goes on "
-            "by itself.",
+            f"{seen}: create that Secret in the job's namespace, with the keys in the documentation; the job then "
+            "continues automatically.",
         )
     if pod.waiting.reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
-        return Problem(Reason.POD_REFUSED, f"container {pod.waiting.container} cannot be made: {seen}")
+        return Problem(Reason.POD_REFUSED, f"container {pod.waiting.container} cannot be created: {seen}")
     return None
 
 
 def disrupted(pod: projections.Pod | None) -> Problem | None:
-    """Whether a pod that was at work is being taken from its machine, or lost with it."""
-    if pod is None or pod.terminated is not None or not (pod.silent or (pod.disrupted and pod.deleting)):
+    """Whether a running pod is being evicted, or its node is unreachable."""
+    if pod is None or pod.terminated is not None or not (pod.unreachable or (pod.disrupted and pod.deleting)):
         return None
-    if not pod.silent:
-        text = f"pod {pod.name} is being taken from its machine ({pod.disruption}) and saves a checkpoint; another one follows"
+    if not pod.unreachable:
+        text = f"pod {pod.name} is being evicted ({pod.disruption}) and saves a checkpoint; another pod will resume"
     elif not pod.deleting:
         text = (
-            f"the machine of pod {pod.name} does not answer. If it stays away, Kubernetes takes the pod from it when its "
-            "tolerations end, five minutes by default"
+            f"the node of pod {pod.name} is unreachable. If it does not recover, Kubernetes deletes the pod when its "
+            "tolerations expire, after five minutes by default"
         )
     else:
         text = (
-            f"pod {pod.name} is taken from its machine ({pod.disruption or 'deleted'}), which does not answer: nobody knows "
-            "whether it still works. Another pod follows when the machine is back, or its Node is deleted, or has the taint "
-            "node.kubernetes.io/out-of-service"
+            f"pod {pod.name} is being deleted ({pod.disruption or 'deleted'}), but its node is unreachable, so it "
+            "may still be running. Another pod will resume when the node is back, or its Node object is deleted "
+            "or has the taint node.kubernetes.io/out-of-service"
         )
     return Problem(Reason.DISRUPTED, text)
 
 
 ADVICE = {
     Reason.TRAINER_OUT_OF_MEMORY: "out of memory",
-    Reason.LOSS_DIVERGED: "the loss diverged: lower training.learningRate or look at the data",
-    Reason.STORAGE_UNAVAILABLE: "S3 could not be reached: check storage.endpoint and the network",
+    Reason.LOSS_DIVERGED: "the loss diverged: lower training.learningRate or check the data",
+    Reason.STORAGE_UNAVAILABLE: "S3 is unreachable: check storage.endpoint and the network",
 }
 
 
 def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Problem:
-    """Why an attempt failed. `ends` is true when another one would end the same."""
+    """Why an attempt failed. `ends` is true if another one would fail in the same way."""
     if pod is None or pod.terminated is None:
         seen = f" ({job_failure})" if job_failure else ""
-        return Problem(Reason.TRAINER_ERROR, f"the {stage} pod vanished before it could answer{seen}")
-    end, said = pod.terminated, answer(pod)
-    tail = None if said else end.message[-1500:] or None
+        return Problem(Reason.TRAINER_ERROR, f"the {stage} pod disappeared without reporting an outcome{seen}")
+    end, reported = pod.terminated, answer(pod)
+    tail = None if reported else end.message[-1500:] or None
     ends = end.exit_code in {Exit.INVALID, Exit.DIVERGED}
     if end.reason == "OOMKilled":
         return Problem(
@@ -144,29 +145,29 @@ def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Probl
             exit_code=end.exit_code,
             log_tail=tail,
         )
-    if said is not None and said.reason is not None:
-        return Problem(said.reason, said.message, ends=ends, exit_code=end.exit_code)
+    if reported is not None and reported.reason is not None:
+        return Problem(reported.reason, reported.message, ends=ends, exit_code=end.exit_code)
     reason = next((why for code, why in course.REASONS.items() if code == end.exit_code), Reason.TRAINER_ERROR)
     text = ADVICE.get(reason, f"the {stage} pod ended with exit code {end.exit_code} ({end.reason or 'no reason'})")
-    message = said.message if said and said.message else text
+    message = reported.message if reported and reported.message else text
     if tail:
         message = f"{message}; last lines: {tail.strip()[-300:]}"
     return Problem(reason, message, ends=ends, exit_code=end.exit_code, log_tail=tail)
 
 
 def server(pod: projections.Pod | None) -> Problem | None:
-    """Why a server's pod is not ready; None while it may still come up."""
+    """Why a server's pod is not ready; None while it may still become ready."""
     if problem := not_started(pod, ""):
         return problem
-    if pod is not None and pod.silent:
+    if pod is not None and pod.unreachable:
         return disrupted(pod)
     if pod is None or pod.terminated is None:
         return None
-    end, said = pod.terminated, answer(pod)
-    if said is not None and said.reason is not None and end.exit_code == Exit.INVALID:
-        return Problem(said.reason, said.message, ends=True, exit_code=end.exit_code)
-    if said is not None and end.exit_code == Exit.STORAGE:
-        return Problem(Reason.STORAGE_UNAVAILABLE, said.message, exit_code=end.exit_code)
+    end, reported = pod.terminated, answer(pod)
+    if reported is not None and reported.reason is not None and end.exit_code == Exit.INVALID:
+        return Problem(reported.reason, reported.message, ends=True, exit_code=end.exit_code)
+    if reported is not None and end.exit_code == Exit.STORAGE:
+        return Problem(Reason.STORAGE_UNAVAILABLE, reported.message, exit_code=end.exit_code)
     if pod.restarts >= RESTARTS:
         oom = "it was killed at its memory limit; " if end.reason == "OOMKilled" else ""
         tail = end.message[-1500:]

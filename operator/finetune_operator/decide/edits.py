@@ -1,7 +1,7 @@
-"""What an edit of the spec makes stale: the whole revision, its judgement, its release, or a failure that may now pass.
+"""What an edit of the spec invalidates: the whole revision, its evaluation, its release, or a failure.
 
-`finetune_operator.revisions` tells which sections changed; here the status forgets just as much, and the journey goes on from
-there.
+`finetune_operator.revisions` finds the changed sections; here the corresponding parts of the status are dropped, and the
+rules continue from there.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from finetune_operator.decide.world import ENDS, STAGES, World, remembered
 
 @dataclasses.dataclass(frozen=True)
 class Stale:
-    """What the status forgets, and what follows for people to read."""
+    """The parts of the status to drop, and a message about what follows."""
 
     forgets: tuple[Condition, ...] = ()
     edits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -33,8 +33,8 @@ NOTHING = Stale()
 
 
 def the_spec_asks_for_other_work(world: World) -> Verdict | None:
-    """Scenarios A and N. The record differs from what the spec asks for now: it is written anew, and the status forgets just as
-    much as that makes stale."""
+    """Scenarios A and N. The record differs from the current spec: it is written again, and the invalidated parts of the
+    status are dropped."""
     state, record = world.state, recorded(world)
     if all(getattr(state, field) == value for field, value in record.items()) and world.true(Condition.ACCEPTED):
         return None
@@ -66,7 +66,7 @@ def _still_valid(world: World) -> str:
 
 
 def recorded(world: World) -> dict[str, Any]:
-    """The fields of the status that say what the spec asks for."""
+    """The fields of the status that record the current spec."""
     return {
         "revision": world.wanted.revision,
         "resolved": json.dumps(world.wanted.resolved, separators=(",", ":")),
@@ -77,7 +77,7 @@ def recorded(world: World) -> dict[str, Any]:
 
 
 def another_revision(world: World) -> Stale:
-    """Nothing of the former one counts; what it had reached goes into the history."""
+    """The previous revision is discarded; its result is added to the history."""
     old = world.state
     unfinished = old.revision is not None and old.completion_time is None
     superseded = remembered(old, str(old.revision), Reason.SUPERSEDED, world.now) if unfinished else {}
@@ -90,7 +90,7 @@ def another_revision(world: World) -> Stale:
 
 
 def another_judgement(world: World) -> Stale | None:
-    """The tuned model is the same, and is evaluated anew."""
+    """The same tuned model is evaluated again."""
     old = world.state
     if old.evaluation_hash == world.wanted.evaluation_hash:
         return None
@@ -104,7 +104,7 @@ def another_judgement(world: World) -> Stale | None:
 
 
 def another_release(world: World) -> Stale:
-    """The adapter is the same, and is served in another way, or at last, or no longer."""
+    """The same adapter is served with other settings, for the first time, or no longer."""
     old, release = world.state, recorded(world)["release"]
     if old.release == release:
         return NOTHING
@@ -117,13 +117,13 @@ def another_release(world: World) -> Stale:
 
 
 def train_after_all(world: World) -> Stale:
-    """The job had ended with a prompt that is enough, and now the spec wants the training too."""
+    """The job was complete because a prompt is enough, and the spec now requests training anyway."""
     ended = world.true(Condition.COMPLETE) and not world.true(Condition.TRAINED)
     return begin_again(world) if ended and not world.spec.intent.content_with_a_prompt else NOTHING
 
 
 def begin_again(world: World) -> Stale:
-    """The stage that is under way, or at which the job ended, is not what is asked for any more."""
+    """The current or last stage is not what the spec requests any more."""
     edits = dict.fromkeys(("stage", "attempt", "failed_attempts", "retry_at", "failure", "completion_time", "queue"))
     return Stale(ENDS, {**edits, "start_time": world.now})
 
@@ -136,11 +136,11 @@ INHERENT = {
     Reason.FINE_TUNING_NOT_RECOMMENDED,
     Reason.ADAPTER_INCOMPATIBLE,
 }
-"""Failures of the work itself: with more memory or other credentials it would end the same."""
+"""Failures of the work itself: more memory or other credentials would not help."""
 
 
 def another_try(world: World) -> Stale:
-    """An edit of what surrounds a stage changes no result, and gives the stage that failed another try."""
+    """An edit of the environment of a stage changes no result, and retries the failed stage."""
     failure = world.state.failure
     if failure is None or not world.true(Condition.FAILED):
         return NOTHING
@@ -152,5 +152,5 @@ def another_try(world: World) -> Stale:
         return NOTHING
     once_more = {"stage": stage, "attempt": world.attempt + 1, "failed_attempts": 0, "micro_batch_scale": None}
     return begin_again(world) + Stale(
-        (conditions.STAGE_CONDITIONS[stage],), once_more, f"{_subject(world)}: {stage} is tried again: {why}"
+        (conditions.STAGE_CONDITIONS[stage],), once_more, f"{_subject(world)}: {stage} is retried: {why}"
     )

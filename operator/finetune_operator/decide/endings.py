@@ -1,4 +1,5 @@
-"""How an attempt ended, and what follows: its answer is read, it is repeated by the exit-code contract, or the revision ends."""
+"""How an attempt ended, and what follows: its outcome is used, it is retried by the exit-code contract, or the revision
+ends."""
 
 import dataclasses
 import datetime
@@ -14,11 +15,11 @@ from finetune_operator.decide.world import World, fails
 
 LONGEST_PAUSE = 300.0
 LATE = 10.0
-"""Seconds by which the news of a pod's end may come after those of its Job's: two watches, in no order."""
+"""Seconds by which the event of a pod's end may come after that of its Job: two watches, in no order."""
 
 
 def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, outcome.Outcome], Verdict]) -> Verdict:
-    """Scenario D. Its end is decided, or one of several pods was taken away."""
+    """Scenario D. Its end is decided, or one of several pods was evicted."""
     present, first = pods.job, pods.first
     done = first is not None and first.terminated is not None and first.terminated.exit_code == Exit.DONE
     if done and (answer := diagnosis.answer(first)):
@@ -34,7 +35,7 @@ def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, o
             return Verdict(job=present.name)
         kind = conditions.STAGE_CONDITIONS[stage]
         return verdict.says(kind, "Unknown", problem.reason, problem.message, job=present.name)
-    if present.finished is not None and not pods.told:
+    if present.finished is not None and not pods.ends_known:
         late = present.finished + datetime.timedelta(seconds=LATE)
         if world.obs.now < late:
             return Verdict(job=present.name, again=late)
@@ -44,21 +45,21 @@ def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, o
 
 
 def _nobodys_failure(world: World, stage: Stage, pods: gang.Gang) -> str:
-    """Why a Job that is over ended by no fault of its own; empty if it failed."""
+    """Why a finished Job does not count as a failure; empty if it does."""
     present = pods.job
-    if present.succeeded and not pods.told:
-        # Evicted or deleted in the moment of its end, while nobody listened: what it has done lies in S3.
-        return f"attempt {present.attempt} of {stage} ended well, and its pod was gone before its answer was read"
+    if present.succeeded and not pods.ends_known:
+        # Evicted or deleted at the moment of its end, while no replica was leader: its results are in S3.
+        return f"attempt {present.attempt} of {stage} succeeded, but its pod was deleted before its outcome was read"
     if pods.lost:
-        return f"the machine of pod {pods.lost.name} lost its containers"
-    said = world.condition(conditions.STAGE_CONDITIONS[stage])
-    if pods.stopped and (said is None or said.reason != Reason.RUNNING):
-        return f"attempt {present.attempt} of {stage} ended before its {present.nodes} pods had met"
+        return f"the node of pod {pods.lost.name} restarted and lost its containers"
+    condition = world.condition(conditions.STAGE_CONDITIONS[stage])
+    if pods.stopped and (condition is None or condition.reason != Reason.RUNNING):
+        return f"attempt {present.attempt} of {stage} ended before its {present.nodes} pods had connected"
     return ""
 
 
 def _problem(stage: Stage, pods: gang.Gang) -> diagnosis.Problem:
-    cause, failure = (None, "its answer was lost") if pods.job.succeeded else (pods.cause, pods.job.failure)
+    cause, failure = (None, "its outcome was lost") if pods.job.succeeded else (pods.cause, pods.job.failure)
     problem = diagnosis.failed(stage, cause, failure)
     if cause is not None and pods.job.nodes > 1:
         return dataclasses.replace(problem, message=f"pod {cause.name}: {problem.message}")
@@ -66,7 +67,7 @@ def _problem(stage: Stage, pods: gang.Gang) -> diagnosis.Problem:
 
 
 def _ended(world: World, stage: Stage, pods: gang.Gang, result: str) -> tuple[Ended, ...]:
-    """For the metrics: how long the attempt took, and how long it waited for the last of its pods."""
+    """For the metrics: the duration of the attempt, and how long it waited for the last of its pods."""
     present = pods.job
     if present.created is None:
         return ()
@@ -75,23 +76,23 @@ def _ended(world: World, stage: Stage, pods: gang.Gang, result: str) -> tuple[En
     for pod in world.obs.pods_of(present.name):
         if pod.started is not None:
             starts.setdefault(pod.node, pod.started)
-    waits = starts and not present.queue  # else it was counted when it left the queue
+    waits = starts and not present.queue  # otherwise it was counted when it left the queue
     waited = (max(starts.values()) - present.created).total_seconds() if waits else None
     return (Ended(stage, result, (finished - present.created).total_seconds(), waited),)
 
 
 def next_attempt(world: World) -> Verdict:
-    """The next attempt takes over at once; the Job of this one is stopped, since it is not the active one any more."""
+    """The next attempt starts at once; the Job of this one is stopped because it is not the active one any more."""
     soon = world.obs.now + datetime.timedelta(seconds=0.2)
     return Verdict(edits={"attempt": world.attempt + 1}, again=soon)
 
 
 def _uncounted(world: World, stage: Stage, pods: gang.Gang, why: str, pause: float = 0.0) -> Verdict:
-    """Several pods cannot go on without one of them, or a pod was lost with its machine: all are stopped, and the next attempt
-    resumes. It is nobody's failure."""
+    """Several pods cannot continue without one of them, or a pod was lost with its node: all are stopped, and the next
+    attempt resumes. This does not count as a failure."""
     following = next_attempt(world)
     retry = {"retry_at": world.now + datetime.timedelta(seconds=pause)} if pause else {}
-    text = f"{why}: attempt {world.attempt + 1} of {stage} goes on from the newest checkpoint, if there is one"
+    text = f"{why}: attempt {world.attempt + 1} of {stage} resumes from the newest checkpoint, if there is one"
     return dataclasses.replace(
         following,
         edits={**following.edits, **retry},
@@ -106,8 +107,8 @@ def _pause(world: World) -> float:
 
 
 def _failed(world: World, stage: Stage, pods: gang.Gang, problem: diagnosis.Problem) -> Verdict:
-    """Repeat, or end: 2 and 4 never again, memory once with half the micro-batch, storage until the deadline, the rest up to
-    `training.retries`. Only the rest counts as failed attempts."""
+    """Retry, or end: exit codes 2 and 4 are never retried, out of memory once with half the micro-batch, storage until the
+    deadline, all others up to `training.retries`. Only the others count as failed attempts."""
     failures = world.state.failed_attempts or 0
     share = world.state.micro_batch_scale
     ends = problem.ends

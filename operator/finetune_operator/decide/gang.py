@@ -1,4 +1,4 @@
-"""The pods of one attempt, seen together: one for each node. They begin when all have started, and end as one."""
+"""The pods of one attempt together: one for each node. They begin when all have started, and end together."""
 
 import dataclasses
 
@@ -6,20 +6,20 @@ from finetune_api.exits import Exit
 from finetune_operator.observe import observation, projections
 
 TELLING = {Exit.INVALID, Exit.OUT_OF_MEMORY, Exit.DIVERGED, Exit.STORAGE}
-"""Exit codes that name a cause, which no pod has for the mere reason that another one left."""
+"""Exit codes that name a cause; a pod never has one of these only because another pod left."""
 SIGKILL = 137
 
 
 @dataclasses.dataclass(frozen=True)
 class Gang:
-    """An attempt's Job and its pods by their number: the newest of each, None where there is none."""
+    """An attempt's Job and its pods by index: the newest of each, None if there is none."""
 
     job: projections.StageJob
     pods: tuple[projections.Pod | None, ...]
 
     @property
     def first(self) -> projections.Pod | None:
-        """The pod that speaks for all."""
+        """The pod whose outcome counts."""
         return self.pods[0]
 
     @property
@@ -32,8 +32,8 @@ class Gang:
         return all(pod is not None and pod.started is not None for pod in self.pods)
 
     @property
-    def told(self) -> bool:
-        """Whether the news of how the pods ended are here: they come by another watch than those of the Job."""
+    def ends_known(self) -> bool:
+        """Whether it is known how the pods ended: these events come from another watch than the Job's."""
         if self.job.succeeded:
             return self.first is not None and self.first.terminated is not None
         ended = [pod for pod in self.present if pod.terminated is not None]
@@ -41,22 +41,20 @@ class Gang:
 
     @property
     def disrupted(self) -> str | None:
-        """Which pod of several was taken from its machine, and why. A single one is replaced by its Job, and never told."""
+        """Which of several pods was evicted, and why. A single pod is replaced by its Job."""
         if self.job.nodes == 1:
             return None
-        gone = [
-            f"pod {pod.name} was taken from its machine ({pod.disruption})" for pod in self.present if pod.disrupted
-        ]
+        gone = [f"pod {pod.name} was evicted ({pod.disruption})" for pod in self.present if pod.disrupted]
         if self.job.ending and not gone:
-            # the others broke off, since they lost it
-            gone = [f"the machine of pod {pod.name} does not answer" for pod in self.present if pod.silent]
+            # the others stopped because they lost it
+            gone = [f"the node of pod {pod.name} is unreachable" for pod in self.present if pod.unreachable]
         if not gone and self.job.failure == "PodFailurePolicy":
-            gone = ["a pod was taken from its machine"]
+            gone = ["a pod was evicted"]
         return gone[0] if gone else None
 
     @property
     def lost(self) -> projections.Pod | None:
-        """A pod whose machine came back without its containers; None where another one knows why it ended."""
+        """A pod whose node came back without its containers; None if another pod names a cause."""
         if any(map(_names_a_cause, self.present)):
             return None
         return next(
@@ -65,7 +63,7 @@ class Gang:
 
     @property
     def stopped(self) -> bool:
-        """Whether several pods ended and none of them failed: each was asked to, or lost another one."""
+        """Whether several pods ended and none of them failed: each was told to stop, or lost another one."""
         cause = self.cause
         if self.job.nodes == 1 or self.job.succeeded:
             return False
@@ -73,12 +71,12 @@ class Gang:
 
     @property
     def cause(self) -> projections.Pod | None:
-        """The pod whose end tells most of why all ended; None when none could tell.
+        """The pod whose end explains best why all ended; None if none does.
 
-        A pod that leaves takes the others with it: those end as if they were asked to (143), are stopped, or break off. So a
-        code that names a cause comes first, wherever clocks differ; then the earliest end, a kill first.
+        When a pod ends, the others follow: with exit code 143 as if told to stop, killed, or with an error. So a code that
+        names a cause comes first, since clocks may differ; then the earliest end, a kill first.
         """
-        return min((pod for pod in self.present if pod.terminated is not None), key=_tells, default=None)
+        return min((pod for pod in self.present if pod.terminated is not None), key=_order, default=None)
 
 
 def _names_a_cause(pod: projections.Pod) -> bool:
@@ -86,7 +84,7 @@ def _names_a_cause(pod: projections.Pod) -> bool:
     return end is not None and (end.reason == "OOMKilled" or end.exit_code in TELLING)
 
 
-def _tells(pod: projections.Pod) -> tuple[int, float, bool, int]:
+def _order(pod: projections.Pod) -> tuple[int, float, bool, int]:
     end = pod.terminated
     assert end is not None
     rank = 0 if _names_a_cause(pod) else 2 if end.exit_code in {Exit.STOPPED, Exit.DONE} else 1

@@ -1,4 +1,4 @@
-"""In every world: what neither serves nor is wanted goes."""
+"""In every world: objects that are neither serving nor wanted are deleted."""
 
 import datetime
 
@@ -7,7 +7,7 @@ from finetune_operator.decide.world import World
 
 
 def releases(world: World) -> Verdict:
-    """Failed candidates go at once, the former release after it drained; so do Services without a release behind them."""
+    """Failed candidates and Services without a release are deleted at once, the previous release after draining."""
     needed = {release.name for release in (world.serving, world.candidate) if release is not None}
     drained, due, delete = _drained(world), None, list[Ref]()
     for name, server in world.obs.servers.items():
@@ -30,7 +30,7 @@ def _drained(world: World) -> datetime.datetime:
 
 
 def jobs(world: World) -> Verdict:
-    """Running Jobs other than the wanted one. Finished ones stay for a look."""
+    """Running Jobs other than the wanted one. Finished ones stay for inspection."""
     running = [
         job.name for job in world.obs.jobs.values() if not (job.over or job.deleting) and job.name != world.active_job
     ]

@@ -1,4 +1,4 @@
-"""Rules of a job's life around its stages: what must be there first, suspension, the deadline, and the end."""
+"""Rules of a job's life around its stages: prerequisites, suspension, the deadline, and the end."""
 
 import datetime
 
@@ -24,7 +24,7 @@ def _removal_due(world: World) -> datetime.datetime | None:
 
 
 def serving_was_turned_off(world: World) -> Verdict | None:
-    """Scenarios H, I and K. deployment.enabled is false now: what serves goes, whatever else the job does."""
+    """Scenarios H, I and K. deployment.enabled is false now: the serving release is removed, whatever else the job does."""
     if world.spec.deployment.enabled or world.serving is None:
         return None
     text = "deployment.enabled is false"
@@ -34,7 +34,8 @@ def serving_was_turned_off(world: World) -> Verdict | None:
 
 
 def suspension_is_over(world: World) -> Verdict | None:
-    """Scenario M. Resuming starts the next attempt with a new clock, unless the last one had ended before it could be stopped."""
+    """Scenario M. Resuming starts the next attempt with a new deadline, unless the last one ended before it could be
+    stopped."""
     if world.spec.suspend or not world.true(Condition.SUSPENDED):
         return None
     clock = {"start_time": world.now, "queue": None}
@@ -51,7 +52,7 @@ def suspension_is_over(world: World) -> Verdict | None:
 
 
 def gpu_type_is_unknown(world: World) -> Verdict | None:
-    """Scenario A. A type that the operator's settings lack can never be scheduled: said before anything starts."""
+    """Scenario A. A type that is not in the operator's settings can never be scheduled: reported before anything starts."""
     known = world.obs.settings.gpu_types
     wanted = [world.spec.resources, world.spec.evaluation.resources, world.spec.deployment.resources]
     missing = [r.gpu_type for r in wanted if r and r.gpu_type and r.gpu_type not in known]
@@ -61,8 +62,8 @@ def gpu_type_is_unknown(world: World) -> Verdict | None:
         Condition.ACCEPTED,
         "False",
         Reason.UNSCHEDULABLE,
-        f"gpuType {missing[0]} is not among the operator's: {', '.join(sorted(known)) or 'none are set'}. Choose one of them, or "
-        "let the platform team add it to the chart's gpuTypes.",
+        f"gpuType {missing[0]} is not in the operator's settings, which have: {', '.join(sorted(known)) or 'none'}. "
+        "Choose one of these, or ask the platform team to add it to the chart's gpuTypes.",
     )
 
 
@@ -74,19 +75,19 @@ def base_model_is_not_in_the_catalogue(world: World) -> Verdict | None:
         Condition.ACCEPTED,
         "False",
         Reason.BASE_MODEL_NOT_FOUND,
-        f"there is no BaseModel {world.spec.base_model.name}: see `kubectl get basemodels`, or let the platform team add it; the "
-        "job goes on by itself",
+        f"there is no BaseModel {world.spec.base_model.name}: see `kubectl get basemodels`, or ask the platform team "
+        "to add it; the job then continues automatically",
         forgets=ENDS if world.wanted.revision != world.state.revision else (),
     )
 
 
 def failure_is_final(world: World) -> Verdict | None:
-    """Scenarios J and K. A child that is removed, or a restart of the operator, never starts a finished revision again."""
+    """Scenarios J and K. A deleted child or a restart of the operator never restarts a finished revision."""
     return verdict.AS_IT_IS if world.true(Condition.FAILED) else None
 
 
 def everything_is_done(world: World) -> Verdict | None:
-    """Scenarios H and L. Complete without a server, or the wanted release serves, or a prompt was enough."""
+    """Scenarios H and L. Complete without a server, or the current release serves, or a prompt was enough."""
     if not world.spec.deployment.enabled or baseline.prompt_is_enough(world):
         done = world.true(Condition.COMPLETE)
     else:
@@ -103,18 +104,18 @@ def job_is_suspended(world: World) -> Verdict | None:
     if stage and not world.true(Condition.SUSPENDED):
         kind = conditions.STAGE_CONDITIONS[Stage(stage)]
         says.append(Say(kind, "Unknown", Reason.SUSPENDED, f"{stage} is suspended"))
-    text = "spec.suspend is true: set it to false to go on"
+    text = "spec.suspend is true: set it to false to resume"
     return Verdict(says=(*says, Say(Condition.SUSPENDED, "True", Reason.SUSPENDED, text)))
 
 
 def deadline_has_passed(world: World) -> Verdict | None:
-    """Scenarios B to G. Waiting in a queue is not counted: when that ends is not the job's to say."""
+    """Scenarios B to G. Waiting in a queue is not counted, since the job cannot influence it."""
     due = _deadline(world)
     if due is None or world.obs.now < due:
         return None
     stage = Stage(world.state.stage) if world.state.stage else Stage.PREFLIGHT
     waited = world.condition(conditions.STAGE_CONDITIONS[stage])
-    seen = f"; the last that was seen: {waited.reason}: {waited.message}" if waited else ""
+    seen = f"; the last condition: {waited.reason}: {waited.message}" if waited else ""
     granted = world.spec.active_deadline_seconds
     text = f"the revision did not end within activeDeadlineSeconds ({granted}){seen}"
     return fails(world, stage, Reason.DEADLINE_EXCEEDED, text)
@@ -129,7 +130,7 @@ def _deadline(world: World) -> datetime.datetime | None:
 
 
 def wake(world: World) -> Verdict:
-    """In every world: look again when the deadline or the time to live will have passed."""
+    """In every world: reconcile again when the deadline or the time to live has passed."""
     over = world.true(Condition.SUSPENDED) or world.state.completion_time is not None
     due = [_removal_due(world), None if over else _deadline(world)]
     return Verdict(again=min((time for time in due if time is not None and time > world.obs.now), default=None))

@@ -1,7 +1,7 @@
-"""A stage's Job in a queue: what it waits for, in words for people, and how long, which no deadline counts.
+"""A stage's Job in a queue: what it waits for, as a message, and for how long, which the deadline excludes.
 
-Kueue decides when such a Job may run, by its `suspend`, and may take that back. The Job stays the same, so neither is an attempt
-(docs/adr/0026-a-queue-holds-the-job.md).
+Kueue decides when such a Job may run, by its `suspend`, and may evict it. The Job stays the same, so neither starts an
+attempt (docs/adr/0026-a-queue-holds-the-job.md).
 """
 
 import datetime
@@ -15,28 +15,28 @@ from finetune_operator.decide.world import World
 from finetune_operator.observe import projections
 
 PATIENCE = datetime.timedelta(seconds=10)
-"""What Kueue may take to notice a Job."""
+"""The time that Kueue may need to notice a Job."""
 REFUSED = {"Inadmissible", "Misconfigured", "Deactivated", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"}
-"""Kueue's reasons for which waiting does not help: somebody has to change a queue, or the job."""
+"""Kueue's reasons for which waiting does not help: a queue or the job has to be changed."""
 
 
 def wait(world: World, stage: Stage, job: projections.StageJob) -> Verdict:
-    """Scenario B. Say why the Job is held back."""
+    """Scenario B. Report why the Job is suspended."""
     due = None
     if not job.queue:
         reason, why = (
             Reason.QUEUED,
-            f"Job {job.name} is suspended by another hand, and goes on when that sets spec.suspend to false",
+            f"Job {job.name} was suspended by someone else, and continues when its spec.suspend is set to false",
         )
     elif world.obs.workloads is None:
         reason, why = _unread(world)
     elif (workload := world.obs.workloads.get(job.name)) is not None:
-        reason, why = _said(workload)
+        reason, why = _explained(workload)
     elif world.obs.now < (due := (job.created or world.obs.now) + PATIENCE):
         reason, why = Reason.QUEUED, "Kueue has not seen it yet"
     else:
         reason, due = Reason.QUEUE_REFUSED, None
-        why = "Kueue made no Workload for it: does Kueue run, and look after Jobs of this namespace?"
+        why = "Kueue created no Workload for it: check that Kueue is running and manages Jobs in this namespace"
     where = f"waits in LocalQueue {job.queue}" if job.queue else "waits"
     text = f"{stage} attempt {world.state.attempt} {where}: {why}"
     return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", reason, text, job=job.name, again=due)
@@ -44,17 +44,17 @@ def wait(world: World, stage: Stage, job: projections.StageJob) -> Verdict:
 
 def _unread(world: World) -> tuple[Reason, str]:
     if world.obs.settings.kueue.enabled:
-        return Reason.QUEUED, "Kueue's Workloads cannot be read so far; is Kueue installed?"
-    return Reason.QUEUED, "Kueue's reasons are not known here, since the chart's kueue.enabled is off"
+        return Reason.QUEUED, "Kueue's Workloads could not be read yet: check that Kueue is installed"
+    return Reason.QUEUED, "Kueue's reason is unknown because the chart's kueue.enabled is false"
 
 
-def _said(workload: kueue.Workload) -> tuple[Reason, str]:
+def _explained(workload: kueue.Workload) -> tuple[Reason, str]:
     pending, evicted = workload.pending, workload.evicted
-    why = pending.message or "it is not its turn"
+    why = pending.message or "it waits for its turn"
     if workload.reserved:
-        why = "it has its quota and starts"
+        why = "its quota is reserved and it starts"
         if workload.checks:
-            why = f"it has its quota; admission check {', '.join(workload.checks)}"
+            why = f"its quota is reserved; admission check {', '.join(workload.checks)}"
         if evicted.reason:
             why = "its pods are being stopped"
     if not workload.active:
@@ -63,12 +63,12 @@ def _said(workload: kueue.Workload) -> tuple[Reason, str]:
     if not workload.active or pending.reason in REFUSED:
         return Reason.QUEUE_REFUSED, lost + why
     if lost:
-        return Reason.EVICTED, f"{lost}{why}; it goes on from the newest checkpoint, if there is one"
+        return Reason.EVICTED, f"{lost}{why}; it resumes from the newest checkpoint, if there is one"
     return Reason.QUEUED, why
 
 
 def settle(world: World) -> Verdict:
-    """In every world: since when the Job under way waits, and how long others before it did."""
+    """In every world: since when the current Job has been waiting, and how long earlier ones waited."""
     record = world.state.queue
     job = world.obs.jobs.get(world.active_job) if world.active_job else None
     waits = job is not None and job.suspended and not (job.over or job.deleting)

@@ -1,6 +1,6 @@
-"""From a judged adapter to requests: start the candidate, verify it, switch the Service, let the old release drain.
+"""From an evaluated adapter to traffic: start the candidate, verify it, switch the Service, let the old release drain.
 
-The candidate and what serves are both built from their `Release` record, so either can be made again at any moment.
+The candidate and the serving release are built from their `Release` records, so either can be recreated at any time.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from finetune_operator.observe.records import Release
 
 
 def the_release_is_not_rolled_out(world: World) -> Verdict:
-    """Scenarios F and G: what is left when all other rules say no. Take the rollout one step further."""
+    """Scenarios F and G: the last rule, which always matches. The next step of the rollout."""
     serving = world.serving
     if serving is not None and serving.name == world.release_name:
-        # only its judgement was asked for again
+        # only its evaluation was requested again
         text = f"revision {serving.revision} serves"
         edits = {"failure": None}
         return verdict.says(Condition.DEPLOYED, "True", Reason.SERVING, text, edits=edits, outcome=Reason.SERVING)
@@ -29,17 +29,17 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
     candidate = _candidate(world)
     server = world.obs.servers.get(candidate.name)
     if server is None and _recreates(world) and serving is not None and world.obs.pods_of(serving.name):
-        text = f"{serving.name} is being stopped to make room (deployment.rollout.strategy: Recreate)"
+        text = f"{serving.name} is being stopped to free its resources (deployment.rollout.strategy: Recreate)"
         return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, candidate=candidate)
-    kept = keep(world, candidate, world.spec.deployment.replicas)
-    changing = any(manifest["kind"] == "Deployment" for manifest in kept)
+    missing = keep(world, candidate, world.spec.deployment.replicas)
+    changing = any(manifest["kind"] == "Deployment" for manifest in missing)
     if server is None or changing or not server.settled or server.ready < world.spec.deployment.replicas:
         found = _starting(world, candidate, server)
     else:
         found = _verify(world, candidate)
     if found.outcome is not None:
         return found
-    return dataclasses.replace(found, candidate=candidate, apply=(*kept, *found.apply))
+    return dataclasses.replace(found, candidate=candidate, apply=(*missing, *found.apply))
 
 
 def _candidate(world: World) -> Release:
@@ -59,7 +59,7 @@ def _recreates(world: World) -> bool:
 
 def _starting(world: World, candidate: Release, server: projections.Server | None) -> Verdict:
     """Scenario F."""
-    # A verification of pods that were here before says nothing of these.
+    # A verification of earlier pods says nothing about these.
     before = attempts.name_of(world, Stage.VERIFY) in world.obs.jobs
     edits = {"attempt": world.attempt + 1, "retry_at": None} if before else {}
     problems = [p for p in map(diagnosis.server, world.obs.pods_of(candidate.name)) if p is not None]
@@ -94,7 +94,7 @@ def _verify(world: World, candidate: Release) -> Verdict:
 
 
 def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdict:
-    """The Service now sends requests to the candidate; the release before it drains."""
+    """The Service now routes to the candidate; the previous release drains."""
     server = world.obs.servers.get(candidate.name)
     speed = round(answer.verification.tokens_per_second) if answer.verification else None
     deployed = status.Deployment(
@@ -118,7 +118,7 @@ def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdic
 
 
 def keep(world: World, wanted: Release, replicas: int) -> tuple[meta.Manifest, ...]:
-    """What is missing or different of a release's Deployment and its own Service."""
+    """The Deployment and Service of a release, as far as they are missing or differ."""
     parent, chart = world.obs.parent, world.obs.settings
     content = attempts.run_of(world, wanted.revision, wanted.base_model).model_copy(update={"storage": wanted.storage})
     server = deployment.build(parent, chart, wanted, content, replicas)
@@ -131,7 +131,7 @@ def keep(world: World, wanted: Release, replicas: int) -> tuple[meta.Manifest, .
 
 
 def expose(world: World, name: str, release_name: str) -> tuple[meta.Manifest, ...]:
-    """The Service `name` before the pods of a release, where it is missing or different."""
+    """The Service `name` of a release, if it is missing or differs."""
     manifest = service.build(world.obs.parent, world.obs.settings, name, release_name)
     present = world.obs.services.get(name)
     same = present is not None and present.guarded == projections.service(manifest).guarded
@@ -139,7 +139,8 @@ def expose(world: World, name: str, release_name: str) -> tuple[meta.Manifest, .
 
 
 def keep_serving(world: World) -> Verdict:
-    """In every world: what serves goes on serving, whatever the wanted revision does, and heals when a part of it is removed."""
+    """In every world: the serving release keeps serving, whatever happens to the current revision, and is repaired if a part
+    is removed."""
     serving = world.serving
     if serving is None:
         return AS_IT_IS

@@ -1,4 +1,4 @@
-"""Rules of the stages: each is begun when the one before it is done, and its answer becomes its condition."""
+"""Rules of the stages: each starts when the previous one is done, and its outcome becomes its condition."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def training_is_not_done(world: World) -> Verdict | None:
 
 def _trained(world: World, answer: outcome.Outcome) -> Verdict:
     if answer.training is None:
-        text = "training ended well but named no adapter: look at the trainer's image"
+        text = "training succeeded but reported no adapter: check the trainer image"
         return fails(world, Stage.TRAIN, Reason.TRAINER_ERROR, text)
     done = answer.training
     whole = status.Progress(
@@ -80,7 +80,7 @@ def evaluation_is_not_done(world: World) -> Verdict | None:
 def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
     found = answer.evaluation
     if found is None:
-        text = "the evaluation ended well but gave no results"
+        text = "the evaluation succeeded but reported no results"
         return fails(world, Stage.EVALUATE, Reason.TRAINER_ERROR, text)
     edits = {"evaluation": found, "artifacts": status.Artifacts(adapter=world.adapter, report=answer.report)}
     if not found.passed:
@@ -91,7 +91,7 @@ def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
             world,
             Stage.EVALUATE,
             Reason.EVALUATION_BELOW_GATE,
-            f"{missed}. Look at the report ({answer.report}), then improve data or training, or change evaluation.gates.",
+            f"{missed}. See the report ({answer.report}), then improve data or training, or change evaluation.gates.",
         )
         return dataclasses.replace(failed, edits={**failed.edits, **edits})
     gates = f"{len(found.gates)} of {len(found.gates)} gates passed" if found.gates else "no gates"
@@ -100,14 +100,16 @@ def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
 
 
 def deployment_is_disabled(world: World) -> Verdict | None:
-    """Scenario L: the end of a job that serves nothing."""
+    """Scenario L: the end of a job without deployment."""
     if world.spec.deployment.enabled:
         return None
     report = world.state.artifacts.report if world.state.artifacts else None
     return Verdict(
         says=(
             verdict.Say(Condition.DEPLOYED, "False", Reason.DISABLED, "deployment.enabled is false"),
-            verdict.Say(Condition.COMPLETE, "True", Reason.SUCCEEDED, f"the adapter is trained and measured: {report}"),
+            verdict.Say(
+                Condition.COMPLETE, "True", Reason.SUCCEEDED, f"the adapter is trained and evaluated: {report}"
+            ),
         ),
         edits={"failure": None},
         outcome=Reason.SUCCEEDED,

@@ -1,4 +1,4 @@
-"""The sum of a status: Ready, Reconciling and Stalled by kstatus' rules, then the phase for people."""
+"""The summary of a status: Ready, Reconciling and Stalled by kstatus' rules, then the phase for people."""
 
 from finetune_api import status
 from finetune_api.reasons import Condition, Reason, Stage
@@ -22,7 +22,7 @@ def _summary(world: World) -> tuple[Say, ...]:
     if world.true(Condition.COMPLETE):
         return _complete(world)
     if world.true(Condition.SUSPENDED):
-        text = "suspended: set spec.suspend to false to go on" + _meanwhile(world.serving)
+        text = "suspended: set spec.suspend to false to resume" + _meanwhile(world.serving)
         return _kstatus("False", False, False, Reason.SUSPENDED, text)
     serving = world.serving
     if serving is not None and serving.name == world.release_name and world.true(Condition.DEPLOYED):
@@ -34,15 +34,15 @@ def _summary(world: World) -> tuple[Say, ...]:
 
 
 def _failed(world: World) -> tuple[Say, ...]:
-    """Scenario J, or K: then what serves is Deployed all the same."""
+    """Scenario J, or K, where Deployed stays True for the serving release."""
     failed, failure, serving = world.condition(Condition.FAILED), world.state.failure, world.serving
     assert failed is not None
-    said = _kstatus("False", False, True, failed.reason, failed.message + _meanwhile(serving))
+    summary = _kstatus("False", False, True, failed.reason, failed.message + _meanwhile(serving))
     if serving is None:
-        return said
+        return summary
     rolled = Reason.ROLLED_BACK if failure and failure.stage == Stage.VERIFY else Reason.SERVING
-    text = f"revision {serving.revision} serves; the wanted one failed"
-    return (Say(Condition.DEPLOYED, "True", rolled, text), *said)
+    text = f"revision {serving.revision} serves; the current one failed"
+    return (Say(Condition.DEPLOYED, "True", rolled, text), *summary)
 
 
 def _complete(world: World) -> tuple[Say, ...]:
@@ -50,7 +50,7 @@ def _complete(world: World) -> tuple[Say, ...]:
     if complete is not None and complete.reason == Reason.PROMPT_ALREADY_SUFFICIENT:
         reason, text = Reason.PROMPT_ALREADY_SUFFICIENT, complete.message
     else:
-        reason, text = Reason.SUCCEEDED, "done: nothing is to be served"
+        reason, text = Reason.SUCCEEDED, "complete: deployment is disabled"
     return _kstatus("True", False, False, reason, text + _meanwhile(world.serving))
 
 
@@ -64,7 +64,7 @@ def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
 
 
 def _meanwhile(serving: records.Release | None) -> str:
-    return f" (revision {serving.revision} goes on serving)" if serving is not None else ""
+    return f" (revision {serving.revision} keeps serving)" if serving is not None else ""
 
 
 def _pod_problem(pod: projections.Pod) -> str:

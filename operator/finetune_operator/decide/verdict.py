@@ -1,4 +1,4 @@
-"""What a rule returns, as data, and what a whole decision is. Nothing here acts."""
+"""The result of a rule, and of a whole decision, as data. Nothing here has effects."""
 
 import dataclasses
 import datetime
@@ -42,32 +42,32 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What follows from one fact: what to write into the status, and the effects. Written in this order: `forgets`, `edits`,
-    `serves` or `withdraws`, `says`, `outcome`."""
+    """What follows from one fact: changes of the status, and effects. Applied in this order: `forgets`, `edits`, `serves` or
+    `withdraws`, `says`, `outcome`."""
 
     forgets: tuple[Condition, ...] = ()
     edits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Field of the status -> its new value."""
     serves: records.Release | None = None
-    """The release that the job's Service sends requests to from now on."""
+    """The release to which the job's Service routes from now on."""
     withdraws: bool = False
     """Nothing is served any more."""
     says: tuple[Say, ...] = ()
     outcome: Reason | None = None
-    """The revision ended with this, and goes into the history."""
+    """The revision ended with this, and is added to the history."""
     proceed: bool = False
-    """The status is further now, and the rules are asked again in the same pass."""
+    """Whether the rules are evaluated again in the same pass, with the new status."""
 
     apply: tuple[meta.Manifest, ...] = ()
     delete: tuple[Ref, ...] = ()
     job: str | None = None
-    """The Job that may run now; every other running one is stopped."""
+    """The Job that may run now; all other running ones are stopped."""
     candidate: records.Release | None = None
-    """The release that is being rolled out; without one, releases that do not serve go."""
+    """The release that is being rolled out; all others that do not serve are deleted."""
     nodes_service: str | None = None
-    """The Service by which the pods of the training under way find each other."""
+    """The headless Service of the running multi-node training."""
     again: datetime.datetime | None = None
-    """When to look again, should nothing happen until then."""
+    """When to reconcile again if nothing happens until then."""
     remove_parent: bool = False
     ended: tuple[Ended, ...] = ()
     retried: tuple[tuple[Stage, Reason], ...] = ()
@@ -76,7 +76,7 @@ class Verdict:
 
 
 AS_IT_IS = Verdict()
-"""Nothing is to be done."""
+"""Nothing to do."""
 
 
 def says(condition: Condition, value: conditions.State, reason: str, message: str, **more: Any) -> Verdict:

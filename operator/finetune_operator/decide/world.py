@@ -1,4 +1,4 @@
-"""What the rules look at: an observation, what its spec asks for, the status so far. Frozen: a verdict makes the next one."""
+"""The input of the rules: an observation, what its spec requests, the status so far. Frozen: a verdict yields the next one."""
 
 import dataclasses
 import datetime
@@ -24,12 +24,12 @@ ENDS = (Condition.COMPLETE, Condition.FAILED)
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """`active_job`, `candidate` and `nodes_service` are those of the last verdict: what may stay."""
+    """`active_job`, `candidate` and `nodes_service` are those of the last verdict, and are not deleted."""
 
     obs: observation.Observation
     wanted: revisions.Wanted
     base: run.ResolvedBaseModel | None
-    """The base model as recorded for this revision, or else as the catalogue has it now; None when it is in neither."""
+    """The base model as recorded for this revision, or else from the catalogue; None if it is in neither."""
     state: status.Status
     """The status so far."""
     serving: records.Release | None
@@ -43,7 +43,7 @@ class World:
 
     @property
     def now(self) -> datetime.datetime:
-        """To the second, as it is written into the status."""
+        """Truncated to seconds, as in the status."""
         return self.obs.now.replace(microsecond=0)
 
     @property
@@ -74,7 +74,7 @@ class World:
         return conditions.get(self.state, kind)
 
     def after(self, verdict: Verdict) -> "World":
-        """The world with what the verdict writes."""
+        """The world after the verdict's changes."""
         state = conditions.drop(self.state, *verdict.forgets)
         if verdict.edits:
             state = state.model_copy(update=dict(verdict.edits))
@@ -82,7 +82,7 @@ class World:
         if serving is not self.serving:
             state = state.model_copy(update={"serving": serving and serving.model_dump_json(by_alias=True)})
         for say in verdict.says:
-            state = self._said(state, say)
+            state = self._with(state, say)
         if verdict.outcome is not None:
             ended = {"completion_time": self.now, "retry_at": None}
             state = state.model_copy(update=remembered(state, self.wanted.revision, verdict.outcome, self.now) | ended)
@@ -96,13 +96,13 @@ class World:
         )
 
     def settled(self, verdict: Verdict) -> "World":
-        """The world with what was written, and all else as it is."""
+        """The world after the verdict's changes of the status only."""
         written = self.after(verdict)
         if written.state is self.state and written.serving is self.serving:
             return self
         return dataclasses.replace(self, state=written.state, serving=written.serving)
 
-    def _said(self, state: status.Status, say: Say) -> status.Status:
+    def _with(self, state: status.Status, say: Say) -> status.Status:
         generation = self.obs.parent.generation
         return conditions.put(state, say.condition, say.value, say.reason, say.message, generation, self.obs.now)
 
@@ -119,7 +119,7 @@ def of(obs: observation.Observation) -> World:
 
 
 def remembered(state: status.Status, of: str, outcome: Reason, now: datetime.datetime) -> dict[str, Any]:
-    """The edit that makes a revision, the one that the status speaks of, the newest of the history."""
+    """The edit that adds the status' revision to the history as its newest entry."""
     adapter = state.artifacts.adapter if state.artifacts else None
     entry = status.Revision(
         revision=of,
@@ -141,7 +141,7 @@ def fails(
     exit_code: int | None = None,
     log_tail: str | None = None,
 ) -> Verdict:
-    """The revision ends here, until an edit or the run annotation asks for more."""
+    """The revision ends here, until an edit or the run annotation requests more."""
     failure = status.Failure(
         stage=stage,
         reason=reason,

@@ -1,1 +1,1 @@
-"""Desired state: facts in, manifest out. No client, no clock, no error; each file builds one kind and reads like its YAML."""
+"""Desired state: from facts to manifests. No client, no clock, no errors; each file builds one kind and reads like its YAML."""

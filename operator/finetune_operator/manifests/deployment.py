@@ -24,7 +24,7 @@ def probe(period: int, failures: int) -> dict[str, Any]:
 def build(
     parent: parents.Parent, chart: settings.Settings, release: Release, content: run.Run, replicas: int
 ) -> meta.Manifest:
-    """`content`: the run file, where the record has none."""
+    """`content`: the run file, if the record has none."""
     run_volume, run_mount = pods.run_volume()
     annotations = pods.run_annotation(release.run_file or content.without_judgement())
     selector = {label.UID: parent.uid, label.RELEASE: release.name}
@@ -46,7 +46,7 @@ def build(
             *pods.credentials(release.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", release.base_model.access_token_secret, "HF_TOKEN"),
         ],
-        # what the server has anyway: it runs before, and a quota wants every container to say something
+        # those of the server, since it runs before it, and a quota requires them for every container
         "resources": pods.resources(release.deployment.resources.model_copy(update={"gpus": 0}), chart, requests),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -61,7 +61,7 @@ def build(
         "name": SERVER,
         "image": release.image,
         "imagePullPolicy": chart.image_pull_policy,
-        # named by module: the console script looks for a distribution that CPU builds do not have
+        # by module: the console script looks for a distribution that CPU builds lack
         "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
         "args": release.arguments,
         "env": [
@@ -75,7 +75,7 @@ def build(
         "startupProbe": probe(2, 1800),
         "readinessProbe": probe(5, 2),
         "livenessProbe": probe(15, 4),
-        # endpoints forget the pod before the server stops listening
+        # the pod is removed from endpoints before the server stops listening
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108

@@ -10,13 +10,13 @@ Manifest = dict[str, Any]
 
 
 def release(parent: parents.Parent, wanted: revisions.Wanted) -> str:
-    """The Deployment, and the candidate Service before it."""
+    """The name of the Deployment, and of the candidate's Service."""
     return f"{parent.name}-{wanted.revision}-{wanted.release_hash}"
 
 
 def stage_job(parent: parents.Parent, wanted: revisions.Wanted, stage: reasons.Stage, attempt: int) -> str:
-    """At most 63 characters for a name of 40, up to attempt 999, the number of a node included (it is the pod's host name):
-    baseline, evaluation and verification carry four digits of what they judge."""
+    """At most 63 characters for a name of 40, up to attempt 999, including a node's index (it is the pod's host name):
+    baseline, evaluation and verification contain four digits of the hash that they depend on."""
     short = {
         reasons.Stage.BASELINE: f"base{wanted.evaluation_hash[:4]}",
         reasons.Stage.EVALUATE: f"eval{wanted.evaluation_hash[:4]}",
@@ -26,7 +26,7 @@ def stage_job(parent: parents.Parent, wanted: revisions.Wanted, stage: reasons.S
 
 
 def nodes_service(parent: parents.Parent, of: str) -> str:
-    """The headless Service by which the pods of a training attempt find each other."""
+    """The headless Service of the pods of a multi-node training."""
     return f"{parent.name}-{of}-nodes"
 
 
@@ -43,7 +43,7 @@ def labels(parent: parents.Parent, extra: dict[str, str], **more: str) -> dict[s
 
 
 def owned(parent: parents.Parent, name: str, labels_: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a child: removed with its FineTuneJob by the garbage collector."""
+    """Metadata of a child, which the garbage collector removes with its FineTuneJob."""
     return {
         "name": name,
         "namespace": parent.namespace,
@@ -62,7 +62,7 @@ def owned(parent: parents.Parent, name: str, labels_: dict[str, str]) -> dict[st
 
 
 def hashed(manifest: Manifest) -> Manifest:
-    """The manifest with its own digest as an annotation: what was asked for, to compare with later."""
+    """The manifest with its own digest as an annotation, for later comparisons."""
     annotations = {**manifest["metadata"].get("annotations", {}), label.HASH: revision.digest(manifest, 16)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 

@@ -1,4 +1,4 @@
-"""The pod that every stage and server shares: allowed by the `restricted` Pod Security Standard, with a read-only root."""
+"""Common parts of the pods of stages and servers: allowed by the `restricted` Pod Security Standard, with a read-only root."""
 
 import json
 import posixpath
@@ -10,7 +10,7 @@ from finetune_operator.observe import label
 
 USER = 65532
 WORK = {"name": "tmp", "emptyDir": {}}
-"""Libraries write caches and temporary files below /tmp, which is also HOME; all else of the root is read-only."""
+"""Libraries write caches and temporary files to /tmp, which is also HOME; the rest of the root is read-only."""
 
 
 def security() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def environment(extra: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def credentials(secret: str | None) -> list[dict[str, Any]]:
-    """S3 keys of a Secret as the variables that boto3 reads; none leaves the pods their own identity."""
+    """S3 keys of a Secret as the variables that boto3 reads; without a Secret the pods use their own identity."""
     if secret is None:
         return []
     keys = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
@@ -44,7 +44,7 @@ def secret_value(variable: str, secret: str | None, key: str) -> list[dict[str, 
 
 
 def run_annotation(content: run.Run) -> dict[str, str]:
-    """The run file as an annotation of the pod: it comes, stays and goes with the pod, and is no object of its own."""
+    """The run file as an annotation of the pod, so that it needs no object of its own."""
     return {label.RUN_FILE: json.dumps(content.wire(), ensure_ascii=False, separators=(",", ":"))}
 
 
@@ -57,7 +57,7 @@ def run_volume() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def resources(wanted: job.Resources, chart: settings.Settings, default: job.Requests | None = None) -> dict[str, Any]:
-    """Requests, and limits where a limit protects the node: memory, and GPUs, which cannot be overcommitted."""
+    """Requests, and limits that protect the node: memory, and GPUs, which cannot be overcommitted."""
     requests = wanted.requests.wire() or (default.wire() if default else {})
     limits = {"memory": requests["memory"]} if "memory" in requests else {}
     if wanted.gpus:
@@ -67,15 +67,15 @@ def resources(wanted: job.Resources, chart: settings.Settings, default: job.Requ
 
 
 def gpu_labels(wanted: job.Resources) -> dict[str, str]:
-    """What a pod holds, for those who count: our cost, and the tools of others."""
+    """The GPUs that a pod holds, for cost accounting here and in other tools."""
     if not wanted.gpus:
         return {}
     return {label.GPUS: str(wanted.gpus), **({label.GPU_TYPE: wanted.gpu_type} if wanted.gpu_type else {})}
 
 
 def placement(wanted: job.Resources, chart: settings.Settings) -> dict[str, Any]:
-    """Node selector, tolerations and priority. An unknown gpuType selects a node that does not exist: such a
-    pod must wait, and never land on any other GPU."""
+    """Node selector, tolerations and priority. An unknown gpuType selects a node that does not exist: such a pod must wait,
+    and must not run on another GPU."""
     kind = chart.gpu_types.get(wanted.gpu_type or "", settings.GpuType())
     if wanted.gpu_type and wanted.gpu_type not in chart.gpu_types:
         kind = settings.GpuType(node_selector={"finetune.dev/unknown-gpu-type": wanted.gpu_type})
@@ -96,7 +96,8 @@ def pod(
     volumes: list[dict[str, Any]],
     **more: Any,
 ) -> dict[str, Any]:
-    """A PodSpec. Whichever its ServiceAccount is, the namespace's `default` one or the user's: no container gets its token."""
+    """A PodSpec. No container gets the token of its ServiceAccount, whether that is the namespace's `default` one or the
+    user's."""
     return {
         **({"serviceAccountName": service_account} if service_account else {}),
         "automountServiceAccountToken": False,
@@ -116,7 +117,7 @@ def pod(
 
 
 def base_volume(base: run.ResolvedBaseModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Volumes and mounts of a base model that lies on a claim (pvc://claim/path); none for other sources."""
+    """Volumes and mounts of a base model on a claim (pvc://claim/path); none for other sources."""
     if not base.source.startswith("pvc://"):
         return [], []
     claim, _, path = base.source.removeprefix("pvc://").partition("/")

@@ -7,13 +7,13 @@ from finetune_operator import settings
 from finetune_operator.observe.records import Release
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for --max-lora-rank."""
+"""The values that vLLM accepts for --max-lora-rank."""
 
 
 def arguments(
     base: run.ResolvedBaseModel, adapter: status.Adapter, served: str, wanted: job.Deployment, chart: settings.Settings
 ) -> list[str]:
-    """vLLM's command line. The API key travels by environment, never as an argument."""
+    """vLLM's command line. The API key is passed by environment, never as an argument."""
     template = posixpath.join(run.ADAPTER_PATH, "chat_template.jinja")
     return [
         f"--model={run.MODEL_PATH}",

@@ -1,5 +1,5 @@
-"""Services: one of the job, which clients use; one of each release, by which a candidate is verified; and one of a revision
-whose training has several pods, by which they find each other."""
+"""Services: one for the job, which clients use; one for each release, used to verify a candidate; and a headless one for the
+pods of a multi-node training."""
 
 from finetune_api import reasons, run
 from finetune_operator import settings
@@ -8,7 +8,7 @@ from finetune_operator.observe import label, parents
 
 
 def build(parent: parents.Parent, chart: settings.Settings, name: str, release: str) -> meta.Manifest:
-    """A Service `name` before the pods of `release`."""
+    """A Service `name` for the pods of `release`."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -21,7 +21,7 @@ def build(parent: parents.Parent, chart: settings.Settings, name: str, release: 
 
 
 def nodes(parent: parents.Parent, chart: settings.Settings, revision: str) -> meta.Manifest:
-    """The headless Service of a revision's training pods: a DNS name for each, from its start on, ready or not."""
+    """The headless Service of a revision's training pods: a DNS name for each from its start, ready or not."""
     stage = reasons.Stage.TRAIN.value
     labels = meta.labels(parent, chart.labels, **{label.REVISION: revision, label.STAGE: stage})
     port = {"name": "rendezvous", "port": run.RENDEZVOUS_PORT, "targetPort": run.RENDEZVOUS_PORT, "protocol": "TCP"}

@@ -1,6 +1,7 @@
-"""A stage as a Job: one attempt, never repeated by Kubernetes itself except when the machine below a single pod was taken away.
+"""A stage as a Job: one attempt, never retried by Kubernetes itself, except that an evicted single pod is replaced.
 
-Training on several nodes is an Indexed Job: its pods begin, fail and end as one (docs/adr/0012-nodes-are-an-indexed-job.md).
+Training on several nodes is an Indexed Job: its pods start, fail and end together
+(docs/adr/0012-nodes-are-an-indexed-job.md).
 """
 
 from typing import Any
@@ -17,10 +18,10 @@ GRACE_SECONDS = 120
 JUDGING = {Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE}
 """Stages that read `intent` and `evaluation`."""
 QUEUED = course.LOADING
-"""Stages that load the model wait in the job's queue where there is one. What comes before a GPU is asked for does not wait,
-nor what checks a server that has its place."""
+"""Stages that load the model wait in the job's queue, if there is one. Preflight, before a GPU is requested, and
+verification, whose server already runs, do not."""
 KEEP_SECONDS = 3600
-"""How long a finished Job and its pod's log stay to be looked at."""
+"""How long a finished Job and its pod's log are kept."""
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
@@ -38,7 +39,7 @@ def build(
     queue: str | None = None,
     api_key_secret: str | None = None,
 ) -> meta.Manifest:
-    """The Job of one attempt of a stage, with as many pods as `nodes`; suspended, where a queue decides when it may run.
+    """The Job of one attempt of a stage, with `nodes` pods; suspended if a queue decides when it may run.
 
     `arguments` follow the stage's name on the command line of the trainer image (see trainer-image/README.md).
     """
@@ -95,7 +96,7 @@ def build(
                 **({"suspend": True} if queue else {}),
                 "backoffLimit": 0,
                 "podReplacementPolicy": "Failed",
-                # A single pod is replaced within its attempt; of several, the others cannot go on without it.
+                # A single pod is replaced within its attempt; with several, the others cannot continue without it.
                 "podFailurePolicy": {"rules": [{"action": "Ignore" if nodes == 1 else "FailJob", **DISRUPTED}]},
                 **(indexed(nodes) if nodes > 1 else {}),
                 "ttlSecondsAfterFinished": KEEP_SECONDS,
@@ -109,13 +110,13 @@ def build(
 
 
 def run_file(content: run.Run, stage: Stage) -> run.Run:
-    """What a stage is told: those that judge nothing are not told how it is judged, so that an edit of that leaves a Job where it
-    stands in its queue."""
+    """The run file of a stage. Stages that do not evaluate get no evaluation settings, so that an edit of these does not
+    requeue their Job."""
     return content if stage in JUDGING else content.without_judgement()
 
 
 def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
-    """The key of evaluation.judge, for the one stage that asks it."""
+    """The key of evaluation.judge, for the only stage that uses it."""
     judge = content.evaluation.judge
     return (
         pods.secret_value(run.JUDGE_KEY, judge.api_key_secret, "API_KEY") if judge and stage is Stage.EVALUATE else []
@@ -123,8 +124,8 @@ def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
 
 
 def indexed(nodes: int) -> dict[str, Any]:
-    """One pod for each number below `nodes`, all at once. The first answers for all: what still hangs after it ended well is
-    stopped."""
+    """One pod for each index below `nodes`, all in parallel. The first pod's success is the Job's: pods that still run then
+    are stopped."""
     return {
         "completionMode": "Indexed",
         "completions": nodes,
@@ -134,7 +135,7 @@ def indexed(nodes: int) -> dict[str, Any]:
 
 
 def together(nodes: int, rendezvous: str) -> list[dict[str, Any]]:
-    """What each of several pods must know of the others."""
+    """Environment by which several pods find each other."""
     number = {"fieldRef": {"fieldPath": f"metadata.labels['{label.COMPLETION_INDEX}']"}}
     return [
         {"name": run.NODES, "value": str(nodes)},

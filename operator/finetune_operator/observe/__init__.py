@@ -1,11 +1,11 @@
-"""What is: the world of one job as frozen facts.
+"""Observe: the world of one job as frozen facts.
 
-    FineTuneJob ─┬─ Job per stage and attempt ── Pod, which tells its progress; and Kueue's Workload, where the Job is in a queue
-                 └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
+FineTuneJob ─┬─ Job per stage and attempt ── Pod, which reports its progress; and Kueue's Workload, if the Job is in a queue
+└─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
 
-- `label`: labels and annotations by which children are found; every child carries the job's uid.
-- `projections`: one small fact for each child, from what the API server sent.
-- `records`: what the status remembers as text, parsed: inputs of the revision, the serving release.
+- `label`: labels and annotations by which children are found; every child has the job's uid.
+- `projections`: one small fact for each child, from its object.
+- `records`: the JSON records in the status, parsed: inputs of the revision, the serving release.
 - `parents`: the FineTuneJob: spec, status and records, each parsed once.
-- `observation`: all of these together, as a decision sees them.
+- `observation`: all of these together, the input of a decision.
 """

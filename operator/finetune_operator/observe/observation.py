@@ -1,4 +1,4 @@
-"""All that a decision may depend on: one job, its children, its queue, the time and the settings."""
+"""All inputs of a decision: one job, its children, its queue, the time and the settings."""
 
 import dataclasses
 import datetime
@@ -10,12 +10,12 @@ from finetune_operator import kueue, settings
 from finetune_operator.observe import parents, projections
 
 PATIENCE = 3.0
-"""Seconds without a pod after which the Job controller is asked why."""
+"""Seconds without a pod after which the Job controller's events are read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """All that a decision may depend on."""
+    """All inputs of a decision."""
 
     parent: parents.Parent
     spec: job.FineTuneJobSpec
@@ -25,11 +25,11 @@ class Observation:
     servers: Mapping[str, projections.Server]
     services: Mapping[str, projections.Service]
     reading: projections.Reading | None
-    """How far training is, in its pod's own words; None: not asked yet."""
+    """The progress of training, as reported by its pod; None: not read yet."""
     refusals: Mapping[str, str]
     """Name of a Job that lacks a pod -> why the API server refuses its pods (quota, admission)."""
     workloads: Mapping[str, kueue.Workload] | None
-    """Name of a Job in a queue -> what Kueue says of it; None as long as Kueue was not heard."""
+    """Name of a Job in a queue -> its Workload; None until Workloads were listed."""
     now: datetime.datetime
     settings: settings.Settings
 

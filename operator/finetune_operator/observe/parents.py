@@ -10,13 +10,13 @@ from finetune_api import job, revision, status
 from finetune_operator.observe import projections, records
 
 LARGEST = 192 * 1024
-"""Bytes of a spec as JSON. A pod's annotations have 256 KiB in all: the rest is for the base model, and for other annotations."""
+"""Bytes of a spec as JSON. A pod's annotations may have 256 KiB in total: the rest is for the base model, and for other
+annotations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
-    """The FineTuneJob. `unreadable` says why spec or records cannot be read, and is empty when both can; only then they are
-    to be used."""
+    """The FineTuneJob. `unreadable` says why spec or records cannot be read; they may only be used if it is empty."""
 
     name: str
     namespace: str
@@ -51,10 +51,10 @@ def parent(raw: projections.Raw) -> Parent:
 
 
 def _spec(raw: projections.Raw) -> tuple[job.FineTuneJobSpec | None, str]:
-    """The spec, or why an API server without our schema let in what cannot be read."""
+    """The spec, or why it cannot be read (an API server without the CRD's schema accepts anything)."""
     text = json.dumps(raw.get("spec") or {})
     try:
-        # Unknown fields are a newer CRD's: the API server let them in, and a newer operator will read them.
+        # Unknown fields come from a newer CRD: the API server accepted them, and a newer operator will use them.
         spec = job.FineTuneJobSpec.model_validate_json(text, extra="ignore")
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]
@@ -67,7 +67,7 @@ def _spec(raw: projections.Raw) -> tuple[job.FineTuneJobSpec | None, str]:
 
 
 def _too_large(spec: projections.Raw) -> str:
-    """The field that makes a spec too large to travel with its pods; empty if it is not."""
+    """The field that makes a spec too large for its pods' annotation; empty if none does."""
     total = _bytes(spec)
     if total <= LARGEST:
         return ""
@@ -79,8 +79,8 @@ def _too_large(spec: projections.Raw) -> str:
             break
         place, value, size = f"{place}.{largest}", value[largest], sizes[largest]
     return (
-        f"{place} takes {size // 1024} KiB of {total // 1024} KiB in all. {LARGEST // 1024} KiB are possible, because the spec "
-        "travels in an annotation of each pod: make that field smaller"
+        f"{place} takes {size // 1024} KiB of {total // 1024} KiB in total. The limit is {LARGEST // 1024} KiB, "
+        "because the spec is stored in an annotation of each pod: make that field smaller"
     )
 
 
@@ -93,13 +93,13 @@ def _records(state: status.Status) -> tuple[records.Records, str]:
         return records.read(state), ""
     except ValueError as problem:
         return records.Records(), (
-            f"the records of the status (resolved, serving) are not as this operator wrote them: {str(problem)[:200]}. Nothing "
-            "is touched: restore the status, or delete the job and create it again"
+            f"the records of the status (resolved, serving) were changed by someone else: {str(problem)[:200]}. The "
+            "operator does not touch the job: restore the status, or delete the job and create it again"
         )
 
 
 def _status(raw: projections.Raw) -> status.Status:
-    """The status, less the values that another version wrote and this one cannot read: the rest is the job's memory."""
+    """The status, without values that another version wrote and this one cannot read: the rest is the job's state."""
     readable = dict(raw)
     for _ in range(10):
         try:

@@ -1,6 +1,7 @@
-"""What the API server sent, as small frozen facts: one for each child of a job.
+"""Objects of the API server as small frozen facts: one for each child of a job.
 
-Projections are small, so that thousands of jobs stay cheap, and total: a strange object gives a poorer fact, never an exception.
+Projections are small, so that thousands of jobs stay cheap, and total: a malformed object gives an incomplete fact, never an
+exception.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from finetune_operator import kueue
 from finetune_operator.observe import label
 
 LOST = {"ContainerStatusUnknown", "Unknown"}
-"""Why containers ended that a machine which came back does not find any more: in the kubelet's word, and in containerd's."""
+"""Reasons of containers that no longer exist when their node comes back: the kubelet's, and containerd's."""
 Raw = Mapping[str, Any]
 
 
@@ -26,7 +27,7 @@ def time_of(text: Any) -> datetime.datetime | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StageJob:
-    """A Job of ours: one attempt of one stage."""
+    """A Job of the operator: one attempt of one stage."""
 
     name: str
     uid: str
@@ -36,14 +37,14 @@ class StageJob:
     created: datetime.datetime | None
     finished: datetime.datetime | None
     taken_up: bool
-    """Whether the Job controller has come to it, and so has made its pods or was refused them."""
+    """Whether the Job controller has seen it, so that its pods exist or were refused."""
     nodes: int
-    """Pods that it has at a time."""
+    """Number of its pods."""
     queue: str
     suspended: bool
-    """It waits in its queue, or is on its way back there, without a pod. Whoever suspended it, lets it go on."""
+    """It waits in its queue, or is being evicted, without a pod. Whoever suspended it must resume it."""
     ending: bool
-    """Its end is decided, and its last pods are being stopped."""
+    """Its outcome is decided, and its last pods are being stopped."""
     succeeded: bool
     failed: bool
     failure: str
@@ -56,7 +57,7 @@ class StageJob:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Waiting:
-    """A container that cannot start, in the kubelet's words."""
+    """A container that cannot start, with the kubelet's message."""
 
     container: str
     reason: str
@@ -74,8 +75,8 @@ class Terminated:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of a stage or of a release. `parent` is the name of its Job or Deployment, `node` its number among the pods of a Job
-    that work together; `stage` is empty for a server's."""
+    """A pod of a stage or of a release. `parent` is the name of its Job or Deployment, `node` its index among the pods of an
+    Indexed Job; `stage` is empty for a server's pod."""
 
     name: str
     parent: str
@@ -89,18 +90,18 @@ class Pod:
     ready: bool
     created: datetime.datetime | None
     placed: datetime.datetime | None
-    """When the node took it: from then on it holds its GPUs, whether its images are there or not."""
+    """When it was bound to its node: from then on it holds its GPUs, also while images are pulled."""
     started: datetime.datetime | None
     ended: datetime.datetime | None
-    """When the last of its containers ended for good."""
+    """When the last of its containers ended finally."""
     waiting: Waiting | None
     terminated: Terminated | None
     unschedulable: str
     restarts: int
     disruption: str
-    """Why it was taken from its machine (evicted, preempted, ...); empty if it was not."""
-    silent: bool
-    """Whether its machine does not answer any more: what is said of its container is what was last heard."""
+    """Why it is disrupted (evicted, preempted, ...); empty if it is not."""
+    unreachable: bool
+    """Whether its node is unreachable: its container's state is the last known one."""
     deleting: bool
 
     @property
@@ -108,28 +109,28 @@ class Pod:
         return bool(self.disruption)
 
     @property
-    def tells(self) -> bool:
-        """Whether it can say how far its training is: the first of several pods speaks for all."""
+    def reports(self) -> bool:
+        """Whether it can report the progress of its training: the first of several pods reports for all."""
         trains = self.stage == reasons.Stage.TRAIN and self.node == 0
         at_work = self.phase == "Running" and self.started is not None and self.terminated is None
-        return trains and at_work and bool(self.address) and not self.silent
+        return trains and at_work and bool(self.address) and not self.unreachable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
-    """What the pod of a training answered when it was asked how far it is. It is the pod's own word: believe it for its own
-    job, revision and attempt alone."""
+    """The response of a training pod to a request for its progress. It is not trusted: it counts only for its own job,
+    revision and attempt."""
 
     pod: str
     report: outcome.ProgressReport | None = None
-    """The last one, also when later questions were not answered."""
+    """The last report, also if later requests failed."""
     problem: str = ""
-    """Why nobody has answered for a while; empty: all is well."""
+    """Why the pod has not responded for a while; empty: no problem."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
-    """A Deployment of ours. `guarded` are the fields whose drift is mended."""
+    """A Deployment of the operator. `guarded` are the fields whose drift is corrected."""
 
     name: str
     revision: str
@@ -137,7 +138,7 @@ class Server:
     replicas: int
     ready: int
     settled: bool
-    """Whether all its pods are as the Deployment says now: none of a former template is left, or counted as ready."""
+    """Whether all its pods are those of the current template: no pod of an earlier one is left, or counted as ready."""
     refusal: str
     """Why the API server refuses its pods; empty if it does not."""
     deleting: bool
@@ -203,10 +204,10 @@ def _waiting(state: Raw) -> Waiting | None:
 
 
 def _terminated(state: Raw, once: bool) -> Terminated | None:
-    """The end that tells most: a failed container's, now or before its restart; else the main container's good end.
+    """The most informative end: a failed container's, now or before its restart; else the main container's success.
 
-    `once`: its containers are not restarted. One may have a former state all the same, where the runtime lost it. The kubelet may
-    have made another, which is at work or knows how it ended; the former one's end is the pod's only if the pod is over by it.
+    `once`: its containers are not restarted. One may still have a last state, if the runtime lost it. The kubelet may then
+    have started another one, which is running or has its own end; the lost one's end is the pod's only if the pod is over.
     """
     over = state.get("phase") in {"Succeeded", "Failed"}
     ends = []
@@ -231,17 +232,18 @@ def _terminated(state: Raw, once: bool) -> Terminated | None:
 
 
 def _ended(state: Raw) -> datetime.datetime | None:
-    """The end of a pod that is over. One that never ran (evicted at once, or its node lost) ended when that was said."""
+    """The end of a pod that is over. One that never ran (evicted at once, or its node lost) ended when its condition
+    changed."""
     if state.get("phase") not in {"Succeeded", "Failed"}:
         return None
     ends = [(s.get("state") or {}).get("terminated") or {} for s in _statuses(state)]
-    said = [time_of(end.get("finishedAt")) for end in ends]
-    said = said if any(said) else [time_of(c.get("lastTransitionTime")) for c in state.get("conditions") or []]
-    return max((time for time in said if time), default=time_of(state.get("startTime")))
+    times = [time_of(end.get("finishedAt")) for end in ends]
+    times = times if any(times) else [time_of(c.get("lastTransitionTime")) for c in state.get("conditions") or []]
+    return max((time for time in times if time), default=time_of(state.get("startTime")))
 
 
-def _silent(state: Raw, ready: Raw) -> bool:
-    """The node lifecycle controller takes a lost pod's readiness away; a kubelet would do the same to its containers."""
+def _unreachable(state: Raw, ready: Raw) -> bool:
+    """The node lifecycle controller sets a lost pod to not ready; a kubelet would also set its containers to not ready."""
     containers = state.get("containerStatuses") or []
     at_work = state.get("phase") == "Running" and bool(containers) and all(c.get("ready") for c in containers)
     return at_work and ready.get("status") == "False"
@@ -274,7 +276,7 @@ def pod(raw: Raw) -> Pod:
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
         restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
         disruption=str(disrupted.get("reason") or "disrupted") if disrupted.get("status") == "True" else "",
-        silent=_silent(state, conditions.get("Ready", {})),
+        unreachable=_unreachable(state, conditions.get("Ready", {})),
         deleting=bool(meta.get("deletionTimestamp")),
     )
 
@@ -304,7 +306,7 @@ def server(raw: Raw) -> Server:
 
 def service(raw: Raw) -> Service:
     spec = raw.get("spec") or {}
-    # A port that somebody added stays: server-side apply would not take it away.
+    # A port added by others stays: server-side apply would not remove it.
     ours = [p for p in spec.get("ports") or [] if p.get("port") in {run.SERVER_PORT, run.RENDEZVOUS_PORT}]
     guarded = {
         "selector": spec.get("selector"),
@@ -320,4 +322,4 @@ PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Deployment": server,
     "Service": service,
 }
-"""Kinds of children that are watched, and how each becomes a fact."""
+"""Kinds of watched children, and their projections."""

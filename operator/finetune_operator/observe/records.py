@@ -1,4 +1,4 @@
-"""What the status remembers as text, parsed once: the inputs of the revision, and what serves."""
+"""The JSON records in the status, parsed once: the inputs of the revision, and the serving release."""
 
 import dataclasses
 import json
@@ -11,10 +11,11 @@ from finetune_api import job, model, revision, run, status
 
 
 class Release(model.Model):
-    """One candidate or serving release: a revision's adapter under one serving configuration. Recorded whole in
-    `status.serving`, so that its Deployment can be made again at any time.
+    """One candidate or serving release: a revision's adapter under one serving configuration. Recorded completely in
+    `status.serving`, so that its Deployment can be recreated at any time.
 
-    Images and arguments of the operator's settings are part of it: an upgrade of the operator leaves what serves as it is.
+    It includes images and arguments from the operator's settings: an upgrade of the operator does not change a serving
+    release.
     """
 
     model_config = model.Model.model_config | {"extra": "ignore"}
@@ -33,12 +34,12 @@ class Release(model.Model):
     shm_size: Any = "1Gi"
     canary: str | None = None
     tokens_per_second: int | None = None
-    run_file: run.Run | None = Field(default=None, description="Of its pods; records of earlier releases have none.")
+    run_file: run.Run | None = Field(default=None, description="Of its pods; absent in records of earlier versions.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """`inputs`: the sections of the spec that the revision was made from, None before the first one."""
+    """`inputs`: the sections of the spec for the revision, None before the first one."""
 
     inputs: Mapping[str, Any] | None = None
     base_model: run.ResolvedBaseModel | None = None
@@ -46,7 +47,7 @@ class Records:
 
 
 def read(state: status.Status) -> Records:
-    """Raises ValueError when another hand wrote these fields: they are the operator's memory, and nobody's to guess."""
+    """Raises ValueError if someone else changed these fields: they are the operator's state, and are not guessed."""
     inputs = json.loads(state.resolved) if state.resolved else None
     sections = [] if inputs is None else inputs.values() if isinstance(inputs, dict) else [inputs]
     if not all(isinstance(section, dict) for section in sections):

@@ -160,7 +160,7 @@ def _errors(operator: ours.Operator, found: measure.Findings) -> None:
     """What the operator complained about: a benchmark of errors would be none."""
     for replica in operator.replicas:
         bad = [line["message"] for line in replica.log_lines() if line.get("level") not in {"INFO", "DEBUG"}]
-        lost = [text for text in bad if "lease" in text or "no longer leading" in text]
+        lost = [text for text in bad if "lease" in text or "no longer leader" in text]
         if rest := [text for text in bad if text not in lost]:
             found.remark(f"{len(rest)} warnings of {replica.name}, the first: {rest[0][:300]}")
 

@@ -43,8 +43,8 @@ class Told(cache.Cache):
     """A cache that notes whom it told."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
-        super().__init__(self.told.append)
+        self.changes: list[str] = []
+        super().__init__(self.changes.append)
 
     def names(self, uid: str = "p") -> list[str]:
         return sorted(name for _, name in self.children.get(uid, {}))
@@ -90,12 +90,12 @@ def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
 def test_what_did_not_change_tells_nobody() -> None:
     facts = Told()
     facts.listed("Job", None, [child("a", 1, hash="h")], "5")
-    facts.heard("Job", None, "MODIFIED", child("a", 6, hash="h"))
+    facts.receive("Job", None, "MODIFIED", child("a", 6, hash="h"))
     facts.listed("Job", None, [child("a", 6, hash="h")], "7")
-    assert facts.told == ["p"]
-    facts.heard("Job", None, "MODIFIED", child("a", 8, hash="other"))
-    facts.heard("Job", None, "DELETED", child("a", 9))
-    assert facts.told == ["p", "p", "p"]
+    assert facts.changes == ["p"]
+    facts.receive("Job", None, "MODIFIED", child("a", 8, hash="other"))
+    facts.receive("Job", None, "DELETED", child("a", 9))
+    assert facts.changes == ["p", "p", "p"]
 
 
 def test_objects_without_our_label_are_nobodys() -> None:
@@ -110,44 +110,44 @@ def test_what_kueue_says_of_a_job_of_ours_is_told_whichever_was_heard_first() ->
     facts = Told()
     assert facts.workloads is None
     facts.listed("Workload", None, [workload(1, "no room")], "5")
-    assert facts.told == []
-    facts.heard("Job", None, "ADDED", stage_job(6))
-    assert facts.told == ["p"]
+    assert facts.changes == []
+    facts.receive("Job", None, "ADDED", stage_job(6))
+    assert facts.changes == ["p"]
     assert facts.workloads["job-uid"].pending.message == "no room"
-    facts.heard("Workload", None, "MODIFIED", workload(7, "no room"))
-    assert facts.told == ["p"], "nothing new"
-    facts.heard("Workload", None, "MODIFIED", workload(8, "1 more needed"))
-    facts.heard("Workload", None, "DELETED", workload(9, "1 more needed"))
-    assert facts.told == ["p", "p", "p"]
-    facts.heard("Workload", None, "ADDED", workload(10, "of a pod group", uid=""))
+    facts.receive("Workload", None, "MODIFIED", workload(7, "no room"))
+    assert facts.changes == ["p"], "nothing new"
+    facts.receive("Workload", None, "MODIFIED", workload(8, "1 more needed"))
+    facts.receive("Workload", None, "DELETED", workload(9, "1 more needed"))
+    assert facts.changes == ["p", "p", "p"]
+    facts.receive("Workload", None, "ADDED", workload(10, "of a pod group", uid=""))
     assert facts.workloads == {}
 
 
 def test_a_workload_that_goes_does_not_take_its_successors_place() -> None:
     facts = Told()
     facts.listed("Workload", None, [workload(1, "old")], "5")
-    facts.heard("Workload", None, "ADDED", workload(6, "new", name="w2"))
-    facts.heard("Workload", None, "DELETED", workload(7, "old"))
+    facts.receive("Workload", None, "ADDED", workload(6, "new", name="w2"))
+    facts.receive("Workload", None, "DELETED", workload(7, "old"))
     assert facts.workloads["job-uid"].pending.message == "new"
 
 
 def test_a_list_of_workloads_of_one_namespace_says_nothing_of_another() -> None:
     facts = Told()
-    facts.heard("Job", None, "ADDED", stage_job(1))
+    facts.receive("Job", None, "ADDED", stage_job(1))
     facts.listed("Workload", "ml", [workload(1, "no room")], "5")
     facts.listed("Workload", "other", [], "6")
     assert set(facts.workloads) == {"job-uid"}
     facts.listed("Workload", "ml", [], "7")
     assert facts.workloads == {}
-    assert facts.told == ["p", "p", "p"]
+    assert facts.changes == ["p", "p", "p"]
 
 
 def test_an_object_that_changes_its_owner_moves() -> None:
     facts = Told()
     facts.listed("Job", None, [child("a", 1)], "5")
-    facts.heard("Job", None, "MODIFIED", child("a", 6, uid="q"))
+    facts.receive("Job", None, "MODIFIED", child("a", 6, uid="q"))
     assert (facts.names("p"), facts.names("q")) == ([], ["a"])
-    assert set(facts.told) == {"p", "q"}
+    assert set(facts.changes) == {"p", "q"}
 
 
 def test_what_we_wrote_is_known_at_once_and_a_slow_watch_does_not_undo_it() -> None:
@@ -155,17 +155,17 @@ def test_what_we_wrote_is_known_at_once_and_a_slow_watch_does_not_undo_it() -> N
     facts.listed("Job", None, [child("a", 1, hash="old")], "5")
     facts.wrote_child(child("a", 9, hash="new"))
     assert facts.hash("a") == "new"
-    facts.heard("Job", None, "MODIFIED", child("a", 7, hash="middle"))
+    facts.receive("Job", None, "MODIFIED", child("a", 7, hash="middle"))
     assert facts.hash("a") == "new"
-    facts.heard("Job", None, "MODIFIED", child("a", 9, hash="new"))
+    facts.receive("Job", None, "MODIFIED", child("a", 9, hash="new"))
     assert facts.hash("a") == "new"
 
 
 def test_what_we_wrote_before_a_deletion_that_was_heard_already_does_not_come_back() -> None:
     facts = Told()
     facts.listed("Job", None, [], "5")
-    facts.heard("Job", None, "ADDED", child("a", 9))
-    facts.heard("Job", None, "DELETED", child("a", 10))
+    facts.receive("Job", None, "ADDED", child("a", 9))
+    facts.receive("Job", None, "DELETED", child("a", 10))
     facts.wrote_child(child("a", 9))
     assert facts.names() == []
 
@@ -189,7 +189,7 @@ def test_kinds_that_are_not_watched_are_not_kept() -> None:
 def test_bookmarks_say_how_far_the_watch_is_and_nothing_else() -> None:
     facts = Told()
     facts.listed("Job", None, [], "5")
-    facts.heard("Job", None, "BOOKMARK", {"metadata": {"resourceVersion": "20"}})
+    facts.receive("Job", None, "BOOKMARK", {"metadata": {"resourceVersion": "20"}})
     facts.wrote_child(child("a", 9))
     assert facts.names() == []
 
@@ -209,7 +209,7 @@ def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
     facts = Told()
     facts.put_parent(job(9))
     facts.listed("Job", None, [], "5")
-    facts.told.clear()
+    facts.changes.clear()
     with facts.writing("FineTuneJob", "ml", "web"):
         facts.wrote_parent(job(10))
     facts.put_parent(job(10))
@@ -218,22 +218,22 @@ def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
         facts.wrote_parent(job(11))
     with facts.writing("Job", "ml", "a"):
         facts.wrote_child(child("a", 12))
-    facts.heard("Job", None, "ADDED", child("a", 12))
+    facts.receive("Job", None, "ADDED", child("a", 12))
     with facts.writing("Job", "ml", "b"):
-        facts.heard("Job", None, "ADDED", child("b", 13))
+        facts.receive("Job", None, "ADDED", child("b", 13))
         facts.wrote_child(child("b", 13))
-    assert facts.told == []
+    assert facts.changes == []
     assert facts.names() == ["a", "b"]
 
 
 def test_what_somebody_else_changes_while_we_write_is_told() -> None:
     facts = Told()
     facts.put_parent(job(9))
-    facts.told.clear()
+    facts.changes.clear()
     with facts.writing("FineTuneJob", "ml", "web"):
         facts.put_parent(job(11))
         facts.wrote_parent(job(10))
-    assert facts.told == ["p"]
+    assert facts.changes == ["p"]
     assert facts.parents["p"].version == "11"
 
 
@@ -241,7 +241,7 @@ def test_a_job_that_is_listed_again_as_it_was_wakes_nobody() -> None:
     facts = Told()
     facts.put_parent(job(9))
     facts.put_parent(job(9))
-    assert facts.told == ["p"]
+    assert facts.changes == ["p"]
 
 
 def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
@@ -264,9 +264,9 @@ def test_versions_are_compared_as_numbers(known: str, heard: str, behind: bool) 
 def test_a_new_base_model_wakes_the_jobs_that_wait(phase: str | None, woken: bool) -> None:
     facts = Told()
     facts.put_parent(job(1, phase))
-    facts.told.clear()
-    facts.heard("BaseModel", None, "ADDED", manifests.changed(manifests.ENTRY, **{"metadata.resourceVersion": "2"}))
-    assert bool(facts.told) is woken
+    facts.changes.clear()
+    facts.receive("BaseModel", None, "ADDED", manifests.changed(manifests.ENTRY, **{"metadata.resourceVersion": "2"}))
+    assert bool(facts.changes) is woken
     assert list(facts.catalogue) == ["qwen2.5-7b-instruct"]
 
 
@@ -424,40 +424,40 @@ def pod(version: int, name: str = "a", **status: Any) -> dict:
 def test_the_first_pod_of_a_training_tells_as_long_as_it_runs() -> None:
     facts = Told()
     facts.listed("Pod", None, [pod(1, phase="Pending")], "5")
-    assert facts.telling == {}
-    facts.heard("Pod", None, "MODIFIED", pod(6))
-    assert facts.telling["p"].address == "10.0.0.7"
+    assert facts.reporting == {}
+    facts.receive("Pod", None, "MODIFIED", pod(6))
+    assert facts.reporting["p"].address == "10.0.0.7"
     second = pod(7, "b")
     second["metadata"]["labels"][label.COMPLETION_INDEX] = "1"
-    facts.heard("Pod", None, "ADDED", second)
-    assert facts.telling["p"].name == "a"
-    facts.heard("Pod", None, "MODIFIED", pod(8, phase="Failed"))
-    assert facts.telling == {}
+    facts.receive("Pod", None, "ADDED", second)
+    assert facts.reporting["p"].name == "a"
+    facts.receive("Pod", None, "MODIFIED", pod(8, phase="Failed"))
+    assert facts.reporting == {}
 
 
 @pytest.mark.parametrize("change", [{"podIP": ""}, {"containerStatuses": []}, {"phase": "Succeeded"}])
 def test_a_pod_that_cannot_be_asked_does_not_tell(change: dict) -> None:
     facts = Told()
     facts.listed("Pod", None, [pod(1, **change)], "5")
-    assert facts.telling == {}
+    assert facts.reporting == {}
 
 
 def test_a_pod_that_replaces_another_tells_in_its_place() -> None:
     facts = Told()
     facts.listed("Pod", None, [pod(1)], "5")
-    facts.heard("Pod", None, "ADDED", pod(6, "b", podIP="10.0.0.8"))
-    facts.heard("Pod", None, "DELETED", pod(7))
-    assert facts.telling["p"].address == "10.0.0.8"
+    facts.receive("Pod", None, "ADDED", pod(6, "b", podIP="10.0.0.8"))
+    facts.receive("Pod", None, "DELETED", pod(7))
+    assert facts.reporting["p"].address == "10.0.0.8"
 
 
 def test_a_reading_wakes_the_job_when_it_says_something_new_and_goes_with_its_pod() -> None:
     facts = Told()
     facts.listed("Pod", None, [pod(1)], "5")
-    facts.told.clear()
+    facts.changes.clear()
     for problem in ("", "", "no answer"):
         facts.put_reading("p", projections.Reading("a", None, problem))
-    assert facts.told == ["p", "p"]
-    facts.heard("Pod", None, "DELETED", pod(6))
+    assert facts.changes == ["p", "p"]
+    facts.receive("Pod", None, "DELETED", pod(6))
     assert facts.readings == {}
     facts.put_reading("p", projections.Reading("a"))
     assert facts.readings == {}, "the answer of a pod whose job is gone"
@@ -469,7 +469,7 @@ def test_a_job_that_ended_is_told_of_before_others() -> None:
     facts = cache.Cache(later.append, first.append)
     facts.listed("Job", None, [stage_job(1)], "5")
     done = stage_job(6) | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
-    facts.heard("Job", None, "MODIFIED", done)
+    facts.receive("Job", None, "MODIFIED", done)
     assert (later, first) == (["p"], ["p"])
 
 

@@ -20,7 +20,7 @@ class Machine:
         self.server += datetime.timedelta(seconds=seconds)
 
     def answer(self) -> None:
-        self.clock.heard(email.utils.format_datetime(self.server.replace(microsecond=0), usegmt=True))
+        self.clock.observe(email.utils.format_datetime(self.server.replace(microsecond=0), usegmt=True))
 
     @property
     def behind(self) -> float:
@@ -73,5 +73,5 @@ def test_an_answer_without_a_date_changes_nothing() -> None:
     machine = Machine()
     machine.answer()
     for date in (None, "", "yesterday"):
-        machine.clock.heard(date)
+        machine.clock.observe(date)
     assert machine.behind == 0

@@ -48,7 +48,7 @@ def test_a_pod_that_is_on_its_way_has_no_problem(reason: str) -> None:
             'pods "p" is forbidden: exceeded quota: team, requested: pods=1,requests.nvidia.com/gpu=8, used: pods=5,'
             "requests.nvidia.com/gpu=12, limited: pods=5,requests.nvidia.com/gpu=16",
             Reason.QUOTA_EXCEEDED,
-            "ResourceQuota team refuses the pod, which asks for 1 of pods: 5 of 5 are in use; 8 of requests.nvidia.com/gpu: "
+            "ResourceQuota team refuses the pod, which requests 1 of pods: 5 of 5 are in use; 8 of requests.nvidia.com/gpu: "
             "12 of 16 are in use. Free some,",
         ),
         (
@@ -117,8 +117,8 @@ def test_a_pod_that_does_not_start_is_diagnosed_and_waited_for(seen, refusal, re
         (ended(143), Reason.TRAINER_ERROR, False, "exit code 143"),
         (ended(0, "no JSON"), Reason.TRAINER_ERROR, False, "exit code 0"),
         (ended(1, said(Stage.TRAIN, None, "in its own words")), Reason.TRAINER_ERROR, False, "in its own words"),
-        (None, Reason.TRAINER_ERROR, False, "vanished"),
-        (pod({"phase": "Failed"}), Reason.TRAINER_ERROR, False, "vanished"),
+        (None, Reason.TRAINER_ERROR, False, "train pod disappeared"),
+        (pod({"phase": "Failed"}), Reason.TRAINER_ERROR, False, "train pod disappeared"),
     ],
 )
 def test_the_exit_codes_are_a_contract(end, reason, ends, words) -> None:

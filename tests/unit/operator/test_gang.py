@@ -77,7 +77,7 @@ COMPLETE = {"type": "Complete"}
         ([pending(0), pod(1, 5)], 1),
     ],
 )
-def test_the_cause_is_told_from_its_consequences(pods, cause) -> None:
+def test_the_cause_is_distinguished_from_its_consequences(pods, cause) -> None:
     assert of(*pods).cause is pods[cause]
 
 
@@ -103,21 +103,21 @@ def test_the_newest_pod_of_each_number_counts() -> None:
     assert gang.of(world, job(3)).pods == (new, other, None)
 
 
-def test_a_disruption_is_told_of_several_pods_only() -> None:
+def test_a_disruption_is_reported_for_several_pods_only() -> None:
     gone = pod(1, 143, disrupted=True)
     assert of(pod(0), pod(1)).disrupted is None
-    assert of(pod(0), gone).disrupted == "pod j-1-0 was taken from its machine (DeletionByTaintManager)"
+    assert of(pod(0), gone).disrupted == "pod j-1-0 was evicted (DeletionByTaintManager)"
     assert of(pod(0, 143, disrupted=True)).disrupted is None, "its Job replaces it"
 
 
-def test_a_disruption_is_also_told_by_the_jobs_verdict() -> None:
+def test_a_disruption_is_also_known_from_the_jobs_condition() -> None:
     verdict = {"type": "Failed", "reason": "PodFailurePolicy"}
-    assert of(pod(0, 1), None, conditions=[verdict]).disrupted == "a pod was taken from its machine"
+    assert of(pod(0, 1), None, conditions=[verdict]).disrupted == "a pod was evicted"
     assert of(pod(0, 1), None, conditions=[FAILED]).disrupted is None
 
 
 @pytest.mark.parametrize(
-    "pods, verdict, told",
+    "pods, verdict, known",
     [
         ([pod(0, 0), pod(1)], COMPLETE, True),
         ([pod(0), pod(1, 0)], COMPLETE, False),
@@ -129,5 +129,5 @@ def test_a_disruption_is_also_told_by_the_jobs_verdict() -> None:
         ([pod(0, 143, disrupted=True)], FAILED, False),
     ],
 )
-def test_the_news_of_pods_may_come_after_those_of_their_job(pods, verdict, told) -> None:
-    assert of(*pods, conditions=[verdict]).told is told
+def test_events_of_pods_may_come_after_those_of_their_job(pods, verdict, known) -> None:
+    assert of(*pods, conditions=[verdict]).ends_known is known

@@ -44,7 +44,7 @@ async def test_a_job_that_was_deleted_before_kopf_listed_it_is_forgotten(monkeyp
     monkeypatch.setattr(handlers, "CONFIRMED", 0.01)
     found = controller(Server(job("gone", None), job("late", None), job("told", None), left={"late"}))
     await found._unfinished_first()
-    found.heard(None, job("told", None))
+    found.receive(None, job("told", None))
     checks = asyncio.create_task(found._confirm())
     await asyncio.sleep(0.1)
     checks.cancel()

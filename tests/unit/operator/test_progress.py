@@ -65,15 +65,15 @@ async def test_a_pod_that_has_nothing_to_say_yet_is_no_problem() -> None:
 @pytest.mark.parametrize(
     "handler, seen",
     [
-        (says(b"# HELP finetune_trainer_step\n"), "no progress report"),
-        (says([]), "no progress report"),
-        (says(REPORT | {"attempt": "1"}), "no progress report"),
-        (says(REPORT | {"progress": REPORT["progress"] | {"percent": 101}}), "no progress report"),
-        (says(b"[" * 4000), "no progress report"),
+        (says(b"# HELP finetune_trainer_step\n"), "not a progress report"),
+        (says([]), "not a progress report"),
+        (says(REPORT | {"attempt": "1"}), "not a progress report"),
+        (says(REPORT | {"progress": REPORT["progress"] | {"percent": 101}}), "not a progress report"),
+        (says(b"[" * 4000), "not a progress report"),
         (says(REPORT | {"padding": "x" * 5000}), "4096 bytes"),
         (says(REPORT, 500), "HTTP 500"),
         (says(b"", 302, Location="/elsewhere"), "HTTP 302"),
-        (says(b"\x1f\x8b\x08\x00", **{"Content-Encoding": "gzip"}), "no progress report"),
+        (says(b"\x1f\x8b\x08\x00", **{"Content-Encoding": "gzip"}), "not a progress report"),
     ],
 )
 async def test_any_other_answer_is_a_problem_and_is_not_believed(handler: Handler, seen: str) -> None:
@@ -218,7 +218,7 @@ async def test_a_pod_of_another_release_is_not_blamed_on_the_network() -> None:
 
 async def test_what_was_read_last_stays_while_the_pod_is_silent_and_it_may_answer_again() -> None:
     facts, reader, clock = fleet(1)
-    (known,) = facts.telling.values()
+    (known,) = facts.reporting.values()
     async with progress.session() as http:
         async with pod(says(REPORT)) as port:
             reader._port = port

@@ -183,7 +183,7 @@ def test_the_gpus_of_a_pod_are_said_although_the_job_itself_did_not_change() -> 
     }
     facts.listed("Pod", None, [pod], "6")
     assert 'stage="train",gpu_type="nvidia-l4"} 2.0' in "".join(exported.exposition())
-    facts.heard("Pod", None, "DELETED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
+    facts.receive("Pod", None, "DELETED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "8"}})
     assert 'stage="train",gpu_type' not in "".join(exported.exposition())
 
 
