@@ -1,7 +1,7 @@
 """The operator's wall clock, moved while it runs: libfaketime is preloaded into the pods that the chart made.
 
 Image and chart are those of users; a patch of the Deployment adds the library as a ConfigMap. Only the wall clock is moved, as
-an administrator or a time server would: the monotonic one, by which programs sleep, goes on as it does on a real machine.
+an administrator or a time server would: the monotonic one, by which programs sleep, is not affected, as on a real node.
 """
 
 import base64

@@ -97,7 +97,7 @@ def _operator(world: World, dice: random.Random) -> Struck:
 
 
 def _operator_hangs(world: World, dice: random.Random) -> Struck:
-    """Its process stands still, mostly for longer than its lease, and goes on as if nothing had been."""
+    """Its process is stopped, mostly for longer than its lease, and then resumed."""
     pid = int(sites.processes(operators(world, dice)[0][1], WORD)[0].name)
     seconds = dice.uniform(6, 30)
     os.kill(pid, signal.SIGSTOP)

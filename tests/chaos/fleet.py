@@ -25,7 +25,7 @@ NAMESPACE = "chaos"
 PATIENCE = 900.0
 """Seconds after which a job that has not ended never will. Crashed pods are restarted after minutes at the longest."""
 LINGER = 180.0
-"""Seconds that the children of a deleted job may take to go, while faults go on."""
+"""Seconds that the children of a deleted job may take to disappear, while faults continue."""
 TRAINING: dict[str, Any] = {
     "maxSteps": 120,
     "batchSize": 2,

@@ -66,12 +66,12 @@ def attempts_have_causes(story: history.Story) -> Iterator[str]:
     attempts = collections.Counter((job.stage, job.revision) for job in story.jobs)
     spent = sum(count - 1 for count in attempts.values())
     causes = [*story.struck, *["suspended and resumed"] * story.resumed]
-    said = list(dict.fromkeys(status.failure for status in story.statuses if status.failure))
+    shown = list(dict.fromkeys(status.failure for status in story.statuses if status.failure))
     if spent > len(causes):
-        yield f"{spent} attempts beyond the first ones, and only these causes: {causes}; the failures were {said}"
+        yield f"{spent} attempts beyond the first ones, and only these causes: {causes}; the failures were {shown}"
     failed = sum(max(0, after.failures - before.failures) for before, after in itertools.pairwise(story.statuses))
     if failed > len(story.killed):
-        yield f"{failed} attempts failed, and only these strikes explain that: {list(story.killed)}; they were {said}"
+        yield f"{failed} attempts failed, and only these strikes explain that: {list(story.killed)}; they were {shown}"
 
 
 def an_end_is_final(story: history.Story) -> Iterator[str]:

@@ -145,19 +145,19 @@ def _bold(wrong: int) -> str:
 
 
 def _wrong(done: list[dict[str, Any]], lives: list[dict[str, Any]], ends: list[dict[str, Any]]) -> list[str]:
-    said: dict[str, list[str]] = {}
+    shown: dict[str, list[str]] = {}
     for one in done:
         for violation in one["violations"]:
             where = f"round {one['round']} ({one['fault']}: {one['words']}, seed {one['seed']})"
-            said.setdefault(f"{one['run']}: {violation}", []).append(where)
+            shown.setdefault(f"{one['run']}: {violation}", []).append(where)
     for life in lives:
         for violation in life["violations"]:
-            said.setdefault(f"{life['run']}: {violation}", [])
+            shown.setdefault(f"{life['run']}: {violation}", [])
     left = [f"{end['run']}: an orphan: {child}" for end in ends for child in end["left"]]
-    if not said and not left:
+    if not shown and not left:
         return ["No invariant was violated.", ""]
     lines = ["## What went wrong", ""]
-    for violation, where in said.items():
+    for violation, where in shown.items():
         run, job = violation.split(": ", 2)[:2]
         cause = CAUSES.get((run, job), "not known yet")
         lines.append(f"- {violation}. Cause: {cause}. Its rounds: {'; '.join(where) or 'none'}")
@@ -175,9 +175,9 @@ METHOD = [
     "- *API server, etcd, kubelet, containerd, S3*: SIGKILL and started again at once; SIGKILL and away for a while; SIGSTOP, "
     "so that connections stay open and nothing answers.",
     "- *Operator*: a replica's pod deleted without grace, or its process killed. *Operator hangs*: SIGSTOP for up to twice its "
-    "lease, and then it goes on as if nothing had been.",
+    "lease, and then resumed.",
     "- *Operator's clock*: the wall clock of one replica or both jumps by up to three days, forward or back, and after a while "
-    "back again (libfaketime; monotonic clocks go on, as they do on a real machine).",
+    "back again (libfaketime; monotonic clocks are not affected, as on a real node).",
     "- *Stage's pod*: the process of a stage is killed, or its pod is deleted. *Eviction*: as a drain does.",
     "",
     "After its end every job is compared with one of its kind that had lived before the first fault: same end and reason, same "

@@ -23,7 +23,7 @@ WARM = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is asked for. `seed` and a round's number give its dice; after `minutes` of rounds there are no more."""
+    """Options. `seed` and a round's number seed its random choices; no round starts after `minutes`."""
 
     run: str
     seed: int
@@ -57,8 +57,8 @@ class Result:
 
     @property
     def violations(self) -> list[str]:
-        said = [str(violation) for life in self.lives for violation in life.violations]
-        return [*said, *(f"an orphan: {child}" for child in self.left)]
+        shown = [str(violation) for life in self.lives for violation in life.violations]
+        return [*shown, *(f"an orphan: {child}" for child in self.left)]
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def run(world: faults.World, jobs: fleet.Fleet, wanted: Plan, over: Callable[[Ro
         say.line(f"    {kind}: {outcome.end}, revision {outcome.revision}, weights {outcome.weights[:12] or 'none'}")
     jobs.start(wanted.size, wanted.kinds)
     time.sleep(WARM)
-    began, done, told = time.monotonic(), list[Round](), set[int]()
+    began, done, notified = time.monotonic(), list[Round](), set[int]()
     turn = faults.order(random.Random(wanted.seed), wanted.faults)
     for number in range(1, wanted.rounds + 1):
         if time.monotonic() - began > wanted.minutes * 60:
@@ -93,9 +93,9 @@ def run(world: faults.World, jobs: fleet.Fleet, wanted: Plan, over: Callable[[Ro
         done.append(strike(world, jobs, wanted, number, turn, began))
         jobs.check()
         world.seen.check()
-        tell(done, jobs, told, over)
+        tell(done, jobs, notified, over)
     jobs.finish()
-    tell(done, jobs, told, over)
+    tell(done, jobs, notified, over)
     return Result(done, jobs.lives, jobs.children())
 
 
@@ -125,14 +125,14 @@ def strike(
     return Round(wanted.run, number, seed, fault, words, round(start - began, 1), round(seconds, 1), living)
 
 
-def tell(done: list[Round], jobs: fleet.Fleet, told: set[int], over: Callable[[Round], None]) -> None:
+def tell(done: list[Round], jobs: fleet.Fleet, notified: set[int], over: Callable[[Round], None]) -> None:
     """Rounds whose jobs have all ended are over: what was wrong with any of them is wrong with the round."""
     lives = {life.job: life for life in list(jobs.lives)}
     for one in done:
-        if one.round in told or not set(one.jobs) <= set(lives):
+        if one.round in notified or not set(one.jobs) <= set(lives):
             continue
         one.violations = [str(violation) for name in one.jobs for violation in lives[name].violations]
-        told.add(one.round)
+        notified.add(one.round)
         over(one)
 
 

@@ -58,11 +58,11 @@ def test_what_went_wrong_stands_on_the_page_with_its_rounds_and_its_cause(monkey
     lines = [run("a"), struck("a", 1, violations=wrong), life("a", wrong), end("a", "Pod x")]
     page = report.page(lines)
     assert "| etcd | 1 | 1 | 2 | 2 | **1** |" in page
-    told = "- a: plain-1: it ended as without the fault: end is 'Failed'. Cause: "
-    said = told + "{}. Its rounds: round 1 (etcd: SIGKILL, seed 7-1)"
-    assert said.format("not known yet") in page
+    notified = "- a: plain-1: it ended as without the fault: end is 'Failed'. Cause: "
+    shown = notified + "{}. Its rounds: round 1 (etcd: SIGKILL, seed 7-1)"
+    assert shown.format("not known yet") in page
     monkeypatch.setitem(report.CAUSES, ("a", "plain-1"), "a loose cable")
-    assert said.format("a loose cable") in report.page(lines)
+    assert shown.format("a loose cable") in report.page(lines)
     assert "- a: an orphan: Pod x" in page
     assert "No invariant" not in page
 

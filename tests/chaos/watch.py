@@ -84,20 +84,20 @@ class Watch:
                         if event == "ERROR":
                             raise OSError(str(raw))
                         version = raw["metadata"]["resourceVersion"]
-                        self._heard(kind, event, raw)
+                        self._received(kind, event, raw)
             except (OSError, ValueError):
                 self._stop.wait(0.2)
 
     def _listed(self, kind: str, items: list[api.Raw]) -> None:
         for raw in items:
-            self._heard(kind, "ADDED", raw)
+            self._received(kind, "ADDED", raw)
         names = {raw["metadata"]["name"] for raw in items}
         with self._lock:
             gone = [raw for name, raw in self._present[kind].items() if name not in names]
         for raw in gone:
-            self._heard(kind, "DELETED", raw)
+            self._received(kind, "DELETED", raw)
 
-    def _heard(self, kind: str, event: str, raw: api.Raw) -> None:
+    def _received(self, kind: str, event: str, raw: api.Raw) -> None:
         name = raw["metadata"]["name"]
         with self._lock:
             if event == "DELETED":

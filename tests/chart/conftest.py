@@ -14,7 +14,7 @@ import yaml
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "finetune-operator"
-# Rendered for the oldest Kubernetes that Chart.yaml allows; a Helm built from source knows no version by itself.
+# Rendered for the oldest Kubernetes that Chart.yaml allows; a Helm built from source has no default version.
 KUBERNETES = "1.30"
 
 Manifest = dict[str, Any]

@@ -41,7 +41,7 @@ def test_the_pod_monitors_and_the_plain_scrape_configs_say_the_same(render: Rend
         (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
         config = configs[NAMES[name]]
         assert endpoint.get("honorLabels", False) == config.get("honor_labels", False), name
-        # what the Prometheus operator adds by itself is spelled out in the plain ones
+        # what the Prometheus operator adds automatically is explicit in the plain ones
         own = [r for r in config["relabel_configs"] if r.get("target_label") not in {"namespace", "pod"}]
         keep = {r["source_labels"][0]: r["regex"] for r in own if r.get("action") == "keep"}
         assert keep == {

@@ -124,7 +124,7 @@ def test_it_runs_after_an_upgrade_alone_and_can_be_left_out(render: Render, helm
     assert "cleanup" not in done.stdout
 
 
-def test_its_pod_is_restricted_and_is_told_the_namespaces(render: Render, render_upgrade: Render) -> None:
+def test_its_pod_is_restricted_and_gets_the_namespaces(render: Render, render_upgrade: Render) -> None:
     values = {"namespaces": ["ml", "research"], "images": {"registry": "registry.example"}}
     made = render_upgrade(values)
     pod = made["Job"]["finetune-operator-cleanup"]["spec"]["template"]

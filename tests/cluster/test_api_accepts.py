@@ -18,8 +18,8 @@ EXAMPLES = sorted((manifests.REPOSITORY / "examples").glob("*.yaml"))
 def without_empty(value: Any) -> Any:
     """The value without what says nothing: empty objects and lists, which the API server does not fill in."""
     if isinstance(value, dict):
-        kept = {key: without_empty(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item not in ({}, [])}
+        stored = {key: without_empty(item) for key, item in value.items()}
+        return {key: item for key, item in stored.items() if item not in ({}, [])}
     return [without_empty(item) for item in value] if isinstance(value, list) else value
 
 
@@ -101,7 +101,7 @@ def _enumerated() -> Iterator[Any]:
 @pytest.mark.parametrize("path, value", _enumerated())
 def test_every_value_of_an_enumeration_is_accepted(dry, path, value):
     toleration = {"key": "team", "operator": "Exists"}
-    # Forgetting compares by itself, and a gate may be over a baseline that takes part only
+    # Forgetting always compares, and a gate may be over a baseline that is included only
     alone = value == "Forgetting" or "baselines" in path
     sent = manifests.changed(
         manifests.MINIMAL,
@@ -204,7 +204,7 @@ def test_memory_may_be_written_as(dry, amount):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_is_accepted(control_plane, namespace, path):
-    """Each document by itself, as `kubectl apply` would send it; the namespaces that an example makes are made first."""
+    """Each document alone, as `kubectl apply` would send it; the namespaces of an example are created first."""
     documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
     assert documents, f"{path} is empty"
     for document in documents:

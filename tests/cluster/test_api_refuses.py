@@ -134,7 +134,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("labels that nobody named", {GATE: [{"metric": "MacroF1", "minimum": 0.8}]}, "evaluation", "needs evaluation.labels"),
     ("one label", {"evaluation.labels": ["yes"]}, "evaluation.labels", "at least 2 items"),
     ("a schema that nobody gave", {GATE: [{"metric": "JsonSchema", "minimum": 1}]}, "evaluation", "evaluation.outputSchema"),
-    ("samples that nobody asked for", {GATE: [{"metric": "Consistency", "minimum": 1}]}, "evaluation", "evaluation.consistency"),
+    ("samples that are not requested", {GATE: [{"metric": "Consistency", "minimum": 1}]}, "evaluation", "evaluation.consistency"),
     (
         "a judge that nobody named",
         {GATE: [{"metric": "JudgeWinRate", "over": "Base"}]},

@@ -60,8 +60,8 @@ def move(place: Path, replica: installed.Replica, seconds: int) -> None:
 
 def leads(replica: installed.Replica) -> bool:
     """Whether it says so; a busy machine may take a moment to answer."""
-    said: tuple[float] = eventually(lambda: (replica.metric("finetune_leader"),), 30)
-    return said[0] == 1
+    shown: tuple[float] = eventually(lambda: (replica.metric("finetune_leader"),), 30)
+    return shown[0] == 1
 
 
 def reads(replica: installed.Replica) -> datetime.datetime:

@@ -65,8 +65,10 @@ def operator(place: Path, rights: tuple[Path, Path]) -> Iterator[Pair]:
         pair.leader()
         yield pair
         for replica in pair.all:
-            said = [line["message"] for line in replica.log_lines() if not pair.away[0] <= line["time"] <= pair.away[1]]
-            assert not [text for text in said if re.search(r"cannot \w+ resource|\b403\b", text)], "too few rights"
+            shown = [
+                line["message"] for line in replica.log_lines() if not pair.away[0] <= line["time"] <= pair.away[1]
+            ]
+            assert not [text for text in shown if re.search(r"cannot \w+ resource|\b403\b", text)], "too few rights"
             assert not [line for line in replica.log_lines() if "traceback" in line or line["level"] == "?"]
     finally:
         for replica in pair.all:
@@ -242,11 +244,11 @@ def test_somebody_elses_service_of_the_same_name_is_not_taken_over(
     before = control_plane.kubectl("get", "service", NAME, where, "-o=json")
     scene.apply(finetunejob())
 
-    def said() -> bool:
+    def shown() -> bool:
         scene.step()
         return "exists and is not this job's" in scene.condition(NAME, "Ready").get("message", "")
 
-    eventually(said, 30)
+    eventually(shown, 30)
     assert control_plane.kubectl("get", "service", NAME, where, "-o=json") == before
 
 
@@ -297,7 +299,7 @@ def test_several_nodes_are_one_attempt_that_fails_is_disrupted_and_succeeds_as_a
     assert path == f"metadata.labels['{label.COMPLETION_INDEX}']"
     assert second["metadata"]["labels"][label.COMPLETION_INDEX] == "1"
 
-    # one runs out of memory: the other is stopped, and both begin anew with half the micro-batch
+    # one runs out of memory: the other is stopped, and both start again with half the micro-batch
     scene.end(second, 137, reason="OOMKilled")
     scene.stop(first)
     eventually(lambda: scene.job(NAME)["status"].get("attempt") == 2, 30)
@@ -331,8 +333,8 @@ def test_what_quotas_and_the_scheduler_say_reaches_the_job(
     eventually(lambda: scene.core.read_namespaced_resource_quota("team", scene.namespace).status.hard)
     scene.apply(finetunejob())
     eventually(lambda: scene.condition(NAME, "Ready").get("reason") == "QuotaExceeded")
-    said = scene.condition(NAME, "PreflightPassed")["message"]
-    assert said.startswith("ResourceQuota team refuses the pod, which requests 1 of pods: 0 of 0 are in use."), said
+    shown = scene.condition(NAME, "PreflightPassed")["message"]
+    assert shown.startswith("ResourceQuota team refuses the pod, which requests 1 of pods: 0 of 0 are in use."), shown
     control_plane.kubectl("delete", "quota", "team", where)
     # the Job controller tries again with growing pauses: a new Job is quicker
     scene.batch.delete_namespaced_job(scene.names("Job")[0], scene.namespace, propagation_policy="Background")
@@ -384,8 +386,8 @@ def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: ins
         limit()
         scene.apply(finetunejob(name))
         eventually(lambda name=name: scene.condition(name, "Ready").get("reason") == "QuotaExceeded", 40)
-        said = scene.condition(name, "Ready")["message"]
-        assert words in said, said
+        shown = scene.condition(name, "Ready")["message"]
+        assert words in shown, shown
         scene.delete(name)
         for kind in ("limit_range", "resource_quota"):
             getattr(core, f"delete_collection_namespaced_{kind}")(here)
@@ -432,13 +434,11 @@ def test_an_api_server_that_restarts_costs_a_moment(
     assert operator.leader() is leader
 
 
-def test_the_other_replica_takes_over_at_once_when_the_leader_is_told_to_stop(
-    scene: installed.Stage, operator: Pair
-) -> None:
+def test_the_other_replica_takes_over_at_once_when_the_leader_stops(scene: installed.Stage, operator: Pair) -> None:
     leader = operator.leader()
     other = next(replica for replica in operator.alive() if replica is not leader)
     assert not other.leads()
-    assert other.heard("waiting for the lease")
+    assert other.logged("waiting for the lease")
     scene.apply(finetunejob())
     pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))[0]
     begun = time.monotonic()
@@ -500,7 +500,7 @@ def test_a_pod_of_a_reclaimed_machine_is_replaced_within_its_attempt(reclaimed: 
     assert len(reclaimed.names("Job")) == 1
 
 
-def test_a_job_that_is_deleted_and_created_again_at_once_begins_anew(scene: installed.Stage) -> None:
+def test_a_job_that_is_deleted_and_created_again_at_once_starts_again(scene: installed.Stage) -> None:
     # late in this file: the garbage collector looks for new kinds every half minute only
     scene.apply(finetunejob())
     eventually(lambda: scene.names("Job"))
@@ -532,7 +532,7 @@ def test_it_works_with_rights_in_some_namespaces_only(
     try:
         inside.play(NAME, "Training")
         assert outside.job(NAME)["status"] == {"observedGeneration": schema.UNSEEN}
-        said = replica.log_lines()
-        assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
+        shown = replica.log_lines()
+        assert not [line for line in shown if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
     finally:
         replica.end(signal.SIGKILL)

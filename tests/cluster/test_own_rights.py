@@ -63,12 +63,12 @@ def without(plane: controlplane.ControlPlane, verb: str, resource: str) -> Itera
         put(role["rules"])
 
 
-def test_a_missing_right_to_create_jobs_is_said_in_the_log_and_not_of_the_spec(
+def test_a_missing_right_to_create_jobs_is_logged_and_not_blamed_on_the_spec(
     control_plane: controlplane.ControlPlane, replica: installed.Replica, scene: installed.Stage
 ) -> None:
     with without(control_plane, "create", "jobs"):
         scene.apply(world.finetunejob("rightless"))
-        eventually(lambda: replica.heard("cannot create resource"), 30)
+        eventually(lambda: replica.logged("cannot create resource"), 30)
         assert scene.condition("rightless", "Ready").get("reason") not in {"PodRefused", "QuotaExceeded"}
         assert scene.names("Job") == []
     # whatever else wakes the job, the right is there again
@@ -76,7 +76,7 @@ def test_a_missing_right_to_create_jobs_is_said_in_the_log_and_not_of_the_spec(
     scene.play("rightless", "Ready", 120)
 
 
-def test_a_quota_on_jobs_is_said_in_the_jobs_status(
+def test_a_quota_on_jobs_is_reported_in_the_jobs_status(
     control_plane: controlplane.ControlPlane, scene: installed.Stage
 ) -> None:
     where = f"--namespace={scene.namespace}"

@@ -85,8 +85,8 @@ def scene(
         control_plane.kubectl("create", "namespace", name)
         with control_plane.client() as client:
             yield Scene(client, name)
-        said = replica.log_lines()
-        assert not [line for line in said if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
+        shown = replica.log_lines()
+        assert not [line for line in shown if line["level"] in {"ERROR", "?"} or "orbidden" in line["message"]]
     finally:
         replica.end(signal.SIGKILL)
 
@@ -164,7 +164,7 @@ def test_jobs_are_created_watched_and_deleted_and_never_changed(
 ) -> None:
     time.sleep(1.5)  # the log is written behind the answer
     found = audit.requests(Path(control_plane.facts["auditLog"]), installed.user_of(files[0]))
-    # The operator looks after the jobs that other tests left in other namespaces, too.
+    # The operator also manages the jobs that other tests left in other namespaces.
     here = [one for one in found if one.namespace == lived.namespace]
     of_jobs = [one for one in here if one.resource == "jobs" and one.verb not in {"list", "watch"}]
     assert {one.verb for one in of_jobs} == {"create"}

@@ -179,7 +179,7 @@ def test_a_job_is_jobs_servers_and_services_and_nothing_else(
 
 
 def test_no_pod_of_a_job_has_a_token(lived: installed.Stage) -> None:
-    """As the API server admitted them: its ServiceAccount plugin mounts tokens by itself unless it is told not to."""
+    """As the API server admitted them: its ServiceAccount plugin mounts tokens unless it is disabled."""
     pods = lived.pods()
     assert {one["metadata"]["labels"].get(label.STAGE, "server") for one in pods} >= {"train", "evaluate", "server"}
     for one in pods:
@@ -190,8 +190,8 @@ def test_no_pod_of_a_job_has_a_token(lived: installed.Stage) -> None:
 
 def test_the_run_file_is_an_annotation_that_the_kubelet_shows_as_a_file(lived: installed.Stage) -> None:
     for one in lived.pods():
-        told = run.Run.model_validate_json(one["metadata"]["annotations"][label.RUN_FILE])
-        assert (told.name, told.uid) == (
+        notified = run.Run.model_validate_json(one["metadata"]["annotations"][label.RUN_FILE])
+        assert (notified.name, notified.uid) == (
             one["metadata"]["labels"][label.JOB],
             one["metadata"]["labels"][label.UID],
         )

@@ -1,4 +1,4 @@
-"""The machine below a training: drained, and silent. On the real node, whose kubelet is stopped as that of a lost machine is."""
+"""The node of a training: drained, and unreachable. On the real node, whose kubelet is stopped like that of a lost node."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""What users get wrong: each job ends, or waits and goes on by itself, with the right reason and words that say what to do."""
+"""Mistakes of users: each job ends, or waits and continues automatically, with the right reason and advice."""
 
 from typing import Any
 
@@ -108,7 +108,7 @@ def test_it_waits_and_says_for_what(applied: Site, name: str, kind: str, reason:
         assert word in condition(job, kind)["message"], condition(job, kind)["message"]
 
 
-def test_twelve_examples_are_only_said_when_advice_is_warn(applied: Site) -> None:
+def test_twelve_examples_are_only_reported_when_advice_is_warn(applied: Site) -> None:
     job = applied.until_condition("twelve-warned", "Complete", seconds=300)
     assert job["status"]["preflight"]["verdict"] == "NotRecommended"
     assert any("example" in sentence for sentence in job["status"]["preflight"]["advice"])

@@ -55,9 +55,9 @@ def test_a_chat_request_is_answered_by_the_tuned_model(site: Site, served: sites
             f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            said = json.load(answer)
-    assert said["model"] == "colours"
-    assert said["usage"]["completion_tokens"] > 0
+            shown = json.load(answer)
+    assert shown["model"] == "colours"
+    assert shown["usage"]["completion_tokens"] > 0
 
 
 def test_the_status_tells_people_what_was_made(served: sites.Job) -> None:
@@ -149,10 +149,10 @@ IMPORTS = "import importlib.util as u; print([m for m in {modules} if u.find_spe
 
 def test_the_operator_image_carries_no_torch(site: Site, served: sites.Job) -> None:
     code = IMPORTS.format(modules=["torch", "transformers", "peft", "boto3", "accelerate", "finetune_trainer"])
-    said = site.kube.run(
+    shown = site.kube.run(
         "exec", "deployment/finetune-operator", "--namespace", install.SYSTEM, "--", "python", "-c", code
     )
-    assert said.strip() == "[]"
+    assert shown.strip() == "[]"
 
 
 @pytest.mark.parametrize(

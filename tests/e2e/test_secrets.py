@@ -61,12 +61,12 @@ class Overheard:
             name = pod["metadata"]["name"]
             for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
                 words = ("logs", name, "--namespace", NAMESPACE, "--container", container["name"])
-                if said := self.site.kube.run(*words, check=False):
-                    self.texts[f"log of {name}/{container['name']}"] = said
+                if shown := self.site.kube.run(*words, check=False):
+                    self.texts[f"log of {name}/{container['name']}"] = shown
             if pod["status"]["phase"] == "Running":
                 port = 8000 if "finetune.dev/release" in pod["metadata"]["labels"] else 9400
-                if said := proxied(self.site, name, port):
-                    self.texts[f"metrics of {name}"] = said
+                if shown := proxied(self.site, name, port):
+                    self.texts[f"metrics of {name}"] = shown
         if self.site.local:
             self._processes()
 
@@ -148,9 +148,9 @@ def test_logs_and_metrics_of_the_operator_have_no_secret(site: Site, ran: Overhe
     pods = site.kube.items("pods", f"app.kubernetes.io/name={install.RELEASE}", install.SYSTEM)
     for pod in pods:
         name = pod["metadata"]["name"]
-        said = site.kube.run("logs", name, "--namespace", install.SYSTEM)
-        assert said
-        assert not leaks(site, said), name
+        shown = site.kube.run("logs", name, "--namespace", install.SYSTEM)
+        assert shown
+        assert not leaks(site, shown), name
         assert not leaks(site, proxied(site, name, 8080, install.SYSTEM)), name
 
 

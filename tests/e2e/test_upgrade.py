@@ -1,6 +1,6 @@
 """From an earlier commit's CRDs, chart and images to those of this checkout, while a job trains and another one serves.
 
-What runs goes on running: an upgrade is no reason to train again, to serve from another pod, or to count an attempt. It is the
+Running work continues: an upgrade is no reason to train again, to serve from another pod, or to count an attempt. It is the
 last one of this folder, since it takes all jobs and the operator of the other tests away first.
 """
 
@@ -188,5 +188,5 @@ def test_what_the_earlier_operator_stored_is_valid_and_is_edited_as_before(site:
 
 
 def test_helm_test_passes_on_what_was_upgraded(site: Site, crossed: dict[str, Any]) -> None:
-    said = site.kube.run_helm("test", install.RELEASE, "--namespace", install.SYSTEM, "--timeout", "3m")
-    assert "Phase:          Succeeded" in said, said
+    shown = site.kube.run_helm("test", install.RELEASE, "--namespace", install.SYSTEM, "--timeout", "3m")
+    assert "Phase:          Succeeded" in shown, shown

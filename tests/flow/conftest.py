@@ -11,7 +11,7 @@ from support import gitops
 
 @pytest.fixture(autouse=True)
 def conformance() -> Iterator[None]:
-    """Current never too early, Failed only when nothing will come by itself, and Argo CD says the same as kstatus."""
+    """Current never too early, Failed only when nothing will happen automatically, and Argo CD says the same as kstatus."""
     recorder.take()
     yield
     lives = recorder.take()
@@ -23,25 +23,25 @@ def conformance() -> Iterator[None]:
             edited = version.key != before  # the author's own write, with the status of what was before
             if edited:
                 failed, before = False, version.key
-            said = f"{verdict}: {version.raw.get('status', {}).get('conditions')}"
-            assert verdict.argo in gitops.SAME[verdict.kstatus], said
+            shown = f"{verdict}: {version.raw.get('status', {}).get('conditions')}"
+            assert verdict.argo in gitops.SAME[verdict.kstatus], shown
             if verdict.kstatus == "Current":
-                is_what_was_asked_for(version, said)
-            assert not failed or verdict.kstatus == "Failed", f"a failure that went by itself: {said}"
+                is_what_was_asked_for(version, shown)
+            assert not failed or verdict.kstatus == "Failed", f"a failure that disappeared without an edit: {shown}"
             failed = verdict.kstatus == "Failed" and not edited
 
 
-def is_what_was_asked_for(version: recorder.Version, said: str) -> None:
+def is_what_was_asked_for(version: recorder.Version, shown: str) -> None:
     """Judged by the cluster, not by the status."""
     state, spec = version.raw["status"], version.raw["spec"]
-    assert state["observedGeneration"] == version.raw["metadata"]["generation"], said
+    assert state["observedGeneration"] == version.raw["metadata"]["generation"], shown
     if spec["intent"]["advice"] == "Enforce" and Stage.TRAIN not in version.done:
-        assert state["baseline"]["sufficient"], said
+        assert state["baseline"]["sufficient"], shown
     elif spec["deployment"]["enabled"]:
-        assert version.serving == state["revision"], f"{version.serving} serves. {said}"
+        assert version.serving == state["revision"], f"{version.serving} serves. {shown}"
     else:
-        assert state["artifacts"]["adapter"]["uri"], said
-        assert state["evaluation"]["passed"], said
+        assert state["artifacts"]["adapter"]["uri"], shown
+        assert state["evaluation"]["passed"], shown
 
 
 def wired(version: recorder.Version) -> dict:

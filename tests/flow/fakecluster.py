@@ -95,12 +95,12 @@ def without(present: Any, former: Any, wanted: Any) -> Any:
     """`present` less what the former apply named and the new one does not."""
     if not (isinstance(present, dict) and isinstance(former, dict) and isinstance(wanted, dict)):
         return present
-    kept = {}
+    stored = {}
     for key, value in present.items():
         if key in former and key not in wanted:
             continue
-        kept[key] = without(value, former.get(key), wanted.get(key))
-    return kept
+        stored[key] = without(value, former.get(key), wanted.get(key))
+    return stored
 
 
 class FakeCluster:

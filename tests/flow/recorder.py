@@ -22,7 +22,7 @@ class Version:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Generation and run annotation: what the author asked for."""
+        """Generation and run annotation: what the author requested."""
         meta = self.raw["metadata"]
         return meta["generation"], str((meta.get("annotations") or {}).get("finetune.dev/run", ""))
 

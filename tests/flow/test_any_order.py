@@ -179,8 +179,8 @@ def judge(chaos: Chaos) -> None:
         wanted = chaos.spec.get("spec.deployment.image")
         used = chaos.cluster.get("Deployment", chaos.serving())["spec"]["template"]["spec"]["containers"][0]["image"]
         assert used == wanted or wanted is None
-        told = chaos.run_file("Deployment", chaos.serving())
-        assert told["training"]["seed"] == chaos.spec.get("spec.training.seed", 42)
+        notified = chaos.run_file("Deployment", chaos.serving())
+        assert notified["training"]["seed"] == chaos.spec.get("spec.training.seed", 42)
     assert {kind for kind, _, _ in chaos.cluster.created} <= world.KINDS | {"Workload"}
     assert not [name for name in chaos.cluster.names("Service") if name.endswith("-nodes")], "nothing trains any more"
 

@@ -78,8 +78,8 @@ async def test_out_of_memory_is_repeated_once_with_half_the_micro_batch(end: End
     assert "--micro-batch-scale" not in first
     assert second[second.index("--micro-batch-scale") + 1] == "0.5"
     assert len(played.attempts("train")) == 2
-    told = played.run_file("Job", played.attempts("train")[1])
-    assert told["training"]["batchSize"] == 16, "the effective batch stays"
+    notified = played.run_file("Job", played.attempts("train")[1])
+    assert notified["training"]["batchSize"] == 16, "the effective batch stays"
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.TRAINER_OUT_OF_MEMORY)
 
 

@@ -53,7 +53,7 @@ async def test_where_there_is_nothing_to_decide_nothing_is_asked(changes: dict[s
     assert played.condition("BaselineMeasured") is None
 
 
-async def test_under_warn_a_prompt_that_is_enough_is_said_and_training_goes_on() -> None:
+async def test_under_warn_a_prompt_that_is_enough_is_reported_and_training_continues() -> None:
     played = start({Stage.BASELINE: [ENOUGH]}, **world.ASKED)
     await played.rest()
     assert played.phase == Phase.READY

@@ -1,4 +1,4 @@
-"""Machines that go: drained, reclaimed, silent, or back without their containers. Nobody's failure, said while it lasts."""
+"""Lost nodes: drained, reclaimed, unreachable, or back without their containers. Reported, and not counted as failures."""
 
 import pytest
 
@@ -35,7 +35,7 @@ async def at_work(played: world.World, nodes: int = 1) -> None:
     await played.settle(until=lambda: played.reason("Trained") == Reason.RUNNING and len(played.pods("train")) == nodes)
 
 
-async def test_a_machine_that_does_not_answer_is_said_and_all_is_well_when_it_is_back() -> None:
+async def test_an_unreachable_node_is_reported_and_training_continues_when_it_is_back() -> None:
     played = start(Hangs())
     await at_work(played)
     pod = falls_silent(played)
@@ -61,9 +61,9 @@ async def test_a_pod_on_a_silent_machine_is_not_doubled_until_it_is_known_to_hav
     played.cluster.taint(pod)
     await played.wait(3000)
     assert played.reason("Trained") == Reason.DISRUPTED
-    said = played.condition("Trained").message
-    assert all(word in said for word in (f"pod {pod} ", "(DeletionByTaintManager)", "unreachable"))
-    assert "node.kubernetes.io/out-of-service" in said
+    shown = played.condition("Trained").message
+    assert all(word in shown for word in (f"pod {pod} ", "(DeletionByTaintManager)", "unreachable"))
+    assert "node.kubernetes.io/out-of-service" in shown
     assert [p["metadata"]["name"] for p in played.pods("train")] == [pod]
     # the machine is back, and its kubelet ends the pod; or the Node is deleted, and the garbage collector does
     played.recast("train", Hangs())
@@ -159,8 +159,8 @@ async def test_a_pod_that_is_evicted_says_so_while_it_saves_its_checkpoint() -> 
     played.cluster.edit("Pod", pod, lambda raw: raw["status"]["conditions"].append(disrupted))
     played.cluster.remove("Pod", pod)
     await played.rest()
-    said = played.condition("Trained").message
-    assert f"pod {pod} is being evicted (EvictionByEvictionAPI)" in said
+    shown = played.condition("Trained").message
+    assert f"pod {pod} is being evicted (EvictionByEvictionAPI)" in shown
     played.cluster.stop_slowly = False
     await played.rest()
     assert played.phase == Phase.READY

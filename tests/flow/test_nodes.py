@@ -35,7 +35,7 @@ def arguments(played: world.World, attempt: int) -> list[str]:
     return manifest["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
-# -- the good road --
+# -- success --
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 64])
@@ -200,8 +200,8 @@ async def test_out_of_memory_on_one_node_halves_the_micro_batch_of_all_once(oom)
     assert len(played.attempts("train")) == 2
     assert "--micro-batch-scale" not in arguments(played, 1)
     assert arguments(played, 2)[arguments(played, 2).index("--micro-batch-scale") + 1] == "0.5"
-    told = played.run_file("Job", played.attempts("train")[1])
-    assert told["training"]["batchSize"] == 24, "the effective batch stays"
+    notified = played.run_file("Job", played.attempts("train")[1])
+    assert notified["training"]["batchSize"] == 24, "the effective batch stays"
 
 
 async def test_the_smaller_micro_batch_stays_over_other_failures_and_disruptions_of_the_same_training() -> None:
@@ -215,20 +215,20 @@ async def test_the_smaller_micro_batch_stays_over_other_failures_and_disruptions
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.TRAINER_OUT_OF_MEMORY)
 
 
-# -- machines that go --
+# -- lost nodes --
 
 
 def evict(played: world.World, number: int) -> None:
     """As the eviction API does: the condition first, then the pod is told to stop."""
     pod = next(p for p in played.pods("train") if world.fakecluster.index_of(p) == number)
 
-    def told(raw: dict) -> None:
+    def notified(raw: dict) -> None:
         raw["status"]["conditions"] = [
             {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
         ]
         raw["metadata"]["deletionTimestamp"] = world.fakecluster.stamp(played.cluster.now)
 
-    played.cluster.edit("Pod", pod["metadata"]["name"], told)
+    played.cluster.edit("Pod", pod["metadata"]["name"], notified)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -237,10 +237,10 @@ async def test_a_pod_that_is_evicted_ends_the_attempt_and_is_nobodys_failure(num
     await played.settle(until=both_run(played))
     evict(played, number)
     await played.settle(until=lambda: played.state.attempt == 2)
-    said = played.condition("Trained")
-    assert said.reason == Reason.RETRYING
-    assert "was evicted (EvictionByEvictionAPI)" in said.message
-    assert "newest checkpoint" in said.message
+    shown = played.condition("Trained")
+    assert shown.reason == Reason.RETRYING
+    assert "was evicted (EvictionByEvictionAPI)" in shown.message
+    assert "newest checkpoint" in shown.message
     assert played.state.failed_attempts == 0
     assert played.state.retry_at is None
     await played.rest()
@@ -396,7 +396,7 @@ async def test_another_number_of_nodes_leaves_the_attempt_that_runs_alone(nodes:
     assert played.cluster.get("Job", played.attempts("train")[1])["spec"].get("completions", 1) == nodes
 
 
-async def test_a_quota_that_refuses_one_of_the_pods_is_said_and_waited_for() -> None:
+async def test_a_quota_that_refuses_one_of_the_pods_is_reported_and_waited_for() -> None:
     played = start([Hangs(), Hangs()])
     await played.settle(until=played.runs("preflight"))
     quota = 'pods "x" is forbidden: exceeded quota: team, requested: gpu=1, used: gpu=4, limited: gpu=4'

@@ -34,7 +34,7 @@ def job_of(played: world.World, stage: str) -> Raw:
     return played.cluster.get("Job", played.attempts(stage)[-1])
 
 
-# -- the good road --
+# -- success --
 
 
 @pytest.mark.parametrize("stage", ["baseline", "train", "evaluate"])
@@ -45,9 +45,9 @@ async def test_a_stage_waits_for_its_quota_in_kueues_words_and_goes_on_by_itself
     await played.rest()
     assert played.phase == Phase.QUEUED
     assert played.reason("Ready") == played.reason(CONDITION[stage]) == Reason.QUEUED
-    said = played.condition("Ready").message
-    assert said.startswith(f"{stage} attempt 1 waits in LocalQueue team-a: ")
-    assert "insufficient unused quota for nvidia.com/gpu in flavor default-flavor, 1 more needed" in said
+    shown = played.condition("Ready").message
+    assert shown.startswith(f"{stage} attempt 1 waits in LocalQueue team-a: ")
+    assert "insufficient unused quota for nvidia.com/gpu in flavor default-flavor, 1 more needed" in shown
     assert world.kstatus(played.job) == "InProgress"
     assert not played.pods(stage)
     kueue.held.clear()
@@ -131,9 +131,9 @@ async def test_a_stage_that_is_preempted_waits_again_and_no_attempt_is_counted(n
     await played.rest()
     assert played.phase == Phase.QUEUED
     assert played.reason("Ready") == Reason.EVICTED
-    said = played.condition("Trained").message
-    assert "waits in LocalQueue team-a: evicted (Preempted: Preempted to accommodate a workload" in said
-    assert "newest checkpoint" in said
+    shown = played.condition("Trained").message
+    assert "waits in LocalQueue team-a: evicted (Preempted: Preempted to accommodate a workload" in shown
+    assert "newest checkpoint" in shown
     assert not played.pods("train")
     assert ("Warning", "Evicted") in [(kind, reason) for kind, reason, _ in played.cluster.events]
     kueue.held.clear()
@@ -240,8 +240,8 @@ async def test_admission_checks_that_are_not_done_are_named() -> None:
     state = {"conditions": [reserved], "admissionChecks": [check, {"name": "done", "state": "Ready"}]}
     played.cluster.edit("Workload", name, lambda raw: raw.update(status=state))
     await played.rest()
-    said = played.condition("Trained").message
-    assert said.endswith("admission check spot-capacity is Pending (no node so far)")
+    shown = played.condition("Trained").message
+    assert shown.endswith("admission check spot-capacity is Pending (no node so far)")
 
 
 async def test_an_operator_that_may_not_read_workloads_says_so_and_works_all_the_same() -> None:

@@ -179,7 +179,7 @@ async def test_in_scenario_e_the_verdict_is_a_time_to_look_again() -> None:
     assert (only.verdict.job, only.verdict.apply) == (None, ())
 
 
-async def test_in_scenario_n_the_record_is_written_anew_before_anything_else() -> None:
+async def test_in_scenario_n_the_record_is_written_again_before_anything_else() -> None:
     first = (await steps(await edited()))[0]
     assert first.rule is edits.the_spec_asks_for_other_work
     assert "spec.training.lora.rank changed" in first.verdict.says[0].message

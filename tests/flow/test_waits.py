@@ -63,7 +63,7 @@ async def test_a_server_that_cannot_start_waits_and_goes_on_by_itself(play, reas
 
 
 @pytest.mark.parametrize("stage", ["preflight", "train", "evaluate", "verify"])
-async def test_a_quota_that_refuses_a_pod_is_said_and_waited_for(stage: str) -> None:
+async def test_a_quota_that_refuses_a_pod_is_reported_and_waited_for(stage: str) -> None:
     played = start()
     quota = 'pods "x" is forbidden: exceeded quota: team, requested: gpu=1, used: gpu=4, limited: gpu=4'
     refused = world.Everywhere(stage, quota)
@@ -76,7 +76,7 @@ async def test_a_quota_that_refuses_a_pod_is_said_and_waited_for(stage: str) -> 
     assert played.phase == Phase.READY
 
 
-async def test_a_quota_that_refuses_the_servers_pods_is_said_and_waited_for() -> None:
+async def test_a_quota_that_refuses_the_servers_pods_is_reported_and_waited_for() -> None:
     played = start()
     played.cluster.refused_pods = refused = world.Everywhere(
         "server", 'pods "x" is forbidden: exceeded quota: team, requested: gpu=1, used: gpu=4, limited: gpu=4'
@@ -100,7 +100,7 @@ async def test_a_policy_that_refuses_the_pod_is_quoted() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_job_that_the_api_server_refuses_is_said_and_tried_again() -> None:
+async def test_a_job_that_the_api_server_refuses_is_reported_and_tried_again() -> None:
     played = start()
 
     def refuse(verb: str, kind: str, name: str):
@@ -143,7 +143,7 @@ async def test_a_right_of_the_operator_that_is_missing_is_no_fault_of_the_spec(v
     assert played.phase == Phase.READY
 
 
-async def test_an_admission_that_refuses_is_said_even_in_the_words_of_a_missing_right() -> None:
+async def test_an_admission_that_refuses_is_reported_even_in_the_words_of_a_missing_right() -> None:
     played = start()
     text = 'admission webhook "policy" denied the request: team-a cannot create resource "jobs" on Sunday'
 
@@ -182,7 +182,7 @@ async def test_a_served_job_that_is_edited_to_an_unknown_base_model_goes_on_serv
     assert played.serving() == served
 
 
-async def test_an_unknown_gpu_type_is_said_before_anything_starts() -> None:
+async def test_an_unknown_gpu_type_is_reported_before_anything_starts() -> None:
     played = start(**{"spec.resources.gpuType": "abacus"})
     await played.rest()
     assert (played.phase, played.reason("Accepted")) == (Phase.PENDING, Reason.UNSCHEDULABLE)
@@ -270,7 +270,7 @@ async def test_a_longer_deadline_gives_the_stage_another_try(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("record", ["resolved", "serving"])
-async def test_records_that_other_hands_wrote_are_said_and_nothing_is_touched(record) -> None:
+async def test_records_that_other_hands_wrote_are_reported_and_nothing_is_touched(record) -> None:
     played = start()
     await played.rest()
     assert played.phase == Phase.READY

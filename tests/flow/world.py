@@ -166,7 +166,7 @@ class World:
     @staticmethod
     def _usual(role: str, labels: Raw) -> Play:
         first = labels.get(label.COMPLETION_INDEX, "0") == "0"
-        said = {
+        shown = {
             "preflight": preflight(),
             # the first of several pods answers for all
             "train": train(labels[label.REVISION]) if first else "",
@@ -175,7 +175,7 @@ class World:
             "verify": verify(),
             "server": "",
         }
-        return Ends(0, said[role])
+        return Ends(0, shown[role])
 
     def recast(self, role: str, play: Play) -> None:
         """What the running pods of a role do from now on: a hanging one may end, an unschedulable one may run."""
@@ -337,8 +337,8 @@ class World:
     def run_file(self, kind: str, name: str) -> Raw:
         """What the pods of a Job or Deployment are told."""
         annotations = self.cluster.get(kind, name)["spec"]["template"]["metadata"]["annotations"]
-        told: Raw = json.loads(annotations[label.RUN_FILE])
-        return told
+        notified: Raw = json.loads(annotations[label.RUN_FILE])
+        return notified
 
     def tell(self, **changes: Any) -> None:
         """The training's pod is asked how far it is, and says so; `changes` to its report."""
@@ -349,8 +349,8 @@ class World:
             "uid": uid, "revision": self.state.revision, "attempt": self.state.attempt, "stage": "train",
             "progress": {"percent": 40, "step": 4, "totalSteps": 10, "loss": "0.7", "eta": "12m"},
         }  # fmt: skip
-        said = outcome.ProgressReport.model_validate(report | changes)
-        self.cache.put_reading(uid, projections.Reading(pod.name, said))
+        shown = outcome.ProgressReport.model_validate(report | changes)
+        self.cache.put_reading(uid, projections.Reading(pod.name, shown))
 
     def attempts(self, stage: str) -> list[str]:
         """Names of all Jobs of a stage that ever existed."""

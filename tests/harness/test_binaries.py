@@ -67,7 +67,7 @@ def test_a_release_without_a_checksum_is_not_used(
     assert not releases.fetch("kubectl", "v1.0.0", tmp_path / "kubectl")
 
 
-def test_a_network_without_the_release_site_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_the_release_site_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = releases.Release("http://127.0.0.1:9/kubectl", "http://127.0.0.1:9/kubectl.sha256")
     monkeypatch.setattr(releases, "locate", lambda *_: release)
     with pytest.raises(releases.Unreachable):

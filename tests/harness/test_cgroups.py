@@ -60,6 +60,6 @@ def test_processes_of_all_pods_are_found_and_no_others(root: Path) -> None:
     assert cgroups.processes() == {11, 12}
 
 
-def test_a_machine_without_control_groups_is_said(root: Path) -> None:
+def test_a_machine_without_control_groups_is_reported(root: Path) -> None:
     with pytest.raises(say.Problem, match="no control groups are mounted"):
         cgroups.make()

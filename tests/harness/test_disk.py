@@ -45,7 +45,7 @@ def test_clean_is_refused_while_a_cluster_runs(cache_folder: Path) -> None:
     assert (cache_folder / "images" / "file").exists()
 
 
-def test_the_logs_of_thirty_ended_clusters_are_kept_and_of_every_living_one(cache_folder: Path) -> None:
+def test_the_logs_of_thirty_ended_clusters_and_of_every_running_one_are_preserved(cache_folder: Path) -> None:
     for number in range(40):
         folder = cache_folder / "logs" / f"ended-{number}"
         folder.mkdir()

@@ -38,7 +38,7 @@ def test_another_base_is_another_tag(repository: Path) -> None:
     assert catalogue.tag(IMAGE, "one", repository) != catalogue.tag(IMAGE, "two", repository)
 
 
-def test_a_missing_input_is_said(repository: Path) -> None:
+def test_a_missing_input_is_reported(repository: Path) -> None:
     (repository / "requirements" / "x.txt").unlink()
     with pytest.raises(say.Problem, match=r"x\.txt does not exist"):
         catalogue.tag(IMAGE, "base", repository)
@@ -59,7 +59,7 @@ def test_everything_that_a_dockerfile_copies_counts_for_the_tag(image: catalogue
             assert set(words[1:-1]) <= set(image.inputs), line
 
 
-def test_the_newest_three_tags_are_kept() -> None:
+def test_the_newest_three_tags_are_preserved() -> None:
     assert publish.newest([], "a") == (["a"], [])
     assert publish.newest(["b", "c", "d"], "a") == (["a", "b", "c"], ["d"])
     assert publish.newest(["b", "c", "a"], "a") == (["a", "b", "c"], [])
@@ -72,7 +72,7 @@ def test_only_registries_on_loopback_are_spoken_to_in_plain_http(host: str, plai
     assert registry.local(host) is plain
 
 
-def test_a_registry_that_is_not_there_is_said_with_what_to_do() -> None:
+def test_a_registry_that_is_not_there_is_reported_with_what_to_do() -> None:
     with pytest.raises(say.Problem, match=r"no registry answers at 127\.0\.0\.1:9"):
         publish.build([catalogue.OPERATOR], "127.0.0.1:9")
 

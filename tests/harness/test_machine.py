@@ -56,10 +56,10 @@ def test_a_second_node_is_refused_with_the_name_of_the_first_and_how_to_stop_it(
     record_node(tmp_path, monkeypatch, process.start_time(os.getpid()) or 0)
     with pytest.raises(say.Problem) as caught:
         machine.claim("second")
-    said = str(caught.value)
-    assert "'first' is running" in said
-    assert "hack/localcluster down --name first" in said
-    assert "--control-plane-only --name second" in said
+    shown = str(caught.value)
+    assert "'first' is running" in shown
+    assert "hack/localcluster down --name first" in shown
+    assert "--control-plane-only --name second" in shown
 
 
 def test_a_node_of_another_cache_folder_is_named_with_that_folder(
@@ -123,7 +123,9 @@ def test_names_that_could_not_be_a_folder_and_a_host_are_refused(name: str) -> N
         plan.check_name(name)
 
 
-def test_a_state_folder_too_long_for_a_socket_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_folder_too_long_for_a_socket_is_reported_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", "/" + "long/" * 20)
     with pytest.raises(say.Problem, match="set FINETUNE_CACHE to a shorter folder"):
         plan.check_socket("local")

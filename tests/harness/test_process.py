@@ -27,7 +27,7 @@ def wait_for(log: Path, text: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_started_process_is_recorded_and_ends_when_told(tmp_path: Path) -> None:
+def test_a_started_process_is_recorded_and_ends_on_request(tmp_path: Path) -> None:
     record = start(tmp_path, SLEEP)
     assert process.load(tmp_path / "processes") == {"sleeper": record}
     assert process.alive(record)
@@ -55,7 +55,7 @@ def test_a_process_that_died_but_was_not_reaped_counts_as_dead(tmp_path: Path) -
     record = start(tmp_path, SLEEP)
     os.kill(record.pid, 9)
     assert process.wait_gone([record], 5) == []
-    assert Path(f"/proc/{record.pid}").exists(), "its parent, this test, has not asked for its end"
+    assert Path(f"/proc/{record.pid}").exists(), "its parent, this test, has not waited for it"
 
 
 def test_a_process_counts_as_alive_until_its_last_thread_has_ended(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_record_that_was_cut_off_counts_as_none(tmp_path: Path) -> None:
     assert process.load(tmp_path) == {}
 
 
-def test_a_death_at_start_is_told_with_the_log_and_where_it_lies(tmp_path: Path) -> None:
+def test_a_process_that_dies_at_start_is_reported_with_its_log_and_the_path_of_it(tmp_path: Path) -> None:
     record = start(tmp_path, [sys.executable, "-c", "print('line'); raise SystemExit('no such flag: --bogus')"])
     process.wait_gone([record], 10)
     with pytest.raises(say.Problem, match="no such flag: --bogus") as caught:

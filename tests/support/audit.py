@@ -27,7 +27,7 @@ class Request:
 
     def rights(self) -> set[Right]:
         """What authorization it needed. A server-side apply that creates needs `create` besides `patch`, and of an
-        authorization that is asked for within a request only the code tells."""
+        authorization that is requested within a request only the code tells."""
         verbs = {self.verb, "create"} if self.verb == "patch" and self.code == 201 else {self.verb}
         return {(self.group, self.resource, verb) for verb in verbs}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[2] / "charts" / "finetune-operator" / "dashboards"
 GRAFANA = {"__rate_interval": "30s", "__range": "1h", "__interval": "5s"}
-"""What Grafana fills in by itself: here for a scrape interval of some seconds."""
+"""What Grafana fills in automatically, here for a scrape interval of some seconds."""
 
 
 @dataclasses.dataclass(frozen=True)

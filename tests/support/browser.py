@@ -43,7 +43,7 @@ class Seen:
     """What a page did while it loaded."""
 
     requests: list[str]
-    """URLs asked for, the page itself left out, whether they were blocked or not."""
+    """Requested URLs, without the page itself, whether they were blocked or not."""
     complaints: list[str]
     """What the console said: errors, warnings, refusals by the Content-Security-Policy."""
 

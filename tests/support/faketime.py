@@ -1,6 +1,6 @@
 """A wall clock that a test moves while a program runs, by Debian's libfaketime.
 
-Only the wall clock: monotonic clocks, by which programs sleep, go on, as they do when an administrator sets the time. (With
+Only the wall clock: monotonic clocks, by which programs sleep, are not affected, as when an administrator sets the time. (With
 0.9.10 Python's `time.sleep` then fails; asyncio, locks and events are right.)
 """
 

@@ -105,7 +105,7 @@ class Replica:
                 lines.append({"message": line, "level": "?"})
         return lines
 
-    def heard(self, words: str) -> bool:
+    def logged(self, words: str) -> bool:
         return any(words in line["message"] for line in self.log_lines())
 
     def leads(self) -> bool:
@@ -133,12 +133,12 @@ def start(name: str, folder: Path, kubeconfig: Path, file: Path, environment: di
     """A replica as a process; `environment` is added to the little that it gets."""
     port = free_port()
     log = folder / f"{name}.log"
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    stored = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     home = {"HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "finetune_operator", f"--settings={file}", f"--port={port}", "--host=127.0.0.1"],
-            env=kept | home | {"POD_NAME": name, "POD_NAMESPACE": SYSTEM} | (environment or {}),
+            env=stored | home | {"POD_NAME": name, "POD_NAMESPACE": SYSTEM} | (environment or {}),
             stdout=out,
             stderr=subprocess.STDOUT,
         )

@@ -123,10 +123,10 @@ class Queues:
             Admitted=("False", "NoReservation", "The workload has no reservation"),
         )
 
-    def _say(self, present: Raw, **said: tuple[str, str, str]) -> None:
+    def _say(self, present: Raw, **shown: tuple[str, str, str]) -> None:
         old = {c["type"]: c for c in present.setdefault("status", {}).get("conditions", [])}
         stamp = self._now().isoformat(timespec="seconds").replace("+00:00", "Z")
-        for kind, (status, reason, message) in said.items():
+        for kind, (status, reason, message) in shown.items():
             new = {"type": kind, "status": status, "reason": reason, "message": message}
             flipped = old.get(kind, {}).get("status") != status
             old[kind] = {**new, "lastTransitionTime": stamp if flipped else old[kind]["lastTransitionTime"]}

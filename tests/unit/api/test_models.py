@@ -1,4 +1,4 @@
-"""The models by themselves: names on the wire, what they refuse, what they forgive."""
+"""The models alone: names on the wire, what they refuse, what they accept."""
 
 import pydantic
 import pytest
@@ -70,9 +70,9 @@ def test_a_value_cannot_be_changed_after_it_was_read():
         spec().suspend = True
 
 
-@pytest.mark.parametrize("amount, kept", [(4, "4"), ("4", "4"), ("500m", "500m"), ("1.5Gi", "1.5Gi")])
-def test_a_quantity_is_kept_as_text(amount, kept):
-    assert job.Requests.model_validate({"cpu": amount}).cpu == kept
+@pytest.mark.parametrize("amount, stored", [(4, "4"), ("4", "4"), ("500m", "500m"), ("1.5Gi", "1.5Gi")])
+def test_a_quantity_is_stored_as_text(amount, stored):
+    assert job.Requests.model_validate({"cpu": amount}).cpu == stored
 
 
 @pytest.mark.parametrize("amount", [True, 0.5, "four", "-1", -1, "4 Gi", "1e3", ""])
@@ -133,7 +133,7 @@ def test_checkpoints_sort_by_their_step():
     assert folders == sorted(folders)
 
 
-def test_the_progress_of_another_attempt_can_be_told_apart():
+def test_the_progress_of_another_attempt_can_be_distinguished():
     report = outcome.ProgressReport.model_validate(
         {"revision": "3f2a9c1b", "attempt": 2, "progress": {"percent": 1, "step": 1, "totalSteps": 100}}
     )

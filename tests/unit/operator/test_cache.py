@@ -39,7 +39,7 @@ def stage_job(version: int) -> dict:
     return {"kind": "Job", "metadata": meta | {"labels": {label.UID: "p"}}, "spec": {"suspend": True}}
 
 
-class Told(cache.Cache):
+class Notified(cache.Cache):
     """A cache that notes whom it told."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Told(cache.Cache):
 
 
 def test_a_list_says_who_is_there_and_who_is_gone() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [child("a", 1), child("b", 2)], "5")
     assert facts.names() == ["a", "b"]
     facts.listed("Job", None, [child("b", 2)], "6")
@@ -64,7 +64,7 @@ def test_a_list_says_who_is_there_and_who_is_gone() -> None:
 
 
 def test_a_list_is_the_same_in_pages() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [child("a", 1), child("z", 1)], "5")
     found = facts.put("Job", [child("a", 1)]) | facts.put("Job", [child("b", 6)])
     assert facts.names() == ["a", "b", "z"]
@@ -72,8 +72,8 @@ def test_a_list_is_the_same_in_pages() -> None:
     assert facts.names() == ["a", "b"]
 
 
-def test_of_a_job_nothing_is_kept_that_nobody_reads() -> None:
-    facts = Told()
+def test_unused_fields_of_a_job_are_not_stored() -> None:
+    facts = Notified()
     raw = job(9)
     raw["metadata"]["managedFields"] = [{"manager": "kubectl"}]
     facts.put_parent(raw)
@@ -81,14 +81,14 @@ def test_of_a_job_nothing_is_kept_that_nobody_reads() -> None:
 
 
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", "ml", [child("a", 1)], "5")
     facts.listed("Job", "other", [], "6")
     assert facts.names() == ["a"]
 
 
 def test_what_did_not_change_tells_nobody() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [child("a", 1, hash="h")], "5")
     facts.receive("Job", None, "MODIFIED", child("a", 6, hash="h"))
     facts.listed("Job", None, [child("a", 6, hash="h")], "7")
@@ -99,15 +99,15 @@ def test_what_did_not_change_tells_nobody() -> None:
 
 
 def test_objects_without_our_label_are_nobodys() -> None:
-    facts = Told()
+    facts = Notified()
     stranger = child("a", 1)
     del stranger["metadata"]["labels"]
     facts.listed("Job", None, [stranger], "5")
     assert facts.children == {}
 
 
-def test_what_kueue_says_of_a_job_of_ours_is_told_whichever_was_heard_first() -> None:
-    facts = Told()
+def test_the_workload_of_a_stage_triggers_a_reconcile_whichever_event_comes_first() -> None:
+    facts = Notified()
     assert facts.workloads is None
     facts.listed("Workload", None, [workload(1, "no room")], "5")
     assert facts.changes == []
@@ -124,7 +124,7 @@ def test_what_kueue_says_of_a_job_of_ours_is_told_whichever_was_heard_first() ->
 
 
 def test_a_workload_that_goes_does_not_take_its_successors_place() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Workload", None, [workload(1, "old")], "5")
     facts.receive("Workload", None, "ADDED", workload(6, "new", name="w2"))
     facts.receive("Workload", None, "DELETED", workload(7, "old"))
@@ -132,7 +132,7 @@ def test_a_workload_that_goes_does_not_take_its_successors_place() -> None:
 
 
 def test_a_list_of_workloads_of_one_namespace_says_nothing_of_another() -> None:
-    facts = Told()
+    facts = Notified()
     facts.receive("Job", None, "ADDED", stage_job(1))
     facts.listed("Workload", "ml", [workload(1, "no room")], "5")
     facts.listed("Workload", "other", [], "6")
@@ -143,7 +143,7 @@ def test_a_list_of_workloads_of_one_namespace_says_nothing_of_another() -> None:
 
 
 def test_an_object_that_changes_its_owner_moves() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [child("a", 1)], "5")
     facts.receive("Job", None, "MODIFIED", child("a", 6, uid="q"))
     assert (facts.names("p"), facts.names("q")) == ([], ["a"])
@@ -151,7 +151,7 @@ def test_an_object_that_changes_its_owner_moves() -> None:
 
 
 def test_what_we_wrote_is_known_at_once_and_a_slow_watch_does_not_undo_it() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [child("a", 1, hash="old")], "5")
     facts.wrote_child(child("a", 9, hash="new"))
     assert facts.hash("a") == "new"
@@ -161,8 +161,8 @@ def test_what_we_wrote_is_known_at_once_and_a_slow_watch_does_not_undo_it() -> N
     assert facts.hash("a") == "new"
 
 
-def test_what_we_wrote_before_a_deletion_that_was_heard_already_does_not_come_back() -> None:
-    facts = Told()
+def test_a_write_before_a_deletion_that_was_already_received_does_not_come_back() -> None:
+    facts = Notified()
     facts.listed("Job", None, [], "5")
     facts.receive("Job", None, "ADDED", child("a", 9))
     facts.receive("Job", None, "DELETED", child("a", 10))
@@ -171,7 +171,7 @@ def test_what_we_wrote_before_a_deletion_that_was_heard_already_does_not_come_ba
 
 
 def test_a_list_from_before_our_write_does_not_drop_it() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [], "5")
     facts.wrote_child(child("a", 9))
     facts.listed("Job", None, [], "8")
@@ -180,14 +180,14 @@ def test_a_list_from_before_our_write_does_not_drop_it() -> None:
     assert facts.names() == []
 
 
-def test_kinds_that_are_not_watched_are_not_kept() -> None:
-    facts = Told()
+def test_kinds_that_are_not_watched_are_not_stored() -> None:
+    facts = Notified()
     facts.wrote_child(child("a", 9) | {"kind": "Role"})
     assert facts.children == {}
 
 
 def test_bookmarks_say_how_far_the_watch_is_and_nothing_else() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Job", None, [], "5")
     facts.receive("Job", None, "BOOKMARK", {"metadata": {"resourceVersion": "20"}})
     facts.wrote_child(child("a", 9))
@@ -195,7 +195,7 @@ def test_bookmarks_say_how_far_the_watch_is_and_nothing_else() -> None:
 
 
 def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
-    facts = Told()
+    facts = Notified()
     facts.put_parent(job(9))
     facts.put_parent(job(10))
     facts.put_parent(job(9))
@@ -206,7 +206,7 @@ def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
 
 
 def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
-    facts = Told()
+    facts = Notified()
     facts.put_parent(job(9))
     facts.listed("Job", None, [], "5")
     facts.changes.clear()
@@ -226,8 +226,8 @@ def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
     assert facts.names() == ["a", "b"]
 
 
-def test_what_somebody_else_changes_while_we_write_is_told() -> None:
-    facts = Told()
+def test_a_change_by_others_during_a_write_triggers_a_reconcile() -> None:
+    facts = Notified()
     facts.put_parent(job(9))
     facts.changes.clear()
     with facts.writing("FineTuneJob", "ml", "web"):
@@ -238,14 +238,14 @@ def test_what_somebody_else_changes_while_we_write_is_told() -> None:
 
 
 def test_a_job_that_is_listed_again_as_it_was_wakes_nobody() -> None:
-    facts = Told()
+    facts = Notified()
     facts.put_parent(job(9))
     facts.put_parent(job(9))
     assert facts.changes == ["p"]
 
 
 def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
-    facts = Told()
+    facts = Notified()
     facts.put_parent(job(9))
     facts.drop_parent("p")
     facts.wrote_parent(job(10))
@@ -253,16 +253,16 @@ def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "known, heard, behind", [("9", "10", False), ("10", "9", True), ("9", "9", False), ("x", "y", False)]
+    "known, received, behind", [("9", "10", False), ("10", "9", True), ("9", "9", False), ("x", "y", False)]
 )
-def test_versions_are_compared_as_numbers(known: str, heard: str, behind: bool) -> None:
-    first, second = ({"metadata": {"resourceVersion": text}} for text in (known, heard))
+def test_versions_are_compared_as_numbers(known: str, received: str, behind: bool) -> None:
+    first, second = ({"metadata": {"resourceVersion": text}} for text in (known, received))
     assert cache.is_behind(second, cache.keep(first)) is behind
 
 
 @pytest.mark.parametrize("phase, woken", [(None, True), ("Pending", True), ("Training", False), ("Ready", False)])
 def test_a_new_base_model_wakes_the_jobs_that_wait(phase: str | None, woken: bool) -> None:
-    facts = Told()
+    facts = Notified()
     facts.put_parent(job(1, phase))
     facts.changes.clear()
     facts.receive("BaseModel", None, "ADDED", manifests.changed(manifests.ENTRY, **{"metadata.resourceVersion": "2"}))
@@ -271,7 +271,7 @@ def test_a_new_base_model_wakes_the_jobs_that_wait(phase: str | None, woken: boo
 
 
 def test_an_entry_of_a_newer_crd_is_read_and_a_broken_one_is_left_out() -> None:
-    facts = Told()
+    facts = Notified()
     newer = manifests.changed(manifests.ENTRY, **{"metadata.resourceVersion": "2", "spec.new": 1})
     broken = manifests.changed(newer, **{"metadata.name": "broken", "spec.source": "ftp://x"})
     facts.listed("BaseModel", None, [newer, broken], "3")
@@ -327,7 +327,7 @@ async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
         ("watch", [("ADDED", child("b", 6)), ("BOOKMARK", {"metadata": {"resourceVersion": "8"}})]),
         ("watch", [("DELETED", child("a", 9))]),
     )
-    facts = Told()
+    facts = Notified()
     await follow(server, facts)
     assert server.asked == ["list", "watch 5", "watch 8", "watch 9"]
     assert facts.names() == ["b"]
@@ -337,7 +337,7 @@ async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
 async def test_an_expired_watch_lists_again_at_once(where: str) -> None:
     broken = cluster.Expired() if where == "at its start" else [("ADDED", child("b", 6)), cluster.Expired()]
     server = Server(("list", ([child("a", 1)], "5")), ("watch", broken), ("list", ([child("c", 7)], "9")))
-    facts = Told()
+    facts = Notified()
     await follow(server, facts)
     assert server.asked[-2:] == ["list", "watch 9"]
     assert facts.names() == ["c"]
@@ -350,7 +350,7 @@ async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
     server = Server(
         ("list", outage), ("list", ([child("a", 1)], "5")), ("watch", outage), ("list", ([child("b", 7)], "9"))
     )
-    facts = Told()
+    facts = Notified()
     times = []
     await follow(server, facts, lambda: times.append(1))
     assert facts.names() == ["b"]
@@ -363,7 +363,7 @@ async def test_a_list_that_breaks_off_says_of_nothing_that_it_is_gone() -> None:
         ("watch", cluster.Expired()),
         ("list", ([child("a", 1), TimeoutError()], "9")),
     )
-    facts = Told()
+    facts = Notified()
     await follow(server, facts)
     assert facts.names() == ["a", "b"]
 
@@ -380,7 +380,7 @@ async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
 
     gate, synced = asyncio.Event(), asyncio.Event()
     server = Everything()
-    task = asyncio.create_task(cache.follow_all(server, Told(), ["ml", "other"], synced))
+    task = asyncio.create_task(cache.follow_all(server, Notified(), ["ml", "other"], synced))
     await asyncio.sleep(0.05)
     assert not synced.is_set()
     gate.set()
@@ -398,7 +398,7 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
                 raise cluster.Failure(404, "the server could not find the requested resource")
             yield [], "1"
 
-    server, facts, synced = WithoutKueue(), Told(), asyncio.Event()
+    server, facts, synced = WithoutKueue(), Notified(), asyncio.Event()
     task = asyncio.create_task(cache.follow_all(server, facts, [], synced, queues=True))
     await asyncio.wait_for(synced.wait(), 1)
     await asyncio.sleep(0.2)
@@ -410,7 +410,7 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
 
 async def test_a_defect_in_a_watch_ends_all_of_them() -> None:
     with pytest.raises(KeyError):
-        await cache.follow_all(Server(("list", KeyError("defect"))), Told(), [], asyncio.Event())
+        await cache.follow_all(Server(("list", KeyError("defect"))), Notified(), [], asyncio.Event())
 
 
 def pod(version: int, name: str = "a", **status: Any) -> dict:
@@ -422,7 +422,7 @@ def pod(version: int, name: str = "a", **status: Any) -> dict:
 
 
 def test_the_first_pod_of_a_training_tells_as_long_as_it_runs() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Pod", None, [pod(1, phase="Pending")], "5")
     assert facts.reporting == {}
     facts.receive("Pod", None, "MODIFIED", pod(6))
@@ -437,13 +437,13 @@ def test_the_first_pod_of_a_training_tells_as_long_as_it_runs() -> None:
 
 @pytest.mark.parametrize("change", [{"podIP": ""}, {"containerStatuses": []}, {"phase": "Succeeded"}])
 def test_a_pod_that_cannot_be_asked_does_not_tell(change: dict) -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Pod", None, [pod(1, **change)], "5")
     assert facts.reporting == {}
 
 
 def test_a_pod_that_replaces_another_tells_in_its_place() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Pod", None, [pod(1)], "5")
     facts.receive("Pod", None, "ADDED", pod(6, "b", podIP="10.0.0.8"))
     facts.receive("Pod", None, "DELETED", pod(7))
@@ -451,7 +451,7 @@ def test_a_pod_that_replaces_another_tells_in_its_place() -> None:
 
 
 def test_a_reading_wakes_the_job_when_it_says_something_new_and_goes_with_its_pod() -> None:
-    facts = Told()
+    facts = Notified()
     facts.listed("Pod", None, [pod(1)], "5")
     facts.changes.clear()
     for problem in ("", "", "no answer"):
@@ -463,7 +463,7 @@ def test_a_reading_wakes_the_job_when_it_says_something_new_and_goes_with_its_po
     assert facts.readings == {}, "the answer of a pod whose job is gone"
 
 
-def test_a_job_that_ended_is_told_of_before_others() -> None:
+def test_a_job_that_ended_is_reconciled_before_others() -> None:
     later: list[str] = []
     first: list[str] = []
     facts = cache.Cache(later.append, first.append)

@@ -74,7 +74,7 @@ def test_the_phase_is_a_function_of_the_conditions(found: list, phase: Phase) ->
 
 
 @pytest.mark.parametrize(
-    "before, after, told",
+    "before, after, notified",
     [
         ([], true(A), []),
         ([(A, "False", Reason.BASE_MODEL_NOT_FOUND)], true(A), ["Accepted"]),
@@ -101,11 +101,11 @@ def test_the_phase_is_a_function_of_the_conditions(found: list, phase: Phase) ->
         (true(T), [], []),
     ],
 )
-def test_a_flip_is_told_once(before: list, after: list, told: list[str]) -> None:
-    assert [c.type for c in conditions.flips(state(*before), state(*after))] == told
+def test_a_change_of_a_condition_gets_one_event(before: list, after: list, notified: list[str]) -> None:
+    assert [c.type for c in conditions.flips(state(*before), state(*after))] == notified
 
 
-def test_a_failure_is_told_once_not_by_its_stage_too() -> None:
+def test_a_failure_gets_one_event_and_none_for_its_stage() -> None:
     after = state((E, "False", Reason.EVALUATION_BELOW_GATE), (Condition.FAILED, "True", Reason.EVALUATION_BELOW_GATE))
     assert [c.type for c in conditions.flips(status.Status(), after)] == ["Failed"]
 

@@ -91,7 +91,7 @@ def test_it_does_not_matter_when_it_is_counted(times: list[int]) -> None:
     assert float(found.amount or 0) == pytest.approx(float(once.amount or 0), abs=1e-5)
 
 
-def test_a_pod_that_was_evicted_before_it_ran_ended_when_that_was_said() -> None:
+def test_a_pod_that_was_evicted_before_it_ran_ended_when_its_condition_changed() -> None:
     raw = {
         "metadata": {"name": "p", "labels": {label.STAGE: "train", label.GPUS: "1"}},
         "status": {

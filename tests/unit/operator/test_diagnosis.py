@@ -29,7 +29,7 @@ def crashed(
     return pod({container: [state | {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})
 
 
-def said(stage: Stage, reason: Reason | None, message: str = "seen; do this") -> str:
+def shown(stage: Stage, reason: Reason | None, message: str = "seen; do this") -> str:
     return outcome.Outcome(stage=stage, reason=reason, message=message).termination_message()
 
 
@@ -104,19 +104,19 @@ def test_a_pod_that_does_not_start_is_diagnosed_and_waited_for(seen, refusal, re
 @pytest.mark.parametrize(
     "end, reason, ends, words",
     [
-        (ended(2, said(Stage.TRAIN, Reason.MODEL_INVALID)), Reason.MODEL_INVALID, True, "seen; do this"),
+        (ended(2, shown(Stage.TRAIN, Reason.MODEL_INVALID)), Reason.MODEL_INVALID, True, "seen; do this"),
         (ended(2, "ValueError: x"), Reason.TRAINER_ERROR, True, "ValueError: x"),
         (ended(3), Reason.TRAINER_OUT_OF_MEMORY, False, "out of memory"),
-        (ended(3, said(Stage.TRAIN, Reason.TRAINER_OUT_OF_MEMORY)), Reason.TRAINER_OUT_OF_MEMORY, False, "seen"),
+        (ended(3, shown(Stage.TRAIN, Reason.TRAINER_OUT_OF_MEMORY)), Reason.TRAINER_OUT_OF_MEMORY, False, "seen"),
         (ended(137, "", "OOMKilled"), Reason.TRAINER_OUT_OF_MEMORY, False, "memory limit"),
         (ended(4), Reason.LOSS_DIVERGED, True, "learningRate"),
         (ended(5), Reason.STORAGE_UNAVAILABLE, False, "storage.endpoint"),
-        (ended(5, said(Stage.TRAIN, Reason.STORAGE_UNAVAILABLE)), Reason.STORAGE_UNAVAILABLE, False, "seen"),
+        (ended(5, shown(Stage.TRAIN, Reason.STORAGE_UNAVAILABLE)), Reason.STORAGE_UNAVAILABLE, False, "seen"),
         (ended(1, "Traceback"), Reason.TRAINER_ERROR, False, "exit code 1 (Error); last lines: Traceback"),
         (ended(137), Reason.TRAINER_ERROR, False, "exit code 137"),
         (ended(143), Reason.TRAINER_ERROR, False, "exit code 143"),
         (ended(0, "no JSON"), Reason.TRAINER_ERROR, False, "exit code 0"),
-        (ended(1, said(Stage.TRAIN, None, "in its own words")), Reason.TRAINER_ERROR, False, "in its own words"),
+        (ended(1, shown(Stage.TRAIN, None, "in its own words")), Reason.TRAINER_ERROR, False, "in its own words"),
         (None, Reason.TRAINER_ERROR, False, "train pod disappeared"),
         (pod({"phase": "Failed"}), Reason.TRAINER_ERROR, False, "train pod disappeared"),
     ],
@@ -127,7 +127,7 @@ def test_the_exit_codes_are_a_contract(end, reason, ends, words) -> None:
     assert words in problem.message
 
 
-def test_the_last_lines_are_kept_but_not_a_whole_log() -> None:
+def test_the_last_lines_are_recorded_but_not_a_whole_log() -> None:
     problem = diagnosis.failed(Stage.TRAIN, ended(1, "x" * 4000), "")
     assert problem.log_tail == "x" * 1500
     assert len(problem.message) < 500
@@ -150,8 +150,8 @@ def test_a_server_that_fell_over_three_times_does_not_come_up() -> None:
 
 
 def test_a_fetch_that_knows_why_ends_at_once_or_waits_for_storage() -> None:
-    wrong = crashed(1, 2, said(Stage.VERIFY, Reason.ADAPTER_INCOMPATIBLE), container="initContainerStatuses")
-    away = crashed(9, 5, said(Stage.VERIFY, Reason.STORAGE_UNAVAILABLE), container="initContainerStatuses")
+    wrong = crashed(1, 2, shown(Stage.VERIFY, Reason.ADAPTER_INCOMPATIBLE), container="initContainerStatuses")
+    away = crashed(9, 5, shown(Stage.VERIFY, Reason.STORAGE_UNAVAILABLE), container="initContainerStatuses")
     assert diagnosis.server(wrong).ends
     assert diagnosis.server(wrong).reason == Reason.ADAPTER_INCOMPATIBLE
     assert not diagnosis.server(away).ends

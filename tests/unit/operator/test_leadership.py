@@ -83,7 +83,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lease, name, seconds)
 
 
-async def test_who_is_told_to_stop_ends_the_work_and_then_gives_the_lease_back() -> None:
+async def test_a_leader_that_has_to_stop_ends_its_work_and_then_releases_the_lease() -> None:
     one = Replica(Server({}), "one")
     await one.leads()
     assert one.server.holder == "one"
@@ -150,7 +150,7 @@ async def test_a_process_that_stood_still_for_longer_than_its_lease_writes_nothi
     one = Replica(Server({}), "one")
     await one.leads()
     assert one.server.may_write()
-    one.late = 401  # as after SIGSTOP: the clock has gone on, and no task has run yet
+    one.late = 401  # as after SIGSTOP: time has passed, and no task has run yet
     assert not one.server.may_write()
     await asyncio.wait_for(one.task, 5)
     assert one.work.stopped
@@ -180,7 +180,7 @@ async def test_times_written_in_the_lease_decide_nothing() -> None:
     await two.stop()
 
 
-async def test_work_that_fails_is_told_and_the_lease_given_back() -> None:
+async def test_work_that_fails_raises_its_error_and_the_lease_is_released() -> None:
     async def broken() -> None:
         raise ValueError("defect")
 

@@ -45,8 +45,8 @@ def test_warnings_and_the_last_words_of_a_crash_are_lines_too(error: str, words:
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(error=error)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == ""
-    said = [json.loads(text) for text in done.stdout.splitlines()]
-    assert [one["level"] for one in said] == ["INFO", "WARNING", "CRITICAL"]
-    assert "of a library" in said[1]["message"]
-    assert words in said[2]["message"]
-    assert "Traceback" in said[2]["traceback"]
+    shown = [json.loads(text) for text in done.stdout.splitlines()]
+    assert [one["level"] for one in shown] == ["INFO", "WARNING", "CRITICAL"]
+    assert "of a library" in shown[1]["message"]
+    assert words in shown[2]["message"]
+    assert "Traceback" in shown[2]["traceback"]

@@ -153,7 +153,7 @@ def test_a_chosen_service_account_is_used_without_its_token(make: Callable[..., 
 # -- the run file --
 
 
-def told(manifest: dict) -> run.Run:
+def notified(manifest: dict) -> run.Run:
     """The run file as the pods see it, found by the way that the kubelet goes."""
     template = manifest["spec"]["template"]
     (volume,) = [v["downwardAPI"] for v in pod_of(manifest)["volumes"] if "downwardAPI" in v]
@@ -169,16 +169,16 @@ def told(manifest: dict) -> run.Run:
 
 @pytest.mark.parametrize("manifest", EVERYTHING)
 def test_the_run_file_travels_with_the_pod_and_is_a_file_in_it(manifest: dict) -> None:
-    content = told(manifest)
+    content = notified(manifest)
     assert (content.name, content.namespace, content.revision) == (NAME, "ml", "12345678")
 
 
-def test_only_stages_that_judge_are_told_how() -> None:
+def test_only_stages_that_evaluate_get_evaluation_settings() -> None:
     judged = {"evaluation.maximumExamples": 7, "intent.goals": ["Style"]}
     for which in Stage:
         same = meta.hash_of(stage(which, **judged)) == meta.hash_of(stage(which))
         assert same is (which in {Stage.TRAIN, Stage.VERIFY}), "an edit of the rest leaves a Job where it is"
-    assert told(stage(Stage.EVALUATE, **judged)).evaluation.maximum_examples == 7
+    assert notified(stage(Stage.EVALUATE, **judged)).evaluation.maximum_examples == 7
 
 
 def test_the_server_of_a_release_is_the_same_after_an_edit_of_the_spec() -> None:
@@ -187,7 +187,7 @@ def test_the_server_of_a_release_is_the_same_after_an_edit_of_the_spec() -> None
     later = run_of(spec(**{"training.seed": 9, "evaluation.maximumExamples": 7}), base())
     assert deployment.build(parent(), CHART, made, content, 1) == deployment.build(parent(), CHART, made, later, 1)
     earlier = made.model_copy(update={"run_file": None})
-    assert told(deployment.build(parent(), CHART, earlier, content, 1)) == content.without_judgement()
+    assert notified(deployment.build(parent(), CHART, earlier, content, 1)) == content.without_judgement()
 
 
 # -- secrets --
@@ -230,7 +230,7 @@ def test_without_secrets_the_pods_use_their_own_identity() -> None:
 
 def test_the_run_file_holds_no_secret() -> None:
     wanted = spec(**{"storage.credentialsSecret": "s3"})
-    content = told(stages.build(
+    content = notified(stages.build(
         parent(), CHART, run_of(wanted, base(access_token_secret="hf")),
         name="n", stage=Stage.TRAIN, attempt=1, wanted=wanted.resources, arguments=[],
     ))  # fmt: skip

@@ -51,7 +51,7 @@ def test_promtool_would_say_what_it_does_not_like() -> None:
     assert "no help text" in prometheus.problems("# TYPE x counter\nx 1\n")
 
 
-def test_jobs_are_told_of_by_the_leader_alone() -> None:
+def test_only_the_leader_exports_series_of_jobs() -> None:
     assert "finetune_job_" not in exposed(leads=False)
 
 

@@ -191,7 +191,7 @@ def test_a_section_that_the_record_lacks_is_unchanged_and_taken_up() -> None:
     assert "preflight" in wanted.resolved
 
 
-def test_after_a_real_edit_the_whole_section_is_recorded_anew() -> None:
+def test_after_a_real_edit_the_whole_section_is_recorded_again() -> None:
     old = record()
     del old["training"]["training"]["lossOn"]
     wanted = revisions.want(spec(**{"training.seed": 1}), "", old)
@@ -308,8 +308,8 @@ def test_a_source_of_the_jobs_own_needs_no_catalogue(source: str, name: str) -> 
 
 def test_a_resolved_base_model_stays_while_the_training_section_does() -> None:
     old = record() | {"baseModel": {"name": "m", "source": "hf://old/one"}}
-    kept = revisions.want(spec(**{"deployment.image": "vllm:2"}), "", old)
-    assert kept.resolved["baseModel"]["source"] == "hf://old/one"
+    preserved = revisions.want(spec(**{"deployment.image": "vllm:2"}), "", old)
+    assert preserved.resolved["baseModel"]["source"] == "hf://old/one"
     edited = revisions.want(spec(**{"training.seed": 1}), "", old)
     assert "baseModel" not in edited.resolved, "a new revision takes the catalogue as it is then"
 

@@ -53,7 +53,7 @@ ANY = some.recursive(
 )
 
 
-def said(raw: dict[str, Any], held: series.Held = ()) -> dict[str, float]:
+def shown(raw: dict[str, Any], held: series.Held = ()) -> dict[str, float]:
     """Series as in a query -> value."""
     lines = "".join(series.write(series.samples(raw, held))).splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
@@ -66,7 +66,7 @@ def changed(**status: Any) -> dict[str, Any]:
 
 
 def test_the_status_of_a_training_job_becomes_series() -> None:
-    found = said(JOB)
+    found = shown(JOB)
     train = 'namespace="ml",finetunejob="support-tone",revision="0123abcd",stage="train"'
     assert found[f'finetune_job_status{{{train},phase="Training",reason="Running"}}'] == 1
     assert found[f"finetune_job_progress_ratio{{{train}}}"] == 0.43
@@ -79,7 +79,7 @@ def test_the_status_of_a_training_job_becomes_series() -> None:
 
 
 def test_evaluation_serving_and_cost_have_the_labels_of_their_own_stage_and_revision() -> None:
-    found = said(JOB)
+    found = shown(JOB)
     name = 'namespace="ml",finetunejob="support-tone"'
     judged, serving = f'{name},revision="0123abcd",stage="evaluate"', f'{name},revision="89abcdef",stage="serve"'
     assert found[f'finetune_job_evaluation_value{{{judged},metric="ExactMatch",contender="Tuned"}}'] == 0.9
@@ -92,13 +92,13 @@ def test_evaluation_serving_and_cost_have_the_labels_of_their_own_stage_and_revi
 
 
 def test_a_job_that_is_done_still_shows_its_last_values_but_no_time_left() -> None:
-    found = said(changed(phase="Ready"))
+    found = shown(changed(phase="Ready"))
     assert any(name.startswith("finetune_job_loss{") for name in found)
     assert not any(name.startswith("finetune_job_eta_seconds{") for name in found)
 
 
 def test_a_new_job_is_pending_and_has_cost_nothing_yet() -> None:
-    found = said({"metadata": JOB["metadata"], "spec": {}})
+    found = shown({"metadata": JOB["metadata"], "spec": {}})
     name = 'namespace="ml",finetunejob="support-tone"'
     assert found == {
         f'finetune_job_status{{{name},revision="",stage="",phase="Pending",reason=""}}': 1,
@@ -107,7 +107,7 @@ def test_a_new_job_is_pending_and_has_cost_nothing_yet() -> None:
 
 
 def test_the_gpus_of_running_pods_are_summed_by_stage() -> None:
-    found = said(JOB, (("train", "nvidia-l4", 4), ("train", "nvidia-l4", 4)))
+    found = shown(JOB, (("train", "nvidia-l4", 4), ("train", "nvidia-l4", 4)))
     train = 'namespace="ml",finetunejob="support-tone",revision="0123abcd",stage="train"'
     assert found[f'finetune_job_gpus{{{train},gpu_type="nvidia-l4"}}'] == 8
 
@@ -122,7 +122,7 @@ def test_no_label_grows_with_the_data() -> None:
         failure={"message": "something else", "logTail": "..."},
         attempt=7,
     )
-    assert set(said(later)) == set(said(JOB))
+    assert set(shown(later)) == set(shown(JOB))
 
 
 def test_labels_are_words_of_the_contract_and_names() -> None:
@@ -146,7 +146,7 @@ def named(name: str, version: str = "1", **status: Any) -> dict[str, Any]:
     return raw
 
 
-def test_the_series_of_a_job_end_with_it_and_nothing_of_it_is_kept() -> None:
+def test_the_series_of_a_job_end_with_it_and_nothing_of_it_is_stored() -> None:
     facts, exported = jobs(named("one"), named("two"))
     assert set(re.findall(r'finetunejob="(\w+)"', "".join(exported.exposition()))) == {"one", "two"}
     facts.drop_parent("uid-one")
@@ -173,7 +173,7 @@ def test_a_newer_revision_takes_the_place_of_the_series_before_it() -> None:
     assert "ffffffff" in text
 
 
-def test_the_gpus_of_a_pod_are_said_although_the_job_itself_did_not_change() -> None:
+def test_the_gpus_of_a_pod_are_exported_although_the_job_itself_did_not_change() -> None:
     facts, exported = jobs(named("one"))
     assert 'stage="train",gpu_type' not in "".join(exported.exposition())
     labels = {label.UID: "uid-one", label.STAGE: "train", label.GPUS: "2", label.GPU_TYPE: "nvidia-l4"}
@@ -187,7 +187,7 @@ def test_the_gpus_of_a_pod_are_said_although_the_job_itself_did_not_change() -> 
     assert 'stage="train",gpu_type' not in "".join(exported.exposition())
 
 
-def test_promtool_likes_what_is_said_of_jobs() -> None:
+def test_promtool_accepts_the_series_of_jobs() -> None:
     text = "".join(jobs(named("one"), named("two"))[1].exposition())
     assert text.count("# TYPE ") == len(metrics.JOBS) - 1, "all but the completion time"
     assert prometheus.problems(text) == ""
