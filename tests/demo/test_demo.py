@@ -32,7 +32,7 @@ def true(kind: str, reason: str = "R", message: str = "") -> dict[str, str]:
         ([true("Complete")], progress.End.DONE),
         ([true("Failed")], progress.End.FAILED),
         ([true("Suspended")], progress.End.SUSPENDED),
-        # an older revision serves on while the wanted one has failed
+        # an older revision still serves after the current one has failed
         ([true("Stalled"), {**true("Ready"), "status": "False"}], progress.End.FAILED),
     ],
 )

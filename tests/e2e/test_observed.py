@@ -1,4 +1,4 @@
-"""What can be seen of a whole road: a real Prometheus with the chart's scrape rules, and data in every panel of every dashboard.
+"""Observability of a complete job: a real Prometheus with the chart's scrape rules, and data in every panel of every dashboard.
 
 Pods, operator, trainer and vLLM are the real ones. Prometheus runs on this machine.
 """

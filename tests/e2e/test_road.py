@@ -17,7 +17,7 @@ NAME = "road"
 
 @pytest.fixture(scope="module")
 def served(site: Site) -> Iterator[sites.Job]:
-    """A job that has gone the whole road."""
+    """A job that has run every stage."""
     data = site.upload_rows("road/train.jsonl", sites.chats(60))
     spec = site.spec(
         data,

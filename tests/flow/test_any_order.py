@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, and however late the operator hears of it: it converges, and nothing runs twice.
+"""Whatever happens in whatever order, and however late the operator learns of it: it converges, and nothing runs twice.
 
 The actions are edits, suspensions, failures, evictions, queues, lost children, restarts and outages; watch events arrive late,
 and those of one kind before those of another. After every action the invariants of `World.check` hold: never two active Jobs or

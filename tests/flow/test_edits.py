@@ -712,6 +712,4 @@ async def test_a_stage_that_is_tried_again_after_an_edit_says_so() -> None:
     assert played.phase == Phase.FAILED
     played.apply(**{"spec.resources.requests.memory": "64Gi"})
     await played.rest()
-    assert any(
-        "train is tried again: spec.resources.requests.memory changed" in text for *_, text in played.cluster.events
-    )
+    assert any(": spec.resources.requests.memory changed" in text for *_, text in played.cluster.events)

@@ -30,7 +30,7 @@ def _drained(world: World) -> datetime.datetime:
 
 
 def jobs(world: World) -> Verdict:
-    """Running Jobs other than the wanted one. Finished ones stay for inspection."""
+    """Running Jobs other than the active one. Finished ones stay for inspection."""
     running = [
         job.name for job in world.obs.jobs.values() if not (job.over or job.deleting) and job.name != world.active_job
     ]

@@ -197,7 +197,7 @@ def _method(results: Results) -> list[str]:
         "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Bursts of up to 1,000 live on "
         "afterwards: kube-scheduler places their pods on nodes that KWOK plays.",
         f"- KWOK starts each container at once and ends it after {stages.RUNS:g} s with exit code 0 and the termination message "
-        "of a stage that went well (preflight, training, evaluation, verification), so that the operator goes its whole road. "
+        "of a stage that went well (preflight, training, evaluation, verification), so that the operator runs every stage. "
         "No progress is reported meanwhile. After a burst pods wait for each other, and so do their ends: read the latencies of "
         "`lives-5` for those of a cluster that is not saturated.",
         "- Requests, status writes and times of creation are those of the API server's audit log; a pod's end is KWOK's write, "

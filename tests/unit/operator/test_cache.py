@@ -476,7 +476,7 @@ def test_a_job_that_ended_is_reconciled_before_others() -> None:
 @pytest.mark.parametrize("first", ["job", "pod"])
 def test_a_pod_of_another_namespace_with_the_labels_of_a_job_is_not_its_own(first: str) -> None:
     """Whoever may create pods somewhere may copy the labels of a job that they can read elsewhere."""
-    facts = Told()
+    facts = Notified()
     forged = pod(6)
     forged["metadata"]["namespace"] = "elsewhere"
     if first == "job":
@@ -485,9 +485,9 @@ def test_a_pod_of_another_namespace_with_the_labels_of_a_job_is_not_its_own(firs
     else:
         facts.listed("Pod", None, [forged], "7")
         facts.put_parent(job(1))
-    assert facts.children == facts.telling == {}
-    facts.heard("Pod", None, "MODIFIED", {**forged, "metadata": forged["metadata"] | {"resourceVersion": "8"}})
-    facts.heard("Pod", None, "ADDED", pod(9, "real"))
+    assert facts.children == facts.reporting == {}
+    facts.receive("Pod", None, "MODIFIED", {**forged, "metadata": forged["metadata"] | {"resourceVersion": "8"}})
+    facts.receive("Pod", None, "ADDED", pod(9, "real"))
     assert facts.names() == ["real"]
-    facts.heard("Pod", None, "DELETED", {**forged, "metadata": forged["metadata"] | {"resourceVersion": "10"}})
+    facts.receive("Pod", None, "DELETED", {**forged, "metadata": forged["metadata"] | {"resourceVersion": "10"}})
     assert facts.names() == ["real"]
