@@ -71,12 +71,10 @@ TOLERATED = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / TRIALS)
 
 
 @pytest.mark.parametrize("examples", [20, 60, 200])
-@pytest.mark.parametrize("both, differ", [(0.5, 0.3), (0.85, 0.1), (0.2, 0.05)])
+@pytest.mark.parametrize("differ", [0.3, 0.1, 0.05])
 @pytest.mark.parametrize("margin", [0.0, 0.05])
-def test_a_model_that_is_not_better_seldom_passes_by_chance(
-    examples: int, both: float, differ: float, margin: float
-) -> None:
-    """Right answers in pairs: both with `both`, one alone with `differ` in all; the true gain is the margin itself."""
+def test_a_model_that_is_not_better_seldom_passes_by_chance(examples: int, differ: float, margin: float) -> None:
+    """`differ`: the share of examples that one model alone answers rightly; the true gain is the margin itself."""
     draw = np.random.default_rng(examples)
     wins, losses = (differ + margin) / 2, (differ - margin) / 2
     counts = draw.multinomial(examples, [wins, losses, 1 - wins - losses], size=TRIALS)
