@@ -1,4 +1,4 @@
-"""The floor, as a program: `python bare.py KUBECONFIG WRITES` watches FineTuneJobs and writes for each what the operator wrote.
+"""The floor, as a program: `KUBECONFIG=... python bare.py WRITES` watches FineTuneJobs and writes what the operator wrote for one.
 
 Nothing is decided, validated, cached or awaited: it reads a job's name, uid and version, and sends the recorded requests, with
 the operator's own client and as many at a time as the operator has workers. Whoever makes the same objects from Python is not
@@ -7,7 +7,6 @@ faster than this.
 
 import asyncio
 import json
-import os
 import sys
 import urllib.parse
 from typing import Any
@@ -56,6 +55,5 @@ async def main(writes: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["KUBECONFIG"] = sys.argv[1]
-    with open(sys.argv[2]) as file:
+    with open(sys.argv[1]) as file:
         asyncio.run(main(json.load(file)))

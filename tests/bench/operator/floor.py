@@ -40,8 +40,14 @@ def client(operator: ours.Operator, writes: list[recording.Write], folder: pathl
     """The bare client's pid."""
     file = folder / "writes.json"
     recording.write(writes, file)
-    argv: list[str | pathlib.Path] = [sys.executable, pathlib.Path(bare.__file__), operator.kubeconfig, file]
-    with place.running(argv, folder / "floor.log") as child:
-        installed.eventually(lambda: "watching" in (folder / "floor.log").read_text(), 30)
+    argv: list[str | pathlib.Path] = [sys.executable, pathlib.Path(bare.__file__), file]
+    with place.running(argv, folder / "floor.log", KUBECONFIG=str(operator.kubeconfig)) as child:
+
+        def watching() -> bool:
+            text = (folder / "floor.log").read_text()
+            assert child.poll() is None, text[-2000:]
+            return "watching" in text
+
+        installed.eventually(watching, 60)
         yield child.pid
         assert child.poll() is None, (folder / "floor.log").read_text()[-2000:]
