@@ -49,9 +49,14 @@ class Cache:
     triggers no reconcile, whether the watch is slower or faster than the response: the writer schedules its own.
     """
 
-    def __init__(self, changed: Callable[[str], None], ended: Callable[[str], None] | None = None) -> None:
-        self.changed, self.ended = changed, ended or changed
-        """`ended` is called instead when one of its Jobs ended."""
+    def __init__(
+        self,
+        changed: Callable[[str], None],
+        ended: Callable[[str], None] | None = None,
+        child_changed: Callable[[str], None] | None = None,
+    ) -> None:
+        self.changed, self.ended, self.child_changed = changed, ended or changed, child_changed or changed
+        """`ended` is called instead when one of its Jobs ended, `child_changed` for every other change of a child."""
         self.parents: dict[str, Stored] = {}
         self.children: dict[str, dict[tuple[str, str], projections.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
@@ -194,7 +199,7 @@ class Cache:
             mine[kind, meta["name"]] = fact
             self._note_reporting(uid, fact)
             if not echo and (kind, *key(raw)) not in self._writing:
-                (self.ended if over else self.changed)(uid)
+                (self.ended if over else self.child_changed)(uid)
 
     def _drop_child(self, kind: str, namespace: str, name: str) -> None:
         uid, _ = self._known[kind].pop((namespace, name), (None, 0))

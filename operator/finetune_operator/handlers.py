@@ -55,7 +55,7 @@ class Controller:
         self._take_signals = take_signals
         self._api = api
         self._queue = workqueue.Workqueue(self._work)
-        self.facts = cache.Cache(self._queue.add, self._queue.add_first)
+        self.facts = cache.Cache(self._queue.add, self._queue.add_first, self._queue.add_soon)
         self._progress = progress.Reader(self.facts, chart.progress_seconds)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}

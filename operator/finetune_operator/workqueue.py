@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Awaitable, Callable
 
 FIRST, LATER = 0, 1
+SOON = 0.1
+"""Seconds in which the changes of a starting pod and its Job come together."""
 
 
 class Workqueue:
@@ -36,6 +38,11 @@ class Workqueue:
         """Work on `key` before all keys from `add`."""
         self._add(key, FIRST)
 
+    def add_soon(self, key: str) -> None:
+        """Work on `key` in a moment: more changes are to be expected, and one reconcile is enough for all."""
+        if key not in self._queued:
+            self.add_after(key, SOON)
+
     def _add(self, key: str, rank: int) -> None:
         if key in self._active:
             self._again[key] = min(rank, self._again.get(key, LATER))
@@ -44,9 +51,12 @@ class Workqueue:
             self._ready.put_nowait((rank, next(self._count), key))
 
     def add_after(self, key: str, seconds: float) -> None:
-        """Work on `key` in `seconds`, or earlier if it is added. A later call replaces the timer."""
-        self.forget(key)
-        self._timers[key] = asyncio.get_running_loop().call_later(seconds, self._due, key)
+        """Work on `key` in `seconds`, or earlier if it is added. Of several times the earliest counts."""
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is None or loop.time() + seconds < timer.when():
+            self.forget(key)
+            self._timers[key] = loop.call_later(seconds, self._due, key)
 
     def forget(self, key: str) -> None:
         if timer := self._timers.pop(key, None):

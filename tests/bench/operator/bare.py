@@ -1,4 +1,4 @@
-"""The floor, as a program: `KUBECONFIG=... python bare.py WRITES` watches FineTuneJobs and writes what the operator wrote for one.
+"""The floor, as a program: `python bare.py WRITES` watches FineTuneJobs, and writes for each what the operator wrote for one.
 
 Nothing is decided, validated, cached or awaited: it reads a job's name, uid and version, and sends the recorded requests, with
 the operator's own client and as many at a time as the operator has workers. Whoever makes the same objects from Python is not

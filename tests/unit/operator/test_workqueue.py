@@ -80,18 +80,39 @@ async def test_keys_are_worked_on_side_by_side() -> None:
     assert log.begun == ["a", "b", "c", "d"]
 
 
-async def test_later_is_later_and_a_new_time_replaces_the_old() -> None:
+async def test_later_is_later_and_the_earliest_time_counts() -> None:
     log = Log()
     queue = workqueue.Workqueue(log)
     async with running(queue):
         queue.add_after("a", 60)
         queue.add_after("a", 0.01)
+        queue.add_after("a", 60)
         queue.add_after("b", 0.01)
         queue.forget("b")
         await settle()
         assert log.begun == []
         await asyncio.sleep(0.05)
     assert log.begun == ["a"]
+
+
+async def test_changes_that_come_together_are_worked_on_once_and_one_that_comes_during_work_is_not_lost() -> None:
+    log = Log()
+    queue = workqueue.Workqueue(log)
+    async with running(queue):
+        queue.add_soon("a")
+        queue.add_soon("a")
+        await settle()
+        assert log.begun == [], "more may come"
+        await asyncio.sleep(2 * workqueue.SOON)
+        assert log.begun == ["a"]
+        log.gate.clear()
+        queue.add("a")
+        await settle()
+        queue.add_soon("a")
+        queue.add_after("a", 600)
+        log.gate.set()
+        await asyncio.sleep(2 * workqueue.SOON)
+    assert log.begun == ["a", "a", "a"]
 
 
 async def test_work_that_fails_ends_the_queue_with_its_error() -> None:
