@@ -101,7 +101,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "dataset",
         "dataset.validation.uris must not name a file of dataset.train",
     ),
-    ("a check that does not exist", {"dataset.checks": {"typos": "Drop"}}, "dataset.checks", "knows the rules unreadable"),
+    ("a check that does not exist", {"dataset.checks": {"typos": "Drop"}}, "dataset.checks", "are unreadable, schema"),
     ("a policy that YAML reads as false", {"dataset.checks": {"leakage": False}}, "dataset.checks.leakage", "type string"),
     ("a policy that does not exist", {"dataset.checks": {"secrets": "Off"}}, "dataset.checks.secrets", ONE_OF + '"Drop"'),
     ("a warning of what is no example", {"dataset.checks": {"schema": "Warn"}}, "dataset.checks", "write Drop or Fail"),
