@@ -13,7 +13,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHON
 COPY --from=packages /opt/venv /opt/venv
 COPY operator/finetune_api /app/finetune_api
 COPY operator/finetune_operator /app/finetune_operator
-# Checked by hash and not by time: the files' times differ between two checkouts of one commit.
+# Validated by hash and not by time, since the files' times differ between two checkouts of one commit.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app
 USER 65532:65532
 WORKDIR /app

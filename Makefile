@@ -1,11 +1,11 @@
-# `make` lists the verbs. A clean clone needs make, git and Python 3.11 or newer; the rest is fetched, and said beforehand.
+# `make` lists the targets. A clean clone needs make, git and Python 3.11 or newer; the rest is downloaded, after a message.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 export FINETUNE_CACHE ?= $(HOME)/.cache/finetune-operator
-# A uv that `make venv` had to bring itself lies here; one that the machine has comes first.
+# The uv that `make venv` downloads if the machine has none.
 export PATH := $(PATH):$(FINETUNE_CACHE)/uv/bin
 # Some containers set it; every process that imports torch and transformers then takes 14 s of a core instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,13 +15,13 @@ CHART := charts/finetune-operator
 KUBERNETES = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' hack/tools/go.mod)
 
 .PHONY: help
-help: ## List the verbs
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# --- See it work ---
+# --- Demo ---
 
 .PHONY: demo demo-down
-demo: venv ## From this checkout to an answer of a tuned model, on a real cluster on this machine
+demo: venv ## Run everything from this checkout to an answer of a tuned model, on a real cluster on this machine
 	$(VENV)/python hack/demo
 
 demo-down: ## Stop the demo; leaves no process, mount or network rule
@@ -35,15 +35,15 @@ venv: .venv/.ready ## Make the Python environment .venv from requirements/dev.tx
 .venv/.ready: requirements/dev.txt pyproject.toml hack/environment.py
 	$(PYTHON) hack/environment.py
 
-check: verify-format verify-lint verify-types verify-imports ## Check what is asked every few minutes: format, lint, types, imports and the fast tests
+check: verify-format verify-lint verify-types verify-imports ## The checks to run every few minutes: format, lint, types, imports and the fast tests
 	$(VENV)/python -m pytest -q -n auto --dist loadscope -m "not cluster and not e2e and not slow"
 
 test: venv ## Run all tests, on a real control plane and a real node too; ARGS="tests/unit -k gate" for a part
 	$(VENV)/python -m pytest $(or $(ARGS),-n auto --dist loadscope)
 
-verify: verify-format verify-lint verify-types verify-imports verify-words verify-generated verify-chart ## Check all that needs no run: format, lint, types, imports, retired words, generated files, chart
+verify: verify-format verify-lint verify-types verify-imports verify-words verify-generated verify-chart ## All static checks: format, lint, types, imports, retired words, generated files, chart
 
-format: venv ## Format the code and repair what the linter can
+format: venv ## Format the code and apply the fixes of the linter
 	$(VENV)/ruff format
 	$(VENV)/ruff check --fix
 
@@ -81,14 +81,14 @@ verify-generated: venv
 	$(VENV)/python -m tests.chaos --check
 	$(VENV)/python hack/dashboards --check
 
-# Both check the values against the chart's schema; what the chart then says is tested in tests/chart.
+# Both check the values against the chart's schema; the rendered chart is tested in tests/chart.
 verify-chart:
 	helm=$$($(PYTHON) hack/localcluster binaries helm)/helm && \
 	$$helm lint --strict --kube-version $(KUBERNETES) $(CHART) && \
 	$$helm template finetune-operator $(CHART) --kube-version $(KUBERNETES) --include-crds > /dev/null
 
 .PHONY: chaos
-chaos: venv ## Strike a fleet of jobs with 200 random faults on a real node and judge every job, an hour; ARGS="--rounds 20"
+chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and check every job, an hour; ARGS="--rounds 20"
 	$(VENV)/python -m tests.chaos $(ARGS)
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
@@ -100,19 +100,19 @@ bench-startup: venv ## Measure the time from exec to the first optimizer step
 bench-checks: venv ## Measure the data checks on a million rows
 	$(VENV)/python tests/bench/checks.py
 
-bench-trainer: venv ## Measure the trainer against its peers, an hour on a quiet machine; ARGS="--workload short" for a part
+bench-trainer: venv ## Compare the trainer with its peers, an hour on a quiet machine; ARGS="--workload short" for a part
 	$(VENV)/python -m tests.bench.trainer $(ARGS)
 
 bench-trainer-profile: venv ## Measure where a step of the trainer spends its time
 	$(VENV)/python -m tests.bench.trainer.profile
 
-bench-estimate: venv ## Measure peaks of training against the memory estimate; ARGS="--only short" for a part
+bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS="--only short" for a part
 	$(VENV)/python -m tests.bench.estimate $(ARGS)
 
-bench-evaluation: venv ## Measure the evaluation's answers against transformers' own, a quarter of an hour on a quiet machine
+bench-evaluation: venv ## Compare generation in the evaluation with transformers', a quarter of an hour on a quiet machine
 	$(VENV)/python -m tests.bench.evaluation $(ARGS)
 
-bench-operator: venv ## Measure the operator at scale, beside a floor, a former revision and Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--before REV"
+bench-operator: venv ## Measure the operator at scale, compared with a floor, an earlier revision and Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--before REV"
 	$(VENV)/python -m tests.bench.operator $(ARGS)
 
 # --- Clusters and images ---
@@ -128,9 +128,9 @@ images: ## Build the images and push them to REGISTRY=host:port, or else to the 
 	registry=$${REGISTRY:-$$($(PYTHON) hack/localcluster env | sed -n 's/^export REGISTRY=//p')} && \
 	$(PYTHON) hack/images build --registry "$$registry"
 
-# --- Tidy up ---
+# --- Clean up ---
 
 .PHONY: clean
-clean: demo-down cluster-down ## Stop the clusters and remove what can be made again from this checkout; the cache stays
+clean: demo-down cluster-down ## Stop the clusters and remove everything that can be rebuilt from this checkout; the cache stays
 	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

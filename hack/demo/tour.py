@@ -130,7 +130,7 @@ def _run_job(
 
 
 def _show(where: Place, job: Job, objects: Objects) -> None:
-    say.line("\nBase against tuned, on examples that training never saw:\n")
+    say.line("\nBase and tuned model on held-out test examples:\n")
     say.line(result.metrics(job))
     samples = _samples(job, objects)
     say.line("\n" + result.side_by_side(samples[:3]))
@@ -190,11 +190,11 @@ def _farewell(where: Place, job: Job, watch: clock.Clock) -> None:
     folder = shlex.quote(str(Path(where.kube.kubectl).parent))
     lines = [
         f"\nReport:       {REPORT.relative_to(cache.REPOSITORY)}",
-        f"Look around:  export KUBECONFIG={shlex.quote(where.kube.config)} PATH={folder}:$PATH",
+        f"Explore:      export KUBECONFIG={shlex.quote(where.kube.config)} PATH={folder}:$PATH",
         f"              kubectl -n {namespace} get finetunejobs -o wide",
         f"              kubectl -n {namespace} describe finetunejob {name}",
         "              kubectl explain finetunejob.spec.training",
-        f"Ask it:       kubectl -n {namespace} port-forward service/{name} 8000 &",
+        f"Try it:       kubectl -n {namespace} port-forward service/{name} 8000 &",
         "              curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
         f"                -d {shlex.quote(body)}",
         "Train again:  make demo RUN=again",

@@ -126,7 +126,7 @@ def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, availabl
 def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gate], examples: int) -> str:
     how = {
         job.Contender.BASE: "the base model meets the gates' bounds as it is",
-        job.Contender.PROMPT: "the base model meets the gates' bounds with the prompt of today",
+        job.Contender.PROMPT: "the base model meets the gates' bounds with the current prompt",
         job.Contender.FEW_SHOT: "the base model meets the gates' bounds with a few examples before the question",
     }
     if not examples:
