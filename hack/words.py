@@ -64,7 +64,9 @@ NAMES = {
 LEFT, RIGHT = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))", r"(?![a-z])"
 """The ends of a word: in a sentence, in snake_case and in CamelCase."""
 
-PATTERN = re.compile("|".join(f"(?P<w{at}>{LEFT}(?i:{word}){RIGHT})" for at, word in enumerate(WORDS)))
+PATTERN = re.compile(
+    "|".join(f"(?P<w{at}>{LEFT}(?i:{word.replace(' ', '[ _]')}){RIGHT})" for at, word in enumerate(WORDS))
+)
 
 
 def tracked() -> list[str]:

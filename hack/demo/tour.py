@@ -59,7 +59,7 @@ def run(*, again: bool) -> int:
 def _announce(given: tuple[str, str] | None, machine: needs.Machine) -> None:
     say.line(_INTRODUCTION)
     if given:
-        say.line(f"Cluster: the one of KUBECONFIG={given[0]}; images go through {given[1]}.")
+        say.line(f"Cluster: from KUBECONFIG={given[0]}; images go through {given[1]}.")
     else:
         say.line(
             f"Cluster: a local node of this machine ({machine.cores} cores, {machine.memory / needs.GIB:.0f} GB of memory"

@@ -65,7 +65,7 @@ def results() -> report.Results:
     return report.Results({"cores": "2 cores"}, {"kopf": "1"}, "0a1b2c3 of 2026-11-23", minutes, found, late)
 
 
-def test_a_request_is_known_by_who_asked_for_what_and_when() -> None:
+def test_a_request_is_identified_by_requester_content_and_time() -> None:
     one = audit.request(line(**{"objectRef.subresource": "status"}))
     assert one is not None
     assert (one.user, one.verb, one.what, one.job, one.code) == (USER, "patch", "jobs/status", "b-00001", 201)
@@ -176,7 +176,7 @@ def test_the_page_says_which_goals_are_missed_and_what_went_wrong() -> None:
     assert f"- burst-1000, {scenarios.OURS}: one was late" in page
 
 
-def test_a_part_that_is_measured_again_takes_the_place_of_what_was_known_of_it() -> None:
+def test_a_part_that_is_measured_again_replaces_its_earlier_measurement() -> None:
     whole = results()
     first = report.Found("burst-100", 100, scenarios.RATE.name, scenarios.OURS, 50.0)
     whole.put("burst-100", scenarios.OURS, [first], [], 1.0)

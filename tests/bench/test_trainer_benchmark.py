@@ -170,7 +170,7 @@ def test_the_work_is_that_of_the_linear_layers() -> None:
     assert weights.needed(10, 3) == 4 * (10 * weights.body + 3 * weights.head)
 
 
-def test_a_side_that_fails_is_left_out_and_the_others_go_on() -> None:
+def test_a_side_that_fails_is_left_out_and_the_others_continue() -> None:
     seen: list[Any] = []
 
     def fails(*_: Any) -> course.Course:
@@ -265,7 +265,7 @@ def test_a_page_that_is_not_of_its_runs_is_noticed(found: results.Results, tmp_p
     assert __main__.again(tmp_path, check=True) == 0
 
 
-def test_what_trl_takes_was_searched_for() -> None:
+def test_the_settings_of_trl_were_searched_for() -> None:
     for tokens in (100, 500):
         assert peers.TRL.chosen(tokens) in search.VARIANTS.values()
     assert peers.TRL.chosen(500) != peers.TRL.chosen(100) == peers.TRL.settings

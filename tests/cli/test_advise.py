@@ -22,7 +22,7 @@ def test_too_few_examples_are_advised_against_and_nothing_is_stored(job, finetun
     assert files(tmp_path) == before
 
 
-def test_under_enforce_that_ends_the_job(job, finetune) -> None:
+def test_enforce_ends_the_job(job, finetune) -> None:
     code, found = finetune("advise", job(dataset={"minimumExamples": 200}, intent={"advice": "Enforce"}))
     assert (code, found["reason"]) == (answer.Exit.INVALID, "TooFewExamples")
     assert found["verdict"] == "NotRecommended"

@@ -173,7 +173,7 @@ def test_a_catalogue_may_be_what_kubectl_prints(tmp_path: pathlib.Path) -> None:
     assert found.base.source == f"file://{tmp_path}/elsewhere/models/small"
 
 
-def test_a_model_that_is_not_there_is_reported_with_what_to_do(tmp_path: pathlib.Path) -> None:
+def test_a_missing_model_is_reported_with_what_to_do(tmp_path: pathlib.Path) -> None:
     [problem] = problems(written(tmp_path, BY_NAME))
     assert problem.startswith("job.yaml:6: spec.baseModel.name is small, and there is no BaseModel of that name")
     assert "--catalogue" in problem

@@ -90,7 +90,7 @@ def test_the_tables_have_contenders_intervals_tokens_and_gates(
     assert f"report: {folder}/r1/report.html" in printed
 
 
-def test_what_a_judge_preferred_is_a_line(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judges_preferences_are_one_line(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     rate, base = contract.Metric.JUDGE_WIN_RATE, contract.Contender.BASE
     won = results.Comparison(metric=rate, over=base, gain=0.4, low=0.3, high=0.45, p_value=0.0001, examples=40)
     write(folder, made(passed=True).model_copy(update={"comparisons": [won]}).wire())

@@ -79,7 +79,7 @@ def test_a_job_goes_through_all_stages_and_what_is_done_is_not_done_again(
 
 
 @pytest.mark.slow
-def test_what_is_stopped_in_the_middle_resumes_from_its_checkpoint(job) -> None:
+def test_a_stopped_training_resumes_from_its_checkpoint(job) -> None:
     """Ctrl-C first, SIGTERM later, and then to the end: no step is lost, none is done twice."""
     last = 300
     file = job(tiny.examples(200), training={"maxSteps": last, "earlyStopping": {"patience": 100}})

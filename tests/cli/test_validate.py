@@ -110,7 +110,7 @@ def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pat
         (["x.jsonl", "--model", "nowhere"], "has no config.json"),
     ],
 )
-def test_what_cannot_be_read_is_reported_with_what_to_do(
+def test_an_unreadable_file_is_reported_with_what_to_do(
     words: list[str], problem: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, finetune
 ) -> None:
     monkeypatch.chdir(tmp_path)

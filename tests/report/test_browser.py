@@ -65,7 +65,7 @@ def test_the_parts_come_in_the_order_in_which_readers_need_them(chromium: browse
     ]  # fmt: skip
 
 
-def test_what_users_wrote_is_text_and_nothing_else(chromium: browser.Browser, tmp_path: Path) -> None:
+def test_user_text_is_escaped(chromium: browser.Browser, tmp_path: Path) -> None:
     file = tmp_path / "r.html"
     file.write_bytes(report.page(example.hostile()).encode())
     chromium.open(file)

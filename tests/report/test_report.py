@@ -35,7 +35,7 @@ def test_the_verdict_is_a_sentence_with_its_evidence() -> None:
     assert text.cautions == ()
 
 
-def test_a_missed_gate_is_the_reason_and_doubts_stand_beside_it() -> None:
+def test_a_missed_gate_is_the_reason_and_warnings_are_listed_with_it() -> None:
     text = judgement.verdict(example.failed())
     assert not text.passed
     assert (
@@ -52,7 +52,7 @@ def test_a_job_without_gates_passes_and_the_page_says_what_that_is_worth() -> No
     assert text.evidence == ""
 
 
-def test_a_gain_that_may_be_random_is_reported_beside_the_verdict() -> None:
+def test_a_gain_that_may_be_random_is_reported_with_the_verdict() -> None:
     found = example.everything()
     unsure = [
         one.model_copy(update={"p_value": 0.2, "low": -0.1}) if one.over is Contender.FEW_SHOT else one
@@ -78,7 +78,7 @@ def test_the_five_reasons_and_the_two_against() -> None:
     assert [one.mark for one in judgement.against_tuning(example.failed())] == [Mark.AGAINST, Mark.AGAINST]
 
 
-def test_what_was_not_measured_says_how_to_measure_it() -> None:
+def test_an_unmeasured_number_says_how_to_measure_it() -> None:
     found = example.bare()
     every = [*judgement.for_tuning(found), *judgement.against_tuning(found)]
     assert {one.mark for one in every} == {Mark.UNMEASURED}
@@ -133,7 +133,7 @@ def test_public_benchmarks_have_a_part_of_their_own_and_a_loss_is_reported_above
     assert "benchmark" not in report.page(example.everything()).split("</style>")[1]
 
 
-def test_of_many_benchmarks_one_that_is_lost_at_random_is_no_loss() -> None:
+def test_one_random_loss_among_many_benchmarks_is_not_reported_as_a_loss() -> None:
     found = example.benchmarked()
     assert found.harness is not None
     unsure = [one.model_copy(update={"p_value": 0.03, "gain": -0.01}) for one in found.harness.benchmarks[:3]]
@@ -160,7 +160,7 @@ def test_style_is_what_a_judge_says_where_style_is_the_goal() -> None:
     assert judgement.for_tuning(alone)[0].mark is Mark.FOR
 
 
-def test_without_a_comparison_only_intervals_that_are_apart_decide() -> None:
+def test_without_a_comparison_only_separate_intervals_decide() -> None:
     def marked(tuned: tuple[float, float], base: tuple[float, float], metric: job.Metric) -> judgement.Mark:
         values = [
             results.Value(metric=metric, contender=who, value=sum(ends) / 2, low=ends[0], high=ends[1], examples=90)
@@ -284,12 +284,12 @@ def test_the_samples_that_tell_most_come_first() -> None:
     assert {kind for kind, _ in report.choose(listed, None, 500)} == {kinds.RIGHT, kinds.WRONG}
 
 
-def test_what_the_evaluation_calls_right_is_right() -> None:
+def test_the_report_calls_correct_what_the_evaluation_does() -> None:
     judged = sample(1, "YES", "yes").model_copy(update={"right": {Contender.TUNED: True, Contender.BASE: True}})
     assert [kind for kind, _ in report.choose([judged], Contender.BASE)] == [samples.Kind.BOTH_RIGHT]
 
 
-def test_free_texts_are_chosen_by_who_is_nearer() -> None:
+def test_free_text_samples_are_chosen_by_similarity() -> None:
     wanted = "we will send the parcel again tomorrow"
     listed = [
         sample(1, "we will send the parcel tomorrow", "hello there", wanted),
@@ -351,7 +351,7 @@ def test_results_survive_the_file_and_fit_their_schema(name: str) -> None:
     assert report.page(results.Results.model_validate(document)) == report.page(found)
 
 
-def test_the_schema_is_one_and_refuses_what_is_no_result() -> None:
+def test_the_schema_is_valid_and_refuses_what_is_no_result() -> None:
     schema = json.loads((REPOSITORY / "docs/reference/results.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     document = example.everything().wire()

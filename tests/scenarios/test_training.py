@@ -134,7 +134,7 @@ def test_few_test_examples_prove_nothing_however_right_they_are(fresh: pathlib.P
     assert "too few examples to be sure" in found.gates[0].observed
 
 
-def test_answers_that_nobody_could_know_are_not_learned(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_knowledge_that_the_prompts_lack_is_not_learned(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Knowledge that the prompts do not hold: the training loss falls, and the held-out answers stay guesses."""
     rows = answers(["refund", "praise", "parcel", "item", "order", "money"], 160)
     found, values = judged(

@@ -28,7 +28,7 @@ def folder(tuned: Any, tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "a"
 
 
-def test_what_we_write_is_what_vllm_takes(folder: pathlib.Path, tuned: Any) -> None:
+def test_vllm_accepts_what_we_write(folder: pathlib.Path, tuned: Any) -> None:
     adapter.check(folder, "tiny-base", tuned)
     weights = safetensors.torch.load_file(folder / adapter.WEIGHTS)
     assert len(weights) == 2 * 7 * 2

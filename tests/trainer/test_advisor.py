@@ -50,7 +50,7 @@ def changed(**fields: Any) -> measurements.Measurements:
     return dataclasses.replace(FOUND, **fields)
 
 
-def test_nothing_speaks_against_good_data_for_a_good_reason() -> None:
+def test_good_data_with_a_suitable_goal_has_no_findings() -> None:
     answer = verdict.decide(spec(intent={"goals": ["Style"]}), FOUND)
     assert answer.preflight is not None
     assert answer.preflight.verdict == "Recommended"
@@ -66,12 +66,12 @@ def test_nothing_speaks_against_good_data_for_a_good_reason() -> None:
 @pytest.mark.parametrize(
     "every, weight", [("Rarely", None), ("Monthly", "CAUTION"), ("Weekly", "AGAINST"), ("Daily", "AGAINST")]
 )
-def test_what_changes_faster_than_training_belongs_into_a_prompt(every: str, weight: str | None) -> None:
+def test_knowledge_that_changes_faster_than_training_belongs_in_the_prompt(every: str, weight: str | None) -> None:
     found = spoke(intent={"changeFrequency": every})
     assert [one.weight.name for one in found.values()] == ([weight] if weight else [])
 
 
-def test_wrong_goals_alone_end_an_enforced_job_and_beside_right_ones_warn() -> None:
+def test_only_unsuitable_goals_end_an_enforced_job_and_mixed_ones_warn() -> None:
     both = spoke(intent={"goals": ["Knowledge", "GeneralCapability"]})
     assert {one.weight for one in both.values()} == {advisor.Weight.AGAINST}
     mixed = spoke(intent={"goals": ["Knowledge", "Style"]})
@@ -82,7 +82,7 @@ def test_wrong_goals_alone_end_an_enforced_job_and_beside_right_ones_warn() -> N
     assert verdict.decide(spec(intent={"goals": ["Knowledge", "Style"], "advice": "Enforce"}), FOUND).reason is None
 
 
-def test_the_weightiest_comes_first_and_tells_why_the_job_ends() -> None:
+def test_the_most_severe_finding_comes_first_and_is_the_reason_of_the_job() -> None:
     few = changed(train=12, distinct=12.0, parameters=70_000_000_000, memory_advice="training needs more.")
     wanted = spec(intent={"advice": "Enforce", "changeFrequency": "Monthly"}, dataset={"minimumExamples": 200})
     answer = verdict.decide(wanted, few)
@@ -99,7 +99,7 @@ def test_near_copies_are_weighed_by_what_is_left(distinct: float, weight: str | 
     assert [one.weight.name for one in found.values()] == ([weight] if weight else [])
 
 
-def test_what_a_sample_cannot_count_is_not_reported() -> None:
+def test_a_number_that_a_sample_cannot_show_is_not_reported() -> None:
     many = changed(train=50_000, distinct=48_000.0)
     assert advisor.advise(spec(), many)[-1].text == "Enough data? Yes: 50000 training examples."
     few = advisor.advise(spec(dataset={"minimumExamples": 200}), changed(train=50_000, distinct=6.0))
@@ -123,14 +123,14 @@ def test_a_large_model_costs_its_parameters() -> None:
     assert spoke(changed(parameters=14_000_000_000)) == {}
 
 
-def test_under_ignore_nothing_is_reported() -> None:
+def test_ignore_reports_nothing() -> None:
     ignored = spec(intent={"goals": ["Knowledge"], "advice": "Ignore", "changeFrequency": "Daily"})
     answer = verdict.decide(ignored, changed(train=3, parameters=70_000_000_000)).preflight
     assert answer is not None
     assert (answer.verdict, answer.advice) == ("Recommended", [])
 
 
-def test_every_rule_is_in_a_list_and_speaks_in_sentences() -> None:
+def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
     bad = changed(
         train=300,
         distinct=10.0,
@@ -196,7 +196,7 @@ def test_the_work_is_four_operations_a_weight_and_token_and_half_as_much_again_w
     assert operations(eight_billion(method="QLoRA")) == effort.QUANTISED * operations(wanted)
 
 
-def test_what_examples_begin_with_is_computed_once_a_step() -> None:
+def test_a_common_prefix_is_computed_once_per_step() -> None:
     wanted = eight_billion()
     shared = dataclasses.replace(wanted, examples=dataclasses.replace(wanted.examples, step=1024.0 * 6))
     assert operations(shared) == pytest.approx(operations(wanted) * 6 / 16)
@@ -226,7 +226,7 @@ def test_on_cpus_and_unknown_gpus_nothing_is_estimated() -> None:
     assert effort.price(priceless, 60.0) is None
 
 
-def test_a_training_of_days_is_a_note() -> None:
+def test_training_that_takes_days_is_a_note() -> None:
     (advice,) = spoke(changed(work=1e20), gpus=1, gpuType="nvidia-l4").values()
     assert advice.rule == "training_takes_days"
     assert advice.weight is advisor.Weight.NOTE

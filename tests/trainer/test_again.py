@@ -81,7 +81,7 @@ def test_a_job_keeps_the_data_that_it_began_with(first: run.Run) -> None:
     assert ran(first) == before
 
 
-def test_without_a_cluster_the_data_of_today_count(first: run.Run) -> None:
+def test_without_a_cluster_the_current_data_count(first: run.Run) -> None:
     local = again(first, None)
     before = ran(local)
     grown(first)
@@ -95,9 +95,7 @@ def test_data_that_are_gone_are_missed(first: run.Run) -> None:
         preflight.preflight(again(first, "second"))
 
 
-def test_a_training_that_was_stopped_goes_on_for_the_job_that_is_made_again(
-    first: run.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_training_resumes_in_the_recreated_job(first: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.preflight(first)
     stopping = train.deliver
 

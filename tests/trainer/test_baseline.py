@@ -40,7 +40,7 @@ def test_base_is_asked_as_the_examples_are_written() -> None:
     assert script.ask(CHAT, BASE) == script.ask(CHAT, job.Contender.TUNED) == CHAT
 
 
-def test_the_prompt_of_today_takes_the_place_of_the_examples_own() -> None:
+def test_todays_prompt_replaces_the_system_prompt_of_the_examples() -> None:
     script = contenders.Script(job.Prompt(system="new"), (SHOT,))
     assert turns(script.ask(CHAT, PROMPT)) == [("system", "new"), ("user", "question"), ("assistant", "answer")]
 
@@ -107,7 +107,7 @@ def test_a_prompt_that_does_not_pass_leaves_training_something_to_win(world: Wor
     assert "no prompt meets the gates' bounds" in answer.message
 
 
-def test_what_shall_be_better_than_a_prompt_is_left_to_be_won(world: World) -> None:
+def test_a_gate_against_the_prompt_is_left_to_training(world: World) -> None:
     gates = [
         {"metric": "JsonValid", "minimum": 0.0},
         {"metric": "ExactMatch", "over": "FewShot", "improvement": 0.2},
@@ -216,7 +216,7 @@ def test_agreement_is_the_share_of_equal_pairs() -> None:
     assert consistency.agreement(["Yes.", "yes", "no"]) == pytest.approx(1 / 3)
 
 
-def test_losses_are_those_of_transformers_whatever_examples_share(base: pathlib.Path, world: World) -> None:
+def test_losses_match_transformers_however_long_the_shared_prefixes_are(base: pathlib.Path, world: World) -> None:
     """Own passes with shared beginnings against padded rows, of the base and of an adapted model, one of them long."""
     spec = world(training={"precision": "Float32"})
     plain = model.load(base, job.Precision.FLOAT32, torch.device("cpu"))

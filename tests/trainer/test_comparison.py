@@ -108,7 +108,7 @@ def test_a_layer_in_the_middle_that_differs_by_little_is_seen(
     assert "layer 1" in refusal(tuned, caplog)
 
 
-def test_whatever_breaks_in_the_comparison_costs_the_fast_path_alone(
+def test_an_error_in_the_comparison_only_disables_the_fast_path(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
@@ -154,7 +154,7 @@ def test_the_copy_leaves_the_model_as_it_was() -> None:
         assert torch.equal(weight, before[name]), name
 
 
-def test_of_many_layers_alike_the_first_and_the_last_are_copied() -> None:
+def test_only_the_first_and_last_of_many_equal_layers_are_copied() -> None:
     torch.manual_seed(1)
     config = transformers.LlamaConfig(**(decoders.SIZE | {"num_hidden_layers": 9}))
     base = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()

@@ -176,7 +176,7 @@ def test_examples_are_encoded_without_holding_all_of_them(
     assert peak < 2e6
 
 
-def test_what_was_encoded_before_is_not_encoded_again(
+def test_encoded_examples_are_not_encoded_again(
     split: pathlib.Path, real: tokens.Encoder, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = list(corpus.build(split, real, tmp_path / "cache"))
@@ -314,7 +314,7 @@ def test_another_tokenizer_than_preflights_encodes_the_text_again(
     assert again.template == "Hello\n" + tiny.CHAT_TEMPLATE
 
 
-def test_weights_beside_the_tokenizer_do_not_make_another_encoder(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_model_weights_do_not_change_the_identity_of_the_encoder(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """preflight fetches tokenizer and configuration only."""
     before = tokens.files(base)
     for path in base.iterdir():

@@ -118,7 +118,7 @@ def test_whole_chats_share_all_turns_but_the_last() -> None:
         ({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "tools": [{}]}, "tools are not supported"),
     ],
 )
-def test_what_is_no_preference_pair_is_explained(row: Any, words: str) -> None:
+def test_an_invalid_preference_pair_is_explained(row: Any, words: str) -> None:
     with pytest.raises(dataset.Wrong) as caught:
         dataset.example(row, job.Format.PREFERENCE, "x:1")
     assert words in str(caught.value)

@@ -157,7 +157,7 @@ def test_a_broken_reply_is_neither_a_match_nor_valid() -> None:
     assert toolcalls.score(toolcalls.Reply("", (bad,)), [bad], TOOLS) == toolcalls.CallScore(True, False)
 
 
-def test_what_is_nested_without_end_is_no_call() -> None:
+def test_endless_nesting_is_no_call() -> None:
     deep = '{"a": ' * 3000 + "1" + "}" * 3000
     for nested in (deep, '{"a": ' * 700 + "1" + "}" * 700):
         text = f'{{"name": "weather", "arguments": {nested}}}'

@@ -72,7 +72,7 @@ def test_packed_and_shared_equals_one_by_one(family: str, modules: job.Modules, 
 
 
 @pytest.mark.parametrize("family", decoders.FAMILIES)
-def test_the_attention_of_gpus_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_attention_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but FlexAttention's kernel, which has no backward pass on a CPU: its mask, its layouts, its arguments."""
     monkeypatch.setattr(attention, "of", lambda batch, _: flex_attention.FlexAttention(batch))
     tuned = decoders.made(decoders.FAMILIES[family]())

@@ -280,7 +280,7 @@ def test_quantities_are_read_as_kubernetes_reads_them(text: str, size: int) -> N
     assert forecast.size(text) == size
 
 
-def test_a_quantity_that_is_none_is_refused_with_an_example() -> None:
+def test_an_invalid_quantity_is_refused_with_an_example() -> None:
     with pytest.raises(ValueError, match="22Gi"):
         forecast.size("22 gigabytes")
 

@@ -134,7 +134,7 @@ def test_a_win_rate_below_the_minimum_seldom_passes_by_chance(examples: int, tie
 
 @pytest.mark.parametrize("examples", [15, 60, 200])
 @pytest.mark.parametrize("ties, rate", [(0.0, 0.5), (0.0, 0.9), (0.3, 0.7), (0.8, 0.5)])
-def test_the_interval_of_a_win_rate_holds_it(examples: int, ties: float, rate: float) -> None:
+def test_the_interval_of_a_win_rate_contains_it(examples: int, ties: float, rate: float) -> None:
     draw = np.random.default_rng(examples)
     inside = 0
     for wins, tied, losses in draw.multinomial(examples, [rate - ties / 2, ties, 1 - rate - ties / 2], size=TRIALS):

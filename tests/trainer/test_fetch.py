@@ -47,7 +47,7 @@ def test_a_second_fetch_does_nothing(
     fetch.fetch(world(), *saved, tmp_path / "base", tmp_path / "to")
 
 
-def test_what_an_earlier_attempt_left_is_replaced(world: World, saved: tuple[str, str], tmp_path: pathlib.Path) -> None:
+def test_files_of_an_earlier_attempt_are_replaced(world: World, saved: tuple[str, str], tmp_path: pathlib.Path) -> None:
     to = tmp_path / "to"
     (to / ".part").mkdir(parents=True)
     (to / ".part" / "half").write_text("x")
@@ -108,7 +108,7 @@ def test_a_second_copy_of_the_weights_is_not_fetched_from_the_hub(
     assert sorted(fetched) == sorted(listed)
 
 
-def test_weights_in_another_layout_alone_are_refused(world: World, tmp_path: pathlib.Path) -> None:
+def test_weights_only_in_another_format_are_refused(world: World, tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

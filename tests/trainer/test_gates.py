@@ -72,7 +72,7 @@ def test_gates_ask_for_evidence_in_the_metrics_own_direction(
         (share(60), share(80), False),
     ],
 )
-def test_not_worse_than_what_serves_fails_on_evidence_alone(
+def test_not_worse_than_the_serving_adapter_fails_only_on_evidence(
     tuned: evidence.Column, serving: evidence.Column | None, passed: bool
 ) -> None:
     for gate in (

@@ -96,7 +96,7 @@ def test_a_model_without_adapter_answers_too(base: pathlib.Path) -> None:
     assert greedy(loaded, prompts()) == one_by_one(loaded, prompts())
 
 
-def test_what_the_adapter_learned_since_is_used() -> None:
+def test_a_forward_pass_uses_the_current_adapter_weights() -> None:
     tuned = made("llama 3")
     before = greedy(tuned, prompts())
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_answers_that_outgrow_the_memory_wait_and_continue(monkeypatch: pytest.M
     assert sum(entered[1:]) > len(asked), "some began twice; the first rows are those of the probe"
 
 
-def test_half_as_much_at_once_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halved_batches_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = made("llama 3")
     asked = prompts(count=9)
     wanted = one_by_one(tuned, asked)
@@ -186,7 +186,7 @@ def test_half_as_much_at_once_gives_the_same_answers(monkeypatch: pytest.MonkeyP
     assert less == pytest.approx(memory / 2, rel=0.01)
 
 
-def test_an_unknown_family_takes_half_as_much_at_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_model_family_can_halve_its_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     config = transformers.GraniteConfig(**decoders.SIZE, residual_multiplier=0.5)
     tuned = decoders.made(config).eval()
     asked = prompts(30)

@@ -305,7 +305,7 @@ def test_a_chat_template_that_the_model_does_not_have_is_refused(
         preflight.preflight(world(texts, baseModel=model_, evaluation={"harness": harness}))
 
 
-def test_a_task_that_breaks_costs_itself_alone(world: World, base: pathlib.Path, data: Data) -> None:
+def test_a_failing_benchmark_task_does_not_fail_the_others(world: World, base: pathlib.Path, data: Data) -> None:
     """Its aggregation cannot say how surprised a broken model is, for example."""
     listed = [{"name": name, "uris": data("lambada.jsonl", LAMBADA)} for name in ("lambada_openai", "lambada_standard")]
     spec = world(evaluation={"harness": {"tasks": listed}})
@@ -364,7 +364,7 @@ def test_examples_to_show_come_from_their_own_files(world: World, data: Data) ->
     assert none.built.instances[0].args[0].count("Question:") == 1
 
 
-def test_tasks_that_bring_their_examples_need_no_files_for_them(world: World, data: Data) -> None:
+def test_tasks_with_built_in_examples_need_no_files(world: World, data: Data) -> None:
     (task,) = loaded(world(evaluation={"harness": {"tasks": [{"name": "gsm8k_cot", "uris": data("gsm.jsonl", GSM)}]}}))
     assert task.shots == 8
     assert task.built.instances[0].args[0].count("Q:") == 9
@@ -381,7 +381,7 @@ def test_tasks_that_bring_their_examples_need_no_files_for_them(world: World, da
         ),
     ],
 )
-def test_what_the_data_lacks_is_reported(world: World, data: Data, task: dict[str, Any], words: str) -> None:
+def test_incomplete_benchmark_data_are_reported(world: World, data: Data, task: dict[str, Any], words: str) -> None:
     spec = world(evaluation={"harness": {"tasks": [task | {"uris": data("gsm.jsonl", GSM)}]}})
     with pytest.raises(errors.Failure, match=words):
         loaded(spec)
@@ -498,7 +498,7 @@ def test_functions_are_read_before_they_are_imported(tmp_path: pathlib.Path, tex
     assert words in found if words and found else found is words is None
 
 
-def test_what_a_task_includes_is_looked_at_too(tmp_path: pathlib.Path) -> None:
+def test_the_files_that_a_task_includes_are_checked_too(tmp_path: pathlib.Path) -> None:
     (tmp_path / "_common.yaml").write_text("unsafe_code: true\nnum_fewshot: 3\n")
     (tmp_path / "task.yaml").write_text("include: _common.yaml\ntask: x\nnum_fewshot: 1\n")
     config = description.read(tmp_path / "task.yaml")

@@ -81,7 +81,7 @@ def test_a_damaged_file_of_any_kind_never_ends_the_process(tmp_path: pathlib.Pat
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_what_is_nested_without_end_is_a_finding(tmp_path: pathlib.Path, name: str) -> None:
+def test_endless_nesting_is_a_finding(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": ' + b"[" * 200_000)
     assert "nested too deeply" in last(tmp_path / name).problem
 
@@ -124,7 +124,7 @@ def edit(file: pathlib.Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_that_lies_beside_a_model_is_never_run(
+def test_code_in_a_model_directory_is_never_run(
     world: World, base: pathlib.Path, tmp_path: pathlib.Path, file: str
 ) -> None:
     """transformers runs such files when it is allowed to; here the file would leave a mark."""
@@ -202,7 +202,7 @@ def inner() -> Iterator[str]:
 
 @pytest.mark.parametrize("code", [200, 301, 400, 403, 404, 500])
 @pytest.mark.parametrize("pattern", ["s3://api/secret.jsonl", "s3://api/v1/*.jsonl"])
-def test_what_an_endpoint_other_than_a_store_says_is_not_quoted(
+def test_a_response_that_is_not_from_a_store_is_not_quoted(
     inner: str, code: int, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An endpoint is any address that a pod can reach: its pages must not come back in the job's status."""

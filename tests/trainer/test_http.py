@@ -112,7 +112,7 @@ def test_a_pause_is_as_long_as_the_server_asks_for(world: tuple[World, str]) -> 
     assert (failed.transient, len(pauses)) == (True, 3), "a pause beyond the patience is not begun"
 
 
-def test_what_does_not_pass_is_not_tried_again(world: tuple[World, str]) -> None:
+def test_an_error_that_waiting_does_not_solve_is_not_retried(world: tuple[World, str]) -> None:
     made, url = world
     for status, body, words in (
         (400, b'{"error": {"message": "no\\n such model"}}', "HTTP 400: no such model"),

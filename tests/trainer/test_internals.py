@@ -92,7 +92,7 @@ def parameters(value: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_we_use_beyond_promises_is_where_it_was(name: str) -> None:
+def test_private_names_that_we_use_still_exist(name: str) -> None:
     path, wanted = re.fullmatch(r"(.*?)(?:\(([\w, ]+)\))?", name).groups()  # type: ignore[union-attr]
     value = resolved(path)
     if wanted:

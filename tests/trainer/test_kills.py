@@ -50,7 +50,7 @@ def reference(world: World, base: pathlib.Path, folder: pathlib.Path, count: int
     return spec, time.monotonic() - begun
 
 
-def test_a_run_killed_or_stopped_at_any_moment_has_the_curve_of_one_left_alone(
+def test_a_run_killed_or_stopped_at_any_moment_has_the_loss_curve_of_an_uninterrupted_run(
     world: World, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     alone, seconds = reference(world, base, tmp_path, 1)
@@ -73,7 +73,7 @@ def test_a_run_killed_or_stopped_at_any_moment_has_the_curve_of_one_left_alone(
     assert resumed > ROUNDS // 2, "most rounds are cut short"
 
 
-def test_of_two_processes_one_is_killed_at_any_moment(world: World, base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_one_of_two_processes_is_killed_at_any_moment(world: World, base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     alone, seconds = reference(world, base, tmp_path, 2)
     rng = random.Random(8)
     for number in range(TOGETHER):
@@ -93,7 +93,7 @@ def test_of_two_processes_one_is_killed_at_any_moment(world: World, base: pathli
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_have_the_curve_of_one(world: World, tmp_path: pathlib.Path, count: int) -> None:
+def test_several_processes_have_the_loss_curve_of_one(world: World, tmp_path: pathlib.Path, count: int) -> None:
     """The same effective batch, in float32: sums in another order, nothing else."""
     training = {**TRAINING, "precision": "Float32", "maxSteps": 20}
     one = fresh(world(tiny.examples(60), training=training), "one")

@@ -49,11 +49,11 @@ def test_an_empty_answer_is_a_wrong_answer() -> None:
     "text, expected, same",
     [("Yes!", "yes", True), ("  a   b ", "A b", True), ("yes", "no", False), ("…", "...", False), ("!", "?", False)],
 )
-def test_normalized_match_sees_words_alone(text: str, expected: str, same: bool) -> None:
+def test_normalized_match_compares_only_words(text: str, expected: str, same: bool) -> None:
     assert metrics.normalized_match(text, expected) == same
 
 
-def test_classification_counts_labels_and_what_is_none() -> None:
+def test_classification_counts_labels_and_answers_that_are_no_label() -> None:
     pairs = [("spam", "Spam"), ("ham", "spam"), ("HAM\n", "ham"), ("I think it is ham", "ham"), ("spam", "other")]
     found = measure(*pairs, labels=["spam", "ham", "unused"])
     assert found[M.ACCURACY] == 0.5, "the last one expects what is no label"
@@ -74,7 +74,7 @@ def test_labels_differ_by_every_character_but_case_and_outer_white_space(labels:
 
 
 @pytest.mark.parametrize("text, expected", [("²", "2"), ("a\u200bb", "a b"), ("５", "5"), ("a\x00b", "a b")])
-def test_no_match_folds_what_is_neither_case_nor_punctuation_nor_white_space(text: str, expected: str) -> None:
+def test_normalization_folds_only_case_punctuation_and_white_space(text: str, expected: str) -> None:
     assert (metrics.exact_match(text, expected), metrics.normalized_match(text, expected)) == (0.0, 0.0)
 
 
@@ -135,11 +135,11 @@ def test_repetition_is_the_share_of_word_sequences_seen_before() -> None:
     assert measure(("talk on and on and on and on", "x"))[M.REPETITION] == pytest.approx(2 / 5)
 
 
-def test_lengths_are_compared() -> None:
+def test_answer_lengths_are_compared() -> None:
     assert measure(("abcd", "ab"), ("a", "ab"))[M.LENGTH_RATIO] == pytest.approx(1.25)
 
 
-def test_calls_are_measured_where_there_are_tools_and_held_against_no_schema_of_answers() -> None:
+def test_tool_calls_are_measured_and_not_checked_against_the_answer_schema() -> None:
     right, wrong, silent = (
         toolcalls.CallScore(match=True, valid=True),
         toolcalls.CallScore(match=False, valid=False),

@@ -29,7 +29,7 @@ def sight(batch: prefix_tree.Batch) -> np.ndarray:
 
 @settings(max_examples=150, deadline=None)
 @given(rows=examples(), share=st.booleans())
-def test_every_label_is_predicted_from_exactly_its_example_up_to_it(
+def test_every_label_is_predicted_from_exactly_the_tokens_before_it(
     rows: list[prefix_tree.TokenRow], share: bool
 ) -> None:
     batch = prefix_tree.build(rows, share=share)
@@ -77,7 +77,7 @@ def test_a_shared_system_prompt_is_computed_once() -> None:
     assert torch.equal(alone.targets.sort().values, together.targets.sort().values)
 
 
-def test_what_no_learned_token_depends_on_is_left_out() -> None:
+def test_tokens_that_no_learned_token_depends_on_are_left_out() -> None:
     row = prefix_tree.TokenRow(np.arange(100), np.arange(100) == 9)
     assert prefix_tree.needed(row) == 9
     assert prefix_tree.build([row]).tokens == sizes.ROUND

@@ -210,7 +210,7 @@ def test_nothing_to_learn_at_all_is_invalid(world: World) -> None:
     assert "maxSequenceLength" in failure.message
 
 
-def test_many_cut_examples_are_worth_a_word(world: World) -> None:
+def test_many_truncated_examples_are_a_finding(world: World) -> None:
     rows_ = tiny.examples(60)
     for row in rows_[:30]:
         row["messages"][2]["content"] = "it is great " * 50

@@ -126,7 +126,7 @@ def test_outside_a_cluster_the_run_file_may_name_a_file(world: World, tmp_path: 
     assert (report.revision, report.attempt, report.progress.step) == ("r1", 2, 1)
 
 
-def test_a_progress_file_is_replaced_now_and_then_and_holds_the_last_report_in_the_end(
+def test_a_progress_file_is_replaced_regularly_and_ends_with_the_last_report(
     world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []

@@ -54,7 +54,7 @@ def results_of(spec: run.Run, found: scoreboard.Findings, **training: Any) -> re
     return scoreboard.results_of(spec, storage.of(spec.storage), found, [], EXAMPLES, facts)
 
 
-def test_the_best_baseline_of_a_free_text_job_is_the_one_by_the_metric_that_tells_something(world: World) -> None:
+def test_the_best_baseline_of_a_free_text_job_is_chosen_by_its_informative_metric(world: World) -> None:
     found = results_of(world(), free_text(), seconds=600.0)
     assert (found.headline, found.best_baseline) == (Metric.ROUGE_L, FEW_SHOT)
     assert found.evaluation.score == "0.6000"

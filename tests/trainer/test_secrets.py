@@ -115,7 +115,7 @@ def in_bucket(base: pathlib.Path, endpoint: str, **changes: Any) -> dict[str, An
 
 
 @pytest.mark.slow
-def test_no_stage_tells_or_leaves_a_secret_on_the_good_road(
+def test_no_stage_prints_or_writes_a_secret_when_everything_succeeds(
     stage: Stage, s3: Any, s3_server: str, base: pathlib.Path
 ) -> None:
     s3.put_object(Bucket="data", Key="train.jsonl", Body=tiny.jsonl(tiny.examples(60)))

@@ -57,7 +57,7 @@ def test_before_preflight_every_example_is_taken_to_be_as_long_as_allowed(
     assert (found["examples"]["longest"], found["examples"]["average"]) == (96, 96)
 
 
-def test_after_preflight_it_speaks_of_the_data(
+def test_after_preflight_the_message_is_about_the_data(
     world: World, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = world()
@@ -115,7 +115,7 @@ def test_an_unknown_limit_is_reported_to_be_unknown(
         ({}, ["--memory", "plenty"], "'plenty' is not a size of memory"),
     ],
 )
-def test_what_is_wrong_is_reported_on_stderr(
+def test_errors_are_reported_on_stderr(
     changes: dict[str, Any],
     words: list[str],
     text: str,

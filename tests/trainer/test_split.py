@@ -40,7 +40,7 @@ def test_the_split_depends_on_prompts_and_seed_not_on_order() -> None:
     assert places != assign(found, 0.1, 0.1, seed=4)
 
 
-def test_a_chat_that_contains_another_goes_with_it() -> None:
+def test_a_chat_that_contains_another_is_on_the_same_side_of_the_split() -> None:
     turns = [dataset.Message("user", "Hi"), dataset.Message("assistant", "Hello")]
     more = [dataset.Message("user", "And?"), dataset.Message("assistant", "Bye")]
     found = [list(dataset.Example("x", tuple(chat)).keys()) for chat in (turns, turns + more)]

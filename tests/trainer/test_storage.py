@@ -157,7 +157,7 @@ def test_large_objects_travel_in_parts_and_are_never_whole_in_memory(
     assert folders.sha256(tmp_path / "back") == folders.sha256(path)
 
 
-def test_a_stream_goes_on_where_its_connection_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_resumes_where_its_connection_broke(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_store.time, "sleep", lambda _: None)
     data, opened = bytes(range(256)) * 40, []
 

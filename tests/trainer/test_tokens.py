@@ -85,7 +85,7 @@ def test_a_template_that_rewrites_the_past_is_refused_with_advice(encoder: token
         with_template(encoder, template).encode(CHAT)
 
 
-def test_a_system_turn_that_is_there_only_while_the_question_waits_is_there_when_the_answer_is_learned(
+def test_a_system_turn_that_the_template_renders_only_before_the_answer_is_part_of_the_learned_example(
     encoder: tokens.Encoder,
 ) -> None:
     mistral = with_template(encoder, families.TEMPLATES["Mistral"])
@@ -103,7 +103,7 @@ def test_a_system_turn_that_is_there_only_while_the_question_waits_is_there_when
     assert mistral.batch([example]) == [(mistral.encode(example),)]
 
 
-def test_of_a_longer_chat_such_a_template_lets_the_last_answer_be_learned(encoder: tokens.Encoder) -> None:
+def test_with_such_a_template_the_last_answer_of_a_longer_chat_is_learned(encoder: tokens.Encoder) -> None:
     mistral = with_template(encoder, families.TEMPLATES["Mistral"])
     chat = dataclasses.replace(CHAT, messages=(dataset.Message("system", "Be brief."), *CHAT.prompt, CHAT.messages[-1]))
     with pytest.raises(dataset.Wrong, match="LastAssistant"):

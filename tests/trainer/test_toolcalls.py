@@ -112,7 +112,7 @@ def called(**fields: Any) -> dict[str, Any]:
         (row(ASKED, REPLY, tools="["), "'tools' is text that is not a JSON list"),
     ],
 )  # fmt: skip
-def test_what_does_not_belong_together_is_a_finding_of_its_own(value: Any, words: str) -> None:
+def test_inconsistent_tool_fields_are_a_finding(value: Any, words: str) -> None:
     with pytest.raises(dataset.Wrong) as caught:
         read(value)
     assert words in str(caught.value)

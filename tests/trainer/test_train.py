@@ -306,7 +306,7 @@ def test_checkpoints_hold_no_pickle(world: World, monkeypatch: pytest.MonkeyPatc
     [errors.Failure(reasons.Reason.STORAGE_UNAVAILABLE, "gone"), OSError(errno.ENOSPC, "No space left on device")],
     ids=["outage", "full disk"],
 )
-def test_training_goes_on_while_checkpoints_cannot_be_saved(
+def test_training_continues_while_checkpoints_cannot_be_saved(
     problem: Exception, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = world(training={"checkpoints": {"everyMinutes": 0.01}})

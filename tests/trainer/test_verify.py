@@ -127,7 +127,7 @@ def test_a_server_with_another_base_model_is_caught(ask: Callable[..., Any], ser
     assert refused(ask, "allowed: 0").reason is reasons.Reason.ADAPTER_NOT_SERVED
 
 
-def test_an_adapter_too_close_to_its_base_is_judged_by_agreement_alone() -> None:
+def test_an_adapter_too_close_to_its_base_is_judged_by_agreement_only() -> None:
     verify.check_scores(agreement=0.01, contrast=0.0, expected=0.001)
     with pytest.raises(verify.Refused):
         verify.check_scores(agreement=0.2, contrast=0.0, expected=0.001)
@@ -138,14 +138,14 @@ def test_the_server_is_waited_for(ask: Callable[..., Any], server: tuple[Fake, s
     assert ask().verification is not None
 
 
-def test_a_server_without_the_model_is_refused_after_the_patience(
+def test_a_server_without_the_model_is_refused_after_a_timeout(
     ask: Callable[..., Any], server: tuple[Fake, str]
 ) -> None:
     server[0].models = ["tiny-base"]
     assert refused(ask, "it lists tiny-base", patience=0).reason is reasons.Reason.ADAPTER_NOT_SERVED
 
 
-def test_no_server_at_all_is_another_failure(ask: Callable[..., Any]) -> None:
+def test_an_unreachable_server_is_another_failure(ask: Callable[..., Any]) -> None:
     failure = refused(ask, "after 0 s", patience=0, endpoint="http://127.0.0.1:9")
     assert failure.reason is reasons.Reason.SERVER_FAILED
     assert failure.exit == 1

@@ -9,7 +9,7 @@ from finetune_trainer.training import watchdogs
 
 
 @pytest.mark.parametrize("value, norm", [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
-def test_numbers_that_are_none_end_training_with_what_to_try(value: float, norm: float) -> None:
+def test_nan_and_infinity_end_training_with_what_to_try(value: float, norm: float) -> None:
     with pytest.raises(errors.Failure, match=r"step 7.*training\.learningRate \(now 0\.01\)") as caught:
         watchdogs.check_step(7, value, norm, 0.01)
     assert caught.value.reason is reasons.Reason.LOSS_DIVERGED
@@ -55,5 +55,5 @@ def test_a_loss_that_fell_and_rose_above_its_beginning_ends_training() -> None:
     ],
     ids=["up again, but not above its beginning by much", "noisy", "one bad batch", "rising from the start"],
 )
-def test_what_is_no_spike_goes_on(losses: list[float]) -> None:
+def test_training_continues_when_the_loss_does_not_spike(losses: list[float]) -> None:
     seen(losses)

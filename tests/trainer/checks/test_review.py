@@ -124,7 +124,7 @@ def test_data_that_did_not_pass_are_looked_at_again(world: World) -> None:
     assert preflight.preflight(world(data.rows(GOOD))).reason is None
 
 
-def test_what_is_dropped_is_not_in_the_split_and_is_reported(world: World) -> None:
+def test_dropped_examples_are_reported_and_not_in_the_split(world: World) -> None:
     spec = world(data.rows([*leaky(), GOOD[3], GOOD[3]]), dataset={"checks": {"secrets": "Drop"}})
     answer = preflight.preflight(spec).preflight
     assert answer is not None

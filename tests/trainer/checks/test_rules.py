@@ -49,7 +49,7 @@ def test_an_exact_repetition_is_a_duplicate_of_the_first() -> None:
     assert found.left == GOOD
 
 
-def test_the_same_prompt_or_the_same_answer_alone_is_no_duplicate() -> None:
+def test_only_the_same_prompt_or_only_the_same_answer_is_no_duplicate() -> None:
     assert "duplicates" not in judged.rules(replaced(3, prompt=GOOD[9].prompt[-1].content))
     assert "duplicates" not in judged.rules(replaced(3, answer=GOOD[9].answer))
     pair = dataclasses.replace(GOOD[0], rejected="No.")
@@ -115,7 +115,7 @@ def test_rows_with_a_word_changed_are_near_duplicates() -> None:
     assert judged.judge([*GOOD, *copies(numbers)], checks={"nearDuplicates": "Drop"}).left == GOOD
 
 
-def test_a_few_near_duplicates_are_not_worth_a_word_but_are_dropped_where_asked() -> None:
+def test_a_few_near_duplicates_are_not_reported_but_dropped_on_request() -> None:
     assert "nearDuplicates" not in judged.rules([*GOOD, *copies([3, 50])])
     assert judged.judge([*GOOD, *copies([3, 50])], checks={"nearDuplicates": "Drop"}).left == GOOD
 
@@ -274,7 +274,7 @@ def test_secrets_in_tools_and_calls_are_found_and_not_reported() -> None:
     assert all(secret not in finding.line() for finding in found.findings.values())
 
 
-def test_answers_that_hold_json_now_and_then_are_not_expected_to_parse() -> None:
+def test_answers_that_contain_json_sometimes_are_not_expected_to_parse() -> None:
     answers = [form if n % 3 else "{not json, a set}" for n, form in enumerate(forms())]
     assert "jsonAnswers" not in judged.rules(data.answered(GOOD, answers))
     numbers = [str(n) for n in range(300)]
@@ -485,7 +485,7 @@ def test_a_cut_answer_has_no_stop_token_and_is_no_matter_of_the_template() -> No
     assert judged.rules(GOOD, with_encoder=cut, checks={"untrainable": "Ignore"}) == {"truncation"}
 
 
-def test_truncation_is_worth_a_word_from_a_share_on_and_drops_every_cut_row() -> None:
+def test_truncation_is_reported_above_a_share_and_drops_every_truncated_row() -> None:
     cut = dataclasses.replace(judged.encoder(), max_length=4000)
     long = "The old meadow. " * 2000
     few = [

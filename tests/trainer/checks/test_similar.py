@@ -69,7 +69,7 @@ def test_edited_copies_are_found_among_thousands_and_nothing_else() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(20, 60), st.integers(0, 19))
-def test_a_copy_is_found_wherever_it_stands(seed: int, count: int, at: int) -> None:
+def test_a_copied_answer_is_found_anywhere_in_the_text(seed: int, count: int, at: int) -> None:
     rng = random.Random(seed)
     texts = [" ".join(words(rng, 30)) for _ in range(count)]
     texts.insert(at, texts[-1].upper() + "  ")
@@ -85,7 +85,7 @@ def test_texts_of_any_length_and_script_are_sketched() -> None:
     assert not sketches.valid[:4].any()
 
 
-def test_what_a_tenth_of_the_texts_share_does_not_count() -> None:
+def test_phrases_shared_by_a_tenth_of_the_texts_are_ignored() -> None:
     rng = random.Random(7)
     letterhead = " ".join(words(rng, 200))
     texts = [f"{letterhead} {' '.join(words(rng, 12))}" for _ in range(300)]
