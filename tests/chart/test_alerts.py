@@ -355,7 +355,7 @@ def test_phases_and_reasons_of_alerts_are_those_of_the_api() -> None:
             assert set(words.split("|")) <= {member.value for member in kind}, words
 
 
-def test_the_rule_comes_only_when_asked_for_and_links_the_pages_where_they_are(render: Render) -> None:
+def test_the_rule_is_rendered_only_on_request_and_links_existing_pages(render: Render) -> None:
     assert "PrometheusRule" not in render()
     plain = render({"monitoring": {"alerts": {"enabled": True, "labels": {"release": "prometheus"}}}})
     rule = plain["PrometheusRule"]["finetune-operator"]

@@ -92,7 +92,7 @@ def metrics_in(query: str) -> set[str]:
     return {word for word in words if ":" in word or "_" in word} - {"histogram_quantile", "label_replace"}
 
 
-def test_dashboards_come_only_when_asked_for(render: Render) -> None:
+def test_dashboards_are_rendered_only_on_request(render: Render) -> None:
     assert not [name for name in render()["ConfigMap"] if "dashboard" in name]
     values = {"dashboards": {"enabled": True, "namespace": "grafana", "annotations": {"grafana_folder": "ML"}}}
     maps = {name: one for name, one in render({"monitoring": values})["ConfigMap"].items() if "dashboard" in name}

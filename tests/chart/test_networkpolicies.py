@@ -106,7 +106,7 @@ def operator_of(rendered: Rendered) -> End:
     return End("finetune-system", tuple(template.items()))
 
 
-def test_there_are_none_unless_asked_for(render: Render) -> None:
+def test_policies_are_rendered_only_on_request(render: Render) -> None:
     assert "NetworkPolicy" not in render({"namespaces": ["ml"]})
 
 
@@ -128,7 +128,7 @@ def test_the_operator_reaches_the_api_server_names_and_the_progress_of_stages_al
     assert not connects(rendered, imposter, stage(reasons.Stage.TRAIN), run.METRICS_PORT)
 
 
-def test_the_operator_is_asked_for_metrics_and_nothing_else(render: Render, render_tests: Render) -> None:
+def test_only_metrics_of_the_operator_are_reachable(render: Render, render_tests: Render) -> None:
     rendered = render(NARROW)
     operator = operator_of(rendered)
     labels = render_tests(NARROW)["Pod"]["finetune-operator-test"]["metadata"]["labels"]

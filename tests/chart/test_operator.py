@@ -108,7 +108,7 @@ def test_pull_secrets_reach_the_operator(render: Render) -> None:
     assert pod_of(render({"imagePullSecrets": ["registry-key"]}))["imagePullSecrets"] == [{"name": "registry-key"}]
 
 
-def test_monitors_come_only_when_asked_for(render: Render) -> None:
+def test_monitors_are_rendered_only_on_request(render: Render) -> None:
     assert not {"PodMonitor", "ServiceMonitor"} & set(render())
     both = render(
         {

@@ -348,7 +348,7 @@ def test_what_quotas_and_the_scheduler_say_reaches_the_job(
     assert words in scene.condition(NAME, "PreflightPassed")["message"]
 
 
-def test_every_kind_of_refusal_names_the_limit_and_what_was_asked_for(scene: installed.Stage) -> None:
+def test_every_kind_of_refusal_names_the_limit_and_the_request(scene: installed.Stage) -> None:
     """In the words of a real API server, whose plugins have no others."""
     core, here = scene.core, scene.namespace
 

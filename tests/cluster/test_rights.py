@@ -152,7 +152,7 @@ def test_nothing_is_granted_that_is_not_used(
     assert not needed & set(NOT_REQUESTED), "these are requests of their own by now"
 
 
-def test_no_secret_is_ever_asked_for(requests: list[audit.Request]) -> None:
+def test_no_secret_is_ever_requested(requests: list[audit.Request]) -> None:
     assert not [one.uri for one in requests if "secret" in one.uri.lower()]
 
 

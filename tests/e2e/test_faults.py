@@ -76,7 +76,7 @@ def test_a_job_survives_the_death_of_its_operator_and_of_its_training_pods(site:
     assert done["status"].get("failure") is None
 
 
-def test_suspend_saves_a_checkpoint_and_resume_goes_on_from_it(site: Site) -> None:
+def test_suspend_saves_a_checkpoint_and_resume_continues_from_it(site: Site) -> None:
     name = "pausing"
     data = site.upload_rows("pausing/train.jsonl", sites.chats(160))
     training_spec = {

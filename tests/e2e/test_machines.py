@@ -94,7 +94,7 @@ def says(reason: str, words: str = ""):
     return holds
 
 
-def test_a_training_survives_the_drain_and_the_loss_of_its_machine(site: Site) -> None:
+def test_a_training_survives_the_drain_and_the_loss_of_its_node(site: Site) -> None:
     data = site.upload_rows("machines/train.jsonl", sites.chats(160))
     leaves = [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5} for key in GONE]
     resources = {"gpus": 0, "requests": {"cpu": "250m", "memory": "2Gi"}, "tolerations": leaves}

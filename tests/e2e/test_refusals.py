@@ -122,7 +122,7 @@ def test_an_enforced_advice_gives_way_to_an_edit_of_its_threshold(applied: Site)
     assert done["status"]["revision"] == job["status"]["revision"]
 
 
-def test_a_missing_secret_and_a_missing_model_that_appear_let_the_job_go_on(applied: Site) -> None:
+def test_the_job_continues_when_a_missing_secret_and_a_missing_model_appear(applied: Site) -> None:
     keys = {"AWS_ACCESS_KEY_ID": applied.store.access_key, "AWS_SECRET_ACCESS_KEY": applied.store.secret_key}
     applied.kube.apply(install.secret("no-such-secret", NAMESPACE, keys))
     applied.kube.apply(

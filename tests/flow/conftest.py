@@ -26,12 +26,12 @@ def conformance() -> Iterator[None]:
             shown = f"{verdict}: {version.raw.get('status', {}).get('conditions')}"
             assert verdict.argo in gitops.SAME[verdict.kstatus], shown
             if verdict.kstatus == "Current":
-                is_what_was_asked_for(version, shown)
+                matches_what_was_requested(version, shown)
             assert not failed or verdict.kstatus == "Failed", f"a failure that disappeared without an edit: {shown}"
             failed = verdict.kstatus == "Failed" and not edited
 
 
-def is_what_was_asked_for(version: recorder.Version, shown: str) -> None:
+def matches_what_was_requested(version: recorder.Version, shown: str) -> None:
     """Judged by the cluster, not by the status."""
     state, spec = version.raw["status"], version.raw["spec"]
     assert state["observedGeneration"] == version.raw["metadata"]["generation"], shown

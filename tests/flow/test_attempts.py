@@ -199,7 +199,7 @@ async def test_a_pod_that_vanished_without_a_word_is_repeated() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_an_answer_that_went_with_its_pod_is_asked_for_again_and_nobodys_failure() -> None:
+async def test_a_result_lost_with_its_pod_is_computed_again_and_is_no_failure() -> None:
     """Seen when a pod was evicted in the moment of its good end, while no replica led."""
     played = start({"train": [Hangs()]}, **{"spec.training.retries": 0})
     await played.settle(until=played.runs("train"))

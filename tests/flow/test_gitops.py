@@ -7,7 +7,7 @@ import yaml
 
 from finetune_api.reasons import Reason, Stage
 from flow import recorder, world
-from flow.conftest import is_what_was_asked_for, wired
+from flow.conftest import matches_what_was_requested, wired
 from flow.fakecluster import Ends, Hangs
 from support import gitops
 
@@ -99,7 +99,7 @@ async def test_a_status_that_says_ready_too_early_is_found_out() -> None:
     await played.settle(until=played.runs(Stage.TRAIN))
     versions = recorder.take()[0]
     with pytest.raises(AssertionError, match="serves"):
-        is_what_was_asked_for(versions[-1], "")
+        matches_what_was_requested(versions[-1], "")
 
 
 def test_argo_gets_the_script_that_is_tested() -> None:

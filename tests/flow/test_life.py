@@ -47,7 +47,7 @@ async def test_a_job_that_is_suspended_from_the_start_starts_nothing() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_suspended_model_that_serves_goes_on_serving() -> None:
+async def test_a_suspended_model_keeps_serving() -> None:
     played = start()
     await played.rest()
     served = played.serving()

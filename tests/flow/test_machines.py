@@ -53,7 +53,7 @@ async def test_an_unreachable_node_is_reported_and_training_continues_when_it_is
     assert len(played.attempts("train")) == 1
 
 
-async def test_a_pod_on_a_silent_machine_is_not_doubled_until_it_is_known_to_have_ended() -> None:
+async def test_a_pod_on_an_unreachable_node_is_replaced_only_once_it_has_ended() -> None:
     played = start(Hangs())
     await at_work(played)
     pod = falls_silent(played)
@@ -92,7 +92,7 @@ async def test_of_several_pods_on_machines_that_fall_silent_the_next_attempt_wai
     assert (played.state.failed_attempts, played.state.failure) == (0, None)
 
 
-async def test_a_pod_that_breaks_off_for_want_of_a_silent_one_is_no_failure() -> None:
+async def test_a_pod_that_fails_because_its_peer_is_unreachable_is_no_failure() -> None:
     played = start(Hangs(), Hangs(), nodes=2)
     await at_work(played, 2)
     falls_silent(played, 1)
@@ -167,7 +167,7 @@ async def test_a_pod_that_is_evicted_says_so_while_it_saves_its_checkpoint() -> 
     assert len(played.attempts("train")) == 1
 
 
-async def test_a_server_on_a_silent_machine_is_named() -> None:
+async def test_a_server_on_an_unreachable_node_is_named() -> None:
     played = start()
     await played.rest()
     [pod] = played.pods("server")

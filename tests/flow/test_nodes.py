@@ -157,7 +157,7 @@ async def test_the_failure_of_any_pod_ends_the_attempt_and_the_next_one_has_all_
         (Ends(5), Reason.STORAGE_UNAVAILABLE, True),
     ],
 )
-async def test_a_pod_that_broke_off_when_its_peer_left_does_not_hide_the_cause(cause, reason, repeated, first) -> None:
+async def test_a_pod_that_failed_when_its_peer_left_does_not_hide_the_cause(cause, reason, repeated, first) -> None:
     played = start([cause, BROKEN] if first else [BROKEN, cause])
     await played.settle(until=lambda: played.state.failure is not None)
     assert played.state.failure.reason == reason
@@ -169,7 +169,7 @@ async def test_a_pod_that_broke_off_when_its_peer_left_does_not_hide_the_cause(c
 
 
 @pytest.mark.parametrize("plays", [[BROKEN, Ends(137)], [Ends(137), BROKEN], [LOST, Ends(137)], [Ends(137), LOST]])
-async def test_a_killed_pod_is_named_rather_than_those_that_broke_off(plays) -> None:
+async def test_a_killed_pod_is_named_rather_than_those_that_failed_after_it(plays) -> None:
     played = start(plays)
     await played.settle(until=lambda: played.state.failure is not None)
     assert played.state.failure.exit_code == 137
@@ -271,7 +271,7 @@ async def test_an_eviction_that_the_operator_slept_through_is_read_from_the_jobs
     assert len(played.attempts("train")) == 2
 
 
-async def test_a_pod_that_breaks_off_before_the_evicted_one_has_gone_does_not_make_it_a_failure() -> None:
+async def test_a_pod_that_fails_before_the_evicted_one_is_gone_is_no_failure() -> None:
     played = start([Hangs(), Hangs()], **{"spec.training.retries": 0})
     await played.settle(until=both_run(played))
     evict(played, 1)

@@ -38,7 +38,7 @@ def job_of(played: world.World, stage: str) -> Raw:
 
 
 @pytest.mark.parametrize("stage", ["baseline", "train", "evaluate"])
-async def test_a_stage_waits_for_its_quota_in_kueues_words_and_goes_on_by_itself(stage: str) -> None:
+async def test_a_stage_waits_for_its_quota_in_kueues_words_and_continues_automatically(stage: str) -> None:
     played, kueue = start(room=1, **world.ASKED)
     await played.settle(until=lambda: bool(played.attempts(stage)))
     kueue.held.add(played.attempts(stage)[0])

@@ -37,7 +37,7 @@ WHAT_A_POD_WAITS_FOR = [
 
 @pytest.mark.parametrize("stage", ["preflight", "train", "evaluate", "verify"])
 @pytest.mark.parametrize("play, reason, words", WHAT_A_POD_WAITS_FOR)
-async def test_a_pod_that_cannot_start_waits_and_goes_on_by_itself(stage, play, reason, words) -> None:
+async def test_a_pod_that_cannot_start_waits_and_continues_automatically(stage, play, reason, words) -> None:
     played = start({stage: [play]})
     await played.rest()
     assert reason in WAITING
@@ -52,7 +52,7 @@ async def test_a_pod_that_cannot_start_waits_and_goes_on_by_itself(stage, play, 
 
 
 @pytest.mark.parametrize("play, reason, words", WHAT_A_POD_WAITS_FOR)
-async def test_a_server_that_cannot_start_waits_and_goes_on_by_itself(play, reason, words) -> None:
+async def test_a_server_that_cannot_start_waits_and_continues_automatically(play, reason, words) -> None:
     played = start({"server": [play]})
     await played.rest()
     assert played.reason("Deployed") == played.reason("Ready") == reason
@@ -167,7 +167,7 @@ async def test_an_unknown_base_model_waits_until_the_catalogue_has_it() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_served_job_that_is_edited_to_an_unknown_base_model_goes_on_serving() -> None:
+async def test_a_served_job_that_is_edited_to_an_unknown_base_model_keeps_serving() -> None:
     played = start()
     await played.rest()
     served = played.serving()

@@ -86,7 +86,7 @@ def test_requests_are_audited(both: Both) -> None:
     assert any(line["objectRef"].get("resource") == "configmaps" for line in lines if "objectRef" in line)
 
 
-def test_there_is_s3_where_it_was_asked_for(both: Both) -> None:
+def test_s3_runs_where_it_was_requested(both: Both) -> None:
     import boto3
 
     first, second = both

@@ -125,9 +125,7 @@ def test_utf_16_and_32_are_named(tmp_path: pathlib.Path, name: str, kind: str) -
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.json.zst", "a.csv.zst", "a.parquet.zst", "a.jsonl"])
-def test_a_compressed_file_that_breaks_off_is_an_error_of_the_file(
-    tmp_path: pathlib.Path, name: str, share: float
-) -> None:
+def test_a_truncated_compressed_file_is_an_error_of_the_file(tmp_path: pathlib.Path, name: str, share: float) -> None:
     many = "".join(
         json.dumps({"prompt": f"{n * n} {n**9}", "completion": str(n)}) + "\n" for n in range(20_000)
     ).encode()

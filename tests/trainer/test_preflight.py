@@ -265,7 +265,7 @@ def test_an_output_that_cannot_be_written_is_found_before_training(world: World,
         preflight.preflight(world(storage={"output": f"file://{tmp_path}/file/out"}))
 
 
-def test_the_whole_road_of_s3(s3: Any, s3_server: str, base: pathlib.Path, world: World) -> None:
+def test_preflight_end_to_end_with_s3(s3: Any, s3_server: str, base: pathlib.Path, world: World) -> None:
     """Data, model and output in a bucket; preflight does not fetch the weights."""
     fetched: list[str] = []
     for path in base.iterdir():

@@ -188,7 +188,7 @@ def test_broken_rows_can_be_left_out(world: World) -> None:
     assert all("1 left out" in line for line in answer.findings)
 
 
-def test_a_file_that_breaks_off_fails_even_where_broken_lines_may_go(world: World, tmp_path: pathlib.Path) -> None:
+def test_a_truncated_file_fails_even_when_broken_lines_are_dropped(world: World, tmp_path: pathlib.Path) -> None:
     (tmp_path / "more.json").write_text('[{"text": "a"}')
     spec = world(dataset={"train": [f"file://{tmp_path}/more.json"], "checks": {"unreadable": "Drop"}})
     assert "the file is cut off" in failed(spec).message

@@ -321,7 +321,7 @@ async def follow(server: Server, facts: cache.Cache, listed: Callable[[], None] 
         await asyncio.wait_for(cache.follow(server, facts, "Job", None, listed), 0.5)
 
 
-async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
+async def test_a_watch_resumes_where_the_last_one_ended() -> None:
     server = Server(
         ("list", ([child("a", 1)], "5")),
         ("watch", [("ADDED", child("b", 6)), ("BOOKMARK", {"metadata": {"resourceVersion": "8"}})]),
@@ -357,7 +357,7 @@ async def test_an_outage_is_followed_by_a_new_list(outage: Exception) -> None:
     assert len(times) == 2
 
 
-async def test_a_list_that_breaks_off_says_of_nothing_that_it_is_gone() -> None:
+async def test_an_interrupted_list_removes_nothing() -> None:
     server = Server(
         ("list", ([child("a", 1), child("b", 2)], "5")),
         ("watch", cluster.Expired()),

@@ -31,7 +31,7 @@ def test_before_any_answer_it_is_this_machines_clock() -> None:
     assert abs((clock.Clock().now() - datetime.datetime.now(datetime.UTC)).total_seconds()) < 60
 
 
-def test_it_goes_on_between_answers() -> None:
+def test_the_clock_advances_between_answers() -> None:
     machine = Machine()
     machine.answer()
     machine.wait(90.5)

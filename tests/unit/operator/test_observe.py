@@ -122,7 +122,7 @@ def test_a_pod_knows_its_number_among_the_nodes(index: str, node: int) -> None:
         ({"status": "False", "reason": "PreemptionByScheduler"}, ""),
     ],
 )
-def test_a_pod_that_was_taken_from_its_machine_says_why(condition: dict, why: str) -> None:
+def test_an_evicted_pod_says_why(condition: dict, why: str) -> None:
     seen = projections.pod(raw() | {"status": {"conditions": [{"type": "DisruptionTarget", **condition}]}})
     assert (seen.disruption, seen.disrupted) == (why, bool(why))
 

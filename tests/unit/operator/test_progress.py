@@ -240,7 +240,7 @@ async def test_what_was_read_last_stays_while_the_pod_is_silent_and_it_may_answe
     assert facts.readings["0"].report.attempt == 2
 
 
-async def test_it_reads_by_itself_as_long_as_it_runs() -> None:
+async def test_reading_continues_as_long_as_it_runs() -> None:
     facts, reader, _ = fleet(1)
     async with pod(says(REPORT)) as port:
         reader._port = port
