@@ -55,9 +55,9 @@ class Deployment(model.Model):
     )
     extra_args: arguments.OfJobs = Field(
         default_factory=list,
-        description="Further arguments of vLLM, for example --max-model-len=4096: context length, memory, precision, "
-        "parallelism, scheduling, parsers of tools and reasoning, answers. All others are the platform team's, who set them in "
-        "the BaseModel or the chart.",
+        description="Further arguments of vLLM, for example --max-model-len=4096: context length, memory, "
+        "precision, parallelism, scheduling, parsers of tools and reasoning, output. Only the platform team can "
+        "set others, in the BaseModel or the chart.",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision replaces the serving one.")
     api_key_secret: model.Name | None = Field(

@@ -11,8 +11,8 @@ class Exit(enum.IntEnum):
     INVALID = 2
     """Invalid configuration or data: not retried, since another attempt would fail in the same way."""
     OUT_OF_MEMORY = 3
-    """Retried once with half as much at once: half the micro-batch and the same effective batch in training, half the rows and
-    tokens in baseline and evaluation."""
+    """Out of memory: retried once with half the micro-batch and the same effective batch in training, and with half the rows
+    and tokens per batch in baseline and evaluation."""
     DIVERGED = 4
     """The loss diverged or is NaN: not retried, since another attempt would fail in the same way."""
     STORAGE = 5

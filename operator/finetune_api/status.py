@@ -56,7 +56,7 @@ class Preflight(Reported):
 
 
 class Progress(Reported):
-    """How far training is."""
+    """The progress of training."""
 
     summary: str | None = Field(default=None, description="Percent and loss as text, for example 43%.")
     percent: int = Field(ge=0, le=100, description="Steps done, in percent.")
@@ -232,8 +232,8 @@ class Status(Reported):
     failed_attempts: int | None = Field(default=None, description="Attempts of this stage that failed.")
     micro_batch_scale: float | None = Field(
         default=None,
-        description="The factor applied to the usual micro-batch, or to what baseline and evaluation compute at once; halved "
-        "after running out of memory.",
+        description="The factor applied to the usual micro-batch, or to the batches of baseline and evaluation; "
+        "halved after running out of memory.",
     )
     retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
     start_time: Time | None = Field(default=None, description="When the revision started or was resumed.")
@@ -245,7 +245,7 @@ class Status(Reported):
     baseline: Baseline | None = Field(
         default=None, description="How good the base model is with a prompt alone. Absent: not measured."
     )
-    progress: Progress | None = Field(default=None, description="How far training is.")
+    progress: Progress | None = Field(default=None, description="The progress of training.")
     checkpoint: Checkpoint | None = Field(default=None, description="The newest checkpoint.")
     artifacts: Artifacts | None = Field(default=None, description="Files that the job has written.")
     evaluation: Evaluation | None = Field(

@@ -60,7 +60,7 @@ def _still_valid(world: World) -> str:
     """For an edit that no work depends on, such as the resources of a stage. A record that only an upgrade wrote differently is
     not worth a word."""
     if why := world.wanted.why(*world.wanted.changed):
-        return f"{_subject(world)}: {why}; what was done stays valid"
+        return f"{_subject(world)}: {why}; completed stages are not repeated"
     accepted = world.condition(Condition.ACCEPTED)
     return accepted.message if accepted is not None and accepted.status == "True" else _subject(world)
 
