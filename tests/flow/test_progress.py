@@ -94,6 +94,24 @@ async def test_it_is_taken_back_as_soon_as_the_pod_answers() -> None:
     assert played.state.progress.percent == 40
 
 
+async def test_a_new_leader_keeps_the_message_until_it_has_read_the_pod() -> None:
+    played = await training()
+    await played.rest()
+    uid = played.job["metadata"]["uid"]
+    name = played.cache.telling[uid].name
+    played.cache.put_reading(uid, projections.Reading(name, None, "it is silent"))
+    await played.rest()
+    before = played.job["metadata"]["resourceVersion"]
+    played.boot()
+    await played.rest()
+    played.cache.put_reading(uid, projections.Reading(name))
+    await played.rest()
+    assert played.job["metadata"]["resourceVersion"] == before, "nothing is new"
+    played.tell()
+    await played.rest()
+    assert "it is silent" not in played.condition(Condition.TRAINED).message
+
+
 async def test_progress_is_written_no_more_often_than_the_chart_says() -> None:
     played = await training()
     await played.rest()

@@ -176,10 +176,13 @@ def _runs(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     others = pods.job.nodes - 1
     where = f"in pod {pods.present[0].name}" + (f" and {others} more" if others else "")
     text = f"{stage} attempt {world.state.attempt} runs {where}"
-    reading = world.obs.reading
-    if stage is Stage.TRAIN and reading is not None and reading.pod == pods.present[0].name and reading.problem:
+    kind, before = conditions.STAGE_CONDITIONS[stage], conditions.get(world.state, conditions.STAGE_CONDITIONS[stage])
+    reading = world.obs.reading or projections.Reading("")
+    if reading.pod == pods.present[0].name and reading.problem:
         text += f"; {reading.problem}"
-    return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", Reason.RUNNING, text)
+    elif reading.report is None and before is not None and before.message.startswith(f"{text}; "):
+        text = before.message  # a new leader keeps what the one before it found, until it knows better
+    return verdict.says(kind, "Unknown", Reason.RUNNING, text)
 
 
 # -- what the pods of a stage need in addition to their Job --
