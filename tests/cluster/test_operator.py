@@ -189,7 +189,15 @@ def test_progress_is_read_from_the_pod_and_shown_by_kubectl_get(
     scene: installed.Stage, control_plane: controlplane.ControlPlane
 ) -> None:
     scene.apply(finetunejob())
-    scene.play(NAME, "Training")
+
+    def trains() -> bool:
+        scene.step(until="train")
+        for pod in scene.pods(**{label.STAGE: "train"}):
+            if pod["status"]["phase"] == "Pending":
+                scene.run(pod)
+        return scene.phase(NAME) == "Training"
+
+    eventually(trains, 30)
     job = scene.job(NAME)
     report = {
         "uid": job["metadata"]["uid"], "revision": job["status"]["revision"], "attempt": 1, "stage": "train",
