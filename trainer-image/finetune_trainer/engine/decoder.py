@@ -345,8 +345,7 @@ def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -
     """Our decoder for a model of transformers without its head, after comparing both; None where they differ, or the family is
     unknown. Where several processes hold the weights together only the form is compared: the model has no weights then."""
     try:
-        small = comparison.miniature(inner)
-        comparison.form(Decoder(small, comparison.CPU), small)
+        _compare_form(inner)  # a function of its own, so that the copy is freed before the weights are fused
         built = Decoder(inner, where, shards)
         if shards is None:
             comparison.precision(built, inner, where)
@@ -359,3 +358,9 @@ def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -
         )
         return None
     return built
+
+
+def _compare_form(inner: Any) -> None:
+    """Raises Unknown when the passes differ."""
+    small = comparison.miniature(inner)
+    comparison.form(Decoder(small, comparison.CPU), small)

@@ -255,8 +255,7 @@ def _same(cache: _Cached, linears: list[torch.nn.Linear]) -> bool:
 
 def _build(inner: Any, where: torch.device) -> Decoding | None:
     try:
-        small = comparison.miniature(inner)
-        _compare(Decoding(decoder.Decoder(small, comparison.CPU, learns=False), comparison.CPU), small)
+        _compare_form(inner)  # a function of its own, so that the copy is freed before the weights are fused
         built = Decoding(decoder.Decoder(inner, where, learns=False), where)
         comparison.precision(built.decoder, inner, where)
     except torch.OutOfMemoryError:
@@ -270,8 +269,10 @@ def _build(inner: Any, where: torch.device) -> Decoding | None:
     return built
 
 
-def _compare(ours: Decoding, small: Any) -> None:
+def _compare_form(inner: Any) -> None:
     """Runs rows with a common prefix through both, token by token past the window. Raises Unknown when the states differ."""
+    small = comparison.miniature(inner)
+    ours = Decoding(decoder.Decoder(small, comparison.CPU, learns=False), comparison.CPU)
     prefix, tails = list(range(1, 13)), [list(range(20, 33)), list(range(40, 53))]
     ours.begin(prefix, adapted=True)
     states = [ours.enter([tail[:-6] for tail in tails], 32)]
