@@ -23,7 +23,7 @@ CAUSES = {
         "paused-44",
     ): "containerd died while it made the container of preflight; the kubelet made it once more "
     "and it ended well, but the operator read the end of the first one and tried again: a stage too many, nothing lost. "
-    "Mended since; tests/flow/test_machines.py has it as `test_a_container_that_was_made_twice_ends_but_once`",
+    "Mended since; tests/flow/test_machines.py has it as `test_a_container_that_was_created_twice_ends_only_once`",
 }
 """(Run, job) of a violation -> what was found to be its cause, and what became of it."""
 

@@ -49,7 +49,7 @@ def test_several_runs_add_up() -> None:
     assert "No invariant was violated." in page
 
 
-def test_a_run_that_was_stopped_counts_as_far_as_it_came_and_says_so() -> None:
+def test_an_interrupted_run_counts_its_completed_part_and_reports_it() -> None:
     assert "| a | 7 | 1 | stopped |" in report.page([run("a"), struck("a", 1)])
 
 

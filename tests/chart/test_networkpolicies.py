@@ -155,7 +155,7 @@ def test_a_stage_reaches_the_store_and_not_the_api_server(render: Render, name: 
         assert not connects(rendered, pod(namespace, app="stranger"), one, run.RENDEZVOUS_PORT)
 
 
-def test_training_pods_meet_on_any_port_and_only_they(render: Render) -> None:
+def test_only_training_pods_reach_each_other_on_any_port(render: Render) -> None:
     rendered = render(NARROW)
     train = stage(reasons.Stage.TRAIN)
     for port in (run.RENDEZVOUS_PORT, 43210):
@@ -164,7 +164,7 @@ def test_training_pods_meet_on_any_port_and_only_they(render: Render) -> None:
         assert not connects(rendered, stage(reasons.Stage.TRAIN, "research"), train, port)
 
 
-def test_a_server_is_asked_by_clients_the_verification_and_prometheus(render: Render) -> None:
+def test_a_server_is_reachable_by_clients_the_verification_and_prometheus(render: Render) -> None:
     rendered = render(NARROW)
     for one in (SHOP, stage(reasons.Stage.VERIFY), PROMETHEUS):
         assert connects(rendered, one, SERVER, run.SERVER_PORT), one
@@ -172,7 +172,7 @@ def test_a_server_is_asked_by_clients_the_verification_and_prometheus(render: Re
         assert not connects(rendered, one, SERVER, run.SERVER_PORT), one
 
 
-def test_a_server_fetches_and_calls_nobody_else(render: Render) -> None:
+def test_a_server_only_fetches_and_has_no_other_egress(render: Render) -> None:
     rendered = render(NARROW)
     assert connects(rendered, SERVER, STORAGE, 9000)
     for other, port in ((API_SERVER, 6443), (ELSEWHERE, 80), (ELSEWHERE, 443), (SERVER, run.SERVER_PORT)):

@@ -83,7 +83,7 @@ def test_gpu_types_are_added_and_dropped(render: Render) -> None:
     assert "nvidia-l4" in read.gpu_types
 
 
-def test_prices_arrive_with_their_currency_and_nobody_has_one_by_default(render: Render) -> None:
+def test_prices_have_their_currency_and_no_type_has_one_by_default(render: Render) -> None:
     assert {
         kind.price_per_hour for kind in settings.Settings.model_validate_json(text_of(render())).gpu_types.values()
     } == {None}

@@ -121,7 +121,7 @@ def clean(plane: controlplane.ControlPlane, folder: Path, namespaces: list[str])
 
 
 @pytest.mark.parametrize("mode", ["namespaces", "everywhere"])
-def test_what_an_earlier_release_left_goes_and_what_its_pods_need_stays(
+def test_objects_of_an_earlier_release_are_deleted_unless_its_pods_need_them(
     control_plane: controlplane.ControlPlane, earlier: Earlier, tmp_path: Path, mode: str
 ) -> None:
     printed = clean(control_plane, tmp_path, [earlier.namespace] if mode == "namespaces" else [])
@@ -132,7 +132,7 @@ def test_what_an_earlier_release_left_goes_and_what_its_pods_need_stays(
     assert earlier.names("deployment") == {"old-server"}
 
 
-def test_the_rest_goes_with_the_next_upgrade_after_the_server(
+def test_the_rest_is_deleted_with_the_next_upgrade_after_the_server(
     control_plane: controlplane.ControlPlane, earlier: Earlier, tmp_path: Path
 ) -> None:
     clean(control_plane, tmp_path, [earlier.namespace])

@@ -178,7 +178,7 @@ def test_the_hours_of_the_gpu_were_counted_and_priced(
     assert series["metric"]["currency"] == "EUR"
 
 
-def test_promtool_likes_what_the_running_operator_exports(
+def test_promtool_accepts_the_running_operators_metrics(
     observed: tuple[prometheus.Prometheus, float], operator: installed.Replica
 ) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{operator.port}/metrics", timeout=5) as answer:

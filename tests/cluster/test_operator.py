@@ -212,7 +212,7 @@ def test_progress_is_read_from_the_pod_and_shown_by_kubectl_get(
     assert row.split()[1:5] == ["Training", "43%", "5s", "0.61"]
 
 
-def test_drift_heals_and_removed_children_come_back(served: installed.Stage) -> None:
+def test_drift_is_corrected_and_deleted_children_are_recreated(served: installed.Stage) -> None:
     release = served.job(NAME)["status"]["deployment"]["release"]
     wrong = {"spec": {"selector": {label.UID: None, label.RELEASE: "elsewhere"}}}
     served.core.patch_namespaced_service(NAME, served.namespace, wrong)
@@ -244,7 +244,7 @@ def test_children_appear_within_a_second(scene: installed.Stage) -> None:
     assert min(reactions) < 1, reactions
 
 
-def test_somebody_elses_service_of_the_same_name_is_not_taken_over(
+def test_another_owners_service_of_the_same_name_is_not_taken_over(
     scene: installed.Stage, control_plane: controlplane.ControlPlane
 ) -> None:
     where = f"--namespace={scene.namespace}"
@@ -402,7 +402,7 @@ def test_every_kind_of_refusal_names_the_limit_and_the_request(scene: installed.
         eventually(lambda: not scene.names("Job") and not core.list_namespaced_resource_quota(here).items)
 
 
-def test_a_pod_of_a_reclaimed_machine_is_not_doubled_while_it_may_be_at_work(reclaimed: installed.Stage) -> None:
+def test_a_pod_of_a_reclaimed_node_is_not_replaced_while_it_may_be_running(reclaimed: installed.Stage) -> None:
     assert len(reclaimed.pods()) == 1
 
 
@@ -500,7 +500,7 @@ def test_deleting_the_job_removes_every_child(served: installed.Stage) -> None:
     assert not any(served.names(kind) for kind in CHILDREN), "somebody made them again"
 
 
-def test_a_pod_of_a_reclaimed_machine_is_replaced_within_its_attempt(reclaimed: installed.Stage) -> None:
+def test_a_pod_of_a_reclaimed_node_is_replaced_within_its_attempt(reclaimed: installed.Stage) -> None:
     # long after the other test of it: the garbage collector of pods waits a minute until it believes that a Node is gone
     eventually(lambda: [pod["status"]["phase"] for pod in reclaimed.pods()] == ["Pending"], 90)
     state = reclaimed.job(NAME)["status"]

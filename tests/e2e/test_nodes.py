@@ -93,7 +93,7 @@ def test_only_the_first_pod_answers(undisturbed: sites.Job) -> None:
     assert not answers.get("1", False)
 
 
-def test_the_names_of_the_pods_go_when_training_is_done(site: Site, undisturbed: sites.Job) -> None:
+def test_the_headless_service_is_deleted_when_training_is_done(site: Site, undisturbed: sites.Job) -> None:
     assert [
         s["metadata"]["name"] for s in site.kube.items("services", "finetune.dev/job=two-nodes", sites.NAMESPACE)
     ] == []

@@ -113,7 +113,7 @@ def test_operator_trainer_and_server_carry_the_same_labels(
             assert {label: series["metric"].get(label) for label in metrics.JOB} == {**job, "stage": stage}, name
 
 
-def test_promtool_likes_every_endpoint_of_ours(site: Site, observed: object) -> None:
+def test_promtool_accepts_every_metrics_endpoint(site: Site, observed: object) -> None:
     for pod in site.kube.items("pods", f"app.kubernetes.io/name={install.RELEASE}", install.SYSTEM):
         with site.kube.forward(f"pod/{pod['metadata']['name']}", 8080, install.SYSTEM) as url:
             text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()

@@ -137,7 +137,7 @@ def test_the_job_continues_when_a_missing_secret_and_a_missing_model_appear(appl
     applied.until_condition("model", "PreflightPassed", seconds=120)
 
 
-def test_an_image_that_cannot_be_pulled_is_named_and_another_one_heals_it(site: Site) -> None:
+def test_an_image_that_cannot_be_pulled_is_named_and_another_one_fixes_it(site: Site) -> None:
     data = site.upload_rows("refusals/image.jsonl", sites.chats(60))
     server = {"resources": {"gpus": 0, "requests": {"cpu": "100m", "memory": "1Gi"}}}
     site.apply("image", site.spec(data, deployment={**server, "image": "127.0.0.1:1/no/such-image:1"}))

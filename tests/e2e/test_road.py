@@ -105,7 +105,7 @@ def test_applying_the_same_file_again_changes_nothing(site: Site, served: sites.
     assert "finalizers" not in after["metadata"]
 
 
-def test_a_deleted_service_and_a_scaled_server_heal(site: Site, served: sites.Job) -> None:
+def test_a_deleted_service_and_a_scaled_server_are_repaired(site: Site, served: sites.Job) -> None:
     release = served["status"]["deployment"]["release"]
     site.kube.run("delete", "service", NAME, "--namespace", NAMESPACE)
     site.kube.run("scale", "deployment", release, "--replicas=2", "--namespace", NAMESPACE)

@@ -61,7 +61,7 @@ async def test_what_would_end_the_same_again_is_never_repeated(stage: Stage, cod
     assert world.kstatus(played.job) == "Failed"
 
 
-async def test_exit_code_2_is_final_even_without_words() -> None:
+async def test_exit_code_2_is_final_even_without_an_outcome() -> None:
     played = start({"train": [Ends(2, "ValueError")]})
     await played.rest()
     assert len(played.attempts("train")) == 1
@@ -189,7 +189,7 @@ def ends_without_its_pod(played: world.World, condition: str, reason: str) -> No
     played.cluster._drop("Pod", "ml", pod)
 
 
-async def test_a_pod_that_vanished_without_a_word_is_repeated() -> None:
+async def test_a_pod_that_disappeared_without_an_outcome_is_retried() -> None:
     played = start({"train": [Hangs()]})
     await played.settle(until=played.runs("train"))
 

@@ -20,7 +20,7 @@ def start(script: dict | None = None, **changes: Any) -> world.World:
     return played
 
 
-async def test_the_baseline_is_asked_between_preflight_and_training_with_the_evaluations_resources() -> None:
+async def test_the_baseline_runs_between_preflight_and_training_with_the_evaluations_resources() -> None:
     asked = {**world.ASKED, "spec.evaluation.resources": {"requests": {"cpu": "3"}}}
     played = start({Stage.BASELINE: [Hangs()]}, **asked)
     await played.settle(until=played.runs(Stage.BASELINE))
@@ -45,7 +45,7 @@ async def test_the_baseline_is_asked_between_preflight_and_training_with_the_eva
         {**world.ASKED, "spec.intent.advice": "Ignore"},
     ],
 )
-async def test_where_there_is_nothing_to_decide_nothing_is_asked(changes: dict[str, Any]) -> None:
+async def test_no_baseline_runs_where_there_is_nothing_to_decide(changes: dict[str, Any]) -> None:
     played = start(**changes)
     await played.rest()
     assert played.phase == Phase.READY
@@ -75,7 +75,7 @@ async def test_under_enforce_the_job_ends_well_and_untrained() -> None:
     assert (played.phase, played.attempts(Stage.TRAIN)) == (Phase.COMPLETE, [])
 
 
-async def test_a_job_that_wants_fewer_tokens_is_trained_all_the_same() -> None:
+async def test_a_job_that_wants_fewer_tokens_is_trained_anyway() -> None:
     played = start({Stage.BASELINE: [ENOUGH]}, **ENFORCED, **{"spec.intent.goals": ["TokenReduction"]})
     await played.rest()
     assert played.phase == Phase.READY
@@ -91,7 +91,7 @@ async def test_a_changed_mind_trains_after_all_without_asking_again() -> None:
     assert len(played.attempts(Stage.BASELINE)) == 1
 
 
-async def test_stricter_gates_are_asked_again() -> None:
+async def test_stricter_gates_cause_another_evaluation() -> None:
     played = start({Stage.BASELINE: [ENOUGH]}, **ENFORCED)
     await played.rest()
     stricter = {"spec.evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.95}]}

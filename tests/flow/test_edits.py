@@ -90,7 +90,7 @@ async def test_an_edited_dataset_trains_a_second_revision_that_takes_over_withou
     assert [h.outcome for h in played.state.history] == [Reason.SERVING, Reason.SERVING]
 
 
-async def test_while_the_second_revision_is_on_its_way_the_job_is_not_ready_and_says_who_serves() -> None:
+async def test_during_a_second_revision_the_job_is_not_ready_and_names_the_serving_one() -> None:
     played = await served()
     revision = played.state.revision
     played.script["train"] = [Hangs()]
@@ -103,7 +103,7 @@ async def test_while_the_second_revision_is_on_its_way_the_job_is_not_ready_and_
     assert played.state.deployment.revision == revision
 
 
-async def test_the_old_release_drains_before_it_goes() -> None:
+async def test_the_old_release_drains_before_it_is_deleted() -> None:
     played = await served()
     first = played.serving()
     played.apply(**DATA)
@@ -132,7 +132,7 @@ async def test_a_second_revision_that_fails_its_gate_leaves_the_first_serving() 
 
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
-async def test_a_second_revision_whose_server_falls_over_is_rolled_back(strategy: str) -> None:
+async def test_a_second_revision_whose_server_crashes_is_rolled_back(strategy: str) -> None:
     rollout = {"spec.deployment.rollout.strategy": strategy}
     played = await served(**rollout)
     first = played.serving()
@@ -348,7 +348,7 @@ async def test_an_edit_of_the_replicas_only_scales() -> None:
     assert played.state.deployment.ready_replicas == 3
 
 
-async def test_every_condition_speaks_of_the_generation_that_was_seen() -> None:
+async def test_every_condition_has_the_observed_generation() -> None:
     played = await served()
     played.apply(**{"spec.deployment.replicas": 2})
     await played.rest()
@@ -356,7 +356,7 @@ async def test_every_condition_speaks_of_the_generation_that_was_seen() -> None:
     assert {c.observed_generation for c in played.state.conditions} == {2}
 
 
-async def test_a_server_that_loses_its_pods_is_not_ready_and_comes_back() -> None:
+async def test_a_server_that_loses_its_pods_is_not_ready_and_recovers() -> None:
     played = await served()
     played.recast("server", Unschedulable())
     played.script["server"] = [Unschedulable("0/3 nodes are available: 3 node(s) were unschedulable.")]
@@ -500,7 +500,7 @@ async def test_an_upgrade_of_the_operator_leaves_running_pods_alone(stage: Stage
     assert jobs(played) == [1, 1, 1, 1]
 
 
-async def test_an_upgrade_of_the_operator_leaves_what_serves_alone_even_when_it_must_heal() -> None:
+async def test_an_upgrade_of_the_operator_does_not_change_a_serving_release_even_when_it_repairs_it() -> None:
     played = await served()
     played.boot(UPGRADE)
     await played.rest()
@@ -564,7 +564,7 @@ def wrong_scale(raw: dict) -> None:
         ("Deployment", wrong_scale),
     ],
 )
-async def test_drift_heals(kind: str, change) -> None:
+async def test_drift_is_corrected(kind: str, change) -> None:
     played = await served()
     name = world.NAME if kind == "Service" else played.serving()
     good = played.cluster.get(kind, name)["spec"]
@@ -575,7 +575,7 @@ async def test_drift_heals(kind: str, change) -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_port_that_somebody_adds_to_the_service_stays_and_costs_nothing() -> None:
+async def test_a_port_that_others_add_to_the_service_stays_and_causes_no_writes() -> None:
     played = await served()
     played.cluster.edit(
         "Service", world.NAME, lambda raw: raw["spec"]["ports"].append({"port": 80, "targetPort": 8000})
@@ -596,7 +596,7 @@ async def test_children_that_are_removed_come_back(kind: str) -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_candidate_that_is_removed_comes_back_and_is_verified() -> None:
+async def test_a_deleted_candidate_is_recreated_and_verified() -> None:
     played = start({"verify": [Hangs()]})
     await played.settle(until=played.runs("verify"))
     played.cluster.remove("Deployment", played.cluster.names("Deployment")[0])
@@ -706,7 +706,7 @@ async def test_a_new_run_of_the_same_spec_names_its_annotation() -> None:
     assert [text for *_, text in played.cluster.events if "annotation finetune.dev/run changed" in text]
 
 
-async def test_a_stage_that_is_tried_again_after_an_edit_says_so() -> None:
+async def test_a_stage_that_is_retried_after_an_edit_names_the_edit() -> None:
     played = start({"train": [Ends(3, world.refusal(Stage.TRAIN, Reason.TRAINER_OUT_OF_MEMORY))] * 2})
     await played.rest()
     assert played.phase == Phase.FAILED

@@ -108,7 +108,7 @@ def test_argo_gets_the_script_that_is_tested() -> None:
     assert script == (gitops.EXAMPLES / "health.lua").read_text()
 
 
-def test_a_script_that_knows_less_is_found_out(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_health_script_is_detected(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "health.lua").write_text('return {status = "Healthy", message = obj.kind}')
     monkeypatch.setattr(gitops, "EXAMPLES", tmp_path)
     (verdict,) = gitops.judge(

@@ -87,7 +87,7 @@ async def test_flapping_suspension_never_runs_two_pods() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_job_that_was_made_a_moment_ago_is_known_before_its_watch_says_so() -> None:
+async def test_a_new_job_is_known_before_its_watch_event() -> None:
     played = start()
     await played.settle(until=lambda: bool(played.attempts("train")))
     for suspend in (True, False, True, False):
@@ -136,7 +136,7 @@ async def test_a_job_that_is_resumed_and_edited_to_an_unknown_model_does_not_loo
     assert world.kstatus(played.job) == "InProgress"
 
 
-async def test_a_candidate_is_taken_away_by_suspension_and_comes_back() -> None:
+async def test_a_candidate_is_removed_by_suspension_and_restored_by_resuming() -> None:
     played = start()
     await played.rest()
     served = played.serving()
@@ -158,7 +158,7 @@ async def test_a_candidate_is_taken_away_by_suspension_and_comes_back() -> None:
 # -- time to live --
 
 
-async def test_a_failed_job_goes_when_its_time_to_live_is_over() -> None:
+async def test_a_failed_job_is_deleted_when_its_time_to_live_is_over() -> None:
     ended = Ends(2, world.refusal(Stage.PREFLIGHT, Reason.DATASET_INVALID))
     played = start({"preflight": [ended]}, **{"spec.ttlSecondsAfterFinished": 3000})
     await played.wait(2900)
@@ -168,7 +168,7 @@ async def test_a_failed_job_goes_when_its_time_to_live_is_over() -> None:
     assert played.cluster.objects.keys() == {("BaseModel", "", "qwen2.5-7b-instruct")}
 
 
-async def test_a_complete_job_goes_when_its_time_to_live_is_over() -> None:
+async def test_a_complete_job_is_deleted_when_its_time_to_live_is_over() -> None:
     played = start(**{"spec.deployment.enabled": False, "spec.ttlSecondsAfterFinished": 0})
     await played.settle()
     assert not played.cluster.names("FineTuneJob")
@@ -232,7 +232,7 @@ async def test_a_failure_is_final_for_a_restarted_operator_too() -> None:
     assert played.phase == Phase.FAILED
 
 
-async def test_finished_jobs_go_by_their_own_time_to_live_and_nothing_follows() -> None:
+async def test_finished_jobs_are_deleted_by_their_own_time_to_live_without_effects() -> None:
     played = start()
     await played.rest()
     assert len(played.cluster.names("Job")) == 4
@@ -351,7 +351,7 @@ async def test_a_job_of_the_same_name_waits_until_the_old_ones_children_are_gone
     assert played.phase == Phase.READY
 
 
-async def test_somebody_elses_service_of_the_same_name_is_not_taken_over() -> None:
+async def test_another_owners_service_of_the_same_name_is_not_taken_over() -> None:
     played = start()
     service = {
         "kind": "Service",

@@ -73,7 +73,7 @@ async def test_a_pod_on_an_unreachable_node_is_replaced_only_once_it_has_ended()
     assert (played.state.failed_attempts, played.state.failure) == (0, None)
 
 
-async def test_of_several_pods_on_machines_that_fall_silent_the_next_attempt_waits_and_says_for_whom() -> None:
+async def test_the_next_attempt_of_several_pods_waits_for_one_on_an_unreachable_node_and_names_it() -> None:
     played = start(Hangs(), Hangs(), nodes=2)
     await at_work(played, 2)
     pod = falls_silent(played, 1)
@@ -109,7 +109,7 @@ async def test_a_pod_that_fails_because_its_peer_is_unreachable_is_no_failure() 
 
 
 @pytest.mark.parametrize("end", [LOST, Ends(137, "", "ContainerStatusUnknown")])
-async def test_containers_that_a_machine_lost_are_no_failure(end: Ends) -> None:
+async def test_containers_that_a_node_lost_do_not_count_as_a_failure(end: Ends) -> None:
     played = start(end)
     await played.rest()
     assert played.phase == Phase.READY
@@ -117,7 +117,7 @@ async def test_containers_that_a_machine_lost_are_no_failure(end: Ends) -> None:
     assert (played.state.failed_attempts, played.state.failure) == (0, None)
 
 
-async def test_a_container_that_was_made_twice_ends_but_once() -> None:
+async def test_a_container_that_was_created_twice_ends_only_once() -> None:
     """Seen when containerd died while it made a container: the kubelet made another, which did its work."""
     played = start(Hangs())
     await at_work(played)
@@ -135,14 +135,14 @@ async def test_a_container_that_was_made_twice_ends_but_once() -> None:
     assert len(played.attempts("train")) == 1
 
 
-async def test_containers_that_one_of_two_machines_lost_are_no_failure_of_the_other_either() -> None:
+async def test_containers_that_one_of_two_nodes_lost_do_not_count_as_a_failure_of_the_other() -> None:
     played = start(Ends(1, "ConnectionResetError"), LOST, nodes=2)
     await played.rest()
     assert played.phase == Phase.READY
     assert (played.state.failed_attempts, played.state.failure) == (0, None)
 
 
-async def test_a_cause_that_a_pod_names_counts_whatever_became_of_the_others() -> None:
+async def test_a_cause_that_one_pod_names_counts_even_if_others_were_lost() -> None:
     played = start(Ends(137, "", "OOMKilled"), LOST, nodes=2)
     await played.settle(until=lambda: played.state.attempt == 2)
     assert played.state.failure.reason == Reason.TRAINER_OUT_OF_MEMORY
@@ -150,7 +150,7 @@ async def test_a_cause_that_a_pod_names_counts_whatever_became_of_the_others() -
     assert played.phase == Phase.READY
 
 
-async def test_a_pod_that_is_evicted_says_so_while_it_saves_its_checkpoint() -> None:
+async def test_an_evicted_pod_is_reported_while_it_saves_its_checkpoint() -> None:
     played = start(Hangs())
     await at_work(played)
     played.cluster.stop_slowly = True

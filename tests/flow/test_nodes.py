@@ -89,7 +89,7 @@ async def test_the_pods_find_each_other_by_a_service_that_lives_as_long_as_the_t
     ],
     ids=["removed", "only ready pods", "another selector"],
 )
-async def test_the_service_heals_while_they_train(drift) -> None:
+async def test_the_headless_service_is_recreated_while_they_train(drift) -> None:
     played = start([Hangs(), Hangs()])
     await played.settle(until=both_run(played))
     before = played.cluster.get("Service", service(played))["spec"]
@@ -232,7 +232,7 @@ def evict(played: world.World, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-async def test_a_pod_that_is_evicted_ends_the_attempt_and_is_nobodys_failure(number: int) -> None:
+async def test_an_evicted_pod_ends_the_attempt_and_does_not_count_as_a_failure(number: int) -> None:
     played = start([Hangs(), Hangs()], **{"spec.training.retries": 0})
     await played.settle(until=both_run(played))
     evict(played, number)

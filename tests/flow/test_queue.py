@@ -38,7 +38,7 @@ def job_of(played: world.World, stage: str) -> Raw:
 
 
 @pytest.mark.parametrize("stage", ["baseline", "train", "evaluate"])
-async def test_a_stage_waits_for_its_quota_in_kueues_words_and_continues_automatically(stage: str) -> None:
+async def test_a_stage_waits_for_its_quota_with_kueues_message_and_continues_automatically(stage: str) -> None:
     played, kueue = start(room=1, **world.ASKED)
     await played.settle(until=lambda: bool(played.attempts(stage)))
     kueue.held.add(played.attempts(stage)[0])
@@ -162,7 +162,7 @@ async def test_pods_that_save_their_checkpoint_while_they_are_preempted_do_not_f
     assert len(played.attempts("train")) == 1
 
 
-async def test_a_drain_while_it_waits_is_nobodys_failure_either() -> None:
+async def test_a_drain_of_a_waiting_training_does_not_count_as_a_failure() -> None:
     played, _ = start({"train": [Evicted()]}, room=1, **{"spec.training.retries": 0})
     await played.rest()
     assert played.phase == Phase.READY
@@ -208,7 +208,7 @@ async def test_a_queue_that_does_not_exist_is_named_and_waited_for() -> None:
     assert played.phase == Phase.READY
 
 
-async def test_a_kueue_that_does_not_notice_the_job_is_asked_about() -> None:
+async def test_a_job_that_kueue_does_not_notice_is_reported() -> None:
     played, kueue = start(room=1)
     played.cluster.controllers.clear()
     await played.settle(until=lambda: played.reason("Trained") == Reason.QUEUED)
@@ -244,7 +244,7 @@ async def test_admission_checks_that_are_not_done_are_named() -> None:
     assert shown.endswith("admission check spot-capacity is Pending (no node so far)")
 
 
-async def test_an_operator_that_may_not_read_workloads_says_so_and_works_all_the_same() -> None:
+async def test_an_operator_that_may_not_read_workloads_reports_it_and_works_anyway() -> None:
     played, kueue = start(chart={})
     await played.rest()
     assert (played.phase, played.reason("Trained")) == (Phase.QUEUED, Reason.QUEUED)
@@ -255,7 +255,7 @@ async def test_an_operator_that_may_not_read_workloads_says_so_and_works_all_the
     assert played.phase == Phase.READY
 
 
-async def test_a_job_that_another_hand_suspends_says_so() -> None:
+async def test_a_job_suspended_by_someone_else_reports_it() -> None:
     played = world.World({"train": [Hangs()]}, world.KUEUE)
     played.add_model()
     played.apply()

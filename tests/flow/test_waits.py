@@ -143,7 +143,7 @@ async def test_a_right_of_the_operator_that_is_missing_is_no_fault_of_the_spec(v
     assert played.phase == Phase.READY
 
 
-async def test_an_admission_that_refuses_is_reported_even_in_the_words_of_a_missing_right() -> None:
+async def test_a_refusal_by_admission_is_reported_even_with_the_message_of_a_missing_right() -> None:
     played = start()
     text = 'admission webhook "policy" denied the request: team-a cannot create resource "jobs" on Sunday'
 
@@ -231,7 +231,7 @@ async def test_a_gate_that_does_not_pass_ends_the_revision() -> None:
     assert not played.cluster.names("Deployment")
 
 
-async def test_a_server_that_falls_over_ends_the_revision_with_its_last_lines() -> None:
+async def test_a_server_that_crashes_ends_the_revision_with_its_last_lines() -> None:
     played = start({"server": [world.fakecluster.Crashes(1, "ValueError: no such flag")]})
     await played.rest()
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.SERVER_FAILED)
@@ -270,7 +270,7 @@ async def test_a_longer_deadline_gives_the_stage_another_try(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("record", ["resolved", "serving"])
-async def test_records_that_other_hands_wrote_are_reported_and_nothing_is_touched(record) -> None:
+async def test_records_changed_by_others_are_reported_and_nothing_is_touched(record) -> None:
     played = start()
     await played.rest()
     assert played.phase == Phase.READY
@@ -283,7 +283,7 @@ async def test_records_that_other_hands_wrote_are_reported_and_nothing_is_touche
     assert before == {kind: set(played.cluster.names(kind)) for kind in kinds}
 
 
-async def test_why_a_job_has_no_pod_is_not_asked_before_its_controller_has_come_to_it(
+async def test_refusals_are_not_looked_up_before_the_job_controller_has_seen_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With thousands of Jobs the controller is late, and the question would be one more request for each."""

@@ -113,7 +113,7 @@ def test_up_again_changes_nothing(both: Both) -> None:
     assert process.load(records) == before
 
 
-def test_a_process_that_was_killed_comes_back_with_up_and_nothing_is_lost(both: Both) -> None:
+def test_a_killed_process_is_restarted_by_up_and_nothing_is_lost(both: Both) -> None:
     first, _ = both
     records = cache.root() / "clusters" / first["name"] / "processes"
     kubectl(first, "create", "configmap", "survivor")
@@ -143,7 +143,7 @@ def test_a_paused_process_hangs_until_it_is_resumed_and_a_killed_one_stays_dead_
     assert "has no process 'nobody'; it has: etcd" in refused.stderr
 
 
-def test_env_speaks_to_the_cluster(both: Both) -> None:
+def test_env_configures_kubectl_for_the_cluster(both: Both) -> None:
     first, _ = both
     lines = localcluster("env", "--name", first["name"]).stdout
     shell = subprocess.run(

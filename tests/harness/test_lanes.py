@@ -19,7 +19,7 @@ def test_every_file_for_the_node_is_in_one_of_its_two_lanes() -> None:
     assert min(map(len, found.values())) >= 3
 
 
-def test_what_strikes_the_node_comes_after_all_else_of_its_lane() -> None:
+def test_faults_of_the_node_come_last_in_their_lane() -> None:
     names = [f"tests/e2e/{path.name}::test" for path in (REPOSITORY / "tests" / "e2e").glob("test_*.py")]
     lane = sorted((name for name in names if lanes.of(name) == "node"), key=lanes.turn)
     assert lane[-len(lanes.STRIKING) :] == [f"{name}::test" for name in lanes.STRIKING]

@@ -87,7 +87,7 @@ def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     assert facts.names() == ["a"]
 
 
-def test_what_did_not_change_tells_nobody() -> None:
+def test_an_unchanged_object_triggers_no_reconcile() -> None:
     facts = Notified()
     facts.listed("Job", None, [child("a", 1, hash="h")], "5")
     facts.receive("Job", None, "MODIFIED", child("a", 6, hash="h"))
@@ -98,7 +98,7 @@ def test_what_did_not_change_tells_nobody() -> None:
     assert facts.changes == ["p", "p", "p"]
 
 
-def test_objects_without_our_label_are_nobodys() -> None:
+def test_objects_without_the_operators_label_are_ignored() -> None:
     facts = Notified()
     stranger = child("a", 1)
     del stranger["metadata"]["labels"]
@@ -123,7 +123,7 @@ def test_the_workload_of_a_stage_triggers_a_reconcile_whichever_event_comes_firs
     assert facts.workloads == {}
 
 
-def test_a_workload_that_goes_does_not_take_its_successors_place() -> None:
+def test_a_deleted_workload_does_not_remove_its_successor() -> None:
     facts = Notified()
     facts.listed("Workload", None, [workload(1, "old")], "5")
     facts.receive("Workload", None, "ADDED", workload(6, "new", name="w2"))
@@ -205,7 +205,7 @@ def test_an_older_version_of_a_job_never_replaces_a_newer_one() -> None:
     assert facts.parents["p"].version == "12"
 
 
-def test_the_echo_of_our_own_write_wakes_nobody_whichever_comes_first() -> None:
+def test_the_echo_of_the_operators_own_write_triggers_no_reconcile() -> None:
     facts = Notified()
     facts.put_parent(job(9))
     facts.listed("Job", None, [], "5")
@@ -237,7 +237,7 @@ def test_a_change_by_others_during_a_write_triggers_a_reconcile() -> None:
     assert facts.parents["p"].version == "11"
 
 
-def test_a_job_that_is_listed_again_as_it_was_wakes_nobody() -> None:
+def test_an_unchanged_job_in_a_new_list_triggers_no_reconcile() -> None:
     facts = Notified()
     facts.put_parent(job(9))
     facts.put_parent(job(9))
@@ -436,7 +436,7 @@ def test_the_first_pod_of_a_training_tells_as_long_as_it_runs() -> None:
 
 
 @pytest.mark.parametrize("change", [{"podIP": ""}, {"containerStatuses": []}, {"phase": "Succeeded"}])
-def test_a_pod_that_cannot_be_asked_does_not_tell(change: dict) -> None:
+def test_a_pod_that_cannot_be_read_does_not_report(change: dict) -> None:
     facts = Notified()
     facts.listed("Pod", None, [pod(1, **change)], "5")
     assert facts.reporting == {}
@@ -450,7 +450,7 @@ def test_a_pod_that_replaces_another_tells_in_its_place() -> None:
     assert facts.reporting["p"].address == "10.0.0.8"
 
 
-def test_a_reading_wakes_the_job_when_it_says_something_new_and_goes_with_its_pod() -> None:
+def test_a_new_progress_report_triggers_a_reconcile_and_is_dropped_with_its_pod() -> None:
     facts = Notified()
     facts.listed("Pod", None, [pod(1)], "5")
     facts.changes.clear()

@@ -27,7 +27,7 @@ class Machine:
         return (self.server - self.clock.now()).total_seconds()
 
 
-def test_before_any_answer_it_is_this_machines_clock() -> None:
+def test_before_any_response_the_local_clock_is_used() -> None:
     assert abs((clock.Clock().now() - datetime.datetime.now(datetime.UTC)).total_seconds()) < 60
 
 
@@ -53,7 +53,7 @@ def test_every_answer_brings_it_nearer_and_none_takes_it_back() -> None:
     assert worst < 0.05
 
 
-def test_a_machine_that_slept_is_put_right_by_the_next_answer() -> None:
+def test_the_clock_of_a_suspended_virtual_machine_is_corrected_by_the_next_response() -> None:
     machine = Machine()
     machine.answer()
     machine.server += datetime.timedelta(hours=8)  # and the monotonic clock stood still

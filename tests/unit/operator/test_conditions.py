@@ -116,7 +116,7 @@ def test_waiting_for_a_pod_is_no_news_and_what_stands_in_its_way_is() -> None:
     assert [c.reason for c in conditions.flips(waits, hindered)] == [Reason.UNSCHEDULABLE]
 
 
-def test_other_words_for_the_same_reason_are_no_news() -> None:
+def test_a_new_message_for_the_same_reason_gets_no_event() -> None:
     old = state((T, "Unknown", Reason.UNSCHEDULABLE))
     new = conditions.put(old, T, "Unknown", Reason.UNSCHEDULABLE, "4 nodes now", 1, LATER)
     assert conditions.flips(old, new) == []

@@ -66,7 +66,7 @@ async def ask(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         await api.close()
 
 
-async def test_the_api_server_is_asked_with_the_kubeconfigs_token_and_not_with_one_of_netrc(
+async def test_requests_use_the_kubeconfigs_token_and_not_one_of_netrc(
     server: Server, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")

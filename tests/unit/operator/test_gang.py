@@ -82,7 +82,7 @@ def test_the_cause_is_distinguished_from_its_consequences(pods, cause) -> None:
 
 
 @pytest.mark.parametrize("pods", [[None, None], [pod(0), pending(1)]])
-def test_there_may_be_nobody_to_ask(pods) -> None:
+def test_a_job_may_have_no_pod_to_read(pods) -> None:
     assert of(*pods).cause is None
 
 

@@ -33,7 +33,7 @@ def controller(server: Server) -> handlers.Controller:
     return handlers.Controller(server, settings.Settings.model_validate(world.SETTINGS), lambda: None)
 
 
-async def test_jobs_at_work_are_known_before_those_that_are_done() -> None:
+async def test_running_jobs_are_known_before_finished_ones() -> None:
     jobs = [job("new", None), job("done", "Complete"), job("trains", "Training"), job("serves", "Ready")]
     found = controller(Server(*jobs, left=set()))
     await found._unfinished_first()

@@ -41,7 +41,7 @@ raise {error}
 
 
 @pytest.mark.parametrize("error, words", [("RuntimeError('so it ends')", "so it ends"), ("KeyError(7)", "KeyError(7)")])
-def test_warnings_and_the_last_words_of_a_crash_are_lines_too(error: str, words: str) -> None:
+def test_warnings_and_the_traceback_of_a_crash_are_json_lines(error: str, words: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(error=error)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == ""

@@ -460,7 +460,7 @@ def test_every_container_of_the_server_asks_for_memory_so_that_quotas_let_it_in(
     assert vllm["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": "1"}
 
 
-def test_the_server_is_asked_before_it_gets_requests_and_stops_after_it_lost_them() -> None:
+def test_the_server_is_probed_before_it_gets_requests_and_stops_after_draining() -> None:
     vllm = containers(server())[1]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert vllm[probe]["httpGet"] == {"path": "/health", "port": 8000}

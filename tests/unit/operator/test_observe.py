@@ -83,7 +83,7 @@ def test_a_servers_former_state_tells_why_it_was_restarted() -> None:
     assert (seen.terminated.exit_code, seen.terminated.message) == (1, "boom")
 
 
-def test_an_init_containers_good_end_is_not_the_pods() -> None:
+def test_an_init_containers_success_is_not_the_pods() -> None:
     fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
     running = container("server", running={"startedAt": "2026-05-04T12:00:00Z"})
     seen = projections.pod(raw() | {"status": {"initContainerStatuses": [fetched], "containerStatuses": [running]}})
@@ -127,7 +127,7 @@ def test_an_evicted_pod_says_why(condition: dict, why: str) -> None:
     assert (seen.disruption, seen.disrupted) == (why, bool(why))
 
 
-def test_the_port_by_which_nodes_meet_is_guarded_as_the_servers_is() -> None:
+def test_the_rendezvous_port_is_guarded_like_the_servers_port() -> None:
     ports = [{"port": 29500, "targetPort": 29500}, {"port": 1, "targetPort": 1}]
     seen = projections.service(raw() | {"spec": {"ports": ports, "publishNotReadyAddresses": True}})
     assert seen.guarded == {"selector": None, "ports": ports[:1], "unready": True}

@@ -106,13 +106,13 @@ async def test_a_pod_that_does_not_answer_costs_the_deadline(monkeypatch: pytest
         await asked(handler)
 
 
-async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert await asked(says(REPORT)) is not None
 
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "fe80::1", "224.0.0.1", "0.0.0.0", "evil.example", "", "1/2"])
-async def test_what_is_no_pods_address_is_never_asked(address: str) -> None:
+async def test_an_address_that_is_not_a_pods_is_never_read(address: str) -> None:
     async with progress.session() as http:
         with pytest.raises(progress.Unread, match="address"):
             await progress.ask(http, address, 9400)
@@ -166,7 +166,7 @@ def test_the_rate_does_not_grow_with_the_number_of_trainings_and_each_has_its_tu
     assert {reader.reads.count(str(uid)) for uid in range(1000)} == {2}
 
 
-def test_few_trainings_are_asked_every_few_seconds_and_none_costs_nothing() -> None:
+def test_few_trainings_are_read_every_few_seconds_and_none_costs_nothing() -> None:
     facts, _, clock = fleet(2)
     reader = Answers(facts, clock)
     for _ in range(61):
@@ -179,7 +179,7 @@ def test_few_trainings_are_asked_every_few_seconds_and_none_costs_nothing() -> N
     assert reader._turns == {}
 
 
-def test_a_pod_that_is_being_asked_is_not_asked_twice() -> None:
+def test_a_pod_that_is_being_read_is_not_read_twice() -> None:
     _, reader, clock = fleet(1)
     assert len(reader.due()) == 1
     clock.now += 1000
@@ -216,7 +216,7 @@ async def test_a_pod_of_another_release_is_not_blamed_on_the_network() -> None:
     assert "NetworkPolicy" not in facts.readings["0"].problem
 
 
-async def test_what_was_read_last_stays_while_the_pod_is_silent_and_it_may_answer_again() -> None:
+async def test_the_last_progress_stays_while_the_pod_does_not_respond_and_may_be_updated_later() -> None:
     facts, reader, clock = fleet(1)
     (known,) = facts.reporting.values()
     async with progress.session() as http:

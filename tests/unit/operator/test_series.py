@@ -154,7 +154,7 @@ def test_the_series_of_a_job_end_with_it_and_nothing_of_it_is_stored() -> None:
     assert list(exported._written) == ["uid-two"]
 
 
-def test_a_thousand_jobs_come_and_go_without_a_trace() -> None:
+def test_a_thousand_jobs_are_created_and_deleted_without_leftovers() -> None:
     facts, exported = jobs()
     for number in range(1000):
         facts.put_parent(named(f"job-{number}"))
@@ -194,7 +194,7 @@ def test_promtool_accepts_the_series_of_jobs() -> None:
 
 
 @given(ANY, ANY, ANY, ANY)
-def test_a_status_of_other_hands_is_no_error(progress: Any, evaluation: Any, deployment: Any, serving: Any) -> None:
+def test_a_status_written_by_others_is_no_error(progress: Any, evaluation: Any, deployment: Any, serving: Any) -> None:
     raw = changed(progress=progress, evaluation=evaluation, deployment=deployment, serving=serving, cost=progress)
     series.write(series.samples(raw, ()))
 

@@ -50,7 +50,7 @@ async def test_a_key_that_is_added_twice_is_worked_on_once() -> None:
     assert log.begun == ["a"]
 
 
-async def test_a_key_that_is_added_while_at_work_is_worked_on_once_more() -> None:
+async def test_a_key_that_is_added_while_being_processed_is_processed_once_more() -> None:
     log = Log()
     log.gate.clear()
     queue = workqueue.Workqueue(log)
@@ -95,7 +95,7 @@ async def test_later_is_later_and_the_earliest_time_counts() -> None:
     assert log.begun == ["a"]
 
 
-async def test_changes_that_come_together_are_worked_on_once_and_one_that_comes_during_work_is_not_lost() -> None:
+async def test_simultaneous_changes_cause_one_pass_and_one_during_a_pass_is_not_lost() -> None:
     log = Log()
     queue = workqueue.Workqueue(log)
     async with running(queue):
@@ -126,7 +126,7 @@ async def test_work_that_fails_ends_the_queue_with_its_error() -> None:
         raise AssertionError("it must not continue")
 
 
-async def test_what_is_added_first_goes_before_what_waits_and_is_worked_on_once() -> None:
+async def test_a_key_added_first_is_processed_before_waiting_ones_and_once() -> None:
     log = Log()
     queue = workqueue.Workqueue(log, workers=1)
     for key in "abc":
@@ -139,7 +139,7 @@ async def test_what_is_added_first_goes_before_what_waits_and_is_worked_on_once(
     assert len(queue) == 0
 
 
-async def test_what_is_added_first_while_at_work_goes_first_afterwards() -> None:
+async def test_a_key_added_first_while_being_processed_comes_first_afterwards() -> None:
     log = Log()
     log.gate.clear()
     queue = workqueue.Workqueue(log, workers=1)
