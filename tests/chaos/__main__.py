@@ -1,17 +1,17 @@
-"""Faults while a fleet of jobs lives, on this machine's node: `python -m tests.chaos` writes docs/benchmarks/chaos.md.
+"""Faults injected into a fleet of jobs on the local node: `python -m tests.chaos` writes docs/benchmarks/chaos.md.
 
---rounds N     faults to strike (200)
---minutes N    no more rounds after so many minutes of them; calm before and ends afterwards take some more
---seed N       of all dice; absent: another one each time, printed
+--rounds N     faults to inject (200)
+--minutes N    no new rounds after this many minutes; reference jobs before and running jobs afterwards take longer
+--seed N       of all random choices; absent: a new one each time, which is printed
 --fault NAME   only this one; may be given several times
---size N       jobs that live at a time (6)
+--size N       concurrent jobs (6)
 --short        the four lightest kinds of jobs, no servers
 --output DIR   where results go; a part (--fault, --short) goes to out/benchmarks
 --render       writes the page again from chaos-rounds.jsonl
 --check        only compares the page with chaos-rounds.jsonl
 
-Results of rounds are appended to chaos-rounds.jsonl as they end, so several runs add up, and a run that is stopped counts
-as far as it came.
+Results of rounds are appended to chaos-rounds.jsonl as they end, so several runs add up, and an interrupted run counts
+as far as it got.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-# hack/ and tests/ have what development tools and tests share; they are no packages that could be installed.
+# hack/ and tests/ have code shared by development tools and tests; they are not installable packages.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "hack"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 

@@ -40,7 +40,7 @@ EVALUATION: dict[str, Any] = {"maximumExamples": 4, "generation": {"maxNewTokens
 
 
 class Stuck(Exception):
-    """A job did not come to where it should."""
+    """A job did not reach the expected state."""
 
 
 @dataclasses.dataclass
@@ -98,7 +98,7 @@ def plain(author: Author) -> None:
 
 
 def below_its_gate(author: Author) -> None:
-    """Ends as Failed: no model has such a loss."""
+    """Ends as Failed: its gate cannot be met."""
     author.apply(evaluation={**EVALUATION, "gates": [{"metric": "Loss", "maximum": 0.000001}]})
     author.until_over()
 
@@ -110,7 +110,7 @@ def asked_first(author: Author) -> None:
 
 
 def paused(author: Author) -> None:
-    """Is suspended in the midst of training, and resumed."""
+    """Is suspended during training, and resumed."""
     author.apply()
     author.until_step(20)
     author.apply(suspend=True)
@@ -126,7 +126,7 @@ def paused(author: Author) -> None:
 
 
 def edited(author: Author) -> None:
-    """Becomes another revision in the midst of training; the first one never ends."""
+    """Is edited to a new revision during training; the first one never ends."""
     author.apply()
     author.until_step(20)
     author.apply(training={**TRAINING, "learningRate": 0.002})
@@ -134,13 +134,13 @@ def edited(author: Author) -> None:
 
 
 def on_two_nodes(author: Author) -> None:
-    """Two pods train together: both stop when one of them is struck."""
+    """Two pods train together: both stop when a fault hits one of them."""
     author.apply(resources={**author.base["resources"], "nodes": 2})
     author.until_over()
 
 
 def served(author: Author) -> None:
-    """Goes all the way to a server."""
+    """Runs every stage up to a server."""
     resources = {"gpus": 0, "requests": {"cpu": "250m", "memory": "3Gi"}}
     author.apply(deployment={"resources": resources, "extraArgs": ["--max-model-len=256"]})
     author.until("served", lambda state: state.get("phase") == "Ready" or bool(history.end(state)))
@@ -219,7 +219,7 @@ class Fleet:
             thread.start()
 
     def finish(self) -> None:
-        """No new jobs; waits for the end of those that live."""
+        """No new jobs; waits for the end of running ones."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -237,7 +237,7 @@ class Fleet:
             self._broken = self._broken or error
 
     def alive(self) -> dict[str, str]:
-        """Jobs that live, and their phase."""
+        """Running jobs, and their phase."""
         with self._lock:
             names = list(self._alive)
         return {name: ((self._seen.job(name) or {}).get("status") or {}).get("phase") or "new" for name in names}
@@ -251,7 +251,7 @@ class Fleet:
                     self._alive[job].killed.append(words)
 
     def live(self, kind: str) -> Life:
-        """A whole life, from apply to the last child's end."""
+        """A complete life, from apply to the end of the last child."""
         author = Author(f"{kind}-{self._prefix}{next(self._numbers)}", kind, self._server, self._seen, self._base)
         with self._lock:
             self._alive[author.name] = author
@@ -271,7 +271,7 @@ class Fleet:
         return Life(author.name, kind, author.began, time.monotonic(), len(story.jobs), story.outcome, found)
 
     def _story(self, author: Author, stuck: str) -> history.Story:
-        """What became of it. Its children and, while it lasts, the job itself are read before and after its deletion."""
+        """Its result. Its children and, while it lasts, the job itself are read before and after its deletion."""
         state = (self._seen.job(author.name) or {}).get("status") or {}
         weights, lost = ("", []) if stuck else self._artifacts(state)
         outcome = None if stuck else history.outcome(state, weights)
