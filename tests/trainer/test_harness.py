@@ -287,7 +287,7 @@ def test_preflight_refuses_what_the_evaluation_could_not_play(world: World, data
 
 def test_without_benchmarks_the_package_is_not_imported() -> None:
     code = (
-        "import sys; import finetune_trainer.stages.preflight, finetune_trainer.evaluate; "
+        "import sys; import finetune_trainer.stages.preflight, finetune_trainer.stages.evaluate; "
         "sys.exit(', '.join({'lm_eval', 'datasets', 'pandas', 'sklearn', 'evaluate'} & set(sys.modules)) or 0)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
