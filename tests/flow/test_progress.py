@@ -98,7 +98,7 @@ async def test_a_new_leader_keeps_the_message_until_it_has_read_the_pod() -> Non
     played = await training()
     await played.rest()
     uid = played.job["metadata"]["uid"]
-    name = played.cache.telling[uid].name
+    name = played.cache.reporting[uid].name
     played.cache.put_reading(uid, projections.Reading(name, None, "it is silent"))
     await played.rest()
     before = played.job["metadata"]["resourceVersion"]
