@@ -147,11 +147,11 @@ def as_parquet(values: list[Any]) -> bytes:
     return buffer.getvalue()
 
 
-PACKS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": lambda data: gzip.compress(data, mtime=0),
-    ".zst": zstandard.ZstdCompressor().compress,
-}
+PACKS: list[Callable[[bytes], bytes]] = [
+    bytes,
+    lambda data: gzip.compress(data, mtime=0),
+    zstandard.ZstdCompressor().compress,
+]
 WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
     "jsonl": lambda values: "\n".join(map(as_json, values)).encode(),
     "json": lambda values: f"[{','.join(map(as_json, values))}]".encode(),
@@ -186,17 +186,17 @@ def damage(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(copy)
 
 
-@pytest.mark.parametrize("pack", list(PACKS))
 @pytest.mark.parametrize("kind", list(WRITERS))
-def test_any_file_is_rows_and_findings_with_their_lines(kind: str, pack: str) -> None:
+def test_any_file_is_rows_and_findings_with_their_lines(kind: str) -> None:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
-    path = folder / f"a.{kind}{pack}"
+    path = folder / f"a.{kind}"
 
     @CALM
     @given(st.data())
     def run(data: st.DataObject) -> None:
         values = data.draw(st.lists(records, max_size=4))
-        path.write_bytes(data.draw(damage(PACKS[pack](data.draw(damage(WRITERS[kind](values)))))))
+        pack = data.draw(st.sampled_from(PACKS))
+        path.write_bytes(data.draw(damage(pack(data.draw(damage(WRITERS[kind](values)))))))
         read = list(rows.read(storage.Storage(), f"file://{path}"))
         for one in read:
             whole_file = isinstance(one, rows.Bad) and one.ends and "compressed file is damaged" in one.problem

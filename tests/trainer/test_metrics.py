@@ -122,6 +122,7 @@ def test_answers_are_held_against_the_schema() -> None:
         ({"type": "strin"}, "'strin' is not valid"),
         ({"$ref": "http://127.0.0.1/schema.json"}, "refers to another document"),
         ({"$ref": "#/$defs/none"}, "refers to nothing"),
+        ({"$ref": "#"}, "refers to itself without an end"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused(schema: dict[str, Any], message: str) -> None:

@@ -251,6 +251,7 @@ def test_a_field_that_changes_the_meaning_is_refused(row: dict[str, Any], words:
     "row, words",
     [
         ({"system": "A", "messages": [{"role": "system", "content": "B"}, ASK, SAY]}, "'system' differs from"),
+        ({"messages": [ASK, SAY] * 1001}, "a chat of 2002 turns, at most 2000"),
         ({"instruction": "a", "output": "b", "history": [["x"]]}, "history[0] must be a pair"),
         ({"instruction": "a", "output": "b", "history": "["}, "'history' is text that is not a JSON list"),
         ({"messages": {"role": ["user"], "content": ["a", "b"]}}, "different lengths (role: 1, content: 2)"),

@@ -18,6 +18,9 @@ SPLITS = ("train", "validation", "test")
 
 ROLES = ("system", "user", "assistant", "tool")
 
+MOST_TURNS = 2000
+"""Turns of a chat: every answer is learned after a prompt of its own, so that the work grows with their square."""
+
 ORDER = "roleOrder"
 """The data check for turns in the wrong order."""
 
@@ -373,6 +376,8 @@ def _word(value: dict[str, Any], field: str) -> str:
 
 
 def _check(turns: tuple[Message, ...]) -> None:
+    if len(turns) > MOST_TURNS:
+        raise Wrong(f"a chat of {len(turns)} turns, at most {MOST_TURNS} are possible; cut it into several rows")
     if turns[-1].role != "assistant":
         raise Wrong(f"the last turn has the role {turns[-1].role}; an example ends with the assistant's answer", ORDER)
     if not any(turn.role == "user" for turn in turns):

@@ -134,6 +134,8 @@ def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
     try:
         made = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         made.check_schema(schema)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except jsonschema.SchemaError as error:
         raise ValueError(f"{error.json_path}: {error.message}") from None
     for reference in _references(schema):
@@ -144,6 +146,8 @@ def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
         ready.is_valid(None)
     except referencing.exceptions.Unresolvable as error:
         raise ValueError(f"$ref {error.ref!r} refers to nothing") from None
+    except RecursionError:
+        raise ValueError("a $ref refers to itself without an end; let it describe a part of its value") from None
 
     def valid(value: Any) -> bool:
         try:
