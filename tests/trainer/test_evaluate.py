@@ -132,14 +132,16 @@ def test_the_report_is_one_page_without_requests(scored: tuple[run.Run, status.E
 
 def test_plain_text_is_trained_and_scored_by_its_loss(world: World) -> None:
     rows = [{"text": f"Thank you for {number}, it is great!"} for number in range(60)]
-    spec = world(rows, evaluation={"gates": [{"metric": "ExactMatch", "minimum": 0.1}]})
+    spec = world(rows, evaluation={"gates": [{"metric": "Loss", "maximum": 0.000001}]})
     preflight.preflight(spec)
     train.train(spec, 1, 1.0)
     answer = evaluate.evaluate(spec, None, None, 1).evaluation
     assert answer is not None
     assert {value.name for value in answer.metrics} == {LOSS, job.Metric.PERPLEXITY, job.Metric.FORGETTING}
     assert not answer.passed
-    assert answer.score is None
+    losses = {value.contender: value.value for value in answer.metrics if value.name is LOSS}
+    assert answer.score == losses[job.Contender.TUNED]
+    assert float(losses[job.Contender.TUNED]) < float(losses[job.Contender.BASE])
     recorded = json.loads((path_of(spec.layout.evaluation("e1")) / "canary.json").read_text())
     assert recorded["request"]["prompt"].startswith("Thank you for")
     assert recorded["examples"]
