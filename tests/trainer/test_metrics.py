@@ -1,4 +1,5 @@
 import json
+import pathlib
 from typing import Any
 
 import pytest
@@ -71,6 +72,16 @@ def test_labels_differ_by_every_character_but_case_and_outer_white_space(labels:
     confused = measure(*((labels[0], one) for one in labels), labels=labels)
     assert confused[M.ACCURACY] == pytest.approx(1 / len(labels))
     assert consistency.agreement(labels, metrics.label) == 0.0
+
+
+def test_the_labels_of_the_case_are_three() -> None:
+    lines = (pathlib.Path(__file__).parent / "cases/21-labels.jsonl").read_text().splitlines()
+    expected = [json.loads(line)["completion"] for line in lines]
+    labels = ["C", "C#", "C++"]
+    assert measure(*((one, one) for one in expected), labels=labels)[M.ACCURACY] == 1.0
+    always = measure(*(("C", one) for one in expected), labels=labels)
+    assert always[M.ACCURACY] == pytest.approx(expected.count("C") / len(expected))
+    assert always[M.MACRO_F1] < 0.2
 
 
 @pytest.mark.parametrize("text, expected", [("²", "2"), ("a\u200bb", "a b"), ("５", "5"), ("a\x00b", "a b")])
