@@ -132,7 +132,7 @@ def test_a_revision_that_runs_is_not_started_twice(job, finetune) -> None:
     with stages.workplace(cache_of(file)):
         code, found = finetune("run", file)
     assert code == answer.Exit.INVALID
-    assert "runs already" in found["problems"][0]["message"]
+    assert "is already running" in found["problems"][0]["message"]
 
 
 # -- decisions, with stages that only answer --
