@@ -1,7 +1,7 @@
-"""vLLM's command line: which of its arguments a job may set, and which the catalogue and the chart may.
+"""vLLM's command line: the arguments that a job may set, and those that the catalogue and the chart may set.
 
-Whoever may create a job is not an administrator: an argument of a job's is one of a list that opens nothing. tests/e2e checks the
-list against the parser of the serving image. The catalogue and the chart are the platform team's, who may set any argument but
+Users who may create a job are not administrators: a job's arguments come from a list of safe ones. tests/e2e checks the list
+against the parser of the serving image. Catalogue and chart belong to the platform team, which may set any argument except
 those that the operator sets itself.
 """
 
@@ -39,14 +39,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("--disable-log-stats", "--disable-uvicorn-access-log", "--uvicorn-log-level"),
     ),
 }
-"""What users need, by subject."""
+"""Allowed arguments, by subject."""
 
 SET_BY_THE_OPERATOR = (
     *("--model", "--served-model-name", "--host", "--port", "--enable-lora", "--lora-modules", "--max-lora-rank"),
     *("--chat-template", "--api-key", "--config"),
 )
 
-# vLLM reads underscores as dashes, and what follows a dot as a key of the argument's value.
+# vLLM reads underscores as dashes, and the part after a dot as a key of the argument's value.
 _NAME = "{a}.split('=')[0].split('.')[0].replace('_', '-')"
 _JOINED = (
     r"self.all(a, !a.matches('^-[^=\\s]*\\s'))",
@@ -59,16 +59,15 @@ def _listed() -> list[str]:
 
 
 def _rules_of_jobs() -> dict[str, Any]:
-    """An item is an allowed argument, under its whole name, or the value of the one before it."""
+    """An item is the full name of an allowed argument, or the value of the previous item."""
     good = f"!a.startsWith('-') || {_NAME.format(a='a')} in {_listed()} || a.matches('^-[^=\\\\s]*\\\\s')"
     others = (
-        f"jobs may set {', '.join(_listed())}. For another one ask the platform team: the catalogue sets it for a base model "
-        "(BaseModel spec.defaults.serving.extraArgs), the chart for all (serving.args)"
+        f"jobs may set {', '.join(_listed())}. Ask the platform team for other arguments: they can be set for a base "
+        "model in the catalogue (BaseModel spec.defaults.serving.extraArgs) or for all in the chart "
+        "(serving.args)"
     )
     first = f"self.filter(a, !({good}))[0]"
-    listed = model.rules(
-        (f"self.all(a, {good})", f"must not contain arguments but those of this list: {others}"), _JOINED
-    )
+    listed = model.rules((f"self.all(a, {good})", f"must contain only these arguments: {others}"), _JOINED)
     listed["x-kubernetes-validations"][0]["messageExpression"] = f'"must not contain " + {first} + ": {others}"'
     return listed
 

@@ -66,8 +66,8 @@ class ServingDefaults(model.Model):
 
     extra_args: arguments.OfTheCatalogue = Field(
         default_factory=list,
-        description="Arguments of vLLM that every deployment of this model gets, before the job's own extraArgs: any but those "
-        "that the operator sets itself.",
+        description="Arguments of vLLM that every deployment of this model gets, before the job's own extraArgs: "
+        "any except those that the operator sets itself.",
     )
 
 

@@ -92,11 +92,10 @@ RULES: tuple[Rule, ...] = (
         _ERROR,
         Policy.FAIL,
         Scope.BROKEN,
-        "A field changes what a row means in a way that cannot be learned: a label that marks the answer as bad, a weight other "
-        "than 0 and 1, a rejected answer without a chosen one, an image or sound.",
-        "Read without that field, the row would teach something else than it says.",
-        "Drop leaves such rows out, so that of rows labelled good and bad the good ones are learned; or write the rows without "
-        "that field.",
+        "A field changes what a row means in a way that cannot be learned: a label that marks the answer as bad, a "
+        "weight other than 0 or 1, a rejected answer without a chosen one, an image or audio.",
+        "Without that field, the model would learn something else than intended.",
+        "Drop removes such rows, so that only rows labelled as good are learned; or write the rows without that field.",
     ),
     Rule(
         "roleOrder",
@@ -144,10 +143,10 @@ RULES: tuple[Rule, ...] = (
         _WARNING,
         Policy.WARN,
         Scope.WHOLE,
-        "A row, turn, content part or call has a field that is not read; fields that only describe a row, such as id, source or "
-        "score, do not count.",
-        "What it says is not learned.",
-        "Remove the field, or write it where it is read: docs/guides/what-your-data-may-look-like.md lists the fields.",
+        "A row, turn, content part or call has an unused field; fields that only describe a row, such as id, source "
+        "or score, are ignored.",
+        "Its content is not learned.",
+        "Remove the field, or use a supported field: docs/guides/what-your-data-may-look-like.md lists the fields.",
     ),
     Rule(
         "untrainable",

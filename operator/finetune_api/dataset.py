@@ -77,8 +77,9 @@ class Dataset(model.Model):
         "`tool_calls` as in OpenAI's API. PromptCompletion: `prompt` and `completion`. Instruction: "
         "`instruction`, optional `input`, `output`. Text: `text`. Preference (for training.objective DPO): "
         "`prompt`, `chosen` and `rejected`, as texts or as lists of messages; or `chosen` and `rejected` alone, "
-        "two chats with the same beginning. Other dialects, such as ShareGPT's `conversations`, are read as these: "
-        "docs/guides/what-your-data-may-look-like.md. Auto (the default) chooses by the fields of the first example.",
+        "two chats with the same beginning. Other formats, such as ShareGPT's `conversations`, are converted: "
+        "docs/guides/what-your-data-may-look-like.md. Auto (the default) chooses by the fields of the first "
+        "example.",
     )
     train: UriList = Field(
         description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "
