@@ -14,8 +14,8 @@ PRELOADED = [
     "peft",
     "transformers.models.llama.modeling_llama",
     "finetune_trainer.__main__",
-    "finetune_trainer.train",
-    "finetune_trainer.preflight",
+    "finetune_trainer.stages.train",
+    "finetune_trainer.stages.preflight",
 ]
 
 context = multiprocessing.get_context("forkserver")

@@ -91,7 +91,8 @@ def echo() -> Iterator[str]:
             echoed = f"you sent {echoed} with key {CANARIES['AWS_ACCESS_KEY_ID']}"
             xml = f"<Error><Code>InvalidAccessKeyId</Code><Message>{echoed}</Message></Error>".encode()
             listed = self.path == "/v1/models"
-            body = json.dumps({"data": [{"id": "tiny-tuned"}, {"id": "tiny-base"}]}).encode() if listed else xml
+            refused = json.dumps({"error": {"message": echoed}}).encode() if self.path.startswith("/v1/") else xml
+            body = json.dumps({"data": [{"id": "tiny-tuned"}, {"id": "tiny-base"}]}).encode() if listed else refused
             # an answer to HEAD has no body: the client repeats the request in a way that has one
             self.send_response(404 if self.command == "HEAD" else 200 if listed else 403)
             self.send_header("Content-Length", str(len(body)))
