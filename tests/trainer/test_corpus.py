@@ -274,7 +274,7 @@ def loaded(spec: run.Run, base: pathlib.Path) -> corpus.Splits:
 def test_training_takes_the_tokens_that_preflight_made(
     world: World, base: pathlib.Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    spec = world(None if form == "chat" else pairs(60))
+    spec = world() if form == "chat" else world(pairs(60), training={"objective": "DPO"})
     preflight.preflight(spec)
     monkeypatch.setattr(tokens, "load", lambda *given: pytest.fail("training needs no tokenizer"))
     found = loaded(spec, base)
@@ -363,5 +363,5 @@ def test_pairs_and_other_examples_do_not_mix(world: World, tmp_path: pathlib.Pat
     first, second = (f"file://{tmp_path}/{name}.jsonl" for name in ("pairs", "chats"))
     changes = {"train": [first, second]} if part == "train" else {"train": [first], "test": {"uris": [second]}}
     with pytest.raises(errors.Failure, match=r"chats.jsonl:1: .*a dataset has only pairs, or none") as caught:
-        preflight.preflight(world(dataset=changes))
+        preflight.preflight(world(dataset=changes, training={"objective": "DPO"}))
     assert caught.value.reason is reasons.Reason.DATASET_INVALID
