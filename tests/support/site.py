@@ -220,7 +220,8 @@ def running(tiny_model: Path) -> Iterator[Site]:
     busy = lock.held(
         cache.folder("e2e") / ".lock", "another process of tests, which brings the node up or takes it down"
     )
-    with contextlib.ExitStack() as stack, (cache.folder("e2e") / ".users").open("a") as users:
+    with contextlib.ExitStack() as stack:
+        users = stack.enter_context((cache.folder("e2e") / ".users").open("a"))  # closed last
         with busy:
             fcntl.flock(users, fcntl.LOCK_SH)
             stack.callback(_leave, users, local=given is None)
