@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
+import pydantic_core
 from kubernetes.aio import client, config
 
 from finetune_api import API_VERSION, GROUP, VERSION
@@ -132,7 +133,7 @@ class Cluster:
             OUTAGES: it could not be reached.
         """
         response = await self._send(method, path, query, body, content)
-        answer: Raw = json.loads(await response.read())
+        answer: Raw = pydantic_core.from_json(await response.read())
         return answer
 
     async def _change(
@@ -193,7 +194,7 @@ class Cluster:
             async for chunk in response.content.iter_any():
                 *lines, buffer = (buffer + chunk).split(b"\n")
                 for line in filter(None, lines):
-                    event = json.loads(line)
+                    event = pydantic_core.from_json(line)
                     if event["type"] == "ERROR":
                         code = event["object"].get("code", 0)
                         raise Expired() if code == 410 else Failure(code, event["object"].get("message", ""))

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 
 FIRST, LATER = 0, 1
-SOON = 0.1
+SOON = 0.2
 """Seconds in which the changes of a starting pod and its Job come together."""
 
 
