@@ -127,8 +127,14 @@ async def begin(
         found.add(scenarios.CPU, (after.cpu - before.cpu) / begun * 1000)
         found.add(scenarios.CPU_SERVER, (usage.of(server).cpu - server_before.cpu) / begun * 1000)
         found.add(scenarios.CPU_OTHERS, (usage.of(*others.values()).cpu - others_before.cpu) / begun * 1000)
+        found.add(scenarios.CPU_ALL, _cpu(found))
         found.add(scenarios.BUSY, usage.share(before, busy) * 100)
         found.add(scenarios.ELSEWHERE, max(0.0, elsewhere) / (busy.at - before.at) * 100)
+
+
+def _cpu(found: Findings) -> float:
+    parts = {scenarios.CPU.name, scenarios.CPU_SERVER.name, scenarios.CPU_OTHERS.name}
+    return sum(one.value for one in found.all if one.figure in parts)
 
 
 async def live(driver: drive.Drive, scenario: Scenario, pid: int, before: usage.Usage, found: Findings) -> None:

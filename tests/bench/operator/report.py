@@ -194,8 +194,8 @@ def _method(results: Results) -> list[str]:
         "server until the job had begun.",
         "- *Former*: an earlier revision of the operator, from a worktree of it, with its own chart and CRDs, in the same "
         "Python environment; its pods are played as its own benchmark plays them.",
-        "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Bursts of up to 1,000 live on "
-        "afterwards: kube-scheduler places their pods on nodes that KWOK plays.",
+        "- Unless it is said otherwise, neither scheduler nor kubelets are there while jobs begin. Those that live to their end "
+        "do so afterwards: kube-scheduler places their pods on nodes that KWOK plays.",
         f"- KWOK starts each container at once and ends it after {stages.RUNS:g} s with exit code 0 and the termination message "
         "of a stage that went well (preflight, training, evaluation, verification), so that the operator runs every stage. "
         "No progress is reported meanwhile. After a burst pods wait for each other, and so do their ends: read the latencies of "
@@ -210,6 +210,8 @@ def _method(results: Results) -> list[str]:
         "- The rate at which jobs begin is bounded by the cores that all share: where the CPU figures of a burst times its rate "
         "come to as many seconds a second as there are cores, a faster operator would not help, only less work "
         "for the API server.",
+        "- *Other programs of the machine* used what is said of them while jobs began: the more, the lower are all rates, and a "
+        "ratio of rates is fair where both sides had as much of it. CPU per job depends less on it.",
         "- A restart: the operator ends by SIGTERM, a job is created, and a process starts, whose imports count. Handover and "
         "failover: a second replica stands by; the new job is created right after the signal.",
         "",
