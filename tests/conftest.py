@@ -12,6 +12,8 @@ from support import lanes
 # Without bytecode each of the many processes that tests start compiles torch and transformers again: 14 s of a core, not 6.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# The models of the tests are tiny, and threads that wait for each other on busy cores take five times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROCESS = 2.5 * needs.GIB
 """Memory of a process of tests that has torch loaded, with what it starts."""
