@@ -17,10 +17,9 @@ def test_the_output_cannot_be_changed(own):
     stored = own.create(manifests.MINIMAL)
     with pytest.raises(kubernetes.client.ApiException) as refused:
         own.replace(manifests.changed(stored, **{"spec.storage.output": "s3://elsewhere/finetune"}))
-    assert api.causes(refused.value) == [
-        ("spec.storage.output", 'Invalid value: "s3://elsewhere/finetune": storage.output cannot be changed: create another '
-         "FineTuneJob for another place")
-    ]  # fmt: skip
+    [(field, message)] = api.causes(refused.value)
+    assert field == "spec.storage.output"
+    assert '"s3://elsewhere/finetune": storage.output cannot be changed' in message
 
 
 def test_every_other_part_of_the_spec_can_be_changed_and_counts_as_a_generation(own):
