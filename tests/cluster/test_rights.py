@@ -60,7 +60,15 @@ def scene_of(plane: controlplane.ControlPlane, client: kubernetes.client.ApiClie
 
 @pytest.fixture(scope="module")
 def files(control_plane: controlplane.ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return installed.install(control_plane, tmp_path_factory.mktemp("rights"), release=RELEASE)
+    made = installed.install(control_plane, tmp_path_factory.mktemp("rights"), release=RELEASE)
+    # The authorizer learns of roles a moment after they are stored; a request before that would be one without a right.
+    for right in (
+        ("list", "finetunejobs", "--all-namespaces"),
+        ("create", "leases", f"--namespace={installed.SYSTEM}"),
+    ):
+        words = ("auth", "can-i", *right, f"--as={installed.user_of(made[0])}")
+        installed.eventually(lambda words=words: control_plane.run(*words).returncode == 0)
+    return made
 
 
 @pytest.fixture(scope="module")

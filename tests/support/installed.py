@@ -145,8 +145,13 @@ def start(name: str, folder: Path, kubeconfig: Path, file: Path, environment: di
     return Replica(name, process, log, port)
 
 
+PATIENCE = 4
+"""Times the seconds of a quiet machine that a condition may take: the lanes of a whole run share two cores."""
+
+
 def eventually(what: Callable[[], Any], seconds: float = 20, pause: float = 0.05) -> Any:
-    """The first truthy answer; the last error or answer is told when there is none in time."""
+    """The first truthy answer; fails with the last error or answer when there is none in PATIENCE times `seconds`."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while True:
         try:

@@ -77,7 +77,8 @@ class Site:
         return found
 
     def until(self, name: str, holds: Callable[[Job], bool], what: str, seconds: float = 300) -> Job:
-        """The job, once `holds` is true of it; fails with its status when that takes too long."""
+        """The job, once `holds` is true of it; fails with its status when that takes more than PATIENCE times `seconds`."""
+        seconds *= PATIENCE
         end = time.monotonic() + seconds
         while True:
             job = self.job(name)
@@ -209,6 +210,10 @@ def chats(count: int, topic: str = "router") -> list[dict[str, Any]]:
         }
         for n in range(count)
     ]
+
+
+PATIENCE = 3
+"""Times the seconds that a job takes on a node of its own: the lanes of a whole run share node and cores."""
 
 
 @contextlib.contextmanager
