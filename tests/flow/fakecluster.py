@@ -118,6 +118,8 @@ class FakeCluster:
         self.lacking: set[tuple[str, str]] = set()
         """(verb, kind) that the operator has no right to."""
         self.undelivered: list[tuple[str, str, Raw]] = []
+        self.delivered: dict[tuple[str, str, str], Raw] = {}
+        """The watched objects as the operator knows them: as they were listed, and by the events since."""
         self.refuse: Callable[[str, str, str], cluster.Failure | None] = lambda verb, kind, name: None
         self.refused_pods: dict[str, str] = {}
         """Name of a Job or Deployment, or of a Job with an index -> why its pods are refused."""
@@ -167,6 +169,19 @@ class FakeCluster:
     def _tell(self, event: str, kind: str, raw: Raw) -> None:
         if kind in WATCHED:
             self.undelivered.append((event, kind, copy.deepcopy(raw)))
+
+    def list_all(self) -> None:
+        """A new operator process lists what there is; events of before mean nothing to it."""
+        self.undelivered.clear()
+        self.delivered = {key: copy.deepcopy(raw) for key, raw in self.objects.items() if key[0] in WATCHED}
+
+    def deliver(self, event: str, kind: str, raw: Raw) -> None:
+        """The operator receives this event."""
+        key = (kind, raw["metadata"].get("namespace", ""), raw["metadata"]["name"])
+        if event == "DELETED":
+            self.delivered.pop(key, None)
+        else:
+            self.delivered[key] = raw
 
     def get(self, kind: str, name: str, namespace: str = "ml") -> Raw:
         return self.objects[kind, "" if kind == "BaseModel" else namespace, name]

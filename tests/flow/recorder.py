@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import weakref
 from typing import Any
 
@@ -15,8 +16,9 @@ class Version:
     """One version of a job, and the world around it as it really was: not as the status says."""
 
     raw: Raw
-    serving: str | None
-    """The revision of the ready pods that the job's Service sends requests to."""
+    serving: frozenset[str]
+    """Revisions of the ready pods that the job's Service sends requests to: as it is, and as watch events have told the
+    operator so far, which cannot know of a pod that was lost a moment ago."""
     done: frozenset[str]
     """Stages of the status' revision of which a Job ended well."""
 
@@ -45,17 +47,19 @@ def take() -> list[list[Version]]:
     return list(lives.values())
 
 
-def _serving(cluster: Any, raw: Raw) -> str | None:
-    meta = raw["metadata"]
-    service = cluster.objects.get(("Service", meta["namespace"], meta["name"]))
-    if service is None:
-        return None
-    wanted = service["spec"]["selector"].items()
-    for pod in cluster.of("Pod"):
-        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
-        if ready and wanted <= pod["metadata"]["labels"].items():
-            return str(pod["metadata"]["labels"][label.REVISION])
-    return None
+def _serving(cluster: Any, raw: Raw) -> frozenset[str]:
+    meta, found = raw["metadata"], set()
+    worlds = (cluster.objects, cluster.delivered)
+    for objects, others in itertools.product(worlds, worlds):
+        service = objects.get(("Service", meta["namespace"], meta["name"]))
+        wanted = service["spec"]["selector"].items() if service else None
+        for (kind, _, _), pod in others.items() if wanted else ():
+            ready = kind == "Pod" and any(
+                c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", [])
+            )
+            if ready and wanted <= pod["metadata"]["labels"].items():
+                found.add(str(pod["metadata"]["labels"][label.REVISION]))
+    return frozenset(found)
 
 
 def _done(cluster: Any, raw: Raw) -> frozenset[str]:

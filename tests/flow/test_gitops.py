@@ -122,3 +122,17 @@ def test_an_incomplete_health_script_is_detected(tmp_path, monkeypatch: pytest.M
         ]
     )
     assert verdict.argo not in gitops.SAME[verdict.kstatus]
+
+
+async def test_a_pod_known_to_be_lost_does_not_count_as_ready_although_its_deployment_still_counts_it() -> None:
+    played = start()
+    await played.rest()
+    (server,) = played.pods("server")
+    played.cluster.edit("Pod", server["metadata"]["name"], lambda raw: raw.update(status={"phase": "Failed"}))
+    played.deliver()
+    (deployment,) = played.cluster.of("Deployment")
+    assert deployment["status"]["readyReplicas"] == 1
+    await played.reconcile(played.job["metadata"]["uid"])
+    assert played.condition("Ready").status == "False"
+    await played.rest()
+    assert played.condition("Ready").status == "True"

@@ -141,7 +141,7 @@ class World:
             self.chart = settings.Settings.model_validate(SETTINGS | chart)
         self.cache = cache.Cache(self.dirty.add)
         self.reconciler = reconcile.Reconciler(self.cluster, self.cache, self.chart, lambda: self.cluster.now)
-        self.cluster.undelivered.clear()
+        self.cluster.list_all()
         self.timers.clear()
         self.dirty.clear()
         for kind in ("BaseModel", *projections.PROJECTIONS):
@@ -201,6 +201,7 @@ class World:
             self.deliver_one(event, kind, raw)
 
     def deliver_one(self, event: str, kind: str, raw: Raw) -> None:
+        self.cluster.deliver(event, kind, raw)
         if kind == "FineTuneJob":
             if event == "DELETED":
                 self.cache.drop_parent(raw["metadata"]["uid"])

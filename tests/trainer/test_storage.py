@@ -225,6 +225,16 @@ def test_an_unreachable_store_is_waited_for_and_then_reported() -> None:
     assert caught.value.exit == 5
 
 
+def test_in_a_hurry_an_outage_is_waited_for_briefly_and_afterwards_as_long_as_before() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        store = storage.Storage(f"http://127.0.0.1:{taken.getsockname()[1]}", patience=600)
+        with objects.hurried(0.6), pytest.raises(errors.Failure, match=r"no answer for \d s") as caught:
+            store.read("s3://data/x")
+        assert caught.value.reason is reasons.Reason.STORAGE_UNAVAILABLE
+    assert objects.deadline() == float("inf")
+
+
 def test_an_outage_that_passes_is_not_noticed(s3: Any, s3_server: str) -> None:
     """A gate in front of the store that opens after a second."""
     s3.put_object(Bucket="data", Key="x", Body=b"there")

@@ -21,7 +21,7 @@ from finetune_trainer.data import tokens
 from finetune_trainer.engine import loss, passes
 from finetune_trainer.process import errors, signals
 from finetune_trainer.stages import preflight, train
-from finetune_trainer.store import folders, objects, storage
+from finetune_trainer.store import folders, storage
 from finetune_trainer.training import adapter, checkpoint, loop
 
 World = Callable[..., run.Run]
@@ -32,7 +32,6 @@ def unstopped() -> Any:
     """SIGTERM of one test is not SIGTERM of the next."""
     yield
     signals._stop.asked = False
-    objects._deadline = float("inf")
 
 
 def trained(spec: run.Run, scale: float = 1.0) -> outcome.Training:

@@ -33,7 +33,12 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
         return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, candidate=candidate)
     missing = keep(world, candidate, world.spec.deployment.replicas)
     changing = any(manifest["kind"] == "Deployment" for manifest in missing)
-    if server is None or changing or not server.settled or server.ready < world.spec.deployment.replicas:
+    if (
+        server is None
+        or changing
+        or not server.settled
+        or world.obs.ready(candidate.name) < world.spec.deployment.replicas
+    ):
         found = _starting(world, candidate, server)
     else:
         found = _verify(world, candidate)
@@ -76,8 +81,9 @@ def _starting(world: World, candidate: Release, server: projections.Server | Non
                 log_tail=problem.log_tail,
             )
         return verdict.says(Condition.DEPLOYED, "Unknown", problem.reason, problem.message, edits=edits)
-    ready = server.ready if server else 0
-    text = f"{candidate.name} starts: {ready} of {world.spec.deployment.replicas} pods are ready"
+    text = (
+        f"{candidate.name} starts: {world.obs.ready(candidate.name)} of {world.spec.deployment.replicas} pods are ready"
+    )
     return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, edits=edits)
 
 
@@ -95,14 +101,13 @@ def _verify(world: World, candidate: Release) -> Verdict:
 
 def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdict:
     """The Service now routes to the candidate; the previous release drains."""
-    server = world.obs.servers.get(candidate.name)
     speed = round(answer.verification.tokens_per_second) if answer.verification else None
     deployed = status.Deployment(
         endpoint=service.endpoint(world.obs.parent, world.obs.parent.name),
         model=candidate.served_model_name,
         revision=candidate.revision,
         release=candidate.name,
-        ready_replicas=server.ready if server else 0,
+        ready_replicas=world.obs.ready(candidate.name),
         tokens_per_second=speed,
         switched_at=world.now,
     )
@@ -149,7 +154,6 @@ def keep_serving(world: World) -> Verdict:
         *keep(world, serving, 0 if makes_room else world.spec.deployment.replicas),
         *expose(world, world.obs.parent.name, serving.name),
     )
-    server, deployed = world.obs.servers.get(serving.name), world.state.deployment
-    ready = server.ready if server else 0
+    deployed, ready = world.state.deployment, world.obs.ready(serving.name)
     edits = {"deployment": deployed.model_copy(update={"ready_replicas": ready})} if deployed is not None else {}
     return Verdict(apply=apply, edits=edits)

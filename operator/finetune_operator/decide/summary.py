@@ -55,8 +55,7 @@ def _complete(world: World) -> tuple[Say, ...]:
 
 
 def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
-    server = world.obs.servers.get(serving.name)
-    ready, replicas = (server.ready if server else 0), world.spec.deployment.replicas
+    ready, replicas = world.obs.ready(serving.name), world.spec.deployment.replicas
     text = f"{ready} of {replicas} pods of revision {serving.revision} are ready"
     problems = [] if ready else [p for p in map(_pod_problem, world.obs.pods_of(serving.name)) if p]
     text = f"{text}: {problems[0]}" if problems else text

@@ -38,6 +38,12 @@ class Observation:
         mine = [p for p in self.pods if p.parent == name]
         return sorted(mine, key=lambda p: (p.created or datetime.datetime.min.replace(tzinfo=datetime.UTC), p.name))
 
+    def ready(self, release: str) -> int:
+        """Ready pods of a release. Its Deployment and its pods are watched apart, and the Deployment's count comes from one more
+        controller: a pod is ready when both say so."""
+        server = self.servers.get(release)
+        return min(server.ready, sum(p.ready and not p.deleting for p in self.pods_of(release))) if server else 0
+
 
 def by_kind(children: Mapping[tuple[str, str], projections.Child]) -> dict[str, dict[str, Any]]:
     """Children of one job, from (kind, name) to kind -> name -> fact."""

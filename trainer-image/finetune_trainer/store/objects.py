@@ -1,5 +1,6 @@
 """The interface of every store: `files` and `s3` implement it, `storage` chooses between them."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -13,10 +14,15 @@ PART = 16 * 2**20
 _deadline = float("inf")
 
 
-def hurry(seconds: float) -> None:
-    """Limits the wait for an outage to this many seconds from now: the process is about to be killed."""
+@contextlib.contextmanager
+def hurried(seconds: float) -> Iterator[None]:
+    """Limits the wait for an outage, of all threads, to this many seconds from now: the process is about to be killed."""
     global _deadline
-    _deadline = time.monotonic() + seconds
+    before, _deadline = _deadline, time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _deadline = before
 
 
 def deadline() -> float:

@@ -118,8 +118,9 @@ class S3:
             try:
                 return request()
             except Exception as error:
-                failure = self._explain(uri, error)
-                late = time.monotonic() + pause > min(begun + self._patience, objects.deadline())
+                now = time.monotonic()
+                failure = self._explain(uri, error, now - begun)
+                late = now + pause > min(begun + self._patience, objects.deadline())
                 if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or late:
                     raise failure from error
                 if not warned:
@@ -128,7 +129,7 @@ class S3:
                 time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
                 pause = min(pause * 2, 15)
 
-    def _explain(self, uri: str, error: Exception) -> errors.Failure:
+    def _explain(self, uri: str, error: Exception, waited: float = 0.0) -> errors.Failure:
         import botocore.exceptions
 
         where = f"{uri} at {self._endpoint or 'Amazon S3'}"
@@ -164,7 +165,7 @@ class S3:
             )
         return errors.Failure(
             reasons.Reason.STORAGE_UNAVAILABLE,
-            f"{where}: no answer for {self._patience:.0f} s ({errors.describe(error)}). Check storage.endpoint and "
+            f"{where}: no answer for {waited:.0f} s ({errors.describe(error)}). Check storage.endpoint and "
             "that the store runs and is reachable from the cluster's pods.",
         )
 

@@ -107,10 +107,10 @@ class Loop:
 
     def save_now(self) -> None:
         """Saves the last whole step unless it is saved already. Raises Failure when the store does not answer soon."""
-        objects.hurry(HURRY)
         if self.group.first and self.state.step > self.saved_step:
             log.info("ending early; saving a checkpoint", step=self.state.step)
-            self.saver.save(self.snapshot())
+            with objects.hurried(HURRY):
+                self.saver.save(self.snapshot())
 
     def run(self) -> None:
         """All remaining steps."""
