@@ -11,7 +11,7 @@ from support.site import Site, condition
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 TRAINING = {
-    "maxSteps": 1500,
+    "maxSteps": 700,
     "batchSize": 4,
     "learningRate": 0.001,
     "lora": {"rank": 8},
@@ -76,7 +76,7 @@ def undisturbed(site: Site) -> sites.Job:
 
 
 def test_two_pods_train_one_adapter_in_one_attempt(site: Site, undisturbed: sites.Job) -> None:
-    assert condition(undisturbed, "Trained")["message"].startswith("1500 steps, loss ")
+    assert condition(undisturbed, "Trained")["message"].startswith(f"{TRAINING['maxSteps']} steps, loss ")
     assert [job["spec"]["completions"] for job in site.jobs("two-nodes", stage="train")] == [2]
     assert undisturbed["status"].get("failure") is None
     if site.local:

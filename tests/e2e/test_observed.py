@@ -28,7 +28,7 @@ def spec(site: Site, data: str, held_out: str) -> dict:
         data,
         dataset={"train": [data], "test": {"uris": [held_out]}, "minimumExamples": 20},
         training={
-            "maxSteps": 3000,
+            "maxSteps": 500,
             "batchSize": 8,
             "learningRate": 0.01,
             "lora": {"rank": 8},
