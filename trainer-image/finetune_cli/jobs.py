@@ -75,7 +75,7 @@ def _memory(wanted: job.TrainingResources) -> str | None:
 
 def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
     """The one FineTuneJob of a file; `catalogue`: a file or folder of BaseModels. Raises manifests.Invalid."""
-    documents = [_local(document) for document in manifests.read(file)]
+    documents = [_local(one) for document in manifests.read(file) for one in _items(document)]
     jobs = [document for document in documents if document.kind == "FineTuneJob"]
     if len(jobs) != 1:
         found_kinds = ", ".join(f"{one.kind or 'no kind'} {one.name}".strip() for one in documents) or "nothing"
@@ -132,11 +132,16 @@ def _entry(
 
 def _models(place: pathlib.Path, *, strict: bool) -> list[manifests.Document]:
     """The BaseModels of a file, or of a folder's files; unless `strict`, files that are not manifests are skipped."""
-    files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES) if place.is_dir() else [place]
     found = []
+    try:
+        files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES) if place.is_dir() else [place]
+    except OSError as error:
+        raise manifests.Invalid(
+            [answer.Problem(file=str(place), message=f"cannot be read: {error.strerror}")]
+        ) from None
     for file in files:
         try:
-            documents = manifests.read(file)
+            documents = manifests.read(file, only="BaseModel")
         except manifests.Invalid:
             if strict:
                 raise
@@ -150,7 +155,8 @@ def _items(document: manifests.Document) -> Iterator[manifests.Document]:
     if document.kind != "List":
         yield document
         return
-    for index, item in enumerate(document.data.get("items", [])):
+    items = document.data.get("items")
+    for index, item in enumerate(items if isinstance(items, list) else []):
         if isinstance(item, dict):
             yield manifests.Document(document.file, document.at(("items", index)), item)
 
