@@ -30,6 +30,9 @@ class Condition(enum.StrEnum):
     """The revision failed; it is not retried until the spec or the annotation finetune.dev/run changes."""
     SUSPENDED = "Suspended"
     """spec.suspend is true and no stage runs."""
+    OVERRIDDEN = "Overridden"
+    """An admission controller or another manager changed fields of the server or its Service, such as the image or the number of
+    replicas; the message names field and manager. They are left as they are. Absent: nobody did."""
 
 
 class Stage(enum.StrEnum):
@@ -106,6 +109,8 @@ class Reason(enum.StrEnum):
     DISRUPTED = "Disrupted"
     """The stage's pod is being evicted, or its node is unreachable. Another pod resumes from the newest checkpoint; this does
     not count as a failure."""
+    CHANGED_BY_OTHERS = "ChangedByOthers"
+    """Fields of the server or its Service were changed by others, who keep them."""
     VERIFYING = "Verifying"
     """The new server is ready and is being compared with what the evaluation recorded."""
     STARTING = "Starting"

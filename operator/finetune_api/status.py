@@ -151,7 +151,11 @@ class Deployment(Reported):
     model: str = Field(description="The name that clients send as `model`.")
     revision: str = Field(description="The revision that serves.")
     release: str = Field(description="The name of the Deployment that serves.")
+    replicas: int = Field(default=0, description="Requested pods; an autoscaler may have changed the spec's number.")
     ready_replicas: int = Field(default=0, description="Ready pods.")
+    selector: str | None = Field(
+        default=None, description="Labels of these pods, for autoscalers that scale the FineTuneJob."
+    )
     tokens_per_second: int | None = Field(
         default=None, description="Tokens per second of a single request during verification."
     )

@@ -94,7 +94,7 @@ def phase(state: status.Status) -> Phase:
     return Phase.DEPLOYING if is_true(state, Condition.EVALUATED) else Phase.EVALUATING
 
 
-EXPECTED = {Reason.WAITING, Reason.STARTING, Reason.RUNNING, Reason.DISABLED}
+EXPECTED = {Reason.WAITING, Reason.STARTING, Reason.RUNNING, Reason.DISABLED, Reason.CHANGED_BY_OTHERS}
 """Reasons of a stage that proceeds normally: shown in the status and by the Job's own events."""
 
 

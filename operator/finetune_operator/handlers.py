@@ -27,6 +27,8 @@ CONFIRMED = 60.0
 """Seconds after which Kopf has reported every job."""
 LEFTOVER_PAUSE = 2.0
 """Children of a deleted job of the same name are gone within seconds."""
+LEFTOVER_TRIES = 6
+"""After these the pauses grow: the object belongs to somebody else."""
 
 
 def kopf_identity() -> Any:
@@ -71,7 +73,8 @@ class Controller:
         except reconcile.Conflict:
             self._queue.add_after(uid, 0.1)
         except cluster.Failure as failure:
-            self._retry(uid, "refused", str(failure), LEFTOVER_PAUSE if failure.status in {409, 422} else LONGEST_PAUSE)
+            soon = failure.status in {409, 422} and self._failures.get(uid, 0) < LEFTOVER_TRIES
+            self._retry(uid, "refused", str(failure), LEFTOVER_PAUSE if soon else LONGEST_PAUSE)
         except cluster.OUTAGES as outage:
             self._retry(uid, "unreachable", str(outage))
         except Exception:

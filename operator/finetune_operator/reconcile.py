@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api import status
 from finetune_api.reasons import Condition
-from finetune_operator import cache, cluster, conditions, gather, metrics, settings
+from finetune_operator import cache, cluster, conditions, gather, metrics, pace, settings
 from finetune_operator.decide import core, diagnosis, verdict
 from finetune_operator.observe import observation, parents, projections
 
@@ -48,6 +48,7 @@ class Reconciler:
     ) -> None:
         self._api, self._facts, self._clock = api, facts, clock
         self._gatherer = gather.Gatherer(api, facts, chart)
+        self._pace = pace.Pace()
 
     async def reconcile(self, uid: str) -> float | None:
         """The next step of the job. Returns in how many seconds to reconcile it again; None if it is gone.
@@ -67,13 +68,29 @@ class Reconciler:
         decision = (
             core.refuse(parent, now) if parent.unreadable else core.decide(await self._gatherer.gather(parent, now))
         )
+        decision, held = self._paced(parent, decision, now)
         try:
             moved = await self._act(parent, raw, decision, now)
         except Gone:
             return None
-        again = [AFTERWARDS] if moved else [RESYNC]
+        again = [AFTERWARDS if moved else RESYNC, *held]
         again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in decision.apply) else []
         return min(again if decision.requeue is None else [*again, decision.requeue])
+
+    def _paced(
+        self, parent: parents.Parent, decision: verdict.Decision, now: datetime.datetime
+    ) -> tuple[verdict.Decision, list[float]]:
+        """The decision without objects that were written too often lately, and when these may be written again."""
+        waits = {place_of(parent, m): self._pace.wait(place_of(parent, m), now) for m in decision.apply}
+        for place in (place for place, wait in waits.items() if wait):
+            LOG.warning(
+                "%s %s is undone again and again: it is not written for now",
+                place[0],
+                place[2],
+                extra=about(parent, decision.status),
+            )
+        allowed = tuple(m for m in decision.apply if not waits[place_of(parent, m)])
+        return dataclasses.replace(decision, apply=allowed), [wait for wait in waits.values() if wait]
 
     async def _act(
         self, parent: parents.Parent, raw: projections.Raw, decision: verdict.Decision, now: datetime.datetime
@@ -91,11 +108,11 @@ class Reconciler:
             self._facts.drop_parent(parent.uid)
             raise Gone
         state, before = decision.status, raw
-        refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"])
+        refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"], now)
         if refusal is None:
             # Jobs after the status: each is recorded before it exists, and none is created for an outdated spec.
             raw = await self._write(parent, raw, state)
-            refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"])
+            refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"], now)
         else:
             state = parent.status
         if refusal is not None:
@@ -116,15 +133,16 @@ class Reconciler:
         return raw is not before or bool(decision.apply or decision.delete)
 
     async def _apply(
-        self, parent: parents.Parent, state: status.Status, wanted: list[dict[str, Any]]
+        self, parent: parents.Parent, state: status.Status, wanted: list[dict[str, Any]], now: datetime.datetime
     ) -> "Refusal | None":
         """Apply in this order, until the API server refuses one."""
         for manifest in wanted:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
-            place = (manifest["kind"], parent.namespace, manifest["metadata"]["name"])
+            place = place_of(parent, manifest)
             try:
                 with self._facts.writing(*place):
                     self._facts.wrote_child(await self._put(parent, manifest))
+                self._pace.note(place, now)
             except cluster.Failure as failure:
                 if failure.status not in REFUSALS:
                     raise
@@ -212,6 +230,11 @@ CONDITIONS_OF_A_REFUSAL: tuple[tuple[Condition, conditions.State], ...] = (
     (Condition.RECONCILING, "True"),
     (Condition.STALLED, "False"),
 )
+
+
+def place_of(parent: parents.Parent, manifest: dict[str, Any]) -> tuple[str, str, str]:
+    """Kind, namespace and name of a child."""
+    return manifest["kind"], parent.namespace, manifest["metadata"]["name"]
 
 
 def about(parent: parents.Parent, state: status.Status) -> dict[str, Any]:

@@ -212,19 +212,15 @@ def test_progress_is_read_from_the_pod_and_shown_by_kubectl_get(
     assert row.split()[1:5] == ["Training", "43%", "5s", "0.61"]
 
 
-def test_drift_is_corrected_and_deleted_children_are_recreated(served: installed.Stage) -> None:
+def test_a_redirected_service_is_corrected_and_deleted_children_are_recreated(served: installed.Stage) -> None:
     release = served.job(NAME)["status"]["deployment"]["release"]
     wrong = {"spec": {"selector": {label.UID: None, label.RELEASE: "elsewhere"}}}
     served.core.patch_namespaced_service(NAME, served.namespace, wrong)
-    image = {"spec": {"replicas": 0, "template": {"spec": {"containers": [{"name": "server", "image": "evil"}]}}}}
-    served.apps.patch_namespaced_deployment(release, served.namespace, image)
 
     def healed() -> bool:
         service = served.core.read_namespaced_service(NAME, served.namespace)
-        server = served.apps.read_namespaced_deployment(release, served.namespace).spec
         uid = served.job(NAME)["metadata"]["uid"]
-        good = service.spec.selector == {label.UID: uid, label.RELEASE: release}
-        return good and server.replicas == 1 and server.template.spec.containers[0].image != "evil"
+        return service.spec.selector == {label.UID: uid, label.RELEASE: release}
 
     eventually(healed)
     served.apps.delete_namespaced_deployment(release, served.namespace)

@@ -103,6 +103,34 @@ def without(present: Any, former: Any, wanted: Any) -> Any:
     return stored
 
 
+def fields_of_change(before: Any, after: Any) -> Raw:
+    """The fields that differ, as fieldsV1: containers by name, ports by number and protocol, other lists as a whole."""
+    found: Raw = {}
+    for key in sorted({*before, *after} if isinstance(before, dict) and isinstance(after, dict) else ()):
+        old, new = before.get(key), after.get(key)
+        if old == new:
+            continue
+        if key in {"containers", "initContainers"}:
+            pairs = zip(old, new, strict=True)
+            items = {f'k:{{"name":"{a["name"]}"}}': fields_of_change(a, b) for a, b in pairs if a != b}
+            found[f"f:{key}"] = items
+        elif key == "ports":
+            added = [port for port in new if port not in old]
+            found[f"f:{key}"] = {f'k:{{"port":{p["port"]},"protocol":"TCP"}}': {".": {}, "f:port": {}} for p in added}
+        else:
+            found[f"f:{key}"] = {} if key == "selector" else fields_of_change(old, new)
+    return found
+
+
+def lost(applied: Any, taken: Raw) -> Any:
+    """What an applied spec still owns."""
+    if not isinstance(applied, dict):
+        return applied
+    return {
+        key: lost(value, taken.get(f"f:{key}", {})) for key, value in applied.items() if taken.get(f"f:{key}") != {}
+    }
+
+
 class FakeCluster:
     """Implements the methods of `cluster.Cluster` that a reconcile uses. `play` says how a pod's container fares."""
 
@@ -127,6 +155,8 @@ class FakeCluster:
         """Pods that were told to stop keep running until this is False again."""
         self.controllers: list[Callable[[], None]] = []
         """Those of others, each of which takes its objects one step further."""
+        self.admit: Callable[[Raw], Raw] = lambda raw: raw
+        """An admission policy: what it makes of an object that is created or applied."""
         self.version = 0
 
     # -- storage --
@@ -214,10 +244,16 @@ class FakeCluster:
             raw["metadata"]["annotations"] = {**raw["metadata"].get("annotations", {}), **meta.get("annotations", {})}
         self._store(kind, copy.deepcopy(raw))
 
-    def edit(self, kind: str, name: str, change: Callable[[Raw], None]) -> None:
-        """Somebody else's hand in any object."""
-        raw = copy.deepcopy(self.get(kind, name))
+    def edit(self, kind: str, name: str, change: Callable[[Raw], None], manager: str = "kubectl") -> None:
+        """Somebody else's hand in any object: the fields of the spec that it changes are its own from then on."""
+        before, raw = self.get(kind, name), copy.deepcopy(self.get(kind, name))
         change(raw)
+        if taken := fields_of_change(before.get("spec"), raw.get("spec")):
+            entry = {"manager": manager, "operation": "Update", "fieldsV1": {"f:spec": taken}}
+            raw["metadata"]["managedFields"] = [*raw["metadata"].get("managedFields", []), entry]
+            key = (kind, raw["metadata"].get("namespace", ""), name)
+            if key in self.applied:
+                self.applied[key]["spec"] = lost(self.applied[key]["spec"], taken)
         self._store(kind, raw)
 
     def remove(self, kind: str, name: str) -> None:
@@ -241,7 +277,7 @@ class FakeCluster:
         self._ask("create", kind, meta["name"])
         present = self.objects.get((kind, meta["namespace"], meta["name"]))
         if present is None:
-            return self._store(kind, copy.deepcopy(manifest))
+            return self._store(kind, self.admit(copy.deepcopy(manifest)))
         if present["metadata"].get("ownerReferences") != meta["ownerReferences"]:
             raise cluster.Failure(409, f"{kind} {meta['name']} already exists")
         return copy.deepcopy(present)
@@ -255,11 +291,18 @@ class FakeCluster:
         former = self.applied.get(key, {})
         if present is None:
             self.applied[key] = copy.deepcopy(manifest)
-            return self._store(kind, manifest)
+            return self._store(kind, self.admit(manifest))
         if not force and not former:
             raise cluster.Failure(409, 'Apply failed with 1 conflict: conflict with "kubectl": .spec.selector')
         self._check_immutable(kind, present, manifest)
         merged = merge(without(present, former, manifest), manifest)
+        if entries := merged["metadata"].pop("managedFields", []):
+            kept = {"f:replicas": {}} if kind == "Deployment" and "replicas" not in manifest["spec"] else {}
+            ours = [
+                e | {"fieldsV1": {"f:spec": kept}} for e in entries if kept.keys() <= e["fieldsV1"]["f:spec"].keys()
+            ]
+            merged["metadata"]["managedFields"] = ours if kept else []
+        merged = self.admit(merged)
         self.applied[key] = copy.deepcopy(manifest)
         return self._store(kind, merged)
 

@@ -536,43 +536,7 @@ async def test_a_candidate_that_is_on_its_way_follows_an_upgrade_and_is_verified
     assert last_verify > last_server
 
 
-# -- drift --
-
-
-def wrong_selector(raw: dict) -> None:
-    raw["spec"]["selector"][label.RELEASE] = "elsewhere"
-
-
-def wrong_image(raw: dict) -> None:
-    raw["spec"]["template"]["spec"]["containers"][0]["image"] = "evil:1"
-
-
-def wrong_arguments(raw: dict) -> None:
-    raw["spec"]["template"]["spec"]["containers"][0]["args"].append("--trust-remote-code")
-
-
-def wrong_scale(raw: dict) -> None:
-    raw["spec"]["replicas"] = 0
-
-
-@pytest.mark.parametrize(
-    "kind, change",
-    [
-        ("Service", wrong_selector),
-        ("Deployment", wrong_image),
-        ("Deployment", wrong_arguments),
-        ("Deployment", wrong_scale),
-    ],
-)
-async def test_drift_is_corrected(kind: str, change) -> None:
-    played = await served()
-    name = world.NAME if kind == "Service" else played.serving()
-    good = played.cluster.get(kind, name)["spec"]
-    played.cluster.edit(kind, name, change)
-    assert played.cluster.get(kind, name)["spec"] != good
-    await played.rest()
-    assert played.cluster.get(kind, name)["spec"] == good
-    assert played.phase == Phase.READY
+# -- children --
 
 
 async def test_a_port_that_others_add_to_the_service_stays_and_causes_no_writes() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api import course, job, outcome, revision, run, status
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, endings, gang, queue, verdict
+from finetune_operator.decide import diagnosis, drift, endings, gang, queue, verdict
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import meta, service, stages
@@ -80,7 +80,7 @@ def _step(world: World, work: Work, present: projections.StageJob | None, read: 
     pods = gang.of(world.obs, present)
     if present.over or present.ending or pods.disrupted:
         return endings.ending(world, work.stage, pods, read)
-    if not pods.begun and present.hash != meta.hash_of(manifest):
+    if not pods.begun and present.hash and present.hash != meta.hash_of(manifest):
         # It has not started, and it differs from what is requested now (resources, image): the next attempt replaces
         # it.
         return endings.next_attempt(world)
@@ -231,6 +231,4 @@ def _meeting(world: World, nodes: int) -> meta.Manifest | None:
 def _where_different(world: World, manifest: meta.Manifest | None) -> tuple[meta.Manifest, ...]:
     if manifest is None:
         return ()
-    present = world.obs.services.get(manifest["metadata"]["name"])
-    same = present is not None and present.guarded == projections.service(manifest).guarded
-    return () if same else (manifest,)
+    return drift.service(world.obs.services.get(manifest["metadata"]["name"]), manifest)

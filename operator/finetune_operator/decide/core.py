@@ -15,7 +15,19 @@ from typing import NamedTuple
 from finetune_api import status
 from finetune_api.reasons import Condition, Reason
 from finetune_operator import conditions
-from finetune_operator.decide import baseline, cost, edits, leftovers, life, queue, rollout, stages, summary, world
+from finetune_operator.decide import (
+    baseline,
+    cost,
+    drift,
+    edits,
+    leftovers,
+    life,
+    queue,
+    rollout,
+    stages,
+    summary,
+    world,
+)
 from finetune_operator.decide.verdict import Decision, Verdict
 from finetune_operator.decide.world import World
 from finetune_operator.observe import observation, parents
@@ -45,6 +57,7 @@ IN_EVERY_WORLD: tuple[Callable[[World], Verdict], ...] = (
     rollout.keep_serving,
     leftovers.releases,
     leftovers.jobs,
+    drift.settle,
     queue.settle,
     cost.settle,
     life.wake,

@@ -8,11 +8,11 @@ import functools
 
 from finetune_api import job, outcome, status
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import attempts, diagnosis, verdict
+from finetune_operator.decide import attempts, diagnosis, drift, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
 from finetune_operator.decide.world import World, fails
 from finetune_operator.manifests import deployment, meta, release, service
-from finetune_operator.observe import projections
+from finetune_operator.observe import label, projections
 from finetune_operator.observe.records import Release
 
 
@@ -33,12 +33,8 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
         return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, candidate=candidate)
     missing = keep(world, candidate, world.spec.deployment.replicas)
     changing = any(manifest["kind"] == "Deployment" for manifest in missing)
-    if (
-        server is None
-        or changing
-        or not server.settled
-        or world.obs.ready(candidate.name) < world.spec.deployment.replicas
-    ):
+    enough = max(1, drift.replicas(world, server))
+    if server is None or changing or not server.settled or world.obs.ready(candidate.name) < enough:
         found = _starting(world, candidate, server)
     else:
         found = _verify(world, candidate)
@@ -81,9 +77,8 @@ def _starting(world: World, candidate: Release, server: projections.Server | Non
                 log_tail=problem.log_tail,
             )
         return verdict.says(Condition.DEPLOYED, "Unknown", problem.reason, problem.message, edits=edits)
-    text = (
-        f"{candidate.name} starts: {world.obs.ready(candidate.name)} of {world.spec.deployment.replicas} pods are ready"
-    )
+    ready = world.obs.ready(candidate.name)
+    text = f"{candidate.name} starts: {ready} of {drift.replicas(world, server)} pods are ready"
     return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, edits=edits)
 
 
@@ -123,24 +118,20 @@ def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdic
 
 
 def keep(world: World, wanted: Release, replicas: int) -> tuple[meta.Manifest, ...]:
-    """The Deployment and Service of a release, as far as they are missing or differ."""
+    """The Deployment and Service of a release, as far as they have to be applied."""
     parent, chart = world.obs.parent, world.obs.settings
     content = attempts.run_of(world, wanted.revision, wanted.base_model).model_copy(update={"storage": wanted.storage})
     server = deployment.build(parent, chart, wanted, content, replicas)
-    present = world.obs.servers.get(wanted.name)
-    fresh = projections.server(server)
-    differs = present is None or (
-        not present.deleting and (present.guarded, present.replicas) != (fresh.guarded, replicas)
+    return (
+        *drift.server(world.obs.servers.get(wanted.name), server, replicas),
+        *expose(world, wanted.name, wanted.name),
     )
-    return (*((server,) if differs else ()), *expose(world, wanted.name, wanted.name))
 
 
 def expose(world: World, name: str, release_name: str) -> tuple[meta.Manifest, ...]:
-    """The Service `name` of a release, if it is missing or differs."""
+    """The Service `name` of a release, if it has to be applied."""
     manifest = service.build(world.obs.parent, world.obs.settings, name, release_name)
-    present = world.obs.services.get(name)
-    same = present is not None and present.guarded == projections.service(manifest).guarded
-    return () if same else (manifest,)
+    return drift.service(world.obs.services.get(name), manifest)
 
 
 def keep_serving(world: World) -> Verdict:
@@ -154,6 +145,11 @@ def keep_serving(world: World) -> Verdict:
         *keep(world, serving, 0 if makes_room else world.spec.deployment.replicas),
         *expose(world, world.obs.parent.name, serving.name),
     )
-    deployed, ready = world.state.deployment, world.obs.ready(serving.name)
-    edits = {"deployment": deployed.model_copy(update={"ready_replicas": ready})} if deployed is not None else {}
+    server, deployed = world.obs.servers.get(serving.name), world.state.deployment
+    counted = {
+        "replicas": server.replicas if server else 0,
+        "ready_replicas": world.obs.ready(serving.name),
+        "selector": f"{label.UID}={world.obs.parent.uid},{label.RELEASE}={serving.name}",
+    }
+    edits = {"deployment": deployed.model_copy(update=counted)} if deployed is not None else {}
     return Verdict(apply=apply, edits=edits)

@@ -3,7 +3,7 @@
 from finetune_api import status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis
+from finetune_operator.decide import diagnosis, drift
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
 from finetune_operator.observe import projections, records
@@ -55,10 +55,12 @@ def _complete(world: World) -> tuple[Say, ...]:
 
 
 def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
-    ready, replicas = world.obs.ready(serving.name), world.spec.deployment.replicas
+    ready, replicas = world.obs.ready(serving.name), drift.replicas(world, world.obs.servers.get(serving.name))
     text = f"{ready} of {replicas} pods of revision {serving.revision} are ready"
     problems = [] if ready else [p for p in map(_pod_problem, world.obs.pods_of(serving.name)) if p]
     text = f"{text}: {problems[0]}" if problems else text
+    if elsewhere := drift.diverted(world, serving):
+        return _kstatus("False", True, False, Reason.CHANGED_BY_OTHERS, elsewhere)
     return _kstatus("True" if ready else "False", ready < replicas, False, Reason.SERVING, text)
 
 

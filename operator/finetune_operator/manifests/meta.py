@@ -63,8 +63,18 @@ def owned(parent: parents.Parent, name: str, labels_: dict[str, str]) -> dict[st
 
 def hashed(manifest: Manifest) -> Manifest:
     """The manifest with its own digest as an annotation, for later comparisons."""
-    annotations = {**manifest["metadata"].get("annotations", {}), label.HASH: revision.digest(manifest, 16)}
-    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+    return marked(manifest, manifest)
+
+
+def marked(manifest: Manifest, prescribed: Any, **annotations: str) -> Manifest:
+    """The manifest with the digest of what matters in it as an annotation, and further annotations."""
+    before = manifest["metadata"].get("annotations", {})
+    after = {**before, label.HASH: digest_of(prescribed), **annotations}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": after}}
+
+
+def digest_of(prescribed: Any) -> str:
+    return revision.digest(prescribed, 16)
 
 
 def hash_of(manifest: Manifest) -> str:

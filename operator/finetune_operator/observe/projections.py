@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api import outcome, reasons, run
 from finetune_operator import kueue
-from finetune_operator.observe import label
+from finetune_operator.observe import label, ownership
 
 LOST = {"ContainerStatusUnknown", "Unknown"}
 """Reasons of containers that no longer exist when their node comes back: the kubelet's, and containerd's."""
@@ -130,11 +130,17 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
-    """A Deployment of the operator. `guarded` are the fields whose drift is corrected."""
+    """A Deployment of the operator. `guarded` is what a release prescribes: its digest is in `hash`, as last written."""
 
     name: str
     revision: str
     guarded: Mapping[str, Any]
+    hash: str
+    """Empty for an object of an earlier version."""
+    others: Mapping[str, str]
+    """Field of the spec -> another manager that owns it."""
+    requested: int | None
+    """The replicas that the operator last wrote; None for an object of an earlier version."""
     replicas: int
     ready: int
     settled: bool
@@ -148,6 +154,12 @@ class Server:
 class Service:
     name: str
     guarded: Mapping[str, Any]
+    hash: str
+    """Empty for an object of an earlier version."""
+    taken: Mapping[str, str]
+    """Field that routes requests -> another manager that owns it."""
+    taken_back: str
+    """The managers from which the operator took such fields back before."""
 
 
 Child = StageJob | Pod | Server | Service
@@ -157,8 +169,8 @@ def _labels(raw: Raw) -> Mapping[str, str]:
     return raw.get("metadata", {}).get("labels") or {}
 
 
-def _hash(raw: Raw) -> str:
-    return str((raw.get("metadata", {}).get("annotations") or {}).get(label.HASH, ""))
+def _annotation(raw: Raw, name: str) -> str:
+    return str((raw.get("metadata", {}).get("annotations") or {}).get(name, ""))
 
 
 def uid_of(raw: Raw) -> str | None:
@@ -176,7 +188,7 @@ def stage_job(raw: Raw) -> StageJob:
         uid=meta.get("uid", ""),
         stage=_labels(raw).get(label.STAGE, ""),
         attempt=int(attempt) if attempt.isdigit() else 1,
-        hash=_hash(raw),
+        hash=_annotation(raw, label.HASH),
         created=time_of(meta.get("creationTimestamp")),
         finished=time_of(over.get("lastTransitionTime")) if over else None,
         taken_up=bool(state.get("startTime")),
@@ -281,20 +293,26 @@ def pod(raw: Raw) -> Pod:
     )
 
 
+def prescribed(image: Any, arguments: Any, selector: Any) -> dict[str, Any]:
+    """The fields of a Deployment that make a release: an upgrade of the operator that changes others restarts no server."""
+    return {"image": image, "args": arguments, "selector": selector}
+
+
 def server(raw: Raw) -> Server:
     meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     refused = [
         c for c in state.get("conditions") or [] if c.get("type") == "ReplicaFailure" and c.get("status") == "True"
     ]
-    containers = ((spec.get("template") or {}).get("spec") or {}).get("containers") or [{}]
+    pod_spec = (spec.get("template") or {}).get("spec") or {}
+    main = (pod_spec.get("containers") or [{}])[0]
+    requested = _annotation(raw, label.REPLICAS)
     return Server(
         name=meta["name"],
         revision=_labels(raw).get(label.REVISION, ""),
-        guarded={
-            "image": containers[0].get("image"),
-            "args": containers[0].get("args"),
-            "selector": (spec.get("selector") or {}).get("matchLabels"),
-        },
+        guarded=prescribed(main.get("image"), main.get("args"), (spec.get("selector") or {}).get("matchLabels")),
+        hash=_annotation(raw, label.HASH),
+        others=ownership.others(raw),
+        requested=int(requested) if requested.isdigit() else None,
         replicas=int(spec.get("replicas", 1)),
         ready=int(state.get("readyReplicas") or 0),
         settled=int(state.get("observedGeneration") or 0) >= int(meta.get("generation") or 0)
@@ -313,7 +331,14 @@ def service(raw: Raw) -> Service:
         "ports": [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in ours],
         "unready": bool(spec.get("publishNotReadyAddresses")),
     }
-    return Service(name=raw["metadata"]["name"], guarded=guarded)
+    routing = ("selector", "publishNotReadyAddresses", *(f"ports[{p.get('port')}," for p in ours))
+    return Service(
+        name=raw["metadata"]["name"],
+        guarded=guarded,
+        hash=_annotation(raw, label.HASH),
+        taken={path: by for path, by in ownership.others(raw).items() if path.startswith(routing)},
+        taken_back=_annotation(raw, label.TAKEN_BACK),
+    )
 
 
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
