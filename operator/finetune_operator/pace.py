@@ -23,7 +23,7 @@ class Pace:
 
     def wait(self, place: Hashable, now: datetime.datetime) -> float:
         """Seconds until the object may be written again; 0: it may."""
-        times = self._times.get(place, ())
+        times = self._times.get(place) or collections.deque()
         if len(times) < MOST or now - times[0] >= WITHIN:
             return 0.0
         return (times[0] + WITHIN - now).total_seconds()
