@@ -297,11 +297,11 @@ class FakeCluster:
         self._check_immutable(kind, present, manifest)
         merged = merge(without(present, former, manifest), manifest)
         if entries := merged["metadata"].pop("managedFields", []):
-            kept = {"f:replicas": {}} if kind == "Deployment" and "replicas" not in manifest["spec"] else {}
+            theirs = {"f:replicas": {}} if kind == "Deployment" and "replicas" not in manifest["spec"] else {}
             ours = [
-                e | {"fieldsV1": {"f:spec": kept}} for e in entries if kept.keys() <= e["fieldsV1"]["f:spec"].keys()
+                e | {"fieldsV1": {"f:spec": theirs}} for e in entries if theirs.keys() <= e["fieldsV1"]["f:spec"].keys()
             ]
-            merged["metadata"]["managedFields"] = ours if kept else []
+            merged["metadata"]["managedFields"] = ours if theirs else []
         merged = self.admit(merged)
         self.applied[key] = copy.deepcopy(manifest)
         return self._store(kind, merged)

@@ -31,7 +31,7 @@ def test_a_status_is_no_spec() -> None:
     assert owned(entry("kube-controller-manager", {"f:replicas": {}}, subresource="status")) == {}
 
 
-def test_ports_are_told_apart_by_number_and_protocol() -> None:
+def test_ports_are_identified_by_number_and_protocol() -> None:
     ports = {"f:ports": {'k:{"port":8000,"protocol":"TCP"}': {".": {}, "f:targetPort": {}}}}
     assert owned(entry("kubectl", ports)) == {"ports[8000,TCP].targetPort": "kubectl"}
 
