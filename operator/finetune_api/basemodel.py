@@ -9,7 +9,7 @@ from finetune_api import arguments, model
 Source = Annotated[
     str,
     model.text(
-        r"^(hf://[^/\s]+/[^/\s]+|s3://[^/\s]+/\S+|pvc://[a-z0-9][-a-z0-9.]*(/\S+)?|file:///\S+)$",
+        r"^(hf://[^/\s]+/[^/\s]+|s3://[^/\s]+/\S(.*\S)?|pvc://[a-z0-9][-a-z0-9.]*(/\S+)?|file:///\S(.*\S)?)$",
         "must be hf://organisation/name, s3://bucket/prefix, pvc://claim/path or file:///path",
         512,
     ),

@@ -11,8 +11,8 @@ from finetune_api import model
 Uri = Annotated[
     str,
     model.text(
-        r"^(s3://[^/\s]+/\S+|file:///\S+)$",
-        "must be s3://bucket/path or file:///path, without spaces",
+        r"^(s3://[^/\s]+|file://)/\S(.*\S)?$",
+        "must be s3://bucket/path or file:///path, and not end with white space",
         1024,
     ),
 ]
@@ -83,7 +83,9 @@ class Dataset(model.Model):
     )
     train: UriList = Field(
         description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "
-        "Parquet, plain or compressed (.gz, .zst); * and ? match within a folder, ** across folders."
+        "Parquet, plain or compressed (.gz, .zst); * and ? match within a folder, ** across folders. A key of S3 is written "
+        "as it is, with its spaces, plus and percent signs: nothing is decoded. In file:// URIs %20 is a space and %25 a percent "
+        "sign."
     )
     validation: Split = Field(
         default_factory=lambda: Split(fraction=0.05),

@@ -11,11 +11,13 @@ class Storage(model.Model):
     """Where results are written, and how S3 is reached; data and results use the same store."""
 
     output: str = Field(
-        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?*#]*)?|file:///\S+)$",
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/([^\s?*#]([^?*#\t\r\n]*[^\s?*#])?)?)?|file:///\S(.*\S)?)$",
         max_length=512,
         description="The prefix of everything that the job writes, to <output>/<namespace>/<name>/<revision>/. It "
         "cannot be changed later.",
-        json_schema_extra={"x-message": "must be s3://bucket/prefix or file:///folder, without spaces and wildcards"}
+        json_schema_extra={
+            "x-message": "must be s3://bucket/prefix or file:///folder, without wildcards and white space at its end"
+        }
         | model.rules(
             ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another output"),
             ("!self.contains('/../') && !self.endsWith('/..')", "storage.output must not contain '..'"),
@@ -25,15 +27,17 @@ class Storage(model.Model):
         Annotated[
             str,
             model.text(
-                r"^https?://[^\s/@]+/?$",
-                "must be a URL with scheme, host and port only, for example https://minio.example:9000",
+                r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$",
+                "must be a URL with scheme, host and, where the store has them, port and path, without user and query, for "
+                "example https://minio.example:9000",
                 256,
             ),
         ]
         | None
     ) = Field(
         default=None,
-        description="The URL of an S3-compatible store, for example https://minio.example:9000. Absent: Amazon S3.",
+        description="The URL of an S3-compatible store, for example https://minio.example:9000, with its base path where "
+        "it has one. Absent: Amazon S3.",
     )
     region: Annotated[str, model.text(r"^[a-z0-9-]+$", "must be a region's name, for example eu-west-1", 64)] | None = (
         Field(default=None, description="The store's region, for example eu-west-1.")

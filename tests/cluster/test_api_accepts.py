@@ -162,6 +162,20 @@ def test_a_base_model_may_come_from(dry, source):
     assert dry.create(sent)["spec"]["baseModel"] == {"source": source}
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("dataset.train", ["s3://acme/my data/a b+c%20d.jsonl", "file:///my data/a b.jsonl"]),
+        ("storage.output", "s3://acme/my results"),
+        ("storage.endpoint", "https://project.storage.example/storage/v1/s3"),
+    ],
+)
+def test_places_may_have_spaces_and_endpoints_a_path(dry, field, value):
+    sent = manifests.changed(manifests.MINIMAL, **{f"spec.{field}": value})
+    section, name = field.split(".")
+    assert dry.create(sent)["spec"][section][name] == value
+
+
 def test_an_objective_without_settings_gets_its_defaults_from_the_trainer_and_with_some_from_the_schema(dry):
     plain = manifests.changed(manifests.MINIMAL, **{"spec.training.objective": "DPO"})
     assert "dpo" not in dry.create(plain)["spec"]["training"]

@@ -65,7 +65,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("no list of training files", {"dataset.train": manifests.REMOVED}, "dataset.train", "Required value"),
     ("a training file by https", {"dataset.train[0]": "https://a/b"}, "dataset.train[0]", "must be s3://"),
     ("a training file without a path", {"dataset.train[0]": "s3://b"}, "dataset.train[0]", "must be s3://"),
-    ("a training file with a space", {"dataset.train[0]": "s3://b/a b"}, "dataset.train[0]", "without spaces"),
+    ("a training file that ends with a space", {"dataset.train[0]": "s3://b/a "}, "dataset.train[0]", "white space"),
+    ("a training file that ends with a line break", {"dataset.train[0]": "s3://b/a\n"}, "dataset.train[0]", "white space"),
+    ("an output that ends with a space", {"storage.output": "s3://acme/out "}, "storage.output", "white space"),
     ("a training file twice", {"dataset.train": ["s3://b/a", "s3://b/a"]}, "dataset.train[1]", "Duplicate"),
     (
         "65 training files",
@@ -189,6 +191,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("an output that climbs", {"storage.output": "s3://acme/a/../b"}, "storage.output", "must not contain '..'"),
     ("a bucket in capitals", {"storage.output": "s3://Acme"}, "storage.output", "must be s3://bucket/prefix"),
     ("an endpoint without scheme", {"storage.endpoint": "minio:9000"}, "storage.endpoint", "https://minio"),
+    ("an endpoint with a line break", {"storage.endpoint": "https://minio:9000\n"}, "storage.endpoint", "https://minio"),
+    ("an endpoint with a query", {"storage.endpoint": "https://minio/?a=1"}, "storage.endpoint", "https://minio"),
     (
         "an endpoint with a password",
         {"storage.endpoint": "https://key:secret@minio:9000"},

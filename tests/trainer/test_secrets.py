@@ -145,6 +145,22 @@ def test_a_store_that_repeats_what_it_was_sent_is_not_quoted_with_it(
     nothing_leaks(output)
 
 
+def test_a_secret_that_ends_with_a_line_break_works(stage: Stage, s3: Any, s3_server: str, base: pathlib.Path) -> None:
+    s3.put_object(Bucket="data", Key="train.jsonl", Body=tiny.jsonl(tiny.examples(60)))
+    broken = {name: f"{value}\n" for name, value in CANARIES.items() if name.startswith("AWS")}
+    output = stage(in_bucket(base, s3_server), "preflight", **broken)
+    assert output.code == 0, output.outcome
+    nothing_leaks(output)
+
+
+def test_a_servers_key_that_no_client_can_send_is_named(stage: Stage, echo: str, base: pathlib.Path) -> None:
+    document = tiny.run_document(f"file://{base}", ["file:///none"], "file:///none")
+    output = stage(document, "verify", "--endpoint", echo, "--canary", "file:///none", API_KEY="canary-api-key-93ae\n")
+    assert output.code == 2
+    assert "deployment.apiKeySecret" in output.outcome
+    nothing_leaks(output)
+
+
 def test_a_server_that_repeats_the_api_key_is_not_quoted_with_it(
     stage: Stage, echo: str, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from finetune_api import checks, job
 from finetune_cli import answer, manifests
+from finetune_trainer.process import secrets
 
 Verb = Callable[[argparse.Namespace], tuple[answer.Answer, str | None]]
 
@@ -179,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
+    secrets.trim()
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     options.given = given

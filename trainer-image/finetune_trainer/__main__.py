@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one stage; returns the exit code."""
     log.configure()
+    secrets.trim()
     options = parser().parse_args(arguments)
     if options.stage == ESTIMATE:
         return _estimate(options)

@@ -49,7 +49,14 @@ class Refused(errors.Failure):
 
 def verify(spec: run.Run, endpoint: str, uri: str, *, patience: float) -> outcome.Outcome:
     """Raises Failure: AdapterNotServed when the server does not serve this adapter, ServerFailed when it never answers."""
-    server = Server(endpoint.rstrip("/"), os.environ.get("API_KEY"))
+    key = os.environ.get("API_KEY", "")
+    if key != key.strip():
+        raise errors.Failure(
+            reasons.Reason.INVALID_SPEC,
+            "API_KEY in deployment.apiKeySecret begins or ends with white space or a line break. The server requires the key "
+            "with it, and no client can send that: write it without, for example by `printf`, into a Secret of another name.",
+        )
+    server = Server(endpoint.rstrip("/"), key)
     recorded = _recorded(storage.of(spec.storage), uri)
     tuned, base = spec.served_model_name, spec.base_model.name
     server.wait({tuned, base}, patience)

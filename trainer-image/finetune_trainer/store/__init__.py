@@ -1,9 +1,10 @@
 """Store: objects by URI, in S3 or in local files. No torch; boto3 only here.
 
-storage  chooses the store of a URI; the interface for the other rooms
-objects  the interface of every store
-s3       Amazon S3 and every compatible store
-files    local files, for runs without S3
-folders  folders that readers see complete or not at all: manifest.json, written last, lists every file
-sources  from a base model's source to a local folder
+storage   chooses the store of a URI; the interface for the other rooms
+objects   the interface of every store
+s3        Amazon S3 and every compatible store
+refusals  what an error of a store means: a Failure's reason and words
+files     local files, for runs without S3
+folders   folders that readers see complete or not at all: manifest.json, written last, lists every file
+sources   from a base model's source to a local folder
 """

@@ -3,28 +3,19 @@
 Errors that a retry with the same credentials cannot change fail at once; everything else is retried until the patience is over.
 """
 
+import contextlib
 import functools
 import io
 import os
 import pathlib
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 from finetune_api import reasons
-from finetune_trainer.process import errors, log
-from finetune_trainer.store import objects
-
-DENIED = {
-    "403", "401", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
-    "TokenRefreshRequired", "XAdminUserNotFound", "XAdminNoSuchUser", "AllAccessDisabled", "AccountProblem", "UnauthorizedAccess",
-    "RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "PermanentRedirect", "301", "InvalidClientTokenId",
-}  # fmt: skip
-"""Error codes that a retry with the same credentials, clock and region would not change."""
-
-MISSING = {"404", "NoSuchKey", "NotFound"}
+from finetune_trainer.process import errors, log, secrets
+from finetune_trainer.store import objects, refusals
 
 T = TypeVar("T")
 
@@ -37,6 +28,12 @@ class S3:
         import boto3.s3.transfer
         import botocore.config
 
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            if problem := secrets.unsendable(name):
+                raise errors.Failure(
+                    reasons.Reason.S3_ACCESS_DENIED, f"{problem}; correct the value in storage.credentialsSecret"
+                )
         # Stores other than Amazon's may not know the newer checksum headers; manifests have our own hashes anyway.
         checksums: dict[str, Any] = (
             {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
@@ -53,12 +50,12 @@ class S3:
             **checksums,
         )
         self._endpoint, self._patience = endpoint, patience
-        self._client = boto3.session.Session().client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=region or os.environ.get("AWS_REGION") or "us-east-1",
-            config=config,
-        )
+        self._session = boto3.session.Session()
+        region = region or os.environ.get("AWS_REGION") or "us-east-1"
+        try:
+            self._client = self._session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+        except ValueError as error:
+            raise refusals.failure("S3", endpoint, error, 0.0) from error
         self._transfer = boto3.s3.transfer.TransferConfig(
             multipart_threshold=objects.PART,
             multipart_chunksize=objects.PART,
@@ -102,6 +99,8 @@ class S3:
             request: Any = functools.partial(self._client.list_objects_v2, Bucket=bucket, Prefix=key, **token)
             page: Any = self._call(prefix, request)
             for found in page.get("Contents", []):
+                if marker(found["Key"], found["Size"]):
+                    continue
                 yield objects.Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found.get("ETag", "").strip('"'))
             if not page.get("IsTruncated"):
                 return
@@ -130,54 +129,22 @@ class S3:
                 pause = min(pause * 2, 15)
 
     def _explain(self, uri: str, error: Exception, waited: float = 0.0) -> errors.Failure:
-        import botocore.exceptions
+        with contextlib.suppress(Exception):  # credentials that expired cannot be told
+            if used := self._session.get_credentials():
+                secrets.hide(used.access_key, used.secret_key, used.token)
+        if refusals.code_of(error) in refusals.WORDLESS:
+            error = self._spelled_out(uri, error)
+        return refusals.failure(uri, self._endpoint, error, waited)
 
-        where = f"{uri} at {self._endpoint or 'Amazon S3'}"
-        if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
-            return errors.Failure(
-                reasons.Reason.S3_ACCESS_DENIED,
-                f"{where}: no credentials were found. Set storage.credentialsSecret to a Secret with AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or give the job's ServiceAccount a cloud identity.",
-            )
-        if isinstance(error, botocore.exceptions.ParamValidationError):
-            return errors.Failure(reasons.Reason.INVALID_SPEC, f"{where}: {errors.describe(error)}")
-        if isinstance(error, errors.Failure):
-            return error
-        code = code_of(error)
-        if code == "404":
-            code, error = self._spelled_out(uri, error)
-        if code == "NoSuchBucket":
-            return errors.Failure(
-                reasons.Reason.BUCKET_NOT_FOUND,
-                f"{where}: the bucket {split(uri)[0]!r} does not exist. Create it, or correct the name or storage.endpoint.",
-            )
-        if code in MISSING:
-            return errors.NotFound(uri)
-        if code in DENIED:
-            return errors.Failure(
-                reasons.Reason.S3_ACCESS_DENIED,
-                f"{where}: refused with {errors.describe(error)}. Check the access key and secret in "
-                "storage.credentialsSecret, their rights to read the data and to write below storage.output, and storage.region.",
-            )
-        if code in ("412", "PreconditionFailed"):
-            return errors.Failure(
-                reasons.Reason.DATASET_INVALID, f"{uri} was changed while it was read. Run again when it is complete."
-            )
-        return errors.Failure(
-            reasons.Reason.STORAGE_UNAVAILABLE,
-            f"{where}: no answer for {waited:.0f} s ({errors.describe(error)}). Check storage.endpoint and "
-            "that the store runs and is reachable from the cluster's pods.",
-        )
-
-    def _spelled_out(self, uri: str, error: Exception) -> tuple[str, Exception]:
-        """A HEAD's 404 has no body: it does not tell a missing key from a missing bucket or (VersityGW) account. A listing's
-        does."""
+    def _spelled_out(self, uri: str, error: Exception) -> Exception:
+        """A HEAD's answer has no body: it does not tell a missing key from a missing bucket or (VersityGW) account, nor a wrong
+        key or an expired token from a missing right. A listing's does."""
         try:
             self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1)
         except Exception as listing:
-            if code_of(listing) != "AccessDenied":  # reading may be allowed where listing is not
-                return code_of(listing), listing
-        return "NoSuchKey", error
+            if refusals.code_of(listing) not in refusals.FORBIDDEN:  # reading may be allowed where listing is not
+                return listing
+        return error
 
 
 class Stream(io.RawIOBase):
@@ -221,19 +188,12 @@ class Stream(io.RawIOBase):
         super().close()
 
 
+def marker(key: str, size: int) -> bool:
+    """Whether an object only stands for a folder: consoles make one of the folder's name, older Hadoops one beside it."""
+    return size == 0 and key.endswith(("/", "_$folder$"))
+
+
 def split(uri: str) -> tuple[str, str]:
     """Bucket and key of an s3:// URI."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
-
-
-def code_of(error: BaseException) -> str:
-    """The store's error code, found through the wrappers of boto3's transfers."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        cause = cause.__cause__ or cause.__context__
-    found = re.search(r"An error occurred \((\w+)\)", str(error))  # S3UploadFailedError carries its cause as text alone
-    return found.group(1) if found else ""

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from finetune_api import job, reasons
 from finetune_trainer.process import errors
-from finetune_trainer.store import files, objects, s3
+from finetune_trainer.store import files, objects
 
 PATIENCE = float(os.environ.get("FINETUNE_STORAGE_PATIENCE", "300"))
 """Seconds for which an outage of the store is retried."""
@@ -33,6 +33,8 @@ class Storage:
         scheme = uri.partition("://")[0]
         if scheme not in self._stores:
             if scheme == "s3":
+                from finetune_trainer.store import s3  # boto3 is slow to import, and local runs do not need it
+
                 self._stores[scheme] = s3.S3(self._endpoint, self._region, self.patience)
             elif scheme == "file":
                 self._stores[scheme] = files.Files()
@@ -80,6 +82,8 @@ class Storage:
 
     def glob(self, pattern: str) -> list[objects.Entry]:
         """The objects that match: * and ? within a folder, ** across folders. Raises NotFound for a plain URI."""
+        if pattern.startswith("file://"):  # a space or its escape: listed URIs have the escape
+            pattern = files.address(files.path_of(pattern))
         if not re.search(r"[*?]", pattern):
             return [self.stat(pattern)]
         matches = re.compile(glob_expression(pattern)).fullmatch
