@@ -162,6 +162,9 @@ class Reason(enum.StrEnum):
     """The loss diverged or is NaN. Lower training.learningRate."""
     TRAINER_ERROR = "TrainerError"
     """The stage failed as often as training.retries allows; status.failure has its last log lines."""
+    COLLECTIVE_FAILED = "CollectiveFailed"
+    """The GPUs of a training cannot exchange tensors: NCCL reports an error of its own, which the message quotes. The stage is
+    retried as often as training.retries allows."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     """The revision took longer than activeDeadlineSeconds."""
     EVALUATION_BELOW_GATE = "EvaluationBelowGate"

@@ -67,7 +67,10 @@ class Sharded:
 
     def put(self, out: torch.Tensor) -> None:
         every = self._part.new_empty(self._size * len(self._part), self._part.shape[1])
-        torch.distributed.all_gather_into_tensor(every, self._part)
+        gathering = torch.distributed.all_gather_into_tensor(every, self._part, async_op=True)
+        assert gathering is not None
+        # On a GPU the stream waits, not this process.
+        gathering.synchronize() if every.is_cuda else gathering.wait()
         out.copy_(every[: self._shape[0]])
 
 

@@ -13,6 +13,7 @@ EXITS: dict[reasons.Reason, int] = {
     reasons.Reason.TRAINER_OUT_OF_MEMORY: exits.Exit.OUT_OF_MEMORY,
     reasons.Reason.LOSS_DIVERGED: exits.Exit.DIVERGED,
     reasons.Reason.TRAINER_ERROR: 1,
+    reasons.Reason.COLLECTIVE_FAILED: 1,
     reasons.Reason.SERVER_FAILED: 1,
     reasons.Reason.JUDGE_FAILED: 1,
 }

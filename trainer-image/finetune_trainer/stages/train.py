@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import torch
@@ -33,15 +34,15 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
 
     # processes, data and model
     torch.set_num_threads(machine.threads())
-    siblings = processes.start_siblings(
-        min(spec.gpus, torch.cuda.device_count())
-    )  # the spec may have been edited since
+    gpus = min(spec.gpus, torch.cuda.device_count())  # the spec may have been edited since
+    siblings = processes.start_siblings(gpus, [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]])
     where = model.device(processes.number("LOCAL_RANK", 0))
-    group = processes.join(where)
     try:
-        return run_process(spec, store, group, where, attempt, scale)
+        with processes.collectives(siblings):
+            group = processes.join(where)
+            return run_process(spec, store, group, where, attempt, scale)
     finally:
-        processes.leave(group)
+        processes.leave()
         siblings.stop()
 
 

@@ -14,17 +14,30 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pydantic
 import torch
 
-from finetune_api import run
+from finetune_api import exits, outcome, reasons, run
 from finetune_trainer.process import errors, log, machine
 
 PATIENCE = datetime.timedelta(minutes=30)
 """How long a process waits for the others: loading the model, or a validation, may take longer there."""
+
+PEER_GONE = (
+    "gloo/transport",  # closed, reset, broken or timed out: the network's part of gloo
+    "ncclRemoteError",
+    "communicator was aborted",
+    "collective operation timeout",
+    "timed out in blocking wait",
+)
+"""What the backends say when another process no longer answers."""
+
+GRACE = 10.0
+"""Seconds that another process of the node has to end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +49,25 @@ class ProcessGroup:
     local: int = 0
     """Number of this process on its node, and of the GPU that it uses."""
 
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    """Where the tensors of collectives live: NCCL takes those of its GPU only, gloo those of the CPU."""
+
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def add(self, tensors: Sequence[torch.Tensor], numbers: Sequence[float] = ()) -> list[float]:
-        """Each tensor becomes, in place, its sum over all processes; returns the numbers' sums. Raises Stopped when another
-        process is gone: that process reports why."""
+        """Each tensor becomes, in place, its sum over all processes; returns the numbers' sums."""
         if self.size == 1:
             return list(numbers)
-        where = tensors[0].device if tensors else torch.device("cpu")
-        flat = torch.cat([*(tensor.reshape(-1).float() for tensor in tensors)]) if tensors else torch.zeros(0)
-        exact = torch.tensor(list(numbers), dtype=torch.float64, device=where)
-        with stopping_with_others():
-            torch.distributed.all_reduce(exact)
-            if tensors:
-                torch.distributed.all_reduce(flat)
-        offset = 0
-        for tensor in tensors:
-            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-            offset += tensor.numel()
+        exact = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(exact)
+        if tensors:
+            flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+            torch.distributed.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
         totals: list[float] = exact.tolist()
         return totals
 
@@ -63,28 +75,43 @@ class ProcessGroup:
         """The largest of all processes' numbers."""
         if self.size == 1:
             return number
-        totals = torch.tensor(number)
-        if torch.distributed.get_backend() == "nccl":
-            totals = totals.cuda()
-        with stopping_with_others():
-            torch.distributed.all_reduce(totals, torch.distributed.ReduceOp.MAX)
+        totals = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(totals, torch.distributed.ReduceOp.MAX)
         return int(totals)
 
     def wait(self) -> None:
         """Waits until all processes have come here."""
-        if self.size > 1:
-            with stopping_with_others():
-                torch.distributed.barrier()
+        self.add([], [0.0])
 
 
 @contextlib.contextmanager
-def stopping_with_others() -> Iterator[None]:
-    """Ends this process as SIGTERM would when another one is gone."""
+def collectives(siblings: "SiblingProcesses") -> Iterator[None]:
+    """Names what an error of a collective means. A process that is gone: the failure of a process of this node, else Stopped,
+    as SIGTERM would do, since that process reports why it is gone. An error of NCCL itself: Failure(CollectiveFailed). Any other
+    is a defect and stays as it is."""
     try:
         yield
     except RuntimeError as error:
-        log.warning("another training process is gone; ending too", problem=errors.describe(error))
-        raise errors.Stopped("another training process is gone; the next attempt resumes") from error
+        text = errors.describe(error)
+        if peer_gone(error):
+            log.warning("another training process is gone; ending too", problem=text)
+            if failure := siblings.failure():
+                raise failure from error
+            raise errors.Stopped("another training process is gone; the next attempt resumes") from error
+        if isinstance(error, torch.distributed.DistBackendError):
+            raise errors.Failure(
+                reasons.Reason.COLLECTIVE_FAILED,
+                f"the training processes cannot exchange tensors: {text}. Check that the pods may use /dev/shm and reach each "
+                "other on every port, and that driver and NCCL fit; NCCL_DEBUG=INFO logs the cause.",
+            ) from error
+        raise
+
+
+def peer_gone(error: RuntimeError) -> bool:
+    """Whether an error says that another process does not answer."""
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
+        return True
+    return any(words in str(error) for words in PEER_GONE)
 
 
 def number(name: str, default: int) -> int:
@@ -98,7 +125,8 @@ def shared_folder() -> pathlib.Path:
 
 
 def join(where: torch.device) -> ProcessGroup:
-    """Joins the group of all processes. Raises Stopped when the others do not come."""
+    """Joins the group of all processes, each on its own device. Raises DistStoreError or DistNetworkError when the others do
+    not come."""
     nodes, per_node = number(run.NODES, 1), number("LOCAL_WORLD_SIZE", 1)
     size = number("WORLD_SIZE", nodes * per_node)
     if size == 1:
@@ -107,24 +135,29 @@ def join(where: torch.device) -> ProcessGroup:
     rank = number("RANK", number(run.NODE, 0) * per_node + local)
     rendezvous = os.environ.get(run.RENDEZVOUS) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     log.info("joining the other training processes", rank=rank, size=size, at=rendezvous)
-    with stopping_with_others():
-        torch.distributed.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo",
-            init_method=f"tcp://{rendezvous}",
-            rank=rank,
-            world_size=size,
-            timeout=PATIENCE,
-        )
-    return ProcessGroup(rank, size, local)
+    on_gpu = where.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(where)
+        # Errors are raised here, in the main thread; otherwise NCCL's watchdog aborts the process without an outcome.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=f"tcp://{rendezvous}",
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+        device_id=where if on_gpu else None,
+    )
+    return ProcessGroup(rank, size, local, where)
 
 
-def leave(group: ProcessGroup) -> None:
-    if group.size > 1 and torch.distributed.is_initialized():
+def leave() -> None:
+    if torch.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()
 
 
-def start_siblings(gpus: int) -> "SiblingProcesses":
+def start_siblings(gpus: int, command: Sequence[str]) -> "SiblingProcesses":
     """Starts another process of this command for each further GPU of the node, unless torchrun did."""
     if "LOCAL_RANK" in os.environ:
         isolate()
@@ -134,31 +167,64 @@ def start_siblings(gpus: int) -> "SiblingProcesses":
     os.environ["LOCAL_WORLD_SIZE"] = str(gpus)
     if number(run.NODES, 1) == 1:
         os.environ.setdefault(run.RENDEZVOUS, f"127.0.0.1:{run.RENDEZVOUS_PORT}")
-    command = [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]]
-    started = [subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(at)}) for at in range(1, gpus)]
+    work, started = machine.work(), []
+    for local in range(1, gpus):
+        outcome_of(work, local).unlink(missing_ok=True)  # of an earlier attempt
+        started.append(subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(local)}))
     os.environ["LOCAL_RANK"] = "0"
     return SiblingProcesses(started)
 
 
+def outcome_of(work: pathlib.Path, local: int) -> pathlib.Path:
+    """Where a further process of the node writes its outcome."""
+    return work / f"rank{local}" / "outcome"
+
+
 def isolate() -> None:
-    """Gives a further process of the node its own folder, and no port and no outcome; it shares only the base model with the
+    """Gives a further process of the node its own folder and outcome, and no port; it shares only the base model with the
     first."""
     local = number("LOCAL_RANK", 0)
     if local and "FINETUNE_SHARED" not in os.environ:
         work = machine.work()
+        outcome_of(work, local).parent.mkdir(parents=True, exist_ok=True)
         os.environ |= {
             "FINETUNE_SHARED": str(work),
             "FINETUNE_WORK": str(work / f"rank{local}"),
             "FINETUNE_METRICS_PORT": "0",
-            "FINETUNE_TERMINATION_PATH": os.devnull,
+            "FINETUNE_TERMINATION_PATH": str(outcome_of(work, local)),
         }
 
 
 @dataclasses.dataclass
 class SiblingProcesses:
-    """The further processes of this node."""
+    """The further processes of this node, by their local rank from 1 on."""
 
     started: list[subprocess.Popen[Any]]
+
+    def failure(self) -> errors.Failure | None:
+        """Why one of them ended, where it failed: the pod reports this, since nobody else does."""
+        deadline = time.monotonic() + GRACE
+        while not (failed := self._failed()) and time.monotonic() < deadline and None in self._codes():
+            time.sleep(0.1)
+        if failed is None:
+            return None
+        local, code = failed
+        try:
+            reported = outcome.Outcome.model_validate_json(outcome_of(machine.work(), local).read_bytes())
+        except (OSError, pydantic.ValidationError):
+            reported = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"it ended with exit code {code}")
+        return errors.Failure(
+            reported.reason or reasons.Reason.TRAINER_ERROR,
+            f"training process {local} of this node failed: {reported.message}",
+        )
+
+    def _codes(self) -> list[int | None]:
+        return [process.poll() for process in self.started]
+
+    def _failed(self) -> tuple[int, int] | None:
+        """The first that ended neither well nor because it lost another one."""
+        fine = (None, exits.Exit.DONE, exits.Exit.STOPPED)
+        return next(((local, code) for local, code in enumerate(self._codes(), 1) if code not in fine), None)
 
     def stop(self) -> None:
         """Stops those that still run, and waits a few seconds for them."""
@@ -167,6 +233,6 @@ class SiblingProcesses:
                 process.send_signal(signal.SIGTERM)
         for process in self.started:
             try:
-                process.wait(10)
+                process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()

@@ -1,0 +1,169 @@
+"""Several processes that train one adapter: the devices of their collectives, what their errors mean, and their siblings."""
+
+import pathlib
+import socket
+import sys
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer import fake_gpu
+
+from finetune_api import exits, outcome, reasons, run
+from finetune_trainer.process import errors, machine
+from finetune_trainer.training import processes
+
+ALONE = processes.SiblingProcesses([])
+
+SIBLING = """
+import os, pathlib, sys
+from finetune_api import outcome, reasons
+from finetune_trainer.training import processes
+processes.start_siblings(2, [])
+pathlib.Path(os.environ["FINETUNE_WORK"]).mkdir(parents=True, exist_ok=True)
+import torch
+group = processes.join(torch.device("cpu"))
+if "FAILS":
+    group.wait()
+    reported = outcome.Outcome(stage="train", reason="TrainerOutOfMemory", message="out of memory on GPU 1")
+    pathlib.Path(os.environ["FINETUNE_TERMINATION_PATH"]).write_text(reported.termination_message())
+    os._exit(3)
+assert group.add([], [group.rank, 1.0]) == [1.0, 2.0]
+assert group.local == 1 and os.environ["FINETUNE_METRICS_PORT"] == "0"
+group.wait()
+processes.leave()
+"""
+
+
+def a_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of the first process of a node; what the code sets in it is undone."""
+    for name in (run.NODES, run.NODE, "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FINETUNE_SHARED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(run.RENDEZVOUS, f"127.0.0.1:{a_port()}")
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "1")
+
+
+def test_collectives_of_gpu_processes_take_tensors_on_the_gpu_alone() -> None:
+    """NCCL has no backend for CPU tensors; the fake process group refuses them with the same words."""
+    group = processes.ProcessGroup(0, 2, 0, fake_gpu.CUDA)
+    with fake_gpu.processes():
+        with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+            torch.distributed.all_reduce(torch.zeros(1))
+        with fake_gpu.tensors():
+            gradients = [torch.zeros(2, 3, device=fake_gpu.CUDA), torch.zeros(4, device=fake_gpu.CUDA)]
+            assert len(group.add(gradients, [2.0, 3.0])) == 2
+            assert len(group.add([], [2.0, 3.0])) == 2
+            assert group.maximum(3) == 1, "the fake's answer to every question"
+            group.wait()
+
+
+def test_a_process_joins_with_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch, node: None) -> None:
+    """Otherwise the first collective of every process of a node takes memory on GPU 0."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda where: seen.update(current=where))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **given: seen.update(given, backend=backend)
+    )
+    where = torch.device("cuda", 1)
+    group = processes.join(where)
+    assert (group.rank, group.size, group.local, group.device) == (1, 2, 1, where)
+    assert seen["backend"] == "nccl"
+    assert seen["device_id"] == seen["current"] == where
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistBackendError("ncclRemoteError: A call failed possibly due to a network error"),
+        torch.distributed.DistBackendError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"),
+        torch.distributed.DistNetworkError("The client socket has timed out"),
+        torch.distributed.DistStoreError("Timed out after 3 seconds waiting for clients. 1/2 clients joined."),
+        RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"),
+    ],
+)
+def test_a_peer_that_is_gone_ends_a_process_as_sigterm_does(error: RuntimeError) -> None:
+    with pytest.raises(errors.Stopped, match="another training process"), processes.collectives(ALONE):
+        raise error
+
+
+def test_an_error_of_nccl_itself_has_a_reason_of_its_own() -> None:
+    with pytest.raises(errors.Failure) as reported, processes.collectives(ALONE):
+        raise torch.distributed.DistBackendError("NCCL error: ncclInvalidUsage. Duplicate GPU detected")
+    assert reported.value.reason is reasons.Reason.COLLECTIVE_FAILED
+    assert reported.value.exit == 1
+    assert "Duplicate GPU detected" in reported.value.message
+    assert "/dev/shm" in reported.value.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("No backend type associated with device type cpu"), torch.OutOfMemoryError("CUDA out of memory")],
+)
+def test_a_defect_between_processes_stays_what_it_is(error: RuntimeError) -> None:
+    with pytest.raises(type(error), match=str(error)), processes.collectives(ALONE):
+        raise error
+
+
+def test_one_process_runs_on_each_gpu_of_a_node(node: None) -> None:
+    siblings = processes.start_siblings(2, [sys.executable, "-c", SIBLING.replace("FAILS", "")])
+    group = processes.join(torch.device("cpu"))
+    try:
+        assert (group.rank, group.size, group.local) == (0, 2, 0)
+        assert group.add([], [group.rank, 1.0]) == [1.0, 2.0]
+        group.wait()
+    finally:
+        processes.leave()
+    assert siblings.started[0].wait(60) == exits.Exit.DONE
+    assert siblings.failure() is None
+
+
+def test_the_failure_of_a_sibling_is_the_outcome_of_the_pod(node: None) -> None:
+    """Nobody reads a further process's outcome: out of memory on GPU 1 is out of memory of the pod, tried with half the batch."""
+    siblings = processes.start_siblings(2, [sys.executable, "-c", SIBLING.replace("FAILS", "yes")])
+    group = processes.join(torch.device("cpu"))
+    try:
+        group.wait()
+        with pytest.raises(errors.Failure) as reported, processes.collectives(siblings):
+            group.add([], [1.0])
+    finally:
+        processes.leave()
+    assert reported.value.reason is reasons.Reason.TRAINER_OUT_OF_MEMORY
+    assert reported.value.exit == exits.Exit.OUT_OF_MEMORY
+    assert "training process 1" in reported.value.message
+    assert "GPU 1" in reported.value.message
+
+
+def test_a_sibling_killed_without_an_outcome_is_reported_with_its_exit_code(node: None) -> None:
+    siblings = processes.start_siblings(2, [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    failure = siblings.failure()
+    assert failure is not None
+    assert failure.reason is reasons.Reason.TRAINER_ERROR
+    assert "-9" in failure.message
+
+
+def test_an_outcome_of_an_earlier_attempt_is_not_reported_again(node: None) -> None:
+    old = processes.outcome_of(machine.work(), 1)
+    old.parent.mkdir(parents=True)
+    old.write_text(outcome.Outcome(stage=reasons.Stage.TRAIN, message="long ago").termination_message())
+    siblings = processes.start_siblings(2, [sys.executable, "-c", "raise SystemExit(1)"])
+    failure = siblings.failure()
+    assert failure is not None
+    assert "long ago" not in failure.message
+
+
+def test_siblings_are_stopped_with_the_first_process(node: None, tmp_path: pathlib.Path) -> None:
+    sleeps = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+    siblings = processes.start_siblings(2, [sys.executable, "-c", sleeps, str(tmp_path / "up")])
+    siblings.stop()
+    assert siblings.started[0].poll() is not None
