@@ -282,6 +282,18 @@ RULES: tuple[Rule, ...] = (
         "Fix the rows, or drop them.",
     ),
     Rule(
+        "cutAnswers",
+        _WARNING,
+        Policy.WARN,
+        Scope.ROWS,
+        "Ten different answers or more have exactly the same length, in characters or tokens, and stop without closing "
+        "punctuation, while at least 80 % of the other answers end with it.",
+        "The answers were probably cut at a length limit when they were written; the model learns to stop in the middle of "
+        "a sentence.",
+        "Write the answers again with a higher limit, such as max_tokens of the model that generated them or the width of a "
+        "database column, or drop the rows.",
+    ),
+    Rule(
         "toolArguments",
         _WARNING,
         Policy.WARN,

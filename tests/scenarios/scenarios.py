@@ -98,6 +98,14 @@ def long() -> Rows:
     return rows
 
 
+def cut() -> Rows:
+    """As a column of 150 characters holds them."""
+    rows = data.style(300)
+    for row in rows:
+        row["messages"][-1]["content"] = row["messages"][-1]["content"][:150]
+    return rows
+
+
 def two_languages() -> Rows:
     rows = data.style(300)
     answers = [row["messages"][-1]["content"] for row in data.stil(300)]
@@ -155,7 +163,8 @@ SCENARIOS = (
     Scenario("JSON that breaks", broken_json, CAREFUL, findings=("jsonAnswers",)),
     Scenario("a secret in some answers", secret, UNFIT, findings=("secrets",), reason="DatasetInvalid"),
     Scenario("reasoning in a third of the answers", reasoning, CAREFUL, findings=("reasoningTags",)),
-    Scenario("answers that are cut", long, CAREFUL, findings=("truncation",)),
+    Scenario("answers longer than the longest sequence", long, CAREFUL, findings=("truncation",)),
+    Scenario("answers cut at a number of characters", cut, CAREFUL, findings=("cutAnswers",)),
     Scenario("two languages", two_languages, FIT, findings=("languageMix",)),
     Scenario(
         "the test is in the training data",

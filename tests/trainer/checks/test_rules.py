@@ -281,6 +281,60 @@ def test_answers_that_contain_json_sometimes_are_not_expected_to_parse() -> None
     assert "jsonAnswers" not in judged.rules(data.answered(GOOD, [*numbers[:299], "{"]))
 
 
+def long_answers(seed: int = 3) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(data.sentence(rng).capitalize() + "." for _ in range(rng.randint(2, 9))) for _ in range(300)]
+
+
+def test_answers_cut_at_a_number_of_characters_are_found() -> None:
+    cut = [answer[:400] for answer in long_answers()]
+    expected = [n for n, answer in enumerate(cut) if len(answer) == 400 and answer.rstrip()[-1] not in ".'"]
+    found = judged.judge(data.answered(GOOD, cut))
+    assert set(found.findings) == {"cutAnswers"}
+    assert found["cutAnswers"].policy is api.Policy.WARN
+    assert found["cutAnswers"].count == len(expected) > 100
+    assert f"{len(expected)} of 300 examples" in found["cutAnswers"].message
+    assert "400 characters" in found["cutAnswers"].message
+    assert found.places("cutAnswers")[:2] == [f"a.jsonl:{n + 1}" for n in expected[:2]]
+    dropped = judged.judge(data.answered(GOOD, cut), checks={"cutAnswers": "Drop"})
+    assert len(dropped.left) == 300 - len(expected)
+
+
+def test_answers_cut_at_a_number_of_tokens_are_found() -> None:
+    tokenizer = judged.encoder().tokenizer
+    cut = [tokenizer.decode(tokenizer(answer).input_ids[:200]) for answer in long_answers()]
+    found = judged.judge(data.answered(GOOD, cut))["cutAnswers"]
+    assert found.count > 100
+    assert "201 tokens" in found.message, "the stop token is learned too"
+
+
+def test_unfinished_answers_that_are_few_short_equal_or_as_long_as_finished_ones_were_not_cut() -> None:
+    whole = long_answers()
+    long = [f"{answer[:199]}a" for answer in whole if len(answer) > 200]
+    cases = {
+        "few": long[:9] + whole[9:],
+        "short": [answer[:60] for answer in whole[:50]] + whole[50:],
+        "equal": long[:1] * 50 + whole[50:],
+        "as long as finished ones": long[:12] + [f"{answer[:199]}." for answer in long[12:24]] + whole[24:],
+    }
+    for case, answers in cases.items():
+        assert "cutAnswers" not in judged.rules(data.answered(GOOD, answers)), case
+    assert "cutAnswers" in judged.rules(data.answered(GOOD, long[:10] + whole[10:]))
+
+
+def test_answers_that_never_end_with_punctuation_were_not_cut() -> None:
+    rng = random.Random(5)
+    codes = ["".join(rng.choice("0123456789abcdef") for _ in range(128)) for _ in range(300)]
+    assert "cutAnswers" not in judged.rules(data.answered(GOOD, codes))
+    queries = [answer.replace(".", " and")[:400] for answer in long_answers()]
+    assert "cutAnswers" not in judged.rules(data.answered(GOOD, queries))
+
+
+def test_chunks_of_plain_text_are_no_cut_answers() -> None:
+    chunks = [dataset.Example(one.source, text=text[:400]) for one, text in zip(GOOD, long_answers(), strict=True)]
+    assert "cutAnswers" not in judged.rules(chunks)
+
+
 def test_reasoning_in_some_answers_only_is_found_on_the_rarer_side() -> None:
     def thinking(number: int) -> str:
         return f"<think>\nThe {data.NOUNS[number % 30]}…\n</think>\n{GOOD[number].answer}"

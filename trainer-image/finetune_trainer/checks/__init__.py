@@ -6,7 +6,7 @@
     texts     row rules: patterns in the texts
     calls     row rules: tool calls
     encodings row rules: the tokens
-    answers   table rules: answers: labels, JSON, reasoning, languages
+    answers   table rules: answers: labels, JSON, cut answers, reasoning, languages
     repeats   table rules: equal rows: duplicates, contradictions, leakage
     similar   table rules: nearly equal rows, by MinHash
     languages the language of a text

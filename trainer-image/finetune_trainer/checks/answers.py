@@ -1,4 +1,5 @@
-"""Table rules about answers: unbalanced labels, constant answers, broken JSON, inconsistent reasoning blocks, languages.
+"""Table rules about answers: unbalanced labels, constant answers, broken JSON, cut answers, inconsistent reasoning blocks,
+languages.
 
 They use only the rows of the training files: held-out files may differ.
 """
@@ -21,6 +22,10 @@ MOST, HALF, TIMES = 0.8, 0.5, 10
 CONSTANT = 0.95
 JSON_SHARE = 0.8
 """Share of answers that parse from which the others should parse too."""
+
+LONG, TOGETHER, FINISHED = 100, 10, 0.8
+"""Cut answers: so many characters at least; so many different ones of the same length; and the share of unfinished answers among
+those of that length, as of finished ones among all others."""
 
 MAIN_LANGUAGE = 0.6
 """Share of the answers of a known language that one language must have to be the main one."""
@@ -65,6 +70,28 @@ def json_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
     if len(rows) < ENOUGH or parsed.mean() < JSON_SHARE:
         return rule.NONE
     return rule.Hits(rows[~parsed], len(rows), "have an answer that is not valid JSON, unlike the others")
+
+
+def cut_answers(found: table.Table, keep: rule.Mask) -> rule.Hits:
+    rows = rule.rows(trained(found, keep) & ((found.marks & table.CALLS) == 0))
+    unfinished = (found.marks[rows] & table.UNFINISHED) > 0
+    long = unfinished & (found.characters[rows] >= LONG)
+    different = np.zeros(len(rows), dtype=bool)
+    different[np.unique(found.answer[rows], return_index=True)[1]] = True
+    cut = np.zeros(len(rows), dtype=bool)
+    limits = []
+    for unit, column in (("characters", found.characters), ("tokens", found.learned)):
+        lengths, group = np.unique(column[rows], return_inverse=True)
+        counts = np.bincount(group, weights=long & different)
+        limit = (counts >= TOGETHER) & (counts >= FINISHED * np.bincount(group, weights=different))
+        cut |= long & limit[group]
+        limits += [(count, f"{length} {unit}") for count, length in zip(counts[limit], lengths[limit], strict=True)]
+    finished = 1 - unfinished[~cut].mean() if (~cut).sum() >= ENOUGH else 0.0
+    if not limits or finished < FINISHED:
+        return rule.NONE
+    length = max(limits, key=lambda one: one[0])[1]
+    text = f"have an answer that stops without closing punctuation at exactly the same length, most often {length}"
+    return rule.Hits(rows[cut], len(rows), f"{text}; {finished:.0%} of the other answers end with it")
 
 
 def reasoning_tags(found: table.Table, keep: rule.Mask) -> rule.Hits:

@@ -47,6 +47,7 @@ TABLE_RULES: dict[str, TableRule] = {
     "labelImbalance": answers.label_imbalance,
     "constantAnswers": answers.constant_answers,
     "jsonAnswers": answers.json_answers,
+    "cutAnswers": answers.cut_answers,
     "reasoningTags": answers.reasoning_tags,
     "languageMix": answers.language_mix,
 }

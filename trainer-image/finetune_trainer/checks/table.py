@@ -1,10 +1,11 @@
-"""The columns of all rows: numbers, never text; about 120 bytes per row, the MinHash sketch included."""
+"""The columns of all rows: numbers, never text; about 130 bytes per row, the MinHash sketch included."""
 
 import array
 import dataclasses
 import functools
 import json
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from finetune_trainer.data import corpus, dataset, split
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-JSON, BROKEN_JSON, REASONING, UNCLOSED, CALLS = 1, 2, 4, 8, 16
+JSON, BROKEN_JSON, REASONING, UNCLOSED, CALLS, UNFINISHED = 1, 2, 4, 8, 16, 32
 """Marks of an answer: it is a JSON object or list; it begins like one but does not parse; it has a reasoning block; one that is
-not closed; it calls tools, which counts as neither JSON nor prose, whatever the dialect."""
+not closed; it calls tools, which counts as neither JSON nor prose, whatever the dialect; it ends with a letter, a digit or
+punctuation that needs a continuation."""
+
+_CONTINUES = frozenset(",;:(-–—/&")
 
 _REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)>", re.IGNORECASE)
 
@@ -36,6 +40,8 @@ class Table:
     """uint64: the same of a preference pair's rejected answer; 0 where there is none."""
     marks: Array
     """uint8: JSON, REASONING and so on."""
+    characters: Array
+    """uint32: the length of the last answer's text."""
     answer_language: Array
     prompt_language: Array
     """uint8: indexes of languages.NAMES."""
@@ -43,6 +49,8 @@ class Table:
     teaching: Array
     truncated: Array
     """bool: from the corpus."""
+    learned: Array
+    """int32: how many tokens are learned, from the corpus; of a pair, those of the chosen answer."""
 
     def __len__(self) -> int:
         return len(self.part)
@@ -66,6 +74,7 @@ class Builder:
             array.array("B"),
             array.array("B"),
         )
+        self._characters = array.array("I")
         self._sketcher = similar.Sketcher() if sketched else None
         self._detect_languages = detect_languages
 
@@ -83,6 +92,7 @@ class Builder:
         answer_text = example.messages[-1].content if example.messages else ""
         calls = bool(example.messages and example.messages[-1].calls)
         self._marks.append(CALLS | marks(answer_text) & ~(JSON | BROKEN_JSON) if calls else marks(answer_text))
+        self._characters.append(len(answer_text))
         prompt_text = next((turn.content for turn in reversed(example.prompt) if turn.role == "user"), "")
         detect_languages = self._detect_languages and answer is not None
         self._answer_languages.append(languages.language(answer_text) if detect_languages else languages.UNKNOWN)
@@ -94,7 +104,8 @@ class Builder:
 
     def finish(self, found: corpus.Corpus) -> Table:
         """The table, with the columns from the rows' tokens."""
-        truncated: Array = found.truncated.reshape(-1, 2 if found.pairs else 1).max(axis=1, initial=False)
+        sides = 2 if found.pairs else 1
+        truncated: Array = found.truncated.reshape(-1, sides).max(axis=1, initial=False)
         return Table(
             np.frombuffer(self._part, dtype=np.uint8),
             np.frombuffer(self._fired, dtype=np.uint32),
@@ -102,11 +113,13 @@ class Builder:
             np.frombuffer(self._answer, dtype=np.uint64),
             np.frombuffer(self._rejected, dtype=np.uint64),
             np.frombuffer(self._marks, dtype=np.uint8),
+            np.frombuffer(self._characters, dtype=np.uint32),
             np.frombuffer(self._answer_languages, dtype=np.uint8),
             np.frombuffer(self._prompt_languages, dtype=np.uint8),
             None if self._sketcher is None else self._sketcher.finish(),
             found.teaching,
             truncated,
+            found.trainable[::sides],
         )
 
 
@@ -123,6 +136,8 @@ def marks(answer: str) -> int:
         # Qwen's templates write the opening tag themselves, so that an answer may begin inside of its block.
         if tags.count("") > tags.count("/"):
             found |= UNCLOSED
+    if text and (text[-1] in _CONTINUES or unicodedata.category(text[-1])[0] in "LMN"):
+        found |= UNFINISHED
     return found
 
 
