@@ -98,7 +98,10 @@ def _worded(node: Schema) -> Schema:
     bounds = {key: node[key] for key in compared if key in node}
     if "x-message" not in node:
         if any(bound != int(bound) for bound in bounds.values()):
-            raise ValueError(f"the API server's message rounds the bounds {bounds}: give the field an x-message")
+            raise ValueError(
+                f"field {node.get('title')!r}: the API server's message would round the bounds {bounds}; write them out with "
+                'json_schema_extra={"x-message": "must be from 0.5 to 2"}'
+            )
         return node
     tests = [f"self {compared[key]} {float(bound)}" for key, bound in bounds.items()]
     if "pattern" in node:
