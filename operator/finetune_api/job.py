@@ -26,7 +26,16 @@ from finetune_api.evaluation import (
     Task,
 )
 from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
-from finetune_api.resources import Labels, LabelValue, Quantity, Requests, Resources, Toleration, TrainingResources
+from finetune_api.resources import (
+    Labels,
+    LabelValue,
+    Limits,
+    Quantity,
+    Requests,
+    Resources,
+    Toleration,
+    TrainingResources,
+)
 from finetune_api.storage import Storage
 from finetune_api.training import (
     DPO,
@@ -71,6 +80,7 @@ __all__ = [
     "Judge",
     "LabelValue",
     "Labels",
+    "Limits",
     "LoRA",
     "LossOn",
     "Method",

@@ -1,11 +1,24 @@
 """What pods request: GPUs, CPU and memory, and which nodes they may run on."""
 
+import re
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from finetune_api import model
+
+UNITS: dict[str, int | Fraction] = {
+    "": 1, "m": Fraction(1, 1000), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+
+
+def amount(quantity: str) -> Fraction | None:
+    """The number that a quantity such as 500m or 32Gi stands for; None if it is none."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", quantity)
+    return Fraction(match[1]) * UNITS[match[2] or ""] if match else None
 
 
 def _quantity(value: Any) -> Any:
@@ -37,6 +50,12 @@ _MEMORY = model.rules(
     (
         "!isQuantity(string(self)) || !quantity(string(self)).isLessThan(quantity('64Mi'))",
         "memory is in bytes and must be at least 64Mi: write 32Gi, not 32",
+    )
+)
+_DISK = model.rules(
+    (
+        "!isQuantity(string(self)) || !quantity(string(self)).isLessThan(quantity('64Mi'))",
+        "ephemeralStorage is in bytes and must be at least 64Mi: write 40Gi, not 40",
     )
 )
 _LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)"
@@ -92,16 +111,50 @@ class Toleration(model.Model):
 
 
 class Requests(model.Model):
-    """CPU and memory requests."""
+    """Requests of CPU, memory and ephemeral storage."""
 
     cpu: Quantity | None = Field(
         default=None, description="CPU cores requested, for example 4 or 500m.", json_schema_extra=_CORES
     )
     memory: Quantity | None = Field(
         default=None,
-        description="Memory requested, for example 32Gi. It is also the limit, which protects the node.",
+        description="Memory requested, for example 32Gi. It is also the limit, which protects the node, unless limits.memory is "
+        "higher.",
         json_schema_extra=_MEMORY,
     )
+    ephemeral_storage: Quantity | None = Field(
+        default=None,
+        description="Disk requested on the node for model, data and temporary files, for example 40Gi. Absent: estimated "
+        "from the base model's number of parameters and the data; nothing if that number is unknown.",
+        json_schema_extra=_DISK,
+    )
+
+
+class Limits(model.Model):
+    """Limits of CPU, memory and ephemeral storage, for namespaces whose LimitRange or quota demands them."""
+
+    cpu: Quantity | None = Field(
+        default=None,
+        description="CPU cores at most. Absent: no limit, or that of the operator's settings.",
+        json_schema_extra=_CORES,
+    )
+    memory: Quantity | None = Field(
+        default=None,
+        description="Memory at most; above it the container is killed. Absent: the requested memory.",
+        json_schema_extra=_MEMORY,
+    )
+    ephemeral_storage: Quantity | None = Field(
+        default=None,
+        description="Disk at most; above it the pod is evicted. Absent: twice what is requested.",
+        json_schema_extra=_DISK,
+    )
+
+
+_WITHIN = (
+    "!has(self.limits) || !has(self.requests) || !has(self.limits.{0}) || !has(self.requests.{0})"
+    " || !isQuantity(string(self.limits.{0})) || !isQuantity(string(self.requests.{0}))"
+    " || !quantity(string(self.limits.{0})).isLessThan(quantity(string(self.requests.{0})))"
+)
 
 
 class Resources(model.Model):
@@ -112,7 +165,11 @@ class Resources(model.Model):
             (
                 "!has(self.gpuType) || self.gpus > 0",
                 "resources.gpuType needs resources.gpus of at least 1: remove one of them",
-            )
+            ),
+            *(
+                (_WITHIN.format(name), f"resources.limits.{name} must not be below resources.requests.{name}")
+                for name in ("cpu", "memory", "ephemeralStorage")
+            ),
         )
     }
     gpus: int = Field(
@@ -132,7 +189,12 @@ class Resources(model.Model):
         description="A GPU type from the operator's settings, for example nvidia-l4, which adds a node selector and "
         "tolerations. Absent: any GPU.",
     )
-    requests: Requests = Field(default_factory=Requests, description="CPU and memory requests.")
+    requests: Requests = Field(default_factory=Requests, description="Requests of CPU, memory and ephemeral storage.")
+    limits: Limits = Field(
+        default_factory=Limits,
+        description="Limits of CPU, memory and ephemeral storage. Few jobs need them: namespaces whose LimitRange sets a limit "
+        "below what a job requests, or whose quota demands one.",
+    )
     node_selector: Labels = Field(
         default_factory=dict, description="Labels that a node must have, in addition to those of the gpuType."
     )

@@ -6,7 +6,10 @@ import pydantic
 from pydantic import Field
 
 from finetune_api import job, model
+from finetune_api.reasons import Stage
+from finetune_operator import podsettings
 
+USER = 65532
 PATH = pathlib.Path("/etc/finetune-operator/settings.json")
 
 
@@ -16,26 +19,26 @@ class Images(model.Model):
     serving: str
 
 
-class GpuType(model.Model):
-    """The meaning of a job's `gpuType`."""
+class GpuType(podsettings.Pods):
+    """The meaning of a job's `gpuType`, and settings of the pods that request it."""
 
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: list[job.Toleration] = Field(default_factory=list)
+    resource: podsettings.ResourceName | None = Field(
+        default=None,
+        description="The resource name of one GPU, for example a MIG slice's. Absent: Settings.gpu_resource.",
+    )
+    multi_node_resources: dict[podsettings.ResourceName, job.Quantity] = Field(
+        default_factory=dict,
+        description="What each pod of a training on several nodes requests besides, for example RDMA.",
+    )
     memory_gi_b: float | None = Field(default=None, gt=0, alias="memoryGiB")
     price_per_hour: float | None = Field(default=None, ge=0, description="Of one GPU, in Settings.currency.")
 
 
-class Serving(model.Model):
-    """Arguments and environment of every server, for example those of a CPU build."""
+class Serving(podsettings.Pods):
+    """Arguments and pods of every server, for example those of a CPU build."""
 
     args: list[str] = Field(default_factory=list)
-    env: dict[str, str] = Field(default_factory=dict)
     shm_size: job.Quantity = "1Gi"
-    requests: job.Requests = Field(default_factory=job.Requests)
-
-
-class SmallStage(model.Model):
-    requests: job.Requests = Field(default_factory=job.Requests)
 
 
 class Kueue(model.Model):
@@ -45,14 +48,23 @@ class Kueue(model.Model):
 class Settings(model.Model):
     images: Images
     image_pull_policy: str = "IfNotPresent"
-    image_pull_secrets: list[str] = Field(default_factory=list)
+    image_pull_secrets: list[str] = Field(default_factory=list, description="Of the pods in all namespaces.")
+    image_pull_secrets_by_namespace: dict[str, list[str]] = Field(default_factory=dict, description="Besides these.")
+    security_context: podsettings.SecurityContext | None = podsettings.SecurityContext(
+        run_as_user=USER, run_as_group=USER, fs_group=USER
+    )
     namespaces: list[str] = Field(default_factory=list, description="Empty: all namespaces.")
     gpu_resource: str = "nvidia.com/gpu"
     gpu_types: dict[str, GpuType] = Field(default_factory=dict)
     currency: str = Field(default="USD", min_length=1, max_length=16, description="The currency of prices.")
+    pods: podsettings.Pods = Field(default_factory=podsettings.Pods, description="All pods of jobs.")
+    preflight: podsettings.Pods = Field(default_factory=podsettings.Pods)
+    training: podsettings.Pods = Field(
+        default_factory=podsettings.Pods,
+        description="Baseline, training and evaluation: the stages that load the model.",
+    )
+    verify: podsettings.Pods = Field(default_factory=podsettings.Pods)
     serving: Serving = Field(default_factory=Serving)
-    preflight: SmallStage = Field(default_factory=SmallStage)
-    verify: SmallStage = Field(default_factory=SmallStage)
     kueue: Kueue = Field(default_factory=Kueue)
     retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubled with every retry, up to five minutes.")
     drain_seconds: float = Field(
@@ -63,6 +75,21 @@ class Settings(model.Model):
         default_factory=dict, description="Labels of every child, for example a cost center."
     )
     log_level: str = "INFO"
+
+    def gpu(self, name: str | None) -> GpuType:
+        """The meaning of a gpuType; without one, any GPU. An unknown one selects a node that does not exist: its pod must wait,
+        and must not run on another GPU."""
+        if name is None:
+            return GpuType()
+        return self.gpu_types.get(name) or GpuType(node_selector={"finetune.dev/unknown-gpu-type": name})
+
+    def pods_of(self, stage: Stage | None, gpu_type: str | None) -> podsettings.Pods:
+        """The settings of the pods of a stage, or of a server (None)."""
+        layers = {None: self.serving, Stage.PREFLIGHT: self.preflight, Stage.VERIFY: self.verify}
+        return self.gpu(gpu_type).over(layers.get(stage, self.training).over(self.pods))
+
+    def pull_secrets(self, namespace: str) -> list[str]:
+        return [*self.image_pull_secrets, *self.image_pull_secrets_by_namespace.get(namespace, [])]
 
 
 def load(path: pathlib.Path = PATH) -> Settings:
@@ -78,4 +105,7 @@ def load(path: pathlib.Path = PATH) -> Settings:
             f"no settings at {path}: the chart mounts them there; set another file with --settings"
         ) from None
     except pydantic.ValidationError as error:
-        raise SystemExit(f"settings {path} are invalid: {error}") from None
+        # without the values: one of them may be a secret that does not belong there
+        wrong = error.errors(include_input=False, include_url=False)
+        places = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in wrong)
+        raise SystemExit(f"settings {path} are invalid: {places}") from None

@@ -4,21 +4,16 @@ Evaluated by the package `common-expression-language`, with the functions of Kub
 the package the rules are not checked, and `missing` says so; in a cluster the API server checks them.
 """
 
-import fractions
 import importlib.util
-import re
 from collections.abc import Iterator
 from typing import Any
+
+from finetune_api import resources
 
 Path = tuple[str | int, ...]
 Broken = list[tuple[Path, str]]
 
 PACKAGE = "common-expression-language"
-
-UNITS: dict[str, int | fractions.Fraction] = {
-    "": 1, "m": fractions.Fraction(1, 1000), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
-}  # fmt: skip
 
 
 def missing() -> str | None:
@@ -70,13 +65,8 @@ def _evaluated(rule: str, value: Any) -> Any:
     context = cel.Context({"self": value})
     context.add_function("replace", lambda text, old, new: text.replace(old, new))
     context.add_function("split", lambda text, by: text.split(by))
-    context.add_function("isQuantity", lambda text: _quantity(text) is not None)
-    context.add_function("quantity", lambda text: float(_quantity(text) or 0))
+    context.add_function("isQuantity", lambda text: resources.amount(text) is not None)
+    context.add_function("quantity", lambda text: float(resources.amount(text) or 0))
     context.add_function("isGreaterThan", lambda one, other: one > other)
     context.add_function("isLessThan", lambda one, other: one < other)
     return cel.evaluate(rule, context)
-
-
-def _quantity(text: str) -> fractions.Fraction | None:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", text)
-    return fractions.Fraction(match[1]) * UNITS[match[2] or ""] if match else None

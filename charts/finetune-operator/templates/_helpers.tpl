@@ -101,12 +101,16 @@ any: true
     "serving" (include "finetune-operator.image" (list . $images.serving false)))
   "imagePullPolicy" .Values.imagePullPolicy
   "imagePullSecrets" .Values.imagePullSecrets
+  "imagePullSecretsByNamespace" .Values.imagePullSecretsByNamespace
+  "securityContext" .Values.securityContext
   "namespaces" .Values.namespaces
   "gpuResource" .Values.gpuResource
   "gpuTypes" .Values.gpuTypes
   "currency" .Values.currency
+  "pods" .Values.pods
   "serving" .Values.serving
   "preflight" .Values.preflight
+  "training" .Values.training
   "verify" .Values.verify
   "kueue" .Values.kueue
   "retryBackoffSeconds" .Values.retryBackoffSeconds
@@ -130,6 +134,15 @@ app.kubernetes.io/managed-by: {{ $context.Release.Service }}
 {{- with $context.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{/* The securityContext of the chart's own pods. */}}
+{{- define "finetune-operator.podsecurity" -}}
+{{- range $name, $value := .Values.securityContext }}
+{{- $name }}: {{ toJson $value }}
+{{ end -}}
+runAsNonRoot: true
+seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
 {{- define "finetune-operator.testlabels" -}}

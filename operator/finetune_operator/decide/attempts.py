@@ -104,6 +104,7 @@ def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
         nodes=work.nodes,
         queue=world.spec.resources.queue_name if work.stage in stages.QUEUED else None,
         api_key_secret=work.api_key_secret,
+        tokens=world.state.preflight.tokens if world.state.preflight else 0,
     )
 
 

@@ -19,6 +19,10 @@ OUT_OF_RANGE = re.compile(
     r"forbidden: (?P<rule>\[?(?:(?:maximum|minimum) \S+ usage per|\S+ max limit to request ratio per) .+)"
 )
 """Messages of Kubernetes' admission plugins ResourceQuota and LimitRanger."""
+ABOVE_LIMIT = re.compile(
+    r'Invalid value: "?(?P<asked>[^":]+)"?: must be less than or equal to (?P<what>\S+) limit of (?P<limit>[^\s,\]]+)'
+)
+"""A request above the limit of its container, which our pods set only where a LimitRange does."""
 _AMOUNT = re.compile(r"([^=,]+)=([^,]+)")
 RESTARTS = 3
 """A server that crashed this often does not recover on its own."""
@@ -59,13 +63,19 @@ def refused(what: str, words: str) -> Problem:
         return Problem(
             Reason.QUOTA_EXCEEDED,
             f"ResourceQuota {found['quota']} refuses {what}: it {found['wants']}. Set resources.requests (its memory "
-            "is also the limit); for everything else define defaults in a LimitRange.",
+            "is also the limit) and resources.limits, or have them set for all jobs in the chart (pods.requests, pods.limits).",
         )
     if found := OUT_OF_RANGE.search(words):
         return Problem(
             Reason.QUOTA_EXCEEDED,
             f"a LimitRange of the namespace refuses {what}: {found['rule'].strip('[]')}. Change resources.requests (its memory "
-            "is also the limit), or have the LimitRange changed.",
+            "is also the limit) or resources.limits, or have the LimitRange changed.",
+        )
+    if found := ABOVE_LIMIT.search(words):
+        return Problem(
+            Reason.QUOTA_EXCEEDED,
+            f"a LimitRange of the namespace limits the {found['what']} of a container to {found['limit']}, and {what} requests "
+            f"{found['asked']}. Set resources.limits, or have the limit set for all jobs in the chart (pods.limits).",
         )
     return Problem(
         Reason.POD_REFUSED, f"the API server refuses {what}: {words}. Change the spec, or the namespace's policies."

@@ -87,7 +87,7 @@ def _verify(world: World, candidate: Release) -> Verdict:
     canary = ("--canary", candidate.canary) if candidate.canary else ()
     work = attempts.Work(
         Stage.VERIFY,
-        job.Resources(gpus=0, requests=world.obs.settings.verify.requests),
+        job.Resources(gpus=0),
         arguments=("--endpoint", service.endpoint(world.obs.parent, candidate.name), *canary),
         api_key_secret=world.spec.deployment.api_key_secret,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from finetune_api import outcome, status
+from finetune_api import job, outcome, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import attempts, progress, verdict
 from finetune_operator.decide.attempts import Work
@@ -14,8 +14,8 @@ def preflight_is_not_done(world: World) -> Verdict | None:
     """Scenarios A to E, without a GPU."""
     if world.true(Condition.PREFLIGHT_PASSED):
         return None
-    requests = world.obs.settings.preflight.requests
-    wanted = world.spec.resources.model_copy(update={"gpus": 0, "gpu_type": None, "requests": requests})
+    amounts = {"requests": job.Requests(), "limits": job.Limits()}
+    wanted = world.spec.resources.model_copy(update={"gpus": 0, "gpu_type": None, **amounts})
     return attempts.advance(world, Work(Stage.PREFLIGHT, wanted), _preflight)
 
 

@@ -10,6 +10,7 @@ from finetune_operator.observe.records import Release
 
 SERVER = "server"
 FETCH = "fetch"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 def probe(period: int, failures: int) -> dict[str, Any]:
@@ -26,10 +27,10 @@ def build(
 ) -> meta.Manifest:
     """`content`: the run file, if the record has none."""
     run_volume, run_mount = pods.run_volume()
-    annotations = pods.run_annotation(release.run_file or content.without_judgement())
     selector = {label.UID: parent.uid, label.RELEASE: release.name}
     labels = meta.labels(parent, chart.labels, **{label.REVISION: release.revision, label.RELEASE: release.name})
-    requests = chart.serving.requests
+    wanted = release.deployment.resources
+    layer = chart.pods_of(None, wanted.gpu_type)
     base_volumes, base_mounts = pods.base_volume(release.base_model)
     fetch = {
         "name": FETCH,
@@ -42,12 +43,12 @@ def build(
             *([] if base_mounts else ["--base-to", run.MODEL_PATH]),
         ],
         "env": [
-            *pods.environment({}),
+            *pods.environment(layer.env),
             *pods.credentials(release.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", release.base_model.access_token_secret, "HF_TOKEN"),
         ],
         # those of the server, since it runs before it, and a quota requires them for every container
-        "resources": pods.resources(release.deployment.resources.model_copy(update={"gpus": 0}), chart, requests),
+        "resources": pods.amounts(wanted, layer, {}, release.disk),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -65,11 +66,11 @@ def build(
         "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
         "args": release.arguments,
         "env": [
-            *pods.environment({"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **release.env}),
+            *pods.environment({**layer.env, **OFFLINE, **release.env}),
             *pods.secret_value("VLLM_API_KEY", release.deployment.api_key_secret, "API_KEY"),
         ],
         "ports": [{"name": "http", "containerPort": run.SERVER_PORT}],
-        "resources": pods.resources(release.deployment.resources, chart, requests),
+        "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart), release.disk),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": probe(2, 1800),
@@ -84,8 +85,9 @@ def build(
             *base_mounts,
         ],
     }
-    template = pods.pod(
+    pod = pods.pod(
         chart,
+        namespace=parent.namespace,
         service_account=release.storage.service_account_name,
         containers=[server],
         volumes=[
@@ -96,7 +98,7 @@ def build(
         ],
         initContainers=[fetch],
         terminationGracePeriodSeconds=60,
-        **pods.placement(release.deployment.resources, chart),
+        **pods.placement(wanted, layer, selector),
     )
     return {
         "apiVersion": "apps/v1",
@@ -107,6 +109,6 @@ def build(
             "revisionHistoryLimit": 1,
             "progressDeadlineSeconds": 7200,
             "selector": {"matchLabels": selector},
-            "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": template},
+            "template": pods.template(labels, release.run_file or content.without_judgement(), layer, pod),
         },
     }

@@ -1,14 +1,16 @@
 """Common parts of the pods of stages and servers: allowed by the `restricted` Pod Security Standard, with a read-only root."""
 
+import decimal
 import json
+import math
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
-from finetune_api import job, run
-from finetune_operator import settings
+from finetune_api import job, resources, run
+from finetune_operator import podsettings, settings
 from finetune_operator.observe import label
 
-USER = 65532
 WORK = {"name": "tmp", "emptyDir": {}}
 """Libraries write caches and temporary files to /tmp, which is also HOME; the rest of the root is read-only."""
 
@@ -21,8 +23,9 @@ def security() -> dict[str, Any]:
     }
 
 
-def environment(extra: dict[str, str]) -> list[dict[str, Any]]:
-    fixed = {"HOME": "/tmp", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
+def environment(extra: Mapping[str, str]) -> list[dict[str, Any]]:
+    # USER: a user id without an entry in /etc/passwd has no name, which torch asks for
+    fixed = {"HOME": "/tmp", "TMPDIR": "/tmp", "USER": "finetune", "PYTHONUNBUFFERED": "1"}  # noqa: S108
     return [{"name": name, "value": value} for name, value in {**fixed, **extra}.items()]
 
 
@@ -56,14 +59,60 @@ def run_volume() -> tuple[dict[str, Any], dict[str, Any]]:
     return volume, {"name": "run", "mountPath": folder, "readOnly": True}
 
 
-def resources(wanted: job.Resources, chart: settings.Settings, default: job.Requests | None = None) -> dict[str, Any]:
-    """Requests, and limits that protect the node: memory, and GPUs, which cannot be overcommitted."""
-    requests = wanted.requests.wire() or (default.wire() if default else {})
-    limits = {"memory": requests["memory"]} if "memory" in requests else {}
-    if wanted.gpus:
-        limits[chart.gpu_resource] = str(wanted.gpus)
-        requests = {**requests, chart.gpu_resource: str(wanted.gpus)}
-    return {"requests": requests, "limits": limits}
+DISK = "ephemeralStorage"
+KUBERNETES = {"cpu": "cpu", "memory": "memory", DISK: "ephemeral-storage"}
+DISK_BASE = 2 * 2**30
+"""Bytes for temporary files, checkpoints on their way to S3, and the adapter."""
+DISK_PER_TOKEN = 16
+"""Bytes of an example's token, as text and as number."""
+
+
+def disk(base: run.ResolvedBaseModel, tokens: int) -> str | None:
+    """Ephemeral storage of a pod that loads the base model: its weights in 16 bits, a tenth more for the rest of its files, and
+    the data; None if the number of parameters is unknown. The weights of a model on a claim need none."""
+    if base.parameters is None:
+        return None
+    weights = 0 if base.source.startswith("pvc://") else base.parameters * 2 * 1.1
+    return f"{math.ceil((weights + tokens * DISK_PER_TOKEN + DISK_BASE) / 2**30)}Gi"
+
+
+def amounts(
+    wanted: job.Resources, layer: podsettings.Pods, extended: dict[str, str], least_disk: str | None = None
+) -> dict[str, Any]:
+    """Requests and limits of a container. What the job says takes precedence over the chart. Limits protect the node: memory as
+    requested, disk twice as much. A limit of the chart below a request is raised to it; a request of the chart gives way to a
+    limit of the job.
+
+    extended: GPUs and the like, which cannot be overcommitted. least_disk: the estimate for jobs that request none.
+    """
+    own = wanted.limits.wire()
+    defaults = {k: v for k, v in layer.requests.wire().items() if k not in own}
+    if least_disk and DISK not in own:
+        defaults[DISK] = _larger(least_disk, layer.requests.ephemeral_storage)
+    requests = {**defaults, **wanted.requests.wire()}
+    limits = {k: v if k == "memory" else _twice(v) for k, v in requests.items() if k != "cpu"}
+    limits |= {k: _larger(v, requests.get(k)) for k, v in {**layer.limits.wire(), **own}.items()}
+    return {
+        "requests": {KUBERNETES[k]: v for k, v in requests.items()} | extended,
+        "limits": {KUBERNETES[k]: v for k, v in limits.items()} | extended,
+    }
+
+
+def _twice(quantity: str) -> str:
+    number = quantity.rstrip("mkKMGTi")
+    return f"{2 * decimal.Decimal(number)}{quantity.removeprefix(number)}"
+
+
+def _larger(one: str, other: str | None) -> str:
+    return max(one, other or one, key=lambda quantity: resources.amount(quantity) or 0)
+
+
+def extended(wanted: job.Resources, chart: settings.Settings, nodes: int = 1) -> dict[str, str]:
+    """The GPUs of a pod under the name of their type and, where several pods train together, what connects them."""
+    if not wanted.gpus:
+        return {}
+    kind = chart.gpu(wanted.gpu_type)
+    return {kind.resource or chart.gpu_resource: str(wanted.gpus), **(kind.multi_node_resources if nodes > 1 else {})}
 
 
 def gpu_labels(wanted: job.Resources) -> dict[str, str]:
@@ -73,24 +122,40 @@ def gpu_labels(wanted: job.Resources) -> dict[str, str]:
     return {label.GPUS: str(wanted.gpus), **({label.GPU_TYPE: wanted.gpu_type} if wanted.gpu_type else {})}
 
 
-def placement(wanted: job.Resources, chart: settings.Settings) -> dict[str, Any]:
-    """Node selector, tolerations and priority. An unknown gpuType selects a node that does not exist: such a pod must wait,
-    and must not run on another GPU."""
-    kind = chart.gpu_types.get(wanted.gpu_type or "", settings.GpuType())
-    if wanted.gpu_type and wanted.gpu_type not in chart.gpu_types:
-        kind = settings.GpuType(node_selector={"finetune.dev/unknown-gpu-type": wanted.gpu_type})
-    selector = {**kind.node_selector, **wanted.node_selector}
-    tolerations = [t.wire() for t in (*kind.tolerations, *wanted.tolerations)]
-    return {
-        **({"nodeSelector": selector} if selector else {}),
-        **({"tolerations": tolerations} if tolerations else {}),
-        **({"priorityClassName": wanted.priority_class_name} if wanted.priority_class_name else {}),
+def placement(wanted: job.Resources, layer: podsettings.Pods, same: Mapping[str, str]) -> dict[str, Any]:
+    """Where and how the pods run: what the job says, on top of the chart. `same`: labels of the pods to spread."""
+    spread = [
+        {"labelSelector": {"matchLabels": dict(same)}, **constraint.wire()}
+        for constraint in layer.topology_spread_constraints
+    ]
+    found = {
+        "nodeSelector": {**layer.node_selector, **wanted.node_selector},
+        "tolerations": [t.wire() for t in (*layer.tolerations, *wanted.tolerations)],
+        "affinity": layer.affinity.wire(),
+        "topologySpreadConstraints": spread,
+        "priorityClassName": wanted.priority_class_name or layer.priority_class_name,
+        "runtimeClassName": layer.runtime_class_name,
+        "dnsPolicy": layer.dns_policy,
+        "dnsConfig": layer.dns_config and {k: v for k, v in layer.dns_config.wire().items() if v},
     }
+    return {key: value for key, value in found.items() if value}
+
+
+def template(
+    labels: Mapping[str, str], content: run.Run, layer: podsettings.Pods, spec: dict[str, Any]
+) -> dict[str, Any]:
+    """A PodTemplateSpec. The operator's labels and annotations take precedence."""
+    metadata = {
+        "labels": {**layer.labels, **labels},
+        "annotations": {**layer.annotations, **run_annotation(content)},
+    }
+    return {"metadata": metadata, "spec": spec}
 
 
 def pod(
     chart: settings.Settings,
     *,
+    namespace: str,
     service_account: str | None,
     containers: list[dict[str, Any]],
     volumes: list[dict[str, Any]],
@@ -98,18 +163,14 @@ def pod(
 ) -> dict[str, Any]:
     """A PodSpec. No container gets the token of its ServiceAccount, whether that is the namespace's `default` one or the
     user's."""
+    secrets = chart.pull_secrets(namespace)
+    ids = chart.security_context.wire() if chart.security_context else {}
     return {
         **({"serviceAccountName": service_account} if service_account else {}),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        **({"imagePullSecrets": [{"name": n} for n in chart.image_pull_secrets]} if chart.image_pull_secrets else {}),
+        "securityContext": {**ids, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        **({"imagePullSecrets": [{"name": n} for n in secrets]} if secrets else {}),
         "containers": containers,
         "volumes": [WORK, *volumes],
         **more,

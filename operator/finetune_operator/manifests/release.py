@@ -4,6 +4,7 @@ import posixpath
 
 from finetune_api import job, run, status
 from finetune_operator import settings
+from finetune_operator.manifests import pods
 from finetune_operator.observe.records import Release
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -54,6 +55,7 @@ def build(
         arguments=arguments(content.base_model, adapter, served, spec.deployment, chart),
         env=chart.serving.env,
         shm_size=chart.serving.shm_size,
+        disk=pods.disk(content.base_model, 0),
         canary=canary,
         run_file=content.without_judgement(),
     )

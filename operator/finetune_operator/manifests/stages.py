@@ -38,11 +38,15 @@ def build(
     nodes: int = 1,
     queue: str | None = None,
     api_key_secret: str | None = None,
+    tokens: int = 0,
 ) -> meta.Manifest:
     """The Job of one attempt of a stage, with `nodes` pods; suspended if a queue decides when it may run.
 
-    `arguments` follow the stage's name on the command line of the trainer image (see trainer-image/README.md).
+    `arguments` follow the stage's name on the command line of the trainer image (see trainer-image/README.md). `tokens`: of the
+    data, as far as they were counted.
     """
+    layer = chart.pods_of(stage, wanted.gpu_type)
+    least_disk = pods.disk(content.base_model, tokens) if stage in course.LOADING else None
     labels = meta.labels(
         parent,
         chart.labels,
@@ -57,14 +61,14 @@ def build(
         "imagePullPolicy": chart.image_pull_policy,
         "args": [stage.value, "--run", run.PATH, *arguments],
         "env": [
-            *pods.environment({}),
+            *pods.environment(layer.env),
             *pods.credentials(content.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", content.base_model.access_token_secret, "HF_TOKEN"),
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
             *judge_key(content, stage),
             *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
-        "resources": pods.resources(wanted, chart),
+        "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart, nodes), least_disk),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -77,15 +81,16 @@ def build(
     if wanted.gpus > 1:
         container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
         volumes = [*volumes, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    template = pods.pod(
+    pod = pods.pod(
         chart,
+        namespace=parent.namespace,
         service_account=content.storage.service_account_name,
         containers=[container],
         volumes=[run_volume, *volumes],
         restartPolicy="Never",
         terminationGracePeriodSeconds=GRACE_SECONDS,
         **({"subdomain": meta.nodes_service(parent, content.revision)} if nodes > 1 else {}),
-        **pods.placement(wanted, chart),
+        **pods.placement(wanted, layer, {label.UID: parent.uid, label.STAGE: stage}),
     )
     return meta.hashed(
         {
@@ -100,10 +105,7 @@ def build(
                 "podFailurePolicy": {"rules": [{"action": "Ignore" if nodes == 1 else "FailJob", **DISRUPTED}]},
                 **(indexed(nodes) if nodes > 1 else {}),
                 "ttlSecondsAfterFinished": KEEP_SECONDS,
-                "template": {
-                    "metadata": {"labels": labels, "annotations": pods.run_annotation(run_file(content, stage))},
-                    "spec": template,
-                },
+                "template": pods.template(labels, run_file(content, stage), layer, pod),
             },
         }
     )

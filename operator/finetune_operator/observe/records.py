@@ -32,6 +32,10 @@ class Release(model.Model):
     arguments: list[str] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     shm_size: Any = "1Gi"
+    disk: str | None = Field(
+        default=None,
+        description="Estimated ephemeral storage. Absent in records of earlier versions, whose pods request none.",
+    )
     canary: str | None = None
     tokens_per_second: int | None = None
     run_file: run.Run | None = Field(default=None, description="Of its pods; absent in records of earlier versions.")

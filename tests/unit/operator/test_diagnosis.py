@@ -71,6 +71,13 @@ def test_a_pod_that_is_on_its_way_has_no_problem(reason: str) -> None:
             Reason.QUOTA_EXCEEDED,
             "the pod: minimum cpu usage per Pod is 2, but request is 1, cpu max limit to request ratio per Pod is 1, but",
         ),
+        (
+            None,
+            'Pod "p" is invalid: spec.containers[0].resources.requests: Invalid value: "500m": must be less than or equal to '
+            "cpu limit of 250m",
+            Reason.QUOTA_EXCEEDED,
+            "limits the cpu of a container to 250m, and the pod requests 500m. Set resources.limits",
+        ),
         (None, 'pods "p" is forbidden: no PriorityClass with name x was found', Reason.POD_REFUSED, "PriorityClass"),
         (None, "violates PodSecurity", Reason.POD_REFUSED, "violates PodSecurity"),
         (waiting("ErrImagePull", "not found"), "", Reason.IMAGE_PULL_FAILED, "not found"),
