@@ -33,6 +33,13 @@ def test_trainings_are_not_evicted_to_use_fewer_nodes(render: Render) -> None:
         assert asked is (which in LOADING), which
 
 
+def test_an_annotation_of_the_chart_is_removed_by_null(render: Render) -> None:
+    chart = read(render, {"training": {"annotations": {"karpenter.sh/do-not-disrupt": None}}})
+    annotations = templates.of(Stage.TRAIN, chart)["metadata"]["annotations"]
+    assert "karpenter.sh/do-not-disrupt" not in annotations
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+
+
 def test_every_stage_that_loads_no_model_sets_its_disk(render: Render) -> None:
     """A LimitRange gives containers without a limit of the disk its default one, which may be far too small."""
     chart = read(render)
