@@ -58,7 +58,7 @@ class Preflight(Reported):
 class Progress(Reported):
     """The progress of training."""
 
-    summary: str | None = Field(default=None, description="Percent and loss as text, for example 43%.")
+    summary: str | None = Field(default=None, description="Percent as text, for example 43%.")
     percent: int = Field(ge=0, le=100, description="Steps done, in percent.")
     step: int = Field(description="Optimizer steps done.")
     total_steps: int = Field(description="Optimizer steps planned.")

@@ -70,7 +70,7 @@ async def operate(options: argparse.Namespace) -> int:
             # Leadership or a part of the controller is lost: a new process starts from the state in the API server.
             LOG.error("no longer leader: the process ends and will be restarted")
             if leading.done() and not leading.cancelled() and (error := leading.exception()):
-                LOG.error("the controller ended: %r", error)
+                LOG.error("the cause: %r", error)
         return 0 if asked else 1
     finally:
         stopping.cancel()

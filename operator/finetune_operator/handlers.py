@@ -78,8 +78,11 @@ class Controller:
         except cluster.OUTAGES as outage:
             self._retry(uid, "unreachable", str(outage))
         except Exception:
-            LOG.exception("a reconcile failed: this is a defect in the operator", extra=self._about(uid))
-            self._retry(uid, "defect", "see the traceback")
+            LOG.exception(
+                "a defect in the operator: please report it with this traceback and the job's YAML",
+                extra=self._about(uid),
+            )
+            self._retry(uid, "defect", "see the traceback above")
         else:
             self._failures.pop(uid, None)
             if again is not None:
@@ -92,7 +95,7 @@ class Controller:
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
         pause = min(0.5 * 2.0 ** min(failures, 16), longest)
         LOG.warning(
-            "a request to the API server failed, retrying in %.0f s: %s", pause, message[:500], extra=self._about(uid)
+            "reconciling failed (%s), retrying in %.0f s: %s", kind, pause, message[:500], extra=self._about(uid)
         )
         self._queue.add_after(uid, pause)
 

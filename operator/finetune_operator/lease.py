@@ -72,7 +72,7 @@ class Lease:
             if holder not in {None, self._identity}:
                 break
         self._until = 0.0
-        LOG.error("the lease %s/%s is lost", self._namespace, self._name)
+        LOG.error("the lease %s/%s could not be renewed in time or has another holder", self._namespace, self._name)
 
     async def _try(self, seconds: float) -> str | None:
         """Take the Lease, or renew it. Returns its holder; None if that is unknown."""
@@ -81,10 +81,10 @@ class Lease:
                 return await self._take()
         except cluster.Failure as failure:
             if failure.status != 409:  # the other replica was faster
-                LOG.warning("the lease %s/%s: %s", self._namespace, self._name, failure)
+                LOG.warning("the lease %s/%s was refused: %s", self._namespace, self._name, failure)
         except cluster.OUTAGES as outage:
             LOG.warning(
-                "the lease %s/%s cannot be requested: %s", self._namespace, self._name, str(outage) or "no answer"
+                "the lease %s/%s cannot be read or renewed: %s", self._namespace, self._name, str(outage) or "no answer"
             )
         return None
 

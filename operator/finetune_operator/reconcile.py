@@ -84,9 +84,13 @@ class Reconciler:
         waits = {place_of(parent, m): self._pace.wait(place_of(parent, m), now) for m in decision.apply}
         for place in (place for place, wait in waits.items() if wait):
             LOG.warning(
-                "%s %s is undone again and again: it is not written for now",
+                "%s %s was written %d times within %.0f s because something else keeps undoing it; the next write is in "
+                "%.0f s. Find out what else writes or deletes it: metadata.managedFields, the audit log",
                 place[0],
                 place[2],
+                pace.MOST,
+                pace.WITHIN.total_seconds(),
+                waits[place],
                 extra=about(parent, decision.status),
             )
         allowed = tuple(m for m in decision.apply if not waits[place_of(parent, m)])
@@ -217,8 +221,8 @@ class Refusal:
         text = f"{problem.message} It is retried automatically."
         if self.failure.status == 409 or "field is immutable" in str(self.failure):
             text = (
-                f"{self.child} exists and is not this job's: rename the job, or delete the object; that of a deleted "
-                "job disappears automatically"
+                f"{self.child} exists and is not this job's: rename the job, or delete that object. If it is left of a deleted "
+                "job, wait: it disappears automatically"
             )
         for kind, value in CONDITIONS_OF_A_REFUSAL:
             state = conditions.put(state, kind, value, problem.reason, text, generation, now)

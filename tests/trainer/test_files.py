@@ -94,11 +94,11 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b'{"prompt": "a", "completion": "b", "score": NaN}', "NaN is no value of JSON"),
         (b'{"prompt": "a", "completion": "b", "score": -Infinity}', "-Infinity is no value of JSON"),
         (b'{"prompt": "a", "completion": "b", "score": 1e999}', "1e999 is larger than any number"),
-        (b'{"prompt": "a", "completion": "b", "completion": "c"}', "the key 'completion' stands twice"),
-        (b'{"prompt": "a", "meta": {"x": 1, "x": 2}}', "the key 'x' stands twice"),
+        (b'{"prompt": "a", "completion": "b", "completion": "c"}', "the key 'completion' occurs twice"),
+        (b'{"prompt": "a", "meta": {"x": 1, "x": 2}}', "the key 'x' occurs twice"),
         (b'{"prompt": "a", "completion": "b"},', "a comma after the object"),
         (b'{"prompt": "a", // why\n', "JSON has no comments"),
-        (b"{'prompt': 'a'}", "double quotes alone"),
+        (b"{'prompt': 'a'}", "need double quotes"),
         (b'{"prompt": "\xed\xa0\xbd"}', "not UTF-8"),
         (b'{"prompt": "\xe9"}', "not UTF-8: byte 0xe9"),
         (b'{"prompt": "a\x00b"}', "not valid JSON"),
@@ -138,7 +138,7 @@ def test_a_truncated_compressed_file_is_an_error_of_the_file(tmp_path: pathlib.P
 @pytest.mark.parametrize(
     "data, at, words",
     [
-        (b"prompt,completion,completion\na,b,c\n", 1, "the column 'completion' stands twice"),
+        (b"prompt,completion,completion\na,b,c\n", 1, "the column 'completion' occurs twice"),
         (b"prompt;completion\na;b;c\n", 2, "the header names 2 columns, this row has 3"),
         (b"prompt,completion\na,b\n" + b'"open quote,a\nq,a\n' + b"q,a\n" * 9, 3, "a quoted field begins in this row"),
         (b"text\na,b\n", 2, "the header names 1 columns"),
@@ -163,7 +163,7 @@ def test_parquet_names_columns_that_stand_twice_and_rows_with_values_that_python
         pyarrow.parquet.write_table(one, buffer)
         found.append(written(tmp_path, "a.parquet", buffer.getvalue()))
     assert isinstance(found[0][0], rows.Bad)
-    assert "the column 'text' stands twice" in found[0][0].problem
+    assert "the column 'text' occurs twice" in found[0][0].problem
     assert [isinstance(one, rows.Bad) for one in found[1]] == [False, True, False]
     assert line(found[1][1]) == 2
 

@@ -256,7 +256,7 @@ def test_a_field_that_changes_the_meaning_is_refused(row: dict[str, Any], words:
         ({"instruction": "a", "output": "b", "history": "["}, "'history' is text that is not a JSON list"),
         ({"messages": {"role": ["user"], "content": ["a", "b"]}}, "different lengths (role: 1, content: 2)"),
         ({"messages": [ASK, {"role": "assistant", "content": [{"type": "text", "text": None}]}]}, "is empty"),
-        ({"messages": [{"role": "user", "content": [3]}, SAY]}, "is no part of a content"),
+        ({"messages": [{"role": "user", "content": [3]}, SAY]}, "is not a content part"),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "refund()"}]},
             "not JSON",

@@ -90,7 +90,7 @@ def _report(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 
 VERBS: dict[answer.Command, tuple[Verb, str]] = {
-    "validate": (_validate, "check data files for problems in training and evaluation, with file and line"),
+    "validate": (_validate, "check data files for what would harm training or evaluation, with file and line"),
     "advise": (_advise, "check a job's data, model and memory, and advise whether to fine-tune; stores nothing"),
     "estimate": (_estimate, "estimate memory, duration and price of a job's training"),
     "run": (_run, "run a job on this machine: preflight, baseline, train, evaluate; repeat the command to resume"),
@@ -98,8 +98,20 @@ VERBS: dict[answer.Command, tuple[Verb, str]] = {
 }
 
 
+CODES = {
+    answer.Exit.DONE: "done",
+    answer.Exit.UNEXPECTED: "unexpected error",
+    answer.Exit.INVALID: "invalid arguments, job or data",
+    answer.Exit.OUT_OF_MEMORY: "out of memory",
+    answer.Exit.DIVERGED: "training diverged",
+    answer.Exit.STORAGE: "storage unreachable",
+    answer.Exit.GATES: "a gate did not pass",
+    answer.Exit.STOPPED: "stopped",
+}
+
+
 def parser() -> argparse.ArgumentParser:
-    codes = ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in answer.Exit)
+    codes = ", ".join(f"{code.value} {CODES[code]}" for code in answer.Exit)
     root = argparse.ArgumentParser(
         prog="finetune",
         description=f"Run and check FineTuneJobs without a cluster: the same manifest, checks and stages. Exit codes: {codes}.",

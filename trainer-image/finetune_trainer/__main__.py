@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     begun = time.monotonic()
     result, code = _run(options)
-    log.info("end", stage=options.stage, exit=int(code), seconds=round(time.monotonic() - begun, 1))
+    log.info("the stage ended", stage=options.stage, exit=int(code), seconds=round(time.monotonic() - begun, 1))
     _answer(result)
     return int(code)
 

@@ -108,7 +108,8 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
             "continues automatically.",
         )
     if pod.waiting.reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
-        return Problem(Reason.POD_REFUSED, f"container {pod.waiting.container} cannot be created: {seen}")
+        text = f"container {pod.waiting.container} cannot be created: {seen.rstrip('.')}"
+        return Problem(Reason.POD_REFUSED, f"{text}. Check its image, and the node's container runtime.")
     return None
 
 
@@ -133,7 +134,7 @@ def disrupted(pod: projections.Pod | None) -> Problem | None:
 
 
 ADVICE = {
-    Reason.TRAINER_OUT_OF_MEMORY: "out of memory",
+    Reason.TRAINER_OUT_OF_MEMORY: "out of memory: request more memory or a larger GPU, or lower training.maxSequenceLength",
     Reason.LOSS_DIVERGED: "the loss diverged: lower training.learningRate or check the data",
     Reason.STORAGE_UNAVAILABLE: "S3 is unreachable: check storage.endpoint and the network",
 }

@@ -27,7 +27,7 @@ def serving_was_turned_off(world: World) -> Verdict | None:
     """Scenarios H, I and K. deployment.enabled is false now: the serving release is removed, whatever else the job does."""
     if world.spec.deployment.enabled or world.serving is None:
         return None
-    text = "deployment.enabled is false"
+    text = "not served, because deployment.enabled is false"
     return verdict.says(
         Condition.DEPLOYED, "False", Reason.DISABLED, text, withdraws=True, edits={"deployment": None}, proceed=True
     )
@@ -117,7 +117,7 @@ def deadline_has_passed(world: World) -> Verdict | None:
     waited = world.condition(conditions.STAGE_CONDITIONS[stage])
     seen = f"; the last condition: {waited.reason}: {waited.message}" if waited else ""
     granted = world.spec.active_deadline_seconds
-    text = f"the revision did not end within activeDeadlineSeconds ({granted}){seen}"
+    text = f"the revision did not end within activeDeadlineSeconds ({granted}): raise it, or remove what delays the job{seen}"
     return fails(world, stage, Reason.DEADLINE_EXCEEDED, text)
 
 

@@ -33,7 +33,7 @@ def wait(world: World, stage: Stage, job: projections.StageJob) -> Verdict:
     elif (workload := world.obs.workloads.get(job.name)) is not None:
         reason, why = _explained(workload)
     elif world.obs.now < (due := (job.created or world.obs.now) + PATIENCE):
-        reason, why = Reason.QUEUED, "Kueue has not seen it yet"
+        reason, why = Reason.QUEUED, "Kueue has not created a Workload for it yet"
     else:
         reason, due = Reason.QUEUE_REFUSED, None
         why = "Kueue created no Workload for it: check that Kueue is running and manages Jobs in this namespace"

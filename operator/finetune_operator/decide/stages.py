@@ -106,7 +106,9 @@ def deployment_is_disabled(world: World) -> Verdict | None:
     report = world.state.artifacts.report if world.state.artifacts else None
     return Verdict(
         says=(
-            verdict.Say(Condition.DEPLOYED, "False", Reason.DISABLED, "deployment.enabled is false"),
+            verdict.Say(
+                Condition.DEPLOYED, "False", Reason.DISABLED, "not served, because deployment.enabled is false"
+            ),
             verdict.Say(
                 Condition.COMPLETE, "True", Reason.SUCCEEDED, f"the adapter is trained and evaluated: {report}"
             ),

@@ -157,7 +157,7 @@ def _explained(error: json.JSONDecodeError) -> str:
     if rest.startswith(("//", "/*", "#")):
         return f"{where}: JSON has no comments; remove them"
     if rest.startswith("'"):
-        return f"{where}: JSON has double quotes alone"
+        return f"{where}: JSON strings need double quotes"
     return where
 
 
@@ -244,7 +244,9 @@ def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
         reader = csv.reader(itertools.chain([header], _bounded(text)), delimiter=separator, strict=True)
         columns = next(reader, [])
         if twice := [name for name, count in collections.Counter(columns).items() if count > 1]:
-            problem = f"the column {twice[0]!r} stands twice in the header, so that one of them would be lost"
+            problem = (
+                f"the column {twice[0]!r} occurs twice in the header, so that one of them would be lost; rename one"
+            )
             yield Bad(f"{uri}:1", problem, ends=True)
             return
         start = reader.line_num + 1
@@ -289,7 +291,7 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
             with pyarrow.parquet.ParquetFile(path) as table:
                 names = collections.Counter(table.schema_arrow.names)
                 if twice := [name for name, count in names.items() if count > 1]:
-                    yield Bad(f"{uri}:1", f"the column {twice[0]!r} stands twice; rename one", ends=True)
+                    yield Bad(f"{uri}:1", f"the column {twice[0]!r} occurs twice; rename one", ends=True)
                     return
                 for batch in table.iter_batches(batch_size=256):
                     for value in _records(batch):

@@ -248,7 +248,7 @@ def _joined(parts: list[Any], place: str, path: str, unused: set[str]) -> Any:
             continue
         where = f"{place}.content[{index}]"
         if not isinstance(one, dict):
-            raise Wrong(f"{where} is no part of a content: expected {{type: text, text: ...}}")
+            raise Wrong(f"{where} is not a content part: expected {{type: text, text: ...}}")
         part = present(one)
         kind = part.pop("type", "text")
         if kind not in TEXTS:

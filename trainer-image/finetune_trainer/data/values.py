@@ -78,7 +78,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
-        raise Refused(f"the key {twice[:60]!r} stands twice in one object, so that one of its values would be lost")
+        raise Refused(f"the key {twice[:60]!r} occurs twice in one object, so that one of its values would be lost")
     return made
 
 

@@ -353,7 +353,7 @@ def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -
         raise
     except Exception as problem:  # whatever it is, transformers' own passes can train the model
         log.warning(
-            "the fast engine does not know the model's family; training takes transformers' slower passes",
+            "the fast engine does not support this model; training uses transformers, more slowly",
             differs=comparison.described(problem),
         )
         return None

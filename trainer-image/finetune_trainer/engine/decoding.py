@@ -262,7 +262,7 @@ def _build(inner: Any, where: torch.device) -> Decoding | None:
         raise
     except Exception as problem:  # whatever it is, transformers can generate the answers
         log.warning(
-            "the model's family is unknown; transformers generates the answers, more slowly",
+            "the fast engine does not support this model; transformers generates the answers, more slowly",
             differs=comparison.described(problem),
         )
         return None

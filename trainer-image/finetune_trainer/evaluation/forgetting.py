@@ -41,7 +41,7 @@ def load(spec: run.Run, store: storage.Storage) -> Questions:
     for entry in rows.find(store, uris):
         for one in dataset.parse(rows.read(store, entry.uri), job.Format.AUTO):
             if isinstance(one, rows.Bad):
-                log.warning("a question about forgetting is left out", source=one.source, problem=one.problem)
+                log.warning("a row of evaluation.forgetting.uris is left out", source=one.source, problem=one.problem)
             else:
                 examples.append(dataclasses.replace(one, rejected=None))
     return Questions(contenders.choose(examples, spec.evaluation.maximum_examples, spec.training.seed), 1)

@@ -168,7 +168,12 @@ class Judge:
         try:
             found = pairwise.read(self._patiently(case.messages(self.rules.criteria, swapped=swapped)))
         except Refused as refused:
-            log.warning("no verdict", example=case.place, over=case.over, problem=str(refused))
+            log.warning(
+                "the judge refused a comparison, which is left out",
+                example=case.place,
+                over=case.over,
+                problem=str(refused),
+            )
             return None
         return found and dataclasses.replace(found, reason=secrets.redact(found.reason))
 
@@ -210,7 +215,7 @@ class Judge:
             del self._body["response_format"]
         else:
             return False
-        log.info("the judge is asked without a parameter that it does not know", problem=refusal)
+        log.info("the judge refuses a parameter; requests are sent without it", problem=refusal)
         return True
 
     def _failure(self, problem: str) -> errors.Failure:

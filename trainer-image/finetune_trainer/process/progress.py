@@ -121,7 +121,7 @@ def listen(progress: Progress) -> None:
     try:
         server = Server(progress, port)
     except OSError as error:
-        log.warning("no metrics port", port=port, problem=str(error))
+        log.warning("metrics and progress cannot be read: their port cannot be opened", port=port, problem=str(error))
         return
     threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
 

@@ -171,7 +171,8 @@ class Stream(io.RawIOBase):
                 if self._tries > 10:
                     raise errors.Failure(
                         reasons.Reason.STORAGE_UNAVAILABLE,
-                        f"the download broke repeatedly ({errors.describe(error)})",
+                        f"the download was interrupted {self._tries} times in a row ({errors.describe(error)}). Check the "
+                        "network to the store.",
                     ) from error
                 self._body = None
                 time.sleep(min(0.2 * 2**self._tries, 10))
