@@ -107,7 +107,7 @@ def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pat
         (["x.jsonl", "--checks", "spelling=Fail"], "unknown rule 'spelling'"),
         (["x.jsonl", "--checks", "schema=Warn"], "schema cannot be 'Warn'; write Drop, Fail"),
         ([f"{number}.jsonl" for number in range(65)], "quote the pattern"),
-        (["x.jsonl", "--model", "nowhere"], "has no config.json"),
+        (["x.jsonl", "--model", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_an_unreadable_file_is_reported_with_what_to_do(

@@ -4,10 +4,13 @@ Heavy imports wait until a verb needs them: --help and a wrong manifest import n
 """
 
 import argparse
+import io
+import json
 import os
 import pathlib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 
 from finetune_api import checks, job
@@ -100,12 +103,13 @@ VERBS: dict[answer.Command, tuple[Verb, str]] = {
 
 CODES = {
     answer.Exit.DONE: "done",
-    answer.Exit.UNEXPECTED: "unexpected error",
+    answer.Exit.UNEXPECTED: "a stage failed",
     answer.Exit.INVALID: "invalid arguments, job or data",
     answer.Exit.OUT_OF_MEMORY: "out of memory",
     answer.Exit.DIVERGED: "training diverged",
     answer.Exit.STORAGE: "storage unreachable",
     answer.Exit.GATES: "a gate did not pass",
+    answer.Exit.DEFECT: "internal error",
     answer.Exit.STOPPED: "stopped",
 }
 
@@ -187,6 +191,7 @@ def parser() -> argparse.ArgumentParser:
             default="table",
             help="output format; json: one document on stdout",
         )
+        one.add_argument("--debug", action="store_true", help="print the traceback of an internal error, too")
     return root
 
 
@@ -196,18 +201,31 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     options.given = given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal may know ASCII only, a file's name may be any bytes
     found, table = _answered(options)
-    if options.output == "json":
-        print(found.model_dump_json(by_alias=True, exclude_none=True, indent=1))
-    else:
-        _print(found, table)
+    try:
+        _print(options, found, table)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # as of `finetune ... | head`; the second is rich's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        found = _defect(options, error)
+        _print(options, found, None)
     return found.exit_code
 
 
-def _print(found: answer.Answer, table: str | None) -> None:
+def _print(options: argparse.Namespace, found: answer.Answer, table: str | None) -> None:
     from finetune_cli import show
 
-    if found.problems:
+    if options.output == "json":
+        document = found.model_dump(mode="json", by_alias=True, exclude_none=True)
+        everywhere = (getattr(sys.stdout, "encoding", None) or "ascii").lower() != "utf-8"
+        print(json.dumps(document, indent=1, ensure_ascii=everywhere))
+    elif found.problems:
         show.problems(found)
     else:
         show.text(found, table)
@@ -230,12 +248,32 @@ def _answered(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
             command=verb, exit_code=code, message=message, reason=failure.reason, problems=[problem]
         ), None
     except (KeyboardInterrupt, errors.Stopped):
-        problem = answer.Problem(message="stopped")
-        return answer.Answer(command=verb, exit_code=answer.Exit.STOPPED, message="stopped", problems=[problem]), None
+        return _problem(verb, answer.Exit.STOPPED, "stopped"), None
+    except MemoryError:
+        return _problem(verb, answer.Exit.OUT_OF_MEMORY, "the memory of this machine does not suffice"), None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno and error.filename:  # of the user's disk, not of our making
+            return _problem(verb, answer.Exit.INVALID, f"{error.filename}: {error.strerror}"), None
+        return _defect(options, error), None
+
+
+def _defect(options: argparse.Namespace, error: Exception) -> answer.Answer:
+    from finetune_trainer.process import errors
+
+    if options.debug:
+        traceback.print_exception(error)
+    return _problem(options.verb, answer.Exit.DEFECT, errors.defect(error))
+
+
+def _problem(verb: answer.Command, code: answer.Exit, message: str) -> answer.Answer:
+    return answer.Answer(command=verb, exit_code=code, message=message, problems=[answer.Problem(message=message)])
 
 
 def entry() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Some containers set PYTHONDONTWRITEBYTECODE: each start then compiles torch and transformers again, 10 s of a core.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.exit(main())
 
 

@@ -9,6 +9,7 @@ from finetune_cli import answer, jobs, validate
 
 def advise(wanted: jobs.Job) -> answer.Answer:
     """Verdict, advice, findings and counts. Raises Failure for problems other than the data."""
+    wanted.check_model()
     with validate.temporary() as folder:
         spec = with_local_output(wanted.run, folder)
         result, document = preflight(spec)
@@ -62,7 +63,7 @@ def earlier_preflight(spec: run.Run) -> status.Preflight | None:
 
     try:
         document = json.loads(storage.of(spec.storage, 20).read(spec.layout.preflight))
-    except errors.Failure:
+        found = outcome.Outcome.model_validate(document["outcome"]).preflight
+        return found if "facts" in document else None
+    except (errors.Failure, ValueError, KeyError, TypeError):
         return None
-    found = outcome.Outcome.model_validate(document["outcome"]).preflight
-    return found if "facts" in document else None

@@ -21,7 +21,7 @@ class Exit(enum.IntEnum):
     DONE = 0
     """Success, also with warnings; for `run` also where a prompt alone passes the gates, so that there is nothing to train."""
     UNEXPECTED = 1
-    """An error in `finetune` itself; report the last lines on stderr."""
+    """`run`: a stage failed for a reason that no other code is for; the message names its log."""
     INVALID = int(exits.Exit.INVALID)
     """Arguments or manifest are wrong, a data check whose policy is Fail found something, data or model cannot be read, training
     does not fit into memory, or advice under intent.advice: Enforce ends the job."""
@@ -33,6 +33,8 @@ class Exit(enum.IntEnum):
     """S3 or the hub could not be reached."""
     GATES = 6
     """`run`, `report`: the model was trained and evaluated, but a gate did not pass."""
+    DEFECT = 70
+    """A defect of `finetune` itself: report the line on stderr; `--debug` adds the traceback."""
     STOPPED = int(exits.Exit.STOPPED)
     """Ctrl-C or SIGTERM; `run` saved a checkpoint, and the same command resumes from it."""
 

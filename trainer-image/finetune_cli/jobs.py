@@ -7,6 +7,7 @@ cluster, so that the manifest can be applied there once the paths are URIs of a 
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,17 @@ class Job:
     spec: job.FineTuneJobSpec
     base: run.ResolvedBaseModel
     notes: tuple[str, ...] = ()
+    entry: manifests.Document | None = None
+    """The BaseModel that the job names, if it names one."""
+
+    def check_model(self) -> None:
+        """Raises manifests.Invalid where the base model should be a folder of this machine and is none."""
+        place: tuple[manifests.Document, manifests.Path] = self.document, ("spec", "baseModel", "source")
+        if self.entry is not None:
+            place = self.entry, ("spec", "source")
+        document, path = place
+        if problem := missing_folder(self.base.source, str(document.at(path).value)):
+            raise manifests.Invalid([document.problem(path, problem)])
 
     @property
     def run(self) -> run.Run:
@@ -82,23 +94,18 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
         message = f"must contain exactly one FineTuneJob; found {found_kinds}"
         raise manifests.Invalid([answer.Problem(file=str(file), message=message)])
     spec = manifests.check(jobs[0], job.FineTuneJobSpec)
-    base = _base(jobs[0], spec, documents, catalogue)
+    name = spec.base_model.name
+    entry = None if name is None else _entry(name, jobs[0], documents, catalogue)
+    base = _base(jobs[0], spec, entry)
     notes = [note for note in (rules.missing(),) if note]
-    return Job(jobs[0], spec, base, tuple(notes))
+    return Job(jobs[0], spec, base, tuple(notes), entry)
 
 
 def _base(
-    document: manifests.Document,
-    spec: job.FineTuneJobSpec,
-    in_file: list[manifests.Document],
-    catalogue: pathlib.Path | None,
+    document: manifests.Document, spec: job.FineTuneJobSpec, entry: manifests.Document | None
 ) -> run.ResolvedBaseModel:
-    wanted = spec.base_model
-    entry = None
-    if wanted.name is not None:
-        found = _entry(wanted.name, document, in_file, catalogue)
-        entry = manifests.check(found, basemodel.BaseModelSpec)
-    base = revision.resolve(wanted, entry)
+    checked = None if entry is None else manifests.check(entry, basemodel.BaseModelSpec)
+    base = revision.resolve(spec.base_model, checked)
     assert base is not None, "a missing entry was reported before"
     if base.source.startswith("pvc://") and "FINETUNE_MODEL_PATH" not in os.environ:
         message = (
@@ -107,6 +114,21 @@ def _base(
         )
         raise manifests.Invalid([document.problem(("spec", "baseModel"), message)])
     return base
+
+
+def missing_folder(source: str, written: str) -> str | None:
+    """What is wrong with a local base model, `written` so, that is no folder; None where it is one, or not local."""
+    from finetune_trainer.store import files
+
+    if not source.startswith("file://"):
+        return None
+    folder = files.path_of(source)
+    if folder.is_dir():
+        return None
+    if folder.exists():
+        return f"is the file {folder}; name the model's folder"
+    hub = f"; for a model of the hub write hf://{written}" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", written) else ""
+    return f"is no folder: {folder} does not exist{hub}"
 
 
 def _entry(

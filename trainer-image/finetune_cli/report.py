@@ -17,16 +17,36 @@ def of_folder(folder: pathlib.Path) -> answer.Answer:
     """The newest evaluation below a folder of results. Raises manifests.Invalid."""
     # A baseline's results are not those of an evaluation.
     found = (
-        [path for path in folder.rglob(RESULTS) if "baseline" not in path.parts[-3:]] if folder.is_dir() else [folder]
+        [path for path in folder.rglob(RESULTS) if "baseline" not in path.parts[-3:] and path.is_file()]
+        if folder.is_dir()
+        else [folder]
     )
     if not found:
         message = f"has no {RESULTS} of an evaluation: give a folder below storage.output, or the job's manifest"
         raise manifests.Invalid([answer.Problem(file=str(folder), message=message)])
     newest = max(found, key=lambda path: path.stat().st_mtime)
-    document = json.loads(newest.read_text(encoding="utf-8"))
+    try:
+        document = parsed(newest.read_bytes(), str(newest))
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise manifests.Invalid([answer.Problem(file=str(newest), message=message)]) from None
     # <revision>/evaluation/<hash>/results.json beside <revision>/report.html
     pages = [parent / PAGE for parent in newest.parents[:3] if (parent / PAGE).is_file()]
     return to_answer(document, str(newest), str(pages[0]) if pages else None)
+
+
+def parsed(data: bytes, place: str) -> dict[str, Any]:
+    """results.json as a document. Raises manifests.Invalid."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        problem = f"cut off or damaged: {error}" if data.strip() else "empty"
+        message = f"is {problem}; run the evaluation again, or name another folder"
+        raise manifests.Invalid([answer.Problem(file=place, message=message)]) from None
+    if not isinstance(found, dict):
+        message = f"is not a results.json: expected an object, found a {type(found).__name__}"
+        raise manifests.Invalid([answer.Problem(file=place, message=message)])
+    return found
 
 
 def of_job(wanted: jobs.Job) -> answer.Answer:
@@ -44,27 +64,27 @@ def of_job(wanted: jobs.Job) -> answer.Answer:
 
 
 def document(spec: run.Run) -> dict[str, Any] | None:
-    """results.json of a run's evaluation; None where there is none. Raises Failure."""
+    """results.json of a run's evaluation; None where there is none. Raises Failure, manifests.Invalid."""
     from finetune_trainer.process import errors
     from finetune_trainer.store import storage
 
+    place = f"{spec.layout.evaluation(spec.evaluation_hash)}/{RESULTS}"
     try:
-        text = storage.of(spec.storage, 20).read(f"{spec.layout.evaluation(spec.evaluation_hash)}/{RESULTS}")
+        return parsed(storage.of(spec.storage, 20).read(place), answer.place(place))
     except errors.NotFound:
         return None
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 def to_answer(found: dict[str, Any], place: str, page: str | None) -> answer.Answer:
     try:
         evaluation = status.Evaluation.model_validate(found.get("evaluation"))
-    except pydantic.ValidationError as error:
-        message = f"is not a results.json of this version: {error.error_count()} fields of its evaluation differ"
+        made = details(found, evaluation)
+    except ValueError as error:
+        count = error.error_count() if isinstance(error, pydantic.ValidationError) else 1
+        message = f"is not a results.json of this version: {count} fields of its evaluation differ"
         raise manifests.Invalid([answer.Problem(file=place, message=message)]) from error
     count = sum(gate.passed for gate in evaluation.gates)
     gates = f"{count} of {len(evaluation.gates)} gates passed" if evaluation.gates else "the job has no gates"
-    made = details(found, evaluation)
     return answer.Answer(
         command="report",
         exit_code=answer.Exit.DONE if evaluation.passed else answer.Exit.GATES,

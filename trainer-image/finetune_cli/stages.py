@@ -124,9 +124,12 @@ class Workplace:
 @contextlib.contextmanager
 def workplace(folder: pathlib.Path) -> Iterator[Workplace]:
     """Locks the folder and yields it. Raises manifests.Invalid."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "work").mkdir(exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        (folder / "work").mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        message = f"the work folder {folder} cannot be made: {error.strerror}; name another one by --work"
+        raise manifests.Invalid([answer.Problem(message=message)]) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -60,6 +60,8 @@ def validate(request: Request) -> answer.Answer:
     if request.model is None:
         encoder = tokens.Encoder(ByteTokenizer(), frozenset(), 2**30)
     else:
+        if problem := jobs.missing_folder(spec.base_model.source, str(request.model)):
+            raise manifests.Invalid([answer.Problem(message=f"--model {problem}")])
         from finetune_trainer.stages import preflight
 
         encoder = preflight.load(spec, request.model)

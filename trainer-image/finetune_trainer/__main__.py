@@ -184,8 +184,7 @@ def _outcome(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
         if out_of_memory(error):
             return _out_of_memory(stage, error), exits.Exit.OUT_OF_MEMORY
         log.exception("the stage failed")
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
-        return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_ERROR, message=text), 1
+        return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_ERROR, message=errors.defect(error)), 1
 
 
 def out_of_memory(error: Exception) -> bool:

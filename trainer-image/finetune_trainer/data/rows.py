@@ -9,6 +9,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import difflib
 import io
 import itertools
 import json
@@ -27,6 +28,9 @@ SUFFIXES = ("jsonl", "ndjson", "json", "csv", "parquet")
 
 LONGEST_LINE = 64 * 2**20
 """Bytes of one JSON line. A longer line means another kind of file."""
+
+NEARBY = 1000
+"""Files of a folder that are compared with a name that does not exist."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +75,19 @@ def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
 
 
 def _missing(store: storage.Storage, pattern: str) -> str:
+    """What lies where a pattern matches nothing, the most similar names first."""
+    if next(store.entries(f"{pattern.rstrip('/')}/", flat=True), None) is not None:
+        pattern = pattern.rstrip("/")
+        return f"{pattern} is a folder, not a file; write {pattern}/*.jsonl for the files in it."
     folder = re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
-    nearby = []
+    seen = f"{folder} is empty, or does not exist"
     if folder.count("/") > 2:
-        for entry in store.entries(folder):
-            nearby.append(entry.uri)
-            if len(nearby) == 3:
-                break
-    seen = f"{folder} contains {', '.join(nearby)}" if nearby else f"{folder} is empty"
-    return f"{pattern} matches no file: {seen}. Correct dataset.train (or the held-out uris), or upload the file."
+        nearby = [entry.uri for entry in itertools.islice(store.entries(folder, flat=True), NEARBY)]
+        if similar := difflib.get_close_matches(pattern, nearby, 3, 0.9):
+            seen = f"did you mean {' or '.join(similar)}?"
+        elif nearby or (nearby := [entry.uri for entry in itertools.islice(store.entries(folder), 3)]):
+            seen = f"{folder} contains {', '.join(nearby[:3])}"
+    return f"{pattern} matches no file: {seen.rstrip('.')}. Correct dataset.train (or the held-out uris), or upload the file."
 
 
 def kind(uri: str) -> tuple[str, str]:

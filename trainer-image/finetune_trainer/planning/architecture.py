@@ -117,6 +117,23 @@ def of(config: dict[str, Any]) -> Shape | None:
     return dataclasses.replace(_family(numbers, kind), fast=kind in FAST, stored=4 if "float32" in str(stored) else 2)
 
 
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def missing_sizes(config: dict[str, Any]) -> list[str]:
+    """Sizes without which transformers would build another model than the one in the files: it has defaults for each."""
+    if str(config.get("model_type")) in FAST:
+        return [name for name in SIZES if not _size(config.get(name))]
+    # Other families have other names for them, and some keep them in a part of their own.
+    inner = [part for part in config.values() if isinstance(part, dict)]
+    found = any(_size(value) for part in (config, *inner) for name, value in part.items() if not name.endswith("_id"))
+    return [] if found else list(SIZES)
+
+
+def _size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
 def of_catalogue(base: run.ResolvedBaseModel) -> Shape | None:
     """The shape by the catalogue's numbers; the family by the model's name, since they do not have it."""
     if base.architecture is None:

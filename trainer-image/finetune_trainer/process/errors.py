@@ -5,6 +5,9 @@ Failure            reason + exit code + a message that says what was found, what
 Stopped            SIGTERM arrived (a BaseException, so that no `except Exception` swallows it)
 """
 
+import importlib.metadata
+import traceback
+
 from finetune_api import exits, reasons, status
 from finetune_trainer.process import secrets
 
@@ -18,6 +21,9 @@ EXITS: dict[reasons.Reason, int] = {
     reasons.Reason.JUDGE_FAILED: 1,
 }
 """Exit codes of reasons; every other reason of a Failure is bad configuration or data."""
+
+REPORT = "the project's issue tracker"
+"""Where defects are reported."""
 
 
 class Failure(Exception):
@@ -44,6 +50,28 @@ class NotFound(Failure):
 
 class Stopped(BaseException):
     """SIGTERM arrived: the pod must end."""
+
+
+def defect(error: BaseException) -> str:
+    """An exception that nothing of ours explains: what it is, where it was raised, and what to do."""
+    places = [
+        f"{frame.filename.rpartition('site-packages/')[2].rpartition('trainer-image/')[2]}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    ours = next((place for place in reversed(places) if place.startswith("finetune_")), "")
+    last = places[-1] if places else ""
+    where = ", ".join(dict.fromkeys(filter(None, (ours, last))))
+    return (
+        f"an internal error, {describe(error)} ({where}). This is a defect of finetune-operator {version()}, not of the job: "
+        f"report it at {REPORT}, with this line"
+    )
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("finetune-operator")
+    except importlib.metadata.PackageNotFoundError:
+        return "(unknown version)"
 
 
 def describe(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
 from finetune_trainer.evaluation import metrics
-from finetune_trainer.planning import advisor, effort, forecast, measurements, memory, verdict, workload
+from finetune_trainer.planning import advisor, architecture, effort, forecast, measurements, memory, verdict, workload
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import files, folders, objects, sources, storage
 
@@ -97,6 +97,9 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
         document = json.loads(store.read(spec.layout.preflight))
     except errors.NotFound:
         return None
+    except ValueError as error:
+        log.warning("an earlier result of preflight cannot be read", uri=spec.layout.preflight, problem=str(error))
+        return None
     if "facts" not in document:  # the data did not pass
         return None
     if spec.uid is None or document.get("job") != spec.uid:
@@ -129,7 +132,13 @@ def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> No
 def writable(spec: run.Run, store: storage.Storage) -> None:
     """Raises now the error that training would raise after its last step."""
     marker = f"{spec.layout.root}/.writable"
-    store.write(marker, b"")
+    try:
+        store.write(marker, b"")
+    except errors.Failure as failure:
+        if not marker.startswith("file://"):
+            raise  # S3's messages say what to check
+        message = f"storage.output cannot be written: {failure.message}"
+        raise errors.Failure(failure.reason, message) from failure
     store.delete(marker)
 
 
@@ -172,6 +181,12 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             f"{spec.base_model.source}: config.json says model_type {kind!r}, which is not a causal language model that "
             "this trainer knows; choose another base model",
         )
+    if missing := architecture.missing_sizes(config):
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{spec.base_model.source}: config.json does not say {', '.join(missing)}, without which the weights cannot be "
+            "loaded; copy the config.json that belongs to them",
+        )
     try:
         return tokens.load(folder, spec.training)
     except Exception as error:
@@ -194,7 +209,8 @@ def tagged(entry: objects.Entry) -> objects.Entry:
     """A local file is identified by its contents, as an object of S3 by its ETag, not by its modification time."""
     if not entry.uri.startswith("file://"):
         return entry
-    return dataclasses.replace(entry, etag=folders.sha256(files.path_of(entry.uri)))
+    with files.explained(entry.uri):
+        return dataclasses.replace(entry, etag=folders.sha256(files.path_of(entry.uri)))
 
 
 def read_all(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Collected:

@@ -6,5 +6,6 @@ s3        Amazon S3 and every compatible store
 refusals  what an error of a store means: a Failure's reason and words
 files     local files, for runs without S3
 folders   folders that readers see complete or not at all: manifest.json, written last, lists every file
+weights   whether the files of a model folder are complete, and no pointers
 sources   from a base model's source to a local folder
 """

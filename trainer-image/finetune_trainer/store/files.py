@@ -1,10 +1,12 @@
 """Objects that are local files: file:// URIs, for runs without S3."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -32,13 +34,14 @@ class Files:
 
     def stat(self, uri: str) -> objects.Entry:
         path = self._path(uri)
-        if not path.is_file():
+        with explained(uri):
+            state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
             raise errors.NotFound(uri)
-        state = path.stat()
         return objects.Entry(uri, state.st_size, f"{state.st_mtime_ns:x}")
 
     def open(self, uri: str) -> BinaryIO:
-        with self._errors(uri):
+        with explained(uri):
             return self._path(uri).open("rb")
 
     def write(self, uri: str, data: bytes) -> None:
@@ -49,15 +52,32 @@ class Files:
             self._replace(uri, lambda file: shutil.copyfileobj(source, file, objects.PART))
 
     def download(self, uri: str, path: pathlib.Path) -> None:
-        with self._errors(uri):
+        with explained(uri):
             shutil.copyfile(self._path(uri), path)
 
-    def entries(self, prefix: str) -> Iterator[objects.Entry]:
+    def entries(self, prefix: str, flat: bool = False) -> Iterator[objects.Entry]:
         folder = self._path(prefix if prefix.endswith("/") else prefix.rpartition("/")[0])
-        for path in sorted(folder.rglob("*")):
-            uri = address(path)
-            if uri.startswith(prefix) and path.is_file() and not path.name.startswith(".tmp-"):
-                with contextlib.suppress(errors.NotFound):
+        try:
+            with explained(address(folder)):
+                os.scandir(folder).close()
+        except errors.NotFound:
+            return
+        yield from self._below(folder, prefix, flat)
+
+    def _below(self, folder: pathlib.Path, prefix: str, flat: bool) -> Iterator[objects.Entry]:
+        """Folder by folder, each only when it is reached: the tree below may be large."""
+        try:
+            with os.scandir(folder) as found:
+                inside = sorted(found, key=lambda one: one.name)
+        except OSError:
+            return  # of others, or just removed
+        for one in inside:
+            uri = address(pathlib.Path(one.path))
+            if one.is_dir(follow_symlinks=False):
+                if not flat and (prefix.startswith(f"{uri}/") or uri.startswith(prefix)):
+                    yield from self._below(pathlib.Path(one.path), prefix, flat)
+            elif uri.startswith(prefix) and not one.name.startswith(".tmp-"):
+                with contextlib.suppress(errors.Failure):
                     yield self.stat(uri)
 
     def delete(self, uri: str) -> None:
@@ -68,7 +88,10 @@ class Files:
 
     def _replace(self, uri: str, fill: Callable[[BinaryIO], Any]) -> None:
         path = self._path(uri)
-        with self._errors(uri):
+        if (blocking := _file_above(path)) is not None:
+            message = f"{address(blocking)} is a file, and a folder is needed there; name another folder"
+            raise errors.Failure(reasons.Reason.INVALID_SPEC, message)
+        with explained(uri):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
             try:
@@ -81,13 +104,23 @@ class Files:
                 pathlib.Path(temporary).unlink(missing_ok=True)
                 raise
 
-    @contextlib.contextmanager
-    def _errors(self, uri: str) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Raises Failure, with what was seen, in place of the errors of a local file."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise errors.NotFound(uri) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
             raise errors.NotFound(uri) from None
-        except PermissionError as error:
-            raise errors.Failure(
-                reasons.Reason.S3_ACCESS_DENIED, f"{uri}: {error.strerror}; the process needs access to this path"
-            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            message = f"{uri}: {error.strerror}; the process needs access to this path"
+            raise errors.Failure(reasons.Reason.S3_ACCESS_DENIED, message) from error
+        raise errors.Failure(reasons.Reason.STORAGE_UNAVAILABLE, f"{uri}: {error.strerror}") from error
+
+
+def _file_above(path: pathlib.Path) -> pathlib.Path | None:
+    """The file that stands where the path needs a folder."""
+    return next((one for one in path.parents if one.exists() and not one.is_dir()), None)

@@ -92,9 +92,9 @@ class S3:
         bucket, key = split(uri)
         self._call(uri, lambda: self._client.download_file(bucket, key, str(path), Config=self._transfer))
 
-    def entries(self, prefix: str) -> Iterator[objects.Entry]:
+    def entries(self, prefix: str, flat: bool = False) -> Iterator[objects.Entry]:
         bucket, key = split(prefix)
-        token: Any = {}
+        token: Any = {"Delimiter": "/"} if flat else {}
         while True:
             request: Any = functools.partial(self._client.list_objects_v2, Bucket=bucket, Prefix=key, **token)
             page: Any = self._call(prefix, request)
@@ -104,7 +104,7 @@ class S3:
                 yield objects.Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found.get("ETag", "").strip('"'))
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            token |= {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, uri: str) -> None:
         bucket, key = split(uri)

@@ -12,6 +12,7 @@ from typing import Any
 from finetune_api import reasons, run
 from finetune_trainer.process import errors, log
 from finetune_trainer.store import files, storage
+from finetune_trainer.store import weights as contents
 
 SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files of a tokenizer and of a configuration."""
@@ -52,6 +53,8 @@ def _bucket(source: str, store: storage.Storage, into: pathlib.Path, weights: bo
     if not any(_matches(name, WEIGHTS) for name in names):
         raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(source, names))
     for entry, name in zip(entries, names, strict=True):
+        if _matches(name, WEIGHTS) and entry.size < contents.SMALLEST:
+            contents.refuse_pointer(name, store.read(entry.uri), source)
         path = into / name
         wanted = _matches(name, *SMALL, *((WEIGHTS,) if weights else ()))
         if wanted and not (path.is_file() and path.stat().st_size == entry.size):
@@ -99,25 +102,40 @@ def _hub(base: run.ResolvedBaseModel, name: str, into: pathlib.Path, weights: bo
 def check(folder: pathlib.Path, source: str, *, weights: bool = True) -> dict[str, Any]:
     """The model's config.json, after checking that the folder is one we load. Raises Failure(ModelInvalid)."""
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
+        data = (folder / "config.json").read_bytes()
+        names = sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
             f"{source} has no config.json; expected a folder in the transformers layout. Correct the BaseModel's source.",
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID, f"{source}: config.json cannot be read: {error.strerror}"
+        ) from None
+    contents.refuse_pointer("config.json", data, source)
+    try:
+        config: dict[str, Any] = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID, f"{source}: config.json is not valid JSON: {error}"
         ) from error
+    if not isinstance(config, dict):
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{source}: config.json has a {type(config).__name__}, expected an object with model_type and sizes",
+        )
     if "auto_map" in config:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
             f"{source} needs its own code (auto_map in config.json), which is never run. Choose a model that "
             "transformers supports.",
         )
-    names = sorted(path.name for path in folder.iterdir())
     if weights and not any(_matches(name, WEIGHTS) for name in names):
         raise errors.Failure(reasons.Reason.MODEL_INVALID, _no_weights(source, names))
+    for name in names:
+        if _matches(name, *SMALL, WEIGHTS) and (folder / name).is_file():
+            contents.check(folder / name, source, whole=weights)
     return config
 
 

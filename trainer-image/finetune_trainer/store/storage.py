@@ -76,9 +76,9 @@ class Storage:
         self._of(uri).download(uri, temporary)
         temporary.replace(path)
 
-    def entries(self, prefix: str) -> Iterator[objects.Entry]:
-        """Every object whose URI begins with `prefix`, in the order of their names."""
-        return self._of(prefix).entries(prefix)
+    def entries(self, prefix: str, flat: bool = False) -> Iterator[objects.Entry]:
+        """Every object whose URI begins with `prefix`, in the order of their names; `flat`: without those of deeper folders."""
+        return self._of(prefix).entries(prefix, flat)
 
     def glob(self, pattern: str) -> list[objects.Entry]:
         """The objects that match: * and ? within a folder, ** across folders. Raises NotFound for a plain URI."""
@@ -88,7 +88,8 @@ class Storage:
             return [self.stat(pattern)]
         matches = re.compile(glob_expression(pattern)).fullmatch
         prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
-        return [entry for entry in self.entries(prefix) if matches(entry.uri)]
+        flat = "/" not in pattern.removeprefix(prefix) and "**" not in pattern
+        return [entry for entry in self.entries(prefix, flat) if matches(entry.uri)]
 
     def delete(self, uri: str) -> None:
         """Removes an object, if it exists."""
