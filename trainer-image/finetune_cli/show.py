@@ -61,7 +61,7 @@ class Screen:
             progress.SpinnerColumn(),
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.TextColumn("{task.fields[words]}"),
+            progress.TextColumn("{task.fields[progress_text]}"),
             progress.TimeElapsedColumn(),
         )
         with progress.Progress(*columns, console=self._console, transient=True) as bar:
