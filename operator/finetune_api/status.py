@@ -222,7 +222,7 @@ class Status(Reported):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="The stages (Accepted, PreflightPassed, BaselineMeasured, Trained, Evaluated, Deployed), their "
-        "summary (Ready, Reconciling, Stalled) and the outcome (Complete, Failed, Suspended).",
+        "summary (Ready, Reconciling, Stalled), the outcome (Complete, Failed, Suspended), and Overridden: what others changed.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     base_model: str | None = Field(default=None, description="The base model as resolved.")

@@ -75,7 +75,7 @@ def settle(world: World) -> Verdict:
         if name in names and manager in _known(service)
     ]
     if found:
-        text = f"left as others changed them: {'; '.join(found)}"
+        text = f"changed by others, and left as it is: {'; '.join(found)}"
         return verdict.says(Condition.OVERRIDDEN, "True", Reason.CHANGED_BY_OTHERS, text)
     return Verdict(forgets=(Condition.OVERRIDDEN,)) if world.condition(Condition.OVERRIDDEN) else AS_IT_IS
 
@@ -109,7 +109,7 @@ def diverted(world: World, release: Release) -> str:
     if wanted.items() <= selector.items():
         return ""
     managers = ", ".join(sorted(_takers(present)))
-    return f"Service {present.name} selects other pods since {managers} changed it: delete it, and it is made again"
+    return f"Service {present.name} selects other pods since {managers} changed it: delete the Service, and it is created again"
 
 
 def replicas(world: World, present: projections.Server | None) -> int:

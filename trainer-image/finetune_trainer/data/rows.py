@@ -87,7 +87,10 @@ def _missing(store: storage.Storage, pattern: str) -> str:
             seen = f"did you mean {' or '.join(similar)}?"
         elif nearby or (nearby := [entry.uri for entry in itertools.islice(store.entries(folder), 3)]):
             seen = f"{folder} contains {', '.join(nearby[:3])}"
-    return f"{pattern} matches no file: {seen.rstrip('.')}. Correct dataset.train (or the held-out uris), or upload the file."
+    return (
+        f"{pattern} matches no file: {seen.rstrip('.')}. Correct the path (in a job: dataset.train, or the uris of a "
+        "held-out split), or upload the file."
+    )
 
 
 def kind(uri: str) -> tuple[str, str]:

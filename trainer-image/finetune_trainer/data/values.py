@@ -71,7 +71,7 @@ def _finite(text: str) -> float:
 
 
 def _named(name: str) -> Any:
-    raise Refused(f"{name} is no value of JSON; write null, or a number")
+    raise Refused(f"{name} is not a JSON value; write null, or a number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
