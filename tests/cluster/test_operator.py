@@ -373,6 +373,10 @@ def test_every_kind_of_refusal_names_the_limit_and_the_request(scene: installed.
             lambda: limits(type="Pod", min={"cpu": "2"}, maxLimitRequestRatio={"memory": "1"}),
             "a LimitRange of the namespace refuses the pod: minimum cpu usage per Pod is 2, but request is 500m.",
         ),
+        "below": (
+            lambda: limits(type="Container", default={"cpu": "250m", "memory": "8Gi"}),
+            "a LimitRange of the namespace limits the cpu of a container to 250m, and the pod requests 500m.",
+        ),
         "used-up": (
             lambda: quota(**{"requests.memory": "1Gi", "pods": "5"}),
             "ResourceQuota team refuses the pod, which requests 2Gi of requests.memory: 0 of 1Gi are in use.",

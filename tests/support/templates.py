@@ -27,9 +27,12 @@ def of(
     base: dict[str, Any] | None = None,
     nodes: int = 1,
     tokens: int = 0,
+    spec: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The pod template of a stage, or of the server (None), of a job that sets these resources for all its pods."""
+    """The pod template of a stage, or of the server (None), of a job that sets these resources for all its pods, and these
+    fields of its spec."""
     where = {f"spec.{place}": resources or CPU for place in ("resources", "deployment.resources")}
+    where |= {f"spec.{path}": value for path, value in (spec or {}).items()}
     raw = manifests.changed(manifests.MINIMAL, **where, **{"metadata.namespace": "ml", "metadata.uid": "u-1"})
     wanted, parent = job.FineTuneJobSpec.model_validate(raw["spec"]), parents.parent(raw)
     content = run.Run(

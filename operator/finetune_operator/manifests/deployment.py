@@ -43,7 +43,7 @@ def build(
             *([] if base_mounts else ["--base-to", run.MODEL_PATH]),
         ],
         "env": [
-            *pods.environment(layer.env),
+            *pods.environment(release.env),
             *pods.credentials(release.storage.credentials_secret),
             *pods.secret_value("HF_TOKEN", release.base_model.access_token_secret, "HF_TOKEN"),
         ],
@@ -66,7 +66,7 @@ def build(
         "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
         "args": release.arguments,
         "env": [
-            *pods.environment({**layer.env, **OFFLINE, **release.env}),
+            *pods.environment({**OFFLINE, **release.env}),
             *pods.secret_value("VLLM_API_KEY", release.deployment.api_key_secret, "API_KEY"),
         ],
         "ports": [{"name": "http", "containerPort": run.SERVER_PORT}],

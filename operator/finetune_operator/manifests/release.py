@@ -53,7 +53,7 @@ def build(
         image=spec.deployment.image or chart.images.serving,
         fetch_image=chart.images.fetch,
         arguments=arguments(content.base_model, adapter, served, spec.deployment, chart),
-        env=chart.serving.env,
+        env=chart.pods_of(None, spec.deployment.resources.gpu_type).env,
         shm_size=chart.serving.shm_size,
         disk=pods.disk(content.base_model, 0),
         canary=canary,

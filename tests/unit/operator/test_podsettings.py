@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import Stage
-from finetune_operator import settings
+from finetune_operator import podsettings, settings
 from support import templates
 
 LOADING = (Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE)
@@ -78,6 +78,17 @@ def test_the_more_specific_layer_wins_and_maps_and_lists_add_up() -> None:
     assert (env["A"], env["B"], env["C"]) == ("pods", "training", "type")
     assert [t["key"] for t in made["spec"]["tolerations"]] == ["a", "b", "c", "d"]
     assert (made["spec"]["runtimeClassName"], made["spec"]["priorityClassName"]) == ("nvidia", "high")
+
+
+def test_a_servers_environment_follows_the_layers_and_may_replace_the_operators_defaults() -> None:
+    values = templates.chart(
+        pods={"env": {"A": "pods", "DO_NOT_TRACK": "0"}},
+        serving={"env": {"B": "serving", "C": "serving"}},
+        gpuTypes={"l4": {"env": {"C": "type"}}},
+    )
+    fetch, server = templates.variables(templates.of(None, values, {"gpus": 1, "gpuType": "l4"}))
+    assert (server["A"], server["B"], server["C"], server["DO_NOT_TRACK"]) == ("pods", "serving", "type", "0")
+    assert (fetch["A"], fetch["B"], fetch["C"]) == ("pods", "serving", "type")
 
 
 def test_parts_of_an_affinity_are_replaced_one_by_one() -> None:
@@ -226,6 +237,20 @@ def test_pull_secrets_of_a_namespace_are_added_to_those_of_all() -> None:
 
 
 # -- what is refused when the operator starts --
+
+REPLACEABLE = {"PYTHONUNBUFFERED", "HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"}
+"""Defaults of the operator that a setting may replace."""
+
+
+def test_no_setting_replaces_a_variable_that_the_operator_sets_for_a_reason() -> None:
+    secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
+    judge = {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "m", "apiKeySecret": "judge"}}
+    for which in templates.PODS:
+        made = templates.of(
+            which, templates.chart(), base={"accessTokenSecret": "hf"}, nodes=2, spec={**secrets, **judge}
+        )
+        for name in {name for container in templates.variables(made) for name in container} - REPLACEABLE:
+            assert podsettings.ENVIRONMENT.search(name), f"{name} of {which}"
 
 
 @pytest.mark.parametrize(
