@@ -125,7 +125,7 @@ class Requests(model.Model):
     ephemeral_storage: Quantity | None = Field(
         default=None,
         description="Disk requested on the node for model, data and temporary files, for example 40Gi. Absent: estimated "
-        "from the base model's number of parameters and the data; nothing if that number is unknown.",
+        "from the base model's number of parameters and the data; nothing if that number is unknown, or in a queue.",
         json_schema_extra=_DISK,
     )
 

@@ -28,6 +28,7 @@ def of(
     nodes: int = 1,
     tokens: int = 0,
     spec: dict[str, Any] | None = None,
+    queue: str | None = None,
 ) -> dict[str, Any]:
     """The pod template of a stage, or of the server (None), of a job that sets these resources for all its pods, and these
     fields of its spec."""
@@ -45,7 +46,7 @@ def of(
         return dict(deployment.build(parent, values, made, content, 1)["spec"]["template"])
     built = stages.build(
         parent, values, content,
-        name="n", stage=which, attempt=1, wanted=wanted.resources, arguments=[], nodes=nodes, tokens=tokens,
+        name="n", stage=which, attempt=1, wanted=wanted.resources, arguments=[], nodes=nodes, tokens=tokens, queue=queue,
     )  # fmt: skip
     return dict(built["spec"]["template"])
 

@@ -46,7 +46,9 @@ def build(
     data, as far as they were counted.
     """
     layer = chart.pods_of(stage, wanted.gpu_type)
-    least_disk = pods.disk(content.base_model, tokens) if stage in course.LOADING else None
+    # not in a queue: Kueue admits no pod that requests what its ClusterQueue does not cover
+    estimated = stage in course.LOADING and not queue
+    least_disk = pods.disk(content.base_model, tokens) if estimated else None
     labels = meta.labels(
         parent,
         chart.labels,

@@ -202,6 +202,14 @@ def test_disk_is_left_to_the_namespace_where_the_size_of_the_model_is_unknown() 
     assert templates.amounts(templates.of(Stage.TRAIN, templates.chart())) == {"requests": {}, "limits": {}}
 
 
+def test_disk_is_not_estimated_in_a_queue_which_may_not_cover_it() -> None:
+    queued = templates.of(Stage.TRAIN, templates.chart(), base=EIGHT, queue="team-a")
+    assert templates.amounts(queued) == {"requests": {}, "limits": {}}
+    own = {**templates.CPU, "requests": {"ephemeralStorage": "40Gi"}}
+    queued = templates.of(Stage.TRAIN, templates.chart(), own, base=EIGHT, queue="team-a")
+    assert templates.amounts(queued)["requests"] == {"ephemeral-storage": "40Gi"}
+
+
 def test_the_job_says_its_disk_and_the_chart_the_least() -> None:
     values = templates.chart(training={"requests": {"ephemeralStorage": "100Gi"}})
     assert templates.amounts(templates.of(Stage.TRAIN, values, base=EIGHT))["requests"]["ephemeral-storage"] == "100Gi"
