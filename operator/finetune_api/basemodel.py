@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from finetune_api import arguments, model
+from finetune_api import storage as stores
 
 Source = Annotated[
     str,
@@ -108,6 +109,11 @@ class BaseModelSpec(model.Model):
         default=None,
         description="The name of a Secret in the job's namespace whose key HF_TOKEN gives access to a gated hf:// "
         "model.",
+    )
+    storage: stores.Connection | None = Field(
+        default=None,
+        description="The store of an s3:// source, where it is not that of the job, or has other credentials: its "
+        "credentialsSecret is in the job's namespace. Absent: as the job's spec.storage.",
     )
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for jobs that choose this model.")
 

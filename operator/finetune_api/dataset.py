@@ -7,12 +7,13 @@ from pydantic import Field
 
 from finetune_api import checks as data_checks
 from finetune_api import model
+from finetune_api import storage as stores
 
 Uri = Annotated[
     str,
     model.text(
-        r"^(s3://[^/\s]+|file://)/\S(.*\S)?$",
-        "must be s3://bucket/path or file:///path, and not end with white space",
+        r"^(s3://[^/\s]+|pvc://[a-z0-9][-a-z0-9.]*|file://)/\S(.*\S)?$",
+        "must be s3://bucket/path, pvc://claim/path or file:///path, and not end with white space",
         1024,
     ),
 ]
@@ -84,8 +85,14 @@ class Dataset(model.Model):
     train: UriList = Field(
         description="The training files: 1 to 64 URIs such as s3://bucket/path/train.jsonl. JSONL, JSON, CSV and "
         "Parquet, plain or compressed (.gz, .zst); * and ? match within a folder, ** across folders. A key of S3 is written "
-        "as it is, with its spaces, plus and percent signs: nothing is decoded. In file:// URIs %20 is a space and %25 a percent "
-        "sign."
+        "as it is, with its spaces, plus and percent signs: nothing is decoded. pvc://claim/path is a file of a claim in the "
+        "job's namespace; in pvc:// and file:// URIs %20 is a space and %25 a percent sign."
+    )
+    storage: stores.Connection | None = Field(
+        default=None,
+        description="The store of all data files (of the splits, and of evaluation.forgetting and evaluation.harness), where "
+        "it is not that of the results, or has other credentials, for example a reader's. It is complete in itself: nothing is "
+        "taken from spec.storage. Absent: as spec.storage.",
     )
     validation: Split = Field(
         default_factory=lambda: Split(fraction=0.05),

@@ -36,7 +36,7 @@ from finetune_api.resources import (
     Toleration,
     TrainingResources,
 )
-from finetune_api.storage import Storage
+from finetune_api.storage import Addressing, Checksums, Connection, Encryption, Storage
 from finetune_api.training import (
     DPO,
     Checkpoints,
@@ -59,15 +59,19 @@ __all__ = [
     "PAIRWISE",
     "PRINTER_COLUMNS",
     "SHARES",
+    "Addressing",
     "Advice",
     "BaseModelReference",
     "ChangeFrequency",
     "Checkpoints",
+    "Checksums",
+    "Connection",
     "Consistency",
     "Contender",
     "Dataset",
     "Deployment",
     "EarlyStopping",
+    "Encryption",
     "Evaluation",
     "FineTuneJobSpec",
     "Format",

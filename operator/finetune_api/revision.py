@@ -42,6 +42,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     dataset = dict(whole["dataset"])
     training = {k: v for k, v in whole["training"].items() if k not in {"retries", "checkpoints"}}
     minimum = dataset.pop("minimumExamples", None)
+    data_store = dataset.pop("storage", None)
     intent = dict(whole["intent"])
     evaluation = {**whole["evaluation"], "prompt": intent.pop("prompt", None)}
     judge = dict(evaluation["judge"]) if evaluation.get("judge") else {}
@@ -50,6 +51,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         evaluation["judge"] = judge
     environment = {
         "storage": whole["storage"],
+        "datasetStorage": data_store,
         "resources": whole["resources"],
         "evaluationResources": evaluation.pop("resources", None),
         "judgeApiKeySecret": judge_key,
@@ -70,6 +72,7 @@ PLACES = {
     (TRAINING, "run"): f"annotation {RUN_ANNOTATION}",
     (PREFLIGHT, "minimumExamples"): "spec.dataset.minimumExamples",
     (EVALUATION, "prompt"): "spec.intent.prompt",
+    (ENVIRONMENT, "datasetStorage"): "spec.dataset.storage",
     (ENVIRONMENT, "evaluationResources"): "spec.evaluation.resources",
     (ENVIRONMENT, "judgeApiKeySecret"): "spec.evaluation.judge.apiKeySecret",
     (ENVIRONMENT, "retries"): "spec.training.retries",
@@ -109,6 +112,7 @@ def resolve(reference: job.BaseModelReference, entry: basemodel.BaseModelSpec | 
         parameters=entry.parameters,
         architecture=entry.architecture,
         access_token_secret=entry.access_token_secret,
+        storage=entry.storage,
         extra_args=entry.defaults.serving.extra_args,
         learning_rate=entry.defaults.training.learning_rate,
     )

@@ -34,6 +34,12 @@ NODES, NODE, RENDEZVOUS = "FINETUNE_NODES", "FINETUNE_NODE", "FINETUNE_RENDEZVOU
 """Environment of the pods of a multi-node training: their number, the index of this one (from 0), and host:port of the first.
 Absent for a single pod. The run file describes the spec, these the current attempt."""
 
+DATA_PATH = "/data"
+"""Where the pods find the claims of pvc:// data files, each in a folder of its name."""
+
+DATA_KEYS, BASE_MODEL_KEYS = "DATA_", "BASE_MODEL_"
+"""Prefixes of the AWS_ variables with the keys of dataset.storage and of the BaseModel's storage."""
+
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
 
@@ -47,6 +53,7 @@ class ResolvedBaseModel(model.Model):
     parameters: int | None = None
     architecture: basemodel.Architecture | None = None
     access_token_secret: str | None = None
+    storage: job.Connection | None = None
     extra_args: list[str] = Field(default_factory=list, description="Arguments of vLLM from the catalogue.")
     learning_rate: float | None = Field(default=None, description="The catalogue's default for jobs that set none.")
 
@@ -94,6 +101,15 @@ class Run(model.Model):
     def without_judgement(self) -> "Run":
         """The run file for stages that do not evaluate: training, verification and the server's init container."""
         return self.model_copy(update={"intent": job.Intent(), "evaluation": job.Evaluation(), "evaluation_hash": ""})
+
+    @property
+    def data(self) -> list[str]:
+        """The URIs of all data files: of the splits, and of the evaluation."""
+        held_out = [*(self.dataset.validation.uris or []), *(self.dataset.test.uris or [])]
+        asked = list(self.evaluation.forgetting.uris or [])
+        for task in self.evaluation.harness.tasks if self.evaluation.harness else []:
+            asked += [*(task.uris or []), *(task.few_shot_uris or [])]
+        return [*self.dataset.train, *held_out, *asked]
 
     @property
     def layout(self) -> layout.Layout:

@@ -1,5 +1,6 @@
 """Where a job's results are written, and how S3 is reached."""
 
+import enum
 from typing import Annotated
 
 from pydantic import Field
@@ -7,22 +8,25 @@ from pydantic import Field
 from finetune_api import model
 
 
-class Storage(model.Model):
-    """Where results are written, and how S3 is reached; data and results use the same store."""
+class Addressing(enum.StrEnum):
+    PATH = "Path"
+    VIRTUAL_HOST = "VirtualHost"
 
-    output: str = Field(
-        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/([^\s?*#]([^?*#\t\r\n]*[^\s?*#])?)?)?|file:///\S(.*\S)?)$",
-        max_length=512,
-        description="The prefix of everything that the job writes, to <output>/<namespace>/<name>/<revision>/. It "
-        "cannot be changed later.",
-        json_schema_extra={
-            "x-message": "must be s3://bucket/prefix or file:///folder, without wildcards and white space at its end"
-        }
-        | model.rules(
-            ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another output"),
-            ("!self.contains('/../') && !self.endsWith('/..')", "storage.output must not contain '..'"),
-        ),
-    )
+
+class Checksums(enum.StrEnum):
+    WHEN_SUPPORTED = "WhenSupported"
+    WHEN_REQUIRED = "WhenRequired"
+
+
+class Encryption(enum.StrEnum):
+    AES256 = "AES256"
+    KMS = "KMS"
+    KMS_DSSE = "KMSDSSE"
+
+
+class Connection(model.Model):
+    """How a store of the S3 API is reached, and with which credentials."""
+
     endpoint: (
         Annotated[
             str,
@@ -47,6 +51,56 @@ class Storage(model.Model):
         description="The name of a Secret in the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, "
         "where needed, AWS_SESSION_TOKEN. Absent: the pods' own identity (IRSA, workload identity).",
     )
+    addressing: Addressing | None = Field(
+        default=None,
+        description="Where requests have the bucket: Path (https://host/bucket/key) or VirtualHost "
+        "(https://bucket.host/key). Absent: Path with an endpoint, VirtualHost without.",
+    )
+    checksums: Checksums | None = Field(
+        default=None,
+        description="When requests have checksums of newer S3 clients: WhenSupported, for stores that want them (as "
+        "buckets with object lock do), or WhenRequired, for stores that refuse them. Absent: WhenRequired with an endpoint, "
+        "WhenSupported without.",
+    )
+    requester_pays: bool | None = Field(
+        default=None,
+        description="Whether requests state that their sender pays for them, as buckets with requester pays demand. "
+        "Absent: false.",
+    )
+
+
+class Storage(Connection):
+    """Where results are written, and how S3 is reached. Data are in the same store unless dataset.storage is set."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "!has(self.kmsKeyId) || (has(self.encryption) && self.encryption != 'AES256')",
+                "storage.kmsKeyId needs storage.encryption KMS or KMSDSSE: set it, or leave the key out",
+            )
+        )
+    }
+    output: str = Field(
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/([^\s?*#]([^?*#\t\r\n]*[^\s?*#])?)?)?|file:///\S(.*\S)?)$",
+        max_length=512,
+        description="The prefix of everything that the job writes, to <output>/<namespace>/<name>/<revision>/. It "
+        "cannot be changed later.",
+        json_schema_extra={
+            "x-message": "must be s3://bucket/prefix or file:///folder, without wildcards and white space at its end"
+        }
+        | model.rules(
+            ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another output"),
+            ("!self.contains('/../') && !self.endsWith('/..')", "storage.output must not contain '..'"),
+        ),
+    )
+    encryption: Encryption | None = Field(
+        default=None,
+        description="The server-side encryption that written objects request: AES256, KMS or KMSDSSE. Absent: the bucket's "
+        "default. Reading needs no setting.",
+    )
+    kms_key_id: (
+        Annotated[str, model.text(r"^\S+$", "must be a key's id, ARN or alias, without spaces", 2048)] | None
+    ) = Field(default=None, description="The KMS key of encryption KMS or KMSDSSE. Absent: the account's default key.")
     service_account_name: model.Name | None = Field(
         default=None,
         description="The ServiceAccount of the job's pods, for example one with a cloud identity. Absent: the "

@@ -186,6 +186,13 @@ def test_a_volume_of_the_cluster_needs_a_folder(tmp_path: pathlib.Path, monkeypa
     assert jobs.read(file).base.source == "pvc://claim/model"
 
 
+def test_data_on_a_volume_of_the_cluster_need_a_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, GOOD.replace("- data/*.jsonl", "- pvc://claim/data/*.jsonl"))
+    assert "FINETUNE_DATA_PATH" in problems(file)[0]
+    monkeypatch.setenv("FINETUNE_DATA_PATH", str(tmp_path))
+    assert jobs.read(file).spec.dataset.train[0] == "pvc://claim/data/*.jsonl"
+
+
 def test_revision_and_run_file_are_those_of_the_operator(tmp_path: pathlib.Path) -> None:
     from finetune_operator import revisions
 

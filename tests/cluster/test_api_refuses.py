@@ -191,6 +191,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("an output that climbs", {"storage.output": "s3://acme/a/../b"}, "storage.output", "must not contain '..'"),
     ("a bucket in capitals", {"storage.output": "s3://Acme"}, "storage.output", "must be s3://bucket/prefix"),
     ("an endpoint without scheme", {"storage.endpoint": "minio:9000"}, "storage.endpoint", "https://minio"),
+    ("a KMS key without KMS", {"storage.kmsKeyId": "k"}, "storage", "storage.encryption KMS"),
+    ("an addressing of another kind", {"storage.addressing": "Auto"}, "storage.addressing", "VirtualHost"),
+    ("a data store with an output", {"dataset.storage": {"output": "s3://b/x"}}, "dataset.storage.output", "output"),
     ("an endpoint with a line break", {"storage.endpoint": "https://minio:9000\n"}, "storage.endpoint", "https://minio"),
     ("an endpoint with a query", {"storage.endpoint": "https://minio/?a=1"}, "storage.endpoint", "https://minio"),
     (

@@ -275,6 +275,9 @@ def test_the_example_of_a_policy_refuses_what_it_says(
         eventually(lambda: "minio.example" in refusal(**wrong), 30)
         assert refusal() == ""
         assert refusal(**{"spec.storage.endpoint": "https://minio.example:9000"}) == ""
+        reader = {"spec.dataset.storage": {"endpoint": "http://169.254.169.254"}}
+        assert "dataset.storage.endpoint" in refusal(**reader)
+        assert refusal(**{"spec.dataset.storage": {"credentialsSecret": "reader"}}) == ""
         assert refusal(**{"spec.deployment.image": "registry.example/vllm:1"}) == ""
         assert "deployment.image" in refusal(**{"spec.deployment.image": "docker.io/evil:1"})
         assert "catalogue" in refusal(**{"spec.baseModel": {"source": "hf://evil/model"}})

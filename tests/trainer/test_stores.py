@@ -6,16 +6,18 @@ import pathlib
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from botocore import awsrequest
 from tests.support import stores
+from tests.trainer import tiny
 
-from finetune_api import reasons
+from finetune_api import job, reasons, run
 from finetune_trainer.data import rows
 from finetune_trainer.process import errors, secrets
-from finetune_trainer.store import storage
+from finetune_trainer.store import objects, sources, storage
 
 KEYS = (
     "a b.jsonl", " a.jsonl", "a+b.jsonl", "a%20b.jsonl", "ü 漢 e\u0301.jsonl", "q&a=1;(2)'!*.jsonl", "~t@:,$.jsonl",
@@ -220,3 +222,187 @@ def test_an_endpoint_of_the_environment_is_one_like_the_specs(
     storage.Storage(patience=2).write(f"s3://{bucket}/x", b"1")
     with pytest.raises(errors.Failure, match=versity.url):
         storage.Storage(patience=2).read("s3://not-there/x")
+
+
+# -- several stores --
+
+
+def sent(connection: job.Connection, act: Callable[[storage.Storage], Any]) -> list[Any]:
+    """The requests of an action, none of which leaves this process."""
+    store, requests = storage.Storage(connection=connection, patience=0), []
+    store.exists("file:///nothing")
+
+    def answer(request: Any, **_: Any) -> awsrequest.AWSResponse:
+        requests.append(request)
+        xml = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+        made = awsrequest.AWSResponse(request.url, 200, {"ETag": '"t"', "Content-Length": "0"}, None)
+        made._content = xml if request.url.endswith("?uploads") else b""
+        return made
+
+    store._of("s3://b/k")._client.meta.events.register("before-send.s3", answer)  # type: ignore[attr-defined]
+    act(store)
+    return requests
+
+
+ENDPOINT = "https://store.example/base"
+
+
+@pytest.mark.parametrize(
+    "connection, url",
+    [
+        ({}, "https://bucket.s3.amazonaws.com/a%20key"),
+        ({"region": "eu-west-1"}, "https://bucket.s3.eu-west-1.amazonaws.com/a%20key"),
+        ({"addressing": "Path"}, "https://s3.amazonaws.com/bucket/a%20key"),
+        ({"endpoint": ENDPOINT}, "https://store.example/base/bucket/a%20key"),
+        ({"endpoint": ENDPOINT, "addressing": "Path"}, "https://store.example/base/bucket/a%20key"),
+        ({"endpoint": ENDPOINT, "addressing": "VirtualHost"}, "https://bucket.store.example/base/a%20key"),
+    ],
+)
+def test_a_request_has_the_bucket_where_the_store_wants_it(connection: dict[str, str], url: str) -> None:
+    [request] = sent(job.Connection.model_validate(connection), lambda store: store.write("s3://bucket/a key", b"1"))
+    assert request.url == url
+
+
+@pytest.mark.parametrize(
+    "connection, checksum",
+    [
+        ({}, True),
+        ({"checksums": "WhenRequired"}, False),
+        ({"endpoint": ENDPOINT}, False),
+        ({"endpoint": ENDPOINT, "checksums": "WhenSupported"}, True),
+    ],
+)
+def test_a_request_has_a_checksum_where_the_store_wants_it(connection: dict[str, str], checksum: bool) -> None:
+    [request] = sent(job.Connection.model_validate(connection), lambda store: store.write("s3://bucket/key", b"1"))
+    assert any(name.lower().startswith(("x-amz-checksum", "x-amz-trailer")) for name in request.headers) is checksum
+
+
+def test_requests_state_encryption_key_and_payer(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "small").write_bytes(b"1")
+    (tmp_path / "large").write_bytes(b"1" * (objects.PART + 1))
+    where = job.Storage(
+        output="s3://bucket/x", encryption=job.Encryption.KMS, kms_key_id="alias/own", requester_pays=True
+    )
+    acts: list[Callable[[storage.Storage], Any]] = [
+        lambda store: store.write("s3://b/k", b"1"),
+        lambda store: store.upload(tmp_path / "small", "s3://b/k"),
+        lambda store: store.upload(tmp_path / "large", "s3://b/k"),
+    ]
+    for act in acts:
+        first = sent(where, act)[0].headers
+        assert first["x-amz-server-side-encryption"] == b"aws:kms"
+        assert first["x-amz-server-side-encryption-aws-kms-key-id"] == b"alias/own"
+        assert first["x-amz-request-payer"] == b"requester"
+    reading: list[Callable[[storage.Storage], Any]] = [
+        lambda store: store.stat("s3://b/k"),
+        lambda store: list(store.entries("s3://b/k")),
+        lambda store: store.delete("s3://b/k"),
+    ]
+    for act in reading:
+        assert all(request.headers["x-amz-request-payer"] == b"requester" for request in sent(where, act))
+        assert "x-amz-server-side-encryption" not in sent(where, act)[0].headers
+
+
+def test_a_store_takes_checksums_or_none(versity: stores.Store, bucket: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "large").write_bytes(os.urandom(objects.PART + 9))
+    for checksums in job.Checksums:
+        store = storage.Storage(connection=job.Connection(endpoint=versity.url, checksums=checksums), patience=2)
+        store.write(f"s3://{bucket}/small", b"1")
+        store.upload(tmp_path / "large", f"s3://{bucket}/large")
+        store.download(f"s3://{bucket}/large", tmp_path / "back")
+        assert store.read(f"s3://{bucket}/small") == b"1"
+        assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+def test_encrypted_objects_are_written_and_read(s3: Any, s3_server: str) -> None:
+    where = job.Storage(output="s3://data/x", endpoint=s3_server, encryption=job.Encryption.KMS, kms_key_id="own")
+    store = storage.Storage(connection=where, patience=2)
+    store.write("s3://data/x", b"1")
+    assert store.read("s3://data/x") == b"1"
+    assert s3.head_object(Bucket="data", Key="x")["SSEKMSKeyId"] == "own"
+
+
+def test_a_weak_tag_is_no_condition(s3: Any, s3_server: str) -> None:
+    s3.put_object(Bucket="data", Key="x", Body=b"1")
+    store = storage.Storage(s3_server, patience=2)
+    entry = store.stat("s3://data/x")
+    client = store._of("s3://data/x")._client  # type: ignore[attr-defined]
+
+    def weaken(parsed: dict[str, Any], **_: Any) -> None:
+        if "ETag" in parsed:
+            parsed["ETag"] = f"W/{parsed['ETag']}"
+
+    client.meta.events.register("after-call.s3", weaken)
+    assert store.stat("s3://data/x").etag == f"W/{entry.etag}"
+    assert store.read("s3://data/x") == b"1"
+
+
+READER = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": ["arn:aws:s3:::BUCKET"]},
+        {"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": ["arn:aws:s3:::BUCKET/*"]},
+    ],
+}
+
+
+def job_with(base_model: dict[str, Any], dataset: dict[str, Any], output: str, **where: Any) -> run.Run:
+    document = tiny.run_document("file:///none", ["s3://none/x.jsonl"], output)
+    document["storage"] |= where
+    document["dataset"] |= dataset
+    document["baseModel"] |= base_model
+    return run.Run.model_validate(document)
+
+
+def test_data_and_base_model_are_read_by_their_own_keys(
+    versity: stores.Store, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    reader, writer = versity.user(f"reader-{bucket}"), versity.user(f"writer-{bucket}")
+    versity.allow(reader[0], bucket, READER)
+    versity.client.put_object(Bucket=bucket, Key="rows.jsonl", Body=b"{}")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        versity.client.put_object(Bucket=bucket, Key=f"model/{name}", Body=b'{"model_type": "llama"}')
+    use(monkeypatch, *writer)
+    own = {"endpoint": versity.url, "credentialsSecret": "reader"}
+    spec = job_with(
+        {"source": f"s3://{bucket}/model", "storage": own}, {"storage": own}, f"s3://{bucket}/out", endpoint=versity.url
+    )
+    for prefix in ("DATA_", "BASE_MODEL_"):
+        monkeypatch.setenv(f"{prefix}AWS_ACCESS_KEY_ID", reader[0])
+        monkeypatch.setenv(f"{prefix}AWS_SECRET_ACCESS_KEY", reader[1])
+    assert storage.of_data(spec).read(f"s3://{bucket}/rows.jsonl") == b"{}"
+    found = sources.resolve(spec.base_model, storage.of(spec.storage), tmp_path / "base", weights=False)
+    assert (found / "config.json").is_file()
+    for other in (
+        storage.of(spec.storage),
+        storage.of_data(spec.model_copy(update={"dataset": job.Dataset(train=["s3://b/x"])})),
+    ):
+        with pytest.raises(errors.Failure) as caught:
+            other.read(f"s3://{bucket}/rows.jsonl")
+        assert caught.value.reason is reasons.Reason.S3_ACCESS_DENIED
+
+
+def test_a_data_store_without_a_secret_is_not_read_by_the_key_of_the_results(
+    versity: stores.Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    spec = job_with({}, {"storage": {"endpoint": versity.url}}, f"s3://{bucket}/out", endpoint=versity.url)
+    storage.of(spec.storage).write(f"s3://{bucket}/rows.jsonl", b"{}")
+    with pytest.raises(errors.Failure, match="no credentials"):
+        storage.of_data(spec).read(f"s3://{bucket}/rows.jsonl")
+
+
+def test_data_on_a_claim_are_found_and_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DATA_PATH", str(tmp_path))
+    (tmp_path / "rows" / "my data").mkdir(parents=True)
+    (tmp_path / "rows" / "my data" / "100%.jsonl").write_text('{"text": "a"}')
+    [entry] = rows.find(storage.Storage(), ["pvc://rows/my data/*.jsonl"])
+    assert entry.uri == "pvc://rows/my%20data/100%25.jsonl"
+    [row] = rows.read(storage.Storage(), entry.uri)
+    assert isinstance(row, rows.Row)
+    assert row.value == {"text": "a"}
+    with pytest.raises(errors.Failure, match="pvc://rows/none") as caught:
+        rows.find(storage.Storage(), ["pvc://rows/none.jsonl"])
+    assert caught.value.reason is reasons.Reason.DATASET_NOT_FOUND

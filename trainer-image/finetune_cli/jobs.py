@@ -97,6 +97,7 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
     name = spec.base_model.name
     entry = None if name is None else _entry(name, jobs[0], documents, catalogue)
     base = _base(jobs[0], spec, entry)
+    _claims(jobs[0], spec)
     notes = [note for note in (rules.missing(),) if note]
     return Job(jobs[0], spec, base, tuple(notes), entry)
 
@@ -129,6 +130,17 @@ def missing_folder(source: str, written: str) -> str | None:
         return f"is the file {folder}; name the model's folder"
     hub = f"; for a model of the hub write hf://{written}" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", written) else ""
     return f"is no folder: {folder} does not exist{hub}"
+
+
+def _claims(document: manifests.Document, spec: job.FineTuneJobSpec) -> None:
+    """Raises manifests.Invalid for data on a claim that has no folder here."""
+    on_claims = [uri for uri in spec.dataset.train if uri.startswith("pvc://")]
+    if on_claims and "FINETUNE_DATA_PATH" not in os.environ:
+        message = (
+            f"names {on_claims[0]}, on a volume of the cluster: for a local run set FINETUNE_DATA_PATH to a folder with a "
+            "folder for each claim, or name files"
+        )
+        raise manifests.Invalid([document.problem(("spec", "dataset", "train"), message)])
 
 
 def _entry(

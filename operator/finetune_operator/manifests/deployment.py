@@ -45,7 +45,7 @@ def build(
         "env": [
             *pods.environment(release.env),
             *pods.credentials(release.storage.credentials_secret),
-            *pods.secret_value("HF_TOKEN", release.base_model.access_token_secret, "HF_TOKEN"),
+            *pods.model_credentials(release.base_model),
         ],
         # those of the server, since it runs before it, and a quota requires them for every container
         "resources": pods.amounts(wanted, layer, {}, release.disk),

@@ -29,14 +29,23 @@ def environment(extra: Mapping[str, str]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in {**fixed, **extra}.items()]
 
 
-def credentials(secret: str | None) -> list[dict[str, Any]]:
-    """S3 keys of a Secret as the variables that boto3 reads; without a Secret the pods use their own identity."""
+def credentials(secret: str | None, prefix: str = "") -> list[dict[str, Any]]:
+    """S3 keys of a Secret as the variables that boto3 reads (or with a prefix, the trainer); without a Secret the pods use their
+    own identity."""
     if secret is None:
         return []
     keys = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
     return [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": optional}}}
+        {"name": prefix + key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": optional}}}
         for key, optional in keys.items()
+    ]
+
+
+def model_credentials(base: run.ResolvedBaseModel) -> list[dict[str, Any]]:
+    """The keys to a base model's files: of its own store, and of the hub."""
+    return [
+        *credentials(base.storage.credentials_secret if base.storage else None, run.BASE_MODEL_KEYS),
+        *secret_value("HF_TOKEN", base.access_token_secret, "HF_TOKEN"),
     ]
 
 
@@ -185,3 +194,17 @@ def base_volume(base: run.ResolvedBaseModel) -> tuple[list[dict[str, Any]], list
     volume = {"name": "base", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
     mount = {"name": "base", "mountPath": run.MODEL_PATH, "readOnly": True, **({"subPath": path} if path else {})}
     return [volume], [mount]
+
+
+def data_volumes(content: run.Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and mounts of the claims with data files (pvc://claim/path), each in a folder of its name."""
+    claims = sorted({uri.removeprefix("pvc://").partition("/")[0] for uri in content.data if uri.startswith("pvc://")})
+    volumes = [
+        {"name": f"data-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        for number, claim in enumerate(claims)
+    ]
+    mounts = [
+        {"name": f"data-{number}", "mountPath": f"{run.DATA_PATH}/{claim}", "readOnly": True}
+        for number, claim in enumerate(claims)
+    ]
+    return volumes, mounts

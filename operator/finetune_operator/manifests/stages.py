@@ -16,7 +16,7 @@ CONTAINER = "finetune"
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
 JUDGING = {Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE}
-"""Stages that read `intent` and `evaluation`."""
+"""Stages that read `intent`, `evaluation` and data files."""
 QUEUED = course.LOADING
 """Stages that load the model wait in the job's queue, if there is one. Preflight, before a GPU is requested, and
 verification, whose server already runs, do not."""
@@ -57,6 +57,9 @@ def build(
     )
     run_volume, run_mount = pods.run_volume()
     volumes, mounts = pods.base_volume(content.base_model) if stage is not Stage.VERIFY else ([], [])
+    if stage in JUDGING:
+        data, mounted = pods.data_volumes(content)
+        volumes, mounts = [*volumes, *data], [*mounts, *mounted]
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": chart.images.fetch if stage is Stage.VERIFY else chart.images.trainer,
@@ -65,9 +68,10 @@ def build(
         "env": [
             *pods.environment(layer.env),
             *pods.credentials(content.storage.credentials_secret),
-            *pods.secret_value("HF_TOKEN", content.base_model.access_token_secret, "HF_TOKEN"),
+            *(pods.model_credentials(content.base_model) if stage is not Stage.VERIFY else []),
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
             *judge_key(content, stage),
+            *data_keys(content, stage),
             *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
         "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart, nodes), least_disk),
@@ -125,6 +129,12 @@ def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
     return (
         pods.secret_value(run.JUDGE_KEY, judge.api_key_secret, "API_KEY") if judge and stage is Stage.EVALUATE else []
     )
+
+
+def data_keys(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
+    """The keys of dataset.storage, for the stages that read data files."""
+    store = content.dataset.storage
+    return pods.credentials(store.credentials_secret, run.DATA_KEYS) if store and stage in JUDGING else []
 
 
 def indexed(nodes: int) -> dict[str, Any]:

@@ -201,7 +201,8 @@ def test_secrets_travel_by_reference_only() -> None:
     assert seen["AWS_ACCESS_KEY_ID"] == {"name": "s3", "key": "AWS_ACCESS_KEY_ID", "optional": False}
     assert seen["AWS_SECRET_ACCESS_KEY"] == {"name": "s3", "key": "AWS_SECRET_ACCESS_KEY", "optional": False}
     assert seen["AWS_SESSION_TOKEN"]["optional"] is True
-    assert seen["HF_TOKEN"] == {"name": "hf", "key": "HF_TOKEN"}
+    assert "HF_TOKEN" not in seen
+    assert environment(containers(stage(of=gated))[0])["HF_TOKEN"] == {"name": "hf", "key": "HF_TOKEN"}
     assert seen["API_KEY"] == {"name": "key", "key": "API_KEY"}
     assert not any("key" in argument.lower() for argument in container["args"])
 
@@ -407,6 +408,45 @@ def test_a_base_model_on_a_claim_is_mounted_read_only() -> None:
 
 def test_verification_needs_no_base_model() -> None:
     assert "base" not in [v["name"] for v in pod_of(stage(Stage.VERIFY, of=base("pvc://models/7b")))["volumes"]]
+
+
+def keys_of(container: dict) -> dict[str, str]:
+    """Variables with keys of S3 -> the Secret that they come from."""
+    return {
+        one["name"]: one["valueFrom"]["secretKeyRef"]["name"]
+        for one in container["env"]
+        if one["name"].endswith("AWS_ACCESS_KEY_ID")
+    }
+
+
+def test_each_store_has_its_own_keys_in_the_stages_that_use_it() -> None:
+    changes = {"storage.credentialsSecret": "writer", "dataset.storage": {"credentialsSecret": "reader"}}
+    of = base("s3://models/qwen", storage=job.Connection(credentials_secret="models"))
+    own, model, data = (
+        {"AWS_ACCESS_KEY_ID": "writer"}, {"BASE_MODEL_AWS_ACCESS_KEY_ID": "models"}, {"DATA_AWS_ACCESS_KEY_ID": "reader"}
+    )  # fmt: skip
+    for which in (Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE):
+        assert keys_of(containers(stage(which, of=of, **changes))[0]) == own | model | data
+    assert keys_of(containers(stage(Stage.TRAIN, of=of, **changes))[0]) == own | model
+    assert keys_of(containers(stage(Stage.VERIFY, of=of, **changes))[0]) == own
+    fetch, vllm = containers(server(of=of, **changes))
+    assert keys_of(fetch) == own | model
+    assert keys_of(vllm) == {}
+
+
+def test_claims_with_data_are_mounted_read_only_where_data_are_read() -> None:
+    changes = {
+        "dataset.train": ["pvc://rows/a/*.jsonl", "pvc://rows/b.jsonl", "pvc://more/c.jsonl", "s3://acme/d.jsonl"]
+    }
+    for which in (Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE):
+        made = stage(which, **changes)
+        claims = [v["persistentVolumeClaim"] for v in pod_of(made)["volumes"] if "persistentVolumeClaim" in v]
+        assert claims == [{"claimName": "more", "readOnly": True}, {"claimName": "rows", "readOnly": True}]
+        mounts = {
+            m["mountPath"]: m["readOnly"] for m in containers(made)[0]["volumeMounts"] if "/data/" in m["mountPath"]
+        }
+        assert mounts == {"/data/more": True, "/data/rows": True}
+    assert not any("persistentVolumeClaim" in v for v in pod_of(stage(Stage.TRAIN, **changes))["volumes"])
 
 
 # -- the server --

@@ -62,6 +62,8 @@ RELEASES = [
 SURROUNDS = [
     {"storage.endpoint": "https://minio.example"},
     {"storage.credentialsSecret": "another"},
+    {"storage.encryption": "KMS"},
+    {"dataset.storage": {"endpoint": "https://archive.example", "credentialsSecret": "reader"}},
     {"resources.gpus": 4},
     {"resources.nodes": 2},
     {"resources.requests.memory": "64Gi"},
@@ -271,7 +273,7 @@ def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() 
     assert set(whole["training"]) - set(inputs["training"]["training"]) == {"retries", "checkpoints"}
     assert set(whole["deployment"]) - set(inputs["release"]) == {"enabled", "replicas", "rollout"}
     assert set(whole["evaluation"]) - set(inputs["evaluation"]) == {"resources"}
-    assert set(whole["dataset"]) - set(inputs["training"]["dataset"]) == {"minimumExamples"}
+    assert set(whole["dataset"]) - set(inputs["training"]["dataset"]) == {"minimumExamples", "storage"}
 
 
 # -- the base model --

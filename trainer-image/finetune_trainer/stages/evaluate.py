@@ -80,7 +80,7 @@ def evaluate(
     begun = time.monotonic()
     arbiter = judge.of(spec)
     rules = spec.evaluation.harness
-    benchmarks, problems = tasks.available_tasks(spec, rules, store) if rules else ([], [])
+    benchmarks, problems = tasks.available_tasks(spec, rules, storage.of_data(spec)) if rules else ([], [])
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl"})
     examples = contenders.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
@@ -147,7 +147,7 @@ def measure(
     base = runner.model
     baselines = contenders.taking_part(spec.evaluation, runner.script, examples)
     # Forgetting is measured against the base model's losses, whether Base is among the baselines or not.
-    questions = forgetting.load(spec, store)
+    questions = forgetting.load(spec, storage.of_data(spec))
     before = general_losses(runner, job.Contender.BASE, questions)
     for which in baselines:
         measure_contender(runner, which, examples, found, meter)

@@ -21,7 +21,7 @@ from finetune_trainer.data import corpus, dataset, rows, split, tokens
 from finetune_trainer.evaluation import metrics
 from finetune_trainer.planning import advisor, architecture, effort, forecast, measurements, memory, verdict, workload
 from finetune_trainer.process import errors, log, machine
-from finetune_trainer.store import files, folders, objects, sources, storage
+from finetune_trainer.store import folders, objects, sources, storage
 
 PATIENCE = 20.0
 """Seconds for which an unreachable store is retried: nothing is lost yet, and the user should learn of it soon."""
@@ -67,8 +67,8 @@ class Collected:
 
 def preflight(spec: run.Run) -> outcome.Outcome:
     """Checks everything and freezes the split. Raises Failure."""
-    store = storage.of(spec.storage, PATIENCE)
-    if done := finished(spec, store):
+    store, data = storage.of(spec.storage, PATIENCE), storage.of_data(spec, PATIENCE)
+    if done := finished(spec, store, data):
         return done
     check_schema(spec)
     writable(spec, store)
@@ -76,8 +76,8 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
-        check_benchmarks(spec, store, encoder)
-        collected = read_all(spec, store, encoder, work)
+        check_benchmarks(spec, data, encoder)
+        collected = read_all(spec, data, encoder, work)
         reviewed = collected.review.apply_rules(collected.corpus, collected.examples)
         place = reviewed.after_split(assign(spec, reviewed))
         files = [dataclasses.asdict(entry) for entry in collected.inputs]
@@ -87,7 +87,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
     return answer(spec, store, found, files)
 
 
-def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
+def finished(spec: run.Run, store: storage.Storage, data: storage.Storage) -> outcome.Outcome | None:
     """The outcome of an earlier attempt that froze the split, judged again by the job's present settings.
 
     The first attempt of a job freezes its data. The split of an earlier job of this name, or of a run without a cluster,
@@ -103,7 +103,7 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
     if "facts" not in document:  # the data did not pass
         return None
     if spec.uid is None or document.get("job") != spec.uid:
-        available = [dataclasses.asdict(entry) for entries in listed(spec, store).values() for entry in entries]
+        available = [dataclasses.asdict(entry) for entries in listed(spec, data).values() for entry in entries]
         if available != document["inputs"]:
             changed = next((one for one in available if one not in document["inputs"]), document["inputs"][0])
             log.info("the data changed since an earlier run, so that its split is not used", file=changed["uri"])
@@ -202,15 +202,14 @@ def listed(spec: run.Run, store: storage.Storage) -> dict[str, list[objects.Entr
     wanted = {"train": spec.dataset.train}
     held_out = {"validation": spec.dataset.validation, "test": spec.dataset.test}
     wanted |= {name: chosen.uris for name, chosen in held_out.items() if chosen.uris}
-    return {name: [tagged(entry) for entry in rows.find(store, patterns)] for name, patterns in wanted.items()}
+    return {name: [tagged(store, entry) for entry in rows.find(store, patterns)] for name, patterns in wanted.items()}
 
 
-def tagged(entry: objects.Entry) -> objects.Entry:
+def tagged(store: storage.Storage, entry: objects.Entry) -> objects.Entry:
     """A local file is identified by its contents, as an object of S3 by its ETag, not by its modification time."""
-    if not entry.uri.startswith("file://"):
+    if entry.uri.startswith("s3://"):
         return entry
-    with files.explained(entry.uri):
-        return dataclasses.replace(entry, etag=folders.sha256(files.path_of(entry.uri)))
+    return dataclasses.replace(entry, etag=store.sha256(entry.uri))
 
 
 def read_all(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, work: pathlib.Path) -> Collected:

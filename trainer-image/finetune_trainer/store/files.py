@@ -1,4 +1,4 @@
-"""Objects that are local files: file:// URIs, for runs without S3."""
+"""Objects that are local files: file:// URIs, for runs without S3, and pvc:// URIs, on claims that the pod has mounted."""
 
 import contextlib
 import errno
@@ -18,22 +18,34 @@ from finetune_trainer.store import objects
 
 
 def address(path: pathlib.Path) -> str:
-    """The file:// URI of an absolute path; white space, which the API does not allow in URIs, is escaped."""
-    return "file://" + re.sub(r"[%\s]", lambda found: urllib.parse.quote(found[0]), str(path))
+    """The file:// URI of an absolute path."""
+    return Files().uri(path)
 
 
 def path_of(uri: str) -> pathlib.Path:
-    return pathlib.Path(urllib.parse.unquote(uri.removeprefix("file://")))
+    """The path of a file:// URI."""
+    return Files().path(uri)
 
 
 class Files:
-    """file:// URIs."""
+    """URIs of one scheme, as files below `root`: file:///a is /a, pvc://claim/a is /data/claim/a."""
 
-    def _path(self, uri: str) -> pathlib.Path:
-        return path_of(uri)
+    def __init__(self, scheme: str = "file://", root: str = "") -> None:
+        self._scheme, self._root = scheme, root
+
+    def path(self, uri: str) -> pathlib.Path:
+        return pathlib.Path(self._root + urllib.parse.unquote(uri.removeprefix(self._scheme)))
+
+    def uri(self, path: pathlib.Path) -> str:
+        """White space is escaped, so that a file has one URI however the user wrote it."""
+        rest = str(path).removeprefix(self._root)
+        return self._scheme + re.sub(r"[%\s]", lambda found: urllib.parse.quote(found[0]), rest)
+
+    def normal(self, uri: str) -> str:
+        return self.uri(self.path(uri))
 
     def stat(self, uri: str) -> objects.Entry:
-        path = self._path(uri)
+        path = self.path(uri)
         with explained(uri):
             state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -42,7 +54,7 @@ class Files:
 
     def open(self, uri: str) -> BinaryIO:
         with explained(uri):
-            return self._path(uri).open("rb")
+            return self.path(uri).open("rb")
 
     def write(self, uri: str, data: bytes) -> None:
         self._replace(uri, lambda file: file.write(data))
@@ -53,12 +65,12 @@ class Files:
 
     def download(self, uri: str, path: pathlib.Path) -> None:
         with explained(uri):
-            shutil.copyfile(self._path(uri), path)
+            shutil.copyfile(self.path(uri), path)
 
     def entries(self, prefix: str, flat: bool = False) -> Iterator[objects.Entry]:
-        folder = self._path(prefix if prefix.endswith("/") else prefix.rpartition("/")[0])
+        folder = self.path(prefix if prefix.endswith("/") else prefix.rpartition("/")[0])
         try:
-            with explained(address(folder)):
+            with explained(self.uri(folder)):
                 os.scandir(folder).close()
         except errors.NotFound:
             return
@@ -72,7 +84,7 @@ class Files:
         except OSError:
             return  # of others, or just removed
         for one in inside:
-            uri = address(pathlib.Path(one.path))
+            uri = self.uri(pathlib.Path(one.path))
             if one.is_dir(follow_symlinks=False):
                 if not flat and (prefix.startswith(f"{uri}/") or uri.startswith(prefix)):
                     yield from self._below(pathlib.Path(one.path), prefix, flat)
@@ -81,15 +93,15 @@ class Files:
                     yield self.stat(uri)
 
     def delete(self, uri: str) -> None:
-        path = self._path(uri)
+        path = self.path(uri)
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a folder is only its files, as in S3
             path.parent.rmdir()
 
     def _replace(self, uri: str, fill: Callable[[BinaryIO], Any]) -> None:
-        path = self._path(uri)
+        path = self.path(uri)
         if (blocking := _file_above(path)) is not None:
-            message = f"{address(blocking)} is a file, and a folder is needed there; name another folder"
+            message = f"{self.uri(blocking)} is a file, and a folder is needed there; name another folder"
             raise errors.Failure(reasons.Reason.INVALID_SPEC, message)
         with explained(uri):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
-from finetune_api import reasons
+from finetune_api import job, reasons
 from finetune_trainer.process import errors, log, secrets
 from finetune_trainer.store import objects, refusals
 
@@ -23,37 +23,21 @@ T = TypeVar("T")
 class S3:
     """s3:// URIs of Amazon S3 or any compatible store."""
 
-    def __init__(self, endpoint: str | None, region: str | None, patience: float) -> None:
-        import boto3
+    def __init__(self, where: job.Connection, patience: float, keys: str = "") -> None:
+        """keys: the prefix of the variables with its credentials."""
         import boto3.s3.transfer
-        import botocore.config
 
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-            if problem := secrets.unsendable(name):
-                raise errors.Failure(
-                    reasons.Reason.S3_ACCESS_DENIED, f"{problem}; correct the value in storage.credentialsSecret"
-                )
-        # Stores other than Amazon's may not know the newer checksum headers; manifests have our own hashes anyway.
-        checksums: dict[str, Any] = (
-            {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-            if endpoint
-            else {}
-        )
-        config = botocore.config.Config(
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 3},
-            max_pool_connections=16,
-            user_agent_extra="finetune-operator",
-            s3={"addressing_style": "path"} if endpoint else {},
-            **checksums,
-        )
+        environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = where.endpoint or (environment if not keys else None)
+        region = where.region or os.environ.get("AWS_REGION") or "us-east-1"
         self._endpoint, self._patience = endpoint, patience
-        self._session = boto3.session.Session()
-        region = region or os.environ.get("AWS_REGION") or "us-east-1"
+        self._request: dict[str, Any] = {"RequestPayer": "requester"} if where.requester_pays else {}
+        self._written = self._request | (encryption(where) if isinstance(where, job.Storage) else {})
+        self._session = session(keys)
         try:
-            self._client = self._session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+            self._client = self._session.client(
+                "s3", endpoint_url=endpoint, region_name=region, config=config(where, custom=endpoint is not None)
+            )
         except ValueError as error:
             raise refusals.failure("S3", endpoint, error, 0.0) from error
         self._transfer = boto3.s3.transfer.TransferConfig(
@@ -63,10 +47,13 @@ class S3:
             preferred_transfer_client="classic",
         )
 
+    def normal(self, uri: str) -> str:
+        return uri
+
     def stat(self, uri: str) -> objects.Entry:
         bucket, key = split(uri)
-        answer = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
-        return objects.Entry(uri, answer["ContentLength"], answer.get("ETag", "").strip('"'))
+        answer = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key, **self._request))
+        return objects.Entry(uri, answer["ContentLength"], answer.get("ETag", "").replace('"', ""))
 
     def open(self, uri: str) -> BinaryIO:
         entry = self.stat(uri)
@@ -74,41 +61,46 @@ class S3:
 
     def _body(self, entry: objects.Entry, offset: int) -> Any:
         bucket, key = split(entry.uri)
-        condition: Any = {"IfMatch": entry.etag} if entry.etag else {}
-        span = f"bytes={offset}-"
-        return self._call(
-            entry.uri, lambda: self._client.get_object(Bucket=bucket, Key=key, Range=span, **condition)["Body"]
-        )
+        # A weak tag, as proxies make them, never matches a condition.
+        condition: Any = {"IfMatch": entry.etag} if entry.etag and not entry.etag.startswith("W/") else {}
+        request = {"Bucket": bucket, "Key": key, "Range": f"bytes={offset}-", **condition, **self._request}
+        return self._call(entry.uri, lambda: self._client.get_object(**request)["Body"])
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split(uri)
-        self._call(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
+        self._call(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, **self._written))
 
     def upload(self, path: pathlib.Path, uri: str) -> None:
         bucket, key = split(uri)
-        self._call(uri, lambda: self._client.upload_file(str(path), bucket, key, Config=self._transfer))
+        more = {"ExtraArgs": self._written, "Config": self._transfer}
+        self._call(uri, lambda: self._client.upload_file(str(path), bucket, key, **more))
 
     def download(self, uri: str, path: pathlib.Path) -> None:
         bucket, key = split(uri)
-        self._call(uri, lambda: self._client.download_file(bucket, key, str(path), Config=self._transfer))
+        more = {"ExtraArgs": self._request, "Config": self._transfer}
+        self._call(uri, lambda: self._client.download_file(bucket, key, str(path), **more))
 
     def entries(self, prefix: str, flat: bool = False) -> Iterator[objects.Entry]:
         bucket, key = split(prefix)
         token: Any = {"Delimiter": "/"} if flat else {}
         while True:
-            request: Any = functools.partial(self._client.list_objects_v2, Bucket=bucket, Prefix=key, **token)
+            request: Any = functools.partial(
+                self._client.list_objects_v2, Bucket=bucket, Prefix=key, **token, **self._request
+            )
             page: Any = self._call(prefix, request)
             for found in page.get("Contents", []):
                 if marker(found["Key"], found["Size"]):
                     continue
-                yield objects.Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found.get("ETag", "").strip('"'))
+                yield objects.Entry(
+                    f"s3://{bucket}/{found['Key']}", found["Size"], found.get("ETag", "").replace('"', "")
+                )
             if not page.get("IsTruncated"):
                 return
             token |= {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, uri: str) -> None:
         bucket, key = split(uri)
-        self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+        self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key, **self._request))
 
     def _call(self, uri: str, request: Callable[[], T]) -> T:
         """Repeats a request until it is answered; errors that a retry cannot change are raised at once."""
@@ -140,7 +132,7 @@ class S3:
         """A HEAD's answer has no body: it does not tell a missing key from a missing bucket or (VersityGW) account, nor a wrong
         key or an expired token from a missing right. A listing's does."""
         try:
-            self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1)
+            self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1, **self._request)
         except Exception as listing:
             if refusals.code_of(listing) not in refusals.FORBIDDEN:  # reading may be allowed where listing is not
                 return listing
@@ -187,6 +179,56 @@ class Stream(io.RawIOBase):
         if self._body is not None:
             self._body.close()
         super().close()
+
+
+def session(keys: str) -> Any:
+    """Credentials of the variables that begin with `keys`; without them those that boto3 finds, the pod's own identity.
+
+    Raises Failure for a value that no request can carry.
+    """
+    import boto3
+    import botocore.session
+
+    names = [keys + name for name in secrets.KEYS]
+    for name in names:
+        if problem := secrets.unsendable(name):
+            raise errors.Failure(reasons.Reason.S3_ACCESS_DENIED, f"{problem}; correct the value in credentialsSecret")
+    if keys and os.environ.get(names[0]):
+        key, secret, token = (os.environ.get(name) for name in names)
+        return boto3.session.Session(aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token)
+    core = botocore.session.get_session()
+    if keys and "KUBERNETES_SERVICE_HOST" in os.environ:
+        # In a pod these are of storage.credentialsSecret, for the results.
+        core.get_component("credential_provider").remove("env")
+    return boto3.session.Session(botocore_session=core)
+
+
+def config(where: job.Connection, *, custom: bool) -> Any:
+    """The client's settings. custom: another store than Amazon's, which may not know the newer checksum headers; manifests have
+    our own hashes anyway."""
+    import botocore.config
+
+    path = where.addressing is job.Addressing.PATH or (where.addressing is None and custom)
+    style: Any = "path" if path else "virtual" if where.addressing is job.Addressing.VIRTUAL_HOST else "auto"
+    required = where.checksums is job.Checksums.WHEN_REQUIRED or (where.checksums is None and custom)
+    checksums: Any = "when_required" if required else "when_supported"
+    return botocore.config.Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        max_pool_connections=16,
+        user_agent_extra="finetune-operator",
+        s3={"addressing_style": style},
+        request_checksum_calculation=checksums,
+        response_checksum_validation=checksums,
+    )
+
+
+def encryption(where: job.Storage) -> dict[str, str]:
+    """Parameters of requests that write."""
+    names = {job.Encryption.AES256: "AES256", job.Encryption.KMS: "aws:kms", job.Encryption.KMS_DSSE: "aws:kms:dsse"}
+    wanted = {"ServerSideEncryption": names[where.encryption]} if where.encryption else {}
+    return wanted | ({"SSEKMSKeyId": where.kms_key_id} if where.kms_key_id else {})
 
 
 def marker(key: str, size: int) -> bool:

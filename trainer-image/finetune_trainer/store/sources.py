@@ -31,7 +31,7 @@ def resolve(
     if scheme == "hf":
         folder = _hub(base, rest, into, weights)
     elif scheme == "s3":
-        folder = _bucket(base.source, store, into, weights)
+        folder = _bucket(base.source, storage.of_base_model(base, store), into, weights)
     elif scheme == "pvc":
         folder = pathlib.Path(os.environ.get("FINETUNE_MODEL_PATH", run.MODEL_PATH))
     else:

@@ -1,4 +1,4 @@
-"""Objects by URI, s3:// or file:// (local runs), behind one small interface.
+"""Objects by URI, s3://, pvc:// (data on claims) or file:// (local runs), behind one small interface.
 
     storage = Storage(endpoint=None, region=None)
     storage.read / write / open / download / upload / stat / entries / glob / delete
@@ -8,13 +8,14 @@ credentials fail at once. Only `read` and `write` hold a whole object in memory:
 """
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from finetune_api import job, reasons
+from finetune_api import job, reasons, run
 from finetune_trainer.process import errors
 from finetune_trainer.store import files, objects
 
@@ -25,8 +26,18 @@ PATIENCE = float(os.environ.get("FINETUNE_STORAGE_PATIENCE", "300"))
 class Storage:
     """Chooses the store by the URI's scheme."""
 
-    def __init__(self, endpoint: str | None = None, region: str | None = None, patience: float = PATIENCE) -> None:
-        self._endpoint, self._region, self.patience = endpoint, region, patience
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        region: str | None = None,
+        patience: float = PATIENCE,
+        *,
+        connection: job.Connection | None = None,
+        keys: str = "",
+    ) -> None:
+        """connection: instead of endpoint and region; keys: the prefix of its AWS_ variables in the environment."""
+        self._connection = connection or job.Connection.model_construct(endpoint=endpoint, region=region)
+        self._keys, self.patience = keys, patience
         self._stores: dict[str, objects.Store] = {}
 
     def _of(self, uri: str) -> objects.Store:
@@ -35,11 +46,15 @@ class Storage:
             if scheme == "s3":
                 from finetune_trainer.store import s3  # boto3 is slow to import, and local runs do not need it
 
-                self._stores[scheme] = s3.S3(self._endpoint, self._region, self.patience)
+                self._stores[scheme] = s3.S3(self._connection, self.patience, self._keys)
             elif scheme == "file":
                 self._stores[scheme] = files.Files()
+            elif scheme == "pvc":
+                self._stores[scheme] = files.Files("pvc://", os.environ.get("FINETUNE_DATA_PATH", run.DATA_PATH) + "/")
             else:
-                raise errors.Failure(reasons.Reason.INVALID_SPEC, f"{uri}: the scheme must be s3:// or file:///")
+                raise errors.Failure(
+                    reasons.Reason.INVALID_SPEC, f"{uri}: the scheme must be s3://, pvc:// or file:///"
+                )
         return self._stores[scheme]
 
     def stat(self, uri: str) -> objects.Entry:
@@ -60,6 +75,14 @@ class Storage:
         """A small object. Raises NotFound."""
         with self.open(uri) as stream:
             return stream.read()
+
+    def sha256(self, uri: str) -> str:
+        """The hash of an object's contents. Raises NotFound."""
+        with self.open(uri) as stream:
+            found = hashlib.sha256()
+            while piece := stream.read(2**20):
+                found.update(piece)
+            return found.hexdigest()
 
     def write(self, uri: str, data: bytes) -> None:
         """A small object; readers see the old one or the new one, never a part."""
@@ -82,8 +105,7 @@ class Storage:
 
     def glob(self, pattern: str) -> list[objects.Entry]:
         """The objects that match: * and ? within a folder, ** across folders. Raises NotFound for a plain URI."""
-        if pattern.startswith("file://"):  # a space or its escape: listed URIs have the escape
-            pattern = files.address(files.path_of(pattern))
+        pattern = self._of(pattern).normal(pattern)
         if not re.search(r"[*?]", pattern):
             return [self.stat(pattern)]
         matches = re.compile(glob_expression(pattern)).fullmatch
@@ -98,7 +120,21 @@ class Storage:
 
 def of(spec: job.Storage, patience: float = PATIENCE) -> Storage:
     """The storage that a job's spec describes; credentials come from the environment, as boto3 finds them."""
-    return Storage(spec.endpoint, spec.region, min(patience, PATIENCE))
+    return Storage(connection=spec, patience=min(patience, PATIENCE))
+
+
+def of_data(spec: run.Run, patience: float = PATIENCE) -> Storage:
+    """The storage of a job's data files."""
+    if spec.dataset.storage is None:
+        return of(spec.storage, patience)
+    return Storage(connection=spec.dataset.storage, patience=min(patience, PATIENCE), keys=run.DATA_KEYS)
+
+
+def of_base_model(base: run.ResolvedBaseModel, otherwise: Storage) -> Storage:
+    """The storage of a base model's files; `otherwise` unless the model names its own."""
+    if base.storage is None:
+        return otherwise
+    return Storage(connection=base.storage, patience=otherwise.patience, keys=run.BASE_MODEL_KEYS)
 
 
 def glob_expression(pattern: str) -> str:
