@@ -28,3 +28,5 @@ def _problems(example: dataset.Example) -> Iterator[str]:
         for call in turn.calls if turn.learned else ():
             if problem := toolcalls.problem(call, example.tools):
                 yield problem
+            elif why := toolcalls.unusable(example.tools).get(call.name):
+                yield f"calls {call.name!r}, whose parameters are no usable JSON Schema: {why}"

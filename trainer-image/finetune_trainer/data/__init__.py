@@ -6,6 +6,7 @@
     dataset    examples: the meaning of rows, and the frozen split in storage
     toolcalls  tools and tool calls, as rows and requests have them
     dialects   the dialects in which models write tool calls, and their parsers
+    patterns   regular expressions of JSON Schemas, in bounded time
     values     JSON values: parsed strictly, compared by JSON's rules, checked against JSON Schemas
     split      train, validation and test, by groups of examples that share a prompt
     tokens     examples as token ids, and which of them are learned

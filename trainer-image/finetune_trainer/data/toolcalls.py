@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finetune_trainer.data import values
+from finetune_trainer.data import patterns, values
 
 SHORT = 9
 """Letters and digits of a call's id, exactly: Mistral's templates refuse any other id, and the other families write none."""
@@ -146,15 +146,29 @@ def _fits(schema: dict[str, Any] | None) -> Callable[[Any], bool] | None:
         return None
 
 
+@functools.lru_cache(maxsize=256)
+def unusable(tools: str) -> dict[str, str]:
+    """Each tool whose parameters are not a usable JSON Schema, and why."""
+    found = {}
+    for one in json.loads(tools):
+        try:
+            values.fits(one["function"]["parameters"] or {})
+        except ValueError as error:
+            found[one["function"]["name"]] = str(error)
+    return found
+
+
 def problem(call: Call, tools: str) -> str | None:
     """What is wrong with a call, in words: an unknown tool, or arguments that do not fit; None where nothing is wrong."""
     known = functions(tools)
     if call.name not in known:
         return f"calls {call.name!r}, which is not one of the tools ({', '.join(known)})"
     fits = known[call.name]
-    if fits is not None and not fits(json.loads(call.arguments)):
-        return f"calls {call.name!r} with arguments that do not fit its parameters"
-    return None
+    try:
+        fitting = fits is None or fits(json.loads(call.arguments))
+    except patterns.TooSlow as slow:
+        return f"calls {call.name!r}, in whose parameters {slow}"
+    return None if fitting else f"calls {call.name!r} with arguments that do not fit its parameters"
 
 
 # --- As text, and the score of a reply ---

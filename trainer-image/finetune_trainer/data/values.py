@@ -2,9 +2,10 @@
 
 import collections
 import json
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from finetune_trainer.data import patterns
 
 
 def parsed(text: str | None) -> Any:
@@ -123,10 +124,39 @@ def _integral(value: Any) -> Any:
 
 
 def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
-    """Whether a value fits the schema. References to other documents are not followed.
+    """Whether a value fits the schema; raises patterns.TooSlow where that takes too long. References to other documents are not
+    followed.
 
     Raises ValueError where the schema is invalid or has a reference to nothing; the text says where.
     """
+    import referencing.exceptions
+
+    ready = _checker(schema)
+
+    def valid(value: Any) -> bool:
+        try:
+            return bool(ready.is_valid(value))
+        except (RecursionError, referencing.exceptions.Unresolvable):
+            return False
+
+    return valid
+
+
+def misfit(schema: dict[str, Any], value: Any) -> str:
+    """Why a value does not fit a schema that `fits` accepts."""
+    import jsonschema
+
+    try:
+        error = jsonschema.exceptions.best_match(_checker(schema).iter_errors(value))
+    except patterns.TooSlow as slow:
+        return str(slow)
+    except RecursionError:
+        return "nested too deeply"
+    return "" if error is None else f"{error.json_path}: {error.message[:200]}"
+
+
+def _checker(schema: dict[str, Any]) -> Any:
+    """A validator of jsonschema for the schema. Raises ValueError, see `fits`."""
     import jsonschema
     import referencing
     import referencing.exceptions
@@ -141,21 +171,16 @@ def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
     for reference in _references(schema):
         if not reference.startswith("#"):
             raise ValueError(f"$ref {reference!r} refers to another document; copy it into the schema")
-    ready = made(schema, registry=referencing.Registry())
+    extend: Any = jsonschema.validators.extend
+    bounded = extend(made, patterns.keywords(dict(made.VALIDATORS)))
+    ready = bounded(schema, registry=referencing.Registry())
     try:
         ready.is_valid(None)
     except referencing.exceptions.Unresolvable as error:
         raise ValueError(f"$ref {error.ref!r} refers to nothing") from None
     except RecursionError:
         raise ValueError("a $ref refers to itself without an end; let it describe a part of its value") from None
-
-    def valid(value: Any) -> bool:
-        try:
-            return bool(ready.is_valid(value))
-        except (RecursionError, re.error, referencing.exceptions.Unresolvable):
-            return False
-
-    return valid
+    return ready
 
 
 def _references(value: Any) -> Iterator[str]:
