@@ -104,9 +104,8 @@ class Pods(model.Model):
 
     def over(self, general: "Pods") -> "Pods":
         """This layer on top of a more general one: maps and lists are added up, everything else is replaced where it is set."""
-        return Pods.model_construct(
-            **{name: _added(getattr(general, name), getattr(self, name)) for name in Pods.model_fields}
-        )
+        own = self.model_fields_set & Pods.model_fields.keys()
+        return general.model_copy(update={name: _added(getattr(general, name), getattr(self, name)) for name in own})
 
 
 def _added(general: Any, own: Any) -> Any:

@@ -40,6 +40,14 @@ def test_an_annotation_of_the_chart_is_removed_by_null(render: Render) -> None:
     assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
 
 
+def test_a_whole_layer_is_removed_by_null(render: Render) -> None:
+    layers = ("pods", "preflight", "training", "verify", "serving", "gpuTypes", "imagePullSecretsByNamespace")
+    chart = read(render, dict.fromkeys(layers))
+    bare = settings.Settings(images=chart.images)
+    for name in ("pods", "preflight", "training", "verify", "serving", "gpu_types", "image_pull_secrets_by_namespace"):
+        assert getattr(chart, name) == getattr(bare, name), name
+
+
 def test_every_stage_that_loads_no_model_sets_its_disk(render: Render) -> None:
     """A LimitRange gives containers without a limit of the disk its default one, which may be far too small."""
     chart = read(render)

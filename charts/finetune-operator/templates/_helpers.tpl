@@ -101,17 +101,17 @@ any: true
     "serving" (include "finetune-operator.image" (list . $images.serving false)))
   "imagePullPolicy" .Values.imagePullPolicy
   "imagePullSecrets" .Values.imagePullSecrets
-  "imagePullSecretsByNamespace" .Values.imagePullSecretsByNamespace
+  "imagePullSecretsByNamespace" (.Values.imagePullSecretsByNamespace | default dict)
   "securityContext" .Values.securityContext
   "namespaces" .Values.namespaces
   "gpuResource" .Values.gpuResource
-  "gpuTypes" .Values.gpuTypes
+  "gpuTypes" (.Values.gpuTypes | default dict)
   "currency" .Values.currency
-  "pods" .Values.pods
-  "serving" .Values.serving
-  "preflight" .Values.preflight
-  "training" .Values.training
-  "verify" .Values.verify
+  "pods" (.Values.pods | default dict)
+  "serving" (.Values.serving | default dict)
+  "preflight" (.Values.preflight | default dict)
+  "training" (.Values.training | default dict)
+  "verify" (.Values.verify | default dict)
   "kueue" .Values.kueue
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds

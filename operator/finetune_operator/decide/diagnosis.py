@@ -69,7 +69,8 @@ def refused(what: str, words: str) -> Problem:
         return Problem(
             Reason.QUOTA_EXCEEDED,
             f"a LimitRange of the namespace refuses {what}: {found['rule'].strip('[]')}. Change resources.requests (its memory "
-            "is also the limit) or resources.limits, or have the LimitRange changed.",
+            "is also the limit) or resources.limits (those of preflight and verify are in the chart), or have the LimitRange "
+            "changed.",
         )
     if found := ABOVE_LIMIT.search(words):
         return Problem(
