@@ -11,13 +11,18 @@ import collections
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
+import unittest.mock
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch._subclasses import fake_tensor
 from torch.testing._internal.distributed import fake_pg
 from torch.utils import _python_dispatch
+
+from finetune_api import job
+from finetune_trainer.engine import lora
 
 CUDA = torch.device("cuda", 0)
 
@@ -32,12 +37,17 @@ class Numbers(_python_dispatch.TorchDispatchMode):
         self.syncs: collections.Counter[str] = collections.Counter()
 
     def __torch_dispatch__(self, operator: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = operator is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu")
+        number = torch.Tag.data_dependent_output in operator.tags
+        if (leaves or number) and args[0].device.type == "cuda":
+            self.syncs[asking()] += 1
+        if operator is torch.ops.aten.allclose.default:
+            return True
         if operator is torch.ops.aten._local_scalar_dense.default:
-            if args[0].device.type == "cuda":
-                self.syncs[asking()] += 1
             dtype = args[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-        return operator(*args, **(kwargs or {}))
+        return operator(*args, **kwargs)
 
 
 def asking() -> str:
@@ -46,17 +56,55 @@ def asking() -> str:
     while frame is not None:
         path = pathlib.Path(frame.f_code.co_filename)
         if OURS in path.parts:
-            return f"{path.stem}.{frame.f_code.co_name}"
+            return f"{path.stem}.{frame.f_code.co_qualname.partition('.<locals>')[0]}"
         frame = frame.f_back  # type: ignore[assignment]
     return "a test"
+
+
+def gradients(
+    outputs: torch.Tensor, inputs: Sequence[torch.Tensor], upstream: torch.Tensor, **_: Any
+) -> tuple[torch.Tensor, ...]:
+    """In place of torch.autograd.grad, whose engine asks CUDA for its streams: gradients of the right kind."""
+    assert (outputs.shape, outputs.device, outputs.dtype) == (upstream.shape, upstream.device, upstream.dtype)
+    assert outputs.requires_grad
+    return tuple(torch.empty_like(each) for each in inputs)
 
 
 @contextlib.contextmanager
 def tensors() -> Iterator[collections.Counter[str]]:
     """Within it every new tensor is fake; yields the waits for the GPU, counted by function."""
     numbers = Numbers()
-    with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True), numbers:
+    with (
+        fake_tensor.FakeTensorMode(allow_non_fake_inputs=True),
+        numbers,
+        unittest.mock.patch.object(torch.autograd, "grad", gradients),
+    ):
         yield numbers.syncs
+
+
+def adapted(config: Any, settings: job.LoRA) -> Any:
+    """A model of transformers in bfloat16 with an adapter, without weights. To be called before `tensors`."""
+    with torch.device("meta"):
+        base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        base.requires_grad_(False).eval()
+        tuned = lora.add(base, settings, "base")
+    return tuned
+
+
+def move(tuned: Any) -> None:
+    """Replaces a model's weights by fake ones on the GPU. To be called within `tensors`."""
+    moved: dict[int, torch.nn.Parameter] = {}
+    for module in tuned.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:  # a tied one stays one
+                module._parameters[name] = moved.setdefault(id(weight), _moved(weight))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
+
+
+def _moved(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=CUDA), weight.requires_grad)
 
 
 @contextlib.contextmanager

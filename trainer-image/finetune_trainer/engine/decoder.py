@@ -109,7 +109,7 @@ class Decoder:
         self._batch = batch
         self._attention = attention.of(batch, self.memory)
         self._rotations = self.rotations(batch.positions)
-        rows, self._label = torch.unique_consecutive(batch.states, return_inverse=True)
+        rows, self._label = batch.predicting, batch.label
         self._learned = len(rows)
         # Padded as the batch is: see sizes.ROUND. The gradient of the padding is zero.
         self._rows = torch.cat([rows, rows.new_zeros(-len(rows) % sizes.ROUND)])

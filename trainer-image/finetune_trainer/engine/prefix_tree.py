@@ -73,6 +73,10 @@ class Batch:
     """[n] the label's token."""
     rows: torch.Tensor
     """[n] the example that each label belongs to."""
+    predicting: torch.Tensor
+    """[m] the states, each once: those of which the last layer's feed-forward part is needed."""
+    label: torch.Tensor
+    """[n] the index in `predicting` of each label's state."""
 
     @property
     def tokens(self) -> int:
@@ -203,6 +207,7 @@ def _flatten(roots: list[_Node], rows: Sequence[TokenRow], cut: list[Array]) -> 
         # A leaf's tokens are visible up to its end, an inner node's up to the end of its last descendant.
         ends[begin:end] = over
     states, targets, owners = _labels(rows, cut, paths)
+    predicting, label = np.unique(states, return_inverse=True)
     return Batch(
         ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)) if ids else torch.zeros(0, dtype=torch.int64),
         positions=torch.from_numpy(np.concatenate(positions)) if ids else torch.zeros(0, dtype=torch.int64),
@@ -211,6 +216,8 @@ def _flatten(roots: list[_Node], rows: Sequence[TokenRow], cut: list[Array]) -> 
         states=torch.from_numpy(states),
         targets=torch.from_numpy(targets),
         rows=torch.from_numpy(owners),
+        predicting=torch.from_numpy(predicting),
+        label=torch.from_numpy(label),
     )
 
 
