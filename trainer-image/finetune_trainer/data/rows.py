@@ -80,15 +80,15 @@ def _missing(store: storage.Storage, pattern: str) -> str:
         pattern = pattern.rstrip("/")
         return f"{pattern} is a folder, not a file; write {pattern}/*.jsonl for the files in it."
     folder = re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
-    seen = f"{folder} is empty, or does not exist"
+    seen = f"{folder} is empty, or does not exist."
     if folder.count("/") > 2:
         nearby = [entry.uri for entry in itertools.islice(store.entries(folder, flat=True), NEARBY)]
         if similar := difflib.get_close_matches(pattern, nearby, 3, 0.9):
             seen = f"did you mean {' or '.join(similar)}?"
         elif nearby or (nearby := [entry.uri for entry in itertools.islice(store.entries(folder), 3)]):
-            seen = f"{folder} contains {', '.join(nearby[:3])}"
+            seen = f"{folder} contains {', '.join(nearby[:3])}."
     return (
-        f"{pattern} matches no file: {seen.rstrip('.')}. Correct the path (in a job: dataset.train, or the uris of a "
+        f"{pattern} matches no file: {seen} Correct the path (in a job: dataset.train, or the uris of a "
         "held-out split), or upload the file."
     )
 
