@@ -86,7 +86,8 @@ class Storage(Connection):
         description="The prefix of everything that the job writes, to <output>/<namespace>/<name>/<revision>/. It "
         "cannot be changed later.",
         json_schema_extra={
-            "x-message": "must be s3://bucket/prefix or file:///folder, without wildcards and white space at its end"
+            "x-message": "must be s3://bucket/prefix or file:///folder, without wildcards and white space at its end; a bucket's "
+            "name has 3 to 63 lower-case letters, digits, '-' and '.'"
         }
         | model.rules(
             ("self == oldSelf", "storage.output cannot be changed: create another FineTuneJob for another output"),

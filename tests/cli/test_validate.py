@@ -108,6 +108,8 @@ def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pat
         (["x.jsonl", "--checks", "schema=Warn"], "schema cannot be 'Warn'; write Drop, Fail"),
         ([f"{number}.jsonl" for number in range(65)], "quote the pattern"),
         (["x.jsonl", "--model", "nowhere"], "nowhere does not exist"),
+        (["http://example.com/x.jsonl"], "not a file, a pattern or an s3:// URI"),
+        (["x.jsonl", "--max-sequence-length", "0"], "--max-sequence-length 0: must be greater than or equal to 16"),
     ],
 )
 def test_an_unreadable_file_is_reported_with_what_to_do(

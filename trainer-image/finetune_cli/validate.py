@@ -129,12 +129,7 @@ def as_run(request: Request) -> run.Run:
             }
         )
     except pydantic.ValidationError as error:
-        problems = [
-            answer.Problem(
-                message=f"{answer.place(str(found['input'])[:200])}: {found['msg'].removeprefix('Value error, ')}"
-            )
-            for found in error.errors()
-        ]
+        problems = [answer.Problem(message=_refusal(found)) for found in error.errors()]
         if len(request.data) > 64:
             problems = [
                 answer.Problem(
@@ -142,6 +137,16 @@ def as_run(request: Request) -> run.Run:
                 )
             ]
         raise manifests.Invalid(problems) from error
+
+
+def _refusal(found: Any) -> str:
+    """A finding of pydantic in the command line's words."""
+    seen, message = answer.place(str(found["input"])[:200]), found["msg"].removeprefix("Value error, ")
+    if "max_sequence_length" in found["loc"]:
+        return f"--max-sequence-length {seen}: {message.replace('Input should', 'must')}"
+    if found["type"] == "string_pattern_mismatch":
+        return f"{seen!r} is not a file, a pattern or an s3:// URI"
+    return f"{seen}: {message}"
 
 
 @contextlib.contextmanager
