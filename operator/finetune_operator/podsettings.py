@@ -14,8 +14,8 @@ from pydantic import Field
 from finetune_api import job, model
 
 ENVIRONMENT = re.compile(
-    r"^(HOME|TMPDIR|USER|AWS_ACCESS_KEY_ID|AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN|HF_TOKEN|API_KEY|JUDGE_API_KEY|VLLM_API_KEY"
-    r"|FINETUNE_.*)$"
+    r"^(HOME|TMPDIR|USER|((DATA|BASE_MODEL)_)?AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN)|HF_TOKEN"
+    r"|((JUDGE|VLLM)_)?API_KEY|FINETUNE_.*)$"
 )
 """Variables that the operator sets, or that would hold a secret."""
 NAMES = re.compile(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.chart.conftest import Refusal, Render
 from tests.chart.test_operator import pod_of
+from tests.chart.test_values import SCHEMA
 
 from finetune_api.reasons import Stage
 from finetune_operator import podsettings, settings
@@ -87,6 +88,13 @@ def test_every_field_of_a_layer_arrives(render: Render) -> None:
 )
 def test_the_chart_is_not_installed_with_values_that(refusal: Refusal, values: Any, place: str) -> None:
     assert place in refusal(values)
+
+
+def test_schema_and_operator_refuse_the_same_names() -> None:
+    given = SCHEMA["definitions"]
+    assert given["environment"]["propertyNames"]["allOf"][1]["not"]["pattern"] == podsettings.ENVIRONMENT.pattern
+    for kind in ("podLabels", "podAnnotations"):
+        assert given[kind]["allOf"][1]["propertyNames"]["not"]["pattern"] == podsettings.NAMES.pattern
 
 
 def test_the_operators_own_pods_leave_their_ids_to_the_namespace_too(

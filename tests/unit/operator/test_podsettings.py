@@ -253,10 +253,10 @@ REPLACEABLE = {"PYTHONUNBUFFERED", "HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_
 def test_no_setting_replaces_a_variable_that_the_operator_sets_for_a_reason() -> None:
     secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
     judge = {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "m", "apiKeySecret": "judge"}}
+    stores = {"dataset.storage": {"credentialsSecret": "reader"}}
+    base = {"accessTokenSecret": "hf", "source": "s3://models/b", "storage": {"credentialsSecret": "models"}}
     for which in templates.PODS:
-        made = templates.of(
-            which, templates.chart(), base={"accessTokenSecret": "hf"}, nodes=2, spec={**secrets, **judge}
-        )
+        made = templates.of(which, templates.chart(), base=base, nodes=2, spec={**secrets, **judge, **stores})
         for name in {name for container in templates.variables(made) for name in container} - REPLACEABLE:
             assert podsettings.ENVIRONMENT.search(name), f"{name} of {which}"
 
