@@ -90,6 +90,11 @@ def test_the_chart_is_not_installed_with_values_that(refusal: Refusal, values: A
     assert place in refusal(values)
 
 
+def test_the_operators_own_pods_keep_their_confinement_too(refusal: Refusal) -> None:
+    weak = {"container.apparmor.security.beta.kubernetes.io/operator": "unconfined"}
+    assert "/podAnnotations" in refusal({"podAnnotations": weak})
+
+
 def test_schema_and_operator_refuse_the_same_names() -> None:
     given = SCHEMA["definitions"]
     assert given["environment"]["propertyNames"]["allOf"][1]["not"]["pattern"] == podsettings.ENVIRONMENT.pattern
