@@ -135,6 +135,9 @@ class Reason(enum.StrEnum):
     """The node cannot pull an image. Check its name and the pull secrets."""
     POD_REFUSED = "PodRefused"
     """The API server refuses the pod, for example because of an admission policy. The message quotes it."""
+    SIDECAR_NOT_READY = "SidecarNotReady"
+    """A container or readiness gate that others added to the pod keeps it from starting, or a server from becoming ready; the
+    message names it."""
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     """S3 cannot be reached. Check storage.endpoint and the network policy."""
     # ends the revision
@@ -165,6 +168,9 @@ class Reason(enum.StrEnum):
     COLLECTIVE_FAILED = "CollectiveFailed"
     """The GPUs of a training cannot exchange tensors: NCCL reports an error of its own, which the message quotes. The stage is
     retried as often as training.retries allows."""
+    DISK_EXCEEDED = "DiskExceeded"
+    """The kubelet evicted the pod as often as training.retries allows because it used more disk than its limit, or than it
+    had requested on a node that ran out. Raise resources.requests.ephemeralStorage."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     """The revision took longer than activeDeadlineSeconds."""
     EVALUATION_BELOW_GATE = "EvaluationBelowGate"
@@ -191,6 +197,7 @@ WAITING = frozenset(
         Reason.QUEUE_REFUSED,
         Reason.IMAGE_PULL_FAILED,
         Reason.POD_REFUSED,
+        Reason.SIDECAR_NOT_READY,
         Reason.STORAGE_UNAVAILABLE,
     }
 )

@@ -118,7 +118,7 @@ def test_a_training_survives_the_drain_and_the_loss_of_its_node(site: Site) -> N
         with a_node_that_is_well(site):
             with stopped_kubelet():
                 site.until(NAME, says("Disrupted", "is unreachable"), "known to be unreachable", 120)
-                site.until(NAME, says("Disrupted", "(DeletionByTaintManager)"), "marked for deletion", 90)
+                site.until(NAME, says("Disrupted", "(DeletionByTaintManager"), "marked for deletion", 90)
                 assert [p["metadata"]["uid"] for p in site.pods(NAME, stage="train")] == [second["metadata"]["uid"]]
             site.until(NAME, says("Running"), "at work again", 120)
             third = at_work(site, besides=second["metadata"]["uid"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_api import job, schema
 from finetune_operator import cluster
-from finetune_operator.observe import label, projections
+from finetune_operator.observe import containers, label, projections
 from flow import recorder
 
 Raw = dict[str, Any]
@@ -71,7 +71,17 @@ class Crashes:
     restarts: int = 3
 
 
-Play = Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes
+@dataclasses.dataclass(frozen=True)
+class KubeletEnds:
+    """The kubelet ends or refuses the pod, in its words. `code`: the container's, if it ran; `disrupted`: by what others did."""
+
+    reason: str
+    message: str
+    code: int | None = 137
+    disrupted: bool = False
+
+
+Play = KubeletEnds | Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes
 
 
 def stamp(time: datetime.datetime) -> str:
@@ -157,6 +167,9 @@ class FakeCluster:
         """Those of others, each of which takes its objects one step further."""
         self.admit: Callable[[Raw], Raw] = lambda raw: raw
         """An admission policy: what it makes of an object that is created or applied."""
+        self.sidecar = ""
+        """Every pod of a stage gets an injected container: "native", one that ends with 143, "classic", one that never ends, or
+        "stuck", a native one that never starts."""
         self.version = 0
 
     # -- storage --
@@ -433,7 +446,7 @@ class FakeCluster:
         pods = self._pods_of(raw)
         if over(raw):
             ttl = raw["spec"].get("ttlSecondsAfterFinished")
-            ended = projections.time_of(state["conditions"][-1]["lastTransitionTime"])
+            ended = containers.time_of(state["conditions"][-1]["lastTransitionTime"])
             if ttl is not None and ended and (self.now - ended).total_seconds() > ttl:
                 self._drop("Job", meta["namespace"], meta["name"])
             return
@@ -506,10 +519,9 @@ class FakeCluster:
     def _deployment(self, raw: Raw) -> None:
         meta, spec = raw["metadata"], raw["spec"]
         template = spec["template"]
-        for pod in self._children(raw):
-            if pod["status"]["phase"] == "Failed":  # evicted: its ReplicaSet does not count it any more
-                self._drop("Pod", meta["namespace"], pod["metadata"]["name"])
-        mine = [p for p in self._children(raw) if not p["metadata"].get("deletionTimestamp")]
+        # an evicted pod stays, and its ReplicaSet does not count it any more
+        living = [p for p in self._children(raw) if p["status"]["phase"] != "Failed"]
+        mine = [p for p in living if not p["metadata"].get("deletionTimestamp")]
         outdated = [p for p in mine if p["spec"] != template["spec"]]
         current = [p for p in mine if p["spec"] == template["spec"]]
         wanted = spec.get("replicas", 1)
@@ -531,6 +543,7 @@ class FakeCluster:
         for pod in current[wanted:] + (outdated if len(ready) >= wanted else []):
             self._delete("Pod", meta["namespace"], pod["metadata"]["name"], "Background")
         left = [p for p in self._children(raw) if not p["metadata"].get("deletionTimestamp")]
+        left = [p for p in left if p["status"]["phase"] != "Failed"]
         state = {
             "observedGeneration": meta["generation"],
             "replicas": len(left),
@@ -556,7 +569,8 @@ class FakeCluster:
                 raw["status"] = {**state, "phase": "Failed", "containerStatuses": ended}
                 self._store("Pod", raw)
             return
-        if state["phase"] in {"Succeeded", "Failed"}:
+        own = [s for s in state.get("containerStatuses", []) if s["name"] == raw["spec"]["containers"][0]["name"]]
+        if state["phase"] in {"Succeeded", "Failed"} or (own and "terminated" in own[0]["state"]):
             return
         server = label.RELEASE in meta["labels"]
         play = self.play(raw)
@@ -566,7 +580,7 @@ class FakeCluster:
             new |= {"startTime": state.get("startTime", stamp(self.now)), "podIP": "10.1.2.3"}
         running = {"startedAt": stamp(self.now)}
         if state["phase"] == "Running":
-            running = state["containerStatuses"][0]["state"].get("running", running)
+            running = own[0]["state"].get("running", running)
         if isinstance(play, Unschedulable):
             new["conditions"] = [
                 {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": play.message}
@@ -597,6 +611,14 @@ class FakeCluster:
             up = not (server and isinstance(play, Hangs))
             new["containerStatuses"] = [{"name": name, "ready": up, "restartCount": 0, "state": {"running": running}}]
             new["conditions"].append({"type": "Ready", "status": "True" if up else "False"})
+        elif isinstance(play, KubeletEnds):
+            new |= {"phase": "Failed", "reason": play.reason, "message": play.message}
+            if play.disrupted:
+                new["conditions"].append(
+                    {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+                )
+            if play.code is not None:
+                new["containerStatuses"] = [_ended(name, running, play.code, "", "Error", self.now)]
         elif isinstance(play, Evicted):
             new["phase"] = "Failed"
             new["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"})
@@ -607,9 +629,28 @@ class FakeCluster:
             new["containerStatuses"] = [_ended(name, running, play.code, play.message, reason, self.now)]
         for now, before in zip(new.get("containerStatuses", []), state.get("containerStatuses", []), strict=False):
             now |= {"lastState": before["lastState"]} if "lastState" in before else {}
+        if self.sidecar and not server:
+            self._accompany(raw, new)
         if new != state:
             raw["status"] = new
             self._store("Pod", raw)
+
+    def _accompany(self, raw: Raw, new: Raw) -> None:
+        """What an injected container makes of the pod's new state."""
+        over, up = new["phase"] in {"Succeeded", "Failed"}, new["phase"] == "Running"
+        status = {"name": "agent", "ready": up, "started": up, "restartCount": 0, "state": {"running": {}}}
+        if self.sidecar == "classic":
+            new["containerStatuses"] = [*new.get("containerStatuses", []), status]
+            new["phase"] = "Running" if over else new["phase"]
+            return
+        raw["spec"]["initContainers"] = [{"name": "agent", "restartPolicy": "Always"}]
+        if over:
+            end = {"exitCode": 143, "reason": "Error", "message": "stopped"}
+            status |= {"ready": False, "started": False, "state": {"terminated": end}}
+        new["initContainerStatuses"] = [status]
+        if self.sidecar == "stuck":
+            new["initContainerStatuses"] = [status | {"ready": False, "started": False}]
+            new["containerStatuses"], new["phase"] = [], "Pending"
 
     def _is_awaited(self, raw: Raw) -> bool:
         """Whether the pod's Indexed Job, undecided so far, has yet to count it."""

@@ -14,6 +14,10 @@ from finetune_operator.decide.world import World
 from finetune_operator.manifests import meta, service, stages
 from finetune_operator.observe import observation, projections
 
+LINGERS = datetime.timedelta(seconds=10)
+"""How long injected containers may need to notice that the stage's own one has ended; then the Job is deleted."""
+HELD_UP = datetime.timedelta(seconds=30)
+"""How long an injected container may take to start before the status names it."""
 REFUSED_AGAIN = 15.0
 """Seconds after which a Job without a pod is checked again: whatever refuses its pods sends no event."""
 
@@ -78,7 +82,12 @@ def _step(world: World, work: Work, present: projections.StageJob | None, read: 
     if present.deleting:
         return Verdict(job=present.name)
     pods = gang.of(world.obs, present)
-    if present.over or present.ending or pods.disrupted:
+    if present.over or present.ending or pods.disrupted or pods.overdrawn:
+        return endings.ending(world, work.stage, pods, read)
+    if pods.lingering is not None and pods.lingering.terminated is not None:
+        due = (pods.lingering.terminated.finished or world.obs.now) + LINGERS
+        if world.obs.now < due:
+            return dataclasses.replace(_watch(world, work.stage, pods), again=due)
         return endings.ending(world, work.stage, pods, read)
     if not pods.begun and present.hash and present.hash != meta.hash_of(manifest):
         # It has not started, and it differs from what is requested now (resources, image): the next attempt replaces
@@ -143,7 +152,8 @@ def _watch(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     """Report what the pods wait for, or that they run."""
     present, kind = pods.job, conditions.STAGE_CONDITIONS[stage]
     refusal = world.obs.refusals.get(present.name, "")
-    problems = [p for p in (diagnosis.not_started(pod, refusal) for pod in pods.pods) if p is not None]
+    held, due = _held_up(world, pods)
+    problems = [p for p in (diagnosis.not_started(pod, refusal) for pod in pods.pods) if p is not None] or held
     taken = [p for p in map(diagnosis.disrupted, pods.pods) if p is not None]
     if taken:
         found = verdict.says(kind, "Unknown", taken[0].reason, taken[0].message)
@@ -152,10 +162,30 @@ def _watch(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
         found = verdict.says(kind, "Unknown", problems[0].reason, several + problems[0].message)
     elif not pods.begun:
         started = sum(pod.started is not None for pod in pods.present)
-        found = _waits(world, stage, present.nodes - started, present.nodes, Reason.WAITING)
+        found = _waits(world, stage, present.nodes - started, present.nodes, Reason.WAITING, _earlier(pods))
     else:
         found = _runs(world, stage, pods)
-    return dataclasses.replace(found, job=present.name, again=_patience(world, pods))
+    times = [time for time in (_patience(world, pods), due) if time is not None]
+    return dataclasses.replace(found, job=present.name, again=min(times, default=None))
+
+
+def _held_up(world: World, pods: gang.Gang) -> tuple[list[diagnosis.Problem], datetime.datetime | None]:
+    """Pods that an injected container keeps from starting, and when to look again at those that may still start."""
+    held, due = [], []
+    for pod in pods.present:
+        if pod.blocking and pod.placed is not None:
+            late = pod.placed + HELD_UP
+            if world.obs.now < late:
+                due.append(late)
+            else:
+                held.append(diagnosis.held_up(pod, f"container {pod.blocking} does not start, or does not end"))
+    return held, min(due, default=None)
+
+
+def _earlier(pods: gang.Gang) -> str:
+    """What became of the pod before."""
+    before = next((pod for pod in reversed(pods.replaced) if pod.words or pod.disruption), None)
+    return f"; pod {before.name} before it was ended by others ({before.words or before.disruption})" if before else ""
 
 
 def _patience(world: World, pods: gang.Gang) -> datetime.datetime | None:
@@ -167,16 +197,16 @@ def _patience(world: World, pods: gang.Gang) -> datetime.datetime | None:
     return world.obs.now + datetime.timedelta(seconds=seconds)
 
 
-def _waits(world: World, stage: Stage, missing: int, nodes: int, reason: Reason) -> Verdict:
+def _waits(world: World, stage: Stage, missing: int, nodes: int, reason: Reason, more: str = "") -> Verdict:
     whom = f"{missing} of its {nodes} pods" if nodes > 1 else "its pod"
-    text = f"{stage} attempt {world.state.attempt} waits for {whom}"
+    text = f"{stage} attempt {world.state.attempt} waits for {whom}{more}"
     return verdict.says(conditions.STAGE_CONDITIONS[stage], "Unknown", reason, text)
 
 
 def _runs(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     others = pods.job.nodes - 1
     where = f"in pod {pods.present[0].name}" + (f" and {others} more" if others else "")
-    text = f"{stage} attempt {world.state.attempt} runs {where}"
+    text = f"{stage} attempt {world.state.attempt} runs {where}{_earlier(pods)}"
     kind, before = conditions.STAGE_CONDITIONS[stage], conditions.get(world.state, conditions.STAGE_CONDITIONS[stage])
     reading = world.obs.reading or projections.Reading("")
     if reading.pod == pods.present[0].name and reading.problem:

@@ -8,7 +8,7 @@ import pydantic
 from finetune_api import course, outcome
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
-from finetune_operator.observe import projections
+from finetune_operator.observe import label, projections
 
 PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 EXCEEDED = re.compile(
@@ -23,6 +23,12 @@ ABOVE_LIMIT = re.compile(
     r'Invalid value: "?(?P<asked>[^":]+)"?: must be less than or equal to (?P<what>\S+) limit of (?P<limit>[^\s,\]]+)'
 )
 """A request above the limit of its container, which our pods set only where a LimitRange does."""
+_USED = (
+    r"exceeds the total limit of containers|exceeded its local ephemeral storage limit|Usage of EmptyDir volume|"
+    rf"Container ({'|'.join(sorted(label.CONTAINERS))}) was using"
+)
+USED_TOO_MUCH = re.compile(_USED)
+"""In the kubelet's message of an eviction: the pod's own limit, or on a node that ran out, more than it had requested."""
 _AMOUNT = re.compile(r"([^=,]+)=([^,]+)")
 RESTARTS = 3
 """A server that crashed this often does not recover on its own."""
@@ -93,7 +99,7 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
             f"no node fits the pod: {pod.unschedulable} Add a node that fits, or change resources (gpus, gpuType, "
             "requests, nodeSelector, tolerations).",
         )
-    if pod.waiting is None:
+    if pod.waiting is None or (pod.waiting.injected and pod.started is not None and pod.stage):
         return None
     seen = pod.waiting.message or pod.waiting.reason
     if pod.waiting.reason in PULL:
@@ -111,7 +117,31 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
     if pod.waiting.reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
         text = f"container {pod.waiting.container} cannot be created: {seen.rstrip('.')}"
         return Problem(Reason.POD_REFUSED, f"{text}. Check its image, and the node's container runtime.")
+    if pod.waiting.injected and pod.waiting.reason == "CrashLoopBackOff":
+        return held_up(pod, f"container {pod.waiting.container} ends again and again: {seen}")
     return None
+
+
+def held_up(pod: projections.Pod, what: str) -> Problem:
+    """A container or gate that others added keeps a pod from starting or becoming ready."""
+    text = f"pod {pod.name}: {what}. It was added by others (a mesh, an agent, a policy): check it, or exempt the pod."
+    return Problem(Reason.SIDECAR_NOT_READY, text)
+
+
+def used_too_much(pod: projections.Pod) -> bool:
+    """Whether the kubelet ended the pod because of what it used itself."""
+    return bool(USED_TOO_MUCH.search(pod.words))
+
+
+def evicted(what: str, pod: projections.Pod, place: str = "resources") -> Problem:
+    """Such an end: another pod would end in the same way. `place`: of its resources, in the spec."""
+    code = pod.terminated.exit_code if pod.terminated is not None else None
+    seen = f"{what} was evicted ({pod.words})"
+    if "ephemeral" not in pod.words and "EmptyDir" not in pod.words:
+        text = f"{seen}: request more memory ({place}.requests.memory)"
+        return Problem(Reason.TRAINER_OUT_OF_MEMORY, text, exit_code=code)
+    text = f"{seen}: request more disk ({place}.requests.ephemeralStorage), at least the size of base model and data"
+    return Problem(Reason.DISK_EXCEEDED, text, exit_code=code)
 
 
 def disrupted(pod: projections.Pod | None) -> Problem | None:
@@ -144,7 +174,7 @@ ADVICE = {
 def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Problem:
     """Why an attempt failed. `ends` is true if another one would fail in the same way."""
     if pod is None or pod.terminated is None:
-        seen = f" ({job_failure})" if job_failure else ""
+        seen = f" ({pod.words})" if pod is not None and pod.words else f" ({job_failure})" if job_failure else ""
         return Problem(Reason.TRAINER_ERROR, f"the {stage} pod disappeared without reporting an outcome{seen}")
     end, reported = pod.terminated, answer(pod)
     tail = None if reported else end.message[-1500:] or None
@@ -160,7 +190,8 @@ def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Probl
     if reported is not None and reported.reason is not None:
         return Problem(reported.reason, reported.message, ends=ends, exit_code=end.exit_code)
     reason = next((why for code, why in course.REASONS.items() if code == end.exit_code), Reason.TRAINER_ERROR)
-    text = ADVICE.get(reason, f"the {stage} pod ended with exit code {end.exit_code} ({end.reason or 'no reason'})")
+    why = pod.words or end.reason or "no reason"
+    text = ADVICE.get(reason, f"the {stage} pod ended with exit code {end.exit_code} ({why})")
     message = reported.message if reported and reported.message else text
     if tail:
         message = f"{message}; last lines: {tail.strip()[-300:]}"
@@ -173,6 +204,8 @@ def server(pod: projections.Pod | None) -> Problem | None:
         return problem
     if pod is not None and pod.unreachable:
         return disrupted(pod)
+    if pod is not None and pod.unready:
+        return held_up(pod, f"its server is ready, but {pod.unready}")
     if pod is None or pod.terminated is None:
         return None
     end, reported = pod.terminated, answer(pod)

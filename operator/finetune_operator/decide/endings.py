@@ -24,12 +24,14 @@ def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, o
     done = first is not None and first.terminated is not None and first.terminated.exit_code == Exit.DONE
     if done and (answer := diagnosis.answer(first)):
         # What happened to the others afterwards does not matter.
-        if not present.over:
+        if not (present.over or pods.lingering):
             return Verdict(job=present.name)
         return dataclasses.replace(read(world, answer), ended=_ended(world, stage, pods, "succeeded"))
+    if pods.overdrawn:
+        return _failed(world, stage, pods, diagnosis.evicted(f"the {stage} pod", pods.overdrawn))
     if pods.disrupted:
         return _uncounted(world, stage, pods, pods.disrupted)
-    if not present.over:
+    if not (present.over or pods.lingering):
         problem = next(filter(None, map(diagnosis.disrupted, pods.pods)), None)
         if problem is None:
             return Verdict(job=present.name)
@@ -45,11 +47,13 @@ def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, o
 
 
 def _nobodys_failure(world: World, stage: Stage, pods: gang.Gang) -> str:
-    """Why a finished Job does not count as a failure; empty if it does."""
+    """Why the end of an attempt does not count as a failure; empty if it does."""
     present = pods.job
     if present.succeeded and not pods.ends_known:
         # Evicted or deleted at the moment of its end, while no replica was leader: its results are in S3.
         return f"attempt {present.attempt} of {stage} succeeded, but its pod was deleted before its outcome was read"
+    if pods.refused:
+        return f"the kubelet ended pod {pods.refused.name} ({pods.refused.words})"
     if pods.lost:
         return f"the node of pod {pods.lost.name} restarted and lost its containers"
     condition = world.condition(conditions.STAGE_CONDITIONS[stage])

@@ -3,6 +3,7 @@
 import dataclasses
 
 from finetune_api.exits import Exit
+from finetune_operator.decide import diagnosis
 from finetune_operator.observe import observation, projections
 
 TELLING = {Exit.INVALID, Exit.OUT_OF_MEMORY, Exit.DIVERGED, Exit.STORAGE}
@@ -16,6 +17,8 @@ class Gang:
 
     job: projections.StageJob
     pods: tuple[projections.Pod | None, ...]
+    replaced: tuple[projections.Pod, ...] = ()
+    """Earlier pods that its Job has replaced, the newest last."""
 
     @property
     def first(self) -> projections.Pod | None:
@@ -36,7 +39,7 @@ class Gang:
         """Whether it is known how the pods ended: these events come from another watch than the Job's."""
         if self.job.succeeded:
             return self.first is not None and self.first.terminated is not None
-        ended = [pod for pod in self.present if pod.terminated is not None]
+        ended = [pod for pod in self.present if pod.terminated is not None or pod.words]
         return any(not pod.disrupted for pod in ended) and len(ended) == len(self.present)
 
     @property
@@ -51,6 +54,25 @@ class Gang:
         if not gone and self.job.failure == "PodFailurePolicy":
             gone = ["a pod was evicted"]
         return gone[0] if gone else None
+
+    @property
+    def overdrawn(self) -> projections.Pod | None:
+        """A pod that the kubelet ended because of what it used itself, also if its Job has replaced it: the next one would
+        fare no better."""
+        return next((pod for pod in (*self.replaced, *self.present) if diagnosis.used_too_much(pod)), None)
+
+    @property
+    def refused(self) -> projections.Pod | None:
+        """A pod that the kubelet ended or refused for another reason."""
+        return next((pod for pod in self.present if pod.words and not diagnosis.used_too_much(pod)), None)
+
+    @property
+    def lingering(self) -> projections.Pod | None:
+        """A pod whose own container has ended, and which injected containers hold: its Job would never end."""
+        if self.job.over or self.job.ending:
+            return None
+        ended = [pod for pod in self.present if pod.terminated is not None and pod.lingering]
+        return next((pod for pod in ended if pod is self.first or _code(pod) != Exit.DONE), None)
 
     @property
     def lost(self) -> projections.Pod | None:
@@ -79,6 +101,10 @@ class Gang:
         return min((pod for pod in self.present if pod.terminated is not None), key=_order, default=None)
 
 
+def _code(pod: projections.Pod) -> int:
+    return pod.terminated.exit_code if pod.terminated is not None else -1
+
+
 def _names_a_cause(pod: projections.Pod) -> bool:
     end = pod.terminated
     return end is not None and (end.reason == "OOMKilled" or end.exit_code in TELLING)
@@ -94,5 +120,7 @@ def _order(pod: projections.Pod) -> tuple[int, float, bool, int]:
 
 def of(obs: observation.Observation, job: projections.StageJob) -> Gang:
     """The gang of a Job."""
-    newest = {pod.node: pod for pod in obs.pods_of(job.name)}
-    return Gang(job, tuple(newest.get(node) for node in range(job.nodes)))
+    every = obs.pods_of(job.name)
+    newest = {pod.node: pod for pod in every}
+    earlier = tuple(pod for pod in every if newest[pod.node] is not pod)
+    return Gang(job, tuple(newest.get(node) for node in range(job.nodes)), earlier)

@@ -63,7 +63,12 @@ def _starting(world: World, candidate: Release, server: projections.Server | Non
     # A verification of earlier pods says nothing about these.
     before = attempts.name_of(world, Stage.VERIFY) in world.obs.jobs
     edits = {"attempt": world.attempt + 1, "retry_at": None} if before else {}
-    problems = [p for p in map(diagnosis.server, world.obs.pods_of(candidate.name)) if p is not None]
+    pods = world.obs.pods_of(candidate.name)
+    problems = [p for p in map(diagnosis.server, pods) if p is not None]
+    overdrawn = [pod for pod in pods if diagnosis.used_too_much(pod)]
+    if overdrawn:
+        problem = diagnosis.evicted("the server's pod", overdrawn[-1], "deployment.resources")
+        problems.append(dataclasses.replace(problem, ends=len(overdrawn) > world.spec.training.retries))
     if server is not None and server.refusal:
         problems.append(diagnosis.refused("the server's pod", server.refusal))
     for problem in sorted(problems, key=lambda p: not p.ends)[:1]:

@@ -8,9 +8,8 @@ from finetune_operator.manifests import meta, pods
 from finetune_operator.observe import label, parents
 from finetune_operator.observe.records import Release
 
-SERVER = "server"
-FETCH = "fetch"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+SERVER, FETCH = label.SERVER, label.FETCH
 
 
 def probe(period: int, failures: int) -> dict[str, Any]:

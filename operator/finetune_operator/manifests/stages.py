@@ -12,7 +12,7 @@ from finetune_operator import kueue, settings
 from finetune_operator.manifests import meta, pods, service
 from finetune_operator.observe import label, parents
 
-CONTAINER = "finetune"
+CONTAINER = label.CONTAINER
 GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL: time for a checkpoint to reach S3."""
 JUDGING = {Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE}

@@ -4,6 +4,7 @@ FineTuneJob ─┬─ Job per stage and attempt ── Pod, which reports its pr
 └─ per release: Deployment ── Pods, candidate Service;  and the job's own Service
 
 - `label`: labels and annotations by which children are found; every child has the job's uid.
+- `containers`: the containers of a pod, the operator's own and injected ones.
 - `ownership`: fields that other managers own.
 - `projections`: one small fact for each child, from its object.
 - `records`: the JSON records in the status, parsed: inputs of the revision, the serving release.

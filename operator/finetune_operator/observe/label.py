@@ -4,6 +4,10 @@ MANAGER = "finetune-operator"
 """Who we are, as field manager, in the label of our children and in events."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
+CONTAINER, SERVER, FETCH = "finetune", "server", "fetch"
+"""The container of a stage, and those of a server's pod."""
+CONTAINERS = frozenset({CONTAINER, SERVER, FETCH})
+
 UID = "finetune.dev/uid"
 JOB = "finetune.dev/job"
 STAGE = "finetune.dev/stage"

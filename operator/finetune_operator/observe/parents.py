@@ -7,7 +7,7 @@ import json
 import pydantic
 
 from finetune_api import job, revision, status
-from finetune_operator.observe import projections, records
+from finetune_operator.observe import containers, projections, records
 
 LARGEST = 192 * 1024
 """Bytes of a spec as JSON. A pod's annotations may have 256 KiB in total: the rest is for the base model, and for other
@@ -41,7 +41,7 @@ def parent(raw: projections.Raw) -> Parent:
         uid=meta["uid"],
         generation=int(meta.get("generation", 1)),
         run_annotation=str((meta.get("annotations") or {}).get(revision.RUN_ANNOTATION, "")),
-        created=projections.time_of(meta.get("creationTimestamp")),
+        created=containers.time_of(meta.get("creationTimestamp")),
         deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,
         status=state,

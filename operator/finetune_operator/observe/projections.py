@@ -11,18 +11,11 @@ from typing import Any
 
 from finetune_api import outcome, reasons, run
 from finetune_operator import kueue
-from finetune_operator.observe import label, ownership
+from finetune_operator.observe import containers, label, ownership
 
 LOST = {"ContainerStatusUnknown", "Unknown"}
 """Reasons of containers that no longer exist when their node comes back: the kubelet's, and containerd's."""
 Raw = Mapping[str, Any]
-
-
-def time_of(text: Any) -> datetime.datetime | None:
-    try:
-        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
-    except ValueError:
-        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,24 +49,6 @@ class StageJob:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Waiting:
-    """A container that cannot start, with the kubelet's message."""
-
-    container: str
-    reason: str
-    message: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Terminated:
-    container: str
-    exit_code: int
-    reason: str
-    message: str
-    finished: datetime.datetime | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Pod:
     """A pod of a stage or of a release. `parent` is the name of its Job or Deployment, `node` its index among the pods of an
     Indexed Job; `stage` is empty for a server's pod."""
@@ -94,12 +69,20 @@ class Pod:
     started: datetime.datetime | None
     ended: datetime.datetime | None
     """When the last of its containers ended finally."""
-    waiting: Waiting | None
-    terminated: Terminated | None
+    waiting: containers.Waiting | None
+    terminated: containers.Terminated | None
     unschedulable: str
     restarts: int
     disruption: str
-    """Why it is disrupted (evicted, preempted, ...); empty if it is not."""
+    """Why it is disrupted (evicted, preempted, ...), in Kubernetes' words; empty if it is not."""
+    words: str
+    """Why the kubelet ended or refused it, in its words; empty if it did not."""
+    lingering: tuple[str, ...]
+    """Injected containers that have not ended, and with which the pod does not end."""
+    blocking: str
+    """The injected container for which the operator's own one waits."""
+    unready: str
+    """Why it is not ready although its own containers are."""
     unreachable: bool
     """Whether its node is unreachable: its container's state is the last known one."""
     deleting: bool
@@ -189,8 +172,8 @@ def stage_job(raw: Raw) -> StageJob:
         stage=_labels(raw).get(label.STAGE, ""),
         attempt=int(attempt) if attempt.isdigit() else 1,
         hash=_annotation(raw, label.HASH),
-        created=time_of(meta.get("creationTimestamp")),
-        finished=time_of(over.get("lastTransitionTime")) if over else None,
+        created=containers.time_of(meta.get("creationTimestamp")),
+        finished=containers.time_of(over.get("lastTransitionTime")) if over else None,
         taken_up=bool(state.get("startTime")),
         nodes=int(spec.get("completions") or 1),
         queue=_labels(raw).get(kueue.QUEUE, ""),
@@ -203,72 +186,15 @@ def stage_job(raw: Raw) -> StageJob:
     )
 
 
-def _statuses(state: Raw) -> list[Raw]:
-    return [*(state.get("initContainerStatuses") or []), *(state.get("containerStatuses") or [])]
-
-
-def _waiting(state: Raw) -> Waiting | None:
-    for container in _statuses(state):
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in {"PodInitializing", "ContainerCreating", None}:
-            return Waiting(container.get("name", ""), waiting["reason"], waiting.get("message", ""))
-    return None
-
-
-def _terminated(state: Raw, once: bool) -> Terminated | None:
-    """The most informative end: a failed container's, now or before its restart; else the main container's success.
-
-    `once`: its containers are not restarted. One may still have a last state, if the runtime lost it. The kubelet may then
-    have started another one, which is running or has its own end; the lost one's end is the pod's only if the pod is over.
-    """
-    over = state.get("phase") in {"Succeeded", "Failed"}
-    ends = []
-    for container in _statuses(state):
-        now, before = ((container.get(where) or {}).get("terminated") for where in ("state", "lastState"))
-        if now:
-            ends.append((container, now))
-        if before and (not once or (over and not now)):
-            ends.append((container, before))
-    failed = [pair for pair in ends if pair[1].get("exitCode")]
-    main = [pair for pair in ends if pair[0] in (state.get("containerStatuses") or [])]
-    if not (chosen := failed or main):
-        return None
-    container, end = chosen[0]
-    return Terminated(
-        container=container.get("name", ""),
-        exit_code=int(end.get("exitCode", 0)),
-        reason=str(end.get("reason", "")),
-        message=str(end.get("message", "")),
-        finished=time_of(end.get("finishedAt")),
-    )
-
-
-def _ended(state: Raw) -> datetime.datetime | None:
-    """The end of a pod that is over. One that never ran (evicted at once, or its node lost) ended when its condition
-    changed."""
-    if state.get("phase") not in {"Succeeded", "Failed"}:
-        return None
-    ends = [(s.get("state") or {}).get("terminated") or {} for s in _statuses(state)]
-    times = [time_of(end.get("finishedAt")) for end in ends]
-    times = times if any(times) else [time_of(c.get("lastTransitionTime")) for c in state.get("conditions") or []]
-    return max((time for time in times if time), default=time_of(state.get("startTime")))
-
-
-def _unreachable(state: Raw, ready: Raw) -> bool:
-    """The node lifecycle controller sets a lost pod to not ready; a kubelet would also set its containers to not ready."""
-    containers = state.get("containerStatuses") or []
-    at_work = state.get("phase") == "Running" and bool(containers) and all(c.get("ready") for c in containers)
-    return at_work and ready.get("status") == "False"
+def _disruption(condition: Raw) -> str:
+    return ": ".join(filter(None, (str(condition.get("reason") or "disrupted"), str(condition.get("message") or ""))))
 
 
 def pod(raw: Raw) -> Pod:
     meta, state = raw["metadata"], raw.get("status") or {}
     conditions = {c.get("type"): c for c in state.get("conditions") or []}
     scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
-    statuses = _statuses(state)
-    starts = [
-        time_of((s.get("state") or {}).get(k, {}).get("startedAt")) for s in statuses for k in ("running", "terminated")
-    ]
+    spec, ready = raw.get("spec") or {}, conditions.get("Ready", {})
     return Pod(
         name=meta["name"],
         parent=_labels(raw).get(label.RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
@@ -278,17 +204,21 @@ def pod(raw: Raw) -> Pod:
         gpus=int(gpus) if (gpus := _labels(raw).get(label.GPUS, "0")).isdigit() else 0,
         gpu_type=_labels(raw).get(label.GPU_TYPE, ""),
         phase=str(state.get("phase", "Pending")),
-        ready=conditions.get("Ready", {}).get("status") == "True",
-        created=time_of(meta.get("creationTimestamp")),
-        placed=time_of(state.get("startTime")),
-        started=min((s for s in starts if s), default=None),
-        ended=_ended(state),
-        waiting=_waiting(state),
-        terminated=_terminated(state, (raw.get("spec") or {}).get("restartPolicy") == "Never"),
+        ready=ready.get("status") == "True",
+        created=containers.time_of(meta.get("creationTimestamp")),
+        placed=containers.time_of(state.get("startTime")),
+        started=containers.started(state),
+        ended=containers.ended(state),
+        waiting=containers.waiting(state),
+        terminated=containers.terminated(state, spec.get("restartPolicy") == "Never"),
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
-        restarts=max((int(s.get("restartCount", 0)) for s in statuses), default=0),
-        disruption=str(disrupted.get("reason") or "disrupted") if disrupted.get("status") == "True" else "",
-        unreachable=_unreachable(state, conditions.get("Ready", {})),
+        restarts=max((int(s.get("restartCount", 0)) for s in containers.own(state)), default=0),
+        disruption=_disruption(disrupted) if disrupted.get("status") == "True" else "",
+        words=containers.words(state),
+        lingering=containers.lingering(state),
+        blocking=containers.blocking(spec, state),
+        unready=containers.unready(state, ready),
+        unreachable=containers.unreachable(state, ready),
         deleting=bool(meta.get("deletionTimestamp")),
     )
 

@@ -13,19 +13,21 @@ def pod(state: dict, **containers) -> projections.Pod:
 
 
 def waiting(reason: str, message: str = "") -> projections.Pod:
-    return pod({"containerStatuses": [{"name": "c", "state": {"waiting": {"reason": reason, "message": message}}}]})
+    return pod(
+        {"containerStatuses": [{"name": "finetune", "state": {"waiting": {"reason": reason, "message": message}}}]}
+    )
 
 
 def ended(code: int, message: str = "", reason: str = "Error") -> projections.Pod:
     end = {"exitCode": code, "message": message, "reason": reason}
-    return pod({"phase": "Failed", "containerStatuses": [{"name": "c", "state": {"terminated": end}}]})
+    return pod({"phase": "Failed", "containerStatuses": [{"name": "finetune", "state": {"terminated": end}}]})
 
 
 def crashed(
     restarts: int, code: int, message: str, reason: str = "Error", container: str = "containerStatuses"
 ) -> projections.Pod:
     end = {"exitCode": code, "message": message, "reason": reason}
-    state = {"name": "c", "restartCount": restarts, "lastState": {"terminated": end}}
+    state = {"name": "finetune", "restartCount": restarts, "lastState": {"terminated": end}}
     return pod({container: [state | {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})
 
 

@@ -31,7 +31,7 @@ def pod(
             "metadata": {"name": f"j-{node}-{born}", "labels": labels, "creationTimestamp": created},
             "status": {
                 "conditions": [target] if disrupted else [],
-                "containerStatuses": [{"name": "c", "state": state}],
+                "containerStatuses": [{"name": "finetune", "state": state}],
             },
         }
     )

@@ -6,7 +6,7 @@ from hypothesis import strategies as some
 from finetune_api import status
 from finetune_api.reasons import Condition, Reason
 from finetune_operator import conditions
-from finetune_operator.observe import label, parents, projections
+from finetune_operator.observe import containers, label, parents, projections
 from support import manifests
 
 
@@ -60,16 +60,16 @@ LOST_AT_ITS_MAKING = {"lastState": {"terminated": {"exitCode": 137, "reason": "C
 
 def test_a_former_state_of_a_container_that_is_never_restarted_is_no_end() -> None:
     once = raw() | {"spec": {"restartPolicy": "Never"}}
-    state = container("trainer", running={"startedAt": "2026-05-04T12:00:00Z"}) | LOST_AT_ITS_MAKING
+    state = container("finetune", running={"startedAt": "2026-05-04T12:00:00Z"}) | LOST_AT_ITS_MAKING
     assert projections.pod(once | {"status": {"containerStatuses": [state]}}).terminated is None
-    state = container("trainer", terminated={"exitCode": 0, "message": "done"}) | LOST_AT_ITS_MAKING
+    state = container("finetune", terminated={"exitCode": 0, "message": "done"}) | LOST_AT_ITS_MAKING
     seen = projections.pod(once | {"status": {"containerStatuses": [state]}}).terminated
     assert (seen.exit_code, seen.message) == (0, "done")
 
 
 def test_a_pod_that_is_over_by_a_lost_container_ended_as_that_did() -> None:
     """As the kubelet says it where the runtime lost a container that is not made again: it waits, and the pod has failed."""
-    state = container("trainer", waiting={"reason": "ContainerCreating"}) | LOST_AT_ITS_MAKING
+    state = container("finetune", waiting={"reason": "ContainerCreating"}) | LOST_AT_ITS_MAKING
     for phase, ending in (("Pending", None), ("Failed", "ContainerStatusUnknown")):
         once = raw() | {"spec": {"restartPolicy": "Never"}, "status": {"phase": phase, "containerStatuses": [state]}}
         seen = projections.pod(once).terminated
@@ -181,7 +181,7 @@ def test_what_another_version_wrote_into_the_status_costs_only_that_value() -> N
         Reason.LOSS_DIVERGED,
         "m",
         1,
-        projections.time_of("2026-01-01T00:00:00Z"),
+        containers.time_of("2026-01-01T00:00:00Z"),
     )
     wire = known.model_copy(update={"revision": "abc", "resolved": "{}"}).wire()
     wire |= {"failure": {"stage": "train", "reason": "NewReason", "message": "m"}, "phase": "Levitating", "new": 1}
