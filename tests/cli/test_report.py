@@ -80,8 +80,8 @@ def test_the_tables_have_contenders_intervals_tokens_and_gates(
     words = [
         "ExactMatch at least 0.8",
         "passed",
-        "0.9250 0.800-0.970",
-        "0.1000 0.030-0.230",
+        "0.9250 0.800 to 0.970",
+        "0.1000 0.030 to 0.230",
         "prompt tokens",
         "Tuned",
         "Base",
@@ -95,7 +95,7 @@ def test_a_judges_preferences_are_one_line(folder: pathlib.Path, capsys: pytest.
     won = results.Comparison(metric=rate, over=base, gain=0.4, low=0.3, high=0.45, p_value=0.0001, examples=40)
     write(folder, made(passed=True).model_copy(update={"comparisons": [won]}).wire())
     assert __main__.main(["report", str(folder)]) == 0
-    assert "JudgeWinRate over Base: 0.9000 (0.800-0.950), 40 questions" in capsys.readouterr().out
+    assert "JudgeWinRate over Base: 0.9000 (0.800 to 0.950), 40 questions" in capsys.readouterr().out
 
 
 def test_benchmarks_are_a_table_of_their_own(
@@ -113,7 +113,7 @@ def test_benchmarks_are_a_table_of_their_own(
     write(folder, made(passed=True).model_copy(update={"harness": harness}).wire())
     assert __main__.main(["report", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"boolq +acc +0.4300 0.370-0.500 +0.3600 +-0.0700 -0.110--0.030 +0.001 +200", printed)
+    assert re.search(r"boolq +acc +0.4300 0.370 to 0.500 +0.3600 +-0.0700 -0.110 to -0.030 +0.001 +200", printed)
     assert re.search(r"wmt +acc \(strict\) +- +0.3600 +- +- +200", printed)
     assert finetune("report", folder)[1]["benchmarks"][0]["pValue"] == 0.001
 

@@ -134,7 +134,7 @@ def _head(console: Any, found: answer.Answer) -> None:
     if found.job is not None and found.command != "run":
         console.print(f"{found.job.namespace}/{found.job.name}, revision {found.job.revision}", markup=False)
     if found.verdict is not None:
-        console.print(f"[bold {STYLES[found.verdict]}]{found.verdict}[/]")
+        console.print(f"is fine-tuning the right tool? [bold {STYLES[found.verdict]}]{found.verdict}[/]")
     if found.counts is not None and found.command != "estimate":
         counts = found.counts
         sizes = [
@@ -212,8 +212,8 @@ def _judge(console: Any, found: answer.Answer) -> None:
     for one in found.comparisons:
         if one.metric in job.PAIRWISE:
             console.print(
-                f"{one.metric} over {one.over}: {one.gain + 0.5:.4f} ({one.low + 0.5:.3f}-{one.high + 0.5:.3f}), {one.examples} "
-                "questions",
+                f"{one.metric} over {one.over}: {one.gain + 0.5:.4f} ({one.low + 0.5:.3f} to {one.high + 0.5:.3f}), "
+                f"{one.examples} questions",
                 markup=False,
             )
 
@@ -237,7 +237,9 @@ def _benchmarks(console: Any, found: answer.Answer) -> None:
 def _value(value: Any) -> str:
     if value is None:
         return "-"
-    interval = f" [dim]{value.low:.3f}-{value.high:.3f}[/]" if value.low is not None and value.high is not None else ""
+    interval = (
+        f" [dim]{value.low:.3f} to {value.high:.3f}[/]" if value.low is not None and value.high is not None else ""
+    )
     return f"{value.value:.4f}{interval}"
 
 

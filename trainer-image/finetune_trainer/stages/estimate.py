@@ -170,8 +170,8 @@ def text(found: Estimate) -> str:
     lines = [
         f"{found.run.name}: {training.method} of rank {training.lora.rank} on {found.run.base_model.name} "
         f"({numbers.layers} layers, {case.parameters / 1e9:.3g} billion weights), {where}",
-        f"{training.batch_size} examples per step, the longest of {lengths.longest} tokens, {lengths.average:.0f} on average, "
-        f"{lengths.step:.0f} different ones per step ({origin})",
+        f"{training.batch_size} examples per step, the longest of {lengths.longest} tokens, {lengths.average:.0f} on average; "
+        f"{lengths.step:.0f} tokens per step, with shared prompts counted once ({origin})",
         "",
         f"Micro-batches of {chosen.tokens} tokens, {'with' if chosen.checkpointing else 'without'} gradient checkpointing:",
         *_terms(chosen.memory),
