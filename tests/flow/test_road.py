@@ -2,8 +2,10 @@
 
 import pytest
 
+from finetune_api import outcome
 from finetune_api.reasons import Phase
 from flow import world
+from flow.fakecluster import Ends
 
 
 @pytest.fixture
@@ -24,3 +26,14 @@ async def test_a_job_goes_from_its_spec_to_a_served_model(happy: world.World) ->
     for kind in ("Accepted", "PreflightPassed", "Trained", "Evaluated", "Deployed", "Ready"):
         assert happy.is_true(kind), kind
     assert happy.failures == []
+
+
+async def test_what_stays_behind_in_the_store_is_in_the_message_of_trained() -> None:
+    answer = outcome.Outcome.model_validate_json(world.train())
+    assert answer.training is not None
+    left = answer.training.model_copy(update={"left_behind": "9 objects of checkpoints stay at s3://acme/c"})
+    played = world.World({"train": [Ends(0, world.train(training=left))]})
+    played.add_model()
+    played.apply()
+    await played.rest()
+    assert "9 objects of checkpoints stay at s3://acme/c" in played.condition("Trained").message

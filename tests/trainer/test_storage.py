@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api import reasons
+from finetune_api import job, reasons
 from finetune_trainer.process import errors
 from finetune_trainer.store import files, folders, objects, storage
 from finetune_trainer.store import s3 as s3_store
@@ -200,7 +200,7 @@ def test_refused_credentials_end_at_once_and_are_not_shown(s3_server: str, monke
     ):
         answer: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
         error = botocore.exceptions.ClientError(answer, "HeadObject")
-        found = s3_store.S3(s3_server, None, 1)._explain("s3://data/x", error)
+        found = s3_store.S3(job.Connection(endpoint=s3_server), 1)._explain("s3://data/x", error)
         assert found.reason is reasons.Reason.S3_ACCESS_DENIED
         assert "credentialsSecret" in found.message
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

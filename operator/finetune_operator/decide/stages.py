@@ -57,11 +57,12 @@ def _trained(world: World, answer: outcome.Outcome) -> Verdict:
         updated_at=world.now,
     )
     resumed = "" if done.resumed_from is None else f" (resumed from step {done.resumed_from})"
+    left = f"; {done.left_behind}" if done.left_behind else ""
     return verdict.says(
         Condition.TRAINED,
         "True",
         Reason.SUCCEEDED,
-        f"{done.steps} steps{resumed}, loss {done.loss:.4f}: {done.adapter.uri}",
+        f"{done.steps} steps{resumed}, loss {done.loss:.4f}: {done.adapter.uri}{left}",
         edits={"artifacts": status.Artifacts(adapter=done.adapter), "progress": whole},
         proceed=True,
     )

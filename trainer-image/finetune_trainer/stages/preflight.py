@@ -68,6 +68,7 @@ class Collected:
 def preflight(spec: run.Run) -> outcome.Outcome:
     """Checks everything and freezes the split. Raises Failure."""
     store, data = storage.of(spec.storage, PATIENCE), storage.of_data(spec, PATIENCE)
+    may_list(spec, store)
     if done := finished(spec, store, data):
         return done
     check_schema(spec)
@@ -129,17 +130,22 @@ def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> No
     store.write(spec.layout.preflight, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def may_list(spec: run.Run, store: storage.Storage) -> None:
+    """Raises Failure now where the key may not list the output. A missing object then looks like a forbidden one, and training
+    could not find its checkpoints."""
+    next(iter(store.entries(f"{spec.layout.root}/")), None)
+
+
 def writable(spec: run.Run, store: storage.Storage) -> None:
     """Raises now the error that training would raise after its last step."""
     marker = f"{spec.layout.root}/.writable"
-    try:
-        store.write(marker, b"")
-    except errors.Failure as failure:
-        if not marker.startswith("file://"):
-            raise  # S3's messages say what to check
-        message = f"storage.output cannot be written: {failure.message}"
-        raise errors.Failure(failure.reason, message) from failure
-    store.delete(marker)
+    store.write(marker, b"")
+    store.read(marker)
+    if not folders.discard(store, marker):
+        log.warning(
+            "the key may not delete objects (s3:DeleteObject): checkpoints and replaced files stay behind",
+            output=spec.layout.root,
+        )
 
 
 def check_schema(spec: run.Run) -> None:

@@ -161,7 +161,10 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
 
 def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
     validation = "" if training.validation_loss is None else f", validation loss {training.validation_loss:.3f}"
-    text = f"{training.steps} steps in {progress.duration(training.seconds)}, loss {training.loss:.3f}{validation}"
+    left = f"; {training.left_behind}" if training.left_behind else ""
+    text = (
+        f"{training.steps} steps in {progress.duration(training.seconds)}, loss {training.loss:.3f}{validation}{left}"
+    )
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
 
@@ -259,7 +262,19 @@ def deliver(
     (folder / "training.json").write_text(json.dumps({"history": state.history, "validations": state.validations}))
     extra = {"training": numbers, folders.MADE_OF: training_loop.data.sha256}
     described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)
-    for step in checkpoint.complete(store, spec.layout):
-        folders.remove(store, spec.layout.checkpoint(step))
     log.info("adapter uploaded", adapter=described.uri, bytes=described.bytes)
-    return answer(spec, outcome.Training(adapter=described, **numbers))
+    left = remove_checkpoints(spec, store)
+    return answer(spec, outcome.Training(adapter=described, left_behind=left, **numbers))
+
+
+def remove_checkpoints(spec: run.Run, store: storage.Storage) -> str | None:
+    """Deletes the checkpoints. Returns what stays behind where the key may not."""
+    gone = [folders.remove(store, spec.layout.checkpoint(step)) for step in checkpoint.complete(store, spec.layout)]
+    if all(gone):
+        return None
+    left = list(store.entries(f"{spec.layout.checkpoints}/"))
+    size = sum(entry.size for entry in left) / 2**20
+    return (
+        f"{len(left)} objects of checkpoints ({size:.0f} MiB) stay at {spec.layout.checkpoints}, since the key may not delete "
+        "(s3:DeleteObject)"
+    )

@@ -1,7 +1,8 @@
 """Folders in storage that readers see complete or not at all: manifest.json, written last, lists every file with size and
 SHA-256.
 
-A folder without a manifest counts as missing; one whose files do not match it is Corrupt.
+A folder without a manifest counts as missing, and so does one whose manifest is empty: that is how a folder is withdrawn where
+nothing may be deleted. One whose files do not match the manifest is Corrupt.
 """
 
 import concurrent.futures
@@ -54,12 +55,12 @@ def made_of(store: storage.Storage, found: Manifest, data: str) -> bool:
 
 
 def save(store: storage.Storage, local: pathlib.Path, uri: str, extra: dict[str, Any] | None = None) -> Manifest:
-    """Uploads a local folder and then its manifest. An older manifest at `uri` is deleted first."""
+    """Uploads a local folder and then its manifest. An older manifest at `uri` is withdrawn first."""
     paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != layout.MANIFEST)
     files = [File(str(path.relative_to(local)), path.stat().st_size, sha256(path)) for path in paths]
     document = {"files": [dataclasses.asdict(file) for file in files], **(extra or {})}
     data = (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
-    store.delete(f"{uri}/{layout.MANIFEST}")
+    withdraw(store, uri)
     for path, file in zip(paths, files, strict=True):
         store.upload(path, f"{uri}/{file.path}")
     store.write(f"{uri}/{layout.MANIFEST}", data)
@@ -72,7 +73,7 @@ def manifest(store: storage.Storage, uri: str) -> Manifest | None:
         data = store.read(f"{uri}/{layout.MANIFEST}")
     except errors.NotFound:
         return None
-    return parse(data, uri)
+    return parse(data, uri) if data else None
 
 
 def load(
@@ -128,8 +129,32 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove(store: storage.Storage, uri: str) -> None:
-    """Deletes a folder, the manifest first, so that readers never see a part of it."""
-    store.delete(f"{uri}/{layout.MANIFEST}")
+def withdraw(store: storage.Storage, uri: str) -> bool:
+    """Makes a folder incomplete for its readers. Returns whether the key may delete; else the manifest stays, empty."""
+    place = f"{uri}/{layout.MANIFEST}"
+    if discard(store, place):
+        return True
+    if store.exists(place):
+        store.write(place, b"")
+    return False
+
+
+def discard(store: storage.Storage, uri: str) -> bool:
+    """Deletes an object; False where the key may not, or the store keeps it."""
+    try:
+        store.delete(uri)
+    except errors.Failure as failure:
+        if failure.reason is not reasons.Reason.S3_ACCESS_DENIED:
+            raise
+        return False
+    return True
+
+
+def remove(store: storage.Storage, uri: str) -> bool:
+    """Deletes a folder, the manifest first, so that readers never see a part of it. Returns whether it is gone: where the key may
+    not delete, its files stay, and the folder is only withdrawn."""
+    if not withdraw(store, uri):
+        return False
     for entry in list(store.entries(f"{uri}/")):
         store.delete(entry.uri)
+    return True

@@ -52,8 +52,14 @@ UNTRUSTED = (
 """Parts of OpenSSL's words for a certificate that this process will never accept; an expired one is renewed some day."""
 
 
-def failure(uri: str, endpoint: str | None, error: Exception, waited: float) -> errors.Failure:
-    """The failure that an error of a request for `uri` is, after `waited` seconds of retries."""
+def failure(
+    uri: str, endpoint: str | None, error: Exception, waited: float, *, right: str = "", listable: bool = True
+) -> errors.Failure:
+    """The failure that an error of a request for `uri` is, after `waited` seconds of retries.
+
+    right: the right that the request needs, such as s3:GetObject; listable: whether the key may list the bucket, without which
+    stores refuse to say that an object is missing.
+    """
     where = f"{uri} at {endpoint or 'Amazon S3'}"
     if isinstance(error, errors.Failure):
         return error
@@ -64,7 +70,7 @@ def failure(uri: str, endpoint: str | None, error: Exception, waited: float) -> 
             "AWS_SECRET_ACCESS_KEY, or give the job's ServiceAccount a cloud identity.",
         )
     if code_of(error) or status_of(error):
-        return _answered(where, uri, error, waited)
+        return _answered(where, uri, error, waited, right, listable)
     if untrusted(error):
         return errors.Failure(
             reasons.Reason.INVALID_SPEC,
@@ -80,7 +86,7 @@ def failure(uri: str, endpoint: str | None, error: Exception, waited: float) -> 
     return _unavailable(where, error, waited)
 
 
-def _answered(where: str, uri: str, error: Exception, waited: float) -> errors.Failure:
+def _answered(where: str, uri: str, error: Exception, waited: float, right: str, listable: bool) -> errors.Failure:
     """The store answered, with a status or a code."""
     code, status = code_of(error), status_of(error)
     quoted = errors.describe(error)
@@ -95,6 +101,15 @@ def _answered(where: str, uri: str, error: Exception, waited: float) -> errors.F
     if code == ARCHIVED:
         return errors.Failure(
             reasons.Reason.DATASET_INVALID, f"{where}: the object is archived ({quoted}). Restore it, then run again."
+        )
+    if code in FORBIDDEN and right:
+        absent = (
+            "" if listable else " Or it does not exist: without s3:ListBucket the store gives the same answer to both."
+        )
+        return errors.Failure(
+            reasons.Reason.S3_ACCESS_DENIED,
+            f"{where}: refused with {quoted}. The key of credentialsSecret, or the pods' identity, needs {right} there.{absent} "
+            "docs/guides/storage.md lists all rights.",
         )
     if code in DENIED:
         return errors.Failure(

@@ -19,6 +19,9 @@ from finetune_trainer.store import objects, refusals
 
 T = TypeVar("T")
 
+READ, WRITE, LIST, DELETE = "s3:GetObject", "s3:PutObject", "s3:ListBucket", "s3:DeleteObject"
+"""The rights that requests need. Uploads in parts also use s3:AbortMultipartUpload, when they fail."""
+
 
 class S3:
     """s3:// URIs of Amazon S3 or any compatible store."""
@@ -52,7 +55,7 @@ class S3:
 
     def stat(self, uri: str) -> objects.Entry:
         bucket, key = split(uri)
-        answer = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key, **self._request))
+        answer = self._call(READ, uri, lambda: self._client.head_object(Bucket=bucket, Key=key, **self._request))
         return objects.Entry(uri, answer["ContentLength"], answer.get("ETag", "").replace('"', ""))
 
     def open(self, uri: str) -> BinaryIO:
@@ -64,21 +67,21 @@ class S3:
         # A weak tag, as proxies make them, never matches a condition.
         condition: Any = {"IfMatch": entry.etag} if entry.etag and not entry.etag.startswith("W/") else {}
         request = {"Bucket": bucket, "Key": key, "Range": f"bytes={offset}-", **condition, **self._request}
-        return self._call(entry.uri, lambda: self._client.get_object(**request)["Body"])
+        return self._call(READ, entry.uri, lambda: self._client.get_object(**request)["Body"])
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split(uri)
-        self._call(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, **self._written))
+        self._call(WRITE, uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, **self._written))
 
     def upload(self, path: pathlib.Path, uri: str) -> None:
         bucket, key = split(uri)
         more = {"ExtraArgs": self._written, "Config": self._transfer}
-        self._call(uri, lambda: self._client.upload_file(str(path), bucket, key, **more))
+        self._call(WRITE, uri, lambda: self._client.upload_file(str(path), bucket, key, **more))
 
     def download(self, uri: str, path: pathlib.Path) -> None:
         bucket, key = split(uri)
         more = {"ExtraArgs": self._request, "Config": self._transfer}
-        self._call(uri, lambda: self._client.download_file(bucket, key, str(path), **more))
+        self._call(READ, uri, lambda: self._client.download_file(bucket, key, str(path), **more))
 
     def entries(self, prefix: str, flat: bool = False) -> Iterator[objects.Entry]:
         bucket, key = split(prefix)
@@ -87,7 +90,7 @@ class S3:
             request: Any = functools.partial(
                 self._client.list_objects_v2, Bucket=bucket, Prefix=key, **token, **self._request
             )
-            page: Any = self._call(prefix, request)
+            page: Any = self._call(LIST, prefix, request)
             for found in page.get("Contents", []):
                 if marker(found["Key"], found["Size"]):
                     continue
@@ -100,17 +103,17 @@ class S3:
 
     def delete(self, uri: str) -> None:
         bucket, key = split(uri)
-        self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key, **self._request))
+        self._call(DELETE, uri, lambda: self._client.delete_object(Bucket=bucket, Key=key, **self._request))
 
-    def _call(self, uri: str, request: Callable[[], T]) -> T:
-        """Repeats a request until it is answered; errors that a retry cannot change are raised at once."""
+    def _call(self, right: str, uri: str, request: Callable[[], T]) -> T:
+        """Repeats a request until it is answered; errors that a retry cannot change are raised at once. right: what it needs."""
         begun, pause, warned = time.monotonic(), 0.5, False
         while True:
             try:
                 return request()
             except Exception as error:
                 now = time.monotonic()
-                failure = self._explain(uri, error, now - begun)
+                failure = self._explain(uri, error, now - begun, right)
                 late = now + pause > min(begun + self._patience, objects.deadline())
                 if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or late:
                     raise failure from error
@@ -120,23 +123,25 @@ class S3:
                 time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
                 pause = min(pause * 2, 15)
 
-    def _explain(self, uri: str, error: Exception, waited: float = 0.0) -> errors.Failure:
+    def _explain(self, uri: str, error: Exception, waited: float = 0.0, right: str = "") -> errors.Failure:
         with contextlib.suppress(Exception):  # credentials that expired cannot be told
             if used := self._session.get_credentials():
                 secrets.hide(used.access_key, used.secret_key, used.token)
+        listable = True
         if refusals.code_of(error) in refusals.WORDLESS:
-            error = self._spelled_out(uri, error)
-        return refusals.failure(uri, self._endpoint, error, waited)
+            error, listable = self._spelled_out(uri, error)
+        return refusals.failure(uri, self._endpoint, error, waited, right=right, listable=listable)
 
-    def _spelled_out(self, uri: str, error: Exception) -> Exception:
+    def _spelled_out(self, uri: str, error: Exception) -> tuple[Exception, bool]:
         """A HEAD's answer has no body: it does not tell a missing key from a missing bucket or (VersityGW) account, nor a wrong
-        key or an expired token from a missing right. A listing's does."""
+        key or an expired token from a missing right. A listing's does. Also, whether the key may list."""
+        bucket, key = split(uri)
         try:
-            self._client.list_objects_v2(Bucket=split(uri)[0], MaxKeys=1, **self._request)
+            self._client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1, **self._request)
         except Exception as listing:
-            if refusals.code_of(listing) not in refusals.FORBIDDEN:  # reading may be allowed where listing is not
-                return listing
-        return error
+            # Reading may be allowed where listing is not.
+            return (error, False) if refusals.code_of(listing) in refusals.FORBIDDEN else (listing, True)
+        return error, True
 
 
 class Stream(io.RawIOBase):

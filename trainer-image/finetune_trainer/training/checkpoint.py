@@ -151,11 +151,11 @@ def newest(store: storage.Storage, where: layout.Layout, fingerprint: str) -> Sn
 
 
 def complete(store: storage.Storage, where: layout.Layout) -> list[int]:
-    """Steps of the checkpoints that have a manifest."""
+    """Steps of the checkpoints that have a manifest; an empty one is of a checkpoint that was withdrawn."""
     steps = []
     for entry in store.entries(f"{where.checkpoints}/"):
         step, _, name = entry.uri.removeprefix(f"{where.checkpoints}/").partition("/")
-        if name == layout.MANIFEST and step.isdigit():
+        if name == layout.MANIFEST and step.isdigit() and entry.size:
             steps.append(int(step))
     return sorted(steps)
 
