@@ -1,9 +1,14 @@
 """The contract: everything that two components, or a user and the system, must agree on at run time.
 
-`job`, `basemodel` and `status` are the Kubernetes resources, `schema` their structural schemas. `run` is the file that the
-operator passes to a stage's pod, `outcome` the result that the pod returns, `exits` the meaning of its exit code, `layout`
-the places of its files in S3. Only pydantic and the standard library are imported here, since both images contain this
-package. hack/generate makes CRDs and reference pages from it.
+- `job`, `basemodel`, `status`: the Kubernetes resources; `model`: the base of every type; `schema`: their structural schemas.
+- `intent`, `dataset`, `storage`, `training`, `resources`, `evaluation`, `deployment`: the sections of a job's spec.
+- `reasons`: conditions, phases, stages and reasons; `checks`: the data checks; `arguments`: vLLM's arguments that jobs may set.
+- `revision`: what a revision consists of, and its name; `course`: the stages of a job, and what each gets on its command line.
+- `run`: the file that the operator passes to a stage's pod; `outcome`: the result that the pod returns; `exits`: its exit codes.
+- `layout`: the places of a job's files in S3; `results`: results.json of an evaluation; `metrics`: all Prometheus metrics.
+
+Only pydantic and the standard library are imported here, since both images contain this package. hack/generate makes CRDs and
+reference pages from it.
 """
 
 GROUP = "finetune.dev"

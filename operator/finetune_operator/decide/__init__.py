@@ -8,6 +8,7 @@
 - `attempts`: one Job for each attempt of a stage, until it is over; `endings`: how it ended, and what follows.
 - `gang`: the pods of an attempt together; `queue`: an attempt in a queue; `progress`: how far training is.
 - `diagnosis`: what is wrong with a pod, in the words of the API.
+- `drift`: which object has to be applied, and what others changed.
 - `leftovers`: what neither serves nor is wanted goes.
 - `cost`: what the stages' pods held.
 - `summary`: Ready, Reconciling, Stalled and the phase.

@@ -1,1 +1,6 @@
-"""Desired state: from facts to manifests. No client, no clock, no errors; each file builds one kind and reads like its YAML."""
+"""Desired state: from facts to manifests. No client, no clock, no errors; each file builds one kind and reads like its YAML.
+
+- `stages`: the Job of one attempt of a stage; `pods`: what its pods and a server's have in common.
+- `release`: the record of a candidate; `deployment`: its server; `service`: the Services of a job, a release, several nodes.
+- `meta`: names, labels and owners of all of them.
+"""
