@@ -165,6 +165,11 @@ class Reason(enum.StrEnum):
     """The loss diverged or is NaN. Lower training.learningRate."""
     TRAINER_ERROR = "TrainerError"
     """The stage failed as often as training.retries allows; status.failure has its last log lines."""
+    GPU_NOT_VISIBLE = "GpuNotVisible"
+    """The pod was granted GPUs that it cannot use: a fault of driver, container toolkit or runtime class. The message says what
+    it sees. The stage is retried as often as training.retries allows."""
+    GPU_UNSUPPORTED = "GpuUnsupported"
+    """The GPU is too old for the image's CUDA, or lacks bfloat16, which training.precision demands."""
     COLLECTIVE_FAILED = "CollectiveFailed"
     """The GPUs of a training cannot exchange tensors: NCCL reports an error of its own, which the message quotes. The stage is
     retried as often as training.retries allows."""

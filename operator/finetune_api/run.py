@@ -40,6 +40,9 @@ DATA_PATH = "/data"
 DATA_KEYS, BASE_MODEL_KEYS = "DATA_", "BASE_MODEL_"
 """Prefixes of the AWS_ variables with the keys of dataset.storage and of the BaseModel's storage."""
 
+GPUS = "FINETUNE_GPUS"
+"""Environment of a stage's pod: the GPUs that it was granted. Absent without any."""
+
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
 

@@ -274,7 +274,8 @@ def _install(kube: Kube, store: place.ObjectStore, images: dict[str, str]) -> No
     values["catalogue"] = {MODEL: {"source": f"s3://{BUCKET}/models/{MODEL}", "family": "llama"}}
     values["gpuTypes"] = {
         "nvidia-l4": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}},
-        PRICED: {"nodeSelector": {}, "pricePerHour": 0.8},
+        # the local node's GPUs exist for the scheduler alone
+        PRICED: {"nodeSelector": {}, "pricePerHour": 0.8, "env": {"CUDA_VISIBLE_DEVICES": ""}},
     }
     values["currency"] = "EUR"
     values["retryBackoffSeconds"] = 1

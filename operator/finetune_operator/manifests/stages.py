@@ -72,6 +72,7 @@ def build(
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
             *judge_key(content, stage),
             *data_keys(content, stage),
+            *([{"name": run.GPUS, "value": str(wanted.gpus)}] if wanted.gpus else []),
             *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
         "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart, nodes), least_disk),

@@ -323,6 +323,7 @@ def test_every_node_learns_its_number_how_many_they_are_and_where_the_first_is()
     assert variables["FINETUNE_RENDEZVOUS"]["value"] == f"n-0.{NAME}-12345678-nodes.ml.svc:29500"
     assert pod_of(made)["subdomain"] == f"{NAME}-12345678-nodes"
     assert containers(made)[0]["resources"]["limits"]["nvidia.com/gpu"] == "2", "the GPUs are those of one node"
+    assert variables["FINETUNE_GPUS"]["value"] == "2", "so that the trainer can see whether they are visible"
 
 
 def test_the_service_of_the_nodes_gives_each_a_name_before_it_is_ready() -> None:

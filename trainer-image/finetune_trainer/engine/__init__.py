@@ -1,6 +1,7 @@
 """Engine: forward and backward passes, and generation. The only package that owns tensors.
 
-    model            the base model in memory: device, precision, loading from a local folder
+    devices          the device of a process: the GPUs that its pod was granted, or the CPU; its precision
+    model            the base model in memory: loading from a local folder
     lora             the adapter in the model: PEFT creates and names it, `Fast` computes it
     layers           a decoder's layers, read from the modules of transformers
     prefix_tree      a micro-batch without padding: examples that begin with the same tokens share them

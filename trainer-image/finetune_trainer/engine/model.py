@@ -1,4 +1,4 @@
-"""The base model in memory: device, precision, loading from a local folder, and the hidden states of a batch."""
+"""The base model in memory: loading from a local folder, and the hidden states of a batch."""
 
 import pathlib
 from typing import Any
@@ -6,38 +6,22 @@ from typing import Any
 import torch
 
 from finetune_api import job, reasons
-from finetune_trainer.engine import loss
+from finetune_trainer.engine import devices, loss
 from finetune_trainer.process import errors, log, machine
 
 IGNORED = -1
 """Target of a position that is not learned."""
 
 
-def device(number: int = 0) -> torch.device:
-    """The accelerator of this number where there is one."""
-    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def dtype(precision: job.Precision, where: torch.device) -> torch.dtype:
-    """The precision of the frozen base. Auto: bfloat16 where the hardware has it."""
-    if precision is job.Precision.AUTO:
-        if where.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision is job.Precision.BFLOAT16 else torch.float32
-
-
 def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, quantised: bool = False) -> Any:
     """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), except the head.
 
-    Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid).
+    Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid), and as `devices.dtype`.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    torch_dtype = dtype(precision, where)
+    torch_dtype = devices.dtype(precision, where)
     try:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

@@ -12,7 +12,7 @@ import torch
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, dialects, tokens, toolcalls
-from finetune_trainer.engine import decoder, decoding, generate, lora, loss, model, prefix_tree
+from finetune_trainer.engine import decoder, decoding, devices, generate, lora, loss, model, prefix_tree
 from finetune_trainer.evaluation import contenders, metrics
 from finetune_trainer.process import errors, log, machine, signals
 from finetune_trainer.store import folders, sources, storage
@@ -77,7 +77,7 @@ class Answers:
 def load(spec: run.Run, store: storage.Storage, scale: float = 1.0) -> ModelRunner:
     """The base model without an adapter, and the frozen split's training examples for FewShot. Raises Failure."""
     torch.set_num_threads(machine.threads())
-    where = model.device()
+    where = devices.of()
     folder = sources.resolve(spec.base_model, store, machine.work() / "base")
     encoder = tokens.load(folder, spec.training)
     base = model.load(folder, spec.training.precision, where)

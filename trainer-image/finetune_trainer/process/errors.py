@@ -17,6 +17,7 @@ EXITS: dict[reasons.Reason, int] = {
     reasons.Reason.LOSS_DIVERGED: exits.Exit.DIVERGED,
     reasons.Reason.TRAINER_ERROR: 1,
     reasons.Reason.COLLECTIVE_FAILED: 1,
+    reasons.Reason.GPU_NOT_VISIBLE: 1,
     reasons.Reason.SERVER_FAILED: 1,
     reasons.Reason.JUDGE_FAILED: 1,
 }

@@ -16,7 +16,7 @@ import torch
 
 from finetune_api import job, outcome, reasons, run
 from finetune_trainer.data import corpus
-from finetune_trainer.engine import lora, model, passes
+from finetune_trainer.engine import devices, lora, model, passes
 from finetune_trainer.planning import forecast, memory, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
@@ -34,9 +34,9 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
 
     # processes, data and model
     torch.set_num_threads(machine.threads())
-    gpus = min(spec.gpus, torch.cuda.device_count())  # the spec may have been edited since
+    gpus = min(spec.gpus, devices.count())
     siblings = processes.start_siblings(gpus, [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]])
-    where = model.device(processes.number("LOCAL_RANK", 0))
+    where = devices.of(processes.number("LOCAL_RANK", 0))
     try:
         with processes.collectives(siblings):
             group = processes.join(where)
