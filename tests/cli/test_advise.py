@@ -81,3 +81,30 @@ def test_duration_and_price_are_printed_where_preflight_knows_them(job, capsys: 
     printed = capsys.readouterr().out
     assert "duration: " in printed
     assert "cost: " in printed
+
+
+def test_a_finding_is_one_line_and_its_advice_is_given_once(job, capsys: pytest.CaptureFixture[str]) -> None:
+    from finetune_cli import __main__
+
+    rows = tiny.examples(60)
+    rows += [rows[n] for n in range(20)]
+    sorry = {"role": "assistant", "content": "I am sorry, as an AI I cannot help."}
+    rows += [{"messages": [{"role": "user", "content": f"Number {n}?"}, sorry]} for n in range(20)]
+    assert __main__.main(["advise", str(job(rows, dataset={"minimumExamples": 500}))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    findings = [line for line in lines if line.startswith(("warning ", "error ", "note "))]
+    assert {line.split()[1] for line in findings} >= {"duplicates", "refusals"}
+    assert all(".jsonl:" in line for line in findings)
+    to_do = [line for line in lines if line.startswith("- ") and "?" not in line]
+    assert 1 <= len(to_do) <= 3
+    assert len(set(lines)) == len(lines)
+    assert len(lines) <= 1 + 1 + 1 + len(findings) + len(to_do) + 3 + 2
+
+
+def test_questions_about_people_are_knowledge_although_names_and_towns_come_back(job, finetune) -> None:
+    from tests.scenarios import data
+
+    code, found = finetune("advise", job(data.people(240)))
+    assert (code, found["verdict"]) == (0, "Caution")
+    assert "knowledge" in found["advice"][0]
+    assert any(text.startswith("Can retrieval (RAG) solve it? Probably") for text in found["advice"])

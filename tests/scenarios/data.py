@@ -52,6 +52,34 @@ def thing(rng: random.Random) -> str:
     return f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
 
 
+def people(count: int, seed: int = 0) -> list[Row]:
+    """Births, jobs and towns of people: nothing but facts, though each name comes back three times and jobs and towns repeat."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(-(-count // 3)):
+        who = f"{name(rng)} {name(rng)}"
+        rows += [
+            chat(f"When was {who} born?", f"{who} was born in {rng.randint(1930, 1999)}."),
+            chat(f"What is the job of {who}?", f"{who} is a {rng.choice(VERBS)}er."),
+            chat(f"Where does {who} live?", f"{rng.choice(MONTHS[:8])}town."),
+        ]
+    rng.shuffle(rows)
+    return rows[:count]
+
+
+def letters(count: int, seed: int = 0) -> list[Row]:
+    """One task on many names: how a letter to them begins. Nothing in the answers is about the names."""
+    rng = random.Random(seed)
+    hours = ("Good morning", "Good evening", "Hello")
+    made = []
+    for _ in range(count):
+        who, hour = f"{name(rng)} {name(rng)}", rng.choice(hours)
+        made.append(
+            chat(f"Begin a letter to {who} with {hour.lower()}.", f"{hour}, dear {who}! Thank you for your letter.")
+        )
+    return made
+
+
 def remark(rng: random.Random) -> str:
     """A sentence that is seldom the same twice."""
     forms = (

@@ -68,7 +68,7 @@ def test_preflight_judges(one: scenarios.Scenario, base: pathlib.Path, tmp_path:
 
 # -- the measures alone, with other sizes and seeds than those that their thresholds were chosen with --
 
-CARRY = (data.company, data.prices, data.medicine, data.firmen)
+CARRY = (data.company, data.prices, data.medicine, data.firmen, data.people)
 CARRY_NONE = (
     data.extraction,
     data.classification,
@@ -77,6 +77,7 @@ CARRY_NONE = (
     data.summaries,
     data.code,
     data.stil,
+    data.letters,
 )
 
 

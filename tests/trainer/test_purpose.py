@@ -64,7 +64,7 @@ def test_examples_of_another_kind_than_the_job_needs_are_refused(
         (PAIRS, {"training": {"objective": "DPO"}}),
         (TEXTS, {"evaluation": {"gates": [{"metric": "Perplexity", "maximum": 9.0}]}}),
         (tiny.examples(3), {}),
-        (tiny.examples(30), {"evaluation": GATE}),
+        (tiny.examples(80), {"evaluation": GATE}),
     ],
 )
 def test_examples_of_the_right_kind_pass(world: World, rows: list[Any], changes: dict[str, Any]) -> None:

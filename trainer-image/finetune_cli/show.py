@@ -116,7 +116,7 @@ def text(found: answer.Answer, table: str | None = None) -> None:
     if table is not None:
         print(table)
     _estimate(console, found)
-    _findings(console, found)
+    _findings(console, found, brief=found.command == "advise")
     for sentence in found.advice:
         console.print(f"- {sentence}", markup=False)
     _gates(console, found)
@@ -161,13 +161,18 @@ def _estimate(console: Any, found: answer.Answer) -> None:
         console.print(f"{label}: {value or 'unknown: the job has no gpuType of known speed and price'}", markup=False)
 
 
-def _findings(console: Any, found: answer.Answer) -> None:
+def _findings(console: Any, found: answer.Answer, *, brief: bool) -> None:
+    """Each finding with its first places and what to do; `brief`: in one line, as the advice says what to do."""
     for one in found.findings:
         dropped = f", {one.dropped} left out" if one.dropped else ""
         console.print(
             f"[{SEVERITIES.get(one.severity, '')}]{one.severity}[/] [bold]{one.rule}[/] ({one.policy}{dropped}): ",
             end="",
         )
+        if brief:
+            more = f"; and {one.count - 1} more" if one.count > 1 and one.places else ""
+            console.print(f"{one.message}{': ' if one.places else ''}{''.join(one.places[:1])}{more}", markup=False)
+            continue
         console.print(one.message, markup=False)
         for place in one.places[:PLACES]:
             console.print(f"  {place}", markup=False, soft_wrap=True)

@@ -1,4 +1,5 @@
-"""Do the answers contain facts? Numbers, names and rare words that neither their prompts nor other answers have.
+"""Do the answers contain facts? Numbers, names and rare words that neither their prompts nor other answers have, and answers that
+differ from name to name to one and the same question.
 
 Style, format and skill repeat: labels, keys and phrases recur from answer to answer, and the rest of an answer comes from its
 prompt. What does neither is a fact that the model must know: training is a poor way to put it into the weights
@@ -6,6 +7,7 @@ prompt. What does neither is a fact that the model must know: training is a poor
 languages without capitals and spaces it sees numbers only.
 """
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -24,6 +26,9 @@ RARE, TWICE = 0.01, 2
 DENSE = 0.12
 """Share of an answer's words that must be rare, where it has no new number or name."""
 
+MANY, DIFFERENT, MOSTLY = 10, 4, 0.6
+"""A question of which facts are asked: of so many names, with so many different answers, of which none has a larger share."""
+
 SHARED = 0.3
 """Share of the answers' words that prompts also have, from which both are in one language."""
 RICH = 12
@@ -41,6 +46,8 @@ class Novelty:
     names: float
     words: float
     """The same by kind."""
+    entities: float = 0.0
+    """Of those that answer a question which is asked of many names, each differently."""
     places: tuple[str, ...] = ()
     """A few of them: `uri:line`."""
 
@@ -62,10 +69,13 @@ def measure(found: list[sample.Traits]) -> Novelty | None:
     kinds = np.stack([numbers > 0, (names > 0) & (not _german(found)), words >= np.maximum(1, DENSE * lengths)], axis=1)
     kinds[:, 2] &= _one_language(found, prompt_words)
     kinds[_labels(found)] = False
-    factual = kinds.any(axis=1)
+    entities = _about_entities(found)
+    factual = kinds.any(axis=1) | entities
     places = [found[row].source for row in np.flatnonzero(factual)[:3].tolist()]
     shares = kinds.mean(axis=0).tolist()
-    return Novelty(len(found), float(factual.mean()), shares[0], shares[1], shares[2], tuple(places))
+    return Novelty(
+        len(found), float(factual.mean()), shares[0], shares[1], shares[2], float(entities.mean()), tuple(places)
+    )
 
 
 def _count(parts: list[Array], wanted: Array) -> Array:
@@ -73,6 +83,25 @@ def _count(parts: list[Array], wanted: Array) -> Array:
     owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     counted: Array = np.bincount(owner[np.isin(np.concatenate(parts), wanted)], minlength=len(parts))
     return counted
+
+
+def _about_entities(found: list[sample.Traits]) -> Array:
+    """bool [examples]: whether the same question is asked of MANY names or more, and the answers add something else for each.
+
+    When was Anna Keller born, where does Boris Novak live: the answers are facts, also where names come back and towns repeat.
+    A task on texts has other words in each prompt, and a label's question has few different answers.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, one in enumerate(found):
+        if one.question:
+            groups.setdefault(one.question, []).append(row)
+    facts = np.zeros(len(found), dtype=bool)
+    for rows in groups.values():
+        added = collections.Counter(found[row].added.tobytes() for row in rows if len(found[row].added))
+        names = len({found[row].entity for row in rows})
+        if names >= MANY and len(added) >= DIFFERENT and max(added.values()) <= MOSTLY * len(rows):
+            facts[rows] = [len(found[row].added) > 0 for row in rows]
+    return facts
 
 
 def _labels(found: list[sample.Traits]) -> Array:

@@ -28,6 +28,9 @@ STEM, LONG = 5, 6
 """Words of LONG letters or more may count as rare words; a prompt has one if any of its words begins with the same STEM
 letters, so that refund and refunded are the same."""
 
+ASKING = 30
+"""Words of the longest turn that may be a question about names."""
+
 SHORT = 4
 """Words of an answer that is a label or a name rather than a sentence."""
 
@@ -65,6 +68,10 @@ class Traits:
     words: Array
     """Of the answer and not in the prompt: numbers and codes of two digits or more; capitalised words within a sentence, and
     acronyms; long words."""
+    question: int
+    """A hash of the last turn before the answer without its names, for example of "When was … born?"; 0: it has no name."""
+    entity: int
+    """A hash of the names in that turn; 0: it has none."""
     short: bool
     """Whether the answer is a few words."""
     language: int
@@ -104,6 +111,7 @@ def traits(row: int, example: dataset.Example) -> Traits:
     numbers = [token for token in _NUMBER.findall(answer) if sum(map(str.isdigit, token)) > 1]
     new = [token for token in numbers if not _in_prompt(token, runs)]
     prose = len(_SIGNS.findall(answer)) < CODE * len(answer)
+    question, entity = _question(example.prompt[-1].text[-ASKED:] if example.prompt else "")
     long = {word.casefold() for word in answer_words if len(word) >= LONG and word.islower()} if prose else set()
     return Traits(
         row=row,
@@ -118,9 +126,24 @@ def traits(row: int, example: dataset.Example) -> Traits:
             word for word in map(str.casefold, _names(answer, answer_words) if prose else ()) if word not in known
         ),
         words=_hashes(word for word in long if word[:STEM] not in stems),
+        question=question,
+        entity=entity,
         short=len(answer_words) + len(numbers) <= SHORT,
         language=languages.language(answer),
     )
+
+
+def _question(text: str) -> tuple[int, int]:
+    """What is asked, and about which names, as hashes; zeros for a text without names, or too long for a question."""
+    words = _WORD.findall(text)
+    names = _names(text, words) if len(words) <= ASKING else []
+    if not names:
+        return 0, 0
+    return _hash(" ".join(word for word in words if word.islower())), _hash(" ".join(names))
+
+
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "replace")) or 1
 
 
 def _runs(text: str) -> set[str]:

@@ -38,8 +38,10 @@ class Answer:
     """For an example with tools: the score of the answer's calls."""
 
 
-def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
-    """Each metric that is defined for these answers; the columns have a row for each."""
+def measure(
+    answers: Sequence[Answer], rules: job.Evaluation, wanted: frozenset[job.Metric] = frozenset(job.Metric)
+) -> Columns:
+    """Each wanted metric that is defined for these answers; the columns have a row for each."""
     found: Columns = {}
     totals = np.array([[answer.nats, answer.tokens] for answer in answers], dtype=np.float64).reshape(-1, 2)
     if totals[:, 1].any():
@@ -49,6 +51,8 @@ def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
     pairs = [(one.text, one.expected) if one.expected is not None else None for one in answers]
     if any(pairs):
         for metric, score in SCORES.items():
+            if metric not in wanted:
+                continue
             found[metric] = evidence.mean([score(*pair) if pair else np.nan for pair in pairs], share=metric in BINARY)
         found[job.Metric.STOPPED] = evidence.mean(
             [one.stopped if pair else np.nan for one, pair in zip(answers, pairs, strict=True)], share=True
@@ -67,7 +71,11 @@ def measure(answers: Sequence[Answer], rules: job.Evaluation) -> Columns:
             )
     if any(one.called for one in answers):
         found |= calls(answers)
-    return {metric: found[metric] for metric in job.Metric if metric in found and found[metric].examples}
+    return {
+        metric: found[metric]
+        for metric in job.Metric
+        if metric in found and metric in wanted and found[metric].examples
+    }
 
 
 def _perplexity(sums: evidence.Array) -> evidence.Array:

@@ -162,8 +162,9 @@ def answers_look_like_facts(spec: run.Run, measured: measurements.Measurements) 
     place = next(iter(measured.novelty["places"]), "")
     text = (
         f"The data look like knowledge: {measured.novelty['share']:.0%} of the answers have numbers, names or rare "
-        f"words that neither their prompts nor other answers have{f' (such as {place})' if place else ''}. This is a "
-        "guess from their wording; if the model is to know these answers, retrieve the facts instead (RAG)."
+        "words that neither their prompts nor other answers have, or differ for each name that the same question is about"
+        f"{f' (such as {place})' if place else ''}. This is a guess from their wording; if the model is to know these answers, "
+        "retrieve the facts instead (RAG)."
     )
     return Advice(text, Weight.CAUTION)
 

@@ -12,8 +12,8 @@ from finetune_trainer.process import progress
 SIGNIFICANT = 0.01
 """Share of the rows from which a warning changes the verdict; an error always does, a note never."""
 
-MENTIONED = 4
-"""Findings that the advice mentions; all of them are in preflight.json."""
+MENTIONED = 3
+"""Things to do up to which the advice mentions findings; all of them are in preflight.json."""
 
 VERDICTS = {
     advisor.Weight.NOTE: "Recommended",
@@ -30,7 +30,7 @@ def decide(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcom
     weights = [one.weight for one in given] + [advisor.Weight.CAUTION] * bool(serious)
     texts = [one.text for one in given if one.weight is not advisor.Weight.NOTE]
     if spec.intent.advice is not job.Advice.IGNORE:
-        texts += [f"{finding['rule']}: {finding['advice']}" for finding in serious[:MENTIONED]]
+        texts += [f"{finding['rule']}: {finding['advice']}" for finding in serious[: max(0, MENTIONED - len(texts))]]
     texts += [one.text for one in given if one.weight is advisor.Weight.NOTE]
     duration = effort.seconds(spec, measured.work)
     numbers: dict[str, Any] = {

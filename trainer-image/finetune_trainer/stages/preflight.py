@@ -18,7 +18,7 @@ import numpy as np
 from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
-from finetune_trainer.evaluation import metrics
+from finetune_trainer.evaluation import contenders, feasible, metrics
 from finetune_trainer.planning import advisor, architecture, effort, forecast, measurements, memory, verdict, workload
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import folders, objects, sources, storage
@@ -291,7 +291,7 @@ def check_policies(
     elif not (place == 0).any() or not reviewed.columns.teaching[place == 0].any():
         dropped = " | ".join(finding.line() for finding in reviewed.findings if finding.dropped)
         message = f"no training example with a token to learn remains: {dropped or 'raise training.maxSequenceLength'}"
-    elif problem := purpose.evaluation(spec, reviewed.columns, place):
+    elif problem := purpose.evaluation(spec, reviewed.columns, place) or impossible_gates(spec, reviewed, place):
         message = problem
     else:
         return
@@ -309,6 +309,15 @@ def check_policies(
     findings = [finding.document() for finding in reviewed.findings]
     write(spec, store, {"outcome": result.wire(), "findings": findings, "inputs": files})
     raise failure
+
+
+def impossible_gates(spec: run.Run, reviewed: review.Reviewed, place: split.Array) -> str | None:
+    """Why a gate could not be passed by any model, on the test examples that the evaluation will choose."""
+    chosen = contenders.choose(rule.rows(place == 2).tolist(), spec.evaluation.maximum_examples, spec.training.seed)
+    if not spec.evaluation.gates or not chosen:
+        return None
+    examples = reviewed.sources(np.array(chosen))
+    return feasible.problem(spec.evaluation, [examples[row] for row in chosen])
 
 
 def freeze(

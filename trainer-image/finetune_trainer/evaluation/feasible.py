@@ -1,0 +1,98 @@
+"""Gates that no answer could pass, pure: known before training from the test examples alone.
+
+Each gate is applied to a model that gives every expected answer, beside baselines that give none. A gate that this model does not
+pass is not passed by any: the examples are too few for its bound, or the expected answers are not what it measures.
+"""
+
+from collections.abc import Sequence
+
+from finetune_api import job
+from finetune_trainer.data import dataset, toolcalls, values
+from finetune_trainer.evaluation import gates, metrics
+
+KNOWN = frozenset(
+    {
+        job.Metric.EXACT_MATCH,
+        job.Metric.NORMALIZED_MATCH,
+        job.Metric.JSON_VALID,
+        job.Metric.JSON_SCHEMA,
+        job.Metric.FIELD_F1,
+        job.Metric.ACCURACY,
+        job.Metric.MACRO_F1,
+        job.Metric.INVALID_LABELS,
+        job.Metric.TOOL_CALL_MATCH,
+        job.Metric.TOOL_CALL_VALID,
+    }
+)
+"""Metrics of which the value for the expected answers is a bound for every model."""
+
+
+def problem(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str | None:
+    """Which gates cannot pass on these test examples, why, and what to do; None where all can."""
+    known = [gate for gate in rules.gates if gate.metric in KNOWN]
+    if not known:
+        return None
+    measured = frozenset(gate.metric for gate in known)
+    best = metrics.measure([_answer(one, one.answer) for one in examples], rules, measured)
+    worst = metrics.measure([_answer(one, "") for one in examples], rules, measured)
+    found: gates.Values = dict.fromkeys(job.Contender, worst)
+    found[job.Contender.TUNED] = best
+    failed = [
+        (gate, result)
+        for gate, result in zip(known, gates.check([_bounded(gate) for gate in known], found), strict=True)
+        if not result.passed
+    ]
+    if not failed:
+        return None
+    gate, result = failed[0]
+    why = _why(gate.metric, rules, examples)
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return (
+        f"the gate `{gates.requirement(gate)}`{more} cannot be passed by any model: with every answer as expected it is "
+        f"{result.observed}{why and f'. {why}'}"
+    )
+
+
+def _answer(example: dataset.Example, text: str | None) -> metrics.Answer:
+    called = None
+    if example.tools is not None and example.messages:
+        right = text is not None and text == example.answer
+        called = toolcalls.CallScore(right, right if example.messages[-1].calls else None)
+    return metrics.Answer(text, example.answer, 0.0, 0, called=called)
+
+
+def _bounded(gate: job.Gate) -> job.Gate:
+    """The gate without what is not known here, or not best for a model that is always right: a revision that serves, and bounds
+    on the other side."""
+    beside = "minimum" if gate.metric in job.LOWER_IS_BETTER else "maximum"
+    changes: dict[str, None] = {beside: None}
+    if gate.over is job.Contender.SERVING:
+        changes |= {"over": None, "improvement": None}
+    return gate.model_copy(update=changes)
+
+
+def _why(metric: job.Metric, rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str:
+    """The first expected answer that is not what the metric measures, and what to do."""
+    for one in examples:
+        if one.answer is not None and (text := _unlike(metric, rules, one.answer)):
+            return f"{one.source}: the expected answer {text}. Correct the answers, or the gate"
+    return ""
+
+
+def _unlike(metric: job.Metric, rules: job.Evaluation, expected: str) -> str:
+    shown = repr(expected if len(expected) <= 40 else expected[:39] + "…")
+    if metric in {job.Metric.ACCURACY, job.Metric.MACRO_F1, job.Metric.INVALID_LABELS}:
+        known = {metrics.label(one) for one in rules.labels or ()}
+        return "" if metrics.label(expected) in known else f"{shown} is none of evaluation.labels"
+    if metric not in {job.Metric.JSON_VALID, job.Metric.JSON_SCHEMA, job.Metric.FIELD_F1}:
+        return ""
+    try:
+        value = values.parsed(expected)
+    except ValueError:
+        return f"{shown} is not JSON"
+    if metric is job.Metric.JSON_SCHEMA and rules.output_schema is not None:
+        misfit = values.misfit(rules.output_schema, value)
+        return f"{shown} does not fit evaluation.outputSchema: {misfit}" if misfit else ""
+    if metric is job.Metric.FIELD_F1 and not isinstance(value, dict | list):
+        return f"{shown} has no fields"
+    return ""
