@@ -193,7 +193,6 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("an endpoint without scheme", {"storage.endpoint": "minio:9000"}, "storage.endpoint", "https://minio"),
     ("a KMS key without KMS", {"storage.kmsKeyId": "k"}, "storage", "storage.encryption KMS"),
     ("an addressing of another kind", {"storage.addressing": "Auto"}, "storage.addressing", "VirtualHost"),
-    ("a data store with an output", {"dataset.storage": {"output": "s3://b/x"}}, "dataset.storage.output", "output"),
     ("an endpoint with a line break", {"storage.endpoint": "https://minio:9000\n"}, "storage.endpoint", "https://minio"),
     ("an endpoint with a query", {"storage.endpoint": "https://minio/?a=1"}, "storage.endpoint", "https://minio"),
     (
@@ -331,6 +330,7 @@ def test_a_job_is_refused_that_has(dry, changes, field, words):
         "spec.training.learning_rate",
         "spec.deployment.vllm",
         "spec.dataset.test.split",
+        "spec.dataset.storage.output",
         "spec.evaluation.resources.nodes",
         "spec.deployment.resources.nodes",
     ],
