@@ -201,6 +201,8 @@ NAME_RULES = model.rules(
 
 PRINTER_COLUMNS: list[dict[str, Any]] = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason"},
+    {"name": "Waiting", "type": "date", "jsonPath": ".status.waiting.since"},
     {"name": "Progress", "type": "string", "jsonPath": ".status.progress.summary"},
     {"name": "ETA", "type": "string", "jsonPath": ".status.progress.eta"},
     {"name": "Loss", "type": "string", "jsonPath": ".status.progress.loss"},

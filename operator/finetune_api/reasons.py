@@ -23,7 +23,8 @@ class Condition(enum.StrEnum):
     RECONCILING = "Reconciling"
     """The operator is working on the job, or waits for an external change."""
     STALLED = "Stalled"
-    """The current revision needs an action by the user: the message says which."""
+    """The current revision failed, or has waited longer than the chart's stalledAfterSeconds for what somebody has to do: the
+    message says what. A waiting job resumes automatically."""
     COMPLETE = "Complete"
     """The revision succeeded."""
     FAILED = "Failed"
@@ -207,3 +208,6 @@ WAITING = frozenset(
     }
 )
 """Reasons of a job that continues automatically after an external change; all others that are not progress end the revision."""
+BY_SOMEBODY = WAITING - {Reason.STORAGE_UNAVAILABLE}
+"""Those that wait for what somebody has to do, after a while with Stalled=True. A node without room (Unschedulable because of
+Insufficient resources) is not among these: other jobs end."""

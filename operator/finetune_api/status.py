@@ -27,6 +27,13 @@ class Condition(Reported):
     message: str = Field(description="What was seen and what to do.")
 
 
+class Waiting(Reported):
+    """What the job waits for. The condition Ready has the message."""
+
+    reason: str = Field(description="A reason of a waiting job, from the documented list.")
+    since: Time = Field(description="Since when it has been waiting for this.")
+
+
 class Preflight(Reported):
     """What preflight found before a GPU was requested."""
 
@@ -238,6 +245,10 @@ class Status(Reported):
         default=None,
         description="The factor applied to the usual micro-batch, or to the batches of baseline and evaluation; "
         "halved after running out of memory.",
+    )
+    waiting: Waiting | None = Field(
+        default=None,
+        description="What the job waits for, and since when. Absent: it does not wait for anything external.",
     )
     retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
     start_time: Time | None = Field(default=None, description="When the revision started or was resumed.")

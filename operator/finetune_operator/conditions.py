@@ -4,7 +4,7 @@ import datetime
 from typing import Literal
 
 from finetune_api import status
-from finetune_api.reasons import Condition, Phase, Reason, Stage
+from finetune_api.reasons import BY_SOMEBODY, WAITING, Condition, Phase, Reason, Stage
 
 State = Literal["True", "False", "Unknown"]
 
@@ -60,6 +60,52 @@ def drop(state: status.Status, *kinds: Condition) -> status.Status:
     return state.model_copy(update={"conditions": [c for c in state.conditions if c.type not in kinds]})
 
 
+def summarized(
+    state: status.Status,
+    ready: State,
+    reconciling: bool,
+    stalled: bool,
+    reason: str,
+    message: str,
+    generation: int,
+    now: datetime.datetime,
+) -> status.Status:
+    """The status with Ready, Reconciling and Stalled, as kstatus reads them."""
+    values: dict[Condition, State] = {
+        Condition.READY: ready,
+        Condition.RECONCILING: "True" if reconciling else "False",
+        Condition.STALLED: "True" if stalled else "False",
+    }
+    for kind, value in values.items():
+        state = put(state, kind, value, reason, message, generation, now)
+    return state
+
+
+def waits(
+    state: status.Status, reason: str, message: str, generation: int, now: datetime.datetime, patience: float
+) -> status.Status:
+    """The status of a job that is in progress, or waits: then with what it waits for and since when, and Stalled after
+    `patience` seconds if somebody has to do something."""
+    before = state.waiting
+    waiting = None
+    if reason in WAITING:
+        since = before.since if before is not None and before.reason == reason else now.replace(microsecond=0)
+        waiting = status.Waiting(reason=reason, since=since)
+    due = stalls(waiting, message, patience)
+    stalled = due is not None and now >= due
+    state = state.model_copy(update={"waiting": waiting})
+    return summarized(state, "False", not stalled, stalled, reason, message, generation, now)
+
+
+def stalls(waiting: status.Waiting | None, message: str, patience: float) -> datetime.datetime | None:
+    """When a job that waits like this is stalled; None: never."""
+    if waiting is None or waiting.reason not in BY_SOMEBODY:
+        return None
+    if waiting.reason == Reason.UNSCHEDULABLE and "Insufficient" in message:
+        return None
+    return waiting.since + datetime.timedelta(seconds=patience)
+
+
 def seen(state: status.Status, generation: int) -> status.Status:
     """The status with this generation in all conditions: those that an edit did not affect still hold, and `kubectl wait`
     sees it."""
@@ -71,7 +117,7 @@ def phase(state: status.Status) -> Phase:
     """A pure function of the conditions, for people."""
     if is_true(state, Condition.SUSPENDED):
         return Phase.SUSPENDED
-    if is_true(state, Condition.FAILED) or is_true(state, Condition.STALLED):
+    if is_true(state, Condition.FAILED) or (is_true(state, Condition.STALLED) and state.waiting is None):
         return Phase.FAILED
     if is_true(state, Condition.COMPLETE):
         return Phase.COMPLETE
@@ -109,7 +155,10 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
         if condition.type == Condition.READY:
             if (was is not None and was.status == "True") != (condition.status == "True"):
                 found.append(condition)
-        elif condition.type in {Condition.RECONCILING, Condition.STALLED} or _is_expected(condition, was):
+        elif condition.type == Condition.STALLED:
+            if condition.status == "True" and new.waiting is not None and (was is None or was.status != "True"):
+                found.append(condition)
+        elif condition.type == Condition.RECONCILING or _is_expected(condition, was):
             continue
         elif was is None or (was.status, was.reason) != (condition.status, condition.reason) or _edited(was, condition):
             found.append(condition)
@@ -148,6 +197,7 @@ def is_bad(condition: status.Condition) -> bool:
     failed = condition.type == Condition.FAILED and condition.status == "True"
     return (
         failed
+        or (condition.type == Condition.STALLED and condition.status == "True")
         or condition.reason == Reason.ROLLED_BACK
         or (condition.status != "True" and condition.reason not in GOOD_NEWS)
     )

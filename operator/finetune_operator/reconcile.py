@@ -48,7 +48,7 @@ class Reconciler:
     ) -> None:
         self._api, self._facts, self._clock = api, facts, clock
         self._gatherer = gather.Gatherer(api, facts, chart)
-        self._pace = pace.Pace()
+        self._pace, self._settings = pace.Pace(), chart
 
     async def reconcile(self, uid: str) -> float | None:
         """The next step of the job. Returns in how many seconds to reconcile it again; None if it is gone.
@@ -114,14 +114,19 @@ class Reconciler:
         state, before = decision.status, raw
         refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"], now)
         if refusal is None:
-            # Jobs after the status: each is recorded before it exists, and none is created for an outdated spec.
-            raw = await self._write(parent, raw, state)
-            refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] == "Job"], now)
+            # Jobs after the status: each is recorded before it exists, and none is created for an outdated spec. A Job that was
+            # refused before is recorded already; its status would change twice in each try.
+            jobs = [m for m in decision.apply if m["kind"] == "Job"]
+            recorded = bool(jobs) and only_summary(parent.status, state)
+            if not recorded:
+                raw = await self._write(parent, raw, state)
+            refusal = await self._apply(parent, state, jobs, now)
+            state = parent.status if recorded and refusal is not None else state
         else:
             state = parent.status
         if refusal is not None:
-            state = refusal.recorded_in(state, parent.generation, now)
-            raw = await self._write(parent, raw, state)
+            state = refusal.recorded_in(state, parent, now, self._settings.stalled_after_seconds)
+        raw = await self._write(parent, raw, state)
         for ref in decision.delete:
             LOG.info("delete %s %s", ref.kind, ref.name, extra=about(parent, state))
             await self._api.delete(ref.kind, parent.namespace, ref.name)
@@ -215,7 +220,9 @@ class Refusal:
     child: str
     failure: cluster.Failure
 
-    def recorded_in(self, state: status.Status, generation: int, now: datetime.datetime) -> status.Status:
+    def recorded_in(
+        self, state: status.Status, parent: parents.Parent, now: datetime.datetime, patience: float
+    ) -> status.Status:
         """The status that reports it, otherwise unchanged."""
         problem = diagnosis.refused(self.child, str(self.failure))
         text = f"{problem.message} It is retried automatically."
@@ -224,16 +231,22 @@ class Refusal:
                 f"{self.child} exists and is not this job's: rename the job, or delete that object. If it is left of a deleted "
                 "job, wait: it disappears automatically"
             )
-        for kind, value in CONDITIONS_OF_A_REFUSAL:
-            state = conditions.put(state, kind, value, problem.reason, text, generation, now)
-        return state
+        state = state.model_copy(update={"waiting": parent.status.waiting})
+        state = conditions.waits(state, problem.reason, text, parent.generation, now, patience)
+        return state.model_copy(update={"phase": conditions.phase(state)})
 
 
-CONDITIONS_OF_A_REFUSAL: tuple[tuple[Condition, conditions.State], ...] = (
-    (Condition.READY, "False"),
-    (Condition.RECONCILING, "True"),
-    (Condition.STALLED, "False"),
-)
+SUMMARY = {Condition.READY, Condition.RECONCILING, Condition.STALLED}
+
+
+def only_summary(old: status.Status, new: status.Status) -> bool:
+    """Whether two statuses differ at most in what a refusal changes."""
+
+    def rest(state: status.Status) -> status.Status:
+        stages = [c for c in state.conditions if c.type not in SUMMARY]
+        return state.model_copy(update={"conditions": stages, "phase": None, "waiting": None})
+
+    return rest(old) == rest(new)
 
 
 def place_of(parent: parents.Parent, manifest: dict[str, Any]) -> tuple[str, str, str]:

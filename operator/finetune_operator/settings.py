@@ -70,6 +70,11 @@ class Settings(model.Model):
     drain_seconds: float = Field(
         default=20, ge=0, description="How long the old release keeps running after the switch."
     )
+    stalled_after_seconds: float = Field(
+        default=900,
+        ge=0,
+        description="How long a job waits for something that somebody has to do until it has Stalled=True.",
+    )
     progress_seconds: float = Field(default=3, ge=0, description="Minimum time between two writes of a job's progress.")
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels of every child, for example a cost center."

@@ -42,6 +42,7 @@ def test_values_arrive_as_given(render: Render) -> None:
                     },
                     "kueue": {"enabled": True},
                     "drainSeconds": 5,
+                    "stalledAfterSeconds": 60,
                     "retryBackoffSeconds": 2,
                     "labels": {"cost-centre": "42"},
                     "logLevel": "DEBUG",
@@ -60,6 +61,7 @@ def test_values_arrive_as_given(render: Render) -> None:
     assert read.serving.requests.memory == "4Gi"
     assert read.kueue.enabled
     assert (read.drain_seconds, read.retry_backoff_seconds) == (5, 2)
+    assert read.stalled_after_seconds == 60
     assert read.labels == {"cost-centre": "42"}
     assert read.log_level == "DEBUG"
 

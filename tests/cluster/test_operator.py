@@ -151,8 +151,8 @@ def test_kubectl_reads_well(served: installed.Stage, control_plane: controlplane
     where = f"--namespace={served.namespace}"
     control_plane.kubectl("wait", where, "--for=condition=Ready", "--timeout=5s", f"ftj/{NAME}")
     head, row = control_plane.kubectl("get", where, "ftj").strip().splitlines()
-    assert head.split() == ["NAME", "PHASE", "PROGRESS", "ETA", "LOSS", "SCORE", "READY", "AGE"]
-    assert row.split()[:-1] == [NAME, "Ready", "100%", "0.5000", "0.9", "True"]
+    assert head.split() == [*("NAME", "PHASE", "REASON", "WAITING", "PROGRESS", "ETA", "LOSS", "SCORE", "READY", "AGE")]
+    assert row.split()[:-1] == [NAME, "Ready", "Serving", "100%", "0.5000", "0.9", "True"]
     described = control_plane.kubectl("describe", where, "ftj", NAME)
     events = described.partition("Events:")[2]
     for words in ("finetune-operator", "PreflightPassed: ", "Trained: 100 steps, loss 0.5000", "verified and serves"):
@@ -209,7 +209,7 @@ def test_progress_is_read_from_the_pod_and_shown_by_kubectl_get(
     assert set(asked) == {run.PROGRESS_PATH}
     assert scene.job(NAME)["status"]["checkpoint"]["step"] == 40
     row = control_plane.kubectl("get", f"--namespace={scene.namespace}", "ftj").strip().splitlines()[1]
-    assert row.split()[1:5] == ["Training", "43%", "5s", "0.61"]
+    assert row.split()[1:6] == ["Training", "Running", "43%", "5s", "0.61"]
 
 
 def test_a_redirected_service_is_corrected_and_deleted_children_are_recreated(served: installed.Stage) -> None:

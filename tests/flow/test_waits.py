@@ -76,6 +76,106 @@ async def test_a_quota_that_refuses_a_pod_is_reported_and_waited_for(stage: str)
     assert played.phase == Phase.READY
 
 
+STALLING = [
+    (Waits("CreateContainerConfigError", 'secret "s3" not found'), Reason.CREDENTIALS_MISSING),
+    (Waits("ImagePullBackOff", "no such tag"), Reason.IMAGE_PULL_FAILED),
+    (
+        Unschedulable("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."),
+        Reason.UNSCHEDULABLE,
+    ),
+]
+
+
+@pytest.mark.parametrize("play, reason", STALLING)
+async def test_a_job_that_waits_for_somebody_is_stalled_after_a_while_and_resumes_automatically(play, reason) -> None:
+    played = start({"train": [play]})
+    await played.wait(800)
+    since = played.state.waiting.since
+    assert (played.state.waiting.reason, world.kstatus(played.job)) == (reason, "InProgress")
+    await played.wait(200)
+    assert (played.is_true("Stalled"), world.kstatus(played.job)) == (True, "Failed")
+    assert played.phase == Phase.QUEUED, "the revision has not failed"
+    assert played.state.waiting.since == since
+    assert [kind for kind, why, text in played.cluster.events if why == reason and text.startswith("Stalled")] == [
+        "Warning"
+    ]
+    played.let_go("train")
+    await played.rest()
+    assert (played.phase, played.state.waiting) == (Phase.READY, None)
+    assert not played.is_true("Stalled")
+
+
+async def test_the_chart_sets_when_a_waiting_job_is_stalled() -> None:
+    played = world.World(chart={"stalledAfterSeconds": 30})
+    played.apply()
+    await played.wait(25)
+    assert not played.is_true("Stalled")
+    await played.wait(10)
+    assert (played.reason("Stalled"), played.phase) == (Reason.BASE_MODEL_NOT_FOUND, Phase.PENDING)
+    played.add_model()
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_an_unknown_gpu_type_and_a_quota_stall_a_job() -> None:
+    played = world.World(chart={"stalledAfterSeconds": 30})
+    played.add_model()
+    played.apply(**{"spec.resources.gpuType": "abacus"})
+    await played.wait(40)
+    assert (played.reason("Stalled"), played.is_true("Stalled")) == (Reason.UNSCHEDULABLE, True)
+    played.cluster.refused_pods = refused = world.Everywhere(
+        "preflight", "exceeded quota: team, requested: pods=1, used: pods=0, limited: pods=0"
+    )
+    played.apply()
+    await played.wait(20)
+    assert (played.reason("Stalled"), played.is_true("Stalled")) == (Reason.QUOTA_EXCEEDED, False)
+    await played.wait(30)
+    assert played.is_true("Stalled")
+    refused.stage = "none"
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_a_job_that_waits_for_room_on_a_node_is_not_stalled() -> None:
+    played = start({"train": [Unschedulable()]})
+    await played.wait(5000)
+    assert (played.state.waiting.reason, played.is_true("Stalled")) == (Reason.UNSCHEDULABLE, False)
+
+
+async def test_a_serving_release_stays_ready_to_clients_while_the_next_revision_is_stalled() -> None:
+    played = start()
+    await played.rest()
+    served = played.serving()
+    played.apply(**{"spec.baseModel.name": "no-such-model"})
+    await played.wait(1000)
+    assert played.is_true("Stalled")
+    assert played.serving() == served
+    assert "keeps serving" in played.condition("Stalled").message
+
+
+@pytest.mark.parametrize("kind", ["Job", "Deployment"])
+async def test_a_refusal_that_lasts_is_stalled_and_costs_no_status_write_in_each_try(kind: str) -> None:
+    played = world.World(chart={"stalledAfterSeconds": 60})
+    played.add_model()
+    played.apply()
+    verb = "create" if kind == "Job" else "apply"
+    played.cluster.refuse = lambda asked, of, name: (
+        world.cluster.Failure(403, "exceeded quota: count, requested: x=1, used: x=3, limited: x=3")
+        if (asked, of) == (verb, kind)
+        else None
+    )
+    await played.wait(50)
+    assert (played.reason("Ready"), played.is_true("Stalled")) == (Reason.QUOTA_EXCEEDED, False)
+    await played.wait(30)
+    assert played.is_true("Stalled")
+    before = len([r for r in played.cluster.requests if r[0] == "status"])
+    await played.wait(120)
+    assert len([r for r in played.cluster.requests if r[0] == "status"]) == before
+    played.cluster.refuse = lambda *_: None
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
 async def test_a_quota_that_refuses_the_servers_pods_is_reported_and_waited_for() -> None:
     played = start()
     played.cluster.refused_pods = refused = world.Everywhere(

@@ -116,6 +116,7 @@ any: true
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds
   "drainSeconds" .Values.drainSeconds
+  "stalledAfterSeconds" .Values.stalledAfterSeconds
   "labels" .Values.labels
   "logLevel" .Values.logLevel
 -}}

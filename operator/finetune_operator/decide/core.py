@@ -123,5 +123,6 @@ def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:
     }
     for kind, value in values.items():
         state = conditions.put(state, kind, value, Reason.INVALID_SPEC, parent.unreadable, parent.generation, now)
+    state = state.model_copy(update={"waiting": None})
     seen = {"observed_generation": parent.generation, "phase": conditions.phase(state)}
     return Decision(status=state.model_copy(update=seen))

@@ -129,8 +129,14 @@ def _deadline(world: World) -> datetime.datetime | None:
     return started + datetime.timedelta(seconds=granted)
 
 
+def _stalls(world: World) -> datetime.datetime | None:
+    ready = world.condition(Condition.READY)
+    patience = world.obs.settings.stalled_after_seconds
+    return conditions.stalls(world.state.waiting, ready.message, patience) if ready is not None else None
+
+
 def wake(world: World) -> Verdict:
-    """In every world: reconcile again when the deadline or the time to live has passed."""
+    """In every world: reconcile again when the deadline, the time to live or the patience with a waiting job has passed."""
     over = world.true(Condition.SUSPENDED) or world.state.completion_time is not None
-    due = [_removal_due(world), None if over else _deadline(world)]
+    due = [_removal_due(world), None if over else _deadline(world), _stalls(world)]
     return Verdict(again=min((time for time in due if time is not None and time > world.obs.now), default=None))

@@ -12,11 +12,28 @@ from finetune_operator.observe import projections, records
 def sum_up(world: World) -> status.Status:
     """The status as it is written."""
     generation = world.obs.parent.generation
-    state = conditions.seen(world.settled(Verdict(says=_summary(world))).state, generation)
+    state = conditions.seen(_summarized(world), generation)
     return state.model_copy(update={"observed_generation": generation, "phase": conditions.phase(state)})
 
 
-def _summary(world: World) -> tuple[Say, ...]:
+def _summarized(world: World) -> status.Status:
+    if says := _settled(world):
+        return world.settled(Verdict(says=says, edits={"waiting": None} if world.state.waiting else {})).state
+    kinds = (Condition.ACCEPTED, *STAGES)
+    found = [c for c in map(world.condition, kinds) if c is not None and c.status != "True"]
+    reason, text = (found[0].reason, found[0].message) if found else (Reason.WAITING, "starting")
+    return conditions.waits(
+        world.state,
+        reason,
+        text + _meanwhile(world.serving),
+        world.obs.parent.generation,
+        world.obs.now,
+        world.obs.settings.stalled_after_seconds,
+    )
+
+
+def _settled(world: World) -> tuple[Say, ...]:
+    """The summary of a job that neither waits nor works towards its release; empty if it does."""
     if world.true(Condition.FAILED):
         return _failed(world)
     if world.true(Condition.COMPLETE):
@@ -27,10 +44,7 @@ def _summary(world: World) -> tuple[Say, ...]:
     serving = world.serving
     if serving is not None and serving.name == world.release_name and world.true(Condition.DEPLOYED):
         return _serves(world, serving)
-    kinds = (Condition.ACCEPTED, *STAGES)
-    found = [c for c in map(world.condition, kinds) if c is not None and c.status != "True"]
-    reason, text = (found[0].reason, found[0].message) if found else (Reason.WAITING, "starting")
-    return _kstatus("False", True, False, reason, text + _meanwhile(serving))
+    return ()
 
 
 def _failed(world: World) -> tuple[Say, ...]:
