@@ -71,7 +71,7 @@ def finetunejob(name: str, place: Path) -> dict[str, Any]:
             "lora": {"rank": 8, "alpha": 16},
             "learningRate": 0.01,
             "batchSize": 8,
-            "maxSteps": 1500,
+            "maxSteps": 400,
             "checkpoints": {"everyMinutes": 0.03},
             "earlyStopping": {"patience": 100},
         },
