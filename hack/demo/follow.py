@@ -12,7 +12,7 @@ from demo.progress import End, Job, View
 from toolbox import say
 
 _NEWS_SECONDS = 20  # without a terminal: a line at least this often
-_PATIENCE_SECONDS = 1800
+_PATIENCE_SECONDS = 900  # without any change of what the job shows; a slow machine may take as long as it needs
 
 
 class Screen:
@@ -60,11 +60,12 @@ class Screen:
 def until_end(kube: Kube, name: str, namespace: str, clock: Clock, not_revision: str = "") -> Job:
     """Follows a job until it serves, is complete, suspended or failed; returns its last state.
 
-    `not_revision`: the revision of an earlier run, whose end does not count.
+    `not_revision`: the revision of an earlier run, whose end does not count. Raises Problem when nothing changes any more.
     """
     screen = Screen()
     deadline = time.monotonic() + _PATIENCE_SECONDS
     shown: View | None = None
+    last: View | None = None
     since = time.monotonic()
     while time.monotonic() < deadline:
         # A watch may end at any time, for example when the API server restarts: then a new one begins.
@@ -87,6 +88,8 @@ def until_end(kube: Kube, name: str, namespace: str, clock: Clock, not_revision:
                         screen.phase_over(shown, now - since)
                         clock.note(f"  {shown.phase}", now - since)
                     since = now
+                if view != last:
+                    last, deadline = view, time.monotonic() + _PATIENCE_SECONDS
                 if not stale:
                     shown = view
                     screen.show(view)
@@ -96,6 +99,6 @@ def until_end(kube: Kube, name: str, namespace: str, clock: Clock, not_revision:
         time.sleep(1)
     screen.settle()
     raise say.Problem(
-        f"the job did not end within {_PATIENCE_SECONDS // 60} minutes. It continues in the cluster:"
+        f"the job has shown nothing new for {_PATIENCE_SECONDS // 60} minutes. It continues in the cluster:"
         f" kubectl -n {namespace} describe finetunejob {name}"
     )
