@@ -36,7 +36,7 @@ from finetune_api.resources import (
     Toleration,
     TrainingResources,
 )
-from finetune_api.storage import Addressing, Checksums, Connection, Encryption, Storage
+from finetune_api.storage import Addressing, CaBundle, Checksums, Connection, Encryption, Storage
 from finetune_api.training import (
     DPO,
     Checkpoints,
@@ -62,6 +62,7 @@ __all__ = [
     "Addressing",
     "Advice",
     "BaseModelReference",
+    "CaBundle",
     "ChangeFrequency",
     "Checkpoints",
     "Checksums",

@@ -43,6 +43,9 @@ DATA_KEYS, BASE_MODEL_KEYS = "DATA_", "BASE_MODEL_"
 GPUS = "FINETUNE_GPUS"
 """Environment of a stage's pod: the GPUs that it was granted. Absent without any."""
 
+CA_PATH = "/etc/finetune-ca/ca.crt"
+"""Where the pods find the bundle of certificate authorities, if the job or the chart names one."""
+
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
 

@@ -24,6 +24,15 @@ class Encryption(enum.StrEnum):
     KMS_DSSE = "KMSDSSE"
 
 
+class CaBundle(model.Model):
+    """A bundle of certificate authorities, in PEM, in a ConfigMap of the job's namespace."""
+
+    config_map: model.Name = Field(description="The name of the ConfigMap.")
+    key: Annotated[str, model.text(r"^[-._a-zA-Z0-9]+$", "must be a key of a ConfigMap, for example ca.crt", 253)] = (
+        Field(default="ca.crt", description="The ConfigMap's key with the bundle. Default: ca.crt.")
+    )
+
+
 class Connection(model.Model):
     """How a store of the S3 API is reached, and with which credentials."""
 
@@ -102,6 +111,11 @@ class Storage(Connection):
     kms_key_id: (
         Annotated[str, model.text(r"^\S+$", "must be a key's id, ARN or alias, without spaces", 2048)] | None
     ) = Field(default=None, description="The KMS key of encryption KMS or KMSDSSE. Absent: the account's default key.")
+    ca_bundle: CaBundle | None = Field(
+        default=None,
+        description="Certificate authorities that all pods of the job trust besides the public ones: for stores, the hub and "
+        "evaluation.judge. Absent: the chart's caBundle, if it has one.",
+    )
     service_account_name: model.Name | None = Field(
         default=None,
         description="The ServiceAccount of the job's pods, for example one with a cloud identity. Absent: the "

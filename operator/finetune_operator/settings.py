@@ -65,6 +65,9 @@ class Settings(model.Model):
     )
     verify: podsettings.Pods = Field(default_factory=podsettings.Pods)
     serving: Serving = Field(default_factory=Serving)
+    ca_bundle: job.CaBundle | None = Field(
+        default=None, description="Of jobs that name none, in a ConfigMap of their namespace."
+    )
     kueue: Kueue = Field(default_factory=Kueue)
     retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubled with every retry, up to five minutes.")
     drain_seconds: float = Field(

@@ -110,3 +110,10 @@ def test_the_operator_finds_the_settings_where_they_are_mounted(render: Render) 
     assert mounts["settings"] == str(settings.PATH.parent)
     (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "settings"]
     assert volume["configMap"] == {"name": "finetune-operator"}
+
+
+def test_a_bundle_of_authorities_arrives_only_if_there_is_one(render: Render) -> None:
+    assert settings.Settings.model_validate_json(text_of(render())).ca_bundle is None
+    read = settings.Settings.model_validate_json(text_of(render({"caBundle": {"configMap": "company-ca"}})))
+    assert read.ca_bundle is not None
+    assert (read.ca_bundle.config_map, read.ca_bundle.key) == ("company-ca", "ca.crt")

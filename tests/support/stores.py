@@ -44,7 +44,8 @@ class Store:
 
 
 @contextlib.contextmanager
-def versity(folder: pathlib.Path) -> Iterator[Store]:
+def versity(folder: pathlib.Path, certificate: tuple[pathlib.Path, pathlib.Path] | None = None) -> Iterator[Store]:
+    """certificate: the files of a certificate and its key, for HTTPS."""
     program = binaries.ensure(["versitygw"]) / "versitygw"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,6 +53,7 @@ def versity(folder: pathlib.Path) -> Iterator[Store]:
     for name in ("iam", "data"):
         (folder / name).mkdir(parents=True)
     command = [program, f"--port=127.0.0.1:{port}", "--region=us-east-1", f"--iam-dir={folder / 'iam'}", "--quiet"]
+    command += [f"--cert={certificate[0]}", f"--key={certificate[1]}"] if certificate else []
     environment = {"ROOT_ACCESS_KEY": ROOT[0], "ROOT_SECRET_KEY": ROOT[1]}
     server = subprocess.Popen([*command, "posix", folder / "data"], env=environment, stdout=subprocess.DEVNULL)
     try:
@@ -60,9 +62,9 @@ def versity(folder: pathlib.Path) -> Iterator[Store]:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        url = f"http://127.0.0.1:{port}"
+        url = f"http{'s' if certificate else ''}://127.0.0.1:{port}"
         session = boto3.session.Session(ROOT[0], ROOT[1], region_name="us-east-1")
-        yield Store(url, program, session.client("s3", endpoint_url=url))
+        yield Store(url, program, session.client("s3", endpoint_url=url, verify=certificate is None))
     finally:
         server.terminate()
         server.wait(10)

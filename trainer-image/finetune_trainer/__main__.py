@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pydantic
 
 from finetune_api import course, exits, outcome, reasons, run
-from finetune_trainer.process import errors, log, machine, secrets, signals
+from finetune_trainer.process import errors, log, machine, secrets, signals, trust
 
 Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
 
@@ -170,6 +170,7 @@ def _outcome(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
     stage = options.stage
     try:
         spec = _read(options.run)
+        trust.install()
         log.about(namespace=spec.namespace, job=spec.name, revision=spec.revision, stage=stage)
         return STAGES[stage][0](spec, options), exits.Exit.DONE
     except errors.Failure as failure:

@@ -112,6 +112,7 @@ any: true
   "preflight" (.Values.preflight | default dict)
   "training" (.Values.training | default dict)
   "verify" (.Values.verify | default dict)
+  "caBundle" (ternary .Values.caBundle nil (ne .Values.caBundle.configMap ""))
   "kueue" .Values.kueue
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds

@@ -31,6 +31,7 @@ def build(
     wanted = release.deployment.resources
     layer = chart.pods_of(None, wanted.gpu_type)
     base_volumes, base_mounts = pods.base_volume(release.base_model)
+    authorities, trusted, where = pods.ca_bundle(release.ca_bundle)
     fetch = {
         "name": FETCH,
         "image": release.fetch_image,
@@ -45,6 +46,7 @@ def build(
             *pods.environment(release.env),
             *pods.credentials(release.storage.credentials_secret),
             *pods.model_credentials(release.base_model),
+            *where,
         ],
         # those of the server, since it runs before it, and a quota requires them for every container
         "resources": pods.amounts(wanted, layer, {}, release.disk),
@@ -55,6 +57,7 @@ def build(
             run_mount,
             {"name": "models", "mountPath": "/models"},
             *base_mounts,
+            *trusted,
         ],
     }  # fmt: skip
     server = {
@@ -94,6 +97,7 @@ def build(
             {"name": "models", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": release.shm_size}},
             *base_volumes,
+            *authorities,
         ],
         initContainers=[fetch],
         terminationGracePeriodSeconds=60,

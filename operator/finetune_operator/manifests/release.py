@@ -56,6 +56,7 @@ def build(
         env=chart.pods_of(None, spec.deployment.resources.gpu_type).env,
         shm_size=chart.serving.shm_size,
         disk=pods.disk(content.base_model, 0),
+        ca_bundle=content.storage.ca_bundle or chart.ca_bundle,
         canary=canary,
         run_file=content.without_judgement(),
     )

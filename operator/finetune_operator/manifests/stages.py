@@ -60,6 +60,8 @@ def build(
     if stage in JUDGING:
         data, mounted = pods.data_volumes(content)
         volumes, mounts = [*volumes, *data], [*mounts, *mounted]
+    authorities, trusted, where = pods.ca_bundle(content.storage.ca_bundle or chart.ca_bundle)
+    volumes, mounts = [*volumes, *authorities], [*mounts, *trusted]
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": chart.images.fetch if stage is Stage.VERIFY else chart.images.trainer,
@@ -73,6 +75,7 @@ def build(
             *judge_key(content, stage),
             *data_keys(content, stage),
             *([{"name": run.GPUS, "value": str(wanted.gpus)}] if wanted.gpus else []),
+            *where,
             *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
         "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart, nodes), least_disk),

@@ -36,6 +36,7 @@ class Release(model.Model):
         default=None,
         description="Estimated ephemeral storage. Absent in records of earlier versions, whose pods request none.",
     )
+    ca_bundle: job.CaBundle | None = None
     canary: str | None = None
     tokens_per_second: int | None = None
     run_file: run.Run | None = Field(default=None, description="Of its pods; absent in records of earlier versions.")

@@ -60,21 +60,27 @@ def stage(
     key: str | None = None,
     nodes: int = 1,
     queue: str | None = None,
+    chart: settings.Settings = CHART,
     **changes,
 ) -> dict:
     wanted = spec(**changes)
     return stages.build(
-        parent(), CHART, run_of(wanted, of or base()),
+        parent(), chart, run_of(wanted, of or base()),
         name="n", stage=which, attempt=2, wanted=wanted.resources, arguments=["--attempt", "2"], nodes=nodes,
         queue=queue, api_key_secret=key,
     )  # fmt: skip
 
 
-def server(of: run.ResolvedBaseModel | None = None, adapter: status.Adapter = ADAPTER, **changes) -> dict:
+def server(
+    of: run.ResolvedBaseModel | None = None,
+    adapter: status.Adapter = ADAPTER,
+    chart: settings.Settings = CHART,
+    **changes,
+) -> dict:
     wanted = spec(**changes)
     content = run_of(wanted, of or base())
-    made = release.build("r", content=content, adapter=adapter, spec=wanted, chart=CHART, canary=None)
-    return deployment.build(parent(), CHART, made, content, 2)
+    made = release.build("r", content=content, adapter=adapter, spec=wanted, chart=chart, canary=None)
+    return deployment.build(parent(), chart, made, content, 2)
 
 
 def pod_of(manifest: dict) -> dict:
@@ -448,6 +454,21 @@ def test_claims_with_data_are_mounted_read_only_where_data_are_read() -> None:
         }
         assert mounts == {"/data/more": True, "/data/rows": True}
     assert not any("persistentVolumeClaim" in v for v in pod_of(stage(Stage.TRAIN, **changes))["volumes"])
+
+
+@pytest.mark.parametrize("by_job", [False, True])
+def test_a_bundle_of_authorities_is_mounted_in_every_stage_and_where_models_are_fetched(by_job: bool) -> None:
+    changes = {"storage.caBundle": {"configMap": "company-ca", "key": "bundle.pem"}} if by_job else {}
+    chart = CHART.model_copy(update={"ca_bundle": job.CaBundle(config_map="platform-ca")})
+    name, key = ("company-ca", "bundle.pem") if by_job else ("platform-ca", "ca.crt")
+    made = [stage(which, chart=chart, **changes) for which in Stage] + [server(chart=chart, **changes)]
+    for manifest in made:
+        [volume] = [one for one in pod_of(manifest)["volumes"] if one["name"] == "ca"]
+        assert volume["configMap"] == {"name": name, "items": [{"key": key, "path": "ca.crt"}], "optional": True}
+        first = containers(manifest)[0]
+        assert {"name": "ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in first["volumeMounts"]
+        assert {"name": "FINETUNE_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in first["env"]
+    assert not any(one["name"] == "ca" for manifest in (stage(), server()) for one in pod_of(manifest)["volumes"])
 
 
 # -- the server --

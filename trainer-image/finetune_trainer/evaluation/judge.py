@@ -96,7 +96,7 @@ class Judge:
 
     def __init__(self, rules: job.Judge, seed: int, key: str, *, needed: bool = False) -> None:
         self.rules, self._seed, self._needed = rules, seed, needed
-        self._server = http.Server(rules.endpoint, key, seconds=TIMEOUT, size=SIZE)
+        self._server = http.Server(rules.endpoint, key, seconds=TIMEOUT, size=SIZE, outside=True)
         self._body: dict[str, Any] = {
             "model": rules.model,
             "temperature": 0,

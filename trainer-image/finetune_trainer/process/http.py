@@ -1,7 +1,7 @@
 """The one seam to HTTP: JSON to a server and back, with one retry policy. Also part of the slim image.
 
-The job or the operator names the server, so: no proxy and no credentials from the environment, no redirect, answers of limited
-size and duration. Errors quote only an API's own message, without secrets.
+The job or the operator names the server, so: no credentials from the environment, a proxy only for servers outside of the
+cluster, no redirect, answers of limited size and duration. Errors quote only an API's own message, without secrets.
 """
 
 import datetime
@@ -11,6 +11,8 @@ import math
 import random
 import ssl
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,15 +38,21 @@ class Failed(Exception):
 
 
 class Server:
-    """A server below a base URL. `seconds` and `size` (bytes) bound each answer. May be used from several threads."""
+    """A server below a base URL. `seconds` and `size` (bytes) bound each answer. May be used from several threads. `outside`: it
+    may be outside of the cluster, so that the environment's proxy is used."""
 
-    def __init__(self, url: str, key: str = "", *, seconds: float, size: int) -> None:
+    def __init__(self, url: str, key: str = "", *, seconds: float, size: int, outside: bool = False) -> None:
         self._url, self._seconds, self._size = url.rstrip("/"), seconds, size
         self._valid_key = key.isascii() and key.isprintable()
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key and self._valid_key else {}
         # The system's own certificate authorities, which certifi's list, httpx's default, does not have.
-        self._client = httpx.Client(headers=headers, trust_env=False, verify=ssl.create_default_context())
+        self._client = httpx.Client(
+            headers=headers,
+            trust_env=False,
+            verify=ssl.create_default_context(),
+            proxy=proxy(url) if outside else None,
+        )
 
     def ask(
         self,
@@ -93,6 +101,14 @@ class Server:
             transient = isinstance(error, httpx.TransportError)
             raise Failed(None, errors.describe(error), transient=transient) from None
         return _content(answer, bytes(read))
+
+
+def proxy(url: str) -> str | None:
+    """The proxy for a URL by HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which are names of hosts, domains and addresses."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def _content(answer: httpx.Response, read: bytes) -> Any:

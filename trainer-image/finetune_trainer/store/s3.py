@@ -31,7 +31,7 @@ class S3:
         import boto3.s3.transfer
 
         environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        endpoint = where.endpoint or (environment if not keys else None)
+        endpoint = where.endpoint or environment
         region = where.region or os.environ.get("AWS_REGION") or "us-east-1"
         self._endpoint, self._patience = endpoint, patience
         self._request: dict[str, Any] = {"RequestPayer": "requester"} if where.requester_pays else {}
