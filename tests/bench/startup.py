@@ -1,4 +1,5 @@
-"""From exec to the first optimizer step: `python tests/bench/startup.py` writes docs/benchmarks/startup.md.
+"""From exec to the first optimizer step, and of `finetune` to its answer: `python tests/bench/startup.py` writes
+docs/benchmarks/startup.md.
 
 Runs preflight and the first step of training on SmolLM2-135M with 300 examples as processes of their own, the second time
 over, so that the files are in the page cache, and reads the moments from the trainer's own log.
@@ -9,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -26,6 +28,7 @@ MARKS = {
 }
 MODULES = ("torch", "transformers", "transformers.models.llama.modeling_llama", "peft")
 REPETITIONS = 3
+ROWS = 600
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
         spec = prepare(work, model.prepare())
         stage("preflight", spec, work)
         runs = [train(spec, work) for _ in range(REPETITIONS + 1)][1:]
+        verbs = commands(work, model.prepare())
     rows = [(text, statistics.median(run[mark] for run in runs)) for mark, text in MARKS.items()]
     lines = [f"| {text} | {seconds:.1f} |" for text, seconds in rows]
     whole = sum(seconds for _, seconds in rows)
@@ -58,6 +62,12 @@ def main() -> None:
             "| import | seconds |",
             "|---|---|",
             *imports,
+            "",
+            f"`finetune` from exec to exit, {ROWS} rows of chats, in seconds of a processor:",
+            "",
+            "| command | processor seconds |",
+            "|---|---|",
+            *(f"| {name} | {seconds:.1f} |" for name, seconds in verbs.items()),
             "",
         ]
     )
@@ -119,6 +129,32 @@ def train(spec: pathlib.Path, work: pathlib.Path) -> dict[str, float]:
     found, before = {}, 0.0
     for mark in MARKS:
         found[mark], before = moments[mark] - before, moments[mark]
+    return found
+
+
+def commands(work: pathlib.Path, base: pathlib.Path) -> dict[str, float]:
+    """Median processor seconds of verbs of the command line that people wait for: on a quiet machine the time to the answer."""
+    lines = (REPOSITORY / "examples/support-desk/train.jsonl").read_text().splitlines()
+    (work / "rows.jsonl").write_text("\n".join(lines[number % len(lines)] for number in range(ROWS)) + "\n")
+    (work / "job.yaml").write_text(
+        f"apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {{name: startup}}\nspec:\n"
+        f"  baseModel: {{source: {base}}}\n  dataset: {{train: [rows.jsonl]}}\n  storage: {{output: out}}\n"
+    )
+    found = {}
+    for name, words in {
+        "`finetune validate`, without a model": ["validate", work / "rows.jsonl"],
+        "`finetune validate --model`": ["validate", work / "rows.jsonl", "--model", base],
+        "`finetune advise`": ["advise", work / "job.yaml"],
+    }.items():
+        times = []
+        for _ in range(REPETITIONS + 1):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            ended = subprocess.run([sys.executable, "-m", "finetune_cli", *words], capture_output=True, text=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            if ended.returncode not in (0, 2):
+                sys.exit(ended.stderr)
+        found[name] = statistics.median(times[1:])
     return found
 
 
