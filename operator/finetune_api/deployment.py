@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api import arguments, model
-from finetune_api.resources import Resources
+from finetune_api.resources import ServerResources
 
 
 class Rollout(model.Model):
@@ -41,7 +41,7 @@ class Deployment(model.Model):
         description="The name that clients send as `model`. Absent: the job's name.",
     )
     replicas: int = Field(default=1, ge=1, le=1000, description="Number of server pods. Default: 1.")
-    resources: Resources = Field(default_factory=Resources, description="What each server pod requests.")
+    resources: ServerResources = Field(default_factory=ServerResources, description="What each server pod requests.")
     image: (
         Annotated[
             str,

@@ -5,6 +5,7 @@ Each part of the spec is a module of its own; all are available here, as `job.Tr
 
 from typing import Any
 
+import pydantic
 from pydantic import Field
 
 from finetune_api import model
@@ -112,6 +113,12 @@ MAXIMUM_NAME = 40
 """Longest metadata.name: children append revision, stage and attempt, and Kubernetes names have at most 63 characters."""
 
 
+def _part(data: Any, name: str) -> dict[str, Any] | None:
+    """A part of a spec that may not be valid; None if it is not an object."""
+    found = (data.get(name) or {}) if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else None
+
+
 class FineTuneJobSpec(model.Model):
     """One job from data to an evaluated, served model."""
 
@@ -142,6 +149,19 @@ class FineTuneJobSpec(model.Model):
             ),
         )
     }
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _servers_of_cpu_jobs(cls, data: Any) -> Any:
+        """The default of deployment.resources.gpus depends on resources.gpus."""
+        trains, deployment = _part(data, "resources"), _part(data, "deployment")
+        serves = _part(deployment, "resources")
+        if trains is None or trains.get("gpus") != 0 or deployment is None or serves is None:
+            return data
+        if "gpus" in serves or serves.get("gpuType", serves.get("gpu_type")) is not None:
+            return data
+        return {**data, "deployment": {**deployment, "resources": {**serves, "gpus": 0}}}
+
     intent: Intent = Field(
         default_factory=Intent, description="Goals of the job, the current prompt, and how strictly advice is applied."
     )

@@ -157,20 +157,18 @@ _WITHIN = (
 )
 
 
+_LIMITS = tuple(
+    (_WITHIN.format(name), f"resources.limits.{name} must not be below resources.requests.{name}")
+    for name in ("cpu", "memory", "ephemeralStorage")
+)
+_TYPED = "resources.gpuType needs resources.gpus of at least 1: remove one of them"
+
+
 class Resources(model.Model):
     """What each pod requests."""
 
     model_config = model.Model.model_config | {
-        "json_schema_extra": model.rules(
-            (
-                "!has(self.gpuType) || self.gpus > 0",
-                "resources.gpuType needs resources.gpus of at least 1: remove one of them",
-            ),
-            *(
-                (_WITHIN.format(name), f"resources.limits.{name} must not be below resources.requests.{name}")
-                for name in ("cpu", "memory", "ephemeralStorage")
-            ),
-        )
+        "json_schema_extra": model.rules(("!has(self.gpuType) || self.gpus > 0", _TYPED), *_LIMITS)
     }
     gpus: int = Field(
         default=1,
@@ -204,6 +202,27 @@ class Resources(model.Model):
         description="Taints that the pods tolerate, in addition to those of the gpuType.",
     )
     priority_class_name: model.Name | None = Field(default=None, description="The PriorityClass of the pods.")
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """The API server must not fill in a default that depends on another field."""
+    del schema["default"]
+
+
+class ServerResources(Resources):
+    """What each pod of a server requests."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(("!has(self.gpuType) || !has(self.gpus) || self.gpus > 0", _TYPED), *_LIMITS)
+    }
+    gpus: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="GPUs per pod, over which the server splits its model; 0 runs on the CPU. Absent: 1, and 0 if the job trains "
+        "on CPUs (resources.gpus is 0).",
+        json_schema_extra=_without_default,
+    )
 
 
 class TrainingResources(Resources):

@@ -138,3 +138,30 @@ def test_the_progress_of_another_attempt_can_be_distinguished():
         {"revision": "3f2a9c1b", "attempt": 2, "progress": {"percent": 1, "step": 1, "totalSteps": 100}}
     )
     assert (report.revision, report.attempt, report.checkpoint) == ("3f2a9c1b", 2, None)
+
+
+@pytest.mark.parametrize(
+    "resources, server, gpus",
+    [
+        ({"gpus": 0}, {}, 0),
+        ({"gpus": 0}, {"requests": {"cpu": "2"}}, 0),
+        ({"gpus": 0}, {"gpus": 1}, 1),
+        ({"gpus": 0}, {"gpuType": "nvidia-l4"}, 1),
+        ({"gpus": 4}, {}, 1),
+        ({}, {}, 1),
+    ],
+)
+def test_the_server_of_a_cpu_job_requests_no_gpu_unless_it_is_told_to(resources: dict, server: dict, gpus: int) -> None:
+    raw = manifests.changed(
+        manifests.MINIMAL, **{"spec.resources": resources, "spec.deployment": {"resources": server}}
+    )
+    assert job.FineTuneJobSpec.model_validate(raw["spec"]).deployment.resources.gpus == gpus
+    assert raw["spec"]["deployment"]["resources"] == server, "the input stays as it is"
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 1, [], "x", {"resources": 1}, {"deployment": 1}, {"deployment": {"resources": []}}]
+)
+def test_a_spec_of_the_wrong_kind_is_still_a_validation_error(wrong: object) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        job.FineTuneJobSpec.model_validate(wrong)
