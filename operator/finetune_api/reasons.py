@@ -124,6 +124,8 @@ class Reason(enum.StrEnum):
     # waits for an external change
     BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
     """No BaseModel of that name exists. `kubectl get basemodels` lists the catalogue."""
+    SERVED_NAME_TAKEN = "ServedNameTaken"
+    """Another job of the namespace answers under the same served name. Set another deployment.servedModelName."""
     CREDENTIALS_MISSING = "CredentialsMissing"
     """A Secret that the spec names is absent or lacks a key. Create it in the job's namespace."""
     UNSCHEDULABLE = "Unschedulable"
@@ -197,6 +199,7 @@ class Reason(enum.StrEnum):
 WAITING = frozenset(
     {
         Reason.BASE_MODEL_NOT_FOUND,
+        Reason.SERVED_NAME_TAKEN,
         Reason.CREDENTIALS_MISSING,
         Reason.UNSCHEDULABLE,
         Reason.QUOTA_EXCEEDED,

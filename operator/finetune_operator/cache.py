@@ -34,11 +34,32 @@ class Stored:
     namespace: str
     phase: str | None
     text: str
+    claim: "Claim | None" = None
 
     @property
     def raw(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.text)
         return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """A FineTuneJob that answers, or will, under a served name."""
+
+    served: str
+    job: str
+    created: str
+    accepted: bool
+
+    @classmethod
+    def of(cls, raw: projections.Raw) -> "Claim | None":
+        meta, wanted = raw["metadata"], (raw.get("spec") or {}).get("deployment") or {}
+        if wanted.get("enabled") is False:
+            return None
+        conditions = (raw.get("status") or {}).get("conditions") or []
+        accepted = any(c["type"] == reasons.Condition.ACCEPTED and c["status"] == "True" for c in conditions)
+        served = str(wanted.get("servedModelName") or meta["name"])
+        return cls(served, meta["name"], str(meta.get("creationTimestamp", "")), accepted)
 
 
 class Cache:
@@ -58,6 +79,8 @@ class Cache:
         self.changed, self.ended, self.child_changed = changed, ended or changed, child_changed or changed
         """`ended` is called instead when one of its Jobs ended, `child_changed` for every other change of a child."""
         self.parents: dict[str, Stored] = {}
+        self._claims: dict[tuple[str, str], dict[str, Claim]] = {}
+        """(namespace, served name) -> the jobs with it, by their uid."""
         self.children: dict[str, dict[tuple[str, str], projections.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
         self.workloads: dict[str, kueue.Workload] | None = None
@@ -80,7 +103,7 @@ class Cache:
         known = self.parents.get(uid)
         if known is not None and (known.version == version(raw) or is_behind(raw, known)):
             return
-        self.parents[uid] = keep(raw)
+        self._keep_parent(uid, raw)
         if known is None:
             self._drop_strangers(uid, self.parents[uid].namespace)
         if ("FineTuneJob", *key(raw)) not in self._writing:
@@ -102,7 +125,38 @@ class Cache:
         if is_behind(raw, known):
             self.changed(uid)
         else:
-            self.parents[uid] = keep(raw)
+            self._keep_parent(uid, raw)
+
+    def _keep_parent(self, uid: str, raw: projections.Raw) -> None:
+        before, after = self.parents.get(uid), keep(raw)
+        self.parents[uid] = after
+        if before is None or before.claim != after.claim:
+            self._release(uid, before, after)
+            if after.claim is not None:
+                self._claims.setdefault((after.namespace, after.claim.served), {})[uid] = after.claim
+
+    def _release(self, uid: str, before: Stored | None, after: Stored | None) -> None:
+        """Jobs that wait for a served name look again when another one gives it up."""
+        if before is None or before.claim is None:
+            return
+        place = (before.namespace, before.claim.served)
+        claims = self._claims.get(place, {})
+        claims.pop(uid, None)
+        if not claims:
+            self._claims.pop(place, None)
+        if after is None or after.claim is None or after.claim.served != before.claim.served:
+            for other in claims:
+                self.changed(other)
+
+    def name_holder(self, uid: str) -> str:
+        """Another job with the served name of this one, which was accepted or created before; empty if there is none."""
+        mine = self.parents.get(uid)
+        if mine is None or mine.claim is None:
+            return ""
+        claims = self._claims.get((mine.namespace, mine.claim.served), {})
+        others = [claim for other, claim in claims.items() if other != uid and other in self.parents]
+        first = (mine.claim.created, mine.claim.job)
+        return min((c.job for c in others if c.accepted or (c.created, c.job) < first), default="")
 
     @contextlib.contextmanager
     def writing(self, kind: str, namespace: str, name: str) -> Iterator[None]:
@@ -114,7 +168,7 @@ class Cache:
             self._writing.discard((kind, namespace, name))
 
     def drop_parent(self, uid: str) -> None:
-        self.parents.pop(uid, None)
+        self._release(uid, self.parents.pop(uid, None), None)
         self.readings.pop(uid, None)
 
     # -- children and catalogue, from `follow` --
@@ -306,7 +360,8 @@ UNREAD = {"managedFields"}
 def keep(raw: projections.Raw) -> Stored:
     meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
-    return Stored(version(raw), meta.get("namespace", ""), (raw.get("status") or {}).get("phase"), text)
+    phase = (raw.get("status") or {}).get("phase")
+    return Stored(version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw))
 
 
 def is_behind(raw: projections.Raw, known: Stored) -> bool:

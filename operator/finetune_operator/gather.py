@@ -44,6 +44,7 @@ class Gatherer:
             parent=parent,
             spec=parent.spec,
             entry=self._facts.catalogue.get(name) if name else None,
+            name_holder=self._facts.name_holder(parent.uid),
             jobs=kinds["Job"],
             pods=tuple(kinds["Pod"].values()),
             servers=kinds["Deployment"],

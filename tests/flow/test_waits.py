@@ -1,7 +1,10 @@
 """Who waits and who ends: the table of the API, row by row."""
 
+import datetime
+
 import pytest
 
+from finetune_api import status
 from finetune_api.reasons import WAITING, Phase, Reason, Stage
 from flow import world
 from flow.fakecluster import Ends, Unschedulable, Waits
@@ -396,3 +399,52 @@ async def test_refusals_are_not_looked_up_before_the_job_controller_has_seen_the
     played.cluster.refused_pods = world.Everywhere("preflight", "exceeded quota: no")
     await played.wait(60)
     assert "refusal" in [verb for verb, _, _ in played.cluster.requests]
+
+
+def another(played: world.World, **changes) -> None:
+    played.cluster.now += datetime.timedelta(seconds=5)
+    played.apply("the-other", **changes)
+
+
+def accepted(played: world.World, name: str):
+    state = status.Status.model_validate(played.cluster.get("FineTuneJob", name).get("status", {}))
+    return next(c for c in state.conditions if c.type == "Accepted")
+
+
+async def test_a_second_job_of_one_served_name_waits_before_anything_runs() -> None:
+    played = start()
+    another(played, **{"spec.deployment.servedModelName": world.NAME})
+    await played.rest()
+    assert played.phase == Phase.READY
+    found = accepted(played, "the-other")
+    assert (found.status, found.reason) == ("False", Reason.SERVED_NAME_TAKEN)
+    assert world.NAME in found.message
+    assert not [name for name in played.cluster.names("Job") if name.startswith("the-other")]
+    played.cluster.remove("FineTuneJob", world.NAME)
+    await played.rest()
+    assert accepted(played, "the-other").status == "True"
+
+
+async def test_a_job_with_another_served_name_or_without_a_server_does_not_wait() -> None:
+    played = start()
+    another(played, **{"spec.deployment.servedModelName": world.NAME, "spec.deployment.enabled": False})
+    await played.rest()
+    assert accepted(played, "the-other").status == "True"
+    another(played)
+    await played.rest()
+    assert accepted(played, "the-other").status == "True"
+
+
+async def test_an_edit_to_a_served_name_that_is_taken_waits_and_the_former_release_serves() -> None:
+    played = start()
+    another(played)
+    await played.rest()
+    before = played.serving()
+    played.apply(**{"spec.deployment.servedModelName": "the-other"})
+    await played.rest()
+    assert played.reason("Accepted") == played.reason("Ready") == Reason.SERVED_NAME_TAKEN
+    assert played.serving() == before
+    assert accepted(played, "the-other").status == "True", "who was first keeps its name"
+    played.apply()
+    await played.rest()
+    assert (played.phase, played.serving()) == (Phase.READY, before)

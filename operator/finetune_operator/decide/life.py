@@ -2,6 +2,7 @@
 
 import datetime
 
+from finetune_api import revision
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
 from finetune_operator.decide import attempts, baseline, verdict
@@ -78,6 +79,23 @@ def base_model_is_not_in_the_catalogue(world: World) -> Verdict | None:
         f"there is no BaseModel {world.spec.base_model.name}: see `kubectl get basemodels`, or ask the platform team "
         "to add it; the job then continues automatically",
         forgets=ENDS if world.wanted.revision != world.state.revision else (),
+    )
+
+
+def served_name_is_taken(world: World) -> Verdict | None:
+    """Scenarios A and N. Clients that name this model would reach another one, where a gateway routes by name. A job that was
+    accepted under its name keeps it."""
+    recorded = (world.obs.parent.records.inputs or {}).get(revision.RELEASE)
+    accepted = recorded is not None and recorded.get("servedModelName") == world.spec.deployment.served_model_name
+    if not world.obs.name_holder or accepted:
+        return None
+    name = world.spec.deployment.served_model_name or world.obs.parent.name
+    return verdict.says(
+        Condition.ACCEPTED,
+        "False",
+        Reason.SERVED_NAME_TAKEN,
+        f"FineTuneJob {world.obs.name_holder} of this namespace answers as {name}, too: set another "
+        "deployment.servedModelName, or delete one of the jobs; this one then continues automatically",
     )
 
 

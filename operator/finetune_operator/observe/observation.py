@@ -20,6 +20,8 @@ class Observation:
     parent: parents.Parent
     spec: job.FineTuneJobSpec
     entry: basemodel.BaseModelSpec | None
+    name_holder: str
+    """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
     jobs: Mapping[str, projections.StageJob]
     pods: tuple[projections.Pod, ...]
     servers: Mapping[str, projections.Server]
