@@ -58,8 +58,8 @@ class Claim:
             return None
         conditions = (raw.get("status") or {}).get("conditions") or []
         accepted = any(c["type"] == reasons.Condition.ACCEPTED and c["status"] == "True" for c in conditions)
-        served = str(wanted.get("servedModelName") or meta["name"])
-        return cls(served, meta["name"], str(meta.get("creationTimestamp", "")), accepted)
+        name = str(meta.get("name", ""))
+        return cls(str(wanted.get("servedModelName") or name), name, str(meta.get("creationTimestamp", "")), accepted)
 
 
 class Cache:

@@ -20,8 +20,6 @@ class Observation:
     parent: parents.Parent
     spec: job.FineTuneJobSpec
     entry: basemodel.BaseModelSpec | None
-    name_holder: str
-    """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
     jobs: Mapping[str, projections.StageJob]
     pods: tuple[projections.Pod, ...]
     servers: Mapping[str, projections.Server]
@@ -34,6 +32,8 @@ class Observation:
     """Name of a Job in a queue -> its Workload; None until Workloads were listed."""
     now: datetime.datetime
     settings: settings.Settings
+    name_holder: str = ""
+    """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
 
     def pods_of(self, name: str) -> list[projections.Pod]:
         """Pods of a Job or Deployment, the newest last."""

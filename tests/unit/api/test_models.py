@@ -151,7 +151,7 @@ def test_the_progress_of_another_attempt_can_be_distinguished():
         ({}, {}, 1),
     ],
 )
-def test_the_server_of_a_cpu_job_requests_no_gpu_unless_it_is_told_to(resources: dict, server: dict, gpus: int) -> None:
+def test_the_server_of_a_cpu_job_requests_no_gpu_by_default(resources: dict, server: dict, gpus: int) -> None:
     raw = manifests.changed(
         manifests.MINIMAL, **{"spec.resources": resources, "spec.deployment": {"resources": server}}
     )
