@@ -14,7 +14,7 @@ from finetune_api import job, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import lora, model
 from finetune_trainer.evaluation import answers, consistency, contenders, evidence, forgetting
-from finetune_trainer.process import errors
+from finetune_trainer.process import errors, machine
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.store import folders, storage
 
@@ -333,3 +333,48 @@ def test_losses_of_half_as_much_at_once_are_the_same(
         )
         most.append(max(sizes))
     assert most[1] < 0.75 * most[0]
+
+
+# -- a base that was trained in 4 bits --
+
+
+def pod_with(memory: int, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "memory.max").write_text(str(memory))
+    monkeypatch.setattr(machine, "CGROUP", folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "available", "expected"), [("QLoRA", 10**5, True), ("QLoRA", 10**9, False), ("LoRA", 10**5, False)]
+)
+def test_the_base_of_qlora_is_asked_in_4_bits_where_it_does_not_fit_otherwise(
+    base: pathlib.Path,
+    world: World,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    available: int,
+    expected: bool,
+) -> None:
+    """A 70B that was trained with QLoRA ran out of memory in its evaluation, after the GPU hours were spent."""
+    spec = world(training={"method": method})
+    pod_with(available, tmp_path, monkeypatch)
+    assert answers.quantised(spec, base, torch.device("cpu")) is expected
+
+
+def test_a_base_in_4_bits_answers_with_and_without_its_adapter(
+    world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = world(training={"method": "QLoRA"}, intent={"prompt": {"system": "Sort.", "fewShot": 0}})
+    preflight.preflight(spec)
+    store = storage.of(spec.storage)
+    answers.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
+    examples = list(dataset.stream(machine.work() / "data" / "validation.jsonl"))[:2]
+    with monkeypatch.context() as small:
+        pod_with(10**5, tmp_path, small)
+        runner = answers.load(spec, store)
+    assert any(hasattr(weight, "quant_state") for weight in runner.model.parameters())
+    plain = answers.ask(runner, BASE, examples)
+    runner.model = lora.add(runner.model, spec.training.lora, "base")
+    tuned = answers.ask(runner, job.Contender.TUNED, examples)
+    assert tuned.generated == plain.generated, "a fresh adapter changes nothing"
+    assert len(plain.generated) == 2

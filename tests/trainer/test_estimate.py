@@ -19,7 +19,7 @@ from finetune_api import basemodel, job, run
 from finetune_trainer.data import corpus
 from finetune_trainer.engine import model, passes, prefix_tree
 from finetune_trainer.planning import architecture, forecast, memory, workload
-from finetune_trainer.stages import preflight
+from finetune_trainer.stages import estimate, preflight
 from finetune_trainer.training import objective
 
 LLAMA_8B = architecture.Shape(
@@ -84,6 +84,24 @@ def test_a_config_of_each_family_tells_its_parameters(family: str) -> None:
     assert found.adapter(job.LoRA(rank=8)) == adapter
 
 
+def test_the_estimate_for_gpus_is_that_of_the_trainer_image_whatever_this_machine_has(
+    world: Callable[..., run.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop without a compiler gets the same answer as one with it, and it says for what it holds."""
+    texts = []
+    spec = world(gpus=1, memory="22Gi")
+    for path in (os.environ["PATH"], ""):
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.delenv("CC", raising=False)
+        texts.append(estimate.text(estimate.estimate(spec)))
+    assert texts[0] == texts[1]
+    assert "trainer image" in texts[0]
+    assert "C compiler" in texts[0]
+    on_cpus = estimate.estimate(world(memory="22Gi"))
+    assert "C compiler" not in estimate.text(on_cpus)
+    assert on_cpus.document()["compiledAttention"] is False
+
+
 # -- structure --
 
 
@@ -96,7 +114,13 @@ def test_every_factor_moves_the_total_in_its_direction() -> None:
     assert total(wanted(lora={"targetModules": "Attention"})) < base
     assert total(wanted(), checkpointing=True) < base
     assert total(wanted(method="QLoRA")) < base
-    assert total(wanted(device=workload.Device("cuda", processes=4, shards=4))) < base
+    several = workload.Device("cuda", processes=4, shards=4)
+    assert total(wanted(device=several)) < base
+    whole = workload.Device("cuda", processes=4)
+    in_4_bits = [
+        memory.memory(wanted(method="QLoRA", device=one), 2048, checkpointing=True).weights for one in (several, whole)
+    ]
+    assert in_4_bits[0] == in_4_bits[1], "not sharded"
     cpu = wanted(device=workload.Device("cpu"))
     longer = dataclasses.replace(EXAMPLES, row=4096)
     assert total(wanted(longer, workload.Device("cpu"))) > total(cpu), "probabilities grow with the length of a row"

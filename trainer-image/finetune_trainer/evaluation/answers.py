@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import pathlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +16,16 @@ from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, dialects, tokens, toolcalls
 from finetune_trainer.engine import decoder, decoding, devices, generate, lora, loss, model, prefix_tree
 from finetune_trainer.evaluation import contenders, metrics
+from finetune_trainer.planning import architecture, memory
 from finetune_trainer.process import errors, log, machine, signals
 from finetune_trainer.store import folders, sources, storage
 from finetune_trainer.training import batches
 
 TOKENS = {"cuda": 16_384, "cpu": 2_048}
 """Tokens of a batch whose losses are computed."""
+
+SHARE = 0.8
+"""Share of the memory that the base model's weights may take; the rest is for keys, values and logits."""
 
 TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
 
@@ -80,7 +86,7 @@ def load(spec: run.Run, store: storage.Storage, scale: float = 1.0) -> ModelRunn
     where = devices.of()
     folder = sources.resolve(spec.base_model, store, machine.work() / "base")
     encoder = tokens.load(folder, spec.training)
-    base = model.load(folder, spec.training.precision, where)
+    base = model.load(folder, spec.training.precision, where, quantised(spec, folder, where))
     positions = (
         getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
     )
@@ -96,6 +102,24 @@ def load(spec: run.Run, store: storage.Storage, scale: float = 1.0) -> ModelRunn
             )
     script = contenders.Script(spec.intent.prompt, shots, inline=not takes_system(encoder))
     return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where, scale)
+
+
+def quantised(spec: run.Run, folder: pathlib.Path, where: torch.device) -> bool:
+    """Whether the base is loaded in 4 bits, as QLoRA trains it: only where its weights do not fit as a server holds them."""
+    if spec.training.method is not job.Method.QLORA:
+        return False
+    shape = architecture.of(json.loads((folder / "config.json").read_text()))
+    if shape is None:
+        return True
+    whole, available = shape.parameters * devices.dtype(spec.training.precision, where).itemsize, model.memory(where)
+    if whole <= SHARE * available:
+        return False
+    log.warning(
+        "the base model is asked in 4 bits, as it is trained: its weights do not fit otherwise",
+        weights=memory.text(whole),
+        available=memory.text(available),
+    )
+    return True
 
 
 def takes_system(encoder: tokens.Encoder) -> bool:

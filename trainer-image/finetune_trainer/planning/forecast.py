@@ -52,7 +52,7 @@ def device(spec: run.Run) -> workload.Device:
         full = not spec.gpus and not machine.bfloat16()
     kind = "cuda" if spec.gpus else "cpu"
     processes = spec.nodes * max(1, spec.gpus)
-    return workload.Device(kind, 4 if full else 2, processes, compiled=machine.c_compiler())
+    return workload.Device(kind, 4 if full else 2, processes)
 
 
 def size(quantity: str) -> int:

@@ -126,7 +126,8 @@ def _weights(case: Workload) -> list[Term]:
     device, layers = case.device, case.shape.numbers.layers
     linear = layers * sum(one.weights for one in case.linears)
     rest = case.parameters - linear
-    saved_layers = math.ceil(linear * (NF4 if case.quantised else device.width) / device.shards)
+    # layers in 4 bits are not sharded: each process has them whole
+    saved_layers = math.ceil(linear * NF4 if case.quantised else linear * device.width / device.shards)
     found = [
         Term(Purpose.WEIGHTS, "embedding, output head, norms", rest * device.width),
         Term(Purpose.WEIGHTS, "linear layers" + (" in 4 bits" if case.quantised else ""), saved_layers),

@@ -41,7 +41,7 @@ class Device:
     shards: int = 1
     """Processes that shard the frozen layers."""
     compiled: bool = True
-    """Whether FlexAttention can be compiled on a GPU; else its mask is over the whole micro-batch."""
+    """Whether FlexAttention can be compiled on a GPU, as in the trainer image; else its mask is over the whole micro-batch."""
 
     @property
     def cpu(self) -> bool:

@@ -28,6 +28,9 @@ GPUS = {
 }
 """GiB of the chart's gpuTypes (charts/finetune-operator/values.yaml); a test compares them."""
 
+IMAGE = "GPUs: for the trainer image, whose C compiler FlexAttention needs; without one more memory is used, and less at once."
+"""What the estimate assumes, whatever the machine has that it is made on."""
+
 PATIENCE = 20.0
 """Seconds for a store that does not answer."""
 
@@ -74,6 +77,7 @@ class Estimate:
             "method": self.run.training.method,
             "device": self.case.device.kind,
             "precision": "Float32" if self.case.device.width == 4 else "BFloat16",
+            "compiledAttention": self.case.device.compiled and not self.case.device.cpu,
             "engine": "fast" if self.case.fast else "plain",
             "examples": {**dataclasses.asdict(self.case.examples), "measured": self.measured},
             "memory": None if self.available == forecast.UNKNOWN else self.available,
@@ -181,6 +185,8 @@ def text(found: Estimate) -> str:
     ]
     if found.gpus:
         lines += ["", *_table("gpuType", found.gpus, {name: f"{gib}Gi" for name, gib in GPUS.items()})]
+    if not case.device.cpu and case.fast:
+        lines += ["", IMAGE]
     if found.advice:
         lines += ["", found.advice[0].upper() + found.advice[1:]]
     return "\n".join(lines)

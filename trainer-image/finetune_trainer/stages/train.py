@@ -186,7 +186,8 @@ def sharding(
     minimum, available = memory.memory(wanted, 1, checkpointing=True), model.memory(where)
     if minimum.weights + minimum.adapter <= SHARE * available:
         return None
-    if group.size > 1 and minimum.weights / group.size + minimum.adapter <= SHARE * available:
+    sharded = minimum.weights / group.size if spec.training.method is job.Method.LORA else minimum.weights
+    if group.size > 1 and sharded + minimum.adapter <= SHARE * available:
         log.info(
             "the base model is sharded over the processes", weights=memory.text(minimum.weights), processes=group.size
         )
