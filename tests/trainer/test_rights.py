@@ -15,6 +15,7 @@ from tests.support import stores
 from tests.trainer import tiny
 
 from finetune_api import reasons, run
+from finetune_trainer.data import rows
 from finetune_trainer.process import errors
 from finetune_trainer.stages import baseline, evaluate, fetch, preflight, train
 from finetune_trainer.store import folders, storage
@@ -211,3 +212,16 @@ def test_preflight_names_the_right_to_list_before_anything_else(place: Place, li
     assert caught.value.reason is reasons.Reason.S3_ACCESS_DENIED
     assert "s3:ListBucket" in caught.value.message
     assert "does not exist" not in caught.value.message
+
+
+def test_a_missing_file_is_missing_although_nothing_may_be_listed(place: Place) -> None:
+    place.allow((WRITER, ["s3:GetObject"], "in/"))
+    store = storage.Storage(place.store.url, patience=60)
+    assert [entry.uri for entry in rows.find(store, ["s3://data/in/train.jsonl"])] == ["s3://data/in/train.jsonl"]
+    with pytest.raises(errors.Failure) as caught:
+        rows.find(store, ["s3://data/in/tran.jsonl"])
+    assert caught.value.reason is reasons.Reason.DATASET_NOT_FOUND
+    with pytest.raises(errors.Failure) as caught:
+        rows.find(store, ["s3://data/in/*.jsonl"])
+    assert caught.value.reason is reasons.Reason.S3_ACCESS_DENIED
+    assert "s3:ListBucket" in caught.value.message

@@ -145,6 +145,20 @@ def test_a_store_that_repeats_what_it_was_sent_is_not_quoted_with_it(
     nothing_leaks(output)
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_command_line_shows_nothing_of_a_key(echo: str, tmp_path: pathlib.Path, end: str) -> None:
+    command = [sys.executable, "-m", "finetune_cli", "validate", "s3://data/train.jsonl"]
+    keys = {name: value + end for name, value in CANARIES.items() if name.startswith("AWS")}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AWS_ENDPOINT_URL": echo + end, **keys}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert "S3AccessDenied" in shown
+    assert not leaks(shown)
+    for part in ("AKIACANARY", "Credential=", "Signature="):
+        assert part not in shown
+
+
 def test_a_secret_that_ends_with_a_line_break_works(stage: Stage, s3: Any, s3_server: str, base: pathlib.Path) -> None:
     s3.put_object(Bucket="data", Key="train.jsonl", Body=tiny.jsonl(tiny.examples(60)))
     broken = {name: f"{value}\n" for name, value in CANARIES.items() if name.startswith("AWS")}

@@ -1,8 +1,10 @@
 """Stores, keys and Secrets as people have them, against VersityGW, which checks every signature, and moto."""
 
+import contextlib
 import http.server
 import os
 import pathlib
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -61,6 +63,13 @@ def test_an_empty_file_and_a_file_with_a_folders_name_are_not_dropped(s3: Any, s
     assert found == ["s3://data/empty.jsonl", "s3://data/strange/"]
 
 
+def test_a_file_with_a_markers_name_is_read_where_it_is_named(s3: Any, s3_server: str) -> None:
+    for key in ("in/_train.jsonl", "in/.hidden.jsonl", "in/a.jsonl", "in/_SUCCESS"):
+        s3.put_object(Bucket="data", Key=key, Body=b"{}")
+    found = rows.find(storage.Storage(s3_server), ["s3://data/in/*", "s3://data/in/_train.jsonl"])
+    assert [entry.uri for entry in found] == ["s3://data/in/a.jsonl", "s3://data/in/_train.jsonl"]
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_is_written_read_and_listed_as_it_is(versity: stores.Store, bucket: str, key: str) -> None:
     store, uri = storage.Storage(versity.url, patience=2), f"s3://{bucket}/in a folder/{key}"
@@ -115,6 +124,27 @@ def test_a_header_that_cannot_be_sent_is_no_outage_and_is_not_shown(versity: sto
     assert "could not be sent" in caught.value.message
     for part in ("AWS4", "Credential=", "Signature=", stores.ROOT[0], "SignedHeaders"):
         assert part not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"", b"nonsense\r\n\r\n"]
+)
+def test_an_answer_that_is_cut_off_or_is_none_is_an_outage(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    client.recv(65536)
+                    client.sendall(answer)
+                    client.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        store = storage.Storage(f"http://127.0.0.1:{server.getsockname()[1]}", patience=0)
+        with pytest.raises(errors.Failure) as caught:
+            list(store.entries("s3://data/x"))
+        assert caught.value.reason is reasons.Reason.STORAGE_UNAVAILABLE
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9 ", "not a url", "http://exa mple/"])

@@ -64,8 +64,9 @@ def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
             entries = store.glob(pattern)
         except errors.NotFound:
             raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, _missing(store, pattern)) from None
-        # As Spark and Hive do: names such as _SUCCESS are the writer's markers, not data.
-        entries = [entry for entry in entries if not entry.uri.rsplit("/", 1)[-1].startswith(("_", "."))]
+        if re.search(r"[*?]", pattern):
+            # As Spark and Hive do: names such as _SUCCESS are the writer's markers, not data.
+            entries = [entry for entry in entries if not entry.uri.rsplit("/", 1)[-1].startswith(("_", "."))]
         if not entries:
             raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, _missing(store, pattern))
         for entry in entries:
@@ -75,6 +76,16 @@ def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
 
 
 def _missing(store: storage.Storage, pattern: str) -> str:
+    """That a pattern matches nothing, and what lies there, as far as the key may list it."""
+    try:
+        return _nearby(store, pattern)
+    except errors.Failure as failure:
+        if failure.reason is not reasons.Reason.S3_ACCESS_DENIED:
+            raise
+        return f"{pattern} does not exist, and the key may not list what is there (s3:ListBucket). Correct the path."
+
+
+def _nearby(store: storage.Storage, pattern: str) -> str:
     """What lies where a pattern matches nothing, the most similar names first."""
     if next(store.entries(f"{pattern.rstrip('/')}/", flat=True), None) is not None:
         pattern = pattern.rstrip("/")

@@ -139,8 +139,14 @@ def may_list(spec: run.Run, store: storage.Storage) -> None:
 def writable(spec: run.Run, store: storage.Storage) -> None:
     """Raises now the error that training would raise after its last step."""
     marker = f"{spec.layout.root}/.writable"
-    store.write(marker, b"")
-    store.read(marker)
+    try:
+        store.write(marker, b"")
+        store.read(marker)
+    except errors.Failure as failure:
+        if not marker.startswith("file://"):
+            raise  # S3's messages say what to check
+        message = f"storage.output cannot be written: {failure.message}"
+        raise errors.Failure(failure.reason, message) from failure
     if not folders.discard(store, marker):
         log.warning(
             "the key may not delete objects (s3:DeleteObject): checkpoints and replaced files stay behind",

@@ -4,6 +4,7 @@ Only what time can mend is STORAGE_UNAVAILABLE, which `s3` retries: no connectio
 store answered, and what this process could not even send, is said at once.
 """
 
+import http.client
 import re
 import ssl
 
@@ -148,14 +149,17 @@ def untrusted(error: BaseException) -> bool:
 
 def unsent(error: BaseException) -> bool:
     """Whether the client refused its own request, so that nothing was sent."""
+    if type(error) is botocore.exceptions.HTTPClientError:  # exactly: its subclasses are of connections that broke
+        # what http.client says of a header, a host or a path that cannot be sent; UnicodeError is a ValueError
+        return isinstance(error.__cause__ or error.__context__, (ValueError, http.client.InvalidURL))
     refused = (
         botocore.exceptions.ParamValidationError,
         botocore.exceptions.EndpointResolutionError,
         botocore.exceptions.InvalidEndpointConfigurationError,
         botocore.exceptions.UnsupportedS3ConfigurationError,
-        ValueError,  # UnicodeError is one: http.client's words for a header or host that cannot be sent
+        ValueError,
     )
-    return any(isinstance(one, refused) and not isinstance(one, ssl.SSLError) for one in chain(error))
+    return isinstance(error, refused)
 
 
 def chain(error: BaseException | None) -> list[BaseException]:

@@ -42,7 +42,7 @@ def resolve(
 
 def _bucket(source: str, store: storage.Storage, into: pathlib.Path, weights: bool) -> pathlib.Path:
     prefix = source.rstrip("/") + "/"
-    entries = [entry for entry in store.entries(prefix) if "/" not in entry.uri.removeprefix(prefix)]
+    entries = list(store.entries(prefix, flat=True))
     if not entries:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
