@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from finetune_trainer.data import rows
+from finetune_api import job
+from finetune_trainer.data import dataset, rows
 from finetune_trainer.store import storage
 
 CASES = pathlib.Path(__file__).parent / "cases"
@@ -154,7 +155,7 @@ def test_what_is_wrong_with_a_table_is_named_with_its_line(
     assert line(bad) == at
 
 
-def test_parquet_names_columns_that_stand_twice_and_rows_with_values_that_python_lacks(tmp_path: pathlib.Path) -> None:
+def test_parquet_names_columns_that_stand_twice_and_dates_that_python_lacks_are_no_text(tmp_path: pathlib.Path) -> None:
     twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
     times = pyarrow.table({"text": ["a", "b", "c"], "at": pyarrow.array([0, 2**58, 1], pyarrow.timestamp("us"))})
     found = []
@@ -164,8 +165,20 @@ def test_parquet_names_columns_that_stand_twice_and_rows_with_values_that_python
         found.append(written(tmp_path, "a.parquet", buffer.getvalue()))
     assert isinstance(found[0][0], rows.Bad)
     assert "the column 'text' occurs twice" in found[0][0].problem
-    assert [isinstance(one, rows.Bad) for one in found[1]] == [False, True, False]
-    assert line(found[1][1]) == 2
+    assert [one["text"] for one in values(found[1])] == ["a", "b", "c"]
+    assert [one["at"] == rows.NO_DATE for one in values(found[1])] == [False, True, False]
+
+
+def test_a_date_that_nobody_reads_is_no_fault_and_one_as_an_answer_is(tmp_path: pathlib.Path) -> None:
+    times = pyarrow.array([2**58] * 3, pyarrow.timestamp("us"))
+    words = {name: pyarrow.array([name] * 3) for name in ("prompt", "completion")}
+    for columns, good in (({**words, "at": times}, True), ({**words, "completion": times}, False)):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+        for one in dataset.parse(iter(written(tmp_path, "a.parquet", buffer.getvalue())), job.Format.AUTO):
+            assert isinstance(one, dataset.Example) is good
+            if isinstance(one, rows.Bad):
+                assert "'completion' must be text" in one.problem
 
 
 def test_the_cases_of_files_are_read_or_named() -> None:

@@ -193,6 +193,9 @@ def test_pairs_are_read_in_the_dialects_that_people_write() -> None:
         ({"messages": [ASK, SAY], "prompt": "Is it late?"}, {"prompt"}),
         ({"text": "a", "system": "b"}, {"system"}),
         ({"prompt": "a", "completion": "b", "label": True}, set()),
+        ({"prompt": "a", "completion": "b", "label": 1}, set()),
+        ({"text": "a review", "label": 0}, {"label"}),
+        ({"prompt": "a", "completion": "b", "label": 7}, {"label"}),
     ],
 )  # fmt: skip
 def test_a_field_that_nothing_reads_is_named(row: dict[str, Any], unused: set[str]) -> None:
@@ -228,6 +231,9 @@ def test_thousands_of_fields_are_named_in_a_short_message() -> None:
     [
         ({"prompt": "a", "completion": "b", "label": False}, "label: False marks the answer as a bad one"),
         ({"prompt": "a", "completion": "b", "label": "False"}, "marks the answer as a bad one"),
+        ({"prompt": "a", "completion": "b", "label": 0}, "label: 0 marks the answer as a bad one"),
+        ({"prompt": "a", "completion": "b", "label": "0"}, "marks the answer as a bad one"),
+        ({"prompt": "a", "completion": "b", "kto_label": -1.0}, "marks the answer as a bad one"),
         ({"messages": [ASK, SAY], "kto_tag": False}, "marks the answer as a bad one"),
         ({"prompt": "a", "completion": "b", "rejected": "c"}, "needs 'chosen' beside it"),
         ({"prompt": "a", "completion": "b", "weight": 0.3}, "no weight of a row that can be honoured"),

@@ -446,7 +446,14 @@ def _text(value: Any, field: str, *, empty: bool = False) -> str:
 
 
 def _name(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        bytes: "binary data",
+    }
     if value == []:
         return "an empty list"
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

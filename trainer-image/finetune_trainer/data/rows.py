@@ -9,6 +9,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import datetime
 import difflib
 import io
 import itertools
@@ -28,6 +29,8 @@ SUFFIXES = ("jsonl", "ndjson", "json", "csv", "parquet")
 
 LONGEST_LINE = 64 * 2**20
 """Bytes of one JSON line. A longer line means another kind of file."""
+
+NO_DATE = datetime.datetime.max
 
 NEARBY = 1000
 """Files of a folder that are compared with a name that does not exist."""
@@ -327,7 +330,8 @@ def _parquet(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch; a text says why one has no value in Python, such as a date after the year 9999."""
+    """The rows of a batch. Dates that Python does not have, such as those after the year 9999, are NO_DATE, which is no text of
+    an example; a text says why a row cannot be read at all."""
     import pyarrow
 
     unusable = (pyarrow.ArrowException, ValueError, OverflowError)
@@ -336,6 +340,20 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
         return
     except unusable:
         pass
+    dates = [name for name in batch.schema.names if pyarrow.types.is_temporal(batch.schema.field(name).type)]
+    others = batch.drop_columns(dates)
+    for row, value in enumerate(_each(others, unusable)):
+        if isinstance(value, str):
+            yield value
+            continue
+        for name in dates:
+            (date,) = _each(batch.select([name]).slice(row, 1), unusable)
+            value[name] = NO_DATE if isinstance(date, str) else date[name]
+        yield {name: value[name] for name in batch.schema.names}
+
+
+def _each(batch: Any, unusable: tuple[type[Exception], ...]) -> Iterator[dict[str, Any] | str]:
+    """The rows one by one; a text for one that cannot be read."""
     for index in range(batch.num_rows):
         try:
             (value,) = batch.slice(index, 1).to_pylist()

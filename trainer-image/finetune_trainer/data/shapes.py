@@ -66,7 +66,7 @@ MASKS = frozenset(["mask", "loss_mask", "masked"])
 LEARNED = frozenset(["train", "trainable", "loss", "learn"])
 """Keys of a turn that say whether it is learned: true or false, 1 or 0."""
 LABELS = frozenset(["label", "kto_label", "kto_tag", "desirable", "accepted", "is_good"])
-GOOD, BAD = (True, "true", "desirable"), (False, "false", "undesirable")
+GOOD, BAD = ("true", "desirable", "1", "1.0"), ("false", "undesirable", "0", "0.0", "-1", "-1.0")
 
 SHOWN = 10
 """Keys that a message lists."""
@@ -358,14 +358,15 @@ def unused(fields: dict[str, Any], read: tuple[str, ...]) -> set[str]:
     for key, value in fields.items():
         if key in read or value in ("", [], {}):
             continue
-        plain = value.lower() if isinstance(value, str) else value
-        if key in LABELS and isinstance(plain, bool | str) and plain in BAD:
+        rated = _rated(value) if key in LABELS and "text" not in read else None
+        if rated is False:
             raise Wrong(
                 f"{key}: {value!r} marks the answer as a bad one, which a model must not learn; leave such rows out "
-                f"(dataset.checks: {{{UNLEARNABLE}: Drop}}), or write pairs of chosen and rejected answers for DPO",
+                f"(dataset.checks: {{{UNLEARNABLE}: Drop}}), or write pairs for DPO (chosen and rejected); if it means "
+                "something else, rename the field",
                 UNLEARNABLE,
             )
-        if key in LABELS and isinstance(plain, bool | str) and plain in GOOD:
+        if rated:
             continue
         if key in IMAGES:
             raise Wrong(f"the field {key!r} cannot be learned: only text can", UNLEARNABLE)
@@ -376,6 +377,12 @@ def unused(fields: dict[str, Any], read: tuple[str, ...]) -> set[str]:
         if key not in HARMLESS | WEIGHTS and key.replace(" ", "_") not in HARMLESS:
             names.add(key)
     return names
+
+
+def _rated(value: Any) -> bool | None:
+    """Whether a label says that the answer is a good one or a bad one; None: it says something else."""
+    text = str(value).strip().lower()
+    return True if text in GOOD else False if text in BAD else None
 
 
 def short(value: Any) -> str:
