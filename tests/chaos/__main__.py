@@ -4,9 +4,10 @@
 --minutes N    no new rounds after this many minutes; reference jobs before and running jobs afterwards take longer
 --seed N       of all random choices; absent: a new one each time, which is printed
 --fault NAME   only this one; may be given several times
+--policy NAME  an admission policy in force all the while: mirror, native-sidecar or classic-sidecar
 --size N       concurrent jobs (6)
 --short        the four lightest kinds of jobs, no servers
---output DIR   where results go; a part (--fault, --short) goes to out/benchmarks
+--output DIR   where results go; a part (--fault, --short, --policy) goes to out/benchmarks
 --render       writes the page again from chaos-rounds.jsonl
 --check        only compares the page with chaos-rounds.jsonl
 
@@ -41,13 +42,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=24 * 60)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--fault", action="append", choices=list(faults.FAULTS))
+    parser.add_argument("--policy", choices=list(rounds.POLICIES), default="")
     parser.add_argument("--size", type=int, default=6)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    folder = options.output or (PARTIAL if options.fault or options.short else COMMITTED)
+    folder = options.output or (PARTIAL if options.fault or options.short or options.policy else COMMITTED)
     if options.check or options.render:
         return report.again(folder, check=options.check)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
@@ -55,7 +57,7 @@ def main() -> int:
     kinds = fleet.SHORT if options.short else fleet.MIX
     name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     chosen = tuple(options.fault or faults.FAULTS)
-    wanted = rounds.Plan(name, seed, options.rounds, options.size, kinds, chosen, options.minutes)
+    wanted = rounds.Plan(name, seed, options.rounds, options.size, kinds, chosen, options.minutes, options.policy)
     return 1 if strike(wanted, folder) else 0
 
 
@@ -65,7 +67,7 @@ def strike(wanted: rounds.Plan, folder: pathlib.Path) -> list[str]:
     say.line(f"  {wanted.rounds} rounds, seed {wanted.seed}, {wanted.size} jobs at a time; results in {folder}")
     with tempfile.TemporaryDirectory() as model, (folder / report.ROUNDS).open("a", buffering=1) as results:
         tiny.make_tiny_model(pathlib.Path(model))
-        with sites.running(pathlib.Path(model)) as site, rounds.ready(site, "") as (world, jobs):
+        with sites.running(pathlib.Path(model)) as site, rounds.ready(site, "", wanted.policy) as (world, jobs):
             began = time.monotonic()
             results.write(report.header(wanted))
             try:

@@ -99,7 +99,11 @@ def job(raw: Raw) -> Job:
 
 def pod(raw: Raw) -> Pod:
     labels = raw["metadata"].get("labels") or {}
-    states = [status.get("state") or {} for status in raw.get("status", {}).get("containerStatuses") or []]
+    states = [
+        status.get("state") or {}
+        for status in raw.get("status", {}).get("containerStatuses") or []
+        if status["name"] in label.CONTAINERS
+    ]
     state = states[0] if states else {}
     over = state.get("terminated") or {}
     return Pod(

@@ -12,6 +12,7 @@ from typing import Any
 
 from chaos import api, clock, faults, fleet, watch
 from localcluster import report
+from support import policies
 from support import site as sites
 from toolbox import say
 
@@ -32,6 +33,16 @@ class Plan:
     kinds: tuple[str, ...]
     faults: tuple[str, ...]
     minutes: float = 24 * 60
+    policy: str = ""
+    """Of POLICIES, in force in the fleet's namespace, also in the calm."""
+
+
+POLICIES: dict[str, Callable[[sites.Site], list[dict[str, Any]]]] = {
+    "mirror": lambda site: policies.rewrite_images(fleet.NAMESPACE, "localhost:", "127.0.0.1:"),
+    "native-sidecar": lambda site: policies.inject_sidecar(fleet.NAMESPACE, site.images["trainer"], native=True),
+    "classic-sidecar": lambda site: policies.inject_sidecar(fleet.NAMESPACE, site.images["trainer"], native=False),
+}
+"""Admission policies as real clusters have them; the local registry has two names, so that a mirror can be played."""
 
 
 @dataclasses.dataclass
@@ -62,12 +73,14 @@ class Result:
 
 
 @contextlib.contextmanager
-def ready(site: sites.Site, prefix: str) -> Iterator[tuple[faults.World, fleet.Fleet]]:
+def ready(site: sites.Site, prefix: str, policy: str = "") -> Iterator[tuple[faults.World, fleet.Fleet]]:
     """The fleet on a site, watched, and the operator's clock movable where that is possible."""
     data = fleet.prepare(site)
     local = report.running(sites.NAME) if site.local else None
     audit = Path(local.summary()["auditLog"]) if local else None  # type: ignore[arg-type]
     with contextlib.ExitStack() as stack:
+        if policy:
+            stack.enter_context(policies.in_force(site.kube, POLICIES[policy](site)))
         host = stack.enter_context(site.kube.proxy(quiet=True))
         if local:
             stack.enter_context(clock.movable(site.kube))

@@ -160,3 +160,26 @@ def test_an_object_that_somebody_deletes_all_the_time_is_no_flood(site: Site) ->
         time.sleep(0.1)
     made = [write for write in site.writes(scene.namespace)[before:] if write[1:] == ("services", NAME)]
     assert 1 < len(made) <= pace.MOST
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "classic"])
+def test_a_job_lives_with_a_sidecar_in_every_pod(site: Site, native: bool) -> None:
+    scene = site.scene(f"policies-{'native' if native else 'classic'}")
+    made = policies.inject_sidecar(scene.namespace, "agent:1", native=native)
+    items = {"apiVersion": "v1", "kind": "List", "items": made}
+    site.plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(items))
+    place = "init_containers" if native else "containers"
+
+    def in_force() -> bool:
+        meta = {"name": "probe", "labels": {label.JOB: "probe"}}
+        body = {"metadata": meta, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+        pod = scene.core.create_namespaced_pod(scene.namespace, body, dry_run="All")
+        return any(c.name == policies.SIDECAR for c in getattr(pod.spec, place) or [])
+
+    eventually(in_force)
+    scene.apply(world.finetunejob(**{"spec.training.retries": 0}))
+    scene.play(NAME, "Ready")
+    for pod in scene.pods():
+        names = [c["name"] for c in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]]
+        assert policies.SIDECAR in names
+        assert len(names) == len(set(names))

@@ -3,24 +3,37 @@
 JSON patches, since apply configurations cannot change lists of containers.
 """
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
+
+from demo.kube import Kube
 
 Raw = dict[str, Any]
 
 SIDECAR = "agent"
+STOPS_WITH_143 = [
+    "python",
+    "-c",
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(86400)",
+]
+"""A sidecar that runs until it is stopped, as meshes and agents do."""
 _SECURITY = (
     '"securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "allowPrivilegeEscalation": false, '
     '"capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}'
 )
 
 
-def rewrite_images(namespace: str, prefix: str) -> list[Raw]:
-    """Every image of a Job's or Deployment's first container gets this prefix, as if it came from a mirror."""
+def rewrite_images(namespace: str, mirror: str, registry: str = "") -> list[Raw]:
+    """The image of the first container of every Job and Deployment gets a mirror's prefix, in place of that of its registry."""
     image = "object.spec.template.spec.containers[0].image"
+    done = f'{image}.startsWith("{mirror}") || !{image}.startsWith("{registry}")'
     expression = (
-        f'{image}.startsWith("{prefix}") ? [] : '
-        f'[JSONPatch{{op: "replace", path: "/spec/template/spec/containers/0/image", value: "{prefix}" + {image}}}]'
+        f"{done} ? [] : "
+        f'[JSONPatch{{op: "replace", path: "/spec/template/spec/containers/0/image", '
+        f'value: "{mirror}" + {image}.substring({len(registry)})}}]'
     )
     rules = [
         {"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": [plural]}
@@ -29,8 +42,8 @@ def rewrite_images(namespace: str, prefix: str) -> list[Raw]:
     return _policy("rewrite-image", namespace, rules, expression)
 
 
-def inject_sidecar(namespace: str, image: str, command: list[str], *, native: bool) -> list[Raw]:
-    """Every pod gets one more container: a native sidecar (an init container that stays), or a classic one."""
+def inject_sidecar(namespace: str, image: str, *, native: bool, command: list[str] = STOPS_WITH_143) -> list[Raw]:
+    """Every pod of a job gets one more container: a native sidecar (an init container that stays), or a classic one."""
     place = "initContainers" if native else "containers"
     stays = '"restartPolicy": "Always", ' if native else ""
     container = (
@@ -44,14 +57,29 @@ def inject_sidecar(namespace: str, image: str, command: list[str], *, native: bo
         alone = f'[JSONPatch{{op: "add", path: "/spec/{place}", value: dyn([{container}])}}]'
         add = f"has(object.spec.{place}) ? {first} : {alone}"
     rules = [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]
-    return _policy("inject-sidecar", namespace, rules, there + add)
+    return _policy("inject-sidecar", namespace, rules, f"{there}({add})", {"matchExpressions": [OF_JOBS]})
 
 
-def _policy(name: str, namespace: str, rules: list[Raw], expression: str) -> list[Raw]:
+OF_JOBS = {"key": "finetune.dev/job", "operator": "Exists"}
+
+
+@contextlib.contextmanager
+def in_force(kube: Kube, made: list[Raw]) -> Iterator[None]:
+    """Within the block, and a moment before: the API server reads policies from its own watch."""
+    kube.apply(*made)
+    try:
+        time.sleep(5)
+        yield
+    finally:
+        for one in reversed(made):
+            kube.run("delete", one["kind"].lower(), one["metadata"]["name"], "--ignore-not-found")
+
+
+def _policy(name: str, namespace: str, rules: list[Raw], expression: str, objects: Raw | None = None) -> list[Raw]:
     api, full = "admissionregistration.k8s.io/v1", f"{name}-{namespace}"
     where = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     spec = {
-        "matchConstraints": {"resourceRules": rules, "namespaceSelector": where},
+        "matchConstraints": {"resourceRules": rules, "namespaceSelector": where, "objectSelector": objects or {}},
         "failurePolicy": "Fail",
         "reinvocationPolicy": "Never",
         "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}],
