@@ -4,7 +4,7 @@ import pytest
 
 from finetune_api.reasons import Phase, Reason
 from flow import world
-from flow.fakecluster import Crashes, Hangs, KubeletEnds
+from flow.fakecluster import Crashes, Ends, Hangs, KubeletEnds
 
 LIMIT = KubeletEnds("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 200Mi. ")
 CONTAINER = KubeletEnds("Evicted", 'Container finetune exceeded its local ephemeral storage limit "200Mi". ', code=143)
@@ -108,6 +108,12 @@ async def test_one_of_several_nodes_that_used_too_much_is_the_cause() -> None:
     played = start(Hangs(), LIMIT, **{"spec.resources.nodes": 2})
     await played.rest()
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.DISK_EXCEEDED)
+
+
+async def test_a_cause_that_another_node_names_counts_although_one_was_refused() -> None:
+    played = start(Ends(4, "nan"), REFUSED[0], **{"spec.resources.nodes": 2})
+    await played.rest()
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.LOSS_DIVERGED)
 
 
 async def test_a_server_that_is_killed_at_its_memory_limit_says_so() -> None:

@@ -133,3 +133,15 @@ async def test_no_stage_runs_until_the_deadline_because_of_a_sidecar(stage: Stag
     await played.rest()
     assert played.phase == Phase.READY
     assert len(played.attempts(stage)) == 1
+
+
+@pytest.mark.parametrize("sidecar", ["native", "classic"])
+async def test_a_sidecar_costs_hardly_a_write(sidecar: str) -> None:
+    def writes(played: world.World) -> int:
+        return len([verb for verb, _, _ in played.cluster.requests if verb in {"apply", "create", "status", "delete"}])
+
+    usual, accompanied = start(""), start(sidecar)
+    for played in (usual, accompanied):
+        await played.rest()
+    extra = 4 if sidecar == "classic" else 0  # the Job of each stage is deleted
+    assert writes(accompanied) <= writes(usual) + extra

@@ -63,7 +63,9 @@ class Gang:
 
     @property
     def refused(self) -> projections.Pod | None:
-        """A pod that the kubelet ended or refused for another reason."""
+        """A pod that the kubelet ended or refused for another reason; None if another pod names a cause."""
+        if any(map(_names_a_cause, self.present)):
+            return None
         return next((pod for pod in self.present if pod.words and not diagnosis.used_too_much(pod)), None)
 
     @property

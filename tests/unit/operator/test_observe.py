@@ -118,6 +118,7 @@ def test_a_pod_knows_its_number_among_the_nodes(index: str, node: int) -> None:
     "condition, why",
     [
         ({"status": "True", "reason": "PreemptionByScheduler"}, "PreemptionByScheduler"),
+        ({"status": "True", "reason": "PreemptionByScheduler", "message": "for a"}, "PreemptionByScheduler: for a"),
         ({"status": "True"}, "disrupted"),
         ({"status": "False", "reason": "PreemptionByScheduler"}, ""),
     ],
@@ -195,3 +196,44 @@ def test_what_another_version_wrote_into_the_status_costs_only_that_value() -> N
 
 def test_a_status_of_another_world_is_an_empty_one() -> None:
     assert parents.parent(job(status={"conditions": "none", "history": 3})).status == status.Status()
+
+
+RUNNING = {"running": {"startedAt": "2026-05-04T12:00:00Z"}}
+
+
+def injected(spec: dict, *statuses: dict, ours: dict | None = None) -> projections.Pod:
+    mine = {"name": "finetune", "ready": True, "state": RUNNING} if ours is None else ours
+    state = {"phase": "Running", "initContainerStatuses": list(statuses), "containerStatuses": [mine] if mine else []}
+    return projections.pod(raw() | {"spec": spec, "status": state})
+
+
+def test_a_native_sidecar_that_has_not_started_is_what_the_stage_waits_for() -> None:
+    spec = {"initContainers": [{"name": "agent", "restartPolicy": "Always"}]}
+    waits = {"name": "finetune", "state": {"waiting": {"reason": "PodInitializing"}}}
+    slow, fast = ({"name": "agent", "started": up, "state": RUNNING} for up in (False, True))
+    assert injected(spec, slow, ours=waits).blocking == "agent"
+    assert injected(spec, fast, ours=waits).blocking == ""
+    assert injected(spec, slow).blocking == "", "the stage has started"
+
+
+def test_an_injected_init_container_blocks_until_it_has_succeeded() -> None:
+    spec, waits = {"initContainers": [{"name": "setup"}, {"name": "fetch"}]}, {"name": "server", "state": {}}
+    assert injected(spec, {"name": "setup", "state": RUNNING}, ours=waits).blocking == "setup"
+    done = {"name": "setup", "state": {"terminated": {"exitCode": 0}}}
+    assert injected(spec, done, ours=waits).blocking == "", "the next one is the operator's own"
+
+
+def test_only_classic_sidecars_linger() -> None:
+    ended = {"name": "finetune", "state": {"terminated": {"exitCode": 0}}}
+    proxy = {"name": "proxy", "state": RUNNING}
+    state = {"phase": "Running", "containerStatuses": [ended, proxy], "initContainerStatuses": [{"name": "agent"}]}
+    seen = projections.pod(raw() | {"status": state})
+    assert (seen.lingering, seen.terminated.exit_code) == (("proxy",), 0)
+
+
+@pytest.mark.parametrize("reason, gone", [("", True), ("ReadinessGatesNotReady", False), ("ContainersNotReady", False)])
+def test_only_a_pod_that_is_not_ready_without_a_reason_is_on_an_unreachable_node(reason: str, gone: bool) -> None:
+    ready = {"type": "Ready", "status": "False"} | ({"reason": reason, "message": "why"} if reason else {})
+    mine = {"name": "finetune", "ready": True, "state": RUNNING}
+    seen = projections.pod(raw() | {"status": {"phase": "Running", "containerStatuses": [mine], "conditions": [ready]}})
+    assert (seen.unreachable, seen.unready) == (gone, "" if gone else "why")
