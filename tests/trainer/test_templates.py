@@ -99,3 +99,27 @@ def test_reasoning_beside_an_answer_is_no_part_of_the_answer_that_is_compared(be
     ids = encoder.tokenizer("<think>\nIt is ten, so yes.\n</think>\n\nYes.", add_special_tokens=False)["input_ids"]
     text, _ = answers.decode_answer(encoder, asked, ids)
     assert (text == "Yes.") is beside
+
+
+def test_a_template_that_opens_a_reasoning_block_in_the_prompt_is_refused_in_these_words() -> None:
+    opening = tiny.CHAT_TEMPLATE.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    assert opening != tiny.CHAT_TEMPLATE
+    with pytest.raises(dataset.Wrong, match="open reasoning block"):
+        judged.encoder(opening).encode(example(ASK, SAY))
+
+
+def test_a_name_that_the_template_leaves_out_is_a_finding_and_one_that_it_renders_is_not() -> None:
+    name = "{% if message['name'] %} {{ message['name'] }}{% endif %}"
+    named = tiny.CHAT_TEMPLATE.replace("{{ message['role'] }}", "{{ message['role'] }}" + name)
+    (details,) = judged.encoder(tiny.CHAT_TEMPLATE).details([example(ASK | {"name": "Greta"}, SAY)])
+    assert isinstance(details, tokens.Details)
+    assert details.omitted == ("messages[].name",)
+    (details,) = judged.encoder(named).details([example(ASK | {"name": "Greta"}, SAY)])
+    assert isinstance(details, tokens.Details)
+    assert details.omitted == ()
+    found = judged.judge([example(ASK | {"name": "Greta"}, SAY)])
+    assert [one.rule for one in found.findings if "messages[].name (1 of 1 examples)" in one.message] == [
+        "unusedFields"
+    ]

@@ -27,7 +27,8 @@ class ByteTokenizer:
 
     def apply_chat_template(self, turns: list[dict[str, Any]], *, tools: Any = None, **_: Any) -> str:
         parts = [
-            turn.get("reasoning_content", "")
+            turn.get("name", "")
+            + turn.get("reasoning_content", "")
             + turn["content"]
             + (json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "")
             for turn in turns

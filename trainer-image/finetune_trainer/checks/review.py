@@ -168,7 +168,7 @@ class Review:
 
     def take(self, part: int, example: dataset.Example, details: tokens.Details) -> None:
         """Adds an example. part: 0 train, 1 validation, 2 test: the files that it came from."""
-        for field in example.unused if len(self._unused) < MANY else ():
+        for field in example.unused.union(details.omitted) if len(self._unused) < MANY else ():
             count, place = self._unused.get(field, (0, example.source))
             self._unused[field] = count + 1, place
         row = rule.TokenizedExample(example, details)

@@ -44,6 +44,8 @@ class Details:
     """Whether an answer would have merged with its prompt's end, so that each side was tokenized on its own."""
     unended: bool = False
     """Whether a learned answer has no stop token before the next one begins, or at the end."""
+    omitted: tuple[str, ...] = ()
+    """Fields of the example that the chat template does not render."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,12 @@ class Encoder:
             except dataset.Wrong as wrong:
                 made.append(wrong)
         encoded = self._many([script for one in made if isinstance(one, list) for script in one])
-        return [_details(itertools.islice(encoded, len(one))) if isinstance(one, list) else one for one in made]
+        return [
+            _details(itertools.islice(encoded, len(one)), _omitted(example, one[0].text))
+            if isinstance(one, list)
+            else one
+            for example, one in zip(examples, made, strict=True)
+        ]
 
     def prompt(self, example: dataset.Example) -> list[int]:
         """The ids that the server gets when it must write the last answer."""
@@ -160,6 +167,12 @@ class Encoder:
             if text.startswith(prompt):
                 continue
             tail = self._tail(example) if chosen == [len(example.messages) - 1] else None
+            if tail is None and _OPEN_BLOCK.search(prompt):
+                raise dataset.Wrong(
+                    "the chat template begins every answer with an open reasoning block (<think>), and renders the example "
+                    "without it, so that training and serving would see different prompts; choose a base model whose template "
+                    "leaves the block to the answer"
+                )
             if tail is None:
                 raise dataset.Wrong(
                     f"the chat template renders turn {index + 1} differently once the answer follows, so that "
@@ -279,6 +292,7 @@ class Encoder:
         return plain or not self.tokenizer.chat_template
 
 
+_OPEN_BLOCK = re.compile(r"<think>\s*$")
 _EMPTY_BLOCK = re.compile(r"\s*<think>\s*</think>\s*")
 
 
@@ -295,10 +309,16 @@ def _without_empty_block(text: str, prompts: Sequence[str], learned: Sequence[da
     return text[: len(prompts[-1])] + text[blocks[-1].end() :]
 
 
-def _details(found: Iterable[Details]) -> Details:
+def _omitted(example: dataset.Example, text: str) -> tuple[str, ...]:
+    """Fields of an example that are not in its rendering: the names of who speaks, which most templates have no place for."""
+    names = (turn.name for turn in example.messages if turn.name and turn.role != "tool")
+    return ("messages[].name",) if any(name not in text for name in names) else ()
+
+
+def _details(found: Iterable[Details], omitted: tuple[str, ...]) -> Details:
     sides = list(found)
     rows = tuple(row for side in sides for row in side.rows)
-    return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides))
+    return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides), omitted)
 
 
 # --- Templates and tools ---
