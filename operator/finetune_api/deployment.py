@@ -38,7 +38,7 @@ class Deployment(model.Model):
         | None
     ) = Field(
         default=None,
-        description="The name that clients send as `model`. Absent: the job's name.",
+        description="The name that clients send as `model`; in a namespace it belongs to one job. Absent: the job's name.",
     )
     replicas: int = Field(default=1, ge=1, le=1000, description="Number of server pods. Default: 1.")
     resources: ServerResources = Field(default_factory=ServerResources, description="What each server pod requests.")
