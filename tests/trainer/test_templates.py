@@ -111,8 +111,8 @@ def test_a_template_that_opens_a_reasoning_block_in_the_prompt_is_refused_in_the
 
 
 def test_a_name_that_the_template_leaves_out_is_a_finding_and_one_that_it_renders_is_not() -> None:
-    name = "{% if message['name'] %} {{ message['name'] }}{% endif %}"
-    named = tiny.CHAT_TEMPLATE.replace("{{ message['role'] }}", "{{ message['role'] }}" + name)
+    speaker = "{{ message['role'] ~ (' ' ~ message['name'] if message['name'] else '') }}"
+    named = tiny.CHAT_TEMPLATE.replace("{{ message['role'] }}", speaker)
     (details,) = judged.encoder(tiny.CHAT_TEMPLATE).details([example(ASK | {"name": "Greta"}, SAY)])
     assert isinstance(details, tokens.Details)
     assert details.omitted == ("messages[].name",)
@@ -120,6 +120,4 @@ def test_a_name_that_the_template_leaves_out_is_a_finding_and_one_that_it_render
     assert isinstance(details, tokens.Details)
     assert details.omitted == ()
     found = judged.judge([example(ASK | {"name": "Greta"}, SAY)])
-    assert [one.rule for one in found.findings if "messages[].name (1 of 1 examples)" in one.message] == [
-        "unusedFields"
-    ]
+    assert "messages[].name (1 of 1 examples)" in found["unusedFields"].message
