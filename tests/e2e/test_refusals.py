@@ -26,7 +26,7 @@ def jobs(site: Site) -> dict[str, dict[str, Any]]:
         install.secret(other, NAMESPACE, {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "no-such-key-0"})
     )
     spec = site.spec
-    gate = [{"metric": "ExactMatch", "minimum": 0.99}, {"metric": "Loss", "maximum": 0.000001}]
+    gate = [{"metric": "ExactMatch", "minimum": 0.99, "confidence": 0.5}, {"metric": "Loss", "maximum": 0.000001}]
     gpus = {"gpus": 1, "gpuType": "nvidia-l4"}
     return {
         "bucket": spec("s3://no-such-bucket-here/train.jsonl"),
