@@ -30,7 +30,7 @@ class Condition(Reported):
 class Waiting(Reported):
     """What the job waits for. The condition Ready has the message."""
 
-    reason: str = Field(description="A reason of a waiting job, from the documented list.")
+    reason: str = Field(description="The reason, from the documented list.")
     since: Time = Field(description="Since when it has been waiting for this.")
 
 
@@ -248,7 +248,7 @@ class Status(Reported):
     )
     waiting: Waiting | None = Field(
         default=None,
-        description="What the job waits for, and since when. Absent: it does not wait for anything external.",
+        description="What the job waits for, and since when. Absent: a stage runs, or the job is at rest.",
     )
     retry_at: Time | None = Field(default=None, description="When the next attempt starts.")
     start_time: Time | None = Field(default=None, description="When the revision started or was resumed.")

@@ -17,6 +17,8 @@ STAGE_CONDITIONS = {
 }
 RANKS: dict[str, int] = {kind: rank for rank, kind in enumerate(Condition)}
 ENDS = {Condition.COMPLETE, Condition.DEPLOYED}
+WAITS = WAITING | {Reason.WAITING, Reason.STARTING, Reason.QUEUED, Reason.EVICTED, Reason.DISRUPTED}
+"""Reasons of a job that waits, for whatever."""
 QUEUED = {Reason.QUEUED, Reason.EVICTED, Reason.QUEUE_REFUSED}
 
 
@@ -88,7 +90,7 @@ def waits(
     `patience` seconds if somebody has to do something."""
     before = state.waiting
     waiting = None
-    if reason in WAITING:
+    if reason in WAITS:
         since = before.since if before is not None and before.reason == reason else now.replace(microsecond=0)
         waiting = status.Waiting(reason=reason, since=since)
     due = stalls(waiting, message, patience)

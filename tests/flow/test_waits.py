@@ -7,7 +7,7 @@ import pytest
 from finetune_api import status
 from finetune_api.reasons import WAITING, Phase, Reason, Stage
 from flow import world
-from flow.fakecluster import Ends, Unschedulable, Waits
+from flow.fakecluster import Ends, Hangs, Unschedulable, Waits
 
 
 def start(script: dict | None = None, model: bool = True, **changes) -> world.World:
@@ -137,6 +137,14 @@ async def test_an_unknown_gpu_type_and_a_quota_stall_a_job() -> None:
     refused.stage = "none"
     await played.rest()
     assert played.phase == Phase.READY
+
+
+async def test_the_status_says_since_when_a_job_waits_for_its_pod_and_nothing_when_it_runs() -> None:
+    played = start({"train": [Hangs()]})
+    await played.settle(until=lambda: played.reason("Trained") == Reason.WAITING)
+    assert played.state.waiting.reason == Reason.WAITING
+    await played.settle(until=lambda: played.reason("Trained") == Reason.RUNNING)
+    assert played.state.waiting is None
 
 
 async def test_a_job_that_waits_for_room_on_a_node_is_not_stalled() -> None:
