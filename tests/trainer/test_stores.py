@@ -19,7 +19,7 @@ from tests.trainer import tiny
 from finetune_api import job, reasons, run
 from finetune_trainer.data import rows
 from finetune_trainer.process import errors, secrets
-from finetune_trainer.store import objects, sources, storage
+from finetune_trainer.store import folders, objects, sources, storage
 
 KEYS = (
     "a b.jsonl", " a.jsonl", "a+b.jsonl", "a%20b.jsonl", "ü 漢 e\u0301.jsonl", "q&a=1;(2)'!*.jsonl", "~t@:,$.jsonl",
@@ -342,6 +342,32 @@ def test_a_store_takes_checksums_or_none(versity: stores.Store, bucket: str, tmp
         store.download(f"s3://{bucket}/large", tmp_path / "back")
         assert store.read(f"s3://{bucket}/small") == b"1"
         assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+@pytest.mark.parametrize("checksums", [None, *job.Checksums])
+def test_a_retention_is_named_and_what_it_keeps_is_withdrawn_or_stays(
+    versity: stores.Store, bucket: str, checksums: job.Checksums | None, tmp_path: pathlib.Path
+) -> None:
+    locked = f"{bucket}-locked"
+    versity.client.create_bucket(Bucket=locked, ObjectLockEnabledForBucket=True)
+    rule = {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}}
+    versity.client.put_object_lock_configuration(
+        Bucket=locked, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
+    )
+    store = storage.Storage(connection=job.Connection(endpoint=versity.url, checksums=checksums), patience=60)
+    (tmp_path / "file").write_bytes(b"1")
+    folders.save(store, tmp_path, f"s3://{locked}/folder")
+    assert folders.discard(store, f"s3://{locked}/folder/file") is False
+    with pytest.raises(errors.Failure, match="retention") as caught:
+        store.write(f"s3://{locked}/folder/file", b"2")
+    assert caught.value.reason is reasons.Reason.S3_ACCESS_DENIED
+    assert store.read(f"s3://{locked}/folder/file") == b"1"
+
+
+def test_a_session_token_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-a-session")
+    [request] = sent(job.Connection(), lambda store: store.write("s3://bucket/key", b"1"))
+    assert request.headers["X-Amz-Security-Token"] in (b"token-of-a-session", "token-of-a-session")
 
 
 def test_encrypted_objects_are_written_and_read(s3: Any, s3_server: str) -> None:

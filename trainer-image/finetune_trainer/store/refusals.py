@@ -103,6 +103,12 @@ def _answered(where: str, uri: str, error: Exception, waited: float, right: str,
         return errors.Failure(
             reasons.Reason.DATASET_INVALID, f"{where}: the object is archived ({quoted}). Restore it, then run again."
         )
+    if re.search(r"object.?lock|WORM", quoted, re.IGNORECASE):
+        return errors.Failure(
+            reasons.Reason.S3_ACCESS_DENIED,
+            f"{where}: refused with {quoted}. A retention keeps this object as it is: for storage.output, choose a bucket "
+            "without a default retention, or one with versioning.",
+        )
     if code in FORBIDDEN and right:
         absent = (
             "" if listable else " Or it does not exist: without s3:ListBucket the store gives the same answer to both."
