@@ -161,7 +161,7 @@ class Reason(enum.StrEnum):
     FINE_TUNING_NOT_RECOMMENDED = "FineTuningNotRecommended"
     """intent.advice is Enforce, and fine-tuning is the wrong tool for the job's goals; the message names a better one."""
     INSUFFICIENT_GPU_MEMORY = "InsufficientGpuMemory"
-    """According to the estimate, training does not fit the GPU. Lower maxSequenceLength or choose another gpuType."""
+    """According to the estimate, training, evaluation or server do not fit their GPU; the message says what to change."""
     TRAINER_OUT_OF_MEMORY = "TrainerOutOfMemory"
     """A stage ran out of memory twice, the second time with half the batch (in training, half the micro-batch)."""
     LOSS_DIVERGED = "LossDiverged"

@@ -130,6 +130,8 @@ def run_of(
     price_per_gpu_hour: float | None = None,
     currency: str | None = None,
     uid: str | None = None,
+    evaluating: run.Place | None = None,
+    serving: run.Place | None = None,
 ) -> run.Run:
     """The run file of a revision. For memory, price and currency see `run.Run`."""
     made = run.Run(
@@ -148,6 +150,8 @@ def run_of(
         nodes=spec.resources.nodes,
         memory=memory,
         gpu_type=spec.resources.gpu_type,
+        evaluating=evaluating,
+        serving=serving,
         price_per_gpu_hour=price_per_gpu_hour,
         served_model_name=spec.deployment.served_model_name or name,
     )

@@ -64,6 +64,14 @@ class ResolvedBaseModel(model.Model):
     learning_rate: float | None = Field(default=None, description="The catalogue's default for jobs that set none.")
 
 
+class Place(model.Model):
+    """What the pods of a later stage may use, by spec and chart."""
+
+    gpus: int = 0
+    memory: job.Quantity | None = Field(default=None, description="Of each GPU. Absent: unknown.")
+    arguments: list[str] = Field(default_factory=list, description="vLLM's, of the server.")
+
+
 class Run(model.Model):
     """One revision of one job."""
 
@@ -93,6 +101,11 @@ class Run(model.Model):
         description="Memory that training may use: per GPU by its gpuType, or per pod on CPUs. Absent: unknown.",
     )
     gpu_type: str | None = Field(default=None, description="resources.gpuType of the training.")
+    evaluating: Place | None = Field(
+        default=None,
+        description="Where baseline and evaluation will run; only for preflight, which judges their memory.",
+    )
+    serving: Place | None = Field(default=None, description="The same of the server; absent without one.")
     price_per_gpu_hour: float | None = Field(
         default=None, description="The chart's price of that type. Absent: unknown."
     )
@@ -106,7 +119,12 @@ class Run(model.Model):
 
     def without_judgement(self) -> "Run":
         """The run file for stages that do not evaluate: training, verification and the server's init container."""
-        return self.model_copy(update={"intent": job.Intent(), "evaluation": job.Evaluation(), "evaluation_hash": ""})
+        update = {"intent": job.Intent(), "evaluation": job.Evaluation(), "evaluation_hash": ""}
+        return self.without_later_stages().model_copy(update=update)
+
+    def without_later_stages(self) -> "Run":
+        """The run file for all stages but preflight: an edit of what a later stage requests changes nothing for them."""
+        return self.model_copy(update={"evaluating": None, "serving": None})
 
     @property
     def data(self) -> list[str]:

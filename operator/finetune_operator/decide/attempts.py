@@ -230,14 +230,29 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         uid=parent.uid,
         revision=named,
         evaluation_hash=world.wanted.evaluation_hash,
-        memory=_memory(world),
+        memory=_memory(world, world.spec.resources),
+        evaluating=_place(world, world.spec.evaluation.resources or world.spec.resources),
+        serving=_place(world, world.spec.deployment.resources, _serving(world, base))
+        if world.spec.deployment.enabled
+        else None,
         **_price(world),
     )
 
 
-def _memory(world: World) -> str | None:
-    """The memory that training may use, as far as chart and spec say."""
-    wanted = world.spec.resources
+def _place(world: World, wanted: job.Resources, arguments: list[str] | None = None) -> run.Place | None:
+    """What a later stage may use, for preflight's verdict; None on CPUs."""
+    if not wanted.gpus:
+        return None
+    return run.Place(gpus=wanted.gpus, memory=_memory(world, wanted), arguments=arguments or [])
+
+
+def _serving(world: World, base: run.ResolvedBaseModel) -> list[str]:
+    """The server's arguments that matter for its memory, the last of a name being the one that counts."""
+    return [*world.obs.settings.serving.args, *base.extra_args, *world.spec.deployment.extra_args]
+
+
+def _memory(world: World, wanted: job.Resources) -> str | None:
+    """The memory that a pod may use, of each GPU where it has any, as far as chart and spec say."""
     if not wanted.gpus:
         return wanted.requests.memory
     known = world.obs.settings.gpu_types.get(wanted.gpu_type or "")

@@ -146,6 +146,8 @@ def another_try(world: World) -> Stale:
         return NOTHING
     stage = Stage(failure.stage)
     relevant = [revision.PREFLIGHT] if stage is Stage.PREFLIGHT else []
+    if stage is Stage.PREFLIGHT and failure.reason is Reason.INSUFFICIENT_GPU_MEMORY:
+        relevant.append(revision.RELEASE)  # preflight judges the server's memory, too
     relevant += [] if failure.reason in INHERENT else [revision.ENVIRONMENT]
     why = world.wanted.why(*relevant)
     if not why:

@@ -124,7 +124,9 @@ def build(
 def run_file(content: run.Run, stage: Stage) -> run.Run:
     """The run file of a stage. Stages that do not evaluate get no evaluation settings, so that an edit of these does not
     requeue their Job."""
-    return content if stage in JUDGING else content.without_judgement()
+    if stage is Stage.PREFLIGHT:
+        return content
+    return content.without_later_stages() if stage in JUDGING else content.without_judgement()
 
 
 def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:

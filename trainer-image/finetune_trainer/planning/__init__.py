@@ -6,6 +6,7 @@
     architecture  the numbers of a base model's config.json, or of the catalogue
     workload      the input of the estimates: model, settings, examples, device
     memory        memory of LoRA training, buffer by buffer
+    inference     memory of baseline, evaluation and serving
     forecast      what fits where, and what to change where it does not
     epoch_count   the number of epochs
     effort        estimated duration and price

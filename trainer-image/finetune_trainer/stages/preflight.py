@@ -19,7 +19,17 @@ from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
 from finetune_trainer.evaluation import contenders, feasible, metrics
-from finetune_trainer.planning import advisor, architecture, effort, forecast, measurements, memory, verdict, workload
+from finetune_trainer.planning import (
+    advisor,
+    architecture,
+    effort,
+    forecast,
+    inference,
+    measurements,
+    memory,
+    verdict,
+    workload,
+)
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import folders, objects, sources, storage
 
@@ -377,22 +387,26 @@ def measure(
 
 
 def estimate(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, examples: int) -> dict[str, Any]:
-    """Memory and work of training, and what to change where memory is short; None where neither config.json nor the catalogue
-    has the model's numbers.
+    """Memory and work of training, and what to change where memory is short, then or in a later stage; None where neither
+    config.json nor the catalogue has the model's numbers.
 
-    Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPUs have.
+    Raises Failure(InsufficientGpuMemory) when weights and adapter alone are more than the GPUs of a stage have.
     """
     wanted = forecast.of_run(spec, folder, lengths)
     if wanted is None:
         return {"memory": None, "parameters": spec.base_model.parameters}
     available = forecast.available(spec)
     remedy = forecast.advice(wanted, available)
+    later = list(inference.shortages(spec, wanted))
+    fatal = [one.text for one in later if one.fatal]
     if remedy and spec.gpus and forecast.cannot_fit(wanted, available):
-        raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, remedy)
+        fatal.insert(0, remedy)
+    if fatal:
+        raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, " ".join(fatal))
     setup = memory.setup(wanted, available)
     return {
         "memory": memory.text(setup.memory.total),
-        "memory_advice": remedy,
+        "memory_advice": " ".join([*([remedy] if remedy else []), *(one.text for one in later)]) or None,
         "parameters": wanted.parameters,
         "work": effort.work(wanted, setup, examples),
     }

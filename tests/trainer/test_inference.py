@@ -1,0 +1,86 @@
+"""Memory of baseline, evaluation and serving, judged before training, in the shapes of the catalogue's models."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api import basemodel, job, reasons, run
+from finetune_trainer.planning import architecture, inference, workload
+from finetune_trainer.process import errors
+from finetune_trainer.stages import preflight
+
+World = Callable[..., run.Run]
+CHART = pathlib.Path(__file__).parents[2] / "charts/finetune-operator/values.yaml"
+CATALOGUE: dict[str, Any] = yaml.safe_load(CHART.read_text())["catalogue"]
+
+
+def case(name: str, method: str = "LoRA") -> workload.Workload:
+    numbers = basemodel.Architecture.model_validate(CATALOGUE[name]["architecture"])
+    training = job.Training.model_validate({"method": method})
+    examples = workload.Examples.of_one_kind(2048, 16)
+    return workload.Workload(architecture.Shape(numbers), training, examples, workload.Device("cuda"))
+
+
+def short(world: World, of: workload.Workload, **places: Any) -> list[inference.Shortage]:
+    return list(inference.shortages(world(**places), of))
+
+
+def test_a_70b_trained_in_4_bits_can_be_evaluated_on_one_gpu_and_served_on_two(world: World) -> None:
+    places = {
+        "evaluating": {"gpus": 1, "memory": "79Gi"},
+        "serving": {"gpus": 2, "memory": "79Gi", "arguments": ["--max-model-len=8192"]},
+    }
+    assert short(world, case("llama-3.1-70b-instruct", "QLoRA"), **places) == []
+
+
+def test_a_70b_in_bfloat16_does_not_fit_the_one_gpu_of_an_evaluation(world: World) -> None:
+    """Training over two GPUs shards it; the evaluation loads it whole."""
+    (found,) = short(world, case("llama-3.1-70b-instruct"), evaluating={"gpus": 2, "memory": "79Gi"})
+    assert found.fatal
+    for part in ("evaluation", "one GPU", "79Gi", "QLoRA"):
+        assert part in found.text
+
+
+def test_an_8b_serves_on_a_small_gpu_with_a_shorter_context(world: World) -> None:
+    """vLLM refuses to start where one context of the model's full length has no room."""
+    serving = {"gpus": 1, "memory": "22Gi"}
+    (found,) = short(world, case("llama-3.1-8b-instruct"), serving=serving)
+    assert not found.fatal
+    assert "131072 tokens" in found.text
+    proposed = found.text.partition("--max-model-len=")[2].split()[0]
+    assert 16_384 < int(proposed) < 40_000
+    shorter = serving | {"arguments": ["--max-model-len=131072", f"--max-model-len={proposed}"]}
+    assert short(world, case("llama-3.1-8b-instruct"), serving=shorter) == []
+
+
+def test_a_server_whose_weights_do_not_fit_is_refused_whatever_the_context(world: World) -> None:
+    serving = {"gpus": 1, "memory": "22Gi", "arguments": ["--max-model-len", "1024"]}
+    (found,) = short(world, case("gemma-2-27b-it"), serving=serving)
+    assert found.fatal
+    assert "deployment.resources" in found.text
+    four = serving | {"gpus": 4}
+    assert short(world, case("gemma-2-27b-it"), serving=four) == []
+
+
+def test_quantised_servers_and_unknown_gpus_are_not_judged(world: World) -> None:
+    model = case("llama-3.1-70b-instruct")
+    quantised = {"gpus": 1, "memory": "22Gi", "arguments": ["--quantization=fp8"]}
+    assert short(world, model, serving=quantised) == []
+    assert short(world, model, serving={"gpus": 1}, evaluating={"gpus": 1}) == []
+
+
+def test_preflight_ends_a_job_whose_evaluation_cannot_load_the_model(world: World) -> None:
+    with pytest.raises(errors.Failure) as found:
+        preflight.preflight(world(evaluating={"gpus": 1, "memory": "512Ki"}))
+    assert found.value.reason is reasons.Reason.INSUFFICIENT_GPU_MEMORY
+    assert "evaluation.resources" in found.value.message
+
+
+def test_preflight_says_that_a_server_needs_a_shorter_context(world: World) -> None:
+    spec = world(serving={"gpus": 1, "memory": "2Gi", "arguments": ["--max-model-len=9000000"]})
+    found = preflight.preflight(spec).preflight
+    assert found is not None
+    assert any("--max-model-len=" in sentence for sentence in found.advice)

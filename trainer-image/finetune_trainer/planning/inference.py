@@ -1,0 +1,98 @@
+"""Memory of what follows training: does the GPU of baseline and evaluation hold the model, and those of the server?
+
+workload -> weights, keys and values of a context -> what is short, and what to change; `stages.preflight` says it before training
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from finetune_api import job, run
+from finetune_trainer.planning import forecast, memory, workload
+
+UTILIZATION = 0.9
+"""Share of a GPU that vLLM takes, its default of --gpu-memory-utilization."""
+
+ASKED = 0.8
+"""Share of a GPU that the weights may take in baseline and evaluation, as `evaluation.answers`."""
+
+STEP = 1024
+"""Lengths of a context are proposed in multiples of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortage:
+    """What does not fit, and what to change; fatal: the weights alone do not."""
+
+    text: str
+    fatal: bool
+
+
+def shortages(spec: run.Run, case: workload.Workload) -> Iterator[Shortage]:
+    """Of baseline and evaluation, and of serving; nothing where the GPUs' memory is unknown."""
+    for found in (_evaluation(spec, case), _serving(spec, case)):
+        if found is not None:
+            yield found
+
+
+def weights(case: workload.Workload, *, quantised: bool = False) -> int:
+    """Bytes of the base model in bfloat16, or with its linear layers in 4 bits."""
+    method = job.Method.QLORA if quantised else job.Method.LORA
+    training = case.training.model_copy(update={"method": method})
+    one = dataclasses.replace(case, training=training, device=workload.Device("cuda"))
+    return memory.memory(one, 1, checkpointing=True).weights
+
+
+def cache(case: workload.Workload) -> int:
+    """Bytes of the keys and values of one token in all layers, in bfloat16."""
+    return 2 * case.shape.numbers.layers * case.shape.keys * 2
+
+
+def _evaluation(spec: run.Run, case: workload.Workload) -> Shortage | None:
+    on = spec.evaluating
+    if on is None or not on.gpus or on.memory is None:
+        return None
+    capacity, needed = forecast.size(on.memory), weights(case)
+    if needed > ASKED * capacity and case.training.method is job.Method.QLORA:
+        needed = weights(case, quantised=True)
+    if needed <= ASKED * capacity:
+        return None
+    return Shortage(
+        f"baseline and evaluation hold the whole base model on one GPU: its weights need {memory.text(needed)}, and may take "
+        f"{ASKED:.0%} of {on.memory}: choose an evaluation.resources.gpuType with {memory.text(int(needed / ASKED) + 1)}, "
+        "training.method QLoRA, or a smaller base model.",
+        fatal=True,
+    )
+
+
+def _serving(spec: run.Run, case: workload.Workload) -> Shortage | None:
+    on = spec.serving
+    if on is None or not on.gpus or on.memory is None or _argument(on.arguments, "quantization"):
+        return None
+    context = int(_argument(on.arguments, "max-model-len") or case.shape.numbers.max_positions)
+    share = float(_argument(on.arguments, "gpu-memory-utilization") or UTILIZATION)
+    usable = share * forecast.size(on.memory) - memory.LIBRARIES["cuda"]
+    each = weights(case) / on.gpus
+    need = f"serving needs {memory.text(int(each))} for weights"
+    where = f"on each of {on.gpus} GPUs" if on.gpus > 1 else "on its GPU"
+    change = "a larger deployment.resources.gpuType, more deployment.resources.gpus, or a smaller base model"
+    if each > usable:
+        return Shortage(
+            f"{need} {where}, and may use {memory.text(int(max(0, usable)))} of {on.memory}: choose {change}.", True
+        )
+    fitting = int((usable - each) * on.gpus / cache(case)) // STEP * STEP
+    if fitting >= context:
+        return None
+    keys = memory.text(int(cache(case) * context / on.gpus))
+    shorter = f"--max-model-len={fitting} in deployment.extraArgs, " if fitting else ""
+    return Shortage(
+        f"{need} and {keys} for the keys and values of one context of {context} tokens {where}, and may use "
+        f"{memory.text(int(usable))} of {on.memory}: set {shorter}{change}.",
+        fatal=not fitting,
+    )
+
+
+def _argument(arguments: list[str], name: str) -> str | None:
+    """The value of vLLM's last argument of this name: --name=value, or in two."""
+    found = re.findall(rf"(?:^|\s)--{name}[=\s](\S+)", " ".join(arguments))
+    return found[-1] if found else None
