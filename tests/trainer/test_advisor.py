@@ -138,6 +138,7 @@ def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
         novelty={"share": 0.9, "places": []},
         parameters=70_000_000_000,
         memory_advice="training needs more.",
+        experts=8,
         work=1e24,
     )
     wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api import reasons, run
+from finetune_api import job, reasons, run
 from finetune_trainer.planning import architecture
 from finetune_trainer.process import errors
 from finetune_trainer.stages import preflight
@@ -117,3 +117,30 @@ def test_a_pointer_in_s3_is_found_without_downloading_the_weights(
 )
 def test_a_configuration_has_sizes_under_the_names_of_its_family(config: dict[str, Any], missing: list[str]) -> None:
     assert architecture.missing_sizes(config) == missing
+
+
+@pytest.mark.parametrize(
+    "config, modules, words",
+    [
+        ({"num_local_experts": 8}, "MLP", ["mixture of 8 experts", "Attention or AllLinear"]),
+        ({"num_experts": 64}, "AllLinear", []),
+        ({"num_experts": 64}, "Attention", []),
+        ({"n_routed_experts": 64, "n_shared_experts": 2}, "MLP", []),
+        ({"hidden_size": 64}, "MLP", []),
+        ({"vision_config": {"hidden_size": 64}, "text_config": {}}, "AllLinear", ["vision_config", "text alone"]),
+        ({"text_config": {"num_experts": 16}}, "MLP", ["mixture of 16 experts"]),
+    ],
+)
+def test_modules_that_would_not_learn_or_see_no_text_are_refused(
+    config: dict[str, Any], modules: str, words: list[str]
+) -> None:
+    found = architecture.unsuitable(config, job.LoRA(target_modules=job.Modules(modules)))
+    assert (found is None) is (words == [])
+    assert [word for word in words if word not in (found or "")] == []
+
+
+def test_preflight_refuses_a_model_with_a_vision_tower(copy: pathlib.Path, world: Any) -> None:
+    configured(copy, lambda config: config.update(vision_config={"hidden_size": 64}))
+    with pytest.raises(errors.Failure, match="vision_config") as caught:
+        preflight.preflight(world(baseModel={"name": "tiny-base", "source": f"file://{copy}"}))
+    assert caught.value.reason is reasons.Reason.MODEL_INVALID

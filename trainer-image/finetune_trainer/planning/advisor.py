@@ -208,6 +208,16 @@ def base_model_is_large(spec: run.Run, measured: measurements.Measurements) -> A
     return Advice(text, Weight.CAUTION)
 
 
+def experts_do_not_learn(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if not measured.experts or spec.training.lora.target_modules is job.Modules.ATTENTION:
+        return None
+    text = (
+        f"The base model is a mixture of {measured.experts} experts: the adapter learns in the attention layers and in shared "
+        "experts, where the model has any; the experts themselves stay as they are. A dense model learns in all of its layers."
+    )
+    return Advice(text, Weight.CAUTION)
+
+
 def memory_is_short(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     return Advice(measured.memory_advice, Weight.CAUTION) if measured.memory_advice else None
 
@@ -233,6 +243,7 @@ RULES: tuple[Rule, ...] = (
     requirements_change_monthly,
     answers_look_like_facts,
     base_model_is_large,
+    experts_do_not_learn,
     memory_is_short,
     training_takes_days,
 )

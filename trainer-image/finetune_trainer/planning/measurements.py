@@ -35,5 +35,7 @@ class Measurements:
     """Whether answers contain facts: `checks.novelty.Novelty`; None: too few examples, or not measured."""
     parameters: int | None = None
     """Weights of the base model, where config.json or the catalogue has it."""
+    experts: int | None = None
+    """Experts of a layer of the base model; None: it is no mixture of experts."""
     work: float | None = None
     """Floating-point operations of the training: `effort.work`."""

@@ -203,6 +203,8 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             f"{spec.base_model.source}: config.json says model_type {kind!r}, which is not a causal language model that "
             "this trainer knows; choose another base model",
         )
+    if problem := architecture.unsuitable(config, spec.training.lora):
+        raise errors.Failure(reasons.Reason.MODEL_INVALID, f"{spec.base_model.source}: {problem}")
     if missing := architecture.missing_sizes(config):
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
@@ -382,6 +384,7 @@ def measure(
         distinct=variety.distinct(drawn, len(training_rows)),
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
         novelty=None if novel is None else dataclasses.asdict(novel),
+        experts=architecture.experts(sources.check(folder, spec.base_model.source, weights=False)),
         **estimate(spec, folder, lengths, train.examples),
     )
 
