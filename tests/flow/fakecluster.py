@@ -479,7 +479,7 @@ class FakeCluster:
         """The Job controller notes when it began, also where its pods are refused."""
         if "startTime" not in raw["status"]:
             raw["status"]["startTime"] = stamp(self.now)
-            self._store("Job", raw)
+            self._store("Job", copy.deepcopy(raw))  # it may end in the same step
 
     def _conclude(self, raw: Raw, kind: str, reason: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": stamp(self.now)}

@@ -20,10 +20,14 @@ STOPS_WITH_143 = [
     "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(86400)",
 ]
 """A sidecar that runs until it is stopped, as meshes and agents do."""
-_SECURITY = (
-    '"securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "allowPrivilegeEscalation": false, '
-    '"capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}'
-)
+SECURITY: Raw = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESOURCES: Raw = {"requests": {"memory": "16Mi"}, "limits": {"memory": "64Mi"}}
 
 
 def rewrite_images(namespace: str, mirror: str, registry: str = "") -> list[Raw]:
@@ -45,19 +49,23 @@ def rewrite_images(namespace: str, mirror: str, registry: str = "") -> list[Raw]
 def inject_sidecar(namespace: str, image: str, *, native: bool, command: list[str] = STOPS_WITH_143) -> list[Raw]:
     """Every pod of a job gets one more container: a native sidecar (an init container that stays), or a classic one."""
     place = "initContainers" if native else "containers"
-    stays = '"restartPolicy": "Always", ' if native else ""
-    container = (
-        f'{{"name": "{SIDECAR}", "image": "{image}", {stays}"command": {json.dumps(command)}, {_SECURITY}, '
-        '"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": "64Mi"}}}'
-    )
+    fields = {"name": SIDECAR, "image": image, "command": command, "securityContext": SECURITY, "resources": RESOURCES}
+    container = cel({**fields, **({"restartPolicy": "Always"} if native else {})})
     there = f'has(object.spec.{place}) && object.spec.{place}.exists(c, c.name == "{SIDECAR}") ? [] : '
-    add = f'[JSONPatch{{op: "add", path: "/spec/{place}/-", value: dyn({container})}}]'
+    add = f'[JSONPatch{{op: "add", path: "/spec/{place}/-", value: {container}}}]'
     if native:  # it comes first, since the others may need it; a pod without such containers has no list yet
-        first = f'[JSONPatch{{op: "add", path: "/spec/{place}/0", value: dyn({container})}}]'
+        first = f'[JSONPatch{{op: "add", path: "/spec/{place}/0", value: {container}}}]'
         alone = f'[JSONPatch{{op: "add", path: "/spec/{place}", value: dyn([{container}])}}]'
         add = f"has(object.spec.{place}) ? {first} : {alone}"
     rules = [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]
     return _policy("inject-sidecar", namespace, rules, f"{there}({add})", {"matchExpressions": [OF_JOBS]})
+
+
+def cel(value: Any) -> str:
+    """A value in CEL, whose maps have values of one type unless these are dynamic."""
+    if isinstance(value, dict):
+        return "dyn({" + ", ".join(f"{json.dumps(key)}: {cel(inner)}" for key, inner in value.items()) + "})"
+    return f"dyn({json.dumps(value)})"
 
 
 OF_JOBS = {"key": "finetune.dev/job", "operator": "Exists"}
