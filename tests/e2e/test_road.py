@@ -90,7 +90,7 @@ def test_the_files_lie_in_s3_as_documented(site: Site, served: sites.Job) -> Non
 def test_kubectl_shows_the_job_in_one_line(site: Site, served: sites.Job) -> None:
     text = site.kube.run("get", "ftj", NAME, "--namespace", NAMESPACE, "--output=wide")
     header, row = text.splitlines()[:2]
-    assert header.split()[:4] == ["NAME", "PHASE", "PROGRESS", "ETA"]
+    assert header.split()[:6] == ["NAME", "PHASE", "REASON", "WAITING", "PROGRESS", "ETA"]
     assert "Ready" in row
     assert "100%" in row
     assert served["status"]["revision"] in row
@@ -105,18 +105,23 @@ def test_applying_the_same_file_again_changes_nothing(site: Site, served: sites.
     assert "finalizers" not in after["metadata"]
 
 
-def test_a_deleted_service_and_a_scaled_server_are_repaired(site: Site, served: sites.Job) -> None:
+def test_a_deleted_service_is_created_again_and_a_scaled_server_is_left_to_who_scaled_it(
+    site: Site, served: sites.Job
+) -> None:
     release = served["status"]["deployment"]["release"]
+    scale = ("scale", "deployment", release, "--namespace", NAMESPACE)
     site.kube.run("delete", "service", NAME, "--namespace", NAMESPACE)
-    site.kube.run("scale", "deployment", release, "--replicas=2", "--namespace", NAMESPACE)
+    site.kube.run(*scale, "--replicas=2")
 
-    def healed(_: sites.Job) -> bool:
-        service = site.kube.get("service", NAME, NAMESPACE)
+    def settled(job: sites.Job) -> bool:
         server = site.kube.get("deployment", release, NAMESPACE)
         assert server is not None
-        return service is not None and server["spec"]["replicas"] == 1
+        named = condition(job, "Overridden").get("message", "")
+        left = server["spec"]["replicas"] == 2 and "replicas of Deployment" in named
+        return left and site.kube.get("service", NAME, NAMESPACE) is not None
 
-    site.until(NAME, healed, "healed", seconds=20)
+    site.until(NAME, settled, "settled", seconds=20)
+    site.kube.run(*scale, "--replicas=1")
     site.until_condition(NAME, "Ready", seconds=120)
 
 
