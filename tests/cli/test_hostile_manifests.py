@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from finetune_cli import __main__, answer, jobs, manifests
+from finetune_cli import __main__, answer, documents, jobs
 
 JOB = """\
 apiVersion: finetune.dev/v1alpha1
@@ -28,7 +28,7 @@ def problem(folder: pathlib.Path, text: str | bytes) -> answer.Problem:
     """The one problem of a manifest."""
     file = folder / "job.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(manifests.Invalid) as caught:
+    with pytest.raises(documents.Invalid) as caught:
         jobs.read(file)
     [found] = caught.value.problems
     return found
@@ -110,7 +110,7 @@ def test_a_list_as_kubectl_prints_it_has_the_job_among_its_items(tmp_path: pathl
     file.write_text(f"apiVersion: v1\nkind: List\nitems:\n-   {indented}\n")
     assert jobs.read(file).document.name == "tone"
     file.write_text("apiVersion: v1\nkind: List\nitems: 5\n")
-    with pytest.raises(manifests.Invalid, match="found nothing"):
+    with pytest.raises(documents.Invalid, match="found nothing"):
         jobs.read(file)
 
 
@@ -154,7 +154,7 @@ def test_a_folder_or_an_impossible_name_is_no_manifest(
 def test_a_base_model_that_is_no_folder_is_named_with_its_line(source: str, words: str, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(JOB.replace("source: base", f"source: {source}"))
-    with pytest.raises(manifests.Invalid) as caught:
+    with pytest.raises(documents.Invalid) as caught:
         jobs.read(file).check_model()
     [found] = caught.value.problems
     assert (found.path, found.line) == ("spec.baseModel.source", 6)

@@ -9,19 +9,19 @@ from tests.cluster import test_api_refuses as api_server
 
 from finetune_api import basemodel, revision
 from finetune_api import job as contract
-from finetune_cli import jobs, manifests, rules
+from finetune_cli import documents, jobs, manifests, rules
 from support import manifests as samples
 
 
-def document(manifest: dict, folder: pathlib.Path) -> manifests.Document:
+def document(manifest: dict, folder: pathlib.Path) -> documents.Document:
     file = folder / "manifest.yaml"
     file.write_text(json.dumps(manifest))  # YAML, too, and never in doubt what is text
-    [found] = manifests.read(file)
+    [found] = documents.read(file)
     return found
 
 
 def problems(file: pathlib.Path) -> list[str]:
-    with pytest.raises(manifests.Invalid) as caught:
+    with pytest.raises(documents.Invalid) as caught:
         jobs.read(file)
     return [problem.text.removeprefix(f"{file.parent}/") for problem in caught.value.problems]
 
@@ -55,7 +55,7 @@ def test_what_the_api_server_refuses_is_refused_here_at_the_same_field(case, tmp
     _, changes, field, _ = case
     changed = {api_server.full(path): value for path, value in changes.items()}
     found = document(samples.changed(samples.MINIMAL, **changed), tmp_path)
-    with pytest.raises(manifests.Invalid) as caught:
+    with pytest.raises(documents.Invalid) as caught:
         manifests.check(found, contract.FineTuneJobSpec)
     assert api_server.full(field).replace("[a]", ".a") in {problem.path for problem in caught.value.problems}
 
@@ -71,7 +71,7 @@ def test_a_server_may_be_configured_to_read_calls_and_a_gate_may_ask_for_them(tm
     }
     manifests.check(document(samples.changed(samples.MINIMAL, **wanted), tmp_path), contract.FineTuneJobSpec)
     few = {"spec.evaluation.gates": [{"metric": "ToolCallMatch", "minimum": 90}]}
-    with pytest.raises(manifests.Invalid, match="share from 0 to 1"):
+    with pytest.raises(documents.Invalid, match="share from 0 to 1"):
         manifests.check(document(samples.changed(samples.MINIMAL, **few), tmp_path), contract.FineTuneJobSpec)
 
 
@@ -80,14 +80,14 @@ def test_so_are_entries_of_the_catalogue(case, tmp_path: pathlib.Path) -> None:
     _, changes, field, _ = case
     changed = {api_server.full(path): value for path, value in changes.items()}
     found = document(samples.changed(samples.ENTRY, **changed), tmp_path)
-    with pytest.raises(manifests.Invalid) as caught:
+    with pytest.raises(documents.Invalid) as caught:
         manifests.check(found, basemodel.BaseModelSpec)
     assert api_server.full(field) in {problem.path for problem in caught.value.problems}
 
 
 @pytest.mark.parametrize("path", sorted((samples.REPOSITORY / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_accepted(path: pathlib.Path) -> None:
-    for found in manifests.read(path):
+    for found in documents.read(path):
         if found.kind == "FineTuneJob":
             manifests.check(found, contract.FineTuneJobSpec)
 

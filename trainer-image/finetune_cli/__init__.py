@@ -7,7 +7,8 @@
     run        all stages of a job, one child process after the other
     report     results of an evaluation, as tables
 
-    manifests  YAML files -> documents that know the line of every field, and their problems
+    documents  YAML files -> documents that know the line of every field
+    manifests  what is wrong with a document, as the API server would say it
     rules      the CEL rules of the schema, which in a cluster the API server applies
     jobs       documents -> a job: spec, base model, run file, all by the contract's own code
     stages     one stage as a child process: started, watched, stopped

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 
 from finetune_api import checks, job
-from finetune_cli import answer, manifests
+from finetune_cli import answer, documents
 from finetune_trainer.process import secrets
 
 Verb = Callable[[argparse.Namespace], tuple[answer.Answer, str | None]]
@@ -35,17 +35,17 @@ def _validate(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 
 def _policies(chosen: list[str]) -> dict[str, checks.Policy]:
-    """Policies from rule=Policy pairs. Raises manifests.Invalid."""
+    """Policies from rule=Policy pairs. Raises documents.Invalid."""
     found = {}
     for pair in chosen:
         id, _, word = pair.partition("=")
         if id not in checks.BY_ID:
             message = f"--checks {pair}: unknown rule {id!r}; known are {', '.join(checks.BY_ID)}"
-            raise manifests.Invalid([answer.Problem(message=message)])
+            raise documents.Invalid([answer.Problem(message=message)])
         allowed = {policy.value: policy for policy in checks.ALLOWED[checks.BY_ID[id].scope]}
         if word not in allowed:
             message = f"--checks {pair}: {id} cannot be {word!r}; write {', '.join(allowed)}"
-            raise manifests.Invalid([answer.Problem(message=message)])
+            raise documents.Invalid([answer.Problem(message=message)])
         found[id] = allowed[word]
     return found
 
@@ -66,13 +66,13 @@ def _estimate(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
 
 
 def _size(quantity: str) -> None:
-    """Raises manifests.Invalid unless `quantity` is a size of memory."""
+    """Raises documents.Invalid unless `quantity` is a size of memory."""
     from finetune_trainer.planning import forecast
 
     try:
         forecast.size(quantity)
     except ValueError as error:
-        raise manifests.Invalid([answer.Problem(message=f"--memory: {error}")]) from None
+        raise documents.Invalid([answer.Problem(message=f"--memory: {error}")]) from None
 
 
 def _run(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
@@ -238,7 +238,7 @@ def _answered(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
     verb: answer.Command = options.verb
     try:
         return VERBS[verb][0](options)
-    except manifests.Invalid as invalid:
+    except documents.Invalid as invalid:
         code, message = answer.Exit.INVALID, f"{len(invalid.problems)} problems in the input"
         return answer.Answer(command=verb, exit_code=code, message=message, problems=list(invalid.problems)), None
     except errors.Failure as failure:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import basemodel, job, revision, run
-from finetune_cli import answer, manifests, rules
+from finetune_cli import answer, documents, manifests, rules
 
 URIS: dict[str, tuple[tuple[str, ...], ...]] = {
     "FineTuneJob": (
@@ -36,21 +36,21 @@ SUFFIXES = (".yaml", ".yml", ".json")
 class Job:
     """A job that can be run on this machine."""
 
-    document: manifests.Document
+    document: documents.Document
     spec: job.FineTuneJobSpec
     base: run.ResolvedBaseModel
     notes: tuple[str, ...] = ()
-    entry: manifests.Document | None = None
+    entry: documents.Document | None = None
     """The BaseModel that the job names, if it names one."""
 
     def check_model(self) -> None:
-        """Raises manifests.Invalid where the base model should be a folder of this machine and is none."""
-        place: tuple[manifests.Document, manifests.Path] = self.document, ("spec", "baseModel", "source")
+        """Raises documents.Invalid where the base model should be a folder of this machine and is none."""
+        place: tuple[documents.Document, documents.Path] = self.document, ("spec", "baseModel", "source")
         if self.entry is not None:
             place = self.entry, ("spec", "source")
         document, path = place
         if problem := missing_folder(self.base.source, str(document.at(path).value)):
-            raise manifests.Invalid([document.problem(path, problem)])
+            raise documents.Invalid([document.problem(path, problem)])
 
     @property
     def run(self) -> run.Run:
@@ -86,16 +86,16 @@ def _memory(wanted: job.TrainingResources) -> str | None:
 
 
 def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
-    """The one FineTuneJob of a file; `catalogue`: a file or folder of BaseModels. Raises manifests.Invalid."""
-    documents = [_local(one) for document in manifests.read(file) for one in _items(document)]
-    jobs = [document for document in documents if document.kind == "FineTuneJob"]
+    """The one FineTuneJob of a file; `catalogue`: a file or folder of BaseModels. Raises documents.Invalid."""
+    in_file = [_local(one) for document in documents.read(file) for one in _items(document)]
+    jobs = [document for document in in_file if document.kind == "FineTuneJob"]
     if len(jobs) != 1:
-        found_kinds = ", ".join(f"{one.kind or 'no kind'} {one.name}".strip() for one in documents) or "nothing"
+        found_kinds = ", ".join(f"{one.kind or 'no kind'} {one.name}".strip() for one in in_file) or "nothing"
         message = f"must contain exactly one FineTuneJob; found {found_kinds}"
-        raise manifests.Invalid([answer.Problem(file=str(file), message=message)])
+        raise documents.Invalid([answer.Problem(file=str(file), message=message)])
     spec = manifests.check(jobs[0], job.FineTuneJobSpec)
     name = spec.base_model.name
-    entry = None if name is None else _entry(name, jobs[0], documents, catalogue)
+    entry = None if name is None else _entry(name, jobs[0], in_file, catalogue)
     base = _base(jobs[0], spec, entry)
     _claims(jobs[0], spec)
     notes = [note for note in (rules.missing(),) if note]
@@ -103,7 +103,7 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
 
 
 def _base(
-    document: manifests.Document, spec: job.FineTuneJobSpec, entry: manifests.Document | None
+    document: documents.Document, spec: job.FineTuneJobSpec, entry: documents.Document | None
 ) -> run.ResolvedBaseModel:
     checked = None if entry is None else manifests.check(entry, basemodel.BaseModelSpec)
     base = revision.resolve(spec.base_model, checked)
@@ -113,7 +113,7 @@ def _base(
             f"is {base.source}, a volume of the cluster: for a local run set FINETUNE_MODEL_PATH to the model's folder, or "
             "name a folder as baseModel.source"
         )
-        raise manifests.Invalid([document.problem(("spec", "baseModel"), message)])
+        raise documents.Invalid([document.problem(("spec", "baseModel"), message)])
     return base
 
 
@@ -132,20 +132,20 @@ def missing_folder(source: str, written: str) -> str | None:
     return f"is no folder: {folder} does not exist{hub}"
 
 
-def _claims(document: manifests.Document, spec: job.FineTuneJobSpec) -> None:
-    """Raises manifests.Invalid for data on a claim that has no folder here."""
+def _claims(document: documents.Document, spec: job.FineTuneJobSpec) -> None:
+    """Raises documents.Invalid for data on a claim that has no folder here."""
     on_claims = [uri for uri in spec.dataset.train if uri.startswith("pvc://")]
     if on_claims and "FINETUNE_DATA_PATH" not in os.environ:
         message = (
             f"names {on_claims[0]}, on a volume of the cluster: for a local run set FINETUNE_DATA_PATH to a folder with a "
             "folder for each claim, or name files"
         )
-        raise manifests.Invalid([document.problem(("spec", "dataset", "train"), message)])
+        raise documents.Invalid([document.problem(("spec", "dataset", "train"), message)])
 
 
 def _entry(
-    name: str, document: manifests.Document, in_file: list[manifests.Document], catalogue: pathlib.Path | None
-) -> manifests.Document:
+    name: str, document: documents.Document, in_file: list[documents.Document], catalogue: pathlib.Path | None
+) -> documents.Document:
     """The BaseModel of that name: from the job's file, the catalogue, or a file next to the job's."""
     candidates = [one for one in in_file if one.kind == "BaseModel"]
     if catalogue is not None:
@@ -161,30 +161,30 @@ def _entry(
         f"metadata.name {name} and spec.source, a folder or hf://organisation/name, into the same file, or give a file of them "
         "by --catalogue (`kubectl get basemodels -o yaml` prints a cluster's); or set baseModel.source instead"
     )
-    raise manifests.Invalid([document.problem(("spec", "baseModel", "name"), message)])
+    raise documents.Invalid([document.problem(("spec", "baseModel", "name"), message)])
 
 
-def _models(place: pathlib.Path, *, strict: bool) -> list[manifests.Document]:
+def _models(place: pathlib.Path, *, strict: bool) -> list[documents.Document]:
     """The BaseModels of a file, or of a folder's files; unless `strict`, files that are not manifests are skipped."""
     found = []
     try:
         files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES) if place.is_dir() else [place]
     except OSError as error:
-        raise manifests.Invalid(
+        raise documents.Invalid(
             [answer.Problem(file=str(place), message=f"cannot be read: {error.strerror}")]
         ) from None
     for file in files:
         try:
-            documents = manifests.read(file, only="BaseModel")
-        except manifests.Invalid:
+            inside = documents.read(file, only="BaseModel")
+        except documents.Invalid:
             if strict:
                 raise
             continue
-        found += [_local(one) for document in documents for one in _items(document) if one.kind == "BaseModel"]
+        found += [_local(one) for document in inside for one in _items(document) if one.kind == "BaseModel"]
     return found
 
 
-def _items(document: manifests.Document) -> Iterator[manifests.Document]:
+def _items(document: documents.Document) -> Iterator[documents.Document]:
     """A manifest, or the items of a List as kubectl prints it."""
     if document.kind != "List":
         yield document
@@ -192,13 +192,13 @@ def _items(document: manifests.Document) -> Iterator[manifests.Document]:
     items = document.data.get("items")
     for index, item in enumerate(items if isinstance(items, list) else []):
         if isinstance(item, dict):
-            yield manifests.Document(document.file, document.at(("items", index)), item)
+            yield documents.Document(document.file, document.at(("items", index)), item)
 
 
 # -- plain paths --
 
 
-def _local(document: manifests.Document) -> manifests.Document:
+def _local(document: documents.Document) -> documents.Document:
     """The document with URIs where it had plain paths."""
     data = document.data
     for path in URIS.get(document.kind, ()):

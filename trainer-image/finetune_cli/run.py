@@ -129,7 +129,7 @@ class Session:
 
 
 def run_all(wanted: jobs.Job, work: pathlib.Path | None, screen: show.Screen, resume: str) -> answer.Answer:
-    """Runs a job. work: the folder for logs and downloads. Raises manifests.Invalid."""
+    """Runs a job. work: the folder for logs and downloads. Raises documents.Invalid."""
     wanted.check_model()
     wanted = for_this_machine(wanted)
     spec = wanted.run

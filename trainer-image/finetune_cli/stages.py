@@ -20,7 +20,7 @@ from typing import IO, Any
 import pydantic
 
 from finetune_api import course, exits, outcome, reasons, run, status
-from finetune_cli import answer, manifests
+from finetune_cli import answer, documents
 
 POLL = 0.2
 """Seconds between polls of the child."""
@@ -123,19 +123,19 @@ class Workplace:
 
 @contextlib.contextmanager
 def workplace(folder: pathlib.Path) -> Iterator[Workplace]:
-    """Locks the folder and yields it. Raises manifests.Invalid."""
+    """Locks the folder and yields it. Raises documents.Invalid."""
     try:
         (folder / "work").mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         message = f"the work folder {folder} cannot be made: {error.strerror}; name another one by --work"
-        raise manifests.Invalid([answer.Problem(message=message)]) from None
+        raise documents.Invalid([answer.Problem(message=message)]) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         message = f"this revision is already running, or one of its stages still saves (work folder {folder}); wait, or stop it"
-        raise manifests.Invalid([answer.Problem(message=message)]) from None
+        raise documents.Invalid([answer.Problem(message=message)]) from None
     try:
         yield Workplace(folder, lock)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 
 from finetune_api import checks, job, run
-from finetune_cli import answer, jobs, manifests
+from finetune_cli import answer, documents, jobs
 
 TOKENS = ("template", "untrainable", "truncation", "stopToken", "promptPrefix", "doubleBos", "specialTokens")
 """Rules that need the model's tokenizer."""
@@ -52,7 +52,7 @@ class Request:
 
 
 def validate(request: Request) -> answer.Answer:
-    """Reads all files and applies all rules. Raises Failure, manifests.Invalid."""
+    """Reads all files and applies all rules. Raises Failure, documents.Invalid."""
     from finetune_trainer.data import tokens
     from finetune_trainer.store import storage
 
@@ -62,7 +62,7 @@ def validate(request: Request) -> answer.Answer:
         encoder = tokens.Encoder(ByteTokenizer(), frozenset(), 2**30)
     else:
         if problem := jobs.missing_folder(spec.base_model.source, str(request.model)):
-            raise manifests.Invalid([answer.Problem(message=f"--model {problem}")])
+            raise documents.Invalid([answer.Problem(message=f"--model {problem}")])
         from finetune_trainer.stages import preflight
 
         encoder = preflight.load(spec, request.model)
@@ -103,7 +103,7 @@ def apply_rules(request: Request, spec: run.Run, store: Any, encoder: Any, work:
 
 
 def as_run(request: Request) -> run.Run:
-    """The files as a run file's dataset. Raises manifests.Invalid."""
+    """The files as a run file's dataset. Raises documents.Invalid."""
     policies = request.policies
     if request.model is None:
         # Broken rows cannot be ignored, and without a template no row breaks it.
@@ -137,7 +137,7 @@ def as_run(request: Request) -> run.Run:
                     message=f"{len(request.data)} files, at most 64: quote the pattern, as in 'data/*.jsonl'"
                 )
             ]
-        raise manifests.Invalid(problems) from error
+        raise documents.Invalid(problems) from error
 
 
 def _refusal(found: Any) -> str:
