@@ -93,7 +93,7 @@ chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and 
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate bench-evaluation bench-operator
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -105,6 +105,9 @@ bench-trainer: venv ## Compare the trainer with its peers, an hour on a quiet ma
 
 bench-trainer-profile: venv ## Measure where a step of the trainer spends its time
 	$(VENV)/python -m tests.bench.trainer.profile
+
+gpu-check: venv ## On a machine with a GPU: check the trainer's passes there and measure them, 5 minutes; without one, shrunk on the CPU
+	$(VENV)/python -m tests.bench.gpu $(ARGS)
 
 bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS="--only short" for a part
 	$(VENV)/python -m tests.bench.estimate $(ARGS)

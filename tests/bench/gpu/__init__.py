@@ -1,0 +1,9 @@
+"""`make gpu-check`: what the trainer does on a GPU, in one command of minutes, with random weights made on the device.
+
+    models     models in the catalogue's shapes, plain or in 4 bits, with an adapter
+    equality   the trainer's own passes against autograd through transformers, on this very device
+    speed      cells of a few seconds: tokens per second, peak memory against the estimate
+    report     docs/benchmarks/gpu.md and gpu.json
+
+Without a GPU everything runs shrunk on the CPU, and nothing is written: so it does not rot, and shows nothing about GPUs.
+"""
