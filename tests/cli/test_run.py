@@ -16,6 +16,7 @@ from tests.trainer import tiny
 from finetune_api import exits, outcome, reasons, run
 from finetune_cli import __main__, answer, jobs, show, stages
 from finetune_cli import run as verb
+from finetune_trainer.process import errors
 
 
 def ended(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, Any, str]:
@@ -216,6 +217,13 @@ def test_a_stage_that_is_killed_without_a_word_is_reported_with_its_log(job, mon
     found = decided(file, Stages((-11, None)), monkeypatch)
     assert found.exit_code == answer.Exit.UNEXPECTED
     assert "it fell over" in found.message
+
+
+def test_an_internal_error_of_a_stage_is_a_defect_of_the_run(job, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = outcome_of(reasons.Stage.TRAIN, reason="TrainerError", message=errors.defect(KeyError("rank")))
+    found = decided(job(), Stages(PREFLIGHT, (1, broken)), monkeypatch)
+    assert (found.exit_code, found.reason) == (answer.Exit.DEFECT, "TrainerError")
+    assert "KeyError" in found.message
 
 
 def test_advice_that_ends_the_job_is_not_a_failure_of_the_stage(job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,10 +141,12 @@ class Answer(status.Reported):
     report: str | None = Field(default=None, description="report.html, for people.")
 
 
-def code(reason: reasons.Reason | None) -> Exit:
-    """The exit code of a reason that ended a stage."""
+def code(reason: reasons.Reason | None, message: str = "") -> Exit:
+    """The exit code of the reason that ended a stage; its message tells defects from other errors."""
     from finetune_trainer.process import errors
 
+    if errors.is_defect(message):
+        return Exit.DEFECT
     return Exit(errors.EXITS.get(reason, Exit.INVALID)) if reason is not None else Exit.DONE
 
 

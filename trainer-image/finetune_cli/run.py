@@ -43,7 +43,7 @@ class Session:
             if ended.code != exits.Exit.DONE or ended.outcome is None:
                 reason, message = stages.problem(ended)
                 text = f"{stage}: {message} (log: {ended.log})"
-                return self.to_answer(answer.code(reason), text, reason)
+                return self.to_answer(answer.code(reason, message), text, reason)
             self.outcomes[stage] = ended.outcome
             if self.prompt_is_enough(stage, ended.outcome):
                 reason = reasons.Reason.PROMPT_ALREADY_SUFFICIENT

@@ -68,6 +68,11 @@ def defect(error: BaseException) -> str:
     )
 
 
+def is_defect(message: str) -> bool:
+    """Whether a message is one of `defect`."""
+    return f"report it at {REPORT}" in message
+
+
 def version() -> str:
     try:
         return importlib.metadata.version("finetune-operator")
