@@ -107,4 +107,6 @@ def test_questions_about_people_are_knowledge_although_names_and_towns_come_back
     code, found = finetune("advise", job(data.people(240)))
     assert (code, found["verdict"]) == (0, "Caution")
     assert "knowledge" in found["advice"][0]
+    assert "train.jsonl:" in found["advice"][0]
+    assert "file://" not in found["advice"][0]
     assert any(text.startswith("Can retrieval (RAG) solve it? Probably") for text in found["advice"])

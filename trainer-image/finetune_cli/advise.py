@@ -22,7 +22,7 @@ def advise(wanted: jobs.Job) -> answer.Answer:
         reason=result.reason,
         job=wanted.summary(),
         verdict=found.verdict if found else None,
-        advice=found.advice if found else [],
+        advice=[answer.place(text) for text in found.advice] if found else [],
         counts=answer.counts(found) if found else None,
         findings=answer.findings(document),
         notes=list(wanted.notes),

@@ -119,7 +119,7 @@ class Session:
             reason=reason,
             job=self.wanted.summary(),
             verdict=result.preflight.verdict if result.preflight else None,
-            advice=result.preflight.advice if result.preflight else [],
+            advice=[answer.place(text) for text in result.preflight.advice] if result.preflight else [],
             counts=answer.counts(result.preflight) if result.preflight else None,
             stages=self.done,
             adapter=answer.place(adapter.uri) if adapter else None,
