@@ -175,7 +175,10 @@ def judge(chaos: Chaos) -> None:
         assert world.kstatus(chaos.job) == "Current"
         assert chaos.serving() == state.deployment.release == state.release
         assert chaos.cluster.names("Deployment") == [chaos.serving()]
-        assert len(chaos.pods("server")) == chaos.job["spec"]["deployment"]["replicas"]
+        living = [
+            pod for pod in chaos.pods("server") if pod["status"]["phase"] != "Failed"
+        ]  # evicted ones stay as they ended
+        assert len(living) == chaos.job["spec"]["deployment"]["replicas"]
         wanted = chaos.spec.get("spec.deployment.image")
         used = chaos.cluster.get("Deployment", chaos.serving())["spec"]["template"]["spec"]["containers"][0]["image"]
         assert used == wanted or wanted is None
