@@ -2,7 +2,7 @@
 
 The digest of what would be written is compared with the one in the object's annotation, never the object with the manifest:
 what an admission controller or another manager changed is theirs, and named in the condition Overridden
-(docs/adr/0041-what-others-change-is-theirs.md). One exception: the fields by which a Service routes requests are taken back
+(docs/adr/0039-what-others-change-is-theirs.md). One exception: the fields by which a Service routes requests are taken back
 once from each manager.
 """
 
