@@ -62,6 +62,7 @@ def test_get_shows_the_progress_and_wide_the_rest(control_plane, own):
             **{
                 "status.phase": reasons.Phase.TRAINING.value,
                 "status.conditions": [ready],
+                "status.waiting": {"reason": "Waiting", "since": NOW},
                 "status.progress": {
                     "summary": "43%",
                     "percent": 43,
@@ -78,11 +79,14 @@ def test_get_shows_the_progress_and_wide_the_rest(control_plane, own):
         subresource="_status",
     )
     head, row = control_plane.kubectl("get", "ftj", "--namespace", own.namespace).splitlines()
-    assert head.split() == ["NAME", "PHASE", "PROGRESS", "ETA", "LOSS", "SCORE", "READY", "AGE"]
-    assert row.split()[:6] == ["support-tone", "Training", "43%", "12m", "0.71", "False"]
+    assert head.split() == [
+        "NAME", "PHASE", "REASON", "WAITING", "PROGRESS", "ETA", "LOSS", "SCORE", "READY", "AGE"
+    ]  # fmt: skip
+    assert row.split()[:3] == ["support-tone", "Training", "Waiting"]
+    assert row.split()[4:8] == ["43%", "12m", "0.71", "False"]
     head, row = control_plane.kubectl("get", "ftj", "--namespace", own.namespace, "--output=wide").splitlines()
-    assert head.split()[8:] == ["MODEL", "REVISION", "SERVING", "ATTEMPT", "QUEUE", "ENDPOINT"]
-    assert row.split()[7:] == ["qwen2.5-7b-instruct", "3f2a9c1b", "2"]
+    assert head.split()[10:] == ["MODEL", "REVISION", "SERVING", "ATTEMPT", "QUEUE", "ENDPOINT"]
+    assert row.split()[9:] == ["qwen2.5-7b-instruct", "3f2a9c1b", "2"]
     training = control_plane.kubectl(
         "get", "ftj", "--namespace", own.namespace, "--field-selector=status.phase=Training", "--output=name"
     )

@@ -47,7 +47,7 @@ def jobs(site: Site) -> dict[str, dict[str, Any]]:
         "gpu-many": spec(good, resources={"gpus": 8}),
         "gate": spec(good, evaluation={"maximumExamples": 4, "generation": {"maxNewTokens": 8}, "gates": gate}),
         "memory": spec(good, resources={"gpus": 0, "requests": {"cpu": "250m", "memory": "128Mi"}}),
-        "deadline": spec(good, resources={"gpus": 8}, activeDeadlineSeconds=60),
+        "deadline": spec(good, resources={"gpus": 8}, activeDeadlineSeconds=200),
     }
 
 
@@ -69,7 +69,7 @@ ENDS = [
     ("twelve-enforced", "TooFewExamples", ["20", "examples"]),
     ("gate", "EvaluationBelowGate", ["ExactMatch", "0.99"]),
     ("memory", "TrainerOutOfMemory", ["memory"]),
-    ("deadline", "DeadlineExceeded", ["60", "Unschedulable"]),
+    ("deadline", "DeadlineExceeded", ["200", "Unschedulable"]),
 ]
 
 

@@ -17,6 +17,7 @@ from tests.trainer import tiny
 
 from finetune_api import job, reasons, run, status
 from finetune_trainer.engine import lora, model
+from finetune_trainer.process import errors
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.training import adapter
 
@@ -119,19 +120,19 @@ def test_and_training_it_all_the_same_is_no_gain(schooled: pathlib.Path, tmp_pat
     assert [gate.passed for gate in found.gates] == [True, False]
 
 
-def test_few_test_examples_prove_nothing_however_right_they_are(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    found, values = judged(
-        world(
-            fresh,
-            tmp_path,
-            tiny.examples(100),
-            dataset={"test": {"fraction": 0.05}},
-            evaluation={"gates": [RIGHT]},
-        )
+def test_a_gate_that_so_few_test_examples_cannot_prove_is_refused_before_training(
+    fresh: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    spec = world(
+        fresh,
+        tmp_path,
+        tiny.examples(100),
+        dataset={"test": {"fraction": 0.05}},
+        evaluation={"gates": [RIGHT]},
     )
-    assert values["ExactMatch", TUNED] == 1.0
-    assert not found.passed
-    assert "too few examples to be sure" in found.gates[0].observed
+    with pytest.raises(errors.Failure, match="too few examples to be sure") as caught:
+        preflight.preflight(spec)
+    assert caught.value.reason is reasons.Reason.DATASET_INVALID
 
 
 def test_knowledge_that_the_prompts_lack_is_not_learned(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:

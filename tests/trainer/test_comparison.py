@@ -32,7 +32,7 @@ def refusal(tuned: Any, caplog: pytest.LogCaptureFixture, **how: Any) -> str:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "finetune"):
         built = decoder.of(model.decoder(tuned), CPU, **how)
-    messages = [record.fields["differs"] for record in caplog.records if "slower" in record.getMessage()]
+    messages = [record.fields["differs"] for record in caplog.records if "differs" in record.fields]
     assert bool(messages) == (built is None), "a slower path is taken with a word about it, and only then"
     return messages[0] if messages else ""
 
