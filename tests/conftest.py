@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from demo import needs
+from finetune_trainer.process import signals
 from support import lanes
 
 # Without bytecode each of the many processes that tests start compiles torch and transformers again: 14 s of a core, not 6.
@@ -17,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROCESS = 2.5 * needs.GIB
 """Memory of a process of tests that has torch loaded, with what it starts."""
+
+
+@pytest.fixture(autouse=True)
+def unstopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test did with SIGTERM (sent, held, ignored) is nothing to the next."""
+    monkeypatch.setattr(signals, "_stop", signals._Stop())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

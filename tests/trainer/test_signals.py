@@ -11,7 +11,7 @@ from tests.trainer import tiny
 
 from finetune_api import exits, run
 from finetune_trainer import __main__
-from finetune_trainer.process import log, signals
+from finetune_trainer.process import log
 
 World = Callable[..., run.Run]
 
@@ -30,7 +30,6 @@ def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
     yield main
     for number, handler in before.items():
         signal.signal(number, handler)
-    signals._stop.asked, signals._stop.held = False, 0
 
 
 def test_before_the_stage_began(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,13 +27,6 @@ from finetune_trainer.training import adapter, checkpoint, loop
 World = Callable[..., run.Run]
 
 
-@pytest.fixture(autouse=True)
-def unstopped() -> Any:
-    """SIGTERM of one test is not SIGTERM of the next."""
-    yield
-    signals._stop.asked = False
-
-
 def trained(spec: run.Run, scale: float = 1.0) -> outcome.Training:
     preflight.preflight(spec)
     found = train.train(spec, 1, scale).training
