@@ -1,7 +1,9 @@
 """How a whole run shares the machine: support/lanes.py says which tests go together, and in which order."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,9 +23,13 @@ PROCESS = 2.5 * needs.GIB
 
 
 @pytest.fixture(autouse=True)
-def unstopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test did with SIGTERM (sent, held, ignored) is nothing to the next."""
+def unstopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What one test did with SIGTERM (handled, held, ignored) is nothing to the next, and to the processes that it forks."""
     monkeypatch.setattr(signals, "_stop", signals._Stop())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

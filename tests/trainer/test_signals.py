@@ -3,7 +3,7 @@
 import json
 import pathlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,19 +17,12 @@ World = Callable[..., run.Run]
 
 
 @pytest.fixture
-def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+def ended(world: World, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Runs preflight as its pod would; the exit code, and what the operator reads of it."""
     file, written = tmp_path / "run.json", tmp_path / "termination"
     file.write_text(world(tiny.examples(60)).model_dump_json(by_alias=True, exclude_none=True))
     monkeypatch.setenv("FINETUNE_TERMINATION_PATH", str(written))
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def main() -> Any:
-        return __main__.main(["preflight", "--run", str(file)]), json.loads(written.read_text())
-
-    yield main
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return lambda: (__main__.main(["preflight", "--run", str(file)]), json.loads(written.read_text()))
 
 
 def test_before_the_stage_began(ended: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
