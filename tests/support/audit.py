@@ -53,7 +53,7 @@ def _of(file: Path) -> Iterator[Request]:
                 continue
             resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
             yield Request(
-                user=event["user"]["username"],
+                user=event["user"].get("username", ""),  # none where the request could not be authenticated
                 verb=event["verb"],
                 group=about.get("apiGroup", ""),
                 resource=resource,
