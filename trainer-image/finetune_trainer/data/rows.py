@@ -97,8 +97,10 @@ def _nearby(store: storage.Storage, pattern: str) -> str:
     seen = f"{folder} is empty, or does not exist."
     if folder.count("/") > 2:
         nearby = [entry.uri for entry in itertools.islice(store.entries(folder, flat=True), NEARBY)]
-        if similar := difflib.get_close_matches(pattern, nearby, 3, 0.9):
-            seen = f"did you mean {' or '.join(similar)}?"
+        # By what differs below the folder: with a long folder before them all names would be similar.
+        names = {uri.removeprefix(folder): uri for uri in nearby}
+        if similar := difflib.get_close_matches(pattern.removeprefix(folder), names, 3, 0.75):
+            seen = f"did you mean {' or '.join(names[name] for name in similar)}?"
         elif nearby or (nearby := [entry.uri for entry in itertools.islice(store.entries(folder), 3)]):
             seen = f"{folder} contains {', '.join(nearby[:3])}."
     return (
