@@ -3,20 +3,25 @@
 import dataclasses
 
 from finetune_trainer.checks import rule
-from finetune_trainer.data import dataset
+from finetune_trainer.data import dataset, tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class StopToken:
     """Fires where a learned answer does not end with a token that ends an answer."""
 
+    encoder: tokens.Encoder
     id: str = "stopToken"
 
     def fires(self, row: rule.TokenizedExample) -> bool:
         return row.details.unended
 
     def words(self, example: dataset.Example) -> str:
-        return ""
+        """What differs between the chat template and the server."""
+        ends = ", ".join(repr(one) for one in self.encoder.stop_texts) or "no token: the tokenizer has no eos_token"
+        if not (end := self.encoder.turn_end):
+            return f"the server stops at {ends}"
+        return f"the chat template ends turns with {end!r}, the server stops at {ends}"
 
 
 @dataclasses.dataclass(frozen=True)

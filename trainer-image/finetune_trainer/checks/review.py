@@ -120,7 +120,7 @@ class Review:
     def __init__(self, chosen: Mapping[str, api.Policy], encoder: tokens.Encoder) -> None:
         self.policies = {known.id: api.policy(dict(chosen), known.id) for known in api.RULES}
         every: tuple[rule.RowRule, ...] = (
-            encodings.StopToken(),
+            encodings.StopToken(encoder),
             encodings.PromptPrefix(),
             encodings.DoubleBos(getattr(encoder.tokenizer, "bos_token_id", None)),
             texts.special_tokens(encoder.tokenizer),

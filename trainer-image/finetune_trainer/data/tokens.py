@@ -140,6 +140,21 @@ class Encoder:
         """What the chat template does with tools."""
         return _tool_support(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
 
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The tokens that end an answer, as texts."""
+        return tuple(filter(None, map(self.tokenizer.convert_ids_to_tokens, sorted(self.stops))))
+
+    @property
+    def turn_end(self) -> str:
+        """What the chat template writes after an answer, where the server does not stop at its beginning; "" where it does.
+
+        Base models have such templates: the tokenizer's end is not that of the template. The last answer of an example is learned
+        without this text and with the tokenizer's end, so that clients receive the answer alone."""
+        if not self.tokenizer.chat_template:
+            return ""
+        return _turn_end(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
+
     def _plain(self, turns: Sequence[dataset.Message], tools: str | None) -> str:
         if len(turns) > 2 or turns[0].role != "user" or tools is not None:
             raise dataset.Wrong(
@@ -180,6 +195,8 @@ class Encoder:
                 )
             text = prompt + tail
         text = _without_empty_block(text, prompts, [example.messages[index] for index in chosen])
+        if chosen[-1:] == [len(example.messages) - 1]:
+            text = text.removesuffix(self.turn_end)
         self._check_reasoning(example, chosen, text, prompts)
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
 
@@ -367,9 +384,21 @@ def _tool_support(tokenizer: Any, template: str, stops: frozenset[int]) -> ToolS
                 f"the model's chat template does not render {what}; choose a base model that was trained to call "
                 "tools, or remove `tools` and calls from the examples"
             )
-    ends = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
-    ends = [answer.find(text) for text in ends if text and text in answer]
+    ends = [answer.find(text) for text in encoder.stop_texts if text in answer]
     return ToolSupport(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
+
+
+@functools.lru_cache(maxsize=8)
+def _turn_end(tokenizer: Any, template: str, stops: frozenset[int]) -> str:
+    """See `Encoder.turn_end`. `template` is the tokenizer's as text: a tokenizer may get another one."""
+    encoder, reply = Encoder(tokenizer, stops, 0), "probe answer"
+    try:
+        rendered = encoder._applied([*_PROBE[:1], dataset.Message("assistant", reply)], False, None)
+    except Exception:  # this chat is ours; the user's own chats get the template's errors
+        return ""
+    _, found, end = rendered.rpartition(reply)
+    before = min((end.partition(text)[0] for text in encoder.stop_texts), key=len, default=end)
+    return end if found and (before.strip() or before == end) else ""
 
 
 def _renamed(turns: Sequence[dataset.Message]) -> list[dataset.Message]:
@@ -437,15 +466,16 @@ def identity(files: str, max_length: int, loss_on: job.LossOn) -> str:
     return hashlib.sha256(json.dumps([FORMAT, files, max_length, loss_on, versions]).encode()).hexdigest()
 
 
-FORMAT = 2
+FORMAT = 3
 """Incremented whenever a change of this module encodes an example differently."""
 
 
 def stops(tokenizer: Any, folder: pathlib.Path) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's, and those of generation_config.json, which the server reads too."""
+    """The tokens that end an answer: the tokenizer's, and those that the server reads from generation_config.json, or from
+    config.json where there is none."""
     found: set[int] = set()
-    path = folder / "generation_config.json"
-    if path.is_file():
+    path = next((path for name in ("generation_config.json", "config.json") if (path := folder / name).is_file()), None)
+    if path is not None:
         ends = json.loads(path.read_text()).get("eos_token_id")
         found |= {ends} if isinstance(ends, int) else set(ends or ())
     if tokenizer.eos_token_id is not None:
