@@ -43,7 +43,8 @@ def spec(**changes: Any) -> run.Run:
 
 
 def spoke(found: measurements.Measurements = FOUND, **changes: Any) -> dict[str, advisor.Advice]:
-    return {one.rule: one for one in advisor.advise(spec(**changes), found) if one.weight or one.rule.startswith("tr")}
+    rules = {rule.__name__ for rule in advisor.RULES}
+    return {one.rule: one for one in advisor.advise(spec(**changes), found) if one.rule in rules}
 
 
 def changed(**fields: Any) -> measurements.Measurements:
@@ -139,6 +140,7 @@ def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
         parameters=70_000_000_000,
         memory_advice="training needs more.",
         experts=8,
+        closed=True,
         work=1e24,
     )
     wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}

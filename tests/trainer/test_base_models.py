@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import safetensors.torch
 from tests.trainer import masks, tiny
 from tests.trainer.checks import judged
 
-from finetune_api import job
+from finetune_api import job, run
 from finetune_trainer.data import dataset, tokens
 from finetune_trainer.evaluation import answers
+from finetune_trainer.stages import evaluate, preflight, train
 
 TEXTUAL = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} [end]\n{% endfor %}"
@@ -108,3 +111,43 @@ def test_without_a_generation_config_the_server_reads_the_end_from_config_json(
     (tmp_path / "generation_config.json").unlink()
     encoder = tokens.load(tmp_path, job.Training())
     assert encoder.stops == stops
+
+
+OPENING = tiny.CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+@pytest.mark.parametrize("template", [TEXTUAL, OPENING, None])
+def test_what_was_learned_is_generated_compared_and_stored_with_the_adapter_in_the_same_form(
+    template: str | None, tmp_path: pathlib.Path, world: Callable[..., run.Run]
+) -> None:
+    encoder = base_model(tmp_path / "model", template)
+    weights = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    embedding[0] = embedding[9].flip(
+        0
+    )  # a random model has zeros there, and its head is tied: it could not say this token
+    safetensors.torch.save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    spec = world(
+        [{"prompt": f"Is item {n} late?", "completion": '{"late": true}'} for n in range(60)],
+        baseModel={"name": "tiny-base", "source": f"file://{tmp_path}/model"},
+        training={"maxSteps": 80},
+        dataset={"checks": {"constantAnswers": "Ignore"}},
+        evaluation={"generation": {"maxNewTokens": 40}},
+    )
+    found = preflight.preflight(spec).preflight
+    assert found is not None
+    assert any("open reasoning block" in one for one in found.advice) is (template is OPENING)
+    trained = train.train(spec, 1, 1.0).training
+    assert trained is not None
+    assert trained.adapter is not None
+    stored = pathlib.Path(trained.adapter.uri.removeprefix("file://")) / "chat_template.jinja"
+    assert (stored.read_text() if template else stored.exists()) == (encoder.tokenizer.chat_template or False)
+    scores = evaluate.evaluate(spec, None, None, 1).evaluation
+    assert scores is not None
+    values = {(value.name, value.contender): float(value.value) for value in scores.metrics}
+    samples = next((tmp_path / "out").rglob("samples.jsonl")).read_text()
+    assert values[job.Metric.EXACT_MATCH, job.Contender.TUNED] == 1.0, samples
+    canary = json.loads(next((tmp_path / "out").rglob("canary.json")).read_text())
+    assert {one["answer"][-1] for one in canary["examples"]} <= encoder.stops, (
+        "the server is verified with the same end"
+    )

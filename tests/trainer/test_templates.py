@@ -101,13 +101,73 @@ def test_reasoning_beside_an_answer_is_no_part_of_the_answer_that_is_compared(be
     assert (text == "Yes.") is beside
 
 
-def test_a_template_that_opens_a_reasoning_block_in_the_prompt_is_refused_in_these_words() -> None:
-    opening = tiny.CHAT_TEMPLATE.replace(
-        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+OPENING = tiny.CHAT_TEMPLATE.replace(
+    "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+)
+"""Opens a reasoning block in the prompt, and renders answers without one."""
+REASONING = OPENING.replace(
+    "{{ message['content'] }}",
+    "{% if message['role'] == 'assistant' and loop.last %}<think>\n{{ message['reasoning_content'] }}\n</think>\n\n{% endif %}"
+    "{% set content = message['content'] %}{{ content.split('</think>')[-1].lstrip('\n') }}",
+)
+"""The same, with the reasoning of the last answer; what earlier answers say of it is removed."""
+
+
+def opening(template: str, folder: pathlib.Path) -> tokens.Encoder:
+    assert template != tiny.CHAT_TEMPLATE
+    tiny.make_tiny_model(folder, template=template)
+    return tokens.load(folder, job.Training())
+
+
+@pytest.mark.parametrize("template", [OPENING, REASONING, f"\n  {OPENING}\n"])
+def test_a_reasoning_block_that_the_prompt_opens_is_left_to_the_answer(template: str, tmp_path: pathlib.Path) -> None:
+    encoder = opening(template, tmp_path)
+    assert encoder.closed
+    for one in (example(ASK, SAY), example(ASK, SAY, ASK, SAY)):
+        prompt = encoder.prompt(one)
+        assert "<think>" not in encoder.tokenizer.decode(prompt)
+        encoded = encoder.answered(one)
+        assert encoded.ids[: len(prompt)] == prompt, "what is learned follows what the server gets"
+        assert learned(encoder, encoded).strip() == '{"late": true}'
+        ids = [id for id, target in zip(encoded.ids, encoded.learned, strict=True) if target]
+        text, _ = answers.decode_answer(encoder, one, ids)
+        assert text == '{"late": true}', "the answer that is compared is the one of the data"
+    plain = tiny.make_tokenizer()
+    plain.chat_template = template
+    expected = plain.apply_chat_template([ASK, SAY], tokenize=False)
+    assert encoder.render(example(ASK, SAY).messages) == expected, "nothing else of the template changes"
+
+
+def test_reasoning_of_the_data_is_learned_by_such_a_template(tmp_path: pathlib.Path) -> None:
+    encoder = opening(REASONING, tmp_path)
+    encoded = encoder.answered(example(ASK, SAY | {"reasoning_content": "It is ten."}))
+    assert learned(encoder, encoded).strip() == '<think>\nIt is ten.\n</think>\n\n{"late": true}'
+
+
+def test_a_template_that_opens_nothing_stays_as_it_is(tmp_path: pathlib.Path) -> None:
+    encoder = opening(THINKING, tmp_path)
+    assert not encoder.closed
+    assert encoder.tokenizer.chat_template == THINKING
+
+
+def test_tools_and_the_adapters_template_are_those_of_the_closed_one(tmp_path: pathlib.Path) -> None:
+    encoder = opening(tiny.TOOL_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"), tmp_path)
+    one = example(ASK, SAY, tools=tiny.TOOLS)
+    assert encoder.tool_support.dialect == "hermes"
+    assert encoder.tokenizer.decode(encoder.prompt(one)).endswith("<|im_start|>assistant\n")
+    again = judged.encoder(encoder.tokenizer.chat_template)
+    assert again.render(one.prompt, answer=True, tools=one.tools) == encoder.render(
+        one.prompt, answer=True, tools=one.tools
     )
-    assert opening != tiny.CHAT_TEMPLATE
-    with pytest.raises(dataset.Wrong, match="open reasoning block"):
-        judged.encoder(opening).encode(example(ASK, SAY))
+
+
+def test_reasoning_in_the_content_that_the_template_removes_is_refused(tmp_path: pathlib.Path) -> None:
+    encoder = opening(
+        OPENING.replace("{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}"), tmp_path
+    )
+    one = example(ASK, SAY | {"content": "<think>\nIt is ten.\n</think>\n\nYes."})
+    with pytest.raises(dataset.Wrong, match="<think> block of turn 2"):
+        encoder.encode(one)
 
 
 def test_a_name_that_the_template_leaves_out_is_a_finding_and_one_that_it_renders_is_not() -> None:
@@ -121,3 +181,14 @@ def test_a_name_that_the_template_leaves_out_is_a_finding_and_one_that_it_render
     assert details.omitted == ()
     found = judged.judge([example(ASK | {"name": "Greta"}, SAY)])
     assert "messages[].name (1 of 1 examples)" in found["unusedFields"].message
+
+
+def test_a_system_turn_that_the_template_leaves_out_is_a_finding() -> None:
+    silent = tiny.CHAT_TEMPLATE.replace("in messages %}", "in messages if message['role'] != 'system' %}")
+    row = example({"role": "system", "content": " Be brief.\n"}, ASK, SAY)
+    for template, expected in ((silent, ("the system turn",)), (tiny.CHAT_TEMPLATE, ())):
+        (details,) = judged.encoder(template).details([row])
+        assert isinstance(details, tokens.Details)
+        assert details.omitted == expected
+    found = judged.judge([row], with_encoder=judged.encoder(silent))
+    assert "the system turn (1 of 1 examples)" in found["unusedFields"].message

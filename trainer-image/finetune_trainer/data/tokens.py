@@ -141,6 +141,11 @@ class Encoder:
         return _tool_support(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
 
     @property
+    def closed(self) -> bool:
+        """Whether the base model's own chat template opens a reasoning block in the prompt, which this one leaves out."""
+        return str(self.tokenizer.chat_template).startswith(_CLOSED)
+
+    @property
     def stop_texts(self) -> tuple[str, ...]:
         """The tokens that end an answer, as texts."""
         return tuple(filter(None, map(self.tokenizer.convert_ids_to_tokens, sorted(self.stops))))
@@ -182,12 +187,6 @@ class Encoder:
             if text.startswith(prompt):
                 continue
             tail = self._tail(example) if chosen == [len(example.messages) - 1] else None
-            if tail is None and _OPEN_BLOCK.search(prompt):
-                raise dataset.Wrong(
-                    "the chat template begins every answer with an open reasoning block (<think>), and renders the example "
-                    "without it, so that training and serving would see different prompts; choose a base model whose template "
-                    "leaves the block to the answer"
-                )
             if tail is None:
                 raise dataset.Wrong(
                     f"the chat template renders turn {index + 1} differently once the answer follows, so that "
@@ -206,12 +205,15 @@ class Encoder:
         """Raises dataset.Wrong where the template omits the reasoning of an answer that is learned."""
         ends = [*map(len, prompts[1:]), len(text)]
         for index, prompt, end in zip(chosen, prompts, ends, strict=True):
-            reasoning = example.messages[index].reasoning.strip()
-            if reasoning and reasoning not in text[len(prompt) : end]:
-                raise dataset.Wrong(
-                    f"the model's chat template does not render the reasoning_content of turn {index + 1}, so that it would "
-                    "not be learned; write it into the content, remove it, or try training.lossOn: LastAssistant"
-                )
+            turn = example.messages[index]
+            within = _BLOCK.match(turn.content)
+            for place, reasoning in (("reasoning_content", turn.reasoning), ("<think> block", within and within[1])):
+                if reasoning and reasoning.strip() not in text[len(prompt) : end]:
+                    raise dataset.Wrong(
+                        f"the model's chat template does not render the {place} of turn {index + 1}, so that it would not be "
+                        "learned; remove it, write it where the template renders it (reasoning_content, or <think> in the "
+                        "content), or try training.lossOn: LastAssistant"
+                    )
 
     def _tail(self, example: dataset.Example) -> str | None:
         """The last answer as the template writes it when the last question begins the chat: for templates that move text
@@ -310,6 +312,9 @@ class Encoder:
 
 
 _OPEN_BLOCK = re.compile(r"<think>\s*$")
+_CLOSED = "{% set rendered %}"
+"""How a template of `closed` begins."""
+_BLOCK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _EMPTY_BLOCK = re.compile(r"\s*<think>\s*</think>\s*")
 
 
@@ -327,9 +332,12 @@ def _without_empty_block(text: str, prompts: Sequence[str], learned: Sequence[da
 
 
 def _omitted(example: dataset.Example, text: str) -> tuple[str, ...]:
-    """Fields of an example that are not in its rendering: the names of who speaks, which most templates have no place for."""
+    """Fields of an example that are not in its rendering: the names of who speaks, which most templates have no place for, and
+    system turns, which some leave out."""
     names = (turn.name for turn in example.messages if turn.name and turn.role != "tool")
-    return ("messages[].name",) if any(name not in text for name in names) else ()
+    systems = (turn.content.strip() for turn in example.messages[:1] if turn.role == "system")
+    found = {"messages[].name": names, "the system turn": systems}
+    return tuple(field for field, texts in found.items() if any(one not in text for one in texts))
 
 
 def _details(found: Iterable[Details], omitted: tuple[str, ...]) -> Details:
@@ -421,6 +429,7 @@ def load(folder: pathlib.Path, training: job.Training) -> Encoder:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     tokenizer.chat_template = one_template(tokenizer.chat_template)
+    tokenizer.chat_template = closed(tokenizer)
     return Encoder(tokenizer, stops(tokenizer, folder), limit(folder, training), training.loss_on, files(folder))
 
 
@@ -435,9 +444,34 @@ def one_template(found: str | dict[str, str] | None) -> str | None:
         if chosen is None:
             raise ValueError(f"of the chat templates {', '.join(found)} none is named default; name one so")
         return chosen
-    # The empty texts keep the white space at a template's edges, which a block beside it would cut.
-    edge, (tools, default) = "{{ '' }}", (one.removesuffix("\n") for one in (tools, default))
-    return f"{{% if tools %}}{edge}{tools}{edge}{{% else %}}{edge}{default}{edge}{{% endif %}}"
+    return f"{{% if tools %}}{_inside(tools)}{{% else %}}{_inside(default)}{{% endif %}}"
+
+
+def _inside(template: str) -> str:
+    """A template between two tags. The empty texts keep the white space at its edges, which the tags would cut."""
+    return "{{ '' }}" + template.removesuffix("\n") + "{{ '' }}"
+
+
+def closed(tokenizer: Any) -> str | None:
+    """The chat template; of one that opens a reasoning block in the prompt, one that leaves the block to the answer.
+
+    Training, evaluation, adapter and server then have this template: an answer is learned, compared and received as the data have
+    it. See docs/adr/0042-reasoning-is-the-answers.md."""
+    template: str | None = tokenizer.chat_template
+    if not template:
+        return template
+    try:
+        asked = Encoder(tokenizer, frozenset(), 0)._applied(_PROBE[:1], True, None)
+    except Exception:  # this chat is ours; the user's own chats get the template's errors
+        return template
+    opened = _OPEN_BLOCK.search(asked)
+    if opened is None:
+        return template
+    block = json.dumps(opened.group())
+    return (
+        f"{_CLOSED}{_inside(template)}{{% endset %}}"
+        f"{{{{ rendered.removesuffix({block}) if add_generation_prompt else rendered }}}}"
+    )
 
 
 def limit(folder: pathlib.Path, training: job.Training) -> int:

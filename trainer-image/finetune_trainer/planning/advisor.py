@@ -218,6 +218,16 @@ def experts_do_not_learn(spec: run.Run, measured: measurements.Measurements) -> 
     return Advice(text, Weight.CAUTION)
 
 
+def reasoning_is_left_to_the_answer(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if not measured.closed:
+        return None
+    text = (
+        "The base model's chat template begins every answer with an open reasoning block (<think>). Training, evaluation and "
+        "server use it without that block: clients receive answers as the data have them, with reasoning where those have it."
+    )
+    return Advice(text)
+
+
 def memory_is_short(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     return Advice(measured.memory_advice, Weight.CAUTION) if measured.memory_advice else None
 
@@ -244,6 +254,7 @@ RULES: tuple[Rule, ...] = (
     answers_look_like_facts,
     base_model_is_large,
     experts_do_not_learn,
+    reasoning_is_left_to_the_answer,
     memory_is_short,
     training_takes_days,
 )

@@ -37,5 +37,7 @@ class Measurements:
     """Weights of the base model, where config.json or the catalogue has it."""
     experts: int | None = None
     """Experts of a layer of the base model; None: it is no mixture of experts."""
+    closed: bool = False
+    """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `tokens.closed`."""
     work: float | None = None
     """Floating-point operations of the training: `effort.work`."""

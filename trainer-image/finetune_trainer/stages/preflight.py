@@ -93,7 +93,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         place = reviewed.after_split(assign(spec, reviewed))
         files = [dataclasses.asdict(entry) for entry in collected.inputs]
         check_policies(spec, store, collected.pairs, reviewed, place, files)
-        found = measure(spec, collected, reviewed, place, folder)
+        found = measure(spec, collected, reviewed, place, folder, encoder)
         freeze(spec, store, collected, place, encoder, work / "data")
     return answer(spec, store, found, files)
 
@@ -364,7 +364,12 @@ def freeze(
 
 
 def measure(
-    spec: run.Run, collected: Collected, reviewed: review.Reviewed, place: split.Array, folder: pathlib.Path
+    spec: run.Run,
+    collected: Collected,
+    reviewed: review.Reviewed,
+    place: split.Array,
+    folder: pathlib.Path,
+    encoder: tokens.Encoder,
 ) -> measurements.Measurements:
     """The numbers of the split. Raises Failure, see `estimate`."""
     training_rows = rule.rows(place == 0)
@@ -385,6 +390,7 @@ def measure(
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
         novelty=None if novel is None else dataclasses.asdict(novel),
         experts=architecture.experts(sources.check(folder, spec.base_model.source, weights=False)),
+        closed=encoder.closed,
         **estimate(spec, folder, lengths, train.examples),
     )
 
