@@ -84,6 +84,8 @@ class Contender(enum.StrEnum):
     BASE = "Base"
     PROMPT = "Prompt"
     FEW_SHOT = "FewShot"
+    RETRIEVED = "Retrieved"
+    MANY_SHOT = "ManyShot"
     SERVING = "Serving"
     TUNED = "Tuned"
 
@@ -129,11 +131,22 @@ class Gate(model.Model):
     )
     minimum: float | None = Field(default=None, description="The tuned model's value must be at least this.")
     maximum: float | None = Field(default=None, description="The tuned model's value must be at most this.")
-    over: Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.SERVING] | None = Field(
+    over: (
+        Literal[
+            Contender.BASE,
+            Contender.PROMPT,
+            Contender.FEW_SHOT,
+            Contender.RETRIEVED,
+            Contender.MANY_SHOT,
+            Contender.SERVING,
+        ]
+        | None
+    ) = Field(
         default=None,
         description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
-        "base model with intent.prompt.system. FewShot: the same with examples before each question. Serving: "
-        "the revision that serves now; the gate passes if none does.",
+        "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
+        "same with the training examples that are most similar to the question. ManyShot: the same with as many "
+        "examples as fit. Serving: the revision that serves now; the gate passes if none does.",
     )
     improvement: float | None = Field(
         default=None,
@@ -295,7 +308,16 @@ class Harness(model.Model):
     )
 
 
-Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT]
+Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT]
+
+BASELINES: tuple[Baseline, ...] = (
+    Contender.BASE,
+    Contender.PROMPT,
+    Contender.FEW_SHOT,
+    Contender.RETRIEVED,
+    Contender.MANY_SHOT,
+)
+"""The alternatives to fine-tuning, from cheap to costly."""
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -331,11 +353,20 @@ class Evaluation(model.Model):
         )
     }
     baselines: list[Baseline] = Field(
-        default=[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT],
-        max_length=3,
+        default=list(BASELINES),
+        max_length=5,
         description="What the tuned model is compared with. Prompt is included if intent.prompt.system is set, "
-        "FewShot if intent.prompt.fewShot is not 0. Default: all three.",
+        "FewShot if intent.prompt.fewShot is not 0; Retrieved and ManyShot within baselineBudget. Default: all five.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    baseline_budget: float = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        json_schema_extra={"x-message": "must be from 0 to 10: write 0.1 for 10 % of the training's time"},
+        description="The time that Retrieved and ManyShot may take in the baseline and in the evaluation, as a share "
+        "of the training's, on one device; at least 30 seconds. What does not fit is left out and named. Default: "
+        "0.1.",
     )
     maximum_examples: int = Field(
         default=500,

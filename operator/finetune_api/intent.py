@@ -42,9 +42,8 @@ class Prompt(model.Model):
         default=None,
         min_length=1,
         max_length=32_768,
-        description="The system prompt in use today. The contenders Prompt and FewShot get it in place of the "
-        "examples' own system turn; the tuned model gets the examples unchanged. Absent: there is no contender "
-        "Prompt.",
+        description="The system prompt in use today. The baselines but Base get it in place of the examples' own "
+        "system turn; the tuned model gets the examples unchanged. Absent: there is no contender Prompt.",
     )
     few_shot: int = Field(
         default=3,

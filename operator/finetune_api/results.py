@@ -132,6 +132,36 @@ class Tokens(status.Reported):
     contender: job.Contender
     prompt: float
     answer: float
+    seconds: float | None = Field(
+        default=None,
+        description="Seconds of one device for each request in the evaluation: the answer and the reading of the "
+        "expected one, many requests at a time.",
+    )
+
+
+class Tried(status.Reported):
+    """A number of retrieved examples that was tried on validation examples."""
+
+    examples: int = Field(description="Training examples before each question, at most.")
+    value: float | None = Field(default=None, description="The value of `metric`.")
+    low: float | None = Field(default=None, description="Lower end of its 95 % interval.")
+    high: float | None = Field(default=None, description="Upper end of its 95 % interval.")
+    asked: int = Field(description="Validation examples that were asked.")
+
+
+class Retrieved(status.Reported):
+    """How the contender Retrieved was asked: by the number of examples that did best on validation examples."""
+
+    examples: int = Field(description="Training examples before each question, at most.")
+    metric: job.Metric | None = Field(
+        default=None, description="The metric that chose the number. Absent: none was tried."
+    )
+    tried: list[Tried] = Field(default_factory=list)
+    copies: int = Field(
+        default=0,
+        description="Test questions for which one of the retrieved examples has the same question, ignoring case and "
+        "punctuation. The tuned model was trained on the same examples.",
+    )
 
 
 class Sample(status.Reported):
@@ -195,6 +225,11 @@ class Results(status.Reported):
     comparisons: list[Comparison] = Field(default_factory=list)
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
     harness: Harness | None = Field(default=None, description="Absent: the job has no evaluation.harness.")
+    retrieved: Retrieved | None = Field(default=None, description="Absent: there was no contender Retrieved.")
+    left_out: list[str] = Field(
+        default_factory=list,
+        description="Baselines, or variants of them, that evaluation.baselineBudget left no time for.",
+    )
     tokens: list[Tokens] = Field(default_factory=list)
     break_even_requests: int | None = Field(
         default=None,

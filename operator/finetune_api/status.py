@@ -129,6 +129,10 @@ class Baseline(Reported):
     )
     examples: int = Field(description="Validation examples used.")
     metrics: list[MetricValue] = Field(default_factory=list, description="The gates' metrics of each contender.")
+    left_out: list[str] = Field(
+        default_factory=list,
+        description="Contenders, or variants of them, that evaluation.baselineBudget left no time for.",
+    )
     message: str = Field(default="", description="The result in a sentence.")
 
 

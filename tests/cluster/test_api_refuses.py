@@ -114,6 +114,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a goal twice", {"intent.goals": ["Format", "Format"]}, "intent.goals[1]", "Duplicate"),
     ("an empty prompt of today", {"intent.prompt.system": ""}, "intent.prompt.system", "at least 1"),
     ("65 examples in a prompt", {"intent.prompt.fewShot": 65}, "intent.prompt.fewShot", "less than or equal to 64"),
+    ("a budget of 1,000 %", {"evaluation.baselineBudget": 11}, "evaluation.baselineBudget", "write 0.1 for 10 %"),
     (
         "to be better than a prompt that is not there",
         {GATE: [{"metric": "Loss", "over": "Prompt"}]},

@@ -20,6 +20,7 @@ from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 BASE, PROMPT, FEW = job.Contender.BASE, job.Contender.PROMPT, job.Contender.FEW_SHOT
+RETRIEVED, MANY = job.Contender.RETRIEVED, job.Contender.MANY_SHOT
 CHAT = dataset.Example(
     "f:1",
     (
@@ -103,7 +104,7 @@ def test_a_prompt_that_does_not_pass_leaves_training_something_to_win(world: Wor
     assert answer.baseline is not None
     assert answer.baseline.sufficient is None
     assert answer.baseline.examples == 32, "after the first look no contender can pass any more"
-    assert {value.contender for value in answer.baseline.metrics} == {BASE, FEW}
+    assert {value.contender for value in answer.baseline.metrics} == {BASE, FEW, RETRIEVED, MANY}
     assert "no prompt meets the gates' bounds" in answer.message
 
 

@@ -58,6 +58,8 @@ def test_the_tuned_model_beats_the_base_and_everything_is_written(scored: tuple[
     assert {value.contender for value in scores.values} == {
         job.Contender.BASE,
         job.Contender.FEW_SHOT,
+        job.Contender.RETRIEVED,
+        job.Contender.MANY_SHOT,
         job.Contender.TUNED,
     }
     assert job.Metric.GENERAL_ACCURACY in {value.metric for value in scores.values}

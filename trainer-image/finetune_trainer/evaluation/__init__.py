@@ -1,6 +1,7 @@
 """Evaluation: the contenders' answers, their scores, how certain these are, and whether they let the tuned model serve.
 
     contenders   the same question put to each contender as it would be in use
+    retrieval    the training examples that are most similar to a question
     answers      one loaded model, and every contender asked the same questions
     metrics      answers against the expected ones, example by example
     evidence     how certain a figure is: intervals, bounds, paired tests
@@ -12,6 +13,7 @@
     consistency  how often sampled answers to one question agree
     forgetting   general questions that the training is not about, asked before and after; forgetting.jsonl has ours
     headline     the metric that sums an evaluation up, and the baseline that is best by it
+    selection    how many examples are retrieved for each question, chosen within a budget of time
     scoreboard   from all of that to results.json and the status
 
 answers -> metrics -> evidence -> gates -> scoreboard

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, dialects, tokens, toolcalls
-from finetune_trainer.engine import decoder, decoding, devices, generate, lora, loss, model, prefix_tree
-from finetune_trainer.evaluation import contenders, metrics
+from finetune_trainer.engine import decoder, decoding, devices, generate, lora, loss, model, prefix_tree, prefixes
+from finetune_trainer.evaluation import contenders, metrics, retrieval
 from finetune_trainer.planning import architecture, memory
 from finetune_trainer.process import errors, log, machine, signals
 from finetune_trainer.store import folders, sources, storage
@@ -61,6 +62,8 @@ class Answers:
     prompts: list[list[int]]
     prefill: float = 0.0
     """Tokens per second of the losses, which read prompt and answer at once."""
+    seconds: float = 0.0
+    """Of answers and losses together."""
 
     def and_then(self, more: "Answers") -> "Answers":
         return Answers(
@@ -68,6 +71,7 @@ class Answers:
             [*self.generated, *more.generated],
             [*self.prompts, *more.prompts],
             more.prefill,
+            self.seconds + more.seconds,
         )
 
     @property
@@ -90,18 +94,30 @@ def load(spec: run.Run, store: storage.Storage, scale: float = 1.0) -> ModelRunn
     positions = (
         getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
     )
-    wanted = spec.intent.prompt.few_shot if job.Contender.FEW_SHOT in spec.evaluation.baselines else 0
-    shots: tuple[dataset.Example, ...] = ()
-    if wanted and encoder.tokenizer.chat_template:
-        training = list(dataset.stream(machine.work() / "data" / "train.jsonl"))
-        room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
-        shots = contenders.few(training, wanted, spec.evaluation.labels, spec.training.seed, room=room, encoder=encoder)
-        if len(shots) < wanted:
-            log.info(
-                "fewer examples fit into the prompt than requested", shown=len(shots), requested=wanted, tokens=room
-            )
-    script = contenders.Script(spec.intent.prompt, shots, inline=not takes_system(encoder))
+    room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
+    script = written(spec, encoder, min(room, contenders.MOST))
     return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where, scale)
+
+
+def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
+    """How questions are written, with the examples that the baselines show before them within `room` tokens."""
+    inline = not takes_system(encoder)
+    wanted = contenders.SHOWN.intersection(spec.evaluation.baselines)
+    if not wanted or not encoder.tokenizer.chat_template:
+        return contenders.Script(spec.intent.prompt, inline=inline)
+    training = list(dataset.stream(machine.work() / "data" / "train.jsonl"))
+    seed, index = spec.training.seed, None
+    many: tuple[dataset.Example, ...] = ()
+    few = spec.intent.prompt.few_shot if job.Contender.FEW_SHOT in wanted else 0
+    shots = contenders.few(training, few, spec.evaluation.labels, seed, room=room, encoder=encoder)
+    if len(shots) < few:
+        log.info("fewer examples fit into the prompt than requested", shown=len(shots), requested=few, tokens=room)
+    if job.Contender.MANY_SHOT in wanted:
+        many = contenders.many(training, seed, room=room, encoder=encoder)
+    if job.Contender.RETRIEVED in wanted and (chats := contenders.showable(training)):
+        chosen = contenders.choose(chats, retrieval.INDEXED, seed)
+        index = retrieval.Index(chosen, functools.partial(contenders.size, encoder=encoder))
+    return contenders.Script(spec.intent.prompt, shots, inline, many, index, room=room)
 
 
 def quantised(spec: run.Run, folder: pathlib.Path, where: torch.device) -> bool:
@@ -153,7 +169,7 @@ def can_answer(runner: ModelRunner, which: job.Contender, examples: list[dataset
 
 def obstacle(runner: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> str | None:
     """Why the questions cannot be put to this contender; None where they can."""
-    if which is job.Contender.FEW_SHOT and any(example.tools for example in examples):
+    if which in contenders.SHOWN and any(example.tools for example in examples):
         return (
             "examples before a question would call tools without a result, or tools that the question does not have; put "
             "examples of calls into intent.prompt.system"
@@ -180,6 +196,7 @@ def ask(
     places = [place for place, example in enumerate(examples) if example.answer is not None]
     prompts = [runner.encoder.prompt(asked[place]) for place in places]
     limit = runner.rules.generation.max_new_tokens
+    started = time.monotonic()
     with runner.as_contender(which):
         found = generate.greedy(
             runner.model,
@@ -204,7 +221,7 @@ def ask(
         metrics.Answer(text, example.answer, total, count, stopped, called)
         for (text, called, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
     ]
-    return Answers(answers, found, prompts, read)
+    return Answers(answers, found, prompts, read, time.monotonic() - started)
 
 
 def decode_answer(
@@ -273,11 +290,19 @@ def _at_once(runner: ModelRunner) -> int:
     return max(1, int(runner.scale * TOKENS[runner.where.type]))
 
 
+def common_prefix(rows: Sequence[Any]) -> int:
+    """Tokens that all of several rows of ids begin with; 0 for a single one."""
+    ordered = sorted((np.asarray(row) for row in rows), key=prefixes.key)
+    return prefixes.common(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
+
+
 def _together(runner: ModelRunner, engine: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
     rows = [prefix_tree.TokenRow(np.array(one.ids), np.array(one.learned)) for one in encoded]
     adapted = lora.active(runner.model)
     engine.refresh()
-    for part in batches.cut([[row] for row in rows], _at_once(runner)):
+    # What all rows begin with comes on top of a batch: counted in it, a long prompt would leave room for a single row.
+    limit = _at_once(runner) + common_prefix([row.ids for row in rows])
+    for part in batches.cut([[row] for row in rows], limit):
         signals.check()
         batch = prefix_tree.build([rows[index] for index in part]).to(runner.where)
         states = engine.forward(batch, save=False, adapted=adapted)

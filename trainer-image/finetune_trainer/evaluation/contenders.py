@@ -1,18 +1,19 @@
 """Contenders, pure: the same question put to each as it would be in use.
 
 Base and the tuned models are asked as the examples are written. Prompt is the base model with the system prompt of
-intent.prompt in place of the examples' own; FewShot has examples of the training split before the question, too.
+intent.prompt in place of the examples' own. FewShot, Retrieved and ManyShot have examples of the training split before the
+question, too: a few, those most similar to the question, or as many as fit.
 """
 
 import dataclasses
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from finetune_api import job
 from finetune_trainer.data import dataset, tokens
-from finetune_trainer.evaluation import metrics
+from finetune_trainer.evaluation import metrics, retrieval
 
 CANDIDATES = 256
 """Training examples from which the few are chosen."""
@@ -20,7 +21,19 @@ CANDIDATES = 256
 T = TypeVar("T")
 
 MARGIN = 0.5
-"""The share of the model's positions that the few examples may take."""
+"""The share of the model's positions that the examples before a question may take."""
+
+MOST = 8192
+"""Tokens that they take at most: few servers are given room for more."""
+
+DRAWN = 4096
+"""Training examples from which ManyShot's are chosen."""
+
+SHOWN = frozenset({job.Contender.FEW_SHOT, job.Contender.RETRIEVED, job.Contender.MANY_SHOT})
+"""Contenders with examples before the question."""
+
+PROMPTED = SHOWN | {job.Contender.PROMPT}
+"""Contenders with the system prompt of intent.prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +44,27 @@ class Script:
     shots: tuple[dataset.Example, ...] = ()
     inline: bool = False
     """Whether the model's template has no system turn, so that its text is put before the question."""
+    many: tuple[dataset.Example, ...] = ()
+    index: retrieval.Index | None = None
+    retrieved: int = 4
+    """Examples that are retrieved for each question, within `room` tokens."""
+    room: int = 0
+
+    def shown(self, example: dataset.Example, which: job.Contender) -> Sequence[dataset.Example]:
+        """The examples before a question."""
+        if which is job.Contender.RETRIEVED and self.index is not None:
+            return self.index.nearest(retrieval.question(example), self.retrieved, self.room)
+        return {job.Contender.FEW_SHOT: self.shots, job.Contender.MANY_SHOT: self.many}.get(which, ())
 
     def ask(self, example: dataset.Example, which: job.Contender) -> dataset.Example:
         """The example as this contender gets it; only its last answer counts."""
-        if which not in {job.Contender.PROMPT, job.Contender.FEW_SHOT} or not example.messages:
+        if which not in PROMPTED or not example.messages:
             return example
         own = example.messages[0] if example.messages[0].role == "system" else None
         system = dataset.Message("system", self.prompt.system) if self.prompt.system else own
         turns = example.messages[1:] if own else example.messages
-        before: list[dataset.Message] = []
-        if which is job.Contender.FEW_SHOT:
-            before = [dataclasses.replace(turn, learned=False) for shot in self.shots for turn in without_system(shot)]
+        shown = self.shown(example, which)
+        before = [dataclasses.replace(turn, learned=False) for shot in shown for turn in without_system(shot)]
         if system and self.inline:
             first = turns[0] if not before else before[0]
             joined = dataclasses.replace(first, content=f"{system.content}\n\n{first.content}")
@@ -69,8 +92,21 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
         job.Contender.BASE: True,
         job.Contender.PROMPT: chats and script.prompt.system is not None,
         job.Contender.FEW_SHOT: chats and bool(script.shots),
+        job.Contender.RETRIEVED: chats and script.index is not None,
+        job.Contender.MANY_SHOT: chats and len(script.many) > len(script.shots),
     }
     return [which for which in job.Contender if which in spec.baselines and possible[which]]
+
+
+def showable(training: Sequence[dataset.Example]) -> list[dataset.Example]:
+    """Examples that can be shown before a question: one question and its answer; with tools they would call what the question
+    does not have."""
+    return [one for one in training if one.messages and one.tools is None and len(without_system(one)) == 2]
+
+
+def size(example: dataset.Example, encoder: tokens.Encoder) -> int:
+    """Tokens of an example that is shown."""
+    return len(encoder.encode(dataclasses.replace(example, messages=without_system(example), rejected=None)).ids)
 
 
 def few(
@@ -83,8 +119,7 @@ def few(
     encoder: tokens.Encoder,
 ) -> tuple[dataset.Example, ...]:
     """At most `count` examples to show, drawn by the seed: short ones, different answers first, together within `room` tokens."""
-    # One with tools would call what the question does not have.
-    chats = [one for one in training if one.messages and one.tools is None and len(without_system(one)) == 2]
+    chats = showable(training)
     if not chats or not count:
         return ()
     draw = random.Random(f"{seed}:few-shot")  # noqa: S311
@@ -105,9 +140,35 @@ def few(
                 or (not repeat and (answer in seen or (known and answer not in known)))
             ):
                 continue
-            size = len(encoder.encode(dataclasses.replace(example, messages=without_system(example))).ids)
-            if used + size <= room:
+            needed = size(example, encoder)
+            if used + needed <= room:
                 chosen.append(example)
                 seen.add(answer)
-                used += size
+                used += needed
     return tuple(chosen)
+
+
+def many(
+    training: Sequence[dataset.Example], seed: int, *, room: int, encoder: tokens.Encoder
+) -> tuple[dataset.Example, ...]:
+    """As many examples as `room` tokens hold, drawn by the seed; where answers recur, such as labels, as many of each."""
+    chats = showable(training)
+    draw = random.Random(f"{seed}:many-shot")  # noqa: S311
+    chosen: list[dataset.Example] = []
+    for example in _balanced(draw.sample(chats, min(len(chats), DRAWN))):
+        needed = size(example, encoder)
+        if needed > room:
+            break
+        chosen.append(example)
+        room -= needed
+    draw.shuffle(chosen)
+    return tuple(chosen)
+
+
+def _balanced(examples: Sequence[dataset.Example]) -> Iterator[dataset.Example]:
+    """In turns one of each answer, as long as it has any left."""
+    groups: dict[str, list[dataset.Example]] = {}
+    for example in examples:
+        groups.setdefault(metrics.label(example.answer or ""), []).append(example)
+    for turn in range(max(map(len, groups.values()), default=0)):
+        yield from (group[turn] for group in groups.values() if turn < len(group))

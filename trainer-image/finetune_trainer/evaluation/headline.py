@@ -4,10 +4,10 @@ scoreboard writes both into results.json; consistency, samples, tokens saved, br
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from finetune_api import evaluation, job
-from finetune_trainer.evaluation import gates
+from finetune_trainer.evaluation import gates, metrics
 from finetune_trainer.report import reading
 
 ELSEWHERE = evaluation.OF_TRAINING - evaluation.PAIRWISE
@@ -22,17 +22,28 @@ class Headline:
     """None: no baseline was measured."""
 
 
+def telling(
+    required: Sequence[job.Gate],
+    available: Collection[job.Metric],
+    everybody: Iterable[metrics.Columns],
+    *,
+    judged: bool = False,
+) -> job.Metric | None:
+    """The metric of the first gate that is among the available ones, else the most telling one of the task on which anybody
+    scored."""
+    wanted = [gate.metric for gate in required if gate.metric not in ELSEWHERE]
+    wanted = [metric for metric in wanted if metric in available or (metric in job.PAIRWISE and judged)]
+    scored = {metric for columns in everybody for metric, column in columns.items() if column.value}
+    return wanted[0] if wanted else reading.most_telling(reading.TASK, (), available, scored)
+
+
 def decide(required: Sequence[job.Gate], measured: gates.Values, rates: Mapping[job.Contender, float]) -> Headline:
     """rates: the tuned model's win rate before a judge against each baseline that has one.
 
     The metric is that of the first gate that has one, else the most telling one of the task. Of equal baselines the cheapest
     is best.
     """
-    tuned = measured.get(job.Contender.TUNED, {})
-    asked = [gate.metric for gate in required if gate.metric not in ELSEWHERE]
-    asked = [metric for metric in asked if metric in tuned or (metric in job.PAIRWISE and rates)]
-    scored = {metric for columns in measured.values() for metric, column in columns.items() if column.value}
-    metric = asked[0] if asked else reading.most_telling(reading.TASK, (), tuned, scored)
+    metric = telling(required, measured.get(job.Contender.TUNED, {}), measured.values(), judged=bool(rates))
     if metric in job.PAIRWISE:
         return Headline(metric, min((one for one in reading.BASELINES if one in rates), key=lambda one: rates[one]))
     for by in (metric, job.Metric.LOSS):

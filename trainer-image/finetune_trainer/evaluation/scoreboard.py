@@ -29,6 +29,10 @@ IN_STATUS = (
 """Metrics of the status besides those of the gates; results.json has all. The last are left out first where room is short."""
 
 
+RETRIEVED = "retrieved"
+"""Key in the manifest of the baseline before training: its `results.Retrieved`."""
+
+
 @dataclasses.dataclass
 class Findings:
     """What was measured, contender by contender."""
@@ -41,6 +45,10 @@ class Findings:
     """What the judge decided; None without one."""
     harness: results.Harness | None = None
     """The results of the benchmarks; None without any."""
+    retrieved: results.Retrieved | None = None
+    """How Retrieved was asked."""
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    """What there was no time for."""
 
     @property
     def tallies(self) -> dict[job.Contender, pairwise.Tally]:
@@ -114,8 +122,15 @@ def results_of(
         ],
         judgement=judgement(spec, found),
         harness=found.harness,
+        retrieved=found.retrieved,
+        left_out=found.left_out,
         tokens=[
-            results.Tokens(contender=which, prompt=round(one.prompt_tokens, 1), answer=round(one.answer_tokens, 1))
+            results.Tokens(
+                contender=which,
+                prompt=round(one.prompt_tokens, 1),
+                answer=round(one.answer_tokens, 1),
+                seconds=round(one.seconds / len(one.prompts), 4) if one.seconds else None,
+            )
             for which, one in found.asked.items()
             if one.prompts
         ],
@@ -285,10 +300,19 @@ def metric_value(one: results.Value) -> status.MetricValue:
 
 def before_training(spec: run.Run, store: storage.Storage) -> status.Baseline | None:
     """The result of the baseline stage, where it ran."""
+    extra = _of_baseline(spec, store)
+    return status.Baseline.model_validate(extra["baseline"]) if extra else None
+
+
+def retrieved_before_training(spec: run.Run, store: storage.Storage) -> results.Retrieved | None:
+    """How the baseline stage asked Retrieved, where it did."""
+    extra = _of_baseline(spec, store)
+    return results.Retrieved.model_validate(extra[RETRIEVED]) if extra and extra.get(RETRIEVED) else None
+
+
+def _of_baseline(spec: run.Run, store: storage.Storage) -> dict[str, Any]:
     manifest = folders.manifest(store, spec.layout.baseline(spec.evaluation_hash))
-    if manifest is None or not folders.made_of(store, manifest, spec.layout.data):
-        return None
-    return status.Baseline.model_validate(manifest.extra["baseline"])
+    return manifest.extra if manifest is not None and folders.made_of(store, manifest, spec.layout.data) else {}
 
 
 def shown(samples: list[results.Sample], baseline: job.Contender | None) -> list[results.Sample]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from finetune_api import job, results
+from finetune_api import evaluation, job, results
 
 Metric = job.Metric
 Contender = job.Contender
 
-BASELINES = (Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT)
+BASELINES = evaluation.BASELINES
 """The alternatives to fine-tuning, from cheap to costly; the revision that serves is itself tuned."""
 
 ALPHA = 0.05

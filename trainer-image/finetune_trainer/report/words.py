@@ -49,6 +49,8 @@ def name(contender: Contender) -> str:
         Contender.BASE: "Base",
         Contender.PROMPT: "Prompt",
         Contender.FEW_SHOT: "Few-shot",
+        Contender.RETRIEVED: "Retrieved",
+        Contender.MANY_SHOT: "Many-shot",
         Contender.SERVING: "Serving",
         Contender.TUNED: "Tuned",
     }[contender]
@@ -56,7 +58,7 @@ def name(contender: Contender) -> str:
 
 def beside(contender: Contender, prompt: intent.Prompt) -> str:
     """A contender after the number that it reached: 0.61 *with a prompt and 3 examples*."""
-    if contender in (Contender.PROMPT, Contender.FEW_SHOT):
+    if contender in (Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT):
         return described(contender, prompt).removeprefix("the base model ")
     return f"by {described(contender, prompt)}"
 
@@ -64,10 +66,13 @@ def beside(contender: Contender, prompt: intent.Prompt) -> str:
 def described(contender: Contender, prompt: intent.Prompt) -> str:
     """A contender within a sentence: the base model *with a prompt and 3 examples*."""
     examples = f"{prompt.few_shot} example{'' if prompt.few_shot == 1 else 's'}"
+    also = "a prompt and " if prompt.system else ""
     return {
         Contender.BASE: "the base model alone",
         Contender.PROMPT: "the base model with a prompt",
-        Contender.FEW_SHOT: f"the base model with {'a prompt and ' if prompt.system else ''}{examples}",
+        Contender.FEW_SHOT: f"the base model with {also}{examples}",
+        Contender.RETRIEVED: f"the base model with {also}retrieved examples",
+        Contender.MANY_SHOT: f"the base model with {also}as many examples as fit",
         Contender.SERVING: "the revision that is served",
         Contender.TUNED: "the tuned model",
     }[contender]

@@ -1,16 +1,19 @@
 """The baseline stage, before training: does a prompt alone pass the gates?
 
-The base model is asked with the prompt in use today, and with a few examples, on validation examples; the test examples stay
-unseen. A contender is asked in growing rounds, until it has passed or can no longer pass; each of the looks gets its share of
-the error probability that the gate allows (Bonferroni).
+The base model is asked with the prompt in use today, and with examples of the training split before the question, on
+validation examples; the test examples stay unseen. A contender is asked in growing rounds, until it has passed or can no longer
+pass; each look at each contender, or variant of one, gets its share of the error probability that the gate allows (Bonferroni).
 """
 
+import dataclasses
+import itertools
 import json
 import random
 
 from finetune_api import course, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, contenders, evidence, gates, metrics, scoreboard
+from finetune_trainer.evaluation import answers, contenders, evidence, gates, metrics, scoreboard, selection
+from finetune_trainer.planning import epoch_count
 from finetune_trainer.process import log, machine, progress
 from finetune_trainer.store import folders, storage
 
@@ -32,14 +35,10 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0) -> outcome.Outcome
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
     reporter = progress.Progress(spec, "baseline", attempt)
-    asked: Asked = {}
-    passing = None
-    if examples:
-        passing = run_rounds(
-            spec, answers.load(spec, store, scale), examples[: spec.evaluation.maximum_examples], asked, reporter
-        )
-    found = summary(spec, asked, passing, len(examples))
-    deliver(spec, store, split, found, asked, examples)
+    rounds = Rounds(examples[: spec.evaluation.maximum_examples])
+    passing = run_rounds(spec, answers.load(spec, store, scale), rounds, reporter) if examples else None
+    found = summary(spec, rounds.asked, passing, len(examples)).model_copy(update={"left_out": rounds.limits.left_out})
+    deliver(spec, store, split, found, rounds, examples)
     reporter.end()
     return outcome_of(spec, found)
 
@@ -51,38 +50,82 @@ def outcome_of(spec: run.Run, found: status.Baseline) -> outcome.Outcome:
     return outcome.Outcome(stage=reasons.Stage.BASELINE, reason=reason, message=found.message, baseline=found)
 
 
+@dataclasses.dataclass
+class Rounds:
+    """The questions of the baseline, and what was asked so far."""
+
+    examples: list[dataset.Example]
+    asked: Asked = dataclasses.field(default_factory=dict)
+    limits: selection.Budget = dataclasses.field(default_factory=lambda: selection.Budget(selection.LEAST))
+    pace: selection.Pace = dataclasses.field(default_factory=selection.Pace)
+    retrieved: results.Retrieved | None = None
+
+    @property
+    def looks(self) -> list[int]:
+        return [size for size in ROUNDS if size < len(self.examples)] + [len(self.examples)]
+
+    def ask(
+        self, runner: answers.ModelRunner, which: job.Contender, begun: int, look: int, gates: list[job.Gate]
+    ) -> bool:
+        """One contender's answers to the examples from `begun` to `look`; False: there is no time for them."""
+        fresh = self.examples[begun:look]
+        if which is job.Contender.RETRIEVED and which not in self.asked:
+            choice = selection.choose(runner, fresh, self.limits, self.pace, gates)
+            if choice is None or choice.given is None:
+                return False
+            self.retrieved, self.asked[which] = choice.found, choice.given
+            return True
+        limited = which in selection.BUDGETED
+        if limited and not self.limits.allows(
+            f"{which} on more than {begun} validation examples" if begun else which,
+            self.pace.seconds(runner, which, fresh),
+        ):
+            return False
+        found = answers.ask(runner, which, fresh)
+        self.limits.spent += found.seconds if limited else 0.0
+        self.asked[which] = self.asked[which].and_then(found) if which in self.asked else found
+        self.pace = self.pace.after(found)
+        return True
+
+
 def run_rounds(
-    spec: run.Run,
-    runner: answers.ModelRunner,
-    examples: list[dataset.Example],
-    asked: Asked,
-    reporter: progress.Progress,
+    spec: run.Run, runner: answers.ModelRunner, rounds: Rounds, reporter: progress.Progress
 ) -> job.Contender | None:
-    """Rounds until one contender meets every bound, or none can; their answers go into `asked`. Returns who meets the bounds."""
-    looks = [size for size in ROUNDS if size < len(examples)] + [len(examples)]
-    strict = [bounds_only(gate, len(looks)) for gate in spec.evaluation.absolute]
-    undecided = contenders.taking_part(spec.evaluation, runner.script, examples)
-    undecided = [which for which in undecided if answers.can_answer(runner, which, examples)]
-    begun = 0
-    for look in looks:
-        for turn, which in enumerate(undecided):
-            reporter.update(progress.of(begun + (look - begun) * turn // len(undecided), len(examples)))
-            fresh = answers.ask(runner, which, examples[begun:look])
-            asked[which] = asked[which].and_then(fresh) if which in asked else fresh
-        begun = look
-        values = {which: metrics.measure(one.answers, runner.rules) for which, one in asked.items()}
-        for which in undecided:
+    """Rounds until one contender meets every bound, or none can. Returns who meets the bounds."""
+    open_ = contenders.taking_part(spec.evaluation, runner.script, rounds.examples)
+    open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples)]
+    variants = len(open_) + (len(selection.OPTIONS) - 1) * (job.Contender.RETRIEVED in open_)
+    strict = [bounds_only(gate, len(rounds.looks) * variants) for gate in spec.evaluation.absolute]
+    trained = training_tokens(spec, runner)
+    for begun, look in itertools.pairwise([0, *rounds.looks]):
+        for turn, which in enumerate(list(open_)):
+            done = begun + (look - begun) * turn // len(open_)
+            reporter.update(progress.of(done, len(rounds.examples)))
+            limits = selection.budget(spec.evaluation, selection.training_seconds(rounds.pace, trained))
+            rounds.limits.seconds = max(rounds.limits.seconds, limits.seconds)
+            if not rounds.ask(runner, which, begun, look, spec.evaluation.gates):
+                open_.remove(which)
+        values = {which: metrics.measure(one.answers, runner.rules) for which, one in rounds.asked.items()}
+        for which in open_:
             if all(gate.passed for gate in gates.check(strict, values, which)):
                 return which
-        undecided = [which for which in undecided if not any(cannot_pass(gate, values[which]) for gate in strict)]
-        log.info("baseline", examples=look, open=[str(which) for which in undecided])
-        if not undecided:
+        open_ = [which for which in open_ if not any(cannot_pass(gate, values[which]) for gate in strict)]
+        log.info("baseline", examples=look, open=[str(which) for which in open_])
+        if not open_:
             return None
     return None
 
 
+def training_tokens(spec: run.Run, runner: answers.ModelRunner) -> float:
+    """Tokens that training will read, by the mean of its first examples."""
+    training = list(dataset.stream(machine.work() / "data" / "train.jsonl"))
+    few = training[:64]
+    mean = sum(len(runner.encoder.encode(one).ids) for one in few) / max(1, len(few))
+    return mean * epoch_count.total_examples(len(training), spec.training)
+
+
 def bounds_only(gate: job.Gate, looks: int) -> job.Gate:
-    """The gate as a prompt must pass it: only its bounds, at a confidence corrected for the number of looks."""
+    """The gate as a prompt must pass it: only its bounds, at a confidence corrected for the number of looks at results."""
     confidence = gate.confidence if gate.confidence <= gates.POINT else 1 - (1 - gate.confidence) / looks
     return gate.model_copy(update={"over": None, "improvement": None, "confidence": confidence})
 
@@ -128,6 +171,9 @@ def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gat
         job.Contender.BASE: "the base model meets the gates' bounds as it is",
         job.Contender.PROMPT: "the base model meets the gates' bounds with the current prompt",
         job.Contender.FEW_SHOT: "the base model meets the gates' bounds with a few examples before the question",
+        job.Contender.RETRIEVED: "the base model meets the gates' bounds with the training examples most similar to the "
+        "question before it",
+        job.Contender.MANY_SHOT: "the base model meets the gates' bounds with as many examples as fit before the question",
     }
     if not examples:
         return "no baseline: there are no validation examples with answers"
@@ -148,14 +194,16 @@ def deliver(
     store: storage.Storage,
     split: folders.Manifest,
     found: status.Baseline,
-    asked: Asked,
+    rounds: Rounds,
     examples: list[dataset.Example],
 ) -> None:
     folder = machine.work() / "baseline"
     folder.mkdir(exist_ok=True)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for index, example in enumerate(examples):
-            answers = {which: one.answers[index].text for which, one in asked.items() if index < len(one.answers)}
+            answers = {
+                which: one.answers[index].text for which, one in rounds.asked.items() if index < len(one.answers)
+            }
             if not answers:
                 break
             line = results.Sample(
@@ -166,6 +214,7 @@ def deliver(
             )
             file.write(json.dumps(line.wire(), ensure_ascii=False) + "\n")
     (folder / "results.json").write_text(json.dumps(found.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
-    extra = {"baseline": found.wire(), folders.MADE_OF: split.sha256}
+    retrieved = rounds.retrieved and rounds.retrieved.wire()
+    extra = {"baseline": found.wire(), scoreboard.RETRIEVED: retrieved, folders.MADE_OF: split.sha256}
     folders.save(store, folder, spec.layout.baseline(spec.evaluation_hash), extra)
     log.info("baseline measured", sufficient=found.sufficient, examples=found.examples)

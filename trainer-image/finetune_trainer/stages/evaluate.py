@@ -6,6 +6,7 @@ an error of the stage.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -25,6 +26,7 @@ from finetune_trainer.evaluation import (
     judge,
     metrics,
     scoreboard,
+    selection,
 )
 from finetune_trainer.harness import play, tasks
 from finetune_trainer.process import errors, log, machine, progress
@@ -81,7 +83,7 @@ def evaluate(
     arbiter = judge.of(spec)
     rules = spec.evaluation.harness
     benchmarks, problems = tasks.available_tasks(spec, rules, storage.of_data(spec)) if rules else ([], [])
-    split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl"})
+    split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl", "validation.jsonl"})
     examples = contenders.choose(
         dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
     )
@@ -92,7 +94,7 @@ def evaluate(
     )
     meter.tell(0)
     runner = answers.load(spec, store, scale)
-    found = measure(spec, store, runner, examples, serving, meter)
+    found = measure(spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"))
     if rules is not None:
         found.harness = play.measure(runner, benchmarks, problems, rules, meter.tell)
     if arbiter is not None:
@@ -140,8 +142,10 @@ def measure(
     examples: list[dataset.Example],
     serving: ServingAdapter | None,
     meter: Meter,
+    trained: float | None = None,
 ) -> scoreboard.Findings:
-    """Baselines first, then the adapter that is served, then the tuned one, which stays in the model."""
+    """Baselines first, then the adapter that is served, then the tuned one, which stays in the model. trained: seconds of the
+    training."""
     log.info("evaluating", examples=len(examples), maximum_new_tokens=spec.evaluation.generation.max_new_tokens)
     found = scoreboard.Findings()
     base = runner.model
@@ -150,7 +154,9 @@ def measure(
     questions = forgetting.load(spec, storage.of_data(spec))
     before = general_losses(runner, job.Contender.BASE, questions)
     for which in baselines:
-        measure_contender(runner, which, examples, found, meter)
+        if which not in selection.BUDGETED:
+            measure_contender(runner, which, examples, found, meter)
+    measure_long_prompts(spec, store, runner, examples, found, meter, trained)
     if serving is not None and (adapted := with_serving_adapter(base, serving, store, spec)) is not None:
         runner.model = adapted
         measure_contender(runner, job.Contender.SERVING, examples, found, meter)
@@ -164,6 +170,59 @@ def measure(
         if which in found.values:
             found.values[which] |= columns
     return found
+
+
+def measure_long_prompts(
+    spec: run.Run,
+    store: storage.Storage,
+    runner: answers.ModelRunner,
+    examples: list[dataset.Example],
+    found: scoreboard.Findings,
+    meter: Meter,
+    trained: float | None,
+) -> None:
+    """Retrieved and ManyShot, as far as there is time for them: `trained` are the seconds of the training."""
+    limits = selection.budget(spec.evaluation, trained and trained * max(spec.gpus, 1) * spec.nodes)
+    pace = functools.reduce(selection.Pace.after, found.asked.values(), selection.Pace())
+    taking_part = contenders.taking_part(spec.evaluation, runner.script, examples)
+    for which in [one for one in selection.BUDGETED if one in taking_part]:
+        if not answers.can_answer(runner, which, examples):
+            continue
+        if which is job.Contender.RETRIEVED and not choose_retrieved(
+            spec, store, runner, examples, found, limits, pace
+        ):
+            continue
+        if not limits.allows(which, pace.seconds(runner, which, examples)):
+            found.retrieved = None if which is job.Contender.RETRIEVED else found.retrieved
+            continue
+        measure_contender(runner, which, examples, found, meter)
+        limits.spent += found.asked[which].seconds
+        pace = pace.after(found.asked[which])
+    found.left_out = limits.left_out
+
+
+def choose_retrieved(
+    spec: run.Run,
+    store: storage.Storage,
+    runner: answers.ModelRunner,
+    examples: list[dataset.Example],
+    found: scoreboard.Findings,
+    limits: selection.Budget,
+    pace: selection.Pace,
+) -> bool:
+    """How many examples Retrieved gets: as before training where that was measured, else by trying. False: no time for any."""
+    before = scoreboard.retrieved_before_training(spec, store)
+    if before is None:
+        validation = dataset.stream(machine.work() / "data" / "validation.jsonl")
+        few = [one for one in validation if one.answer is not None]
+        few = contenders.choose(few, selection.EXAMPLES, spec.training.seed)
+        choice = selection.choose(runner, few, limits, pace, spec.evaluation.gates, examples)
+        before = choice.found if choice else None
+    if before is None:
+        return False
+    runner.script = dataclasses.replace(runner.script, retrieved=before.examples)
+    found.retrieved = before.model_copy(update={"copies": selection.copies(runner, examples)})
+    return True
 
 
 def measure_consistency(
