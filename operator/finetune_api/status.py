@@ -147,6 +147,10 @@ class Evaluation(Reported):
     examples: int = Field(description="Test examples scored.")
     metrics: list[MetricValue] = Field(default_factory=list, description="All metrics of all contenders.")
     gates: list[GateResult] = Field(default_factory=list, description="Each gate with what was measured.")
+    best_baseline: job.Contender | None = Field(
+        default=None,
+        description="The baseline that is best by the headline metric of results.json. Absent: none was measured.",
+    )
     canary: str | None = Field(default=None, description="Recorded answers that the served model must reproduce.")
     tokens_saved_per_request: int | None = Field(
         default=None,

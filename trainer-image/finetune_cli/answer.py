@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from finetune_api import exits, reasons, results, status
+from finetune_api import evaluation, exits, reasons, results, status
 
 Command = Literal["validate", "advise", "estimate", "run", "report"]
 
@@ -129,6 +129,9 @@ class Answer(status.Reported):
     baseline: status.Baseline | None = Field(default=None, description="The scores of a prompt alone.")
     passed: bool | None = Field(default=None, description="Whether every gate passed; absent: nothing was evaluated.")
     gates: list[status.GateResult] = Field(default_factory=list, description="Each gate with its measurement.")
+    best_baseline: evaluation.Contender | None = Field(
+        default=None, description="The baseline that is best by the headline metric."
+    )
     contenders: list[results.Value] = Field(default_factory=list, description="Each metric of each contender.")
     comparisons: list[results.Comparison] = Field(
         default_factory=list, description="The tuned model against the others."

@@ -85,10 +85,11 @@ def to_answer(found: dict[str, Any], place: str, page: str | None) -> answer.Ans
         raise documents.Invalid([answer.Problem(file=place, message=message)]) from error
     count = sum(gate.passed for gate in evaluation.gates)
     gates = f"{count} of {len(evaluation.gates)} gates passed" if evaluation.gates else "the job has no gates"
+    best = f"; the best baseline: {evaluation.best_baseline}" if evaluation.best_baseline else ""
     return answer.Answer(
         command="report",
         exit_code=answer.Exit.DONE if evaluation.passed else answer.Exit.GATES,
-        message=f"{gates}, on {evaluation.examples} test examples",
+        message=f"{gates}, on {evaluation.examples} test examples{best}",
         report=page,
         **made,
     )
@@ -96,7 +97,11 @@ def to_answer(found: dict[str, Any], place: str, page: str | None) -> answer.Ans
 
 def details(found: dict[str, Any] | None, evaluation: status.Evaluation) -> dict[str, Any]:
     """Gates and contenders as fields of an Answer; from the evaluation alone where results.json is of an older version."""
-    made: dict[str, Any] = {"passed": evaluation.passed, "gates": evaluation.gates}
+    made: dict[str, Any] = {
+        "passed": evaluation.passed,
+        "gates": evaluation.gates,
+        "best_baseline": evaluation.best_baseline,
+    }
     try:
         parsed = results.Results.model_validate(found)
     except pydantic.ValidationError:

@@ -96,7 +96,8 @@ def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
         )
         return dataclasses.replace(failed, edits={**failed.edits, **edits})
     gates = f"{len(found.gates)} of {len(found.gates)} gates passed" if found.gates else "no gates"
-    text = f"{gates} on {found.examples} test examples"
+    best = f"; the best baseline: {found.best_baseline}" if found.best_baseline else ""
+    text = f"{gates} on {found.examples} test examples{best}"
     return verdict.says(Condition.EVALUATED, "True", Reason.SUCCEEDED, text, edits=edits, proceed=True)
 
 

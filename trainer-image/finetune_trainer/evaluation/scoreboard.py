@@ -283,6 +283,7 @@ def summary(
         examples=examples,
         metrics=[metric_value(one) for one in reported],
         gates=gate_results,
+        best_baseline=found.headline(spec).baseline,
         canary=f"{spec.layout.evaluation(spec.evaluation_hash)}/canary.json",
         tokens_saved_per_request=saved,
     )

@@ -2,6 +2,7 @@
 
 document     the page: templates/page.html.j2 and what it includes, through Jinja2, which escapes every value
 judgement    what the results say about fine-tuning: the verdict, five reasons for it, two against
+ladder       the methods from a prompt to pre-training, a row for each
 scores       rows of the tables with intervals: contenders, gains, the judge's verdicts
 benchmarks   rows of the table of public benchmarks
 parts        losses, tokens, findings in the data, facts

@@ -10,7 +10,7 @@ import jinja2
 import markupsafe
 
 from finetune_api import checks, evaluation, job, results
-from finetune_trainer.report import benchmarks, drawings, judgement, parts, reading, samples, scores, words
+from finetune_trainer.report import benchmarks, drawings, judgement, ladder, parts, reading, samples, scores, words
 
 _UNSEEN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 # C1 controls and lone surrogates: browsers interpret the first differently, and the second cannot be encoded as UTF-8.
@@ -38,7 +38,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    modules = (benchmarks, drawings, evaluation, judgement, parts, reading, samples, scores, words)
+    modules = (benchmarks, drawings, evaluation, judgement, ladder, parts, reading, samples, scores, words)
     made.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}
     made.globals |= {"Contender": job.Contender, "Mark": judgement.Mark, "rules": checks.BY_ID}
     made.filters |= {"capital": words.capital, "count": words.count, "name": words.name}

@@ -1,0 +1,83 @@
+"""The ladder of methods: what each rung takes, reached and costs, and which one is enough."""
+
+from tests.report import example
+
+from finetune_api import job, results, status
+from finetune_trainer import report
+from finetune_trainer.report import judgement, ladder
+
+Metric, Contender, Mark = job.Metric, job.Contender, judgement.Mark
+
+
+def row(found: results.Results, title: str) -> ladder.Rung:
+    return next(one for one in ladder.rungs(found) if one.title == title)
+
+
+def test_the_ladder_leads_from_the_base_model_to_pre_training() -> None:
+    titles = [one.title for one in ladder.rungs(example.everything())]
+    assert titles == [
+        "Base",
+        "Prompt",
+        "Few-shot",
+        "Retrieved",
+        "Many-shot",
+        "Fine-tuning",
+        "Pre-training",
+    ]
+
+
+def test_a_measured_rung_has_value_interval_and_verdict() -> None:
+    found = row(example.everything(), "Few-shot")
+    assert found.takes == "3 examples in each request"
+    assert found.reached.startswith("ExactMatch 0.61 (0.54 to 0.67)")
+    assert found.verdict == "the best baseline; the tuned model is better"
+    assert found.mark is Mark.FOR
+
+
+def test_what_was_not_measured_says_why() -> None:
+    found = example.changed(
+        example.everything(), left_out=["ManyShot: it would take about 90 s, 30 s of 30 are left"], baseline=None
+    )
+    assert row(found, "Many-shot").reached == "no time: raise evaluation.baselineBudget"
+    assert row(found, "Retrieved").reached == "not measured"
+    assert "it would take about 90 s" in report.page(found)
+
+
+def test_one_baseline_that_is_not_beaten_is_named() -> None:
+    found = example.everything()
+    unsure = [
+        one.model_copy(update={"p_value": 0.2, "low": -0.1}) if one.over is Contender.PROMPT else one
+        for one in found.comparisons
+    ]
+    unsure = [one for one in unsure if one.metric is Metric.EXACT_MATCH and one.over is Contender.PROMPT] or [
+        results.Comparison(
+            metric=Metric.EXACT_MATCH, over=Contender.PROMPT, gain=0.1, low=-0.1, high=0.3, p_value=0.2, examples=200
+        )
+    ]
+    others = [one for one in found.comparisons if one.over is not Contender.PROMPT]
+    tuned = row(example.changed(found, comparisons=[*others, *unsure]), "Fine-tuning")
+    assert "not shown to be better than" in tuned.verdict
+    assert "Prompt" in tuned.verdict
+    assert tuned.mark is Mark.UNDECIDED
+
+
+def test_a_rung_that_was_enough_counts_against_training() -> None:
+    enough = status.Baseline(sufficient=Contender.FEW_SHOT, examples=97)
+    found = row(example.changed(example.everything(), baseline=enough), "Few-shot")
+    assert found.verdict == "the best baseline; passed the gates before training"
+    assert found.mark is Mark.AGAINST
+
+
+def test_the_cost_is_of_a_thousand_requests_at_the_trainings_price() -> None:
+    found = example.everything()
+    tokens = [results.Tokens(contender=Contender.BASE, prompt=78, answer=22, seconds=0.36)]
+    training = found.training.model_copy(update={"gpu_hours": 0.5, "cost": 2.0, "currency": "USD"})
+    priced = example.changed(found, tokens=tokens, training=training)
+    assert ladder.cost(priced, Contender.BASE) == "100,000 tokens, 6 min 0 s, 0.40 USD"
+    assert ladder.cost(priced, Contender.TUNED) == ""
+
+
+def test_the_page_shows_the_ladder_before_the_reasons() -> None:
+    page = report.page(example.everything())
+    assert page.index('aria-labelledby="ladder"') < page.index('aria-labelledby="reasons"')
+    assert report.page(example.bare()).count("Pre-training") == 1
