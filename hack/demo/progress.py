@@ -23,6 +23,7 @@ _WAITS = {
     "BaseModelNotFound",
     "CredentialsMissing",
     "Unschedulable",
+    "VolumeUnavailable",
     "QuotaExceeded",
     "ImagePullFailed",
     "PodRefused",

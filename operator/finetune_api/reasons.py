@@ -130,6 +130,9 @@ class Reason(enum.StrEnum):
     """A Secret that the spec names is absent or lacks a key. Create it in the job's namespace."""
     UNSCHEDULABLE = "Unschedulable"
     """No node fits the pod's GPU type, GPUs, CPU, memory or tolerations. The message quotes the scheduler."""
+    VOLUME_UNAVAILABLE = "VolumeUnavailable"
+    """A PersistentVolumeClaim that the pod mounts (of a pvc:// source, or the chart's modelCache) is missing, unbound, or out of
+    the nodes' reach. The message quotes the scheduler."""
     QUOTA_EXCEEDED = "QuotaExceeded"
     """A ResourceQuota or LimitRange of the namespace refuses the pod."""
     QUEUE_REFUSED = "QueueRefused"
@@ -142,7 +145,8 @@ class Reason(enum.StrEnum):
     """A container or readiness gate that others added to the pod keeps it from starting, or a server from becoming ready; the
     message names it."""
     STORAGE_UNAVAILABLE = "StorageUnavailable"
-    """S3 cannot be reached. Check storage.endpoint and the network policy."""
+    """S3 or the hub cannot be reached (check storage.endpoint and the network policy), or the cache of base models has no room or
+    cannot be used. The message says which."""
     # ends the revision
     INVALID_SPEC = "InvalidSpec"
     """The spec is inconsistent in a way that only the operator can detect. Edit it."""
@@ -202,6 +206,7 @@ WAITING = frozenset(
         Reason.SERVED_NAME_TAKEN,
         Reason.CREDENTIALS_MISSING,
         Reason.UNSCHEDULABLE,
+        Reason.VOLUME_UNAVAILABLE,
         Reason.QUOTA_EXCEEDED,
         Reason.QUEUE_REFUSED,
         Reason.IMAGE_PULL_FAILED,

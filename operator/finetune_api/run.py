@@ -15,6 +15,12 @@ MODEL_PATH = "/models/base"
 
 ADAPTER_PATH = "/models/adapter"
 
+CACHE_PATH = "/model-cache"
+"""Where the pods find the claim with base models that the namespace shares; MODEL_PATH is then a link into it."""
+
+FETCHED = "FINETUNE_FETCHED_MODEL"
+"""Environment of a stage whose init container has fetched an hf:// or s3:// model: its folder. Absent: the stage fetches."""
+
 METRICS_PORT = 9400
 """Port of a stage's pod for its Prometheus metrics and its progress."""
 

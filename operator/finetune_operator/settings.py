@@ -1,6 +1,7 @@
 """What the platform team sets through the chart: images, GPU types, pull policy. One JSON file, read at start."""
 
 import pathlib
+from typing import Literal
 
 import pydantic
 from pydantic import Field
@@ -41,6 +42,25 @@ class Serving(podsettings.Pods):
     shm_size: job.Quantity = "1Gi"
 
 
+class ModelClaim(model.Model):
+    """The claim with base models of one namespace."""
+
+    name: model.Name
+    size: job.Quantity | None = None
+
+
+class ModelCache(model.Model):
+    """Base models on a claim that the pods of a namespace share. Without one each pod downloads its own."""
+
+    claim_name: model.Name | None = Field(default=None, description="A PersistentVolumeClaim in each job's namespace.")
+    claim_name_by_namespace: dict[str, model.Name | Literal[""]] = Field(
+        default_factory=dict, description="Another one in these namespaces; empty: none there."
+    )
+    size: job.Quantity | None = Field(
+        default=None, description="What all models on it may take. Absent: what its file system has."
+    )
+
+
 class Kueue(model.Model):
     enabled: bool = Field(default=False, description="Whether the operator reads Kueue's Workloads.")
 
@@ -68,6 +88,7 @@ class Settings(model.Model):
     ca_bundle: job.CaBundle | None = Field(
         default=None, description="Of jobs that name none, in a ConfigMap of their namespace."
     )
+    model_cache: ModelCache = Field(default_factory=ModelCache)
     kueue: Kueue = Field(default_factory=Kueue)
     retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubled with every retry, up to five minutes.")
     drain_seconds: float = Field(
@@ -95,6 +116,12 @@ class Settings(model.Model):
         """The settings of the pods of a stage, or of a server (None)."""
         layers = {None: self.serving, Stage.PREFLIGHT: self.preflight, Stage.VERIFY: self.verify}
         return self.gpu(gpu_type).over(layers.get(stage, self.training).over(self.pods))
+
+    def model_claim(self, namespace: str) -> ModelClaim | None:
+        """The claim on which pods of this namespace share base models."""
+        cache = self.model_cache
+        name = cache.claim_name_by_namespace.get(namespace, cache.claim_name)
+        return ModelClaim(name=name, size=cache.size) if name else None
 
     def pull_secrets(self, namespace: str) -> list[str]:
         return [*self.image_pull_secrets, *self.image_pull_secrets_by_namespace.get(namespace, [])]

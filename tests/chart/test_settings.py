@@ -1,6 +1,7 @@
 """The settings file: what the chart renders, the operator reads."""
 
 import json
+from typing import Any
 
 from tests.chart.conftest import Manifest, Render
 
@@ -117,3 +118,14 @@ def test_a_bundle_of_authorities_arrives_only_if_there_is_one(render: Render) ->
     read = settings.Settings.model_validate_json(text_of(render({"caBundle": {"configMap": "company-ca"}})))
     assert read.ca_bundle is not None
     assert (read.ca_bundle.config_map, read.ca_bundle.key) == ("company-ca", "ca.crt")
+
+
+def test_a_claim_with_base_models_arrives_only_if_there_is_one(render: Render) -> None:
+    def claims(values: Any) -> list[str | None]:
+        read = settings.Settings.model_validate_json(text_of(render(values)))
+        return [found and found.name for found in map(read.model_claim, ("team-a", "team-b", "team-c"))]
+
+    assert claims({}) == [None, None, None]
+    cache = {"claimName": "models", "claimNameByNamespace": {"team-a": "fast", "team-b": ""}, "size": "500Gi"}
+    assert claims({"modelCache": cache}) == ["fast", None, "models"]
+    assert settings.Settings.model_validate_json(text_of(render({"modelCache": cache}))).model_cache.size == "500Gi"

@@ -170,6 +170,7 @@ def test_all_that_the_chart_can_say_stays_within_the_restricted_standard(
         gpuTypes={"mig-1g": slice_},
         securityContext=context,
         imagePullSecretsByNamespace={"ml": ["own"]},
+        modelCache={"claimName": "models", "size": "500Gi"},
     )
     for which in templates.PODS:
         taken, words = admission.send(which, chart, resources={"gpus": 1, "gpuType": "mig-1g"}, nodes=2)

@@ -21,6 +21,11 @@ def start(script: dict | None = None, model: bool = True, **changes) -> world.Wo
 CONDITION = {"preflight": "PreflightPassed", "train": "Trained", "evaluate": "Evaluated", "verify": "Deployed"}
 WHAT_A_POD_WAITS_FOR = [
     (Unschedulable(), Reason.UNSCHEDULABLE, "Insufficient nvidia.com/gpu"),
+    (
+        Unschedulable('0/3 nodes are available: persistentvolumeclaim "models" not found.'),
+        Reason.VOLUME_UNAVAILABLE,
+        "Create the PersistentVolumeClaim",
+    ),
     (Waits("ImagePullBackOff", "Back-off pulling image"), Reason.IMAGE_PULL_FAILED, "pull secret"),
     (Waits("ErrImagePull", "manifest unknown"), Reason.IMAGE_PULL_FAILED, "manifest unknown"),
     (Waits("InvalidImageName"), Reason.IMAGE_PULL_FAILED, "InvalidImageName"),
@@ -86,6 +91,7 @@ STALLING = [
         Unschedulable("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."),
         Reason.UNSCHEDULABLE,
     ),
+    (Unschedulable('0/3 nodes are available: persistentvolumeclaim "models" not found.'), Reason.VOLUME_UNAVAILABLE),
 ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pydantic
 
-from finetune_api import course, exits, outcome, reasons, run
+from finetune_api import course, exits, outcome, reasons, resources, run
 from finetune_trainer.process import errors, log, machine, secrets, signals, trust
 
 Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
@@ -53,7 +53,9 @@ def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
 def _fetch(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import fetch
 
-    return fetch.fetch(spec, options.adapter, options.sha256, options.base_to, options.adapter_to)
+    limit = None if options.cache_size is None else int(resources.amount(options.cache_size) or 0)
+    cache = fetch.Cache(options.cache, limit) if options.cache else None
+    return fetch.fetch(spec, options.adapter, options.sha256, options.base_to, options.adapter_to, cache)
 
 
 STAGES: dict[str, tuple[Stage, str]] = {
@@ -65,7 +67,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
         "compare the tuned model with its baselines on the test examples, check the gates, write the report",
     ),
     "verify": (_verify, "check that a running server applies the adapter"),
-    "fetch": (_fetch, "download base model and adapter for the server"),
+    "fetch": (_fetch, "download base model and adapter"),
 }
 
 
@@ -116,13 +118,19 @@ def parser() -> argparse.ArgumentParser:
     made["verify"].add_argument("--endpoint", required=True, help="base URL of the server, without /v1")
     made["verify"].add_argument("--canary", required=True, help="canary.json of the evaluation")
     made["verify"].add_argument("--patience", type=float, default=600, help="seconds to wait for the server")
-    made["fetch"].add_argument("--adapter", required=True, help="folder of the adapter")
-    made["fetch"].add_argument("--sha256", required=True, help="SHA-256 of the adapter's manifest")
+    made["fetch"].add_argument("--adapter", help="folder of the adapter; default: the base model alone")
+    made["fetch"].add_argument("--sha256", default="", help="SHA-256 of the adapter's manifest")
     made["fetch"].add_argument(
         "--base-to", type=pathlib.Path, default=pathlib.Path(run.MODEL_PATH), help="folder for the base model"
     )
     made["fetch"].add_argument(
         "--adapter-to", type=pathlib.Path, default=pathlib.Path(run.ADAPTER_PATH), help="folder for the adapter"
+    )
+    made["fetch"].add_argument(
+        "--cache", type=pathlib.Path, help="folder of base models that pods share; --base-to is then a link into it"
+    )
+    made["fetch"].add_argument(
+        "--cache-size", help="how much all models in it may take, for example 500Gi; default: what the file system has"
     )
     made[ESTIMATE].add_argument(
         "--memory", help="memory that training may use, for example 22Gi; default: as the run file says"

@@ -113,6 +113,10 @@ any: true
   "training" (.Values.training | default dict)
   "verify" (.Values.verify | default dict)
   "caBundle" (ternary .Values.caBundle nil (ne .Values.caBundle.configMap ""))
+  "modelCache" (dict
+    "claimName" (.Values.modelCache.claimName | default nil)
+    "claimNameByNamespace" (.Values.modelCache.claimNameByNamespace | default dict)
+    "size" (.Values.modelCache.size | default nil))
   "kueue" .Values.kueue
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds

@@ -29,6 +29,11 @@ _USED = (
 )
 USED_TOO_MUCH = re.compile(_USED)
 """In the kubelet's message of an eviction: the pod's own limit, or on a node that ran out, more than it had requested."""
+VOLUME = re.compile(
+    r'persistentvolumeclaim "|unbound immediate PersistentVolumeClaims|available persistent volumes to bind'
+    r"|volume node affinity conflict|PersistentVolume's node affinity"
+)
+"""In the scheduler's message: a claim, and not a node, is what the pod lacks."""
 _AMOUNT = re.compile(r"([^=,]+)=([^,]+)")
 RESTARTS = 3
 """A server that crashed this often does not recover on its own."""
@@ -93,6 +98,13 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
     """Why a pod does not start; None if nothing is wrong so far."""
     if pod is None:
         return refused("the pod", refusal) if refusal else None
+    if pod.unschedulable and VOLUME.search(pod.unschedulable) and "Insufficient" not in pod.unschedulable:
+        return Problem(
+            Reason.VOLUME_UNAVAILABLE,
+            f"a claim keeps the pod from every node: {pod.unschedulable} Create the PersistentVolumeClaim in the job's "
+            "namespace, have it bound, or let it be reached from the nodes that fit: one of a pvc:// source, or of the chart's "
+            "modelCache. The job then continues automatically.",
+        )
     if pod.unschedulable:
         return Problem(
             Reason.UNSCHEDULABLE,

@@ -2,5 +2,6 @@
 
 - `stages`: the Job of one attempt of a stage; `pods`: what its pods and a server's have in common.
 - `release`: the record of a candidate; `deployment`: its server; `service`: the Services of a job, a release, several nodes.
+- `modelcache`: the claim on which pods share base models, put into a finished pod.
 - `meta`: names, labels and owners of all of them.
 """

@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_api import run
 from finetune_operator import settings
-from finetune_operator.manifests import meta, pods
+from finetune_operator.manifests import meta, modelcache, pods
 from finetune_operator.observe import label, parents
 from finetune_operator.observe.records import Release
 
@@ -112,6 +112,11 @@ def build(
             "revisionHistoryLimit": 1,
             "progressDeadlineSeconds": 7200,
             "selector": {"matchLabels": selector},
-            "template": pods.template(labels, release.run_file or content.without_judgement(), layer, pod),
+            "template": pods.template(
+                labels,
+                release.run_file or content.without_judgement(),
+                layer,
+                modelcache.shared(pod, release.base_model, release.model_claim, release.fetch_image),
+            ),
         },
     }

@@ -76,12 +76,18 @@ DISK_PER_TOKEN = 16
 """Bytes of an example's token, as text and as number."""
 
 
-def disk(base: run.ResolvedBaseModel, tokens: int) -> str | None:
+def fetched(base: run.ResolvedBaseModel) -> bool:
+    """Whether the model's files are downloaded, and not mounted."""
+    return base.source.startswith(("hf://", "s3://"))
+
+
+def disk(base: run.ResolvedBaseModel, tokens: int, *, cached: bool = False) -> str | None:
     """Ephemeral storage of a pod that loads the base model: its weights in 16 bits, a tenth more for the rest of its files, and
-    the data; None if the number of parameters is unknown. The weights of a model on a claim need none."""
+    the data; None if the number of parameters is unknown. The weights of a model on a claim, its own or the cache's, need none.
+    """
     if base.parameters is None:
         return None
-    weights = 0 if base.source.startswith("pvc://") else base.parameters * 2 * 1.1
+    weights = 0 if cached or base.source.startswith("pvc://") else base.parameters * 2 * 1.1
     return f"{math.ceil((weights + tokens * DISK_PER_TOKEN + DISK_BASE) / 2**30)}Gi"
 
 

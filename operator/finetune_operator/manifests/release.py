@@ -42,6 +42,7 @@ def build(
 ) -> Release:
     """`content`: the run file of the revision."""
     served = content.served_model_name
+    claim = chart.model_claim(content.namespace)
     return Release(
         name=name,
         revision=content.revision,
@@ -55,7 +56,8 @@ def build(
         arguments=arguments(content.base_model, adapter, served, spec.deployment, chart),
         env=chart.pods_of(None, spec.deployment.resources.gpu_type).env,
         shm_size=chart.serving.shm_size,
-        disk=pods.disk(content.base_model, 0),
+        disk=pods.disk(content.base_model, 0, cached=claim is not None),
+        model_claim=claim,
         ca_bundle=content.storage.ca_bundle or chart.ca_bundle,
         canary=canary,
         run_file=content.without_judgement(),

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api import course, job, run
 from finetune_api.reasons import Stage
 from finetune_operator import kueue, settings
-from finetune_operator.manifests import meta, pods, service
+from finetune_operator.manifests import meta, modelcache, pods, service
 from finetune_operator.observe import label, parents
 
 CONTAINER = label.CONTAINER
@@ -48,7 +48,8 @@ def build(
     layer = chart.pods_of(stage, wanted.gpu_type)
     # not in a queue: Kueue admits no pod that requests what its ClusterQueue does not cover
     estimated = stage in course.LOADING and not queue
-    least_disk = pods.disk(content.base_model, tokens) if estimated else None
+    claim = chart.model_claim(parent.namespace) if stage in course.LOADING else None
+    least_disk = pods.disk(content.base_model, tokens, cached=claim is not None) if estimated else None
     labels = meta.labels(
         parent,
         chart.labels,
@@ -115,7 +116,12 @@ def build(
                 "podFailurePolicy": {"rules": [{"action": "Ignore" if nodes == 1 else "FailJob", **DISRUPTED}]},
                 **(indexed(nodes) if nodes > 1 else {}),
                 "ttlSecondsAfterFinished": KEEP_SECONDS,
-                "template": pods.template(labels, run_file(content, stage), layer, pod),
+                "template": pods.template(
+                    labels,
+                    run_file(content, stage),
+                    layer,
+                    modelcache.shared(pod, content.base_model, claim, chart.images.fetch),
+                ),
             },
         }
     )

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from finetune_api import job, model, revision, run, status
+from finetune_operator import settings
 
 
 class Release(model.Model):
@@ -37,6 +38,7 @@ class Release(model.Model):
         description="Estimated ephemeral storage. Absent in records of earlier versions, whose pods request none.",
     )
     ca_bundle: job.CaBundle | None = None
+    model_claim: settings.ModelClaim | None = None
     canary: str | None = None
     tokens_per_second: int | None = None
     run_file: run.Run | None = Field(default=None, description="Of its pods; absent in records of earlier versions.")

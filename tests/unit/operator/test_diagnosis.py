@@ -99,6 +99,32 @@ def test_a_pod_that_is_on_its_way_has_no_problem(reason: str) -> None:
             Reason.UNSCHEDULABLE,
             "0/1.",
         ),
+        *(
+            (
+                pod(
+                    {
+                        "conditions": [
+                            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": text}
+                        ]
+                    }
+                ),
+                "",
+                reason,
+                text,
+            )
+            for text, reason in (
+                ('0/1 nodes are available: persistentvolumeclaim "models" not found.', Reason.VOLUME_UNAVAILABLE),
+                (
+                    "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+                    Reason.VOLUME_UNAVAILABLE,
+                ),
+                ("0/2 nodes are available: 2 node(s) had volume node affinity conflict.", Reason.VOLUME_UNAVAILABLE),
+                (
+                    "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) had volume node affinity conflict.",
+                    Reason.UNSCHEDULABLE,
+                ),
+            )
+        ),
     ],
 )
 def test_a_pod_that_does_not_start_is_diagnosed_and_waited_for(seen, refusal, reason, words) -> None:

@@ -146,6 +146,33 @@ def test_only_the_server_of_a_gpu_type_holds_gpus_and_not_what_fetches_for_it() 
     assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_what_connects_gpus_is_a_setting_of_their_type_and_reaches_the_pods_that_have_them() -> None:
+    nccl = {"NCCL_IB_HCA": "mlx5", "NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "WARN"}
+    connected = {
+        "env": nccl,
+        "runtimeClassName": "nvidia",
+        "annotations": {"k8s.v1.cni.cncf.io/networks": "rdma-net"},
+        "multiNodeResources": {"rdma/hca": "1"},
+    }
+    values = templates.chart(gpuTypes={"h100": connected})
+    for which, nodes in ((Stage.TRAIN, 4), (Stage.TRAIN, 1), (Stage.EVALUATE, 1), (None, 1)):
+        made = templates.of(which, values, {"gpus": 8, "gpuType": "h100"}, nodes=nodes)
+        assert nccl.items() <= templates.variables(made)[-1].items(), which
+        assert made["spec"]["runtimeClassName"] == "nvidia"
+        assert made["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"] == "rdma-net"
+    cpu = templates.of(Stage.TRAIN, values)
+    assert "runtimeClassName" not in cpu["spec"]
+    assert not nccl.keys() & templates.variables(cpu)[-1].keys()
+
+
+@pytest.mark.parametrize(("gpus", "has"), [(0, False), (1, False), (2, True), (8, True)])
+def test_gpus_of_one_training_pod_share_memory_that_is_counted_as_the_pods(gpus: int, has: bool) -> None:
+    spec = templates.of(Stage.TRAIN, templates.chart(), {"gpus": gpus})["spec"]
+    mounted = [one["name"] for one in spec["containers"][0]["volumeMounts"] if one["mountPath"] == "/dev/shm"]
+    assert mounted == ["shm"] * has
+    assert [one["emptyDir"] for one in spec["volumes"] if one["name"] == "shm"] == [{"medium": "Memory"}] * has
+
+
 # -- requests and limits --
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune_api import job
 from finetune_trainer.data import dataset, dialects, spans, toolcalls
-from finetune_trainer.store import sources
+from finetune_trainer.store import origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -483,7 +483,7 @@ def limit(folder: pathlib.Path, training: job.Training) -> int:
 
 def files(folder: pathlib.Path) -> str:
     """The SHA-256 of everything that decides how a model folder tokenizes: tokenizer, template and configuration."""
-    found = sorted({path for kind in sources.SMALL for path in folder.glob(kind) if path.is_file()})
+    found = sorted({path for kind in origin.SMALL for path in folder.glob(kind) if path.is_file()})
     # The index of the weights does not matter, and is missing when only the tokenizer was downloaded.
     hashes = {path.name: _sha256(path) for path in found if not path.name.endswith(".index.json")}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

@@ -1,27 +1,57 @@
-"""The server's init container: the base model and the adapter, checked, as local files where vLLM finds them.
+"""The init container of a server, and of stages whose base model comes from a cache: base model and adapter, checked, as local
+files where vLLM and the stage find them.
 
 Runs in the slim image. Repeating it costs nothing when the files are complete.
 """
 
+import dataclasses
 import pathlib
 import shutil
 
 from finetune_api import layout, outcome, reasons, run
 from finetune_trainer.process import errors, log
-from finetune_trainer.store import folders, sources, storage
+from finetune_trainer.store import basecache, folders, sources, storage
 
 
-def fetch(spec: run.Run, uri: str, sha256: str, base_to: pathlib.Path, adapter_to: pathlib.Path) -> outcome.Outcome:
-    """Puts the base model (unless it is mounted) into `base_to`, the adapter into `adapter_to`. Raises Failure."""
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The folder of base models that pods share; `limit`: bytes of all of them."""
+
+    root: pathlib.Path
+    limit: int | None = None
+
+
+def fetch(
+    spec: run.Run,
+    uri: str | None,
+    sha256: str,
+    base_to: pathlib.Path,
+    adapter_to: pathlib.Path,
+    cache: Cache | None = None,
+) -> outcome.Outcome:
+    """Puts the base model (unless it is mounted) into `base_to`, the adapter, if there is one, into `adapter_to`. With a cache,
+    `base_to` is a link into it. Raises Failure."""
     store = storage.of(spec.storage, 30)
     scheme = spec.base_model.source.partition("://")[0]
+    message = f"base model {spec.base_model.source} is at {base_to}"
     if scheme in ("hf", "s3"):
-        sources.resolve(spec.base_model, store, base_to)
+        if cache is None:
+            sources.resolve(spec.base_model, store, base_to)
+        else:
+            _link(base_to, basecache.provide(spec.base_model, store, cache.root, cache.limit))
         log.info("base model fetched", source=spec.base_model.source, folder=str(base_to))
-    found = _adapter(store, uri.rstrip("/"), sha256, adapter_to)
-    message = f"adapter {uri} of {found.bytes} bytes is at {adapter_to}"
-    log.info("adapter fetched", adapter=uri, folder=str(adapter_to), bytes=found.bytes)
+    if uri is not None:
+        found = _adapter(store, uri.rstrip("/"), sha256, adapter_to)
+        message = f"adapter {uri} of {found.bytes} bytes is at {adapter_to}"
+        log.info("adapter fetched", adapter=uri, folder=str(adapter_to), bytes=found.bytes)
     return outcome.Outcome(stage="fetch", message=message)
+
+
+def _link(base_to: pathlib.Path, folder: pathlib.Path) -> None:
+    new = base_to.with_name(f".{base_to.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(folder)
+    new.replace(base_to)
 
 
 def _adapter(store: storage.Storage, uri: str, sha256: str, to: pathlib.Path) -> folders.Manifest:

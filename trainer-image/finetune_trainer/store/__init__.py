@@ -7,5 +7,8 @@ refusals  what an error of a store means: a Failure's reason and words
 files     local files, for runs without S3
 folders   folders that readers see complete or not at all: manifest.json, written last, lists every file
 weights   whether the files of a model folder are complete, and no pointers
+origin    what a base model's source lists, and the download of one file
 sources   from a base model's source to a local folder
+basecache base models on a claim that pods share: filled once, checked by hash, bounded
+locks     locks of files that several pods see
 """

@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
@@ -57,6 +58,14 @@ class S3:
         bucket, key = split(uri)
         answer = self._call(READ, uri, lambda: self._client.head_object(Bucket=bucket, Key=key, **self._request))
         return objects.Entry(uri, answer["ContentLength"], answer.get("ETag", "").replace('"', ""))
+
+    def md5(self, uri: str) -> str:
+        """Of an object that was uploaded in one part, and not encrypted with a key that the store must not tell about."""
+        bucket, key = split(uri)
+        answer = self._call(READ, uri, lambda: self._client.head_object(Bucket=bucket, Key=key, **self._request))
+        tag, plain = answer.get("ETag", "").replace('"', ""), answer.get("ServerSideEncryption", "AES256") == "AES256"
+        own = "SSECustomerAlgorithm" in answer
+        return f"md5:{tag}" if plain and not own and re.fullmatch("[0-9a-f]{32}", tag) else ""
 
     def open(self, uri: str) -> BinaryIO:
         entry = self.stat(uri)

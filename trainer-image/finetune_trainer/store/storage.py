@@ -40,6 +40,11 @@ class Storage:
         self._keys, self.patience = keys, patience
         self._stores: dict[str, objects.Store] = {}
 
+    @property
+    def endpoint(self) -> str:
+        """Of S3; "" for the default."""
+        return self._connection.endpoint or ""
+
     def _of(self, uri: str) -> objects.Store:
         scheme = uri.partition("://")[0]
         if scheme not in self._stores:
@@ -66,6 +71,10 @@ class Storage:
             self.stat(uri)
             return True
         return False
+
+    def md5(self, uri: str) -> str:
+        """ "md5:..." of an object, where its tag is that; else "". Raises NotFound."""
+        return self._of(uri).md5(uri)
 
     def open(self, uri: str) -> BinaryIO:
         """A stream of an object's bytes that survives broken connections. Raises NotFound."""
