@@ -1,5 +1,6 @@
 """Gates that no model could pass on the job's test examples are refused in preflight, with the reason."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import feasible
 from finetune_trainer.process import errors
-from finetune_trainer.stages import preflight
+from finetune_trainer.stages import baseline, evaluate, preflight, train
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 
@@ -114,3 +116,28 @@ def test_only_the_examples_that_are_tested_count(world: World) -> None:
     with pytest.raises(errors.Failure, match="n 5"):
         preflight.preflight(world(rows, evaluation={"gates": [gate], "maximumExamples": 5}))
     assert preflight.preflight(world(rows, evaluation={"gates": [gate]})).preflight is not None
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        preflight.preflight,
+        lambda spec: baseline.baseline(spec, 1),
+        lambda spec: train.train(spec, 1, 1.0),
+        lambda spec: evaluate.evaluate(spec, None, None, 1),
+    ],
+    ids=["preflight", "baseline", "train", "evaluate"],
+)
+def test_gates_that_were_edited_after_the_split_was_frozen_are_checked_before_a_model_is_loaded(
+    stage: Callable[[run.Run], Any], world: World, tmp_path: pathlib.Path
+) -> None:
+    rows = tiny.examples(60)
+    accepted = world(rows, evaluation={"gates": [{"metric": "ExactMatch", "minimum": 0.9, "confidence": 0.5}]})
+    preflight.preflight(accepted)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    folders.save(storage.of(accepted.storage), tmp_path / "adapter", accepted.layout.adapter, {})
+    edited = world(rows, evaluation={"gates": [{"metric": "ExactMatch", "minimum": 0.9, "confidence": 0.99}]})
+    with pytest.raises(errors.Failure, match="cannot be passed by any model") as caught:
+        stage(edited)
+    assert caught.value.reason is reasons.Reason.DATASET_INVALID

@@ -38,6 +38,12 @@ def test_context_answers_are_not_learned(encoder: tokens.Encoder) -> None:
     assert masks.learned(encoder, dataset.Example("x", (USER, context, *MORE))) == ["it is great<|im_end|>"]
 
 
+def test_a_chat_of_context_alone_has_nothing_to_learn(encoder: tokens.Encoder) -> None:
+    context = dataset.Example("x", (USER, dataclasses.replace(ANSWER, learned=False)))
+    assert encoder.encode(context).trainable == 0
+    assert encoder.batch([context]) == [(encoder.encode(context),)]
+
+
 def test_the_prompt_is_the_beginning_of_the_example(encoder: tokens.Encoder) -> None:
     for example in (PAIR, CHAT):
         prompt, ids = encoder.prompt(example), encoder.encode(example).ids

@@ -148,7 +148,7 @@ class Encoder:
     @property
     def stop_texts(self) -> tuple[str, ...]:
         """The tokens that end an answer, as texts."""
-        return tuple(filter(None, map(self.tokenizer.convert_ids_to_tokens, sorted(self.stops))))
+        return tuple(filter(None, (self.tokenizer.convert_ids_to_tokens(stop) for stop in sorted(self.stops))))
 
     @property
     def turn_end(self) -> str:
@@ -203,12 +203,12 @@ class Encoder:
         self, example: dataset.Example, chosen: Sequence[int], text: str, prompts: Sequence[str]
     ) -> None:
         """Raises dataset.Wrong where the template omits the reasoning of an answer that is learned."""
-        ends = [*map(len, prompts[1:]), len(text)]
-        for index, prompt, end in zip(chosen, prompts, ends, strict=True):
+        begins = [*map(len, prompts), len(text)]
+        for index, (begin, end) in zip(chosen, itertools.pairwise(begins), strict=True):
             turn = example.messages[index]
             within = _BLOCK.match(turn.content)
             for place, reasoning in (("reasoning_content", turn.reasoning), ("<think> block", within and within[1])):
-                if reasoning and reasoning.strip() not in text[len(prompt) : end]:
+                if reasoning and reasoning.strip() not in text[begin:end]:
                     raise dataset.Wrong(
                         f"the model's chat template does not render the {place} of turn {index + 1}, so that it would not be "
                         "learned; remove it, write it where the template renders it (reasoning_content, or <think> in the "

@@ -135,7 +135,7 @@ def fits(schema: dict[str, Any]) -> Callable[[Any], bool]:
 
     def valid(value: Any) -> bool:
         try:
-            return bool(ready.is_valid(value))
+            return bool(_for(ready, value).is_valid(value))
         except (RecursionError, referencing.exceptions.Unresolvable):
             return False
 
@@ -147,12 +147,22 @@ def misfit(schema: dict[str, Any], value: Any) -> str:
     import jsonschema
 
     try:
-        error = jsonschema.exceptions.best_match(_checker(schema).iter_errors(value))
+        error = jsonschema.exceptions.best_match(_for(_checker(schema), value).iter_errors(value))
     except patterns.TooSlow as slow:
         return str(slow)
     except RecursionError:
         return "nested too deeply"
     return "" if error is None else f"{error.json_path}: {error.message[:200]}"
+
+
+def _for(ready: Any, value: Any) -> Any:
+    """The validator for this value. Raises patterns.TooSlow."""
+    import referencing
+
+    text = json.dumps(ready.schema)
+    if "unevaluatedProperties" not in text or "patternProperties" not in text:
+        return ready
+    return type(ready)(patterns.named(ready.schema, value), registry=referencing.Registry())
 
 
 def _checker(schema: dict[str, Any]) -> Any:

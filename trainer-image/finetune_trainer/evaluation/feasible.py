@@ -1,14 +1,17 @@
-"""Gates that no answer could pass, pure: known before training from the test examples alone.
+"""Gates that no answer could pass: known before training from the test examples alone.
 
 Each gate is applied to a model that gives every expected answer, beside baselines that give none. A gate that this model does not
 pass is not passed by any: the examples are too few for its bound, or the expected answers are not what it measures.
 """
 
+import json
 from collections.abc import Sequence
 
-from finetune_api import job
+from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, toolcalls, values
-from finetune_trainer.evaluation import gates, metrics
+from finetune_trainer.evaluation import contenders, gates, metrics
+from finetune_trainer.process import errors
+from finetune_trainer.store import storage
 
 KNOWN = frozenset(
     {
@@ -25,6 +28,20 @@ KNOWN = frozenset(
     }
 )
 """Metrics of which the value for the expected answers is a bound for every model."""
+
+
+def check_frozen(spec: run.Run, store: storage.Storage) -> None:
+    """Raises Failure(DATASET_INVALID) for gates that were edited after preflight froze the split, and that no model could pass on
+    its test examples. Every stage that needs a GPU calls it first."""
+    if not any(gate.metric in KNOWN for gate in spec.evaluation.gates):
+        return
+    try:
+        lines = store.read(f"{spec.layout.data}/test.jsonl").splitlines()
+    except errors.NotFound:
+        return  # the stage itself says what is missing
+    chosen = contenders.choose(lines, spec.evaluation.maximum_examples, spec.training.seed)
+    if lines and (text := problem(spec.evaluation, [dataset.from_record(json.loads(line)) for line in chosen])):
+        raise errors.Failure(reasons.Reason.DATASET_INVALID, text)
 
 
 def problem(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str | None:

@@ -12,7 +12,7 @@ import random
 
 from finetune_api import course, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, contenders, evidence, gates, metrics, scoreboard, selection
+from finetune_trainer.evaluation import answers, contenders, evidence, feasible, gates, metrics, scoreboard, selection
 from finetune_trainer.planning import epoch_count
 from finetune_trainer.process import log, machine, progress
 from finetune_trainer.store import folders, storage
@@ -31,6 +31,7 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0) -> outcome.Outcome
     if manifest is not None and folders.made_of(store, manifest, spec.layout.data):
         log.info("the baseline was measured before", baseline=folder)
         return outcome_of(spec, status.Baseline.model_validate(manifest.extra["baseline"]))
+    feasible.check_frozen(spec, store)
     split = answers.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311

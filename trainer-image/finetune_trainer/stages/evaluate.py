@@ -21,6 +21,7 @@ from finetune_trainer.evaluation import (
     canary,
     consistency,
     contenders,
+    feasible,
     forgetting,
     gates,
     judge,
@@ -79,6 +80,7 @@ def evaluate(
         ) from None
     if done := finished(spec, store, manifest.sha256):
         return done
+    feasible.check_frozen(spec, store)
     begun = time.monotonic()
     arbiter = judge.of(spec)
     rules = spec.evaluation.harness

@@ -120,6 +120,7 @@ def finished(spec: run.Run, store: storage.Storage, data: storage.Storage) -> ou
             log.info("the data changed since an earlier run, so that its split is not used", file=changed["uri"])
             return None
     log.info("preflight was done before", uri=spec.layout.preflight)
+    feasible.check_frozen(spec, store)
     return answer(spec, store, measurements.Measurements(**document["facts"]), document["inputs"])
 
 

@@ -17,6 +17,7 @@ import torch
 from finetune_api import job, outcome, reasons, run
 from finetune_trainer.data import corpus
 from finetune_trainer.engine import devices, lora, model, passes
+from finetune_trainer.evaluation import feasible
 from finetune_trainer.planning import forecast, memory, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
@@ -31,6 +32,7 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
     store = storage.of(spec.storage)
     if done := finished(spec, store):
         return done
+    feasible.check_frozen(spec, store)
 
     # processes, data and model
     torch.set_num_threads(machine.threads())
