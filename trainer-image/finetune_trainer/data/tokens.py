@@ -287,7 +287,7 @@ class Encoder:
     def _learned(self, ids: list[int], starts: list[int]) -> tuple[list[int], list[bool], bool]:
         """Each answer from its start to its stop token; an answer at the end without one gets it. Also whether all have one."""
         learned, ended = [False] * len(ids), True
-        for start, following in zip(starts, [*starts[1:], None], strict=True):
+        for start, following in zip(starts, [*starts[1:], None], strict=False):
             limit = len(ids) if following is None else following
             stop = next((i for i in range(start, limit) if ids[i] in self.stops), None)
             if stop is None and following is None:
