@@ -76,9 +76,13 @@ def view(job: Job) -> View:
     status = job.get("status", {})
     phase = status.get("phase") or "Pending"
     reached = status.get("progress") or {}
-    percent = int(reached.get("percent") or 0)
-    details = _training(reached) if phase == "Training" and reached else _message(job)
-    return View(phase, details, percent if phase == "Training" else 0, trouble(job), end(job))
+    percent = int(reached.get("percent") or 0) if phase in ("Baseline", "Training", "Evaluating") else 0
+    if phase == "Training" and reached:
+        details = _training(reached)
+    else:
+        # At 100 % it may still be the progress of the stage before.
+        details = f"{percent:>3}%  {_message(job)}" if 0 < percent < 100 else _message(job)
+    return View(phase, details, percent if percent < 100 or phase == "Training" else 0, trouble(job), end(job))
 
 
 def trouble(job: Job) -> str:

@@ -56,6 +56,16 @@ def test_training_shows_percent_steps_loss_and_eta() -> None:
     )
 
 
+def test_an_evaluation_shows_its_percent_and_not_the_training_s_100() -> None:
+    running = [{"type": "Reconciling", "status": "True", "message": "evaluate attempt 1 runs in pod p"}]
+    views = [progress.view(job("Evaluating", progress={"percent": p}, conditions=running)) for p in (100, 40)]
+    assert [view.percent for view in views] == [0, 40]
+    assert [view.details for view in views] == [
+        "evaluate attempt 1 runs in pod p",
+        " 40%  evaluate attempt 1 runs in pod p",
+    ]
+
+
 def test_what_a_job_waits_for_is_reported() -> None:
     waiting = {"type": "Trained", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes have GPUs"}
     assert progress.view(job(conditions=[waiting])).trouble == "Unschedulable: 0/1 nodes have GPUs"
