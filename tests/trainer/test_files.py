@@ -1,10 +1,14 @@
 """Files as people have them: each is read, or ends as a finding with file and line; never as a traceback."""
 
+import bz2
 import codecs
 import gzip
 import io
 import json
+import lzma
 import pathlib
+import tarfile
+import zipfile
 from typing import Any
 
 import pyarrow
@@ -74,6 +78,8 @@ SEVERAL_LINES = "\n".join(json.dumps(pair, indent=1) for pair in PAIRS).encode()
         ("tab.csv", table("\t")),
         ("joined.csv", MARK + table(",") + b"\n" + MARK + table(",").replace(b"Where", b"Where")[: len("prompt,completion")]),
         ("cr.csv", table(",").replace(b"\n", b"\r")),
+        ("spaces.csv", table(",").replace(b"prompt,completion", b" prompt , completion", 1)),
+        ("excel.csv", b"sep=;\r\n" + table(";")),
     ],
 )  # fmt: skip
 def test_a_file_is_read_whatever_its_marks_ends_of_lines_and_compression(
@@ -102,7 +108,8 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b"{'prompt': 'a'}", "need double quotes"),
         (b'{"prompt": "\xed\xa0\xbd"}', "not UTF-8"),
         (b'{"prompt": "\xe9"}', "not UTF-8: byte 0xe9"),
-        (b'{"prompt": "a\x00b"}', "not valid JSON"),
+        (b'{"prompt": "a\x00b"}', "Invalid control character at column 14: write it as \\u0000"),
+        (b'{"prompt": "a"} {"prompt": "b"}', "another object follows"),
     ],
 )
 def test_what_cannot_be_read_is_a_finding_with_its_line(tmp_path: pathlib.Path, broken: bytes, words: str) -> None:
@@ -111,7 +118,11 @@ def test_what_cannot_be_read_is_a_finding_with_its_line(tmp_path: pathlib.Path, 
     assert (line(bad), len(found)) == (3, 3)
     assert words in bad.problem
     document = written(tmp_path, "a.json", GOOD + b"\n" + broken + b"\n" + GOOD)
-    assert any(isinstance(one, rows.Bad) and line(one) in (3, 4) for one in document) or b"}," in broken
+    assert (
+        any(isinstance(one, rows.Bad) and line(one) in (3, 4) for one in document)
+        or b"}," in broken
+        or b"} {" in broken
+    )
 
 
 @pytest.mark.parametrize("kind", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -122,6 +133,45 @@ def test_utf_16_and_32_are_named(tmp_path: pathlib.Path, name: str, kind: str) -
     assert isinstance(bad, rows.Bad)
     assert f"the file is {kind[:6].upper()}" in bad.problem
     assert (line(bad), bad.ends) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.jsonl.gz"])
+def test_files_of_other_kinds_are_named_with_what_to_do(tmp_path: pathlib.Path, name: str) -> None:
+    packed, archive, sheet = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as zipped:
+        zipped.writestr("a.jsonl", LINES)
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo("a.jsonl")
+        entry.size = len(LINES)
+        tar.addfile(entry, io.BytesIO(LINES))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), sheet)
+    kinds = {
+        "bzip2": bz2.compress(LINES),
+        "xz": lzma.compress(LINES),
+        "ZIP archive": packed.getvalue(),
+        "tar archive": archive.getvalue(),
+        "Parquet": sheet.getvalue(),
+    }
+    for words, data in kinds.items():
+        for stored in (data, gzip.compress(data)):
+            (bad,) = written(tmp_path, name, stored)
+            assert isinstance(bad, rows.Bad)
+            assert words in bad.problem
+            assert bad.ends
+
+
+def test_parquet_maps_are_objects_and_a_key_that_stands_twice_is_named(tmp_path: pathlib.Path) -> None:
+    turns = [[("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Hello")]]
+    kind = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.array([turns], kind)}), tmp_path / "a.parquet")
+    (row,) = written(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
+    assert isinstance(row, rows.Row)
+    assert row.value == {"messages": [dict(turn) for turn in turns]}
+    twice = pyarrow.array([[[("role", "user"), ("role", "tool")]]], kind)
+    pyarrow.parquet.write_table(pyarrow.table({"messages": twice}), tmp_path / "b.parquet")
+    (bad,) = written(tmp_path, "b.parquet", (tmp_path / "b.parquet").read_bytes())
+    assert isinstance(bad, rows.Bad)
+    assert "duplicate key" in bad.problem
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])

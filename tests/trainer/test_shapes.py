@@ -217,6 +217,21 @@ def test_unused_fields_are_one_finding_that_says_which_how_often_and_where() -> 
     ]
 
 
+@pytest.mark.parametrize("label", [0, "bad", "Incorrect"])
+def test_a_label_that_is_the_answer_itself_is_no_judgement_of_it(label: Any) -> None:
+    assert read({"prompt": "a", "completion": str(label), "label": label}).answer == str(label)
+
+
+def test_a_tool_that_returned_nothing_has_an_empty_result() -> None:
+    calls = {"role": "assistant", "tool_calls": [tiny.call("thank", id="c1")]}
+    row = {"tools": tiny.TOOLS, "messages": [ASK, calls, {"role": "tool", "tool_call_id": "c1", "content": None}, SAY]}
+    assert read(row).messages[2].content == ""
+
+
+def test_a_null_in_a_field_that_is_needed_is_named_as_such() -> None:
+    assert "these fields (prompt (null), completion)" in str(refusal({"prompt": None, "completion": "b"}))
+
+
 def test_thousands_of_fields_are_named_in_a_short_message() -> None:
     row = {f"field{n}": n for n in range(20_000)}
     assert len(str(refusal(row))) < 900
@@ -235,6 +250,8 @@ def test_thousands_of_fields_are_named_in_a_short_message() -> None:
         ({"prompt": "a", "completion": "b", "label": "0"}, "marks the answer as a bad one"),
         ({"prompt": "a", "completion": "b", "kto_label": -1.0}, "marks the answer as a bad one"),
         ({"messages": [ASK, SAY], "kto_tag": False}, "marks the answer as a bad one"),
+        ({"prompt": "a", "completion": "b", "is_correct": False}, "marks the answer as a bad one"),
+        ({"prompt": "a", "completion": "b", "label": "Bad"}, "marks the answer as a bad one"),
         ({"prompt": "a", "completion": "b", "rejected": "c"}, "needs 'chosen' beside it"),
         ({"prompt": "a", "completion": "b", "weight": 0.3}, "no weight of a row that can be honoured"),
         ({"messages": [ASK, SAY], "images": ["a.png"]}, "'images' cannot be learned"),

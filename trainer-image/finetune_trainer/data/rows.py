@@ -138,6 +138,9 @@ def read(store: storage.Storage, uri: str) -> Iterator[Row | Bad]:
             if suffix != "parquet" and (named := streams.other_encoding(stream)):
                 yield Bad(f"{uri}:1", f"the file is {named}; save it as UTF-8", ends=True)
                 return
+            if suffix != "parquet" and (other := streams.other_kind(stream)):
+                yield Bad(uri, f"the file {other}", ends=True)
+                return
             yield from readers[suffix](stream, uri)
         except streams.DAMAGED as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -178,9 +181,15 @@ def _decode(line: bytes, source: str) -> Row | Bad:
 def _explained(error: json.JSONDecodeError) -> str:
     """What is wrong with a text of JSON, with the cause where it is a usual one."""
     rest = error.doc[error.pos :].lstrip()
-    where = f"{error.msg} at column {error.colno}"
+    where = f"{error.msg.removesuffix(' at')} at column {error.colno}"
     if error.msg == "Extra data" and rest.startswith(","):
         return f"{where}: a comma after the object; .jsonl has one object per line and nothing between them"
+    if error.msg == "Extra data" and rest.startswith("{"):
+        return (
+            f"{where}: another object follows; .jsonl has one per line (a file named .json may have them in any form)"
+        )
+    if error.msg.startswith("Invalid control character"):
+        return f"{where}: write it as \\u{ord(error.doc[error.pos]):04x}"
     if rest.startswith(("//", "/*", "#")):
         return f"{where}: JSON has no comments; remove them"
     if rest.startswith("'"):
@@ -266,22 +275,25 @@ def _csv(stream: BinaryIO, uri: str) -> Iterator[Row | Bad]:
     start = 1
     try:
         header = text.readline(LONGEST_LINE)
+        skipped = 0
+        if re.fullmatch(r"sep=.", header.strip()):  # Excel's own line, which names the separator
+            header, skipped = text.readline(LONGEST_LINE), 1
         # Spreadsheets write semicolons where the comma is the decimal mark.
         separator = "," if "," in header else max(",;\t|", key=header.count)
         reader = csv.reader(itertools.chain([header], _bounded(text)), delimiter=separator, strict=True)
-        columns = next(reader, [])
+        columns = [name.strip() for name in next(reader, [])]
         if twice := [name for name, count in collections.Counter(columns).items() if count > 1]:
             problem = (
                 f"the column {twice[0]!r} occurs twice in the header, so that one of them would be lost; rename one"
             )
             yield Bad(f"{uri}:1", problem, ends=True)
             return
-        start = reader.line_num + 1
+        start = reader.line_num + skipped + 1
         for record in reader:
-            source, start = f"{uri}:{start}", reader.line_num + 1
+            source, start = f"{uri}:{start}", reader.line_num + skipped + 1
             if record and record[0].startswith("\ufeff"):  # where files were joined
                 record[0] = record[0].lstrip("\ufeff")
-                if record == columns:
+                if [name.strip() for name in record] == columns:
                     continue
             if bad := _other_bytes("".join(record), source):
                 yield bad
@@ -336,9 +348,9 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
     an example; a text says why a row cannot be read at all."""
     import pyarrow
 
-    unusable = (pyarrow.ArrowException, ValueError, OverflowError)
+    unusable = (pyarrow.ArrowException, ValueError, OverflowError, KeyError)
     try:
-        yield from batch.to_pylist()
+        yield from batch.to_pylist(maps_as_pydicts="strict")
         return
     except unusable:
         pass
@@ -358,7 +370,7 @@ def _each(batch: Any, unusable: tuple[type[Exception], ...]) -> Iterator[dict[st
     """The rows one by one; a text for one that cannot be read."""
     for index in range(batch.num_rows):
         try:
-            (value,) = batch.slice(index, 1).to_pylist()
+            (value,) = batch.slice(index, 1).to_pylist(maps_as_pydicts="strict")
         except unusable as error:
             value = f"a value of this row cannot be read: {error}"
         yield value

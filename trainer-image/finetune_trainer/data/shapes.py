@@ -65,8 +65,13 @@ WEIGHTS = frozenset(["weight", "weights", "sample_weight", "loss_weight"])
 MASKS = frozenset(["mask", "loss_mask", "masked"])
 LEARNED = frozenset(["train", "trainable", "loss", "learn"])
 """Keys of a turn that say whether it is learned: true or false, 1 or 0."""
-LABELS = frozenset(["label", "kto_label", "kto_tag", "desirable", "accepted", "is_good"])
-GOOD, BAD = ("true", "desirable", "1", "1.0"), ("false", "undesirable", "0", "0.0", "-1", "-1.0")
+LABELS = frozenset(
+    """
+    label kto_label kto_tag desirable accepted is_accepted approved is_good correct is_correct thumbs_up
+    """.split()  # noqa: SIM905
+)
+GOOD = ("true", "desirable", "1", "1.0", "good", "correct", "chosen", "accepted")
+BAD = ("false", "undesirable", "0", "0.0", "-1", "-1.0", "bad", "incorrect", "wrong", "rejected")
 
 SHOWN = 10
 """Keys that a message lists."""
@@ -220,8 +225,8 @@ def _turn(value: Any, place: str, path: str, unused: set[str]) -> Any:
 
 
 def _content(value: Any, role: str, place: str, path: str, unused: set[str]) -> Any:
-    if role == "tool" and value is not None and not _parts_only(value):
-        return as_text(value)  # a result as the tool gave it
+    if role == "tool" and not _parts_only(value):
+        return "" if value is None else as_text(value)  # a result as the tool gave it
     value = listed(value)
     if not isinstance(value, list):
         return value
@@ -355,10 +360,13 @@ def _leftover(left: dict[str, Any], place: str, path: str, unused: set[str]) -> 
 def unused(fields: dict[str, Any], read: tuple[str, ...]) -> set[str]:
     """The keys of a row beside those that were read. Raises Wrong for those that change what the row means."""
     names = set()
+    answers = {str(fields[name]).strip().lower() for name in ("completion", "output") if name in fields}
     for key, value in fields.items():
         if key in read or value in ("", [], {}):
             continue
-        rated = _rated(value) if key in LABELS and "text" not in read else None
+        # A label that is the answer itself is the class to learn, not what somebody thinks of the answer.
+        rates = key in LABELS and "text" not in read and str(value).strip().lower() not in answers
+        rated = _rated(value) if rates else None
         if rated is False:
             raise Wrong(
                 f"{key}: {value!r} marks the answer as a bad one, which a model must not learn; leave such rows out "
@@ -392,6 +400,6 @@ def short(value: Any) -> str:
 
 def keys(value: dict[str, Any]) -> str:
     """The keys of a row for a message."""
-    names = [short(str(key)) for key in list(value)[:SHOWN]]
+    names = [short(str(key)) + (" (null)" if one is None else "") for key, one in list(value.items())[:SHOWN]]
     more = len(value) - len(names)
     return (", ".join(names) or "none") + (f" and {more} more" if more else "")

@@ -1,4 +1,4 @@
-"""The bytes of a data file, decompressed: told by their first bytes, whatever the file's name says.
+"""The bytes of a data file, decompressed: recognized by their first bytes, whatever the file's name says.
 
 `rows` reads from here.
 """
@@ -24,6 +24,18 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+
+_KINDS = (
+    (0, b"PAR1", "is Parquet; name it .parquet"),
+    (0, b"ARROW1", "is an Arrow file; save it as Parquet"),
+    (0, b"PK\x03\x04", "is a ZIP archive; unpack it, or compress the file with gzip or zstd"),
+    (0, b"BZh", "is compressed with bzip2; use gzip or zstd"),
+    (0, b"\xfd7zXZ\0", "is compressed with xz; use gzip or zstd"),
+    (257, b"ustar", "is a tar archive; unpack it, or compress the file with gzip or zstd"),
+    (0, b"SQLite format 3\0", "is a SQLite database; export its rows"),
+    (0, b"%PDF-", "is a PDF document; write its text as rows"),
+)
+"""Place and bytes by which other kinds of files are known, and what to do about them."""
 
 
 def plain(stack: contextlib.ExitStack, stream: BinaryIO) -> io.BufferedReader:
@@ -60,6 +72,12 @@ def other_encoding(stream: io.BufferedReader) -> str | None:
     if len(first) >= 4 and (first[0:4:2] == b"\0\0") is not (first[1:4:2] == b"\0\0"):
         return "UTF-16"  # without a mark: every other byte of ASCII is zero
     return None
+
+
+def other_kind(stream: io.BufferedReader) -> str | None:
+    """What else than text a file is by its first bytes, and what to do; None: perhaps text."""
+    first = stream.peek(512)[:512]
+    return next((words for place, mark, words in _KINDS if first[place:].startswith(mark)), None)
 
 
 def starts_as_document(stream: io.BufferedReader) -> bool:
