@@ -176,6 +176,12 @@ class Generation(model.Model):
     )
 
 
+class EvaluationEngine(enum.StrEnum):
+    AUTO = "Auto"
+    IN_PROCESS = "InProcess"
+    SERVER = "Server"
+
+
 class Consistency(model.Model):
     """Whether several sampled answers to one question agree."""
 
@@ -375,6 +381,13 @@ class Evaluation(model.Model):
         description="The maximum number of test examples used, chosen by the seed. Default: 500.",
     )
     generation: Generation = Field(default_factory=Generation, description="How answers are generated.")
+    engine: EvaluationEngine = Field(
+        default=EvaluationEngine.AUTO,
+        description="What generates the answers of baseline and evaluation. Server: a vLLM server in the same pod, with the "
+        "image and the arguments that serve the adapter, over all GPUs of evaluation.resources. InProcess: the trainer, on one "
+        "GPU or the CPU. Auto: Server where these pods have GPUs, else InProcess. Without a cluster always InProcess. "
+        "Default: Auto.",
+    )
     labels: list[Label] | None = Field(
         default=None,
         min_length=2,
@@ -416,6 +429,10 @@ class Evaluation(model.Model):
         description="What the pods of the evaluation, and of the baseline before training, request. Absent: the "
         "same as spec.resources.",
     )
+
+    def asks_a_server(self, gpus: int) -> bool:
+        """Whether a server answers in a pod with so many GPUs."""
+        return self.engine is EvaluationEngine.SERVER or (self.engine is EvaluationEngine.AUTO and gpus > 0)
 
     @property
     def absolute(self) -> list[Gate]:

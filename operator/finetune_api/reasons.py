@@ -195,7 +195,8 @@ class Reason(enum.StrEnum):
     ADAPTER_NOT_SERVED = "AdapterNotServed"
     """The server answers, but not like the tuned model did in the evaluation."""
     SERVER_FAILED = "ServerFailed"
-    """The server's pods do not become ready; status.failure has their last log lines."""
+    """The server's pods do not become ready, or the server beside baseline or evaluation ended; status.failure has its last log
+    lines."""
     ROLLED_BACK = "RolledBack"
     """The new revision could not serve; the previous one serves again."""
 

@@ -175,7 +175,7 @@ class Resources(model.Model):
         ge=0,
         le=16,
         description="GPUs per pod; 0 runs on the CPU. Training runs one process per GPU, a server splits its model "
-        "over them, an evaluation uses one. Default: 1.",
+        "over them; an evaluation does either, by evaluation.engine. Default: 1.",
     )
     gpu_type: (
         Annotated[

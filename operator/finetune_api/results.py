@@ -240,6 +240,10 @@ class Results(status.Reported):
     preflight: status.Preflight | None = None
     baseline: status.Baseline | None = None
     findings: list[dict[str, Any]] = Field(default_factory=list, description="As in preflight.json.")
+    engine: Literal[job.EvaluationEngine.IN_PROCESS, job.EvaluationEngine.SERVER] = Field(
+        default=job.EvaluationEngine.IN_PROCESS,
+        description="What generated the answers: the trainer itself, or a vLLM server beside it.",
+    )
     seconds: float = Field(description="Duration of the evaluation.")
     finished_at: status.Time | None = Field(default=None, description="When the evaluation ended.")
     samples: list[Sample] = Field(default_factory=list, description="The first entries of samples.jsonl.")

@@ -75,7 +75,7 @@ class Place(model.Model):
 
     gpus: int = 0
     memory: job.Quantity | None = Field(default=None, description="Of each GPU. Absent: unknown.")
-    arguments: list[str] = Field(default_factory=list, description="vLLM's, of the server.")
+    arguments: list[str] = Field(default_factory=list, description="vLLM's, if a server runs there.")
 
 
 class Run(model.Model):

@@ -273,6 +273,12 @@ def test_a_machine_without_a_gpu_trains_the_same_revision_on_its_cpu(job, monkey
     assert "has none" in local.notes[-1]
 
 
+def test_a_machine_says_that_it_has_no_server_to_evaluate_with(job) -> None:
+    local = verb.for_this_machine(jobs.read(job(evaluation={"engine": "Server"})))
+    assert "evaluation.engine is Server" in local.notes[-1]
+    assert not any("evaluation.engine" in note for note in verb.for_this_machine(jobs.read(job())).notes)
+
+
 def test_the_run_file_names_a_progress_file(job, tmp_path: pathlib.Path) -> None:
     spec = jobs.read(job()).run
     with stages.workplace(tmp_path / "place") as place:

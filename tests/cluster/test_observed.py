@@ -76,6 +76,7 @@ def finetunejob(name: str, place: Path) -> dict[str, Any]:
             "earlyStopping": {"patience": 100},
         },
         "spec.evaluation": {
+            "engine": "InProcess",
             "maximumExamples": 4,
             "generation": {"maxNewTokens": 8},
             "gates": [{"metric": "Loss", "over": "Base", "confidence": 0.5}],

@@ -37,6 +37,7 @@ def spec(site: Site, data: str, held_out: str) -> dict:
         },
         resources={**gpu, "requests": {"cpu": "250m", "memory": "2Gi"}},
         evaluation={
+            "engine": "InProcess",  # the node's GPUs exist for the scheduler alone
             "baselines": ["Base"],
             "maximumExamples": 400,
             "generation": {"maxNewTokens": 64},

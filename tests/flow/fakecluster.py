@@ -72,6 +72,15 @@ class Crashes:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServerEnds:
+    """The server beside a stage ends before the stage starts, and is started again."""
+
+    code: int = 1
+    message: str = "ValueError: no such flag"
+    reason: str = "Error"
+
+
+@dataclasses.dataclass(frozen=True)
 class KubeletEnds:
     """The kubelet ends or refuses the pod, in its words. `code`: the container's, if it ran; `disrupted`: by what others did."""
 
@@ -81,7 +90,7 @@ class KubeletEnds:
     disrupted: bool = False
 
 
-Play = KubeletEnds | Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes
+Play = KubeletEnds | Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes | ServerEnds
 
 
 def stamp(time: datetime.datetime) -> str:
@@ -588,6 +597,10 @@ class FakeCluster:
         elif isinstance(play, Waits):
             waiting = {"reason": play.reason, "message": play.message}
             new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"waiting": waiting}}]
+        elif isinstance(play, ServerEnds):
+            end = {"exitCode": play.code, "message": play.message, "reason": play.reason, "finishedAt": stamp(self.now)}
+            before = {"restartCount": 1, "lastState": {"terminated": end}, "state": {"running": running}}
+            new["initContainerStatuses"] = [{"name": label.SERVER, "started": False, **before}]
         elif isinstance(play, Crashes):
             end = {
                 "exitCode": play.code, "message": play.message, "reason": "Error",

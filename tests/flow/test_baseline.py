@@ -27,7 +27,8 @@ async def test_the_baseline_runs_between_preflight_and_training_with_the_evaluat
     await played.rest()
     assert played.phase == Phase.BASELINE
     assert not played.attempts(Stage.TRAIN)
-    assert played.pods(Stage.BASELINE)[0]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "3"
+    server = played.pods(Stage.BASELINE)[0]["spec"]["initContainers"][-1]
+    assert (server["name"], server["resources"]["requests"]["cpu"]) == ("server", "3")
     assert world.kstatus(played.job) == "InProgress"
     played.let_go(Stage.BASELINE)
     await played.rest()

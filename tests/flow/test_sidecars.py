@@ -4,7 +4,7 @@ import pytest
 
 from finetune_api.reasons import Phase, Reason, Stage
 from flow import world
-from flow.fakecluster import Ends, Hangs, Waits
+from flow.fakecluster import Ends, Hangs, ServerEnds, Waits
 
 
 def start(sidecar: str, script: dict | None = None, **changes) -> world.World:
@@ -145,3 +145,39 @@ async def test_a_sidecar_costs_hardly_a_write(sidecar: str) -> None:
         await played.rest()
     extra = 4 if sidecar == "classic" else 0  # the Job of each stage is deleted
     assert writes(accompanied) <= writes(usual) + extra
+
+
+# -- our own sidecar: the server beside baseline and evaluation --
+
+
+async def test_a_server_that_never_starts_fails_the_evaluation_in_its_own_last_words() -> None:
+    played = start("", {"evaluate": [ServerEnds(1, "No available memory for the cache blocks")]})
+    await played.rest()
+    assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.SERVER_FAILED)
+    failure = played.state.failure
+    assert (failure.stage, failure.exit_code) == ("evaluate", 1)
+    assert "No available memory for the cache blocks" in failure.message
+    assert "evaluation.resources" in failure.message
+    assert not played.runs("evaluate")(), "its GPUs are free"
+
+
+async def test_a_server_that_does_not_start_is_tried_again_and_another_argument_helps_it() -> None:
+    played = start("", {"evaluate": [ServerEnds(137, "", "OOMKilled")] * 2}, **{"spec.training.retries": 1})
+    await played.rest()
+    assert played.phase == Phase.FAILED
+    assert "killed at its memory limit" in played.state.failure.message
+    assert len(played.attempts("evaluate")) == 2
+    played.apply(**{"spec.training.retries": 1, "spec.deployment.extraArgs": ["--max-model-len=1024"]})
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+@pytest.mark.parametrize(("engine", "gpus", "asks"), [("Auto", 1, True), ("Auto", 0, False), ("InProcess", 1, False)])
+async def test_an_evaluation_asks_a_server_where_it_has_gpus_unless_the_spec_names_another_engine(
+    engine: str, gpus: int, asks: bool
+) -> None:
+    played = start("", {"evaluate": [Hangs()]}, **{"spec.evaluation.engine": engine, "spec.resources": {"gpus": gpus}})
+    await played.settle(until=played.runs("evaluate"))
+    (pod,) = played.pods("evaluate")
+    assert [c["name"] for c in pod["spec"].get("initContainers", [])] == (["fetch", "server"] if asks else [])
+    assert ("nvidia.com/gpu" in pod["spec"]["containers"][0]["resources"]["limits"]) is (gpus > 0 and not asks)

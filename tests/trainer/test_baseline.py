@@ -13,7 +13,7 @@ from tests.trainer import tiny
 from finetune_api import job, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import lora, model
-from finetune_trainer.evaluation import answers, consistency, contenders, evidence, forgetting
+from finetune_trainer.evaluation import answers, consistency, contenders, evidence, forgetting, in_process
 from finetune_trainer.process import errors, machine
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.store import folders, storage
@@ -82,9 +82,8 @@ def test_examples_with_tools_are_not_shown_and_get_none_shown(base: pathlib.Path
     chosen = contenders.few([*calling, *plain], 18, None, 3, room=9000, encoder=encoder)
     assert {one.source for one in chosen} == {one.source for one in plain}
     assert all(one.tools is None for one in chosen)
-    ring = answers.ModelRunner(
-        None, None, encoder, contenders.Script(job.Prompt(), chosen), job.Evaluation(), torch.device("cpu")
-    )  # type: ignore[arg-type]
+    script = contenders.Script(job.Prompt(), chosen)
+    ring = answers.ModelRunner(None, encoder, script, job.Evaluation())  # type: ignore[arg-type]
     assert answers.obstacle(ring, FEW, plain) is None
     assert "without a result" in (answers.obstacle(ring, FEW, [*plain, *calling]) or "")
 
@@ -225,22 +224,23 @@ def test_losses_match_transformers_however_long_the_shared_prefixes_are(base: pa
     rows = [dataset.from_record({"source": str(n), **row}) for n, row in enumerate(tiny.examples(9))]
     rows.append(dataset.from_record({"source": "t", "text": "Thank you for 678, it is great!"}))
     script = contenders.Script(job.Prompt(), tuple(rows[:2]))
-    asked = answers.ModelRunner(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
+    ours = in_process.InProcess(plain, model.head(plain), torch.device("cpu"), spec, encoder.tokenizer)
+    asked = answers.ModelRunner(ours, encoder, script, spec.evaluation)
     encoded = [encoder.answered(script.ask(example, FEW)) for example in rows]
     for adapted in (False, True):
+        which = job.Contender.TUNED if adapted else BASE
         if adapted:
-            asked.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
-            for weight in lora.parameters(asked.model).values():
+            ours.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
+            for weight in lora.parameters(ours.model).values():
                 torch.nn.init.normal_(weight, std=0.05)
-        found = answers.losses_of(asked, [script.ask(example, FEW) for example in rows])
+        found = answers.losses_of(asked, which, [script.ask(example, FEW) for example in rows])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(answers.decoding, "of", lambda *_: None)
-            wanted = [-total for total, _ in answers.likelihoods(asked, encoded)]
+            patch.setattr(in_process.decoding, "of", lambda *_: None)
+            wanted = [-total for total, _ in ours.likelihoods(which, encoded)]
         assert [total for total, _ in found] == pytest.approx(wanted, rel=1e-4)
         assert [count for _, count in found] == [one.trainable for one in encoded]
-    before = answers.losses_of(asked, rows)
-    with lora.disabled(asked.model):
-        assert answers.losses_of(asked, rows) != before, "the adapter counts where it is on"
+    tuned = answers.losses_of(asked, job.Contender.TUNED, rows)
+    assert answers.losses_of(asked, BASE, rows) != tuned, "the adapter counts where it is on"
 
 
 def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:
@@ -315,21 +315,22 @@ def test_losses_of_half_as_much_at_once_are_the_same(
     encoder = answers.tokens.load(base, spec.training)
     rows = [dataset.from_record({"source": str(n), **row}) for n, row in enumerate(tiny.examples(24))]
     script = contenders.Script(job.Prompt(), ())
-    runner = answers.ModelRunner(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
-    wanted = answers.losses_of(runner, rows)
+    ours = in_process.InProcess(plain, model.head(plain), torch.device("cpu"), spec, encoder.tokenizer)
+    runner = answers.ModelRunner(ours, encoder, script, spec.evaluation)
+    wanted = answers.losses_of(runner, BASE, rows)
     sizes: list[int] = []
-    forward = answers.decoder.Decoder.forward
+    forward = in_process.decoder.Decoder.forward
 
-    def noted(self: answers.decoder.Decoder, batch: Any, **more: Any) -> Any:
+    def noted(self: in_process.decoder.Decoder, batch: Any, **more: Any) -> Any:
         sizes.append(len(batch.ids))
         return forward(self, batch, **more)
 
-    monkeypatch.setattr(answers, "TOKENS", {"cpu": 400})
-    monkeypatch.setattr(answers.decoder.Decoder, "forward", noted)
+    monkeypatch.setattr(in_process, "TOKENS", {"cpu": 400})
+    monkeypatch.setattr(in_process.decoder.Decoder, "forward", noted)
     most = []
-    for runner.scale in (1.0, 0.5):
+    for ours.scale in (1.0, 0.5):
         sizes.clear()
-        assert [total for total, _ in answers.losses_of(runner, rows)] == pytest.approx(
+        assert [total for total, _ in answers.losses_of(runner, BASE, rows)] == pytest.approx(
             [t for t, _ in wanted], rel=1e-4
         )
         most.append(max(sizes))
@@ -359,7 +360,7 @@ def test_the_base_of_qlora_is_asked_in_4_bits_where_it_does_not_fit_otherwise(
     """A 70B that was trained with QLoRA ran out of memory in its evaluation, after the GPU hours were spent."""
     spec = world(training={"method": method})
     pod_with(available, tmp_path, monkeypatch)
-    assert answers.quantised(spec, base, torch.device("cpu")) is expected
+    assert in_process.quantised(spec, base, torch.device("cpu")) is expected
 
 
 def test_a_base_in_4_bits_answers_with_and_without_its_adapter(
@@ -373,9 +374,11 @@ def test_a_base_in_4_bits_answers_with_and_without_its_adapter(
     with monkeypatch.context() as small:
         pod_with(10**5, tmp_path, small)
         runner = answers.load(spec, store)
-    assert any(hasattr(weight, "quant_state") for weight in runner.model.parameters())
+    ours = runner.engine
+    assert isinstance(ours, in_process.InProcess)
+    assert any(hasattr(weight, "quant_state") for weight in ours.model.parameters())
     plain = answers.ask(runner, BASE, examples)
-    runner.model = lora.add(runner.model, spec.training.lora, "base")
+    ours.model = lora.add(ours.model, spec.training.lora, "base")
     tuned = answers.ask(runner, job.Contender.TUNED, examples)
     assert tuned.generated == plain.generated, "a fresh adapter changes nothing"
     assert len(plain.generated) == 2

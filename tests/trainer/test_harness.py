@@ -15,7 +15,7 @@ from tests.trainer import tiny
 from finetune_api import job, reasons, results, run
 from finetune_trainer.data import tokens
 from finetune_trainer.engine import generate, lora, model
-from finetune_trainer.evaluation import answers, contenders
+from finetune_trainer.evaluation import answers, contenders, in_process
 from finetune_trainer.harness import catalogue, description, play, player, refusal, tasks
 from finetune_trainer.process import errors
 from finetune_trainer.stages import evaluate, preflight, train
@@ -107,23 +107,22 @@ def test_the_numbers_are_those_of_the_packages_own_wrapper(
     assert rules is not None
     plain = model.load(base, job.Precision.FLOAT32, CPU)
     encoder = tokens.load(base, spec.training)
-    asked = answers.ModelRunner(
-        plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU
-    )
+    ours = in_process.InProcess(plain, model.head(plain), CPU, spec, encoder.tokenizer)
+    asked = answers.ModelRunner(ours, encoder, contenders.Script(job.Prompt()), spec.evaluation)
     seen: dict[str, list[float]] = {}
     for adapted in (False, True):
         if adapted:
-            asked.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
-            for weight in lora.parameters(asked.model).values():
+            ours.model = lora.add(plain, spec.training.lora, "tiny-base").eval()
+            for weight in lora.parameters(ours.model).values():
                 torch.nn.init.normal_(weight, std=0.3)
         for task in loaded(spec):
             if task.name == "gsm8k":
                 task.built.config.generation_kwargs["max_gen_toks"] = 20
-            mine = play.run_task(asked, task, rules)
+            mine = play.run_task(asked, job.Contender.TUNED if adapted else job.Contender.BASE, task, rules)
             task.built.set_fewshot_seed(tasks.FEW_SHOT_SEED)
             with tasks.silenced():
                 theirs = evaluator.evaluate(
-                    lm=HFLM(pretrained=asked.model, tokenizer=encoder.tokenizer, batch_size=3),
+                    lm=HFLM(pretrained=ours.model, tokenizer=encoder.tokenizer, batch_size=3),
                     task_dict={"tasks": {task.name: task.built}},
                     bootstrap_iters=10,
                     apply_chat_template=template,
@@ -153,10 +152,9 @@ def test_answers_and_likelihoods_are_those_of_the_packages_own_wrapper(world: Wo
     spec = world(training={"precision": "Float32"})
     plain = model.load(base, job.Precision.FLOAT32, CPU)
     encoder = tokens.load(base, spec.training)
-    asked = answers.ModelRunner(
-        plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU
-    )
-    mine = player.Player(asked, lambda share: None)
+    ours = in_process.InProcess(plain, model.head(plain), CPU, spec, encoder.tokenizer)
+    asked = answers.ModelRunner(ours, encoder, contenders.Script(job.Prompt()), spec.evaluation)
+    mine = player.Player(asked, job.Contender.BASE, lambda share: None)
     theirs = HFLM(pretrained=plain, tokenizer=encoder.tokenizer, batch_size=2)
 
     def requests(kind: str, *arguments: Any) -> list[Any]:
@@ -190,7 +188,7 @@ def test_an_answer_ends_at_a_text_that_is_cut_off_anyway(base: pathlib.Path) -> 
     head, prompts = model.head(plain), [tokenizer.encode("You sort mail."), tokenizer.encode("the quick")]
     long = generate.greedy(plain, head, prompts, frozenset(), 40, CPU)
     stop = tokenizer.decode(long[0][5:7])
-    short = generate.greedy(plain, head, prompts, frozenset(), 40, CPU, ended=player.Ending.of(tokenizer, [stop, ""]))
+    short = generate.greedy(plain, head, prompts, frozenset(), 40, CPU, ended=in_process.ends_with(tokenizer, [stop]))
     assert len(short[0]) < 40
     assert all(whole[: len(part)] == part for whole, part in zip(long, short, strict=True))
     assert stop in tokenizer.decode(short[0])
@@ -313,9 +311,8 @@ def test_a_failing_benchmark_task_does_not_fail_the_others(world: World, base: p
     assert rules is not None
     plain = model.load(base, job.Precision.FLOAT32, CPU)
     encoder = tokens.load(base, spec.training)
-    asked = answers.ModelRunner(
-        plain, model.head(plain), encoder, contenders.Script(job.Prompt()), spec.evaluation, CPU
-    )
+    ours = in_process.InProcess(plain, model.head(plain), CPU, spec, encoder.tokenizer)
+    asked = answers.ModelRunner(ours, encoder, contenders.Script(job.Prompt()), spec.evaluation)
     there = loaded(spec)
 
     def broken(items: Any) -> float:

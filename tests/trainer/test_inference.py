@@ -30,6 +30,7 @@ def short(world: World, of: workload.Workload, **places: Any) -> list[inference.
 
 def test_a_70b_trained_in_4_bits_can_be_evaluated_on_one_gpu_and_served_on_two(world: World) -> None:
     places = {
+        "evaluation": {"engine": "InProcess"},
         "evaluating": {"gpus": 1, "memory": "79Gi"},
         "serving": {"gpus": 2, "memory": "79Gi", "arguments": ["--max-model-len=8192"]},
     }
@@ -37,11 +38,26 @@ def test_a_70b_trained_in_4_bits_can_be_evaluated_on_one_gpu_and_served_on_two(w
 
 
 def test_a_70b_in_bfloat16_does_not_fit_the_one_gpu_of_an_evaluation(world: World) -> None:
-    """Training over two GPUs shards it; the evaluation loads it whole."""
-    (found,) = short(world, case("llama-3.1-70b-instruct"), evaluating={"gpus": 2, "memory": "79Gi"})
+    """Training over two GPUs shards it; an evaluation in process loads it whole."""
+    place, engine = {"gpus": 2, "memory": "79Gi"}, {"engine": "InProcess"}
+    (found,) = short(world, case("llama-3.1-70b-instruct"), evaluating=place, evaluation=engine)
     assert found.fatal
     for part in ("evaluation", "one GPU", "79Gi", "QLoRA"):
         assert part in found.text
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_the_server_beside_an_evaluation_splits_a_70b_over_two_gpus(world: World, method: str) -> None:
+    model = case("llama-3.1-70b-instruct", method)
+    assert short(world, model, evaluating={"gpus": 2, "memory": "79Gi"}) == []
+    (found,) = short(world, model, evaluating={"gpus": 1, "memory": "79Gi"})
+    assert found.fatal
+    assert "evaluation.resources.gpus" in found.text
+    assert ("evaluation.engine: InProcess" in found.text) is (method == "QLoRA")
+
+
+def test_the_server_beside_an_evaluation_takes_a_context_that_fits(world: World) -> None:
+    assert short(world, case("llama-3.1-8b-instruct"), evaluating={"gpus": 1, "memory": "22Gi"}) == []
 
 
 def test_an_8b_serves_on_a_small_gpu_with_a_shorter_context(world: World) -> None:

@@ -11,7 +11,7 @@ from tests.trainer import tiny
 from finetune_api import job, results, run
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import model
-from finetune_trainer.evaluation import answers, contenders, retrieval, selection
+from finetune_trainer.evaluation import answers, contenders, in_process, retrieval, selection
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 
 World = Callable[..., run.Run]
@@ -95,7 +95,8 @@ def runner_of(base: pathlib.Path, spec: run.Run, rows: list[dataset.Example], ro
     encoder = answers.tokens.load(base, spec.training)
     made = retrieval.Index(rows, lambda one: contenders.size(one, encoder))
     script = contenders.Script(job.Prompt(), index=made, room=room)
-    return answers.ModelRunner(plain, model.head(plain), encoder, script, spec.evaluation, torch.device("cpu"))
+    ours = in_process.InProcess(plain, model.head(plain), torch.device("cpu"), spec, encoder.tokenizer)
+    return answers.ModelRunner(ours, encoder, script, spec.evaluation)
 
 
 def rows_of(count: int, start: int = 0) -> list[dataset.Example]:
@@ -163,17 +164,17 @@ def test_losses_of_a_long_common_prompt_are_computed_many_rows_at_a_time(
     runner = runner_of(base, world(), rows_of(40))
     shots = tuple(rows_of(8))
     asked = [contenders.Script(job.Prompt(), many=shots).ask(one, MANY) for one in rows_of(10, 50)]
-    wanted = answers.losses_of(runner, asked)
+    wanted = answers.losses_of(runner, MANY, asked)
     calls: list[int] = []
-    forward = answers.decoder.Decoder.forward
+    forward = in_process.decoder.Decoder.forward
 
-    def noted(self: answers.decoder.Decoder, batch: answers.prefix_tree.Batch, **more: object) -> torch.Tensor:
+    def noted(self: in_process.decoder.Decoder, batch: in_process.prefix_tree.Batch, **more: object) -> torch.Tensor:
         calls.append(len(batch.ids))
         return forward(self, batch, **more)
 
-    monkeypatch.setattr(answers, "TOKENS", {"cpu": 400})
-    monkeypatch.setattr(answers.decoder.Decoder, "forward", noted)
-    found = answers.losses_of(runner, asked)
+    monkeypatch.setattr(in_process, "TOKENS", {"cpu": 400})
+    monkeypatch.setattr(in_process.decoder.Decoder, "forward", noted)
+    found = answers.losses_of(runner, MANY, asked)
     assert [total for total, _ in found] == pytest.approx([total for total, _ in wanted], rel=1e-3)
     assert len(calls) < 5, "400 tokens of their own at a time, the prompt apart"
 

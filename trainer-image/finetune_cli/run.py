@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any
 
-from finetune_api import course, exits, outcome, reasons, run, status
+from finetune_api import course, exits, job, outcome, reasons, run, status
 from finetune_cli import answer, jobs, report, show, stages
 
 Stage = reasons.Stage
@@ -147,6 +147,9 @@ def for_this_machine(wanted: jobs.Job) -> jobs.Job:
     """The job adapted to this machine: without a GPU it trains on the CPU, which does not change the revision."""
     from finetune_trainer.process import machine
 
+    if wanted.spec.evaluation.engine is job.EvaluationEngine.SERVER:
+        note = "evaluation.engine is Server, which is for clusters: on this machine the trainer itself answers"
+        wanted = dataclasses.replace(wanted, notes=(*wanted.notes, note))
     resources = wanted.spec.resources
     if not resources.gpus or machine.accelerated():
         return wanted

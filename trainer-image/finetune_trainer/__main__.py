@@ -10,11 +10,15 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pydantic
 
 from finetune_api import course, exits, outcome, reasons, resources, run
 from finetune_trainer.process import errors, log, machine, secrets, signals, trust
+
+if TYPE_CHECKING:
+    from finetune_trainer.evaluation import server
 
 Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
 
@@ -25,10 +29,18 @@ def _preflight(spec: run.Run, _: argparse.Namespace) -> outcome.Outcome:
     return preflight.preflight(spec)
 
 
+def _sidecar(options: argparse.Namespace) -> "server.Sidecar | None":
+    from finetune_trainer.evaluation import server
+
+    if options.server is None:
+        return None
+    return server.Sidecar(options.server, options.server_folder, options.scoring_at_once)
+
+
 def _baseline(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import baseline
 
-    return baseline.baseline(spec, options.attempt, options.micro_batch_scale)
+    return baseline.baseline(spec, options.attempt, options.micro_batch_scale, _sidecar(options))
 
 
 def _train(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
@@ -41,7 +53,15 @@ def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import evaluate
 
     serving = evaluate.ServingAdapter(options.serving, options.serving_sha256) if options.serving else None
-    return evaluate.evaluate(spec, options.adapter, options.sha256, options.attempt, serving, options.micro_batch_scale)
+    return evaluate.evaluate(
+        spec,
+        options.adapter,
+        options.sha256,
+        options.attempt,
+        serving,
+        options.micro_batch_scale,
+        _sidecar(options),
+    )
 
 
 def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
@@ -110,6 +130,17 @@ def parser() -> argparse.ArgumentParser:
             type=float,
             default=1.0,
             help="factor on the micro-batch, below 1 after an out-of-memory error",
+        )
+    for name in ("baseline", "evaluate"):
+        made[name].add_argument("--server", help="base URL of a vLLM server that answers; default: this process does")
+        made[name].add_argument(
+            "--server-folder",
+            type=pathlib.Path,
+            default=pathlib.Path(run.MODEL_PATH).parent,
+            help="folder shared with that server: it has the base model in base/, and gets the adapters",
+        )
+        made[name].add_argument(
+            "--scoring-at-once", type=int, default=64, help="requests for log-probabilities that server gets at once"
         )
     made["evaluate"].add_argument("--adapter", help="folder of the adapter; default: this revision's")
     made["evaluate"].add_argument("--sha256", help="SHA-256 that the adapter's manifest must have")

@@ -11,7 +11,7 @@ from finetune_operator import conditions
 from finetune_operator.decide import diagnosis, drift, endings, gang, queue, verdict
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World
-from finetune_operator.manifests import meta, service, stages
+from finetune_operator.manifests import meta, service, sidecar, stages
 from finetune_operator.observe import observation, projections
 
 LINGERS = datetime.timedelta(seconds=10)
@@ -82,7 +82,7 @@ def _step(world: World, work: Work, present: projections.StageJob | None, read: 
     if present.deleting:
         return Verdict(job=present.name)
     pods = gang.of(world.obs, present)
-    if present.over or present.ending or pods.disrupted or pods.overdrawn:
+    if present.over or present.ending or pods.disrupted or pods.overdrawn or pods.unserved:
         return endings.ending(world, work.stage, pods, read)
     if pods.lingering is not None and pods.lingering.terminated is not None:
         due = (pods.lingering.terminated.finished or world.obs.now) + LINGERS
@@ -114,7 +114,16 @@ def _manifest(world: World, work: Work, content: run.Run) -> meta.Manifest:
         queue=world.spec.resources.queue_name if work.stage in stages.QUEUED else None,
         api_key_secret=work.api_key_secret,
         tokens=world.state.preflight.tokens if world.state.preflight else 0,
+        server=_server(world, work),
     )
+
+
+def _server(world: World, work: Work) -> sidecar.Plan | None:
+    """The server that answers the questions of baseline and evaluation; None where the stage answers them itself."""
+    if work.stage not in sidecar.STAGES or not world.spec.evaluation.asks_a_server(work.resources.gpus):
+        return None
+    ranks = [world.spec.training.lora.rank, *(one.rank for one in (work.adapter, work.serving) if one is not None)]
+    return sidecar.Plan(world.spec.deployment.image, tuple(world.spec.deployment.extra_args), max(ranks))
 
 
 def _start(world: World, work: Work, manifest: meta.Manifest) -> Verdict:
@@ -231,7 +240,7 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         revision=named,
         evaluation_hash=world.wanted.evaluation_hash,
         memory=_memory(world, world.spec.resources),
-        evaluating=_place(world, world.spec.evaluation.resources or world.spec.resources),
+        evaluating=_place(world, world.spec.evaluation.resources or world.spec.resources, _serving(world, base)),
         serving=_place(world, world.spec.deployment.resources, _serving(world, base))
         if world.spec.deployment.enabled
         else None,

@@ -183,6 +183,22 @@ ADVICE = {
 }
 
 
+def unserved(stage: Stage, pod: projections.Pod) -> Problem:
+    """The end of the server beside a stage, in its last words."""
+    end = pod.server_end
+    assert end is not None
+    oom = "it was killed at its memory limit; " if end.reason == "OOMKilled" else ""
+    tail = end.message[-1500:]
+    return Problem(
+        Reason.SERVER_FAILED,
+        f"the server beside the {stage} ended with exit code {end.exit_code}: {oom}last lines: "
+        f"{tail.strip()[-300:] or 'none'}. Check evaluation.resources, deployment.extraArgs and image, or set evaluation.engine: "
+        "InProcess.",
+        exit_code=end.exit_code,
+        log_tail=tail or None,
+    )
+
+
 def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Problem:
     """Why an attempt failed. `ends` is true if another one would fail in the same way."""
     if pod is None or pod.terminated is None:
@@ -199,6 +215,8 @@ def failed(stage: Stage, pod: projections.Pod | None, job_failure: str) -> Probl
             exit_code=end.exit_code,
             log_tail=tail,
         )
+    if reported is not None and reported.reason is Reason.SERVER_FAILED and pod.server_end is not None:
+        return unserved(stage, pod)
     if reported is not None and reported.reason is not None:
         return Problem(reported.reason, reported.message, ends=ends, exit_code=end.exit_code)
     reason = next((why for code, why in course.REASONS.items() if code == end.exit_code), Reason.TRAINER_ERROR)

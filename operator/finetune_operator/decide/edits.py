@@ -14,6 +14,7 @@ from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import ENDS, STAGES, World, remembered
+from finetune_operator.manifests import sidecar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,8 @@ def another_try(world: World) -> Stale:
     relevant = [revision.PREFLIGHT] if stage is Stage.PREFLIGHT else []
     if stage is Stage.PREFLIGHT and failure.reason is Reason.INSUFFICIENT_GPU_MEMORY:
         relevant.append(revision.RELEASE)  # preflight judges the server's memory, too
+    if stage in sidecar.STAGES and failure.reason is Reason.SERVER_FAILED:
+        relevant.append(revision.RELEASE)  # its server has the arguments and the image of the deployment
     relevant += [] if failure.reason in INHERENT else [revision.ENVIRONMENT]
     why = world.wanted.why(*relevant)
     if not why:

@@ -29,6 +29,8 @@ def ending(world: World, stage: Stage, pods: gang.Gang, read: Callable[[World, o
         return dataclasses.replace(read(world, answer), ended=_ended(world, stage, pods, "succeeded"))
     if pods.overdrawn:
         return _failed(world, stage, pods, diagnosis.evicted(f"the {stage} pod", pods.overdrawn))
+    if pods.unserved:
+        return _failed(world, stage, pods, diagnosis.unserved(stage, pods.unserved))
     if pods.disrupted:
         return _uncounted(world, stage, pods, pods.disrupted)
     if not (present.over or pods.lingering):

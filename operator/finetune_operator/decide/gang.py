@@ -62,6 +62,12 @@ class Gang:
         return next((pod for pod in (*self.replaced, *self.present) if diagnosis.used_too_much(pod)), None)
 
     @property
+    def unserved(self) -> projections.Pod | None:
+        """A pod whose server ended before the stage's own container started. The kubelet would start it again without end."""
+        waits = [pod for pod in self.present if pod.phase == "Pending" and not (pod.deleting or pod.disrupted)]
+        return next((pod for pod in waits if pod.server_end is not None), None)
+
+    @property
     def refused(self) -> projections.Pod | None:
         """A pod that the kubelet ended or refused for another reason; None if another pod names a cause."""
         if any(map(_names_a_cause, self.present)):

@@ -4,11 +4,10 @@ from typing import Any
 
 from finetune_api import run
 from finetune_operator import settings
-from finetune_operator.manifests import meta, modelcache, pods
+from finetune_operator.manifests import meta, modelcache, pods, vllm
 from finetune_operator.observe import label, parents
 from finetune_operator.observe.records import Release
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 SERVER, FETCH = label.SERVER, label.FETCH
 
 
@@ -25,68 +24,44 @@ def build(
     parent: parents.Parent, chart: settings.Settings, release: Release, content: run.Run, replicas: int
 ) -> meta.Manifest:
     """`content`: the run file, if the record has none."""
-    run_volume, run_mount = pods.run_volume()
+    run_volume, _ = pods.run_volume()
     selector = {label.UID: parent.uid, label.RELEASE: release.name}
     labels = meta.labels(parent, chart.labels, **{label.REVISION: release.revision, label.RELEASE: release.name})
     wanted = release.deployment.resources
     layer = chart.pods_of(None, wanted.gpu_type)
-    base_volumes, base_mounts = pods.base_volume(release.base_model)
-    authorities, trusted, where = pods.ca_bundle(release.ca_bundle)
-    fetch = {
-        "name": FETCH,
-        "image": release.fetch_image,
-        "imagePullPolicy": chart.image_pull_policy,
-        "args": [
-            "fetch", "--run", run.PATH,
+    base_volumes, _ = pods.base_volume(release.base_model)
+    authorities, _, _ = pods.ca_bundle(release.ca_bundle)
+    fetch = vllm.fetch(
+        chart,
+        release.fetch_image,
+        [
             "--adapter", release.adapter.uri, "--sha256", release.adapter.sha256,
             "--adapter-to", run.ADAPTER_PATH,
-            *([] if base_mounts else ["--base-to", run.MODEL_PATH]),
         ],
-        "env": [
-            *pods.environment(release.env),
-            *pods.credentials(release.storage.credentials_secret),
-            *pods.model_credentials(release.base_model),
-            *where,
-        ],
+        release.env,
+        release.base_model,
+        release.storage,
+        release.ca_bundle,
         # those of the server, since it runs before it, and a quota requires them for every container
-        "resources": pods.amounts(wanted, layer, {}, release.disk),
-        "securityContext": pods.security(),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            run_mount,
-            {"name": "models", "mountPath": "/models"},
-            *base_mounts,
-            *trusted,
-        ],
-    }  # fmt: skip
-    server = {
-        "name": SERVER,
-        "image": release.image,
-        "imagePullPolicy": chart.image_pull_policy,
-        # by module: the console script looks for a distribution that CPU builds lack
-        "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
-        "args": release.arguments,
-        "env": [
-            *pods.environment({**OFFLINE, **release.env}),
+        pods.amounts(wanted, layer, {}, release.disk),
+    )  # fmt: skip
+    server = vllm.server(
+        chart,
+        release.image,
+        release.arguments,
+        [
+            *pods.environment({**vllm.OFFLINE, **release.env}),
             *pods.secret_value("VLLM_API_KEY", release.deployment.api_key_secret, "API_KEY"),
         ],
-        "ports": [{"name": "http", "containerPort": run.SERVER_PORT}],
-        "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart), release.disk),
-        "securityContext": pods.security(),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "startupProbe": probe(2, 1800),
-        "readinessProbe": probe(5, 2),
-        "livenessProbe": probe(15, 4),
+        release.base_model,
+        pods.amounts(wanted, layer, pods.extended(wanted, chart), release.disk),
+        ports=[{"name": "http", "containerPort": run.SERVER_PORT}],
+        startupProbe=probe(2, 1800),
+        readinessProbe=probe(5, 2),
+        livenessProbe=probe(15, 4),
         # the pod is removed from endpoints before the server stops listening
-        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "models", "mountPath": "/models", "readOnly": True},
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
-            *base_mounts,
-        ],
-    }
+        lifecycle={"preStop": {"sleep": {"seconds": 5}}},
+    )
     pod = pods.pod(
         chart,
         namespace=parent.namespace,
@@ -94,8 +69,8 @@ def build(
         containers=[server],
         volumes=[
             run_volume,
-            {"name": "models", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": release.shm_size}},
+            vllm.MODELS,
+            vllm.shared_memory(release.shm_size),
             *base_volumes,
             *authorities,
         ],

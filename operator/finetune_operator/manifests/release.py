@@ -4,11 +4,8 @@ import posixpath
 
 from finetune_api import job, run, status
 from finetune_operator import settings
-from finetune_operator.manifests import pods
+from finetune_operator.manifests import pods, vllm
 from finetune_operator.observe.records import Release
-
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM accepts for --max-lora-rank."""
 
 
 def arguments(
@@ -16,19 +13,15 @@ def arguments(
 ) -> list[str]:
     """vLLM's command line. The API key is passed by environment, never as an argument."""
     template = posixpath.join(run.ADAPTER_PATH, "chat_template.jinja")
-    return [
-        f"--model={run.MODEL_PATH}",
-        f"--served-model-name={base.name}",
-        f"--port={run.SERVER_PORT}",
-        "--enable-lora",
-        f"--lora-modules={served}={run.ADAPTER_PATH}",
-        f"--max-lora-rank={next(rank for rank in RANKS if rank >= adapter.rank)}",
-        *([f"--chat-template={template}"] if adapter.chat_template else []),
-        *([f"--tensor-parallel-size={wanted.resources.gpus}"] if wanted.resources.gpus > 1 else []),
-        *chart.serving.args,
-        *base.extra_args,
-        *wanted.extra_args,
-    ]
+    return vllm.arguments(
+        base,
+        adapter.rank,
+        wanted.resources.gpus,
+        chart,
+        wanted.extra_args,
+        first=(f"--lora-modules={served}={run.ADAPTER_PATH}",),
+        then=(f"--chat-template={template}",) if adapter.chat_template else (),
+    )
 
 
 def build(

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api import course, job, run
 from finetune_api.reasons import Stage
 from finetune_operator import kueue, settings
-from finetune_operator.manifests import meta, modelcache, pods, service
+from finetune_operator.manifests import meta, modelcache, pods, service, sidecar
 from finetune_operator.observe import label, parents
 
 CONTAINER = label.CONTAINER
@@ -39,11 +39,13 @@ def build(
     queue: str | None = None,
     api_key_secret: str | None = None,
     tokens: int = 0,
+    server: sidecar.Plan | None = None,
 ) -> meta.Manifest:
     """The Job of one attempt of a stage, with `nodes` pods; suspended if a queue decides when it may run.
 
     `arguments` follow the stage's name on the command line of the trainer image (see trainer-image/README.md). `tokens`: of the
-    data, as far as they were counted.
+    data, as far as they were counted. `server`: the one that answers the stage's questions; then it requests what is wanted, and
+    the stage what preflight does.
     """
     layer = chart.pods_of(stage, wanted.gpu_type)
     # not in a queue: Kueue admits no pod that requests what its ClusterQueue does not cover
@@ -58,6 +60,12 @@ def build(
     )
     run_volume, run_mount = pods.run_volume()
     volumes, mounts = pods.base_volume(content.base_model) if stage is not Stage.VERIFY else ([], [])
+    own, own_layer, least = wanted, layer, least_disk
+    beside = None
+    if server is not None:
+        beside = sidecar.parts(server, chart, content, wanted, stage, least_disk)
+        volumes, mounts, arguments = beside.volumes, beside.mounts, [*arguments, *beside.arguments]
+        own, own_layer, least = job.Resources(gpus=0), chart.pods_of(Stage.PREFLIGHT, None), None
     if stage in JUDGING:
         data, mounted = pods.data_volumes(content)
         volumes, mounts = [*volumes, *data], [*mounts, *mounted]
@@ -75,11 +83,11 @@ def build(
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
             *judge_key(content, stage),
             *data_keys(content, stage),
-            *([{"name": run.GPUS, "value": str(wanted.gpus)}] if wanted.gpus else []),
+            *([{"name": run.GPUS, "value": str(own.gpus)}] if own.gpus else []),
             *where,
             *(together(nodes, service.rendezvous(parent, content.revision, name)) if nodes > 1 else []),
         ],
-        "resources": pods.amounts(wanted, layer, pods.extended(wanted, chart, nodes), least_disk),
+        "resources": pods.amounts(own, own_layer, pods.extended(own, chart, nodes), least),
         "securityContext": pods.security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -89,7 +97,7 @@ def build(
         ],
         **({"ports": [{"name": "metrics", "containerPort": run.METRICS_PORT}]} if stage in course.LOADING else {}),
     }
-    if wanted.gpus > 1:
+    if own.gpus > 1:
         container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
         volumes = [*volumes, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
     pod = pods.pod(
@@ -98,6 +106,7 @@ def build(
         service_account=content.storage.service_account_name,
         containers=[container],
         volumes=[run_volume, *volumes],
+        **({"initContainers": beside.init_containers} if beside else {}),
         restartPolicy="Never",
         terminationGracePeriodSeconds=GRACE_SECONDS,
         **({"subdomain": meta.nodes_service(parent, content.revision)} if nodes > 1 else {}),

@@ -2,6 +2,7 @@
 
 Meshes and agents add sidecars: native ones (init containers that stay) and classic ones. Only the operator's own container
 decides about a stage or a server; of the others it matters whether they keep it from starting, or the pod from ending.
+The server beside a stage is a sidecar of our own: the kubelet ends it after the stage, by a signal, which is no failure.
 """
 
 import dataclasses
@@ -49,8 +50,37 @@ def every(state: Raw) -> list[Raw]:
 
 
 def own(state: Raw) -> list[Raw]:
-    """Those of the operator's own containers."""
-    return [s for s in every(state) if s.get("name") in label.CONTAINERS]
+    """Those of the operator's own containers that decide: not the server beside a stage."""
+    beside = _beside(state)
+    return [s for s in every(state) if s.get("name") in label.CONTAINERS and s is not beside]
+
+
+def _beside(state: Raw) -> Raw | None:
+    """The status of the server beside a stage."""
+    return next((s for s in state.get("initContainerStatuses") or [] if s.get("name") == label.SERVER), None)
+
+
+def server_end(state: Raw) -> Terminated | None:
+    """The first known end of the server beside a stage, if the stage's own container had not ended by then."""
+    stage: Raw = next((s for s in state.get("containerStatuses") or [] if s.get("name") == label.CONTAINER), {})
+    over = time_of(((stage.get("state") or {}).get("terminated") or {}).get("finishedAt"))
+    beside = _beside(state) or {}
+    for where in ("lastState", "state"):
+        end = (beside.get(where) or {}).get("terminated")
+        finished = time_of(end.get("finishedAt")) if end else None
+        if end and (over is None or (finished is not None and finished < over)):
+            return _end(label.SERVER, end)
+    return None
+
+
+def _end(container: str, end: Raw) -> Terminated:
+    return Terminated(
+        container=container,
+        exit_code=int(end.get("exitCode", 0)),
+        reason=str(end.get("reason", "")),
+        message=str(end.get("message", "")),
+        finished=time_of(end.get("finishedAt")),
+    )
 
 
 def waiting(state: Raw) -> Waiting | None:
@@ -82,13 +112,7 @@ def terminated(state: Raw, once: bool) -> Terminated | None:
     if not (chosen := failed or main):
         return None
     container, end = chosen[0]
-    return Terminated(
-        container=container.get("name", ""),
-        exit_code=int(end.get("exitCode", 0)),
-        reason=str(end.get("reason", "")),
-        message=str(end.get("message", "")),
-        finished=time_of(end.get("finishedAt")),
-    )
+    return _end(container.get("name", ""), end)
 
 
 def started(state: Raw) -> datetime.datetime | None:

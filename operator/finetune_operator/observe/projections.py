@@ -71,6 +71,8 @@ class Pod:
     """When the last of its containers ended finally."""
     waiting: containers.Waiting | None
     terminated: containers.Terminated | None
+    server_end: containers.Terminated | None
+    """How the server beside a stage ended, if it did before the stage's own container."""
     unschedulable: str
     restarts: int
     disruption: str
@@ -211,6 +213,7 @@ def pod(raw: Raw) -> Pod:
         ended=containers.ended(state),
         waiting=containers.waiting(state),
         terminated=containers.terminated(state, spec.get("restartPolicy") == "Never"),
+        server_end=containers.server_end(state),
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
         restarts=max((int(s.get("restartCount", 0)) for s in containers.own(state)), default=0),
         disruption=_disruption(disrupted) if disrupted.get("status") == "True" else "",

@@ -9,7 +9,7 @@ import pytest
 from finetune_api import job, run, status
 from finetune_api.reasons import Stage
 from finetune_operator import revisions, settings
-from finetune_operator.manifests import deployment, meta, pods, release, service, stages
+from finetune_operator.manifests import deployment, meta, pods, release, service, sidecar, stages
 from finetune_operator.observe import label, parents, projections
 from support import manifests
 
@@ -61,14 +61,23 @@ def stage(
     nodes: int = 1,
     queue: str | None = None,
     chart: settings.Settings = CHART,
+    beside: sidecar.Plan | None = None,
     **changes,
 ) -> dict:
     wanted = spec(**changes)
     return stages.build(
         parent(), chart, run_of(wanted, of or base()),
         name="n", stage=which, attempt=2, wanted=wanted.resources, arguments=["--attempt", "2"], nodes=nodes,
-        queue=queue, api_key_secret=key,
+        queue=queue, api_key_secret=key, server=beside,
     )  # fmt: skip
+
+
+PLAN = sidecar.Plan(image=None, arguments=("--max-model-len=4096", "--tensor-parallel-size=8"), rank=20)
+
+
+def asking(**more) -> dict:
+    """An evaluation that asks a server beside it."""
+    return stage(Stage.EVALUATE, beside=PLAN, **more)
 
 
 def server(
@@ -98,6 +107,7 @@ def environment(container: dict) -> dict:
 EVERYTHING = [
     *[pytest.param(stage(which), id=which) for which in Stage],
     pytest.param(stage(nodes=2), id="train on two nodes"),
+    pytest.param(asking(), id="evaluation that asks a server"),
     pytest.param(server(), id="server"),
 ]
 
@@ -552,3 +562,69 @@ def test_a_manifest_carries_its_own_digest() -> None:
 def test_what_we_would_apply_is_not_drift() -> None:
     fresh = server()
     assert projections.server(fresh).guarded == projections.server(json.loads(json.dumps(fresh))).guarded
+
+
+# -- a server beside baseline and evaluation --
+
+
+def test_a_server_beside_the_evaluation_gets_the_gpus_and_splits_the_model_over_them() -> None:
+    made = asking(**{"resources.gpus": 2, "resources.requests": {"memory": "40Gi"}})
+    fetch, vllm, client = containers(made)
+    assert [one["name"] for one in (fetch, vllm, client)] == ["fetch", "server", "finetune"]
+    assert vllm["resources"]["limits"] == {"memory": "40Gi", "nvidia.com/gpu": "2"}
+    assert vllm["args"].index("--tensor-parallel-size=2") > vllm["args"].index("--tensor-parallel-size=8"), (
+        "the last counts"
+    )
+    assert {"name": "shm", "mountPath": "/dev/shm"} in vllm["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}} in pod_of(made)["volumes"]
+    for other in (fetch, client):
+        assert not any("gpu" in name for name in other["resources"]["limits"])
+        assert "FINETUNE_GPUS" not in environment(other)
+        assert not any(mount["name"] == "shm" for mount in other["volumeMounts"])
+    assert made["spec"]["template"]["metadata"]["labels"][label.GPUS] == "2", "the pod holds them, for its cost"
+
+
+def test_the_server_beside_the_evaluation_has_image_and_arguments_of_the_one_that_serves() -> None:
+    served = release.build("r", content=run_of(spec(), base()), adapter=ADAPTER, spec=spec(), chart=CHART, canary=None)
+    vllm = containers(asking())[1]
+    assert vllm["image"] == served.image == "reg/vllm:1"
+    own = {"--lora-modules", "--chat-template"}
+    shared = [one for one in served.arguments if one.split("=")[0] not in own | {"--max-lora-rank"}]
+    assert set(shared) <= set(vllm["args"])
+    assert {"--max-lora-rank=32", "--max-model-len=4096", "--enable-prefix-caching"} <= set(vllm["args"])
+    assert environment(vllm)["VLLM_LOG"] == "1"
+    assert containers(stage(Stage.EVALUATE, beside=sidecar.Plan("mine/vllm:2", (), 8)))[1]["image"] == "mine/vllm:2"
+
+
+def test_the_server_beside_the_evaluation_is_reached_from_its_pod_alone() -> None:
+    vllm, client = containers(asking())[1:]
+    assert "--host=127.0.0.1" in vllm["args"]
+    assert environment(vllm)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert "--server=http://127.0.0.1:8000" in client["args"]
+    assert "ports" not in vllm
+    assert "127.0.0.1:8000/health" in vllm["startupProbe"]["exec"]["command"][-1]
+
+
+def test_the_evaluation_starts_after_its_server_and_shares_a_volume_with_it() -> None:
+    made = asking()
+    fetch, vllm, client = containers(made)
+    assert vllm["restartPolicy"] == "Always", "a native sidecar"
+    assert "startupProbe" in vllm
+    assert fetch["args"] == ["fetch", "--run", "/etc/finetune/run.json", "--base-to", "/models/base"]
+    assert {"name": "models", "mountPath": "/models"} in fetch["volumeMounts"]
+    assert {"name": "models", "mountPath": "/models"} in client["volumeMounts"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in vllm["volumeMounts"]
+    assert not {"AWS_ACCESS_KEY_ID", "HF_TOKEN"} & set(environment(vllm))
+
+
+def test_a_model_on_a_claim_is_mounted_by_both_and_nothing_is_fetched() -> None:
+    made = asking(of=base("pvc://weights/qwen"))
+    vllm, client = containers(made)
+    claim = {"name": "base", "mountPath": "/models/base", "readOnly": True, "subPath": "qwen"}
+    assert claim in vllm["volumeMounts"]
+    assert claim in client["volumeMounts"]
+
+
+def test_a_server_on_the_cpu_gets_one_scored_request_at_a_time() -> None:
+    assert "--scoring-at-once=1" in containers(asking(**{"resources.gpus": 0}))[-1]["args"]
+    assert not any("scoring" in one for one in containers(asking(**{"resources.gpus": 1}))[-1]["args"])

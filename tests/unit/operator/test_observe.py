@@ -83,6 +83,37 @@ def test_a_servers_former_state_tells_why_it_was_restarted() -> None:
     assert (seen.terminated.exit_code, seen.terminated.message) == (1, "boom")
 
 
+def beside(stage: dict, **server) -> projections.Pod:
+    """A pod of a stage with a server beside it."""
+    sidecar = {"name": "server", "restartCount": 0, **server}
+    return projections.pod(
+        raw()
+        | {
+            "spec": {"restartPolicy": "Never"},
+            "status": {"initContainerStatuses": [sidecar], "containerStatuses": [container("finetune", **stage)]},
+        }
+    )
+
+
+def stopped(code: int, second: int, message: str = "") -> dict:
+    return {"terminated": {"exitCode": code, "message": message, "finishedAt": f"2026-05-04T12:00:{second:02}Z"}}
+
+
+@pytest.mark.parametrize("code", [0, 137, 143])
+def test_a_server_that_is_stopped_after_its_stage_is_no_failure(code: int) -> None:
+    seen = beside(stopped(0, 10, "done"), state=stopped(code, 10))
+    assert (seen.terminated.container, seen.terminated.exit_code) == ("finetune", 0)
+    assert (seen.server_end, seen.restarts) == (None, 0)
+
+
+def test_a_server_that_ended_before_its_stage_is_a_fact_whether_it_was_restarted_or_not() -> None:
+    restarted = beside(stopped(1, 40), lastState=stopped(137, 5, "CUDA out of memory"), state=stopped(143, 41))
+    assert (restarted.server_end.exit_code, restarted.server_end.message) == (137, "CUDA out of memory")
+    assert restarted.terminated.container == "finetune"
+    waits = beside({"waiting": {"reason": "PodInitializing"}}, state=stopped(1, 5, "no such model"))
+    assert (waits.server_end.message, waits.terminated) == ("no such model", None)
+
+
 def test_an_init_containers_success_is_not_the_pods() -> None:
     fetched = container("fetch", terminated={"exitCode": 0, "message": "ok"})
     running = container("server", running={"startedAt": "2026-05-04T12:00:00Z"})

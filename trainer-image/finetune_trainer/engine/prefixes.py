@@ -1,5 +1,6 @@
 """Common prefixes of rows of token ids: the prefix tree shares them, and a corpus estimates how much it will. No torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ def common(one: Array, other: Array) -> int:
     length = min(len(one), len(other))
     different = np.flatnonzero(one[:length] != other[:length])
     return int(different[0]) if len(different) else length
+
+
+def of_all(rows: Sequence[Any]) -> int:
+    """Tokens that all of several rows begin with; 0 for a single one."""
+    ordered = sorted((np.asarray(row) for row in rows), key=key)
+    return common(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
 
 
 def shared(one: Array, other: Array) -> int:

@@ -2,7 +2,10 @@
 
     contenders   the same question put to each contender as it would be in use
     retrieval    the training examples that are most similar to a question
-    answers      one loaded model, and every contender asked the same questions
+    engines      the seam: what answers, as any contender
+    in_process   our own engine, in this process
+    server       a vLLM server beside it, with what will serve the adapter
+    answers      one model, and every contender asked the same questions
     metrics      answers against the expected ones, example by example
     evidence     how certain a figure is: intervals, bounds, paired tests
     gates        whether the measured values let the tuned model serve
@@ -16,5 +19,5 @@
     selection    how many examples are retrieved for each question, chosen within a budget of time
     scoreboard   from all of that to results.json and the status
 
-answers -> metrics -> evidence -> gates -> scoreboard
+in_process or server -> answers -> metrics -> evidence -> gates -> scoreboard
 """

@@ -1,55 +1,30 @@
-"""One loaded model, and every contender asked the same questions. Used by the baseline stage and the evaluation."""
+"""One model, and every contender asked the same questions. Used by the baseline stage and the evaluation."""
 
-import contextlib
 import dataclasses
 import functools
-import json
-import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
-import torch
+from collections.abc import Callable
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, dialects, tokens, toolcalls
-from finetune_trainer.engine import decoder, decoding, devices, generate, lora, loss, model, prefix_tree, prefixes
-from finetune_trainer.evaluation import contenders, metrics, retrieval
-from finetune_trainer.planning import architecture, memory
-from finetune_trainer.process import errors, log, machine, signals
+from finetune_trainer.evaluation import contenders, engines, metrics, retrieval, server
+from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import folders, sources, storage
-from finetune_trainer.training import batches
-
-TOKENS = {"cuda": 16_384, "cpu": 2_048}
-"""Tokens of a batch whose losses are computed."""
-
-SHARE = 0.8
-"""Share of the memory that the base model's weights may take; the rest is for keys, values and logits."""
-
-TUNED = frozenset({job.Contender.TUNED, job.Contender.SERVING})
 
 
 @dataclasses.dataclass
 class ModelRunner:
-    """The loaded model, with an adapter or without, and what turns examples into questions."""
+    """A model that answers, and what turns examples into questions."""
 
-    model: Any
-    head: loss.Head
+    engine: engines.Engine
     encoder: tokens.Encoder
     script: contenders.Script
     rules: job.Evaluation
-    where: torch.device
-    scale: float = 1.0
-    """The share of the usual rows and tokens that is taken at once, after an out-of-memory."""
 
-    @contextlib.contextmanager
-    def as_contender(self, which: job.Contender) -> Iterator[Any]:
-        """The model as this contender, within the context."""
-        adapted = hasattr(self.model, "disable_adapter")
-        with lora.disabled(self.model) if adapted and which not in TUNED else lora.enabled():
-            yield self.model
+    @property
+    def ending(self) -> engines.Ending:
+        return engines.Ending(self.encoder.stops, self.rules.generation.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +59,25 @@ class Answers:
         return sum(map(len, self.generated)) / max(1, len(self.generated))
 
 
-def load(spec: run.Run, store: storage.Storage, scale: float = 1.0) -> ModelRunner:
-    """The base model without an adapter, and the frozen split's training examples for FewShot. Raises Failure."""
-    torch.set_num_threads(machine.threads())
-    where = devices.of()
-    folder = sources.resolve(spec.base_model, store, machine.work() / "base")
-    encoder = tokens.load(folder, spec.training)
-    base = model.load(folder, spec.training.precision, where, quantised(spec, folder, where))
-    positions = (
-        getattr(base.config.get_text_config(), "max_position_embeddings", None) or spec.training.max_sequence_length
-    )
+def load(
+    spec: run.Run, store: storage.Storage, scale: float = 1.0, sidecar: server.Sidecar | None = None
+) -> ModelRunner:
+    """The base model without an adapter, in this process or in the server beside it, and the frozen split's training examples for
+    FewShot. Raises Failure."""
+    engine: engines.Engine
+    if sidecar is not None:
+        encoder = tokens.load(sidecar.base, spec.training)
+        engine = server.Server(sidecar, spec.base_model.name)
+    else:
+        from finetune_trainer.evaluation import in_process  # the only one that needs torch
+
+        folder = sources.resolve(spec.base_model, store, machine.work() / "base")
+        encoder = tokens.load(folder, spec.training)
+        engine = in_process.load(spec, folder, encoder.tokenizer, scale)
+    positions = engine.positions or spec.training.max_sequence_length
     room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
     script = written(spec, encoder, min(room, contenders.MOST))
-    return ModelRunner(base, model.head(base), encoder, script, spec.evaluation, where, scale)
+    return ModelRunner(engine, encoder, script, spec.evaluation)
 
 
 def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
@@ -118,24 +99,6 @@ def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Scr
         chosen = contenders.choose(chats, retrieval.INDEXED, seed)
         index = retrieval.Index(chosen, functools.partial(contenders.size, encoder=encoder))
     return contenders.Script(spec.intent.prompt, shots, inline, many, index, room=room)
-
-
-def quantised(spec: run.Run, folder: pathlib.Path, where: torch.device) -> bool:
-    """Whether the base is loaded in 4 bits, as QLoRA trains it: only where its weights do not fit as a server holds them."""
-    if spec.training.method is not job.Method.QLORA:
-        return False
-    shape = architecture.of(json.loads((folder / "config.json").read_text()))
-    if shape is None:
-        return True
-    whole, available = shape.parameters * devices.dtype(spec.training.precision, where).itemsize, model.memory(where)
-    if whole <= SHARE * available:
-        return False
-    log.warning(
-        "the base model is asked in 4 bits, as it is trained: its weights do not fit otherwise",
-        weights=memory.text(whole),
-        available=memory.text(available),
-    )
-    return True
 
 
 def takes_system(encoder: tokens.Encoder) -> bool:
@@ -195,22 +158,11 @@ def ask(
     asked = [runner.script.ask(example, which) for example in examples]
     places = [place for place, example in enumerate(examples) if example.answer is not None]
     prompts = [runner.encoder.prompt(asked[place]) for place in places]
-    limit = runner.rules.generation.max_new_tokens
     started = time.monotonic()
-    with runner.as_contender(which):
-        found = generate.greedy(
-            runner.model,
-            runner.head,
-            prompts,
-            runner.encoder.stops,
-            limit,
-            runner.where,
-            lambda count: done(0.9 * count / max(1, len(prompts))),
-            scale=runner.scale,
-        )
-        begun = time.monotonic()
-        losses = losses_of(runner, asked)
-        read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
+    found = runner.engine.greedy(which, prompts, runner.ending, lambda count: done(0.9 * count / max(1, len(prompts))))
+    begun = time.monotonic()
+    losses = losses_of(runner, which, asked)
+    read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)
     done(1.0)
     texts: list[tuple[str | None, toolcalls.CallScore | None, bool]] = [(None, None, True)] * len(examples)
     for place, ids in zip(places, found, strict=True):
@@ -254,67 +206,8 @@ def without_reasoning(text: str, example: dataset.Example) -> str:
     return text if found is None else text[found.end() :]
 
 
-def losses_of(runner: ModelRunner, asked: list[dataset.Example]) -> list[tuple[float, int]]:
-    """The loss of each example's last answer, summed over its tokens, and how many these are."""
+def losses_of(runner: ModelRunner, which: job.Contender, asked: list[dataset.Example]) -> list[tuple[float, int]]:
+    """A contender's loss of each example's last answer, summed over its tokens, and how many these are."""
     encoded = [runner.encoder.answered(example) for example in asked]
-    return [(-total, one.trainable) for (total, _), one in zip(likelihoods(runner, encoded), encoded, strict=True)]
-
-
-@torch.no_grad()
-def likelihoods(
-    runner: ModelRunner, encoded: list[tokens.Encoded], done: Callable[[float], None] = lambda share: None
-) -> list[tuple[float, bool]]:
-    """The summed log-probability of each row's learned tokens, and whether each of these is the likeliest in its place.
-
-    By the trainer's own engine, so that common prefixes are read once; by transformers for an unknown family.
-    `done` is called with the share that is done.
-    """
-    own = None if runner.head.weight is None else decoding.of(model.decoder(runner.model), runner.where)
-    sums = torch.zeros(len(encoded), dtype=torch.float64)
-    misses = torch.zeros(len(encoded), dtype=torch.int64)
-    over = 0
-    for part, owners, (values, best) in _together(runner, own.decoder, encoded) if own else _padded(runner, encoded):
-        rows = torch.tensor(part)[owners.cpu()]
-        sums.index_add_(0, rows, values.double().cpu())
-        misses.index_add_(0, rows, (~best).long().cpu())
-        over += len(part)
-        done(over / len(encoded))
-    return list(zip(sums.tolist(), (misses == 0).tolist(), strict=True))
-
-
-Scored = tuple[list[int], torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
-"""Some rows' numbers; of each of their learned tokens: its row, its log-probability, whether it is the likeliest."""
-
-
-def _at_once(runner: ModelRunner) -> int:
-    return max(1, int(runner.scale * TOKENS[runner.where.type]))
-
-
-def common_prefix(rows: Sequence[Any]) -> int:
-    """Tokens that all of several rows of ids begin with; 0 for a single one."""
-    ordered = sorted((np.asarray(row) for row in rows), key=prefixes.key)
-    return prefixes.common(ordered[0], ordered[-1]) if len(ordered) > 1 else 0
-
-
-def _together(runner: ModelRunner, engine: decoder.Decoder, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
-    rows = [prefix_tree.TokenRow(np.array(one.ids), np.array(one.learned)) for one in encoded]
-    adapted = lora.active(runner.model)
-    engine.refresh()
-    # What all rows begin with comes on top of a batch: counted in it, a long prompt would leave room for a single row.
-    limit = _at_once(runner) + common_prefix([row.ids for row in rows])
-    for part in batches.cut([[row] for row in rows], limit):
-        signals.check()
-        batch = prefix_tree.build([rows[index] for index in part]).to(runner.where)
-        states = engine.forward(batch, save=False, adapted=adapted)
-        yield part, batch.rows, loss.likelihoods(states, batch.targets, runner.head)
-
-
-def _padded(runner: ModelRunner, encoded: list[tokens.Encoded]) -> Iterator[Scored]:
-    for part in batches.micro(range(len(encoded)), [len(one.ids) for one in encoded], _at_once(runner)):
-        signals.check()
-        rows = [encoded[index] for index in part]
-        states, targets = model.labelled(
-            runner.model, runner.head, [row.ids for row in rows], [row.learned for row in rows], runner.where
-        )
-        owners = torch.repeat_interleave(torch.tensor([row.trainable for row in rows]))
-        yield part, owners, loss.likelihoods(states, targets, runner.head)
+    scored = runner.engine.likelihoods(which, encoded)
+    return [(-total, one.trainable) for (total, _), one in zip(scored, encoded, strict=True)]

@@ -1,57 +1,34 @@
 """The canary: answers of the tuned model with the log-probability of every token, under tuned and base.
 
-evaluate records it; verify requests the same from the server and so sees whether it really applies the adapter. Only recording
-needs torch; the module itself imports nothing heavy.
+evaluate records it; verify requests the same from the server and so sees whether it really applies the adapter. The module
+imports nothing heavy.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from finetune_api import job
 from finetune_trainer.data import dataset
-
-if TYPE_CHECKING:
-    import torch
-
-    from finetune_trainer.engine import loss
+from finetune_trainer.evaluation import engines
 
 EXAMPLES, CANDIDATES, LENGTH = 4, 12, 32
 """Examples recorded, examples considered, tokens of an answer."""
 
 
-def record(
-    tuned: Any,
-    head: "loss.Head",
-    prompts: list[list[int]],
-    answers: list[list[int]],
-    where: "torch.device",
-) -> list[dict[str, Any]]:
+def record(engine: engines.Engine, prompts: list[list[int]], answers: list[list[int]]) -> list[dict[str, Any]]:
     """The EXAMPLES answers in which tuned and base differ most: they show best whether the adapter is applied."""
-    from finetune_trainer.engine import lora
-
     found: list[dict[str, Any]] = []
     for prompt, answer in zip(prompts, answers, strict=True):
         answer = answer[:LENGTH]
         if not answer:
             continue
-        adapted = _log_probabilities(tuned, head, prompt, answer, where)
-        with lora.disabled(tuned):
-            base = _log_probabilities(tuned, head, prompt, answer, where)
-        found.append({"prompt": prompt, "answer": answer, "tuned": adapted, "base": base})
+        tuned, base = (
+            [round(value, 5) for value in engine.log_probabilities(which, prompt, answer)]
+            for which in (job.Contender.TUNED, job.Contender.BASE)
+        )
+        found.append({"prompt": prompt, "answer": answer, "tuned": tuned, "base": base})
     found.sort(key=lambda one: -difference(one["tuned"], one["base"]))
     return found[:EXAMPLES]
-
-
-def _log_probabilities(
-    tuned: Any, head: "loss.Head", prompt: list[int], answer: list[int], where: "torch.device"
-) -> list[float]:
-    import torch
-
-    from finetune_trainer.engine import loss, model
-
-    marks = [False] * len(prompt) + [True] * len(answer)
-    with torch.inference_mode():
-        states, targets = model.labelled(tuned, head, [prompt + answer], [marks], where)
-        return [round(value, 5) for value in loss.log_probabilities(states, targets, head).tolist()]
 
 
 def difference(one: list[float], other: list[float]) -> float:

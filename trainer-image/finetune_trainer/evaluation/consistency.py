@@ -7,7 +7,6 @@ import numpy as np
 
 from finetune_api import job
 from finetune_trainer.data import dataset
-from finetune_trainer.engine import generate
 from finetune_trainer.evaluation import answers, evidence, metrics
 
 
@@ -28,20 +27,9 @@ def measure(
     """A row for each example: those beyond rules.maximumExamples, and plain texts, are not asked."""
     chosen = [place for place, example in enumerate(examples) if example.answer is not None][: rules.maximum_examples]
     prompts = [asked.encoder.prompt(asked.script.ask(examples[place], which)) for place in chosen]
-    with asked.as_contender(which):
-        found = generate.sample(
-            asked.model,
-            asked.head,
-            prompts,
-            asked.encoder.stops,
-            asked.rules.generation.max_new_tokens,
-            asked.where,
-            samples=rules.samples,
-            temperature=rules.temperature,
-            seed=seed,
-            done=lambda count: done(count / max(1, len(prompts))),
-            scale=asked.scale,
-        )
+    found = asked.engine.sample(
+        which, prompts, asked.ending, rules, seed, lambda count: done(count / max(1, len(prompts)))
+    )
     folded = metrics.label if asked.rules.labels else metrics.normalized
     values = np.full(len(examples), np.nan)
     for place, samples in zip(chosen, found, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api import job, results, run, status
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, evidence, gates, headline, pairwise
+from finetune_trainer.evaluation import answers, engines, evidence, gates, headline, pairwise
 from finetune_trainer.process import errors
 from finetune_trainer.store import folders, storage
 
@@ -77,6 +77,8 @@ class Provenance:
     """What training recorded in the adapter's manifest."""
     history: dict[str, Any]
     """Losses of training's steps and validations."""
+    engine: engines.Kind = job.EvaluationEngine.IN_PROCESS
+    """What answered."""
 
 
 def results_of(
@@ -147,6 +149,7 @@ def results_of(
         preflight=checked.get("outcome", {}).get("preflight"),
         baseline=before_training(spec, store),
         findings=checked.get("facts", {}).get("findings", []),
+        engine=provenance.engine,
         seconds=round(provenance.seconds, 1),
         finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
         samples=shown([sample(head.metric, *one, found) for one in enumerate(examples)], head.baseline),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from finetune_api import job, results
 from finetune_trainer.data import dataset
+from finetune_trainer.engine import prefixes
 from finetune_trainer.evaluation import answers, evidence, headline, metrics, retrieval
 from finetune_trainer.process import log
 
@@ -42,7 +43,7 @@ class Pace:
         if not asked.prompts or not asked.prefill:
             return self
         tokens = sum(map(len, asked.prompts))
-        own = tokens - (len(asked.prompts) - 1) * answers.common_prefix(asked.prompts)
+        own = tokens - (len(asked.prompts) - 1) * prefixes.of_all(asked.prompts)
         reading = tokens / asked.prefill
         return Pace(
             max(self.answer, (asked.seconds - 2 * reading) / len(asked.prompts)),
@@ -56,7 +57,7 @@ class Pace:
         if not asked:
             return 0.0
         rows = [runner.encoder.prompt(runner.script.ask(one, which)) for one in asked[:SAMPLED]]
-        prefix = answers.common_prefix(rows)
+        prefix = prefixes.of_all(rows)
         own = sum(map(len, rows)) / len(rows) - prefix
         return len(asked) * self.answer + 2 * (prefix + len(asked) * own) / self.rate
 

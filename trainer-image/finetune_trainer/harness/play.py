@@ -76,17 +76,17 @@ def run_both(
         def share(part: float, before: int = turn) -> None:
             done((before + part) / len(BOTH))
 
-        with runner.as_contender(who):
-            yield run_task(runner, task, rules, share)
+        yield run_task(runner, who, task, rules, share)
 
 
 def run_task(
     runner: answers.ModelRunner,
+    which: job.Contender,
     task: tasks.Task,
     rules: job.Harness,
     done: Callable[[float], None] = lambda share: None,
 ) -> TaskResult:
-    """The model's results, as the contender that it is now."""
+    """A contender's results."""
     from lm_eval import evaluator
 
     from finetune_trainer.harness import player
@@ -94,7 +94,7 @@ def run_task(
     task.built.set_fewshot_seed(tasks.FEW_SHOT_SEED)
     with tasks.silenced():
         found = evaluator.evaluate(
-            lm=player.Player(runner, done),
+            lm=player.Player(runner, which, done),
             task_dict={"tasks": {task.name: task.built}},
             bootstrap_iters=0,
             apply_chat_template=rules.chat_template,

@@ -1,6 +1,5 @@
-"""The loaded model behind lm-evaluation-harness's interface: the numbers of its own wrapper, computed by our engine."""
+"""The model behind lm-evaluation-harness's interface: the numbers of its own wrapper, computed by the evaluation's engine."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +7,9 @@ from lm_eval import utils
 from lm_eval.api import model
 from lm_eval.models import utils as models
 
+from finetune_api import job
 from finetune_trainer.data import tokens
-from finetune_trainer.engine import generate
-from finetune_trainer.evaluation import answers
+from finetune_trainer.evaluation import answers, engines
 
 LENGTH = 2048
 """Positions of a model whose configuration does not say how many it has; the same default as there."""
@@ -18,21 +17,17 @@ LENGTH = 2048
 ANSWER = 256
 """Tokens of an answer where a task does not say how many; the same default as there."""
 
-LOOK_BACK = 2
-"""Extra tokens in which a stop sequence is searched: a model may tokenize it differently."""
-
 Done = Callable[[float], None]
 
 
 class Player(model.TemplateLM):  # type: ignore[misc]
-    """The model, as the contender that it is now. `done` is called with the share of a kind of request that is done."""
+    """The model as one contender. `done` is called with the share of a kind of request that is done."""
 
-    def __init__(self, runner: answers.ModelRunner, done: Done) -> None:
+    def __init__(self, runner: answers.ModelRunner, which: job.Contender, done: Done) -> None:
         super().__init__()
         self.tokenizer = runner.encoder.tokenizer
-        self._runner, self._done = runner, done
-        config = runner.model.config.get_text_config()
-        self.max_length: int = getattr(config, "max_position_embeddings", None) or LENGTH
+        self._runner, self._which, self._done = runner, which, done
+        self.max_length: int = runner.engine.positions or LENGTH
 
     @property
     def eot_token_id(self) -> int:
@@ -60,7 +55,9 @@ class Player(model.TemplateLM):  # type: ignore[misc]
             ids = (context + continuation)[-self.max_length - 1 :]
             known = max(1, len(ids) - len(continuation))
             encoded.append(tokens.Encoded(ids, [False] * known + [True] * (len(ids) - known)))
-        return answers.likelihoods(self._runner, encoded, self._done)
+        return self._runner.engine.likelihoods(
+            self._which, encoded, lambda count: self._done(count / max(1, len(encoded)))
+        )
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the model's length."""
@@ -100,17 +97,10 @@ class Player(model.TemplateLM):  # type: ignore[misc]
         until = models.handle_stop_sequences(wanted.get("until"), eos=end)
         limit = wanted["max_gen_toks"]
         room = max(1, self.max_length - limit)
-        written = generate.greedy(
-            self._runner.model,
-            self._runner.head,
-            [self.tok_encode(context)[-room:] for context in contexts],
-            self._runner.encoder.stops | {self.eot_token_id},
-            limit,
-            self._runner.where,
-            done,
-            Ending.of(self.tokenizer, until),
-            scale=self._runner.scale,
-        )
+        prompts = [self.tok_encode(context)[-room:] for context in contexts]
+        stops = self._runner.encoder.stops | {self.eot_token_id}
+        ending = engines.Ending(stops, limit, tuple(text for text in until if text))
+        written = self._runner.engine.greedy(self._which, prompts, ending, done)
         texts = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in written)
         return [models.postprocess_generated_text(text, until, None) for text in texts]
 
@@ -130,23 +120,3 @@ class Player(model.TemplateLM):  # type: ignore[misc]
             turns, tokenize=False, add_generation_prompt=answer, continue_final_message=not answer
         )
         return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Ending:
-    """Whether an answer ends with one of some texts: everything after it would be cut off."""
-
-    tokenizer: Any
-    texts: tuple[str, ...]
-    tail: int
-    """Tokens at the end that are searched."""
-
-    @classmethod
-    def of(cls, tokenizer: Any, texts: list[str]) -> "Ending":
-        stops = tuple(text for text in texts if text)
-        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in stops]
-        return cls(tokenizer, stops, max(lengths, default=0) + LOOK_BACK)
-
-    def __call__(self, answer: list[int]) -> bool:
-        tail = self.tokenizer.decode(answer[-self.tail :], skip_special_tokens=False)
-        return any(text in tail for text in self.texts)

@@ -14,7 +14,7 @@ UTILIZATION = 0.9
 """Share of a GPU that vLLM takes, its default of --gpu-memory-utilization."""
 
 ASKED = 0.8
-"""Share of a GPU that the weights may take in baseline and evaluation, as `evaluation.answers`."""
+"""Share of a GPU that the weights may take in baseline and evaluation in process, as `evaluation.in_process`."""
 
 STEP = 1024
 """Lengths of a context are proposed in multiples of it."""
@@ -52,6 +52,8 @@ def _evaluation(spec: run.Run, case: workload.Workload) -> Shortage | None:
     on = spec.evaluating
     if on is None or not on.gpus or on.memory is None:
         return None
+    if spec.evaluation.asks_a_server(on.gpus):
+        return _asked_server(on, case)
     capacity, needed = forecast.size(on.memory), weights(case)
     if needed > ASKED * capacity and case.training.method is job.Method.QLORA:
         needed = weights(case, quantised=True)
@@ -65,16 +67,41 @@ def _evaluation(spec: run.Run, case: workload.Workload) -> Shortage | None:
     )
 
 
+def _asked_server(on: run.Place, case: workload.Workload) -> Shortage | None:
+    """Of the server beside baseline and evaluation, whose context is as long as there is room for."""
+    if _argument(on.arguments, "quantization"):
+        return None
+    each, usable = weights(case) / on.gpus, usable_of(on)
+    if each <= usable:
+        return None
+    change = "more evaluation.resources.gpus, a larger evaluation.resources.gpuType"
+    if case.training.method is job.Method.QLORA:
+        change += ", evaluation.engine: InProcess (which holds the model in 4 bits, on one GPU)"
+    return Shortage(
+        f"the server beside baseline and evaluation needs {memory.text(int(each))} for weights {_where(on)}, and may use "
+        f"{memory.text(int(max(0, usable)))} of {on.memory}: choose {change}, or a smaller base model.",
+        fatal=True,
+    )
+
+
+def usable_of(on: run.Place) -> float:
+    """Bytes of each GPU that a server may use for weights, keys and values."""
+    share = float(_argument(on.arguments, "gpu-memory-utilization") or UTILIZATION)
+    return share * forecast.size(on.memory or "0") - memory.LIBRARIES["cuda"]
+
+
+def _where(on: run.Place) -> str:
+    return f"on each of {on.gpus} GPUs" if on.gpus > 1 else "on its GPU"
+
+
 def _serving(spec: run.Run, case: workload.Workload) -> Shortage | None:
     on = spec.serving
     if on is None or not on.gpus or on.memory is None or _argument(on.arguments, "quantization"):
         return None
     context = int(_argument(on.arguments, "max-model-len") or case.shape.numbers.max_positions)
-    share = float(_argument(on.arguments, "gpu-memory-utilization") or UTILIZATION)
-    usable = share * forecast.size(on.memory) - memory.LIBRARIES["cuda"]
-    each = weights(case) / on.gpus
+    each, usable = weights(case) / on.gpus, usable_of(on)
     need = f"serving needs {memory.text(int(each))} for weights"
-    where = f"on each of {on.gpus} GPUs" if on.gpus > 1 else "on its GPU"
+    where = _where(on)
     change = "a larger deployment.resources.gpuType, more deployment.resources.gpus, or a smaller base model"
     if each > usable:
         return Shortage(

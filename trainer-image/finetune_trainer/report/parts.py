@@ -72,6 +72,12 @@ def places(finding: Mapping[str, object]) -> list[object]:
     return list(listed) if isinstance(listed, list | tuple) else []
 
 
+ENGINES = {
+    job.EvaluationEngine.IN_PROCESS: "the trainer",
+    job.EvaluationEngine.SERVER: "a vLLM server, as it will serve",
+}
+
+
 def facts(found: results.Results) -> dict[str, str]:
     """Cost of the training, and the facts of the measurement."""
     training = found.training
@@ -82,6 +88,7 @@ def facts(found: results.Results) -> dict[str, str]:
         "GPU hours": None if training.gpu_hours is None else f"{training.gpu_hours:,.2f}",
         "Price of the training": None if training.cost is None else words.price(training.cost, training.currency),
         "Evaluation": words.duration(found.seconds),
+        "Answers by": ENGINES[found.engine],
         "Evaluated": None if found.finished_at is None else f"{found.finished_at:%Y-%m-%d %H:%M %Z}".strip(),
         "Base model": found.base_model,
         "Base model's revision": found.base_model_revision,

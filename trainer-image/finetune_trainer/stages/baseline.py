@@ -12,7 +12,17 @@ import random
 
 from finetune_api import course, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, contenders, evidence, feasible, gates, metrics, scoreboard, selection
+from finetune_trainer.evaluation import (
+    answers,
+    contenders,
+    evidence,
+    feasible,
+    gates,
+    metrics,
+    scoreboard,
+    selection,
+    server,
+)
 from finetune_trainer.planning import epoch_count
 from finetune_trainer.process import log, machine, progress
 from finetune_trainer.store import folders, storage
@@ -23,8 +33,8 @@ ROUNDS = (32, 64, 128, 256, 512)
 Asked = dict[job.Contender, answers.Answers]
 
 
-def baseline(spec: run.Run, attempt: int, scale: float = 1.0) -> outcome.Outcome:
-    """Whether a prompt is enough. scale: as in the evaluation. Raises Failure, Stopped."""
+def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Sidecar | None = None) -> outcome.Outcome:
+    """Whether a prompt is enough. scale, sidecar: as in the evaluation. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     folder = spec.layout.baseline(spec.evaluation_hash)
     manifest = folders.manifest(store, folder)
@@ -37,7 +47,11 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0) -> outcome.Outcome
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
     reporter = progress.Progress(spec, "baseline", attempt)
     rounds = Rounds(examples[: spec.evaluation.maximum_examples])
-    passing = run_rounds(spec, answers.load(spec, store, scale), rounds, reporter) if examples else None
+    passing = None
+    if examples:
+        runner = answers.load(spec, store, scale, sidecar)
+        log.info("measuring the baseline", engine=runner.engine.kind)
+        passing = run_rounds(spec, runner, rounds, reporter)
     found = summary(spec, rounds.asked, passing, len(examples)).model_copy(update={"left_out": rounds.limits.left_out})
     deliver(spec, store, split, found, rounds, examples)
     reporter.end()

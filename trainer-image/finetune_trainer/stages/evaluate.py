@@ -15,12 +15,12 @@ from typing import Any
 from finetune_api import job, outcome, reasons, results, run, status
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.engine import generate, lora
 from finetune_trainer.evaluation import (
     answers,
     canary,
     consistency,
     contenders,
+    engines,
     feasible,
     forgetting,
     gates,
@@ -28,11 +28,11 @@ from finetune_trainer.evaluation import (
     metrics,
     scoreboard,
     selection,
+    server,
 )
 from finetune_trainer.harness import play, tasks
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, storage
-from finetune_trainer.training import adapter
 
 
 @dataclasses.dataclass
@@ -66,9 +66,10 @@ def evaluate(
     attempt: int,
     serving: ServingAdapter | None = None,
     scale: float = 1.0,
+    sidecar: server.Sidecar | None = None,
 ) -> outcome.Outcome:
     """Scores the adapter at `uri` (None: this revision's), also against the one that is served. scale: the share of the usual
-    rows and tokens that is taken at once. Raises Failure, Stopped."""
+    rows and tokens that is taken at once. sidecar: the server that answers; None: this process does. Raises Failure, Stopped."""
     store = storage.of(spec.storage)
     uri = (uri or spec.layout.adapter).rstrip("/")
     work = machine.work()
@@ -95,7 +96,7 @@ def evaluate(
         len(examples),
     )
     meter.tell(0)
-    runner = answers.load(spec, store, scale)
+    runner = answers.load(spec, store, scale, sidecar)
     found = measure(spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"))
     if rules is not None:
         found.harness = play.measure(runner, benchmarks, problems, rules, meter.tell)
@@ -105,9 +106,13 @@ def evaluate(
     if spec.evaluation.consistency is not None:
         measure_consistency(spec, spec.evaluation.consistency, runner, examples, found, meter)
     gate_results = gates.check(spec.evaluation.gates, found.values, win_losses=found.win_losses)
-    recorded = canary.record(runner.model, runner.head, *pairs(runner, examples, found), runner.where)
+    recorded = canary.record(runner.engine, *pairs(runner, examples, found))
     provenance = scoreboard.Provenance(
-        manifest.sha256, time.monotonic() - begun, manifest.extra.get("training", {}), history(work / "tuned")
+        manifest.sha256,
+        time.monotonic() - begun,
+        manifest.extra.get("training", {}),
+        history(work / "tuned"),
+        runner.engine.kind,
     )
     scores = scoreboard.results_of(spec, store, found, gate_results, examples, provenance)
     deliver(spec, store, split, scores, found, examples, recorded)
@@ -146,11 +151,15 @@ def measure(
     meter: Meter,
     trained: float | None = None,
 ) -> scoreboard.Findings:
-    """Baselines first, then the adapter that is served, then the tuned one, which stays in the model. trained: seconds of the
+    """Baselines first, then the adapter that is served, then the tuned one, which stays in the engine. trained: seconds of the
     training."""
-    log.info("evaluating", examples=len(examples), maximum_new_tokens=spec.evaluation.generation.max_new_tokens)
+    log.info(
+        "evaluating",
+        engine=runner.engine.kind,
+        examples=len(examples),
+        maximum_new_tokens=spec.evaluation.generation.max_new_tokens,
+    )
     found = scoreboard.Findings()
-    base = runner.model
     baselines = contenders.taking_part(spec.evaluation, runner.script, examples)
     # Forgetting is measured against the base model's losses, whether Base is among the baselines or not.
     questions = forgetting.load(spec, storage.of_data(spec))
@@ -159,13 +168,10 @@ def measure(
         if which not in selection.BUDGETED:
             measure_contender(runner, which, examples, found, meter)
     measure_long_prompts(spec, store, runner, examples, found, meter, trained)
-    if serving is not None and (adapted := with_serving_adapter(base, serving, store, spec)) is not None:
-        runner.model = adapted
+    if serving is not None and add_serving_adapter(runner.engine, serving, store, spec):
         measure_contender(runner, job.Contender.SERVING, examples, found, meter)
-        base = adapted.unload()
-    runner.model = lora.add(base, spec.training.lora, spec.base_model.name)
-    adapter.load(machine.work() / "tuned", runner.model)
-    runner.model.eval()
+    if problem := runner.engine.add_adapter(job.Contender.TUNED, machine.work() / "tuned"):
+        raise errors.Failure(reasons.Reason.ADAPTER_INCOMPATIBLE, f"the tuned adapter cannot be evaluated: {problem}")
     measure_contender(runner, job.Contender.TUNED, examples, found, meter)
     forgotten = forgetting.measure(questions, before, general_losses(runner, job.Contender.TUNED, questions))
     for which, columns in forgotten.items():
@@ -260,12 +266,11 @@ def measure_contender(
 def general_losses(
     runner: answers.ModelRunner, which: job.Contender, questions: forgetting.Questions
 ) -> list[tuple[float, int]]:
-    with runner.as_contender(which):
-        return answers.losses_of(runner, questions.examples)
+    return answers.losses_of(runner, which, questions.examples)
 
 
-def with_serving_adapter(base: Any, serving: ServingAdapter, store: storage.Storage, spec: run.Run) -> Any | None:
-    """The base model with the adapter that is served; None where that adapter does not fit, and the log says why.
+def add_serving_adapter(engine: engines.Engine, serving: ServingAdapter, store: storage.Storage, spec: run.Run) -> bool:
+    """Whether the adapter that is served now answers as Serving; where it does not fit, the log says why.
 
     Raises Failure when it cannot be read: a gate over it must not pass only because it has no answers.
     """
@@ -274,22 +279,18 @@ def with_serving_adapter(base: Any, serving: ServingAdapter, store: storage.Stor
         folders.load(store, serving.uri, folder, expected=serving.sha256)
     except errors.NotFound:
         log.warning("the served adapter is no longer in storage", adapter=serving.uri)
-        return None
-    config = json.loads((folder / adapter.CONFIG).read_text())
-    chosen = next((m for m in job.Modules if lora.targets(base, m) == sorted(config["target_modules"])), None)
-    if config["base_model_name_or_path"] != spec.base_model.name or chosen is None:
+        return False
+    base = json.loads((folder / engines.ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    problem: str | None = f"it is for {base}"
+    if base == spec.base_model.name:
+        problem = engine.add_adapter(job.Contender.SERVING, folder)
+    if problem:
         log.warning(
             "the served adapter does not fit the base model: there is no comparison with it",
             adapter=serving.uri,
-            base_model=config["base_model_name_or_path"],
-            adapts=config["target_modules"],
+            problem=problem,
         )
-        return None
-    shape = job.LoRA(rank=config["r"], alpha=config["lora_alpha"], target_modules=chosen)
-    made = lora.add(base, shape, spec.base_model.name)
-    adapter.load(folder, made)
-    made.eval()
-    return made
+    return problem is None
 
 
 def pairs(
@@ -299,9 +300,8 @@ def pairs(
     if examples and examples[0].text is not None:
         few = examples[: canary.CANDIDATES]
         prompts = [runner.encoder.encode(example).ids[: canary.LENGTH] for example in few]
-        return prompts, generate.greedy(
-            runner.model, runner.head, prompts, runner.encoder.stops, canary.LENGTH, runner.where, scale=runner.scale
-        )
+        ending = engines.Ending(runner.encoder.stops, canary.LENGTH)
+        return prompts, runner.engine.greedy(job.Contender.TUNED, prompts, ending)
     tuned = found.asked[job.Contender.TUNED]
     return tuned.prompts[: canary.CANDIDATES], tuned.generated[: canary.CANDIDATES]
 
