@@ -76,7 +76,8 @@ def test_other_forms_of_integers_are_read_as_by_kubectl(written: str, steps: int
     "old, new, path, words",
     [
         ("name: tone", "name: 123", "metadata.name", "must be text: write '123'"),
-        ("name: tone", "name: true", "metadata.name", "write 'true'"),
+        ("name: tone", "name: true", "metadata.name", "reads it as true"),
+        ("name: tone", "name: no", "metadata.name", "reads it as false, as it does yes, no, on and off"),
         ("name: tone", "name: [a]", "metadata.name", 'must be text; found ["a"]'),
         ("name: tone", "{}", "metadata.name", "is missing"),
         ("name: tone", "name: " + "a" * 300, "metadata.name", "at most 253"),
@@ -87,6 +88,11 @@ def test_other_forms_of_integers_are_read_as_by_kubectl(written: str, steps: int
         ("name: tone", "name: tone\n  labels: {a: [1]}", "metadata.labels.a", "must be text"),
         ("  name: tone", "  - tone", "metadata", "an object with a name"),
         ("{source: base}", "{source: 5}", "spec.baseModel.source", "write '5'"),
+        ("{source: base}", "{source: !!binary aGk=}", "spec.baseModel.source", "has the tag !!binary"),
+        ("{source: base}", "!!set {source}", "spec.baseModel", "has the tag !!set"),
+        ("{source: base}", "{source: !!python/name:os.system }", "spec.baseModel.source", "!!python/name:os.system"),
+        ("{source: base}", "{source: !mine x}", "spec.baseModel.source", "has the tag !mine"),
+        ("name: tone", "name: 2024-01-01", "metadata.name", "must begin with a letter"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_what_to_write(
@@ -95,6 +101,16 @@ def test_a_value_of_the_wrong_kind_is_named_with_what_to_write(
     found = problem(tmp_path, JOB.replace(old, new))
     assert found.path == path
     assert words in found.message
+
+
+def test_a_character_that_yaml_does_not_have_is_named_with_its_line(tmp_path: pathlib.Path) -> None:
+    found = problem(tmp_path, JOB.replace("source: base", "source: 'base\x07'"))
+    assert "U+0007" in found.message
+    assert found.line == JOB.partition("source: base")[0].count("\n") + 1
+
+
+def test_a_message_does_not_repeat_its_field(tmp_path: pathlib.Path) -> None:
+    assert problem(tmp_path, JOB.replace("name: tone", "name: 2024-01-01")).text.count("metadata.name") == 1
 
 
 def test_a_job_as_kubectl_prints_it_is_run_without_its_status(tmp_path: pathlib.Path) -> None:

@@ -24,6 +24,11 @@ OPAQUE = ("spec", "evaluation", "outputSchema")
 LARGEST = 4 * 2**20
 """Bytes of a file of manifests; the API server takes no larger object."""
 
+TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
+)
+"""What a manifest is made of."""
+
 DEEPEST, MOST = 100, 200_000
 """Levels of a manifest, and its fields and items when every alias is replaced by what it stands for."""
 
@@ -94,6 +99,7 @@ class Document:
         return node
 
     def problem(self, path: Path, message: str) -> answer.Problem:
+        message = message.removeprefix(f"{dotted(path)} ")  # some rules of the API name their field
         return answer.Problem(file=str(self.file), line=self.line(path), path=dotted(path), message=message)
 
 
@@ -119,7 +125,12 @@ def read(file: pathlib.Path, only: str = "") -> list[Document]:
     text = _text(file)
     if only not in text:
         return found
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        message = f"is not valid YAML: the character U+{ord(text[error.position]):04X} must not occur; remove it"
+        raise Invalid([answer.Problem(file=str(file), line=line, message=message)]) from error
     try:
         while loader.check_node():
             node: Any = loader.get_node()
@@ -189,6 +200,11 @@ def _size(node: Any, path: Path, known: dict[int, int | None]) -> int:
         if size is None:
             raise _Unusable(node, path, "is an alias of an object that contains it, which has no end")
         return size
+    if node.tag not in TAGS:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise _Unusable(
+            node, path, f"has the tag {tag}; a manifest has only text, numbers, true, false, lists and objects"
+        )
     known[id(node)] = None
     children: list[tuple[Any, Any]] = []
     if isinstance(node, yaml.MappingNode):

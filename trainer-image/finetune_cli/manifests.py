@@ -86,7 +86,9 @@ def _name_problems(document: documents.Document, metadata: dict[str, Any]) -> It
 
 def _not_text(value: Any) -> str:
     found = json.dumps(value)[:100]
-    quoted = f": write '{found}'" if isinstance(value, bool | int | float) else f"; found {found}"
+    if isinstance(value, bool):
+        return f"must be text; YAML reads it as {found}, as it does yes, no, on and off: write it in quotes"
+    quoted = f": write '{found}'" if isinstance(value, int | float) else f"; found {found}"
     return f"must be text{quoted}"
 
 
