@@ -140,6 +140,7 @@ def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
         parameters=70_000_000_000,
         memory_advice="training needs more.",
         experts=8,
+        layers=["k_proj", "q_proj"],
         closed=True,
         work=1e24,
     )

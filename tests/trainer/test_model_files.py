@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api import job, reasons, run
+from finetune_trainer.engine import adapted
 from finetune_trainer.planning import architecture
 from finetune_trainer.process import errors
 from finetune_trainer.stages import preflight
@@ -119,24 +120,71 @@ def test_a_configuration_has_sizes_under_the_names_of_its_family(config: dict[st
     assert architecture.missing_sizes(config) == missing
 
 
+SMALL = {
+    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 512,
+}  # fmt: skip
+MIXTRAL = SMALL | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+SHARED = SMALL | {
+    "model_type": "qwen2_moe", "num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32
+}  # fmt: skip
+ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
+OTHER_SIZES = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 384}
+
+
+def folder_of(config: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.mark.parametrize(
-    "config, modules, words",
+    "config, modules, names, experts",
     [
-        ({"num_local_experts": 8}, "MLP", ["mixture of 8 experts", "Attention or AllLinear"]),
-        ({"num_experts": 64}, "AllLinear", []),
-        ({"num_experts": 64}, "Attention", []),
-        ({"n_routed_experts": 64, "n_shared_experts": 2}, "MLP", []),
-        ({"hidden_size": 64}, "MLP", []),
-        ({"vision_config": {"hidden_size": 64}, "text_config": {}}, "AllLinear", ["vision_config", "text alone"]),
-        ({"text_config": {"num_experts": 16}}, "MLP", ["mixture of 16 experts"]),
+        (MIXTRAL, "AllLinear", ATTENTION, 4),
+        (MIXTRAL, "Attention", ATTENTION, 4),
+        (SHARED, "MLP", ("down_proj", "gate_proj", "shared_expert_gate", "up_proj"), 4),
+        (SMALL | {"model_type": "olmo"}, "MLP", ("down_proj", "gate_proj", "up_proj"), None),
     ],
 )
-def test_modules_that_would_not_learn_or_see_no_text_are_refused(
-    config: dict[str, Any], modules: str, words: list[str]
+def test_what_learns_is_known_from_the_modules_without_weights(
+    config: dict[str, Any], modules: str, names: tuple[str, ...], experts: int | None, tmp_path: pathlib.Path
 ) -> None:
-    found = architecture.unsuitable(config, job.LoRA(target_modules=job.Modules(modules)))
-    assert (found is None) is (words == [])
-    assert [word for word in words if word not in (found or "")] == []
+    found = adapted.find(folder_of(config, tmp_path), job.Modules(modules))
+    assert found == adapted.Layers(names, (), experts)
+
+
+@pytest.mark.parametrize("config, modules", [(MIXTRAL, "MLP"), (OTHER_SIZES, "AllLinear"), (OTHER_SIZES, "MLP")])
+def test_modules_in_which_nothing_would_learn_are_refused(
+    config: dict[str, Any], modules: str, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(errors.Failure, match=f"targetModules: {modules}") as caught:
+        adapted.find(folder_of(config, tmp_path), job.Modules(modules))
+    assert caught.value.reason is reasons.Reason.MODEL_INVALID
+
+
+def test_layers_that_read_images_are_known_by_their_names(tmp_path: pathlib.Path) -> None:
+    config = {"model_type": "gemma3", "text_config": SMALL | {"model_type": "gemma3_text", "head_dim": 32}}
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config["vision_config"] = tower | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    found = adapted.find(folder_of(config, tmp_path), job.Modules.ATTENTION)
+    assert found is not None
+    assert any("vision_tower" in name for name in found.towers)
+    assert not any("language_model" in name for name in found.towers)
+
+
+def test_a_model_that_cannot_be_built_here_is_left_to_training(tmp_path: pathlib.Path) -> None:
+    assert adapted.find(folder_of({"model_type": "of next year"}, tmp_path), job.Modules.ALL_LINEAR) is None
+
+
+def test_preflight_says_that_experts_do_not_learn_and_refuses_where_nothing_would(
+    copy: pathlib.Path, world: Any
+) -> None:
+    configured(copy, lambda _: MIXTRAL)
+    base = {"name": "tiny-base", "source": f"file://{copy}"}
+    found = preflight.preflight(world(baseModel=base)).preflight
+    assert any("mixture of 4 experts" in one and "q_proj" in one for one in found.advice)
+    with pytest.raises(errors.Failure, match="targetModules: MLP"):
+        preflight.preflight(world(baseModel=base, revision="r2", training={"lora": {"targetModules": "MLP"}}))
 
 
 def test_preflight_refuses_a_model_with_a_vision_tower(copy: pathlib.Path, world: Any) -> None:

@@ -128,9 +128,9 @@ def read(file: pathlib.Path, only: str = "") -> list[Document]:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        message = f"is not valid YAML: the character U+{ord(text[error.position]):04X} must not occur; remove it"
-        raise Invalid([answer.Problem(file=str(file), line=line, message=message)]) from error
+        before, character = text[: error.position], text[error.position]
+        message = f"is not valid YAML: the character U+{ord(character):04X} must not occur; remove it"
+        raise Invalid([answer.Problem(file=str(file), line=before.count("\n") + 1, message=message)]) from error
     try:
         while loader.check_node():
             node: Any = loader.get_node()

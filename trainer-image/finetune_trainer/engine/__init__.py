@@ -3,6 +3,7 @@
     devices          the device of a process: the GPUs that its pod was granted, or the CPU; its precision
     model            the base model in memory: loading from a local folder
     lora             the adapter in the model: PEFT creates and names it, `Fast` computes it
+    adapted          which layers an adapter would learn in, before the weights are there
     layers           a decoder's layers, read from the modules of transformers
     prefix_tree      a micro-batch without padding: examples that begin with the same tokens share them
     prefixes         common prefixes of rows, as plain numbers; no torch

@@ -20,7 +20,7 @@ ADAPTER = "default"
 
 PARENTS = {
     job.Modules.ATTENTION: ("attn", "attention"),
-    job.Modules.MLP: ("mlp", "ffn", "feed_forward"),
+    job.Modules.MLP: ("mlp", "ffn", "feed_forward", "expert"),
 }
 """Parts of the name of the module around the linear layers that an adapter targets."""
 
@@ -79,12 +79,9 @@ def _forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 def targets(model: Any, modules: job.Modules) -> list[str]:
     """The names of the linear layers to adapt, without their parents': q_proj, up_proj, ... The head is never one."""
-    head = model.get_output_embeddings()
     names = set()
-    for name, module in model.named_modules():
+    for name, _ in linears(model):
         parent, _, leaf = name.rpartition(".")
-        if not isinstance(module, torch.nn.Linear) or module is head or "." not in name:
-            continue
         parts = PARENTS.get(modules)
         if parts is None or any(part in parent.rpartition(".")[2].lower() for part in parts):
             names.add(leaf)
@@ -95,6 +92,14 @@ def targets(model: Any, modules: job.Modules) -> list[str]:
             "choose AllLinear or another model",
         )
     return sorted(names)
+
+
+def linears(model: Any) -> Iterator[tuple[str, torch.nn.Linear]]:
+    """The linear layers below the top, by name, without the head."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not head and "." in name:
+            yield name, module
 
 
 def add(model: Any, spec: job.LoRA, base_name: str) -> Any:

@@ -211,9 +211,10 @@ def base_model_is_large(spec: run.Run, measured: measurements.Measurements) -> A
 def experts_do_not_learn(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     if not measured.experts or spec.training.lora.target_modules is job.Modules.ATTENTION:
         return None
+    layers = f" ({', '.join(measured.layers[:8])})" if measured.layers else ""
     text = (
-        f"The base model is a mixture of {measured.experts} experts: the adapter learns in the attention layers and in shared "
-        "experts, where the model has any; the experts themselves stay as they are. A dense model learns in all of its layers."
+        f"The base model is a mixture of {measured.experts} experts: the adapter learns in its linear layers{layers}; the "
+        "experts themselves stay as they are. A dense model learns in all of its layers."
     )
     return Advice(text, Weight.CAUTION)
 

@@ -130,32 +130,16 @@ def missing_sizes(config: dict[str, Any]) -> list[str]:
     return [] if found else list(SIZES)
 
 
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size")
 TOWERS = ("vision_config", "audio_config", "speech_config")
 
 
-def experts(config: dict[str, Any]) -> int | None:
-    """How many experts a layer has; None: the model is no mixture of experts."""
-    text = config.get("text_config") or config
-    return next((text[name] for name in EXPERTS if _size(text.get(name))), None)
-
-
-def unsuitable(config: dict[str, Any], lora: job.LoRA) -> str | None:
-    """Why the adapter that the job wants would learn nothing, or in the wrong layers; None where nothing is known against it."""
-    if tower := next((name for name in TOWERS if isinstance(config.get(name), dict)), None):
-        return (
-            f"its config.json has a {tower}: the model reads more than text, and training.lora would adapt these layers, too; "
-            "choose the model of the same family for text alone"
-        )
-    text = config.get("text_config") or config
-    count = experts(config)
-    if count and lora.target_modules is job.Modules.MLP and not any(text.get(name) for name in SHARED_EXPERTS):
-        return (
-            f"it is a mixture of {count} experts, whose weights are no linear layers, so that training.lora.targetModules: MLP "
-            "has nothing to learn in; set Attention or AllLinear"
-        )
-    return None
+def tower(config: dict[str, Any]) -> str | None:
+    """Why a model that reads more than text cannot be trained, whichever of its parts would be loaded; None: it reads text."""
+    found = next((name for name in TOWERS if isinstance(config.get(name), dict)), None)
+    return found and (
+        f"its config.json has a {found}: the model reads more than text, and training.lora would adapt these layers, too; "
+        "choose the model of the same family for text alone"
+    )
 
 
 def _size(value: Any) -> bool:

@@ -36,7 +36,9 @@ class Measurements:
     parameters: int | None = None
     """Weights of the base model, where config.json or the catalogue has it."""
     experts: int | None = None
-    """Experts of a layer of the base model; None: it is no mixture of experts."""
+    """Experts of a layer of the base model, which do not learn; None: it is no mixture of experts."""
+    layers: list[str] | None = None
+    """Names of the layers that learn; None: those of every transformer, or not known before training."""
     closed: bool = False
     """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `tokens.closed`."""
     work: float | None = None

@@ -87,13 +87,14 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
+        model = adapted_layers(spec, folder) | {"closed": encoder.closed}
         check_benchmarks(spec, data, encoder)
         collected = read_all(spec, data, encoder, work)
         reviewed = collected.review.apply_rules(collected.corpus, collected.examples)
         place = reviewed.after_split(assign(spec, reviewed))
         files = [dataclasses.asdict(entry) for entry in collected.inputs]
         check_policies(spec, store, collected.pairs, reviewed, place, files)
-        found = measure(spec, collected, reviewed, place, folder, encoder)
+        found = measure(spec, collected, reviewed, place, folder, model)
         freeze(spec, store, collected, place, encoder, work / "data")
     return answer(spec, store, found, files)
 
@@ -204,7 +205,7 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             f"{spec.base_model.source}: config.json says model_type {kind!r}, which is not a causal language model that "
             "this trainer knows; choose another base model",
         )
-    if problem := architecture.unsuitable(config, spec.training.lora):
+    if problem := architecture.tower(config):
         raise errors.Failure(reasons.Reason.MODEL_INVALID, f"{spec.base_model.source}: {problem}")
     if missing := architecture.missing_sizes(config):
         raise errors.Failure(
@@ -220,6 +221,25 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             f"{spec.base_model.source}: the tokenizer cannot be loaded ({errors.describe(error)}); the folder needs "
             "tokenizer.json and tokenizer_config.json",
         ) from error
+
+
+def adapted_layers(spec: run.Run, folder: pathlib.Path) -> dict[str, Any]:
+    """What of the base model learns, as far as it is not that of every transformer. Raises Failure(MODEL_INVALID)."""
+    if sources.check(folder, spec.base_model.source, weights=False).get("model_type") in architecture.FAST:
+        return {}
+    from finetune_trainer.engine import adapted
+
+    found = adapted.find(folder, spec.training.lora.target_modules)
+    if found is None:
+        return {}
+    if found.towers:
+        raise errors.Failure(
+            reasons.Reason.MODEL_INVALID,
+            f"{spec.base_model.source}: training.lora.targetModules: {spec.training.lora.target_modules} would adapt "
+            f"{len(found.towers)} layers that read images or sound, such as {found.towers[0]}; choose the model of the same "
+            "family for text alone",
+        )
+    return {"experts": found.experts, "layers": list(found.names)}
 
 
 def listed(spec: run.Run, store: storage.Storage) -> dict[str, list[objects.Entry]]:
@@ -370,9 +390,9 @@ def measure(
     reviewed: review.Reviewed,
     place: split.Array,
     folder: pathlib.Path,
-    encoder: tokens.Encoder,
+    model: dict[str, Any],
 ) -> measurements.Measurements:
-    """The numbers of the split. Raises Failure, see `estimate`."""
+    """The numbers of the split, beside those of the base model. Raises Failure, see `estimate`."""
     training_rows = rule.rows(place == 0)
     train = collected.corpus.select(training_rows)
     lengths = forecast.examples(train, spec.training.batch_size)
@@ -390,8 +410,7 @@ def measure(
         distinct=variety.distinct(drawn, len(training_rows)),
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
         novelty=None if novel is None else dataclasses.asdict(novel),
-        experts=architecture.experts(sources.check(folder, spec.base_model.source, weights=False)),
-        closed=encoder.closed,
+        **model,
         **estimate(spec, folder, lengths, train.examples),
     )
 
