@@ -43,6 +43,13 @@ POLICIES: dict[str, Callable[[sites.Site], list[dict[str, Any]]]] = {
     "classic-sidecar": lambda site: policies.inject_sidecar(fleet.NAMESPACE, site.images["trainer"], native=False),
 }
 """Admission policies as real clusters have them; the local registry has two names, so that a mirror can be played."""
+WORDS = {
+    "none": "No object is changed on admission",
+    "mirror": "The images of Jobs and Deployments get another registry",
+    "native-sidecar": "Every pod of a job gets an init container that stays",
+    "classic-sidecar": "Every pod of a job gets one more container, which ends only when it is stopped",
+}
+"""What each does, as the page says it."""
 
 
 @dataclasses.dataclass

@@ -11,8 +11,9 @@ from chaos import report
 MACHINE = {"model": "a CPU", "cores": "2 cores"}
 
 
-def run(name: str) -> dict[str, Any]:
-    return {"is": "run", "run": name, "seed": 7, "asked": 2, "size": 4, "machine": MACHINE, "kubernetes": "v1.36.3"}
+def run(name: str, **more: str) -> dict[str, Any]:
+    fields = {"run": name, "seed": 7, "asked": 2, "size": 4, "machine": MACHINE, "kubernetes": "v1.36.3"}
+    return {"is": "run", **fields, **more}
 
 
 def struck(name: str, number: int, fault: str = "etcd", violations: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -50,7 +51,18 @@ def test_several_runs_add_up() -> None:
 
 
 def test_an_interrupted_run_counts_its_completed_part_and_reports_it() -> None:
-    assert "| a | 7 | 1 | stopped |" in report.page([run("a"), struck("a", 1)])
+    assert "| a | 7 | none | 1 | stopped |" in report.page([run("a"), struck("a", 1)])
+
+
+def test_runs_under_an_admission_policy_are_counted_apart() -> None:
+    wrong = ("plain-1: it ended as without the fault: end is 'Failed'",)
+    clean = [run("a"), struck("a", 1), life("a"), end("a")]
+    mirrored = [run("b", policy="mirror"), struck("b", 1), struck("b", 2, violations=wrong), life("b", wrong), end("b")]
+    page = report.page([*clean, *mirrored])
+    rows = {line.split(" | ")[0]: line.split(" | ")[2:] for line in page.splitlines() if line.startswith("| ")}
+    assert rows["| none"] == ["1", "1", "0", "0 |"]
+    assert rows["| mirror"] == ["2", "1", "**1**", "**1** |"]
+    assert "| b | 7 | mirror | 2 | 3 |" in page
 
 
 def test_what_went_wrong_stands_on_the_page_with_its_rounds_and_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
