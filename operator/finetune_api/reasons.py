@@ -125,9 +125,10 @@ class Reason(enum.StrEnum):
     BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
     """No BaseModel of that name exists. `kubectl get basemodels` lists the catalogue."""
     SERVED_NAME_TAKEN = "ServedNameTaken"
-    """Another job of the namespace answers under the same served name. Set another deployment.servedModelName."""
+    """Another job of the namespace answers under the same served name: set another deployment.servedModelName. Or somebody
+    else's Service has the job's name: rename the job."""
     CREDENTIALS_MISSING = "CredentialsMissing"
-    """A Secret that the spec names is absent or lacks a key. Create it in the job's namespace."""
+    """A Secret, or the ConfigMap with certificate authorities, is absent or lacks a key. Create it in the job's namespace."""
     UNSCHEDULABLE = "Unschedulable"
     """No node fits the pod's GPU type, GPUs, CPU, memory or tolerations. The message quotes the scheduler."""
     VOLUME_UNAVAILABLE = "VolumeUnavailable"
@@ -140,7 +141,8 @@ class Reason(enum.StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     """The node cannot pull an image. Check its name and the pull secrets."""
     POD_REFUSED = "PodRefused"
-    """The API server refuses the pod, for example because of an admission policy. The message quotes it."""
+    """The API server refuses the pod, for example because of an admission policy, or its node cannot prepare it (volumes,
+    network). The message quotes them."""
     SIDECAR_NOT_READY = "SidecarNotReady"
     """A container or readiness gate that others added to the pod keeps it from starting, or a server from becoming ready; the
     message names it."""

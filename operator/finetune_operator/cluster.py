@@ -31,6 +31,8 @@ PATHS = {
 }
 REVIEW = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
 """Every authenticated user may create it."""
+UNPREPARED = {"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox"}
+"""Reasons of the events of a pod that its node cannot prepare."""
 UNVERSIONED = {"Workload"}
 """Kinds that are read in the API server's preferred version: Kueue's version has changed, the fields used here have not."""
 
@@ -284,6 +286,15 @@ class Cluster:
         events = await self.request("GET", path_of("Event", namespace), {"fieldSelector": selector})
         messages = [str(e.get("message", "")) for e in events.get("items") or []]
         return messages[-1].removeprefix("Error creating: ") if messages else ""
+
+    async def unprepared(self, namespace: str, pod: str) -> str:
+        """Why a node cannot prepare a pod (volumes, network), in the words of the pod's newest event; empty if that is another
+        one, for example of the pull of an image."""
+        selector = f"involvedObject.kind=Pod,involvedObject.name={pod}"
+        events = await self.request("GET", path_of("Event", namespace), {"fieldSelector": selector})
+        found: list[Raw] = events.get("items") or []
+        newest = max(found, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""), default={})
+        return str(newest.get("message", "")) if newest.get("reason") in UNPREPARED else ""
 
     async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
         """Record an event. `kind`: Normal or Warning."""

@@ -25,12 +25,14 @@ Every world follows from the status and the children alone: no state is kept her
 import datetime
 from collections.abc import Mapping
 
-from finetune_operator import cache, cluster, kueue, settings
+from finetune_api.reasons import Condition
+from finetune_operator import cache, cluster, conditions, kueue, settings
 from finetune_operator.observe import observation, parents, projections
 
 
 class Gatherer:
-    """Reads the cache; asks the API server only why a Job has no pods."""
+    """Reads the cache; asks the API server only why a Job has no pods, why a node does not start one, and once whether the
+    job's Service would be somebody else's."""
 
     def __init__(self, api: cluster.Cluster, facts: cache.Cache, chart: settings.Settings) -> None:
         self._api, self._facts, self._settings = api, facts, chart
@@ -45,6 +47,7 @@ class Gatherer:
             spec=parent.spec,
             entry=self._facts.catalogue.get(name) if name else None,
             name_holder=self._facts.name_holder(parent.uid),
+            service_taken=await self._service_taken(parent, kinds["Service"]),
             jobs=kinds["Job"],
             pods=tuple(kinds["Pod"].values()),
             servers=kinds["Deployment"],
@@ -56,7 +59,18 @@ class Gatherer:
             settings=self._settings,
         )
         refusals = {job.name: await self._api.refusal(parent.namespace, job.uid) for job in _without_a_pod(world)}
-        return observation.with_refusals(world, refusals)
+        unprepared = {pod.name: await self._api.unprepared(parent.namespace, pod.name) for pod in world.unprepared}
+        return observation.with_events(world, refusals, unprepared)
+
+    async def _service_taken(self, parent: parents.Parent, services: Mapping[str, projections.Service]) -> bool:
+        """Services of others are not watched. One of a job that was deleted disappears automatically."""
+        assert parent.spec is not None
+        seen = parent.status.observed_generation == parent.generation
+        accepted = seen and conditions.is_true(parent.status, Condition.ACCEPTED)
+        if accepted or not parent.spec.deployment.enabled or parent.name in services:
+            return False
+        found = await self._api.find("Service", parent.namespace, parent.name)
+        return found is not None and projections.uid_of(found) is None
 
     def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:
         known = self._facts.workloads

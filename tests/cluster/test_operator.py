@@ -253,6 +253,8 @@ def test_another_owners_service_of_the_same_name_is_not_taken_over(
         return "exists and is not this job's" in scene.condition(NAME, "Ready").get("message", "")
 
     eventually(shown, 30)
+    assert scene.condition(NAME, "Accepted")["reason"] == "ServedNameTaken"
+    assert scene.names("Job") == [], "nothing has run"
     assert control_plane.kubectl("get", "service", NAME, where, "-o=json") == before
 
 

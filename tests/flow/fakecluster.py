@@ -48,6 +48,13 @@ class Waits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unprepared:
+    """The node cannot prepare the pod: the kubelet says so in an event only."""
+
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Unschedulable:
     message: str = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
@@ -90,7 +97,7 @@ class KubeletEnds:
     disrupted: bool = False
 
 
-Play = KubeletEnds | Ends | Hangs | Waits | Unschedulable | Evicted | Silent | Crashes | ServerEnds
+Play = KubeletEnds | Ends | Hangs | Waits | Unprepared | Unschedulable | Evicted | Silent | Crashes | ServerEnds
 
 
 def stamp(time: datetime.datetime) -> str:
@@ -390,6 +397,15 @@ class FakeCluster:
         ]
         return self.refused_pods[refused[0]] if refused else ""
 
+    async def unprepared(self, namespace: str, pod: str) -> str:
+        self._ask("unprepared", "Pod", pod)
+        play = self.play(self.get("Pod", pod, namespace))
+        return play.words if isinstance(play, Unprepared) else ""
+
+    async def find(self, kind: str, namespace: str, name: str) -> Raw | None:
+        self._ask("find", kind, name)
+        return copy.deepcopy(self.objects.get((kind, namespace, name)))
+
     async def may(self, verb: str, kind: str, namespace: str) -> bool:
         return (verb, kind) not in self.lacking
 
@@ -594,6 +610,9 @@ class FakeCluster:
             new["conditions"] = [
                 {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": play.message}
             ]
+        elif isinstance(play, Unprepared):
+            waiting = {"reason": "ContainerCreating"}
+            new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"waiting": waiting}}]
         elif isinstance(play, Waits):
             waiting = {"reason": play.reason, "message": play.message}
             new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"waiting": waiting}}]

@@ -351,14 +351,47 @@ async def test_a_job_of_the_same_name_waits_until_the_old_ones_children_are_gone
     assert played.phase == Phase.READY
 
 
-async def test_another_owners_service_of_the_same_name_is_not_taken_over() -> None:
+def service_of_others(played: world.World) -> None:
+    meta = {"name": world.NAME, "namespace": "ml"}
+    played.cluster._store("Service", {"kind": "Service", "metadata": meta, "spec": {"selector": {"app": "web"}}})
+
+
+async def test_another_owners_service_of_the_same_name_is_named_before_anything_runs() -> None:
     played = start()
-    service = {
-        "kind": "Service",
-        "metadata": {"name": world.NAME, "namespace": "ml"},
-        "spec": {"selector": {"app": "web"}},
-    }
-    played.cluster._store("Service", service)
+    service_of_others(played)
+    await played.settle(until=lambda: played.is_true("Stalled"))
+    assert played.reason("Accepted") == played.reason("Ready") == Reason.SERVED_NAME_TAKEN
+    assert f"Service {world.NAME} exists and is not this job's" in played.condition("Ready").message
+    assert played.cluster.names("Job") == []
+    played.cluster.remove("Service", world.NAME)
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_a_job_without_a_server_needs_no_service_until_an_edit_adds_one() -> None:
+    played = start(**{"spec.deployment.enabled": False})
+    service_of_others(played)
+    await played.rest()
+    assert played.phase == Phase.COMPLETE
+    assert ("find", "Service", world.NAME) not in played.cluster.requests
+    played.apply()
+    await played.settle(until=lambda: played.reason("Accepted") == Reason.SERVED_NAME_TAKEN)
+    played.cluster.remove("Service", world.NAME)
+    await played.rest()
+    assert played.phase == Phase.READY
+
+
+async def test_the_services_of_others_are_read_once_for_each_edit() -> None:
+    played = start()
+    await played.rest()
+    assert played.cluster.requests.count(("find", "Service", world.NAME)) <= 2
+
+
+async def test_another_owners_service_of_the_same_name_is_not_taken_over() -> None:
+    played = start({"train": [Hangs()]})
+    await played.settle(until=played.runs("train"))
+    service_of_others(played)
+    played.let_go("train")
     await played.settle(until=lambda: played.reason("Ready") == Reason.POD_REFUSED)
     assert "exists and is not this job's" in played.condition("Ready").message
     assert played.cluster.get("Service", world.NAME)["spec"]["selector"] == {"app": "web"}

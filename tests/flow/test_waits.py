@@ -7,7 +7,7 @@ import pytest
 from finetune_api import status
 from finetune_api.reasons import WAITING, Phase, Reason, Stage
 from flow import world
-from flow.fakecluster import Ends, Hangs, Unschedulable, Waits
+from flow.fakecluster import Ends, Hangs, Unprepared, Unschedulable, Waits
 
 
 def start(script: dict | None = None, model: bool = True, **changes) -> world.World:
@@ -19,6 +19,16 @@ def start(script: dict | None = None, model: bool = True, **changes) -> world.Wo
 
 
 CONDITION = {"preflight": "PreflightPassed", "train": "Trained", "evaluate": "Evaluated", "verify": "Deployed"}
+MISSING_BUNDLE = 'MountVolume.SetUp failed for volume "ca" : configmap "company-ca" not found'
+WHAT_ONLY_EVENTS_SAY = [
+    (Unprepared(MISSING_BUNDLE), Reason.CREDENTIALS_MISSING, "(storage.caBundle, or the chart's caBundle)"),
+    (
+        Unprepared('MountVolume.SetUp failed for volume "ca" : configmap references non-existent config key: ca.crt'),
+        Reason.CREDENTIALS_MISSING,
+        "ca.crt",
+    ),
+    (Unprepared('MountVolume.SetUp failed for volume "x" : mount.nfs: timed out'), Reason.POD_REFUSED, "mount.nfs"),
+]
 WHAT_A_POD_WAITS_FOR = [
     (Unschedulable(), Reason.UNSCHEDULABLE, "Insufficient nvidia.com/gpu"),
     (
@@ -70,6 +80,32 @@ async def test_a_server_that_cannot_start_waits_and_continues_automatically(play
     assert played.phase == Phase.READY
 
 
+@pytest.mark.parametrize(("role", "kind"), [*CONDITION.items(), ("server", "Deployed")])
+@pytest.mark.parametrize("play, reason, words", WHAT_ONLY_EVENTS_SAY)
+async def test_a_pod_that_its_node_cannot_prepare_says_why_and_continues_automatically(
+    role, kind, play, reason, words
+) -> None:
+    played = start({role: [play]})
+    await played.settle(until=lambda: played.reason(kind) == played.reason("Ready") == reason)
+    assert words in played.condition("Ready").message
+    assert played.state.waiting.reason == reason
+    played.let_go(role)
+    await played.rest()
+    assert (played.phase, played.state.waiting) == (Phase.READY, None)
+
+
+async def test_events_of_a_pod_are_read_a_few_times_a_minute_and_only_while_its_node_prepares_it() -> None:
+    played = start({"train": [Unprepared("")]})
+    await played.settle(until=lambda: len(played.attempts("train")) == 1)
+    await played.wait(60)
+    asked = [verb for verb, _, _ in played.cluster.requests].count("unprepared")
+    assert 2 <= asked <= 5
+    assert played.reason("Trained") == Reason.WAITING, "the newest event is of the pull of an image"
+    played.let_go("train")
+    await played.rest()
+    assert [verb for verb, _, _ in played.cluster.requests].count("unprepared") <= asked + 1
+
+
 @pytest.mark.parametrize("stage", ["preflight", "train", "evaluate", "verify"])
 async def test_a_quota_that_refuses_a_pod_is_reported_and_waited_for(stage: str) -> None:
     played = start()
@@ -87,6 +123,7 @@ async def test_a_quota_that_refuses_a_pod_is_reported_and_waited_for(stage: str)
 STALLING = [
     (Waits("CreateContainerConfigError", 'secret "s3" not found'), Reason.CREDENTIALS_MISSING),
     (Waits("ImagePullBackOff", "no such tag"), Reason.IMAGE_PULL_FAILED),
+    (Unprepared(MISSING_BUNDLE), Reason.CREDENTIALS_MISSING),
     (
         Unschedulable("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."),
         Reason.UNSCHEDULABLE,
@@ -447,6 +484,17 @@ async def test_a_job_with_another_served_name_or_without_a_server_does_not_wait(
     another(played)
     await played.rest()
     assert accepted(played, "the-other").status == "True"
+
+
+async def test_a_complete_job_that_gets_a_server_of_a_name_that_is_taken_is_complete_no_more() -> None:
+    played = start(**{"spec.deployment.enabled": False})
+    another(played, **{"spec.deployment.servedModelName": world.NAME})
+    await played.rest()
+    assert (played.phase, accepted(played, "the-other").status) == (Phase.COMPLETE, "True")
+    played.apply()
+    await played.rest()
+    assert played.reason("Ready") == Reason.SERVED_NAME_TAKEN
+    assert world.kstatus(played.job) == "InProgress"
 
 
 async def test_an_edit_to_a_served_name_that_is_taken_waits_and_the_former_release_serves() -> None:

@@ -73,13 +73,11 @@ def test_a_bundle_adds_an_authority_to_the_public_ones(
         httpx.get(f"{url}/data/x").raise_for_status()
 
 
-def test_a_bundle_that_is_missing_is_waited_for_and_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
+def test_a_bundle_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setenv(trust.BUNDLE, str(tmp_path / "ca.crt"))
-    with pytest.raises(errors.Failure, match=r"ConfigMap.*storage\.caBundle") as caught:
+    with pytest.raises(errors.Failure, match=r"FINETUNE_CA_BUNDLE must name a file") as caught:
         trust.install()
-    assert caught.value.reason is reasons.Reason.STORAGE_UNAVAILABLE
+    assert caught.value.reason is reasons.Reason.INVALID_SPEC
 
 
 @pytest.mark.parametrize("content", ["", "company-ca", "-----BEGIN CERTIFICATE-----\nnot\n-----END CERTIFICATE-----\n"])

@@ -19,7 +19,7 @@ LINGERS = datetime.timedelta(seconds=10)
 HELD_UP = datetime.timedelta(seconds=30)
 """How long an injected container may take to start before the status names it."""
 REFUSED_AGAIN = 15.0
-"""Seconds after which a Job without a pod is checked again: whatever refuses its pods sends no event."""
+"""Seconds after which a Job without a pod is checked again: whatever refuses its pods is not watched."""
 
 
 @dataclasses.dataclass(frozen=True)

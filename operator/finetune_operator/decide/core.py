@@ -40,6 +40,7 @@ JOURNEY: tuple[Rule, ...] = (
     life.gpu_type_is_unknown,
     life.base_model_is_not_in_the_catalogue,
     life.served_name_is_taken,
+    life.service_name_is_taken,
     edits.the_spec_asks_for_other_work,
     life.failure_is_final,
     life.everything_is_done,

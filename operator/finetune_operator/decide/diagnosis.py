@@ -8,7 +8,7 @@ import pydantic
 from finetune_api import course, outcome
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
-from finetune_operator.observe import label, projections
+from finetune_operator.observe import containers, label, projections
 
 PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 EXCEEDED = re.compile(
@@ -23,6 +23,8 @@ ABOVE_LIMIT = re.compile(
     r'Invalid value: "?(?P<asked>[^":]+)"?: must be less than or equal to (?P<what>\S+) limit of (?P<limit>[^\s,\]]+)'
 )
 """A request above the limit of its container, which our pods set only where a LimitRange does."""
+ABSENT = re.compile(r'(?P<kind>configmap|secret) "[^"]+" not found|references non-existent \w+ key', re.IGNORECASE)
+"""Messages of the kubelet of a volume whose ConfigMap or Secret is absent, or lacks a key."""
 _USED = (
     r"exceeds the total limit of containers|exceeded its local ephemeral storage limit|Usage of EmptyDir volume|"
     rf"Container ({'|'.join(sorted(label.CONTAINERS))}) was using"
@@ -114,6 +116,8 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
     if pod.waiting is None or (pod.waiting.injected and pod.started is not None and pod.stage):
         return None
     seen = pod.waiting.message or pod.waiting.reason
+    if pod.waiting.reason == containers.UNPREPARED:
+        return _unprepared(pod, seen)
     if pod.waiting.reason in PULL:
         return Problem(
             Reason.IMAGE_PULL_FAILED,
@@ -132,6 +136,19 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
     if pod.waiting.injected and pod.waiting.reason == "CrashLoopBackOff":
         return held_up(pod, f"container {pod.waiting.container} ends again and again: {seen}")
     return None
+
+
+def _unprepared(pod: projections.Pod, seen: str) -> Problem:
+    """The node cannot mount a volume of the pod, or connect it to the network."""
+    if not ABSENT.search(seen):
+        text = f"the node cannot prepare pod {pod.name}: {seen}. Check the pod's claims and the node; the kubelet tries again"
+        return Problem(Reason.POD_REFUSED, text)
+    bundle = " (storage.caBundle, or the chart's caBundle)" if f'volume "{label.AUTHORITIES}"' in seen else ""
+    return Problem(
+        Reason.CREDENTIALS_MISSING,
+        f"{seen}{bundle}: create it in the job's namespace, with the key that is named; the job then continues automatically, "
+        "within two minutes.",
+    )
 
 
 def held_up(pod: projections.Pod, what: str) -> Problem:

@@ -9,6 +9,9 @@ from finetune_operator.decide import attempts, baseline, verdict
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import ENDS, World, fails
 
+UNWATCHED = datetime.timedelta(seconds=attempts.REFUSED_AGAIN)
+"""After which Services of others, and the kubelet's events, are read again."""
+
 
 def time_to_live_is_over(world: World) -> Verdict | None:
     """Scenarios J and L. Finished, not serving, and its time is up."""
@@ -84,10 +87,11 @@ def base_model_is_not_in_the_catalogue(world: World) -> Verdict | None:
 
 def served_name_is_taken(world: World) -> Verdict | None:
     """Scenarios A and N. Clients that name this model would reach another one, where a gateway routes by name. A job that was
-    accepted under its name keeps it."""
+    accepted under its name keeps it; one that was complete without a server had none."""
     recorded = (world.obs.parent.records.inputs or {}).get(revision.RELEASE)
     accepted = recorded is not None and recorded.get("servedModelName") == world.spec.deployment.served_model_name
-    if not world.obs.name_holder or accepted:
+    keeps = accepted and world.true(Condition.ACCEPTED) and not world.true(Condition.COMPLETE)
+    if not world.obs.name_holder or keeps or baseline.prompt_is_enough(world):
         return None
     name = world.spec.deployment.served_model_name or world.obs.parent.name
     return verdict.says(
@@ -96,6 +100,22 @@ def served_name_is_taken(world: World) -> Verdict | None:
         Reason.SERVED_NAME_TAKEN,
         f"FineTuneJob {world.obs.name_holder} of this namespace answers as {name}, too: set another "
         "deployment.servedModelName, or delete one of the jobs; this one then continues automatically",
+        forgets=(Condition.COMPLETE,),
+    )
+
+
+def service_name_is_taken(world: World) -> Verdict | None:
+    """Scenarios A and N. The job's Service could not be created at the end of all work: somebody else's has its name."""
+    if not world.obs.service_taken or baseline.prompt_is_enough(world):
+        return None
+    return verdict.says(
+        Condition.ACCEPTED,
+        "False",
+        Reason.SERVED_NAME_TAKEN,
+        f"Service {world.obs.parent.name} exists and is not this job's, which needs one of its own name: rename the job, or "
+        "delete that Service; the job then continues automatically",
+        forgets=(Condition.COMPLETE,),
+        again=world.obs.now + UNWATCHED,
     )
 
 
@@ -153,8 +173,14 @@ def _stalls(world: World) -> datetime.datetime | None:
     return conditions.stalls(world.state.waiting, ready.message, patience) if ready is not None else None
 
 
+def _prepared(world: World) -> datetime.datetime | None:
+    times = [world.obs.prepared_by(pod.placed) for pod in world.obs.pods if pod.preparing and pod.placed]
+    return min((time if time > world.obs.now else world.obs.now + UNWATCHED for time in times), default=None)
+
+
 def wake(world: World) -> Verdict:
-    """In every world: reconcile again when the deadline, the time to live or the patience with a waiting job has passed."""
+    """In every world: reconcile again when the deadline, the time to live or the patience with a waiting job has passed, and to
+    ask why a node does not start a pod."""
     over = world.true(Condition.SUSPENDED) or world.state.completion_time is not None
-    due = [_removal_due(world), None if over else _deadline(world), _stalls(world)]
+    due = [_removal_due(world), None if over else _deadline(world), _stalls(world), _prepared(world)]
     return Verdict(again=min((time for time in due if time is not None and time > world.obs.now), default=None))

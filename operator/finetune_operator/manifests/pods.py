@@ -220,12 +220,11 @@ Parts = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def ca_bundle(wanted: job.CaBundle | None) -> Parts:
-    """Volume, mount and variable of a bundle of certificate authorities. A ConfigMap that is missing does not keep the pod from
-    starting: the trainer says which it is."""
+    """Volume, mount and variable of a bundle of certificate authorities. The pod waits for a ConfigMap that is missing."""
     if wanted is None:
         return [], [], []
     folder, file = posixpath.split(run.CA_PATH)
     items = [{"key": wanted.key, "path": file}]
-    volume = {"name": "ca", "configMap": {"name": wanted.config_map, "items": items, "optional": True}}
-    mount = {"name": "ca", "mountPath": folder, "readOnly": True}
+    volume = {"name": label.AUTHORITIES, "configMap": {"name": wanted.config_map, "items": items}}
+    mount = {"name": label.AUTHORITIES, "mountPath": folder, "readOnly": True}
     return [volume], [mount], [{"name": "FINETUNE_CA_BUNDLE", "value": run.CA_PATH}]

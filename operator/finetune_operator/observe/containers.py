@@ -13,6 +13,8 @@ from typing import Any
 from finetune_operator.observe import label
 
 Raw = Mapping[str, Any]
+UNPREPARED = "NotPrepared"
+"""The reason of a pod whose node cannot mount its volumes or set up its network: the kubelet says so in events only."""
 
 
 def time_of(text: Any) -> datetime.datetime | None:

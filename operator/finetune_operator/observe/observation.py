@@ -7,10 +7,12 @@ from typing import Any
 
 from finetune_api import basemodel, job
 from finetune_operator import kueue, settings
-from finetune_operator.observe import parents, projections
+from finetune_operator.observe import containers, parents, projections
 
 PATIENCE = 3.0
 """Seconds without a pod after which the Job controller's events are read."""
+PREPARED = 15.0
+"""Seconds that a node may take to prepare a pod until the kubelet's events of it are read, and then again each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,21 @@ class Observation:
     settings: settings.Settings
     name_holder: str = ""
     """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
+    service_taken: bool = False
+    """A Service of the job's name exists, and is somebody else's: asked until the job is accepted."""
 
     def pods_of(self, name: str) -> list[projections.Pod]:
         """Pods of a Job or Deployment, the newest last."""
         mine = [p for p in self.pods if p.parent == name]
         return sorted(mine, key=lambda p: (p.created or datetime.datetime.min.replace(tzinfo=datetime.UTC), p.name))
+
+    @property
+    def unprepared(self) -> list[projections.Pod]:
+        """Pods that have a node, on which nothing has started, and whose status does not say why."""
+        return [pod for pod in self.pods if pod.preparing and pod.placed and self.now >= self.prepared_by(pod.placed)]
+
+    def prepared_by(self, placed: datetime.datetime) -> datetime.datetime:
+        return placed + datetime.timedelta(seconds=PREPARED)
 
     def ready(self, release: str) -> int:
         """Ready pods of a release. Its Deployment and its pods are watched apart, and the Deployment's count comes from one more
@@ -55,5 +67,12 @@ def by_kind(children: Mapping[tuple[str, str], projections.Child]) -> dict[str, 
     return found
 
 
-def with_refusals(world: Observation, refusals: Mapping[str, str]) -> Observation:
-    return dataclasses.replace(world, refusals={name: text for name, text in refusals.items() if text})
+def with_events(world: Observation, refusals: Mapping[str, str], unprepared: Mapping[str, str]) -> Observation:
+    """The world with what only events say. refusals: by Job; unprepared: by pod, in the kubelet's words."""
+    pods = tuple(
+        dataclasses.replace(pod, waiting=containers.Waiting("", containers.UNPREPARED, words))
+        if (words := unprepared.get(pod.name))
+        else pod
+        for pod in world.pods
+    )
+    return dataclasses.replace(world, pods=pods, refusals={name: text for name, text in refusals.items() if text})

@@ -90,6 +90,12 @@ class Pod:
     deleting: bool
 
     @property
+    def preparing(self) -> bool:
+        """Whether its node has not started any of its containers, and the status does not say what keeps it from that."""
+        known = self.waiting is not None and self.waiting.reason != containers.UNPREPARED
+        return self.phase == "Pending" and self.started is None and not (known or self.deleting)
+
+    @property
     def disrupted(self) -> bool:
         return bool(self.disruption)
 

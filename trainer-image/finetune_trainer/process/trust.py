@@ -20,7 +20,7 @@ VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 def install() -> None:
     """Makes all clients of this process and its children trust the authorities of BUNDLE, too.
 
-    Raises Failure for a file that is missing, which may come, or has no certificate.
+    Raises Failure for a file that is missing or has no certificate. In a cluster the kubelet has mounted it.
     """
     given = os.environ.get(BUNDLE)
     if given is None:
@@ -29,9 +29,8 @@ def install() -> None:
         own = pathlib.Path(given).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise errors.Failure(
-            reasons.Reason.STORAGE_UNAVAILABLE,
-            f"no bundle of certificate authorities is at {given} ({error.strerror}). Create the ConfigMap that "
-            "storage.caBundle (or the chart's caBundle) names, with its key, in the job's namespace.",
+            reasons.Reason.INVALID_SPEC,
+            f"no bundle of certificate authorities is at {given} ({error.strerror}): {BUNDLE} must name a file in PEM.",
         ) from None
     try:
         ssl.create_default_context(cadata=own or " ")
