@@ -474,7 +474,7 @@ def test_a_bundle_of_authorities_is_mounted_in_every_stage_and_where_models_are_
     made = [stage(which, chart=chart, **changes) for which in Stage] + [server(chart=chart, **changes)]
     for manifest in made:
         [volume] = [one for one in pod_of(manifest)["volumes"] if one["name"] == "ca"]
-        assert volume["configMap"] == {"name": name, "items": [{"key": key, "path": "ca.crt"}], "optional": True}
+        assert volume["configMap"] == {"name": name, "items": [{"key": key, "path": "ca.crt"}]}
         first = containers(manifest)[0]
         assert {"name": "ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in first["volumeMounts"]
         assert {"name": "FINETUNE_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in first["env"]
