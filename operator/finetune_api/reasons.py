@@ -133,7 +133,7 @@ class Reason(enum.StrEnum):
     """No node fits the pod's GPU type, GPUs, CPU, memory or tolerations. The message quotes the scheduler."""
     VOLUME_UNAVAILABLE = "VolumeUnavailable"
     """A PersistentVolumeClaim that the pod mounts (of a pvc:// source, or the chart's modelCache) is missing, unbound, or out of
-    the nodes' reach. The message quotes the scheduler."""
+    the nodes' reach, or a node cannot mount it. The message quotes the scheduler or the kubelet."""
     QUOTA_EXCEEDED = "QuotaExceeded"
     """A ResourceQuota or LimitRange of the namespace refuses the pod."""
     QUEUE_REFUSED = "QueueRefused"
@@ -141,8 +141,8 @@ class Reason(enum.StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     """The node cannot pull an image. Check its name and the pull secrets."""
     POD_REFUSED = "PodRefused"
-    """The API server refuses the pod, for example because of an admission policy, or its node cannot prepare it (volumes,
-    network). The message quotes them."""
+    """The API server refuses the pod, for example because of an admission policy, or its node cannot connect it to the
+    network. The message quotes them."""
     SIDECAR_NOT_READY = "SidecarNotReady"
     """A container or readiness gate that others added to the pod keeps it from starting, or a server from becoming ready; the
     message names it."""

@@ -27,7 +27,12 @@ WHAT_ONLY_EVENTS_SAY = [
         Reason.CREDENTIALS_MISSING,
         "ca.crt",
     ),
-    (Unprepared('MountVolume.SetUp failed for volume "x" : mount.nfs: timed out'), Reason.POD_REFUSED, "mount.nfs"),
+    (
+        Unprepared('MountVolume.SetUp failed for volume "x" : mount.nfs: timed out'),
+        Reason.VOLUME_UNAVAILABLE,
+        "mount.nfs",
+    ),
+    (Unprepared("Failed to create pod sandbox: no address is left"), Reason.POD_REFUSED, "no address is left"),
 ]
 WHAT_A_POD_WAITS_FOR = [
     (Unschedulable(), Reason.UNSCHEDULABLE, "Insufficient nvidia.com/gpu"),

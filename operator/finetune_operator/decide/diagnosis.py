@@ -141,8 +141,9 @@ def not_started(pod: projections.Pod | None, refusal: str) -> Problem | None:
 def _unprepared(pod: projections.Pod, seen: str) -> Problem:
     """The node cannot mount a volume of the pod, or connect it to the network."""
     if not ABSENT.search(seen):
+        reason = Reason.VOLUME_UNAVAILABLE if "volume" in seen.lower() else Reason.POD_REFUSED
         text = f"the node cannot prepare pod {pod.name}: {seen}. Check the pod's claims and the node; the kubelet tries again"
-        return Problem(Reason.POD_REFUSED, text)
+        return Problem(reason, text)
     bundle = " (storage.caBundle, or the chart's caBundle)" if f'volume "{label.AUTHORITIES}"' in seen else ""
     return Problem(
         Reason.CREDENTIALS_MISSING,
