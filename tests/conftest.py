@@ -37,10 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One for each core, as far as the memory reaches, and one more, since two of them wait for the node."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One for each core, as far as the memory reaches, and one more in a run where two of them wait for the node."""
     machine = needs.look()
-    return 1 + max(1, min(machine.cores, int(machine.memory // PROCESS)))
+    waiting = "not e2e" not in config.option.markexpr
+    return waiting + max(1, min(machine.cores, int(machine.memory // PROCESS)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,4 +1,7 @@
-"""A job that a GitOps tool pruned and applied again: what it left in S3 saves the training while the data are the same."""
+"""A job that a GitOps tool pruned and applied again: what it left in S3 saves the training while the data are the same.
+
+Changed data are trained on again: tests/trainer/test_again.py.
+"""
 
 from support import site as sites
 from support.site import BUCKET, NAMESPACE, Site
@@ -21,7 +24,7 @@ def trained(site: Site, job: sites.Job) -> bool:
     return '"message": "step"' in site.logs(pod["metadata"]["name"])
 
 
-def test_unchanged_data_are_not_trained_on_again_and_changed_data_are(site: Site) -> None:
+def test_unchanged_data_are_not_trained_on_again(site: Site) -> None:
     data = site.upload_rows("pruned/train.jsonl", sites.chats(60))
     first = completed(site, data)
     assert trained(site, first)
@@ -35,11 +38,4 @@ def test_unchanged_data_are_not_trained_on_again_and_changed_data_are(site: Site
     assert second["status"]["artifacts"]["adapter"] == first["status"]["artifacts"]["adapter"]
     assert second["status"]["evaluation"] == first["status"]["evaluation"]
     assert not trained(site, second)
-    pruned(site)
-
-    assert site.upload_rows("pruned/train.jsonl", sites.chats(60, topic="lamp")) == data
-    third = completed(site, data)
-    assert trained(site, third)
-    assert third["status"]["revision"] == first["status"]["revision"], "the spec is the same"
-    assert third["status"]["artifacts"]["adapter"]["sha256"] != first["status"]["artifacts"]["adapter"]["sha256"]
     site.delete(NAME)

@@ -5,7 +5,7 @@ from pathlib import Path
 from support import lanes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LISTED = (*lanes.BESIDE, *lanes.NODE, *lanes.CONTROL_PLANE, *lanes.SLOW)
+LISTED = (*lanes.NODE, *lanes.CONTROL_PLANE, *lanes.LONG, *lanes.BESIDE, *lanes.SLOW)
 
 
 def test_every_listed_name_is_a_file_or_a_folder() -> None:
@@ -19,10 +19,16 @@ def test_every_file_for_the_node_is_in_one_of_its_two_lanes() -> None:
     assert min(map(len, found.values())) >= 3
 
 
-def test_faults_of_the_node_come_last_in_their_lane() -> None:
+def test_faults_of_the_node_come_first_in_their_lane_and_the_upgrade_last() -> None:
     names = [f"tests/e2e/{path.name}::test" for path in (REPOSITORY / "tests" / "e2e").glob("test_*.py")]
     lane = sorted((name for name in names if lanes.of(name) == "node"), key=lanes.turn)
-    assert lane[-len(lanes.STRIKING) :] == [f"{name}::test" for name in lanes.STRIKING]
+    assert lane[: len(lanes.FIRST)] == [f"{name}::test" for name in lanes.FIRST]
+    assert lane[-1] == f"{lanes.LAST[0]}::test"
+
+
+def test_a_second_process_joins_on_the_node_after_the_longest_files() -> None:
+    beside, longest = lanes.turn(f"{lanes.BESIDE[0]}::test"), lanes.turn(f"{lanes.LONG[-1]}::test")
+    assert longest < beside < lanes.turn("tests/trainer/test_engine.py::test")
 
 
 def test_a_file_of_its_own_is_a_lane_and_slow_files_begin_before_others() -> None:

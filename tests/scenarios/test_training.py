@@ -200,10 +200,9 @@ def test_a_classification_is_judged_by_its_labels(fresh: pathlib.Path, tmp_path:
 
 
 def test_smollm2_repeats_a_word_after_a_few_examples_and_needs_no_training(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path,
 ) -> None:
     """A pretrained model, a prompt of today that does not do, and a few examples that do."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     draw = random.Random(1)
     words = [
         "apple",

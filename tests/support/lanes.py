@@ -1,29 +1,38 @@
 """Which tests share a process, and in which order, when a whole run is spread over several (`make test`, pytest -n auto).
 
-Two processes use the real node at once, one the control plane beside it; all other tests go file by file to whoever is free, slow
-files first. On the node most tests wait for their pods, so that two of them fit beside each other, except those that strike the
-node or the operator: they come last, and have it for themselves.
+One process uses the real node from the beginning on, another one the control plane; other tests go file by file to whoever is
+free, long files first. Tests that strike the node or the operator have the node for themselves. They mostly wait (a kubelet, a
+lease, a heartbeat), so that they come first, while the other processes have the trainer's tests to do. When these are done, a
+second process joins on the node, whose tests start pods and take all that the cores have.
 """
 
-STRIKING = (
-    "tests/e2e/test_chaos.py",
-    "tests/e2e/test_faults.py",
-    "tests/e2e/test_machines.py",
-    "tests/e2e/test_upgrade.py",
+FIRST = ("tests/e2e/test_chaos.py", "tests/e2e/test_faults.py", "tests/e2e/test_machines.py")
+LAST = ("tests/e2e/test_upgrade.py",)
+"""It takes all jobs and the operator away."""
+STRIKING = (*FIRST, *LAST)
+NODE = (*FIRST, "tests/e2e/test_observed.py", "tests/e2e/test_nodes.py", "tests/e2e/", *LAST)
+CONTROL_PLANE = ("tests/cluster/",)
+LONG = (
+    "tests/trainer/test_kills.py",
+    "tests/scenarios/test_training.py",
+    "tests/cli/test_run.py",
+    "tests/trainer/test_train.py",
+    "tests/trainer/test_again.py",
+    "tests/trainer/test_generate.py",
+    "tests/flow/test_any_order.py",
+    "tests/trainer/test_harness.py",
 )
-"""In this order: the last one takes all jobs and the operator away."""
-NODE = ("tests/e2e/test_observed.py", "tests/e2e/test_nodes.py", "tests/e2e/", *STRIKING)
+"""The longest files without a cluster: about as long as the tests that strike the node."""
 BESIDE = (
     "tests/e2e/test_revisions.py",
     "tests/e2e/test_refusals.py",
     "tests/e2e/test_road.py",
     "tests/e2e/test_secrets.py",
 )
-CONTROL_PLANE = ("tests/cluster/",)
-SLOW = ("tests/cli/test_run.py", "tests/scenarios/", "tests/trainer/", "tests/bench/", "tests/flow/test_any_order.py")
+SLOW = ("tests/scenarios/", "tests/trainer/", "tests/bench/")
 """What must not begin last."""
 
-_ORDER = (*BESIDE, *NODE, *CONTROL_PLANE, *SLOW)
+_ORDER = (*NODE, *CONTROL_PLANE, *LONG, *BESIDE, *SLOW)
 
 
 def of(nodeid: str) -> str:

@@ -20,10 +20,16 @@ pytestmark = pytest.mark.slow
 
 World = Callable[..., run.Run]
 
-ROUNDS = 50
-TOGETHER = 6
+ROUNDS, TOGETHER = 16, 3
+"""How often. At other moments in each run: KILLS_SEED=N tries those of a failure again."""
 STEPS = 40
 TRAINING = {"maxSteps": STEPS, "checkpoints": {"everyMinutes": 0.01}, "earlyStopping": {"patience": 100}}
+
+
+def dice() -> random.Random:
+    seed = int(os.environ.get("KILLS_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"KILLS_SEED={seed}")
+    return random.Random(seed)
 
 
 def weights(spec: run.Run) -> str:
@@ -54,7 +60,7 @@ def test_a_run_killed_or_stopped_at_any_moment_has_the_loss_curve_of_an_uninterr
     world: World, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     alone, seconds = reference(world, base, tmp_path, 1)
-    rng = random.Random(7)
+    rng = dice()
     resumed = 0
     for number in range(ROUNDS):
         spec = fresh(alone, f"round{number}")
@@ -70,12 +76,12 @@ def test_a_run_killed_or_stopped_at_any_moment_has_the_loss_curve_of_an_uninterr
             assert processes.ended(processes.start(spec, tmp_path)) == exits.Exit.DONE
         assert processes.losses(spec) == processes.losses(alone), f"round {number}, {how.name}"
         assert weights(spec) == weights(alone)
-    assert resumed > ROUNDS // 2, "most rounds are cut short"
+    assert resumed > ROUNDS // 4, "many rounds are cut short"
 
 
 def test_one_of_two_processes_is_killed_at_any_moment(world: World, base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     alone, seconds = reference(world, base, tmp_path, 2)
-    rng = random.Random(8)
+    rng = dice()
     for number in range(TOGETHER):
         spec = fresh(alone, f"round{number}")
         both = processes.together(spec, tmp_path, 2)
