@@ -67,7 +67,7 @@ def observed(
     data = site.upload_rows("observed/train.jsonl", sites.chats(60))
     held_out = site.upload_rows("observed/test.jsonl", sites.chats(400, "switch"))
     with contextlib.ExitStack() as stack:
-        discovery = stack.enter_context(prometheus.discovering(lambda selector: site.kube.items("pods", selector)))
+        discovery = stack.enter_context(prometheus.discovering(lambda selector: site.items("/api/v1/pods", selector)))
         proxy = None if site.local else stack.enter_context(site.kube.proxy())
         config = prometheus.of_cluster(prometheus.chart(install.CHART), discovery, proxy=proxy, interval="1s")
         server = stack.enter_context(prometheus.running(tmp_path_factory.mktemp("prometheus"), config))

@@ -42,10 +42,16 @@ def leaks(site: Site, text: str) -> list[str]:
     return found
 
 
+def shown(site: Site, path: str, namespace: str = NAMESPACE, **query: str) -> str:
+    """What can be read of a pod, or nothing while it cannot."""
+    with contextlib.suppress(OSError):
+        return site.raw(f"/api/v1/namespaces/{namespace}/pods/{path}", **query)
+    return ""
+
+
 def proxied(site: Site, pod: str, port: int, namespace: str = NAMESPACE) -> str:
     """What a pod's /metrics says, through the API server."""
-    path = f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics"
-    return site.kube.run("get", "--raw", path, check=False)
+    return shown(site, f"{pod}:{port}/proxy/metrics", namespace)
 
 
 class Overheard:
@@ -60,13 +66,12 @@ class Overheard:
         for pod in self.site.pods(NAME):
             name = pod["metadata"]["name"]
             for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
-                words = ("logs", name, "--namespace", NAMESPACE, "--container", container["name"])
-                if shown := self.site.kube.run(*words, check=False):
-                    self.texts[f"log of {name}/{container['name']}"] = shown
+                if text := shown(self.site, f"{name}/log", container=container["name"]):
+                    self.texts[f"log of {name}/{container['name']}"] = text
             if pod["status"]["phase"] == "Running":
                 port = 8000 if "finetune.dev/release" in pod["metadata"]["labels"] else 9400
-                if shown := proxied(self.site, name, port):
-                    self.texts[f"metrics of {name}"] = shown
+                if text := proxied(self.site, name, port):
+                    self.texts[f"metrics of {name}"] = text
         if self.site.local:
             self._processes()
 
