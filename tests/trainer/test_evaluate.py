@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from tests.trainer import tiny
 
 from finetune_api import job, reasons, results, run, status
 from finetune_trainer.evaluation import contenders
@@ -17,19 +18,28 @@ CPU = torch.device("cpu")
 EXACT, LOSS = job.Metric.EXACT_MATCH, job.Metric.LOSS
 
 
-@pytest.fixture
-def scored(world: World) -> tuple[run.Run, status.Evaluation]:
-    """A tiny model that learned its two answers by heart, evaluated."""
-    spec = world(
+@pytest.fixture(scope="module")
+def scored(base: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[run.Run, status.Evaluation]:
+    """A tiny model that learned its two answers by heart, evaluated once for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "train.jsonl").write_text(tiny.jsonl(tiny.examples(60)))
+    document = tiny.run_document(
+        f"file://{base}",
+        [f"file://{folder}/train.jsonl"],
+        f"file://{folder}/out",
         training={"maxSteps": 60},
         evaluation={
             "generation": {"maxNewTokens": 40},
             "gates": [{"metric": "ExactMatch", "minimum": 0.9, "confidence": 0.5}, {"metric": "Loss", "over": "Base"}],
         },
     )
-    preflight.preflight(spec)
-    train.train(spec, 1, 1.0)
-    answer = evaluate.evaluate(spec, None, None, 1)
+    spec = run.Run.model_validate_json(json.dumps(document))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_WORK", str(folder / "work"))
+        patch.setenv("FINETUNE_METRICS_PORT", "0")
+        preflight.preflight(spec)
+        train.train(spec, 1, 1.0)
+        answer = evaluate.evaluate(spec, None, None, 1)
     assert answer.evaluation is not None
     assert answer.report == spec.layout.report
     return spec, answer.evaluation
@@ -98,20 +108,6 @@ def test_a_second_attempt_answers_at_once(
     assert evaluate.evaluate(spec, None, None, 2).evaluation == found
 
 
-def test_another_evaluation_scores_the_same_adapter_again(scored: tuple[run.Run, status.Evaluation]) -> None:
-    spec, _ = scored
-    hard = [job.Gate(metric=EXACT, minimum=1.0), job.Gate(metric=LOSS, maximum=0.000001)]
-    changed = spec.model_copy(
-        update={"evaluation_hash": "e2", "evaluation": spec.evaluation.model_copy(update={"gates": hard})}
-    )
-    answer = evaluate.evaluate(changed, None, None, 1)
-    assert answer.evaluation is not None
-    assert answer.reason is None, "a gate that fails is no failure of the stage"
-    assert not answer.evaluation.passed
-    assert answer.message.startswith("1 of 2 gates failed: Loss at most 1e-06")
-    assert path_of(changed.layout.evaluation("e2")).is_dir()
-
-
 def test_an_adapter_that_was_replaced_is_not_scored(scored: tuple[run.Run, status.Evaluation]) -> None:
     spec, _ = scored
     with pytest.raises(errors.Failure, match="replaced"):
@@ -130,6 +126,21 @@ def test_the_report_is_one_page_without_requests(scored: tuple[run.Run, status.E
     assert "Passed." in page
     assert "ExactMatch at least 0.9" in page
     assert page.count("<details") == 6
+
+
+def test_another_evaluation_scores_the_same_adapter_again(scored: tuple[run.Run, status.Evaluation]) -> None:
+    """The last one that looks at the first evaluation: it writes another report in its place."""
+    spec, _ = scored
+    hard = [job.Gate(metric=EXACT, minimum=1.0), job.Gate(metric=LOSS, maximum=0.000001)]
+    changed = spec.model_copy(
+        update={"evaluation_hash": "e2", "evaluation": spec.evaluation.model_copy(update={"gates": hard})}
+    )
+    answer = evaluate.evaluate(changed, None, None, 1)
+    assert answer.evaluation is not None
+    assert answer.reason is None, "a gate that fails is no failure of the stage"
+    assert not answer.evaluation.passed
+    assert answer.message.startswith("1 of 2 gates failed: Loss at most 1e-06")
+    assert path_of(changed.layout.evaluation("e2")).is_dir()
 
 
 def test_plain_text_is_trained_and_scored_by_its_loss(world: World) -> None:
