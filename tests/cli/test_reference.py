@@ -28,6 +28,7 @@ def test_an_exit_code_that_the_trainer_has_means_the_same() -> None:
     assert set(ours.values()) - set(theirs.values()) == {1, answer.Exit.GATES, answer.Exit.DEFECT}
 
 
+@pytest.mark.slow
 def test_answers_of_every_verb_are_of_the_schema(job, finetune, tmp_path: pathlib.Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     file = job([*tiny.examples(60), *tiny.examples(1)])

@@ -11,6 +11,7 @@ import os
 import random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
@@ -201,6 +202,7 @@ def lives(first: tuple[str, ...], fate: list[str], length: int, roles: tuple[str
         judge(play(seed, [*first, *(dice.choice(fate) for _ in range(length))], roles))
 
 
+@pytest.mark.slow
 def test_a_job_converges_after_a_life_in_queues() -> None:
     lives(("queue", "nodes"), FATE_IN_A_QUEUE, 400, roles=("train",))
 
@@ -211,9 +213,11 @@ def test_a_job_converges_whatever_happens(seed: int, actions: list[str]) -> None
     judge(play(seed, actions))
 
 
+@pytest.mark.slow
 def test_a_job_converges_after_a_long_life() -> None:
     lives((), ACTIONS, 300)
 
 
+@pytest.mark.slow
 def test_a_job_converges_after_many_attempts_to_train_on_several_nodes() -> None:
     lives(("nodes",), FATE, 400, roles=("train",))

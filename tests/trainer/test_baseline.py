@@ -243,6 +243,7 @@ def test_losses_match_transformers_however_long_the_shared_prefixes_are(base: pa
     assert answers.losses_of(asked, BASE, rows) != tuned, "the adapter counts where it is on"
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:
     """A prompt of today, an own probe, consistency, a schema, labels, and an earlier adapter that serves."""
     (tmp_path / "general.jsonl").write_text(tiny.jsonl([{"prompt": "the quick brown", "completion": "fox"}] * 4))

@@ -94,6 +94,7 @@ def failure_of(spec: run.Run) -> errors.Failure:
 # --- Numbers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [False, True], ids=["plain", "chat"])
 def test_the_numbers_are_those_of_the_packages_own_wrapper(
     world: World, base: pathlib.Path, wanted: dict[str, Any], template: bool
@@ -144,6 +145,7 @@ def test_the_numbers_are_those_of_the_packages_own_wrapper(
     assert changed[0] != pytest.approx(changed[1], rel=1e-3), "the adapter counts where it is on"
 
 
+@pytest.mark.slow
 def test_answers_and_likelihoods_are_those_of_the_packages_own_wrapper(world: World, base: pathlib.Path) -> None:
     """Request by request, stop sequences and whether an answer is the greedy one included."""
     from lm_eval.api.instance import Instance
@@ -235,6 +237,7 @@ def test_differences_are_paired_by_question_and_have_the_sign_of_better() -> Non
 # --- A job ---
 
 
+@pytest.mark.slow
 def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: dict[str, Any]) -> None:
     spec = world(evaluation={"generation": {"maxNewTokens": 4}, "harness": wanted})
     preflight.preflight(spec)
@@ -283,6 +286,7 @@ def test_preflight_refuses_what_the_evaluation_could_not_play(world: World, data
         preflight.preflight(spec)
 
 
+@pytest.mark.slow
 def test_without_benchmarks_the_package_is_not_imported() -> None:
     code = (
         "import sys; import finetune_trainer.stages.preflight, finetune_trainer.stages.evaluate; "

@@ -518,6 +518,7 @@ def test_the_same_examples_are_judged_for_every_contender() -> None:
     assert cases == judge.cases(rules, examples, messages, 3)
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation_with_a_judge(world: World, server: tuple[Endpoint, str]) -> None:
     endpoint, url = server
     endpoint.think = lambda parts: verdict_json(

@@ -317,6 +317,7 @@ def calling_base(tmp_path: pathlib.Path) -> str:
     return f"file://{tmp_path}/calling"
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_its_calls_makes_them(world: World, calling_base: str, tmp_path: pathlib.Path) -> None:
     spec = world(
         tiny.calling(60),

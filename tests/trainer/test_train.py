@@ -205,8 +205,7 @@ def weights_of(spec: run.Run) -> str:
     return folders.sha256(path_of(spec.layout.adapter) / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("dropout", [0, 0.1])
-@pytest.mark.parametrize("step", [1, 7, 11])
+@pytest.mark.parametrize(("step", "dropout"), [(1, 0.1), (7, 0), (11, 0.1)])
 def test_a_stopped_run_resumes_to_the_same_curve_bit_for_bit(
     step: int, dropout: float, world: World, monkeypatch: pytest.MonkeyPatch, fresh: Callable[[], None]
 ) -> None:

@@ -227,6 +227,7 @@ def test_too_few_is_judged_by_what_is_left(world: World) -> None:
     assert "299 left out" in answer.preflight.findings[0]
 
 
+@pytest.mark.slow
 def test_a_row_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its text: some 120 bytes, of which 65 are the sketch."""
     made = review.Review({}, judged.encoder())

@@ -107,6 +107,7 @@ def test_batches_do_not_change_the_sketches(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(whole.valid, parts.valid)
 
 
+@pytest.mark.slow
 def test_texts_are_not_stored() -> None:
     rng = random.Random(9)
     text = " ".join(words(rng, 120))
