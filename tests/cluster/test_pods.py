@@ -14,6 +14,8 @@ from finetune_operator import settings
 from finetune_operator.decide import diagnosis
 from support import controlplane, installed, templates
 
+pytestmark = pytest.mark.cluster
+
 SMALL = {"preflight": {"requests": {"cpu": "500m", "memory": "2Gi"}}}
 EIGHT = {"parameters": 8_000_000_000}
 EVERYTHING = {
