@@ -24,6 +24,9 @@ class Training(status.Reported):
         default=None, description="Peak memory in bytes: of the GPU, or of the process on a CPU."
     )
     resumed_from: int | None = Field(default=None, description="The step of the checkpoint that the run resumed from.")
+    passes: str | None = Field(
+        default=None, description="How it was trained, where not through the trainer's own passes, and why."
+    )
     left_behind: str | None = Field(
         default=None, description="Objects that are no longer needed and stay, because the key may not delete them."
     )

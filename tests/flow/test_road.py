@@ -28,12 +28,13 @@ async def test_a_job_goes_from_its_spec_to_a_served_model(happy: world.World) ->
     assert happy.failures == []
 
 
-async def test_what_stays_behind_in_the_store_is_in_the_message_of_trained() -> None:
+async def test_what_stays_behind_in_the_store_and_how_it_was_trained_is_in_the_message_of_trained() -> None:
     answer = outcome.Outcome.model_validate_json(world.train())
     assert answer.training is not None
-    left = answer.training.model_copy(update={"left_behind": "9 objects of checkpoints stay at s3://acme/c"})
+    notes = {"left_behind": "9 objects of checkpoints stay at s3://acme/c", "passes": "through transformers' passes"}
+    left = answer.training.model_copy(update=notes)
     played = world.World({"train": [Ends(0, world.train(training=left))]})
     played.add_model()
     played.apply()
     await played.rest()
-    assert "9 objects of checkpoints stay at s3://acme/c" in played.condition("Trained").message
+    assert "through transformers' passes; 9 objects of checkpoints stay at" in played.condition("Trained").message

@@ -18,6 +18,9 @@ PRELOADED = [
     "finetune_trainer.stages.preflight",
 ]
 
+CGROUP = "TEST_CGROUP"
+"""A folder that stands for the process's cgroup, with its limit of memory."""
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
 
@@ -25,6 +28,10 @@ context.set_forkserver_preload(PRELOADED)
 def _main(run_file: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     from finetune_trainer import __main__
+    from finetune_trainer.process import machine
+
+    if limit := os.environ.get(CGROUP):
+        machine.CGROUP = pathlib.Path(limit)
 
     code = __main__.main(["train", "--run", run_file])
     os._exit(code)

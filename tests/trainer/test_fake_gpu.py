@@ -13,11 +13,11 @@ import pytest
 import torch
 import transformers
 import yaml
-from tests.trainer import fake_gpu, tiny
+from tests.trainer import decoders, fake_gpu, tiny
 
 from finetune_api import run
 from finetune_trainer.data import corpus
-from finetune_trainer.engine import decoder, flex_attention, lora, loss, model, passes
+from finetune_trainer.engine import comparison, decoder, flex_attention, lora, loss, model, passes
 from finetune_trainer.planning import memory
 from finetune_trainer.process import errors, progress
 from finetune_trainer.store import storage
@@ -143,6 +143,21 @@ def test_a_step_of_all_layers_of_the_largest_model_stays_on_the_gpu(tmp_path: pa
     with fake_gpu.tensors() as syncs:
         made.step()
     assert dict(syncs) == STEP
+
+
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_the_comparison_on_the_device_stays_there(family: str) -> None:
+    """The fake answers each difference with 1, which is allowed here."""
+    small = comparison.miniature(model.decoder(decoders.made(decoders.FAMILIES[family]())))
+    with fake_gpu.tensors() as syncs:
+        fake_gpu.move(small)
+        ours = decoder.Decoder(small, fake_gpu.CUDA)
+        syncs.clear()
+        comparison.form(ours, small, fake_gpu.CUDA, 1.0)
+    assert set(syncs) == {"comparison.equal"}
+    assert {weight.grad.device for weight in lora.parameters(small).values() if weight.grad is not None} == {
+        fake_gpu.CUDA
+    }
 
 
 def test_gradient_checkpointing_waits_no_more_often(tmp_path: pathlib.Path) -> None:

@@ -1,8 +1,12 @@
 """Several processes that train one adapter: the devices of their collectives, what their errors mean, and their siblings."""
 
+import datetime
+import os
 import pathlib
 import socket
 import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from tests.trainer import fake_gpu
 
 from finetune_api import exits, outcome, reasons, run
 from finetune_trainer.process import errors, machine
-from finetune_trainer.training import processes
+from finetune_trainer.training import processes, rendezvous
 
 ALONE = processes.SiblingProcesses([])
 
@@ -22,7 +26,7 @@ from finetune_trainer.training import processes
 processes.start_siblings(2, [])
 pathlib.Path(os.environ["FINETUNE_WORK"]).mkdir(parents=True, exist_ok=True)
 import torch
-group = processes.join(torch.device("cpu"))
+group = processes.join(torch.device("cpu"), processes.SiblingProcesses([]))
 if "FAILS":
     group.wait()
     reported = outcome.Outcome(stage="train", reason="TrainerOutOfMemory", message="out of memory on GPU 1")
@@ -33,6 +37,12 @@ assert group.local == 1 and os.environ["FINETUNE_METRICS_PORT"] == "0"
 group.wait()
 processes.leave()
 """
+
+
+def come(rank: int, stores: list[Any]) -> None:
+    """Another of two processes of a node, as far as the rendezvous; the store of the first is there as long as the list."""
+    at = os.environ[run.RENDEZVOUS]
+    stores.append(rendezvous.meet(at, rank, 2, 2, lambda: None, datetime.timedelta(seconds=30)))
 
 
 def a_port() -> int:
@@ -76,7 +86,11 @@ def test_a_process_joins_with_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPa
         torch.distributed, "init_process_group", lambda backend, **given: seen.update(given, backend=backend)
     )
     where = torch.device("cuda", 1)
-    group = processes.join(where)
+    stores: list[Any] = []
+    first = threading.Thread(target=come, args=(0, stores))
+    first.start()
+    group = processes.join(where, ALONE)
+    first.join()
     assert (group.rank, group.size, group.local, group.device) == (1, 2, 1, where)
     assert seen["backend"] == "nccl"
     assert seen["device_id"] == seen["current"] == where
@@ -117,7 +131,7 @@ def test_a_defect_between_processes_stays_what_it_is(error: RuntimeError) -> Non
 
 def test_one_process_runs_on_each_gpu_of_a_node(node: None) -> None:
     siblings = processes.start_siblings(2, [sys.executable, "-c", SIBLING.replace("FAILS", "")])
-    group = processes.join(torch.device("cpu"))
+    group = processes.join(torch.device("cpu"), siblings)
     try:
         assert (group.rank, group.size, group.local) == (0, 2, 0)
         assert group.add([], [group.rank, 1.0]) == [1.0, 2.0]
@@ -131,7 +145,7 @@ def test_one_process_runs_on_each_gpu_of_a_node(node: None) -> None:
 def test_the_failure_of_a_sibling_is_the_outcome_of_the_pod(node: None) -> None:
     """Nobody reads a further process's outcome: out of memory on GPU 1 is out of memory of the pod, tried with half the batch."""
     siblings = processes.start_siblings(2, [sys.executable, "-c", SIBLING.replace("FAILS", "yes")])
-    group = processes.join(torch.device("cpu"))
+    group = processes.join(torch.device("cpu"), siblings)
     try:
         group.wait()
         with pytest.raises(errors.Failure) as reported, processes.collectives(siblings):
@@ -150,6 +164,58 @@ def test_a_sibling_killed_without_an_outcome_is_reported_with_its_exit_code(node
     assert failure is not None
     assert failure.reason is reasons.Reason.TRAINER_ERROR
     assert "-9" in failure.message
+
+
+def test_a_sibling_that_dies_before_it_joins_is_noticed_at_once(node: None) -> None:
+    siblings = processes.start_siblings(2, [sys.executable, "-c", "raise SystemExit(3)"])
+    begun = time.monotonic()
+    with pytest.raises(errors.Failure, match="training process 1 of this node failed: it ended with exit code 3"):
+        processes.join(torch.device("cpu"), siblings)
+    assert time.monotonic() - begun < 60
+
+
+def test_a_sibling_that_lives_and_does_not_come_is_not_waited_for_longer_than_minutes(
+    node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rendezvous.NODE == 300
+    monkeypatch.setattr(rendezvous, "NODE", 1.0)
+    siblings = processes.start_siblings(2, [sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        with pytest.raises(errors.Failure, match=r"processes \[1\] of this node did not come"):
+            processes.join(torch.device("cpu"), siblings)
+    finally:
+        siblings.stop()
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_node_that_still_pulls_its_image_is_waited_for(
+    late: int, node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than for processes of this node; whichever comes last."""
+    monkeypatch.setattr(rendezvous, "NODE", 0.1)
+    at = f"127.0.0.1:{a_port()}"
+    met: dict[int, Any] = {}
+
+    def come_later(rank: int) -> None:
+        time.sleep(2.0 if rank == late else 0.0)
+        met[rank] = rendezvous.meet(at, rank, 2, 1, lambda: None, datetime.timedelta(seconds=30))
+
+    threads = [threading.Thread(target=come_later, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(met) == [0, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_never_comes_ends_the_attempt_as_sigterm_does(
+    rank: int, node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "OTHERS", 1.0)
+    monkeypatch.setattr(rendezvous, "ROUND", 0.5)
+    with pytest.raises(errors.Stopped, match=rf"nodes \[{1 - rank}\] did not come"):
+        rendezvous.meet(f"127.0.0.1:{a_port()}", rank, 2, 1, lambda: None, datetime.timedelta(seconds=30))
 
 
 def test_an_outcome_of_an_earlier_attempt_is_not_reported_again(node: None) -> None:

@@ -57,12 +57,12 @@ def _trained(world: World, answer: outcome.Outcome) -> Verdict:
         updated_at=world.now,
     )
     resumed = "" if done.resumed_from is None else f" (resumed from step {done.resumed_from})"
-    left = f"; {done.left_behind}" if done.left_behind else ""
+    notes = "".join(f"; {note}" for note in (done.passes, done.left_behind) if note)
     return verdict.says(
         Condition.TRAINED,
         "True",
         Reason.SUCCEEDED,
-        f"{done.steps} steps{resumed}, loss {done.loss:.4f}: {done.adapter.uri}{left}",
+        f"{done.steps} steps{resumed}, loss {done.loss:.4f}: {done.adapter.uri}{notes}",
         edits={"artifacts": status.Artifacts(adapter=done.adapter), "progress": whole},
         proceed=True,
     )

@@ -17,6 +17,7 @@
     fused            linear layers that read the same input, with their adapters, as one matrix product
     loss             cross-entropy of the labelled positions only, chunk by chunk
     buffers          the buffer pool: memory that micro-batches reuse
+    sharded          the frozen layers sharded over processes by FSDP2, where one device does not hold them
     comparison       our passes against transformers' own, before they are trusted
     decoding         the decoder over rows that grow token by token: the hot loop of evaluation
     kv_cache         the keys and values of these rows, and the attention over them

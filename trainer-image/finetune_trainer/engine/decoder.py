@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from finetune_trainer.engine import attention, buffers, comparison, elementwise, fused, layers, prefix_tree, sizes
-from finetune_trainer.process import log
 
 
 @dataclasses.dataclass
@@ -45,11 +44,9 @@ class Saved:
 class Decoder:
     """The layers between the embedding and the output head. One batch at a time: forward, then backward."""
 
-    def __init__(
-        self, inner: Any, where: torch.device, shards: tuple[int, int] | None = None, learns: bool = True
-    ) -> None:
-        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it; shards: see Fused; learns: whether
-        the adapters are trained, so that their dropout would matter. Raises Unknown."""
+    def __init__(self, inner: Any, where: torch.device, learns: bool = True) -> None:
+        """`inner`: the decoder of transformers, below its head, with PEFT's layers in it; learns: whether the adapters are
+        trained, so that their dropout would matter. Raises Unknown."""
         config = inner.config.get_text_config()
         self._inner, self._where = inner, where
         for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
@@ -60,7 +57,7 @@ class Decoder:
         self.final = layers.Norm(inner.norm, self.memory, "final norm")
         by_type = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
         self.layers = [
-            layers.of(number, module, config, self.memory, by_type, shards, learns)
+            layers.of(number, module, config, self.memory, by_type, learns)
             for number, module in enumerate(inner.layers)
         ]
         self._first = next((layer.number for layer in self.layers if any(part.rank for part in layer.linears)), None)
@@ -341,26 +338,29 @@ def _through(
     return norm.backward(gradient[rows], unit, factor).to(gradient.dtype)
 
 
-def of(inner: Any, where: torch.device, shards: tuple[int, int] | None = None) -> Decoder | None:
-    """Our decoder for a model of transformers without its head, after comparing both; None where they differ, or the family is
-    unknown. Where several processes hold the weights together only the form is compared: the model has no weights then."""
+def of(inner: Any, where: torch.device) -> Decoder:
+    """Our decoder for a model of transformers without its head, after comparing both. Raises Unknown where they differ, or
+    whatever else goes wrong: transformers' own passes can train the model."""
     try:
-        _compare_form(inner)  # a function of its own, so that the copy is freed before the weights are fused
-        built = Decoder(inner, where, shards)
-        if shards is None:
-            comparison.precision(built, inner, where)
+        _compare_form(inner, where)  # a function of its own, so that the copy is freed before the weights are fused
+        built = Decoder(inner, where)
+        comparison.precision(built, inner, where)
     except torch.OutOfMemoryError:
         raise
-    except Exception as problem:  # whatever it is, transformers' own passes can train the model
-        log.warning(
-            "the fast engine does not support this model; training uses transformers, more slowly",
-            differs=comparison.described(problem),
-        )
-        return None
+    except Exception as problem:
+        raise layers.Unknown(comparison.described(problem)) from problem
     return built
 
 
-def _compare_form(inner: Any) -> None:
+def _compare_form(inner: Any, where: torch.device) -> None:
     """Raises Unknown when the passes differ."""
     small = comparison.miniature(inner)
     comparison.form(Decoder(small, comparison.CPU), small)
+    if where.type != "cpu":
+        compare_on_device(small, where, inner.embed_tokens.weight.dtype)
+
+
+def compare_on_device(small: Any, where: torch.device, dtype: torch.dtype) -> None:
+    """Moves a miniature there and compares the passes as training will run them. Raises Unknown when they differ."""
+    comparison.move(small, where, dtype)
+    comparison.form(Decoder(small, where), small, where, comparison.ON_DEVICE[dtype])

@@ -6,13 +6,12 @@ The rank's columns are part of the frozen weight's own storage: they are rewritt
 parameters, so that the adapter's forward and backward pass need no pass over the outputs of their own.
 PEFT's layers stay as they are; their base weights become views of this storage.
 
-A weight that is stored otherwise (`Held`: in 4 bits, or in shards by several processes) is assembled when it is needed, in one
-buffer for all layers of its kind.
+Weights in 4 bits are decoded when they are needed, into one buffer for all layers of their kind.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,13 +29,6 @@ class Part:
     b: torch.nn.Parameter | None = None
 
 
-class Held(Protocol):
-    """Frozen weights that are not stored as one matrix."""
-
-    def put(self, out: torch.Tensor) -> None:
-        """Writes them, [outputs, inputs], into a view of the buffer."""
-
-
 class Quantised:
     """Layers of bitsandbytes in 4 bits (nf4): the frozen base of QLoRA (arXiv 2305.14314)."""
 
@@ -44,6 +36,7 @@ class Quantised:
         self._bases = bases
 
     def put(self, out: torch.Tensor) -> None:
+        """Writes them, [outputs, inputs], into a view of the buffer."""
         import bitsandbytes.functional
 
         begin = 0
@@ -54,36 +47,12 @@ class Quantised:
             begin = end
 
 
-class Sharded:
-    """Each process holds an equal share of the rows; all are gathered when they are needed, and dropped afterwards."""
-
-    def __init__(self, joined: torch.Tensor, rank: int, size: int) -> None:
-        self._shape = joined.shape
-        each = -(-joined.shape[0] // size)
-        self._part = joined.new_zeros(each, joined.shape[1])
-        mine = joined[rank * each : (rank + 1) * each]
-        self._part[: len(mine)] = mine
-        self._size = size
-
-    def put(self, out: torch.Tensor) -> None:
-        every = self._part.new_empty(self._size * len(self._part), self._part.shape[1])
-        gathering = torch.distributed.all_gather_into_tensor(every, self._part, async_op=True)
-        assert gathering is not None
-        # On a GPU the stream waits, not this process.
-        gathering.synchronize() if every.is_cuda else gathering.wait()
-        out.copy_(every[: self._shape[0]])
-
-
 class Fused:
     """Several linear layers of one input. x is [n, inputs + rank], of which the last columns are for `fill`."""
 
-    def __init__(
-        self, layers: Sequence[Any], name: str, memory: buffers.BufferPool, shards: tuple[int, int] | None = None
-    ) -> None:
-        """shards: this process's number and how many there are, where each holds a shard of the frozen weights; the layers' own
-        are freed then, and all processes must run each pass together."""
+    def __init__(self, layers: Sequence[Any], name: str, memory: buffers.BufferPool) -> None:
         self._name, self._memory = name, memory
-        self._held: Held | None = None
+        self._quantised: Quantised | None = None
         self.parts: list[Part] = []
         outputs = rank = 0
         scales = []
@@ -114,23 +83,20 @@ class Fused:
         self._columns = torch.zeros(self.outputs, rank, dtype=self._dtype, device=where)
         self._joined: torch.Tensor | None = None
         if any(hasattr(base.weight, "quant_state") for base in bases):
-            self._held = Quantised(bases)
+            self._quantised = Quantised(bases)
         else:
-            self._join(bases, shards)
+            self._join(bases)
         self.down = torch.zeros(rank, self.inputs, dtype=self._dtype, device=where)
         """[rank, inputs]: scale · A of all adapted layers."""
 
-    def _join(self, bases: list[Any], shards: tuple[int, int] | None) -> None:
+    def _join(self, bases: list[Any]) -> None:
         joined = torch.zeros(self.outputs, self.inputs + self.rank, dtype=self._dtype, device=self._memory.where)
         for part, base in zip(self.parts, bases, strict=True):
             rows = joined[part.begin : part.end, : self.inputs]
             rows.copy_(base.weight.data)
-            base.weight.data = rows if shards is None else base.weight.data.new_empty(0)
-        if shards is None:
-            self._joined = joined
-            self._columns = joined[:, self.inputs :]
-        else:
-            self._held = Sharded(joined[:, : self.inputs], *shards)
+            base.weight.data = rows
+        self._joined = joined
+        self._columns = joined[:, self.inputs :]
 
     @property
     def weight(self) -> torch.Tensor:
@@ -139,8 +105,8 @@ class Fused:
             return self._joined
         name = ("weight", self._name)
         weights = self._memory.take(name, self.outputs, self.inputs + self.rank)
-        if self._memory.claim(name, self) and self._held is not None:
-            self._held.put(weights[:, : self.inputs])
+        if self._memory.claim(name, self) and self._quantised is not None:
+            self._quantised.put(weights[:, : self.inputs])
             weights[:, self.inputs :] = self._columns
         return weights
 

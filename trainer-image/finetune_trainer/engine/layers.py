@@ -94,7 +94,6 @@ def of(
     config: Any,
     memory: buffers.BufferPool,
     by_type: bool,
-    shards: tuple[int, int] | None,
     learns: bool,
 ) -> Layer:
     """Raises Unknown. by_type: whether rotary embeddings differ by the layer's type; learns: whether dropout matters."""
@@ -114,7 +113,7 @@ def of(
         if getattr(attended, "attention_dropout", 0) or not getattr(attended, "is_causal", True):
             raise Unknown("attention with dropout, or in both directions")
         width, scale = attended.head_dim, attended.scaling
-        linears = {name: fused.Fused(group, name, memory, shards) for name, group in groups.items()}
+        linears = {name: fused.Fused(group, name, memory) for name, group in groups.items()}
         queries, keys = linears["qkv"].parts[:2]
         return Layer(
             number=number,

@@ -2,7 +2,8 @@
 
 PEFT's own forward casts every input to the adapter's float32 and keeps a copy of it for the backward pass. `Fast` saves
 the layer's input and the rank-sized product only, multiplies in the base's precision, and skips the input's gradient where
-it is not needed (below the first adapted layer). The weights stay PEFT's float32 parameters: the master copy.
+it is not needed (below the first adapted layer). The weights stay PEFT's float32 parameters: the master copy. A base weight in
+4 bits is decoded for each product and not saved, so that it may also be one that `sharded` gathers.
 """
 
 import contextlib
@@ -26,7 +27,10 @@ PARENTS = {
 
 
 class Fast(torch.autograd.Function):
-    """y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with W frozen; x [n, in], W [out, in], A [rank, in], B [out, rank]."""
+    """y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with W frozen; x [n, in], W [out, in], A [rank, in], B [out, rank].
+
+    state: how W is decoded where it is stored in 4 bits, see `decoded`.
+    """
 
     @staticmethod
     def forward(
@@ -37,43 +41,65 @@ class Fast(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
+        state: Any = None,
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        a, b = a.to(x.dtype), b.to(x.dtype)
         x_a = flat @ a.t()
-        y = torch.nn.functional.linear(flat, weight, bias)
+        y = torch.nn.functional.linear(flat, decoded(weight, state, x.dtype), bias)
         y.addmm_(x_a, b.t(), alpha=scale)
         ctx.save_for_backward(flat, x_a, weight, a, b)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.scale, ctx.shape, ctx.state = scale, x.shape, state
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, x_a, weight, a, b = ctx.saved_tensors
-        g = upstream[0].reshape(-1, weight.shape[0])
+        g = upstream[0].reshape(-1, b.shape[0])
         down = (g @ b).mul_(ctx.scale)
         grad_a = (down.t() @ flat).float()
         grad_b = (g.t() @ x_a).float().mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (g @ weight).addmm_(down, a).view(ctx.shape)
-        return grad_x, None, None, grad_a, grad_b, None
+            grad_x = (g @ decoded(weight, ctx.state, g.dtype)).addmm_(down, a).view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+def decoded(weight: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """A frozen weight [out, in]; state: of bitsandbytes, where it is stored in 4 bits."""
+    if state is None:
+        return weight
+    import bitsandbytes.functional
+
+    plain: torch.Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
+    return plain.to(dtype)
+
+
+def _frozen(base: Any, x: torch.Tensor, state: Any) -> torch.Tensor:
+    """The layer without its adapter: that of rank 0 where the weight is stored in 4 bits."""
+    if state is None:
+        plain: torch.Tensor = base(x)
+        return plain
+    a, b = x.new_empty(0, base.in_features), x.new_empty(base.out_features, 0)
+    fast: torch.Tensor = Fast.apply(x, base.weight, base.bias, a, b, 0.0, state)  # type: ignore[no-untyped-call]
+    return fast
 
 
 def _forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """The forward of a PEFT LoRA layer with `Fast`."""
     base = layer.base_layer
+    state = getattr(base, "quant_state", None)
     if layer.disable_adapters:
-        plain: torch.Tensor = base(x)
-        return plain
+        return _frozen(base, x, state)
     a, b, scale = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
     dropout = layer.lora_dropout[ADAPTER]
-    quantised = hasattr(base.weight, "quant_state")
-    if quantised or (layer.training and not isinstance(dropout, torch.nn.Identity)):
+    if layer.training and not isinstance(dropout, torch.nn.Identity):
         linear = torch.nn.functional.linear
-        result: torch.Tensor = base(x) + linear(linear(dropout(x), a.to(x.dtype)), b.to(x.dtype)) * scale
+        result: torch.Tensor = (
+            _frozen(base, x, state) + linear(linear(dropout(x), a.to(x.dtype)), b.to(x.dtype)) * scale
+        )
         return result
-    fast: torch.Tensor = Fast.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
+    fast: torch.Tensor = Fast.apply(x, base.weight, base.bias, a, b, scale, state)  # type: ignore[no-untyped-call]
     return fast
 
 

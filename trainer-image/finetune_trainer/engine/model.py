@@ -67,18 +67,6 @@ def nf4(torch_dtype: torch.dtype) -> Any:
     )
 
 
-def place(loaded: Any, head: loss.Head, where: torch.device) -> loss.Head:
-    """Moves all but the linear layers of a model to a device; returns its head there."""
-    for module in loaded.modules():
-        if not isinstance(module, torch.nn.Linear):
-            for weight in module.parameters(recurse=False):
-                weight.data = weight.data.to(where)
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(where))
-    loaded.get_output_embeddings().to(where)
-    return loss.head_of(loaded) if head.weight is not None else head
-
-
 def copy_from_file(loaded: Any) -> None:
     """Copies every weight but the linear layers' from the mapped file: the file's pages
     are freed once the linear layers are copied too, see `fused`."""

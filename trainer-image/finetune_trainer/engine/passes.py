@@ -1,7 +1,7 @@
 """Forward and backward passes of a micro-batch, behind one seam.
 
 Fast      `decoder` on a `prefix_tree`: for the families that it supports
-Plain     the modules of transformers with autograd, padded: correct for any other model, and slower
+Plain     the modules of transformers with autograd, padded: correct for any other model and for `sharded` ones, and slower
 
 `of` chooses; both return the states that predict the learned tokens, and accept their gradient.
 """
@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune_api import reasons
-from finetune_trainer.engine import decoder, lora, loss, model, prefix_tree
-from finetune_trainer.process import errors
+from finetune_trainer.engine import decoder, layers, lora, loss, model, prefix_tree
+from finetune_trainer.process import log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Engine(Protocol):
     head: loss.Head
     shares: bool
     """Whether rows with a common prefix cost less together, and nothing is padded."""
+    note: str | None
+    """Why it is not the trainer's own passes, for the status."""
 
     def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled: ...
 
@@ -50,6 +51,7 @@ class Fast:
     """The trainer's own passes."""
 
     shares = True
+    note: str | None = None
 
     def __init__(self, inner: decoder.Decoder, head: loss.Head, where: torch.device) -> None:
         self.head = head
@@ -75,8 +77,8 @@ class Plain:
 
     shares = False
 
-    def __init__(self, tuned: Any, head: loss.Head, where: torch.device) -> None:
-        self.head = head
+    def __init__(self, tuned: Any, head: loss.Head, where: torch.device, note: str | None = None) -> None:
+        self.head, self.note = head, note
         self._tuned, self._where = tuned, where
         self._states = torch.empty(0)
 
@@ -103,16 +105,22 @@ class Plain:
         lora.checkpoint_activations(self._tuned.get_base_model())
 
 
-def of(tuned: Any, head: loss.Head, where: torch.device, shards: tuple[int, int] | None = None) -> Engine:
+def of(tuned: Any, head: loss.Head, where: torch.device, *, sharded: bool = False) -> Engine:
     """The fast engine where the model's family and its output head are known, else the plain one.
 
-    shards: this process's number and the number of processes that each hold a shard of the frozen layers; see `fused.Sharded`.
+    sharded: whether the frozen layers are, see `sharded`, which works through the modules of transformers.
     """
-    built = None if head.weight is None else decoder.of(model.decoder(tuned), where, shards)
-    if built is None and shards is not None:
-        raise errors.Failure(
-            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
-            "the base model does not fit into one GPU, and the trainer cannot shard its family over several "
-            "(Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3); choose a larger resources.gpuType or a smaller base model",
+    if sharded:
+        return Plain(
+            tuned, head, where, "through transformers' passes, since its layers are sharded over the processes"
         )
-    return Plain(tuned, head, where) if built is None else Fast(built, head, where)
+    try:
+        if head.weight is None:
+            raise layers.Unknown("its output head is of an unknown kind")
+        return Fast(decoder.of(model.decoder(tuned), where), head, where)
+    except layers.Unknown as problem:
+        log.warning(
+            "the fast engine does not support this model; training uses transformers, more slowly", differs=str(problem)
+        )
+        seen = str(problem)[:300]
+        return Plain(tuned, head, where, f"through transformers' passes, since the trainer's own do not apply: {seen}")

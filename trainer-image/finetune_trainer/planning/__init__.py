@@ -6,10 +6,11 @@
     architecture  the numbers of a base model's config.json, or of the catalogue
     workload      the input of the estimates: model, settings, examples, device
     memory        memory of LoRA training, buffer by buffer
+    parallelism   whether each process holds the base model, or a part of it
     inference     memory of baseline, evaluation and serving
     forecast      what fits where, and what to change where it does not
     epoch_count   the number of epochs
     effort        estimated duration and price
 
-architecture, workload -> memory -> forecast; measurements -> advisor -> verdict
+architecture, workload -> memory -> parallelism -> forecast; measurements -> advisor -> verdict
 """

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from finetune_api import job, run
 from finetune_trainer.data import corpus
-from finetune_trainer.planning import architecture, memory, workload
+from finetune_trainer.planning import architecture, memory, parallelism, workload
 from finetune_trainer.process import machine
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -68,23 +68,15 @@ def available(spec: run.Run) -> int:
     return size(spec.memory) if spec.memory else UNKNOWN
 
 
-def cannot_fit(case: workload.Workload, capacity: int) -> bool:
-    """Whether weights and adapter alone need more than the memory, even when all processes shard the layers."""
-    sharded = dataclasses.replace(case, device=dataclasses.replace(case.device, shards=case.device.processes))
-    return all(
-        measured.weights + measured.adapter > capacity
-        for measured in (memory.memory(one, 1, checkpointing=True) for one in (case, sharded))
-    )
-
-
 # -- what to change --
 
 
 def advice(case: workload.Workload, capacity: int) -> str | None:
     """A sentence for a run that does not fit by the estimate: what it needs at least, and single changes that help."""
-    measured = memory.setup(case, capacity)
-    if memory.fits(measured.memory, capacity, case.device):
+    plan = parallelism.choose(case, capacity)
+    if plan.fits:
         return None
+    measured = plan.setup
     needs, has = memory.text(measured.memory.needed), memory.text(capacity)
     helps = [text for text, other in _changes(case) if _fits(other, capacity)]
     field = "a larger resources.gpuType" if not case.device.cpu else "more resources.requests.memory"
@@ -97,7 +89,7 @@ def advice(case: workload.Workload, capacity: int) -> str | None:
 
 
 def _fits(case: workload.Workload, capacity: int) -> bool:
-    return memory.fits(memory.setup(case, capacity).memory, capacity, case.device)
+    return parallelism.choose(case, capacity).fits
 
 
 def _sufficient(measured: memory.Setup, case: workload.Workload) -> int:

@@ -24,9 +24,13 @@ COPIES = 28
 """Bytes per adapter weight, on the host: the best adapter (4), its successor while it is copied (4), and a checkpoint that is
 being saved: value and moments (12), and the moments again as the bytes of their file (8)."""
 
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per weight in 4 bits with double quantisation: half a byte, a byte for each block of 64, 4 for each 256 of these
+NF4, CONSTANTS = 0.5, 1 / 64 + 4 / (64 * 256)
+"""Bytes per weight in 4 bits with double quantisation: half a byte; a byte for each block of 64, and 4 for each 256 of these
 (arXiv 2305.14314)."""
+
+GATHERED = 3
+"""Layers that FSDP2 holds at once: the one that runs, and the next one as it arrives and as it is laid out (torch's
+documentation of fully_shard)."""
 
 LIBRARIES = {"cpu": 810 * MIB, "cuda": 1024 * MIB}
 """On a CPU: Python, torch, transformers, peft and what they import (torch's compiler and bitsandbytes too), measured; on a GPU:
@@ -126,19 +130,28 @@ def _weights(case: Workload) -> list[Term]:
     device, layers = case.device, case.shape.numbers.layers
     linear = layers * sum(one.weights for one in case.linears)
     rest = case.parameters - linear
-    # layers in 4 bits are not sharded: each process has them whole
-    saved_layers = math.ceil(linear * NF4 if case.quantised else linear * device.width / device.shards)
+    each = NF4 if case.quantised else device.width
     found = [
         Term(Purpose.WEIGHTS, "embedding, output head, norms", rest * device.width),
-        Term(Purpose.WEIGHTS, "linear layers" + (" in 4 bits" if case.quantised else ""), saved_layers),
+        Term(
+            Purpose.WEIGHTS,
+            "linear layers" + (" in 4 bits" if case.quantised else "") + (", sharded" if device.shards > 1 else ""),
+            math.ceil(linear * each / device.shards),
+        ),
     ]
+    if case.quantised:
+        found.append(Term(Purpose.WEIGHTS, "constants of the 4 bits", math.ceil(linear * CONSTANTS)))
     if case.fast:
         columns = layers * sum(one.adapter for one in case.linears)
         found.append(Term(Purpose.WEIGHTS, "adapter's columns", columns * device.width))
-    if case.quantised or device.shards > 1:
+    if device.shards > 1:
+        found.append(Term(Purpose.WEIGHTS, "gathered layers", math.ceil(GATHERED * linear / layers * each)))
+    if case.quantised and case.fast:
         kinds = [one.outputs * (one.inputs + one.rank) for one in case.linears]
-        text = "one layer's assembled weights"
-        found.append(Term(Purpose.WEIGHTS, text, (sum(kinds) + max(kinds)) * device.width))
+        found.append(Term(Purpose.WEIGHTS, "one layer's decoded weights", (sum(kinds) + max(kinds)) * device.width))
+    elif case.quantised:
+        largest = case.shape.numbers.hidden_size * max(case.shape.numbers.intermediate_size, case.shape.queries)
+        found.append(Term(Purpose.WEIGHTS, "one linear layer's decoded weights", largest * device.width))
     return found
 
 

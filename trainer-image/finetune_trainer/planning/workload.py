@@ -39,7 +39,7 @@ class Device:
     processes: int = 1
     """Processes that train together, each with a part of a step's examples."""
     shards: int = 1
-    """Processes that shard the frozen layers."""
+    """Processes that shard the frozen layers: 1, or all; `parallelism` decides."""
     compiled: bool = True
     """Whether FlexAttention can be compiled on a GPU, as in the trainer image; else its mask is over the whole micro-batch."""
 
@@ -63,7 +63,9 @@ class Workload:
 
     @property
     def fast(self) -> bool:
-        """Whether the fast engine trains it: as chosen, or before that by the family."""
+        """Whether the fast engine trains it: as chosen, or before that by the family. It does not train sharded layers."""
+        if self.device.shards > 1:
+            return False
         if self.chosen is not None:
             return self.chosen
         return self.shape.fast and not self.training.lora.dropout

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import job, reasons, run
-from finetune_trainer.planning import architecture, forecast, memory, workload
+from finetune_trainer.planning import architecture, forecast, memory, parallelism, workload
 from finetune_trainer.process import errors, machine
 from finetune_trainer.store import sources, storage
 
@@ -40,15 +40,20 @@ class Variant:
     """A variant of the run, and the memory that it needs."""
 
     name: str
-    setup: memory.Setup
+    plan: parallelism.Plan
     fits: bool | None
     """None where the available memory is unknown."""
+
+    @property
+    def setup(self) -> memory.Setup:
+        return self.plan.setup
 
     def document(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "microBatchTokens": self.setup.tokens,
             "gradientCheckpointing": self.setup.checkpointing,
+            "parallelism": self.plan.parallelism,
             "bytes": self.setup.memory.total,
             "fits": self.fits,
         }
@@ -78,7 +83,7 @@ class Estimate:
             "device": self.case.device.kind,
             "precision": "Float32" if self.case.device.width == 4 else "BFloat16",
             "compiledAttention": self.case.device.compiled and not self.case.device.cpu,
-            "engine": "fast" if self.case.fast else "plain",
+            "engine": "fast" if self.chosen.plan.case.fast else "plain",
             "examples": {**dataclasses.asdict(self.case.examples), "measured": self.measured},
             "memory": None if self.available == forecast.UNKNOWN else self.available,
             "chosen": {**self.chosen.document(), "terms": terms},
@@ -148,9 +153,8 @@ def folder(spec: run.Run, work: pathlib.Path) -> pathlib.Path | None:
 
 
 def variant(name: str, case: workload.Workload, available: int) -> Variant:
-    setup = memory.setup(case, available)
-    fits = None if available == forecast.UNKNOWN else memory.fits(setup.memory, available, case.device)
-    return Variant(name, setup, fits)
+    plan = parallelism.choose(case, available)
+    return Variant(name, plan, None if available == forecast.UNKNOWN else plan.fits)
 
 
 def variants(case: workload.Workload) -> Iterator[tuple[str, workload.Workload]]:
@@ -171,9 +175,10 @@ def text(found: Estimate) -> str:
     where = "CPUs" if case.device.cpu else "a GPU" if case.device.processes == 1 else f"{case.device.processes} GPUs"
     capacity = "" if found.available == forecast.UNKNOWN else f" of {memory.text(found.available)}"
     verdict = {None: "", True: ": fits", False: ": does not fit"}[found.chosen.fits]
+    sharded = "; the layers are sharded over them (FSDP2)" if found.chosen.plan.sharded else ""
     lines = [
         f"{found.run.name}: {training.method} of rank {training.lora.rank} on {found.run.base_model.name} "
-        f"({numbers.layers} layers, {case.parameters / 1e9:.3g} billion weights), {where}",
+        f"({numbers.layers} layers, {case.parameters / 1e9:.3g} billion weights), {where}{sharded}",
         f"{training.batch_size} examples per step, the longest of {lengths.longest} tokens, {lengths.average:.0f} on average; "
         f"{lengths.step:.0f} tokens per step, with shared prompts counted once ({origin})",
         "",
@@ -185,7 +190,7 @@ def text(found: Estimate) -> str:
     ]
     if found.gpus:
         lines += ["", *_table("gpuType", found.gpus, {name: f"{gib}Gi" for name, gib in GPUS.items()})]
-    if not case.device.cpu and case.fast:
+    if not case.device.cpu and found.chosen.plan.case.fast:
         lines += ["", IMAGE]
     if found.advice:
         lines += ["", found.advice[0].upper() + found.advice[1:]]

@@ -27,6 +27,7 @@ from finetune_trainer.planning import (
     inference,
     measurements,
     memory,
+    parallelism,
     verdict,
     workload,
 )
@@ -428,14 +429,14 @@ def estimate(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, ex
     remedy = forecast.advice(wanted, available)
     later = list(inference.shortages(spec, wanted))
     fatal = [one.text for one in later if one.fatal]
-    if remedy and spec.gpus and forecast.cannot_fit(wanted, available):
+    if remedy and spec.gpus and parallelism.cannot_fit(wanted, available):
         fatal.insert(0, remedy)
     if fatal:
         raise errors.Failure(reasons.Reason.INSUFFICIENT_GPU_MEMORY, " ".join(fatal))
-    setup = memory.setup(wanted, available)
+    plan = parallelism.choose(wanted, available)
     return {
-        "memory": memory.text(setup.memory.total),
+        "memory": memory.text(plan.setup.memory.total),
         "memory_advice": " ".join([*([remedy] if remedy else []), *(one.text for one in later)]) or None,
         "parameters": wanted.parameters,
-        "work": effort.work(wanted, setup, examples),
+        "work": effort.work(plan.case, plan.setup, examples),
     }

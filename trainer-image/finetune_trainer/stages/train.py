@@ -7,7 +7,6 @@ k steps, a kill, and N - k steps of the next attempt.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -16,15 +15,12 @@ import torch
 
 from finetune_api import job, outcome, reasons, run
 from finetune_trainer.data import corpus
-from finetune_trainer.engine import devices, lora, model, passes
+from finetune_trainer.engine import devices, lora, model, passes, sharded
 from finetune_trainer.evaluation import feasible
-from finetune_trainer.planning import forecast, memory, workload
+from finetune_trainer.planning import forecast, memory, parallelism, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
 from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes
-
-SHARE = 0.7
-"""Share of a GPU's memory for frozen weights and adapter; the rest is for activations."""
 
 
 def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
@@ -41,7 +37,7 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
     where = devices.of(processes.number("LOCAL_RANK", 0))
     try:
         with processes.collectives(siblings):
-            group = processes.join(where)
+            group = processes.join(where, siblings)
             return run_process(spec, store, group, where, attempt, scale)
     finally:
         processes.leave()
@@ -66,16 +62,16 @@ def run_process(
     if not group.local:
         group.wait()
     data = corpus.load(store, spec.layout.data, folder, spec.training)
-    shards = sharding(spec, folder, group, where)
+    planned = parallel(spec, folder, data, group, where)
+    shares = planned is not None and planned.sharded
     quantised = spec.training.method is job.Method.QLORA
-    base = model.load(folder, spec.training.precision, torch.device("cpu") if shards else where, quantised)
-    head = model.head(base)
-    if shards:
-        head = model.place(base, head, where)
+    base = model.load(folder, spec.training.precision, torch.device("cpu") if shares else where, quantised)
 
     # adapter and optimizer
     torch.manual_seed(spec.training.seed)
     tuned = lora.add(base, spec.training.lora, spec.base_model.name)
+    if shares:
+        sharded.shard(tuned, where)
     for weight in lora.parameters(tuned).values():
         weight.data = weight.data.to(where)
     weights = lora.parameters(tuned)
@@ -83,14 +79,14 @@ def run_process(
 
     # engine
     counted = None if quantised else sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
-    engine = passes.of(tuned, head, where, shards)
+    engine = passes.of(tuned, model.head(base), where, sharded=shares)
 
     # plan
     plan = batches.plan(data.train.examples, spec.training)
-    device = workload.Device(
-        where.type, base.dtype.itemsize, group.size, group.size if shards else 1, machine.c_compiler()
-    )
-    setup = micro_batch(spec.training, folder, data, device, counted, engine.shares, model.memory(where), scale)
+    case = None
+    if planned is not None:
+        case = dataclasses.replace(planned.case, counted=counted, chosen=engine.shares)
+    setup = micro_batch(spec.training, data, case, model.memory(where), scale)
     if setup.checkpointing:
         engine.checkpoint()
     goal = objective.of(spec.training)
@@ -109,7 +105,7 @@ def run_process(
         saver,
         reporter,
         where,
-        sharded=shards is not None,
+        sharded=shares,
     )
 
     # steps
@@ -127,6 +123,7 @@ def run_process(
         gradient_checkpointing=setup.checkpointing,
         engine=type(engine).__name__.lower(),
         processes=group.size,
+        parallelism=planned and planned.parallelism,
         threads=torch.get_num_threads(),
     )
     resumed_from = training_loop.state.step or None
@@ -163,64 +160,56 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
 
 def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
     validation = "" if training.validation_loss is None else f", validation loss {training.validation_loss:.3f}"
-    left = f"; {training.left_behind}" if training.left_behind else ""
+    notes = "".join(f"; {note}" for note in (training.passes, training.left_behind) if note)
     text = (
-        f"{training.steps} steps in {progress.duration(training.seconds)}, loss {training.loss:.3f}{validation}{left}"
+        f"{training.steps} steps in {progress.duration(training.seconds)}, loss {training.loss:.3f}{validation}{notes}"
     )
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
 
-def sharding(
-    spec: run.Run, folder: pathlib.Path, group: processes.ProcessGroup, where: torch.device
-) -> tuple[int, int] | None:
-    """(rank, size) where the processes must shard the frozen layers, since they do not fit into one GPU; else None.
+def parallel(
+    spec: run.Run, folder: pathlib.Path, data: corpus.Splits, group: processes.ProcessGroup, where: torch.device
+) -> parallelism.Plan | None:
+    """Whether every process holds the base model or a part of it, by the memory of the smallest device; None where config.json
+    uses other names.
 
-    Raises Failure(InsufficientGpuMemory) when the weights do not fit in any way.
+    Raises Failure(InsufficientGpuMemory) when weights and adapter fit in neither way.
     """
-    if forced := os.environ.get("FINETUNE_SHARD"):
-        return (group.rank, group.size) if forced == "1" and group.size > 1 else None
-    if where.type != "cuda":
-        return None
-    device = workload.Device("cuda", processes=group.size)
-    wanted = forecast.of_folder(folder, spec.training, workload.Examples.of_one_kind(1, 1), device)
+    width = devices.dtype(spec.training.precision, where).itemsize
+    device = workload.Device(where.type, width, group.size, compiled=machine.c_compiler())
+    examples = forecast.examples(data.train, spec.training.batch_size)
+    wanted = forecast.of_folder(folder, spec.training, examples, device)
     if wanted is None:
         return None
-    minimum, available = memory.memory(wanted, 1, checkpointing=True), model.memory(where)
-    if minimum.weights + minimum.adapter <= SHARE * available:
-        return None
-    sharded = minimum.weights / group.size if spec.training.method is job.Method.LORA else minimum.weights
-    if group.size > 1 and sharded + minimum.adapter <= SHARE * available:
-        log.info(
-            "the base model is sharded over the processes", weights=memory.text(minimum.weights), processes=group.size
+    available = -group.maximum(-model.memory(where))
+    plan = parallelism.choose(wanted, available)
+    if where.type == "cuda" and parallelism.cannot_fit(wanted, available):
+        needed = memory.memory(plan.case, 1, checkpointing=True)
+        raise errors.Failure(
+            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+            f"weights and adapter need {memory.text(needed.weights + needed.adapter)} on each of {group.size} GPUs, which have "
+            f"{memory.text(available)}; choose a larger resources.gpuType, more resources.gpus, training.method QLoRA, or a "
+            "smaller base model",
         )
-        return group.rank, group.size
-    raise errors.Failure(
-        reasons.Reason.INSUFFICIENT_GPU_MEMORY,
-        f"weights and adapter need {memory.text(minimum.weights + minimum.adapter)}, each of {group.size} GPUs has "
-        f"{memory.text(available)}; choose a larger resources.gpuType, more resources.gpus, training.method QLoRA, or a smaller "
-        "base model",
-    )
+    if plan.sharded:
+        log.info(
+            "the base model is sharded over the processes (FSDP2) and trained through transformers",
+            weights=memory.text(plan.setup.memory.weights),
+            processes=group.size,
+            memory=memory.text(available),
+        )
+    return plan
 
 
 def micro_batch(
-    training: job.Training,
-    folder: pathlib.Path,
-    data: corpus.Splits,
-    device: workload.Device,
-    counted: int | None,
-    fast: bool,
-    there: int,
-    scale: float,
+    training: job.Training, data: corpus.Splits, case: workload.Workload | None, available: int, scale: float
 ) -> memory.Setup:
     """Micro-batch and gradient checkpointing of the engine that was chosen, by the memory estimate.
 
-    counted: the base model's weights, where their number is known; there: bytes of memory; scale: below 1 after an out-of-memory.
+    available: bytes of memory; scale: below 1 after an out-of-memory.
     """
-    examples = forecast.examples(data.train, training.batch_size)
-    wanted = forecast.of_folder(folder, training, examples, device)
-    setup = memory.Setup(examples.longest, True, memory.Memory())
-    if wanted is not None:
-        setup = memory.setup(dataclasses.replace(wanted, counted=counted, chosen=fast), there)
+    longest = forecast.examples(data.train, training.batch_size).longest
+    setup = memory.Setup(longest, True, memory.Memory()) if case is None else memory.setup(case, available)
     if scale < 1:
         checkpointing = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
         setup = dataclasses.replace(setup, tokens=max(1, int(setup.tokens * scale)), checkpointing=checkpointing)
@@ -260,6 +249,7 @@ def deliver(
         "seconds": round(state.seconds, 1),
         "peak_memory": model.peak(training_loop.where),
         "resumed_from": resumed_from,
+        "passes": training_loop.engine.note,
     }
     training_loop.saver.settle(60)
     (folder / "training.json").write_text(json.dumps({"history": state.history, "validations": state.validations}))

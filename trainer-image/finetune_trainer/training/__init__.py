@@ -6,5 +6,6 @@ batches     which examples each step sees, and how a step is cut into micro-batc
 checkpoint  everything needed to resume exactly: safetensors and JSON
 watchdogs   signs that training does not work, each with what to try
 processes   several processes that train one adapter: ranks, and sums over all of them
+rendezvous  where they meet, and how long they wait for each other
 adapter     the adapter as files in PEFT's layout, checked against what vLLM refuses or silently ignores
 """

@@ -23,9 +23,10 @@ import torch
 
 from finetune_api import exits, outcome, reasons, run
 from finetune_trainer.process import errors, log, machine
+from finetune_trainer.training import rendezvous
 
 PATIENCE = datetime.timedelta(minutes=30)
-"""How long a process waits for the others: loading the model, or a validation, may take longer there."""
+"""How long a process of the group waits for the others: loading the model, or a validation, may take longer there."""
 
 PEER_GONE = (
     "gloo/transport",  # closed, reset, broken or timed out: the network's part of gloo
@@ -124,25 +125,28 @@ def shared_folder() -> pathlib.Path:
     return pathlib.Path(named) if named else machine.work()
 
 
-def join(where: torch.device) -> ProcessGroup:
-    """Joins the group of all processes, each on its own device. Raises DistStoreError or DistNetworkError when the others do
-    not come."""
+def join(where: torch.device, siblings: "SiblingProcesses") -> ProcessGroup:
+    """Joins the group of all processes, each on its own device. Raises as `rendezvous.meet`, and as `SiblingProcesses.check`."""
     nodes, per_node = number(run.NODES, 1), number("LOCAL_WORLD_SIZE", 1)
     size = number("WORLD_SIZE", nodes * per_node)
     if size == 1:
         return ProcessGroup()
     local = number("LOCAL_RANK", 0)
     rank = number("RANK", number(run.NODE, 0) * per_node + local)
-    rendezvous = os.environ.get(run.RENDEZVOUS) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    log.info("joining the other training processes", rank=rank, size=size, at=rendezvous)
+    at = os.environ.get(run.RENDEZVOUS) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    log.info("joining the other training processes", rank=rank, size=size, at=at)
     on_gpu = where.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(where)
         # Errors are raised here, in the main thread; otherwise NCCL's watchdog aborts the process without an outcome.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    # torchrun has a store of its own there, and watches its processes.
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    store = None if torchrun else rendezvous.meet(at, rank, size, per_node, siblings.check, PATIENCE)
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=f"tcp://{rendezvous}",
+        init_method=f"tcp://{at}" if torchrun else None,
+        store=store,
         rank=rank,
         world_size=size,
         timeout=PATIENCE,
@@ -217,6 +221,13 @@ class SiblingProcesses:
             reported.reason or reasons.Reason.TRAINER_ERROR,
             f"training process {local} of this node failed: {reported.message}",
         )
+
+    def check(self) -> None:
+        """Raises Failure when one of them has ended with an error, Stopped when one was told to stop."""
+        if self._failed() and (failure := self.failure()):
+            raise failure
+        if any(code is not None for code in self._codes()):
+            raise errors.Stopped("another training process of this node has ended")
 
     def _codes(self) -> list[int | None]:
         return [process.poll() for process in self.started]

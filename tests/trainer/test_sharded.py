@@ -1,0 +1,120 @@
+"""A base model that one device does not hold: sharded over processes by FSDP2, with the losses of a process that holds it whole.
+
+Real processes of the training stage over gloo, whose memory is limited so that the plan shards.
+"""
+
+import json
+import pathlib
+import random
+import time
+from typing import Any
+
+import pytest
+from tests.trainer import processes, tiny
+
+from finetune_api import exits, run
+from finetune_trainer.data import corpus
+from finetune_trainer.planning import forecast, parallelism, workload
+from finetune_trainer.stages import preflight, train
+from finetune_trainer.store import storage
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-4
+"""Of a loss in float32, relative: the sums of two processes in another order, and passes through autograd instead of our own."""
+
+STEPS = 12
+
+TRAINING: dict[str, Any] = {
+    "precision": "Float32",
+    "maxSteps": STEPS,
+    "batchSize": 8,
+    "learningRate": 0.001,
+    "checkpoints": {"everyMinutes": 0.01},
+    "earlyStopping": {"patience": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A base model whose layers are most of it."""
+    folder = tmp_path_factory.mktemp("layered") / "base"
+    tiny.make_tiny_model(folder, hidden=256, layers=12)
+    return folder
+
+
+def made(folder: pathlib.Path, base: pathlib.Path, revision: str, **training: Any) -> run.Run:
+    (folder / "train.jsonl").write_text(tiny.jsonl(tiny.examples(60)))
+    document = tiny.run_document(
+        f"file://{base}", [f"file://{folder}/train.jsonl"], f"file://{folder}/out", training={**TRAINING, **training}
+    )
+    spec = run.Run.model_validate_json(json.dumps({**document, "revision": revision}))
+    preflight.preflight(spec)
+    return spec
+
+
+def limit(spec: run.Run, base: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
+    """The environment of processes whose memory holds the model only when two share it."""
+    data = corpus.load(storage.of(spec.storage), spec.layout.data, base, spec.training)
+    examples = forecast.examples(data.train, spec.training.batch_size)
+    case = forecast.of_folder(base, spec.training, examples, workload.Device("cpu", 4, 2))
+    assert case is not None
+    mib = next(
+        size for size in range(2048, 512, -1) if parallelism.choose(case, size << 20).sharded
+    )  # the largest memory
+    assert parallelism.choose(case, mib << 20).fits
+    (folder / "cgroup").mkdir(exist_ok=True)
+    (folder / "cgroup" / "memory.max").write_text(str(mib << 20))
+    return {processes.CGROUP: str(folder / "cgroup")}
+
+
+def end(started: list[Any]) -> list[int]:
+    return [processes.ended(process) for process in started]
+
+
+def note(spec: run.Run) -> str:
+    """What the status says of the passes."""
+    found = train.train(spec, 1, 1.0).training  # it was trained before: the stored outcome
+    assert found is not None
+    return found.passes or ""
+
+
+def again(spec: run.Run, revision: str) -> run.Run:
+    other = spec.model_copy(update={"revision": revision})
+    preflight.preflight(other)
+    return other
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_two_processes_that_share_the_base_learn_what_one_learns_that_holds_it(
+    method: str, layered: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    whole = made(tmp_path, layered, "whole", method=method)
+    assert end([processes.start(whole, tmp_path)]) == [exits.Exit.DONE]
+    shared = again(whole, "shared")
+    assert end(processes.together(shared, tmp_path, 2, **limit(shared, layered, tmp_path))) == [0, 0]
+    assert "sharded over the processes" in note(shared)
+    assert note(whole) == ""
+    assert processes.losses(shared) == pytest.approx(processes.losses(whole), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_a_sharded_run_that_is_killed_resumes_with_two_processes_or_with_one(
+    method: str, layered: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    alone = made(tmp_path, layered, "alone", method=method)
+    limited = limit(alone, layered, tmp_path)
+    begun = time.monotonic()
+    assert end(processes.together(alone, tmp_path, 2, **limited)) == [0, 0]
+    seconds = time.monotonic() - begun
+    for count in (2, 1):
+        killed = again(alone, f"killed{count}")
+        both = processes.together(killed, tmp_path, 2, **limited)
+        time.sleep(random.Random(count).uniform(0.6, 0.9) * seconds)
+        both[1].kill()
+        codes = end(both)
+        assert codes[0] in (exits.Exit.DONE, exits.Exit.STOPPED), codes
+        second = processes.together(killed, tmp_path, count, **(limited if count > 1 else {}))
+        assert end(second) == [0] * count
+        exact = {"rel": 0.0, "abs": 0.0} if count == 2 else {"rel": TOLERANCE}
+        assert processes.losses(killed) == pytest.approx(processes.losses(alone), **exact)
