@@ -112,12 +112,8 @@ class Reason(enum.StrEnum):
     not count as a failure."""
     CHANGED_BY_OTHERS = "ChangedByOthers"
     """An admission controller or another manager changed fields of the server or its Service; they are left as they are."""
-    VERIFYING = "Verifying"
-    """The new server is ready and is being compared with what the evaluation recorded."""
     STARTING = "Starting"
     """The server's pods are not ready yet: they are being scheduled, pull images or load the model."""
-    ROLLING_OUT = "RollingOut"
-    """The server's pods are being replaced."""
     PROMPT_ALREADY_SUFFICIENT = "PromptAlreadySufficient"
     """The base model passes the gates with a prompt or a few examples. Under intent.advice: Enforce the job is complete
     without training."""

@@ -23,8 +23,8 @@ EXITS: dict[reasons.Reason, int] = {
 }
 """Exit codes of reasons; every other reason of a Failure is bad configuration or data."""
 
-REPORT = "the project's issue tracker"
-"""Where defects are reported."""
+REPORT = "report it to whoever gave you finetune-operator"
+"""What to do about a defect: the project has no address of its own, but a platform team, or the place it was copied from, has."""
 
 
 class Failure(Exception):
@@ -64,13 +64,13 @@ def defect(error: BaseException) -> str:
     where = ", ".join(dict.fromkeys(filter(None, (ours, last))))
     return (
         f"an internal error, {describe(error)} ({where}). This is a defect of finetune-operator {version()}, not of the job: "
-        f"report it at {REPORT}, with this line"
+        f"{REPORT}, with this line and the job's manifest"
     )
 
 
 def is_defect(message: str) -> bool:
     """Whether a message is one of `defect`."""
-    return f"report it at {REPORT}" in message
+    return REPORT in message
 
 
 def version() -> str:
