@@ -427,7 +427,7 @@ class Evaluation(model.Model):
     resources: Resources | None = Field(
         default=None,
         description="What the pods of the evaluation, and of the baseline before training, request. Absent: the "
-        "same as spec.resources.",
+        "same as spec.resources, with as many of its GPUs as the estimate needs (status.preflight.estimatedEvaluation).",
     )
 
     def asks_a_server(self, gpus: int) -> bool:

@@ -34,6 +34,13 @@ class Waiting(Reported):
     since: Time = Field(description="Since when it has been waiting for this.")
 
 
+class EvaluationEstimate(Reported):
+    """GPUs that baseline and evaluation need, by the estimate."""
+
+    gpus: int
+    gpu_type: str | None = None
+
+
 class Preflight(Reported):
     """What preflight found before a GPU was requested."""
 
@@ -59,6 +66,11 @@ class Preflight(Reported):
     )
     estimated_cost: str | None = Field(
         default=None, description="Estimated cost of training, for example 3.10 USD. Absent: the chart has no price."
+    )
+    estimated_evaluation: EvaluationEstimate | None = Field(
+        default=None,
+        description="The fewest of the training's GPUs that baseline and evaluation need, which they request if "
+        "evaluation.resources is absent. Absent: the GPU's memory is unknown.",
     )
 
 

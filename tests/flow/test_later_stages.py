@@ -1,5 +1,8 @@
 """Preflight is told where later stages will run, so that it judges their memory; no other stage depends on it."""
 
+import pytest
+
+from finetune_api import status
 from finetune_api.reasons import Phase, Reason, Stage
 from flow import world
 from flow.fakecluster import Ends
@@ -60,3 +63,28 @@ async def test_a_larger_gpu_of_the_server_lets_preflight_run_again() -> None:
     await played.rest()
     assert len(played.attempts("preflight")) == 2
     assert played.phase == Phase.READY
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"gpus": 1, "gpuType": "h100"}, "1"),
+        ({"gpus": 4, "gpuType": "h100"}, "2"),
+        ({"gpus": 1, "gpuType": "l4"}, "2"),
+        (None, "2"),
+    ],
+)
+async def test_an_evaluation_without_resources_requests_the_gpus_that_the_estimate_needs(
+    known: dict | None, expected: str
+) -> None:
+    """Of the training's type, and never more than it has; an estimate for another type does not count."""
+    found = status.Preflight(
+        verdict="Recommended", examples=300, tokens=9, trainable_tokens=3,
+        estimated_evaluation=None if known is None else status.EvaluationEstimate.model_validate(known),
+    )  # fmt: skip
+    played = start({"preflight": [Ends(0, world.preflight(preflight=found))]}, **{"spec.evaluation.resources": None})
+    await played.rest()
+    (name,) = played.attempts(Stage.EVALUATE)
+    pod = played.cluster.get("Job", name)["spec"]["template"]["spec"]
+    assert pod["initContainers"][-1]["resources"]["limits"]["nvidia.com/gpu"] == expected
+    assert f"--tensor-parallel-size={expected}" in pod["initContainers"][-1]["args"]

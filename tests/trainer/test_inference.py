@@ -56,6 +56,26 @@ def test_the_server_beside_an_evaluation_splits_a_70b_over_two_gpus(world: World
     assert ("evaluation.engine: InProcess" in found.text) is (method == "QLoRA")
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "memory", "engine", "needed"),
+    [
+        ("llama-3.1-8b-instruct", 4, "22Gi", "Auto", 1),
+        ("llama-3.1-8b-instruct", 4, "15Gi", "Auto", 2),
+        ("llama-3.1-70b-instruct", 8, "79Gi", "Auto", 2),
+        ("llama-3.1-70b-instruct", 8, "79Gi", "InProcess", 1),
+        ("qwen2.5-7b-instruct", 8, "4Gi", "Auto", None),  # its 28 heads are not split over 8
+        ("llama-3.1-70b-instruct", 1, "79Gi", "Auto", None),
+        ("llama-3.1-8b-instruct", 2, None, "Auto", None),
+        ("llama-3.1-8b-instruct", 0, "64Gi", "Auto", None),
+    ],
+)
+def test_an_evaluation_needs_no_more_gpus_than_hold_the_model(
+    world: World, name: str, gpus: int, memory: str | None, engine: str, needed: int | None
+) -> None:
+    spec = world(gpus=gpus, memory=memory, evaluation={"engine": engine})
+    assert inference.evaluation_gpus(spec, case(name)) == needed
+
+
 def test_the_server_beside_an_evaluation_takes_a_context_that_fits(world: World) -> None:
     assert short(world, case("llama-3.1-8b-instruct"), evaluating={"gpus": 1, "memory": "22Gi"}) == []
 

@@ -228,6 +228,17 @@ def _runs(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
 # -- what the pods of a stage need in addition to their Job --
 
 
+def evaluation_resources(world: World) -> job.Resources:
+    """What baseline and evaluation request: what the spec says, or as many of the training's GPUs as the estimate needs."""
+    own, training = world.spec.evaluation.resources, world.spec.resources
+    needed = world.state.preflight.estimated_evaluation if world.state.preflight else None
+    if own is not None:
+        return own
+    if needed is None or needed.gpu_type != training.gpu_type or needed.gpus >= training.gpus:
+        return training
+    return training.model_copy(update={"gpus": needed.gpus})
+
+
 def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
     """The run file of the revision of this name."""
     parent = world.obs.parent

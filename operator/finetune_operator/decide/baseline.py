@@ -30,7 +30,7 @@ def baseline_is_not_done(world: World) -> Verdict | None:
     """Scenarios B to E. Before the long training: does a prompt alone pass the gates?"""
     if not _decides(world) or _is_settled(world):
         return None
-    wanted = world.spec.evaluation.resources or world.spec.resources
+    wanted = attempts.evaluation_resources(world)
     return attempts.advance(world, attempts.Work(Stage.BASELINE, wanted), _measured)
 
 

@@ -74,7 +74,7 @@ def evaluation_is_not_done(world: World) -> Verdict | None:
         return None
     serving = world.serving
     other = serving.adapter if serving is not None and serving.revision != world.wanted.revision else None
-    wanted = world.spec.evaluation.resources or world.spec.resources
+    wanted = attempts.evaluation_resources(world)
     return attempts.advance(world, Work(Stage.EVALUATE, wanted, adapter=world.adapter, serving=other), _evaluated)
 
 

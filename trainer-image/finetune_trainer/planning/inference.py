@@ -20,6 +20,13 @@ STEP = 1024
 """Lengths of a context are proposed in multiples of it."""
 
 
+AT_ONCE = 4
+"""Questions of the training's length for which a server beside an evaluation has room, at least."""
+
+SPLITS = (1, 2, 4, 8, 16)
+"""Numbers of GPUs over which vLLM may split a model whose attention heads they divide."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Shortage:
     """What does not fit, and what to change; fatal: the weights alone do not."""
@@ -82,6 +89,27 @@ def _asked_server(on: run.Place, case: workload.Workload) -> Shortage | None:
         f"{memory.text(int(max(0, usable)))} of {on.memory}: choose {change}, or a smaller base model.",
         fatal=True,
     )
+
+
+def evaluation_gpus(spec: run.Run, case: workload.Workload) -> int | None:
+    """The fewest of the training's GPUs that baseline and evaluation need; None where the GPUs' memory is unknown, or all of them
+    are not enough."""
+    if not spec.gpus or spec.memory is None:
+        return None
+    if not spec.evaluation.asks_a_server(spec.gpus):
+        return 1
+    arguments = spec.evaluating.arguments if spec.evaluating else []
+    if _argument(arguments, "quantization"):
+        return None
+    asked = spec.training.max_sequence_length + spec.evaluation.generation.max_new_tokens
+    keys = AT_ONCE * cache(case) * min(asked, case.shape.numbers.max_positions)
+    for count in SPLITS:
+        fits = (weights(case) + keys) / count <= usable_of(
+            run.Place(gpus=count, memory=spec.memory, arguments=arguments)
+        )
+        if fits and count <= spec.gpus and case.shape.numbers.attention_heads % count == 0:
+            return count
+    return None
 
 
 def usable_of(on: run.Place) -> float:

@@ -25,6 +25,8 @@ class Measurements:
     """Estimated memory of training, for people."""
     memory_advice: str | None = None
     """What to change where that is more than available."""
+    evaluation_gpus: int | None = None
+    """The fewest of the training's GPUs that baseline and evaluation need; None: unknown."""
     lengths: dict[str, float] | None = None
     """Of the training examples: workload.Examples."""
     distinct: float | None = None

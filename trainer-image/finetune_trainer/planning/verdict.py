@@ -45,6 +45,9 @@ def decide(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcom
         "estimated_memory": measured.memory,
         "estimated_duration": None if duration is None else progress.duration(duration),
         "estimated_cost": effort.price(spec, duration),
+        "estimated_evaluation": None
+        if measured.evaluation_gpus is None
+        else status.EvaluationEstimate(gpus=measured.evaluation_gpus, gpu_type=spec.gpu_type),
     }
     counts = f"{measured.train} training, {measured.validation} validation and {measured.test} test examples"
     ends = bool(against) and spec.intent.advice is job.Advice.ENFORCE

@@ -438,5 +438,6 @@ def estimate(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, ex
         "memory": memory.text(plan.setup.memory.total),
         "memory_advice": " ".join([*([remedy] if remedy else []), *(one.text for one in later)]) or None,
         "parameters": wanted.parameters,
+        "evaluation_gpus": inference.evaluation_gpus(spec, wanted),
         "work": effort.work(plan.case, plan.setup, examples),
     }
