@@ -60,6 +60,11 @@ class Unschedulable:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fetches:
+    """The container before the stage's own one downloads the base model, without end."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Evicted:
     """The node is drained while the container runs."""
 
@@ -97,7 +102,9 @@ class KubeletEnds:
     disrupted: bool = False
 
 
-Play = KubeletEnds | Ends | Hangs | Waits | Unprepared | Unschedulable | Evicted | Silent | Crashes | ServerEnds
+Play = (
+    KubeletEnds | Ends | Hangs | Waits | Unprepared | Unschedulable | Fetches | Evicted | Silent | Crashes | ServerEnds
+)
 
 
 def stamp(time: datetime.datetime) -> str:
@@ -620,6 +627,15 @@ class FakeCluster:
             end = {"exitCode": play.code, "message": play.message, "reason": play.reason, "finishedAt": stamp(self.now)}
             before = {"restartCount": 1, "lastState": {"terminated": end}, "state": {"running": running}}
             new["initContainerStatuses"] = [{"name": label.SERVER, "started": False, **before}]
+        elif isinstance(play, Fetches):
+            fetch = {
+                "name": "fetch",
+                "restartCount": 0,
+                "state": {"running": {"startedAt": state.get("startTime", stamp(self.now))}},
+            }
+            waiting = {"reason": "PodInitializing"}
+            new["initContainerStatuses"] = [fetch]
+            new["containerStatuses"] = [{"name": name, "restartCount": 0, "state": {"waiting": waiting}}]
         elif isinstance(play, Crashes):
             end = {
                 "exitCode": play.code, "message": play.message, "reason": "Error",

@@ -7,7 +7,7 @@ import pytest
 from finetune_api import status
 from finetune_api.reasons import WAITING, Phase, Reason, Stage
 from flow import world
-from flow.fakecluster import Ends, Hangs, Unprepared, Unschedulable, Waits
+from flow.fakecluster import Ends, Fetches, Hangs, Unprepared, Unschedulable, Waits
 
 
 def start(script: dict | None = None, model: bool = True, **changes) -> world.World:
@@ -193,6 +193,16 @@ async def test_the_status_says_since_when_a_job_waits_for_its_pod_and_nothing_wh
     assert played.state.waiting.reason == Reason.WAITING
     await played.settle(until=lambda: played.reason("Trained") == Reason.RUNNING)
     assert played.state.waiting is None
+
+
+async def test_the_status_says_that_a_pod_gets_its_base_model_before_the_stage_runs() -> None:
+    played = start({"train": [Fetches()]})
+    await played.settle(until=lambda: played.reason("Trained") == Reason.RUNNING)
+    assert "gets the base model in pod" in played.condition("Trained").message
+    assert played.state.waiting is None
+    played.let_go("train")
+    await played.rest()
+    assert played.phase == Phase.READY
 
 
 async def test_a_job_that_waits_for_room_on_a_node_is_not_stalled() -> None:

@@ -215,7 +215,9 @@ def _waits(world: World, stage: Stage, missing: int, nodes: int, reason: Reason,
 def _runs(world: World, stage: Stage, pods: gang.Gang) -> Verdict:
     others = pods.job.nodes - 1
     where = f"in pod {pods.present[0].name}" + (f" and {others} more" if others else "")
-    text = f"{stage} attempt {world.state.attempt} runs {where}{_earlier(pods)}"
+    # the kubelet calls a pod pending until its init containers have ended
+    does = "gets the base model" if pods.present[0].phase == "Pending" else "runs"
+    text = f"{stage} attempt {world.state.attempt} {does} {where}{_earlier(pods)}"
     kind, before = conditions.STAGE_CONDITIONS[stage], conditions.get(world.state, conditions.STAGE_CONDITIONS[stage])
     reading = world.obs.reading or projections.Reading("")
     if reading.pod == pods.present[0].name and reading.problem:

@@ -9,7 +9,7 @@ import pytest
 from finetune_api import job, run, status
 from finetune_api.reasons import Stage
 from finetune_operator import revisions, settings
-from finetune_operator.manifests import deployment, meta, pods, release, service, sidecar, stages
+from finetune_operator.manifests import deployment, meta, modelcache, pods, release, service, sidecar, stages
 from finetune_operator.observe import label, parents, projections
 from support import manifests
 
@@ -603,6 +603,18 @@ def test_the_server_beside_the_evaluation_is_reached_from_its_pod_alone() -> Non
     assert "--server=http://127.0.0.1:8000" in client["args"]
     assert "ports" not in vllm
     assert "127.0.0.1:8000/health" in vllm["startupProbe"]["exec"]["command"][-1]
+
+
+def test_the_server_beside_the_evaluation_takes_its_model_from_the_cache_and_holds_it() -> None:
+    cached = CHART.model_copy(update={"model_cache": settings.ModelCache(claim_name="models")})
+    fetch, vllm, client = containers(asking(chart=cached))
+    assert (fetch["name"], fetch["args"][-2:]) == ("fetch", ["--cache", run.CACHE_PATH])
+    assert vllm["command"][:3] == ["python3", "-c", modelcache.HOLD]
+    assert vllm["args"] == containers(asking())[1]["args"]
+    for one, writes in ((fetch, True), (vllm, False), (client, False)):
+        [claim] = [mount for mount in one["volumeMounts"] if mount["mountPath"] == run.CACHE_PATH]
+        assert claim.get("readOnly", False) is not writes, one["name"]
+    assert environment(client)[run.FETCHED] == run.MODEL_PATH
 
 
 def test_the_evaluation_starts_after_its_server_and_shares_a_volume_with_it() -> None:
