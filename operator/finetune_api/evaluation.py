@@ -90,6 +90,12 @@ class Contender(enum.StrEnum):
     TUNED = "Tuned"
 
 
+BEST = "BestBaseline"
+"""What a gate names in `over` to require more than every baseline."""
+
+FORGOTTEN = 0.05
+"""A rise of the general loss that counts as too much where no gate has a limit."""
+
 _SHARES = ", ".join(f"'{metric}'" for metric in Metric if metric in SHARES)
 
 
@@ -139,6 +145,7 @@ class Gate(model.Model):
             Contender.RETRIEVED,
             Contender.MANY_SHOT,
             Contender.SERVING,
+            "BestBaseline",
         ]
         | None
     ) = Field(
@@ -146,7 +153,8 @@ class Gate(model.Model):
         description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
         "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
         "same with the training examples that are most similar to the question. ManyShot: the same with as many "
-        "examples as fit. Serving: the revision that serves now; the gate passes if none does.",
+        "examples as fit. BestBaseline: each of evaluation.baselines that was measured, and so the best of them. Serving: "
+        "the revision that serves now; the gate passes if none does.",
     )
     improvement: float | None = Field(
         default=None,
@@ -353,8 +361,9 @@ class Evaluation(model.Model):
                 "a gate on JudgeWinRate needs evaluation.judge: endpoint and model of the judge",
             ),
             (
-                "!has(self.gates) || self.gates.all(g, !has(g.over) || g.over == 'Serving' || g.over in self.baselines)",
-                "a gate's over must be one of evaluation.baselines, or Serving",
+                "!has(self.gates) || self.gates.all(g, !has(g.over) || "
+                "g.over in ['Serving', 'BestBaseline'] || g.over in self.baselines)",
+                "a gate's over must be one of evaluation.baselines, BestBaseline or Serving",
             ),
         )
     }
@@ -418,11 +427,12 @@ class Evaluation(model.Model):
         default=None,
         description="Public benchmarks of lm-evaluation-harness, for the report; gates do not use them. Absent: none.",
     )
-    gates: list[Gate] = Field(
-        default_factory=list,
+    gates: list[Gate] | None = Field(
+        default=None,
         max_length=16,
         description="Requirements that the model must meet before it serves; all must pass. The first gate's metric "
-        "is the job's score. Empty: every model passes.",
+        "is the job's score. Absent: better than every baseline by the most telling metric of the task, and "
+        "Forgetting at most 0.05. Empty: every model passes.",
     )
     resources: Resources | None = Field(
         default=None,
@@ -435,18 +445,23 @@ class Evaluation(model.Model):
         return self.engine is EvaluationEngine.SERVER or (self.engine is EvaluationEngine.AUTO and gpus > 0)
 
     @property
+    def stated(self) -> list[Gate]:
+        """The gates that the job states; where it states none, the evaluation applies its own."""
+        return self.gates or []
+
+    @property
     def absolute(self) -> list[Gate]:
         """The gates with a bound that a prompt could meet, too."""
         return [
             gate
-            for gate in self.gates
+            for gate in self.stated
             if (gate.minimum is not None or gate.maximum is not None) and gate.metric not in OF_TRAINING
         ]
 
     @property
     def relative(self) -> list[Gate]:
         """The gates that require an improvement over a prompt."""
-        return [gate for gate in self.gates if gate.over is not None and gate.over is not Contender.SERVING]
+        return [gate for gate in self.stated if gate.over is not None and gate.over is not Contender.SERVING]
 
     @property
     def decided_before_training(self) -> bool:

@@ -214,7 +214,8 @@ class Results(status.Reported):
     headline: job.Metric | None = Field(
         default=None,
         description="The metric that summarizes the evaluation: that of the first gate about answers, else the "
-        "first of the task's metrics on which any model scored. Absent: nothing was measured.",
+        "first of the task's metrics on which any model scored; of right answers, a tenth at least. Absent: nothing "
+        "was measured.",
     )
     best_baseline: job.Contender | None = Field(
         default=None,

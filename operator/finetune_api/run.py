@@ -125,7 +125,7 @@ class Run(model.Model):
 
     def without_judgement(self) -> "Run":
         """The run file for stages that do not evaluate: training, verification and the server's init container."""
-        update = {"intent": job.Intent(), "evaluation": job.Evaluation(), "evaluation_hash": ""}
+        update = {"intent": job.Intent(), "evaluation": job.Evaluation(gates=[]), "evaluation_hash": ""}
         return self.without_later_stages().model_copy(update=update)
 
     def without_later_stages(self) -> "Run":

@@ -23,7 +23,8 @@ def changes(recorded: Any, wanted: Any, chosen: Any, path: str = "") -> list[str
     """Paths of the fields whose wanted value differs from the record. `chosen` is `wanted` without the fields that have their
     default. A field that is only in the record is ignored: it comes from an older or newer operator. So is one that is only
     in the spec, unless it was set. Maps with the user's own keys count as one value."""
-    if recorded == wanted:
+    # An absent list was recorded as an empty one by earlier operators.
+    if recorded == wanted or (recorded == [] and wanted is None):
         return []
     if isinstance(recorded, dict) and isinstance(wanted, dict) and path.rpartition(".")[2] not in FREE_MAPS:
         mine = chosen if isinstance(chosen, dict) else {}

@@ -36,7 +36,12 @@ TRAINING: dict[str, Any] = {
     # every strike at a job's own pod costs an attempt, and there are many
     "retries": 20,
 }
-EVALUATION: dict[str, Any] = {"maximumExamples": 4, "generation": {"maxNewTokens": 4}, "baselines": ["Base"]}
+EVALUATION: dict[str, Any] = {
+    "maximumExamples": 4,
+    "generation": {"maxNewTokens": 4},
+    "baselines": ["Base"],
+    "gates": [],
+}
 
 
 class Stuck(Exception):

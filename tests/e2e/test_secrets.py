@@ -103,6 +103,7 @@ def ran(site: Site) -> Iterator[Overheard]:
         evaluation={
             "maximumExamples": 4,
             "generation": {"maxNewTokens": 8},
+            "gates": [],
             # No judge but a server that refuses: what is said of that must not have the key.
             "judge": {"endpoint": site.store.endpoint, "model": "nobody", "apiKeySecret": JUDGE},
         },

@@ -528,6 +528,7 @@ def test_a_whole_evaluation_with_a_judge(world: World, server: tuple[Endpoint, s
         training={"maxSteps": 60},
         evaluation={
             "generation": {"maxNewTokens": 40},
+            "baselines": ["Base", "FewShot"],
             "judge": {"endpoint": url, "model": "wise", "criteria": "Nearer to what was expected."},
             "gates": [
                 {"metric": "JudgeWinRate", "over": "Base"},

@@ -149,7 +149,7 @@ def run_document(base: str, train: list[str], output: str, **changes: Any) -> di
         "dataset": {"train": train, "minimumExamples": 1},
         "storage": {"output": output},
         "training": {"lora": {"rank": 8, "alpha": 16}, "learningRate": 0.01, "batchSize": 8, "maxSteps": 12},
-        "evaluation": {"generation": {"maxNewTokens": 24}},
+        "evaluation": {"generation": {"maxNewTokens": 24}, "gates": []},
     }
     for key, value in changes.items():
         merged = key in ("training", "dataset", "storage")

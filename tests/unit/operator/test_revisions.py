@@ -47,6 +47,7 @@ TRAINS = [
 ]
 EVALUATES = [
     {"evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]},
+    {"evaluation.baselineBudget": 0.5},
     {"evaluation.maximumExamples": 7},
     {"evaluation.generation.maxNewTokens": 7},
     {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "wise"}},
@@ -209,6 +210,8 @@ def test_after_a_real_edit_the_whole_section_is_recorded_again() -> None:
         ({"a": 1}, {"a": None}, ["a"]),
         ({"a": {"b": 1}}, {"a": None}, ["a"]),
         ({"a": None}, {"a": {"b": 1}}, ["a"]),
+        ({"a": []}, {"a": None}, []),
+        ({"a": None}, {"a": []}, ["a"]),
         ({"a": 0}, {"a": 0.0}, []),
         ({"a": 2e-4}, {"a": 0.0002}, []),
         ({"a": [1, 2]}, {"a": [1, 2]}, []),
@@ -321,3 +324,9 @@ def test_a_change_is_named_by_its_field_in_the_manifest(edit: dict[str, Any]) ->
     (field,) = edit
     wanted = revisions.want(spec(**edit), "", record())
     assert wanted.why(*wanted.changed).startswith(f"spec.{field}")
+
+
+def test_an_empty_list_of_gates_is_an_edit_and_an_upgrade_is_none() -> None:
+    """Earlier operators recorded an absent list as an empty one; a job that they evaluated is not evaluated again."""
+    assert sections(record(), spec(**{"evaluation.gates": []})) == {"evaluation"}
+    assert sections(record(**{"evaluation.gates": []}), spec()) == set()

@@ -43,7 +43,7 @@ def evaluation(spec: run.Run, columns: table.Table, place: table.Array) -> str |
 
 def _no_test(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:
     rows = int((place >= 0).sum())
-    gates = [gate.metric for gate in spec.evaluation.gates if gate.metric not in OF_OTHER_QUESTIONS]
+    gates = [gate.metric for gate in spec.evaluation.stated if gate.metric not in OF_OTHER_QUESTIONS]
     if (place == 2).any() or not (gates or rows >= MANY):
         return None
     needs = f"the gate on {gates[0]} needs test examples" if gates else "the evaluation needs test examples"
@@ -65,7 +65,7 @@ def _no_answers(spec: run.Run, columns: table.Table, place: table.Array) -> str 
         return None
     rules = spec.evaluation
     scored = [
-        f"the gate on {gate.metric}" for gate in rules.gates if gate.metric not in WITHOUT_ANSWERS | OF_OTHER_QUESTIONS
+        f"the gate on {gate.metric}" for gate in rules.stated if gate.metric not in WITHOUT_ANSWERS | OF_OTHER_QUESTIONS
     ]
     wanted = {
         "evaluation.labels": rules.labels,

@@ -3,11 +3,14 @@
 A gate asks for evidence, not for a lucky value: a bound holds when a model that just misses it would seldom get this far on
 as many examples (`gate.confidence`). Three bounds need no evidence: shares of 0 and of 1, which no number of examples proves, and
 "not worse than the revision that serves", which fails on evidence of the opposite.
+
+"Better than the best baseline" means better than each of them, with evidence against each: so it does not matter that the data
+also decide which one is best, and the rate of false passes stays that of a single test (an intersection-union test, Berger 1982).
 """
 
 from collections.abc import Mapping
 
-from finetune_api import job, status
+from finetune_api import evaluation, job, status
 from finetune_trainer.evaluation import evidence, metrics
 
 Values = dict[job.Contender, metrics.Columns]
@@ -31,15 +34,59 @@ def check(
     """Each gate, with `subject` in the place of the tuned model; gates on pairwise comparisons are about the tuned model
     alone."""
     return [
-        _pairwise(gate, win_losses or {}) if gate.metric in job.PAIRWISE else _check(gate, values, subject)
+        _best(gate, values, subject, win_losses or {})
+        if gate.over == evaluation.BEST
+        else _one(gate, values, subject, win_losses or {})
         for gate in gates
     ]
+
+
+def default(metric: job.Metric | None, values: Values, subject: job.Contender = job.Contender.TUNED) -> list[job.Gate]:
+    """The gates of a job that states none, as far as they can be measured: better than the best baseline by the headline
+    metric, and no more forgetting than FORGOTTEN, by its value."""
+    made = []
+    if metric is not None and any(metric in values.get(one, {}) for one in evaluation.BASELINES):
+        made.append(job.Gate(metric=metric, over="BestBaseline"))
+    if job.Metric.FORGETTING in values.get(subject, {}):
+        made.append(job.Gate(metric=job.Metric.FORGETTING, maximum=evaluation.FORGOTTEN, confidence=POINT))
+    return made
+
+
+def _one(gate: job.Gate, values: Values, subject: job.Contender, win_losses: WinLosses) -> status.GateResult:
+    return _pairwise(gate, win_losses) if gate.metric in job.PAIRWISE else _check(gate, values, subject)
+
+
+def _best(gate: job.Gate, values: Values, subject: job.Contender, win_losses: WinLosses) -> status.GateResult:
+    """A gate over the best baseline: over each that was measured. Observed is the hardest one of those that were not passed, else
+    of all."""
+    measured = [
+        one
+        for one in evaluation.BASELINES
+        if (one in win_losses if gate.metric in job.PAIRWISE else gate.metric in values.get(one, {}))
+    ]
+    if not measured:
+        text = "no baseline was measured; see evaluation.baselines"
+        return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=text, passed=False)
+
+    def hard(one: job.Contender) -> float:
+        if gate.metric in job.PAIRWISE:
+            return -win_losses[one].rate
+        value = values[one][gate.metric].value
+        return -value if gate.metric in job.LOWER_IS_BETTER else value
+
+    hardest = sorted(measured, key=hard, reverse=True)
+    found = {one: _one(gate.model_copy(update={"over": one}), values, subject, win_losses) for one in hardest}
+    missed = [one for one in hardest if not found[one].passed]
+    observed = found[missed[0] if missed else hardest[0]].observed
+    if len(missed) > 1:
+        observed += f"; nor is it shown to be better than {', '.join(missed[1:])}"
+    return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=observed, passed=not missed)
 
 
 def _pairwise(gate: job.Gate, win_losses: WinLosses) -> status.GateResult:
     """A gate on pairwise comparisons with gate.over: more wins than losses, or at least a rate of gate.minimum."""
     serving = gate.over is job.Contender.SERVING
-    found = win_losses.get(gate.over) if gate.over is not None else None
+    found = win_losses.get(job.Contender(gate.over)) if gate.over is not None else None
     if found is None:
         passed, observed = serving, f"{gate.over} {'does not exist yet' if serving else 'was not measured'}"
     elif not found.examples:
@@ -123,7 +170,7 @@ def _below(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
 def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bool, str]:
     if gate.over is None:
         return True, ""
-    other = values.get(gate.over, {}).get(gate.metric)
+    other = values.get(job.Contender(gate.over), {}).get(gate.metric)
     serving = gate.over is job.Contender.SERVING
     if other is None:
         return serving, f"; {gate.over} {'does not exist yet' if serving else 'was not measured'}"
@@ -157,7 +204,7 @@ def requirement(gate: job.Gate) -> str:
     if gate.metric in job.PAIRWISE:
         serving = gate.over is job.Contender.SERVING
         wanted = "not below 0.5" if serving else "above 0.5"
-        return f"{gate.metric} over {gate.over} {wanted if gate.minimum is None else f'at least {gate.minimum:g}'}"
+        return f"{gate.metric} over {_named(gate)} {wanted if gate.minimum is None else f'at least {gate.minimum:g}'}"
     parts = []
     if gate.minimum is not None:
         parts.append(f"at least {gate.minimum:g}")
@@ -167,5 +214,9 @@ def requirement(gate: job.Gate) -> str:
         parts.append("not worse than Serving")
     elif gate.over is not None:
         margin = f" by at least {gate.improvement:g}" if gate.improvement else ""
-        parts.append(f"better than {gate.over}{margin}")
+        parts.append(f"better than {_named(gate)}{margin}")
     return f"{gate.metric} " + " and ".join(parts)
+
+
+def _named(gate: job.Gate) -> str:
+    return "the best baseline" if gate.over == evaluation.BEST else str(gate.over)

@@ -33,7 +33,9 @@ def telling(
     scored."""
     wanted = [gate.metric for gate in required if gate.metric not in ELSEWHERE]
     wanted = [metric for metric in wanted if metric in available or (metric in job.PAIRWISE and judged)]
-    scored = {metric for columns in everybody for metric, column in columns.items() if column.value}
+    scored = {
+        metric for columns in everybody for metric, column in columns.items() if reading.tells(metric, column.value)
+    }
     return wanted[0] if wanted else reading.most_telling(reading.TASK, (), available, scored)
 
 

@@ -52,7 +52,7 @@ def of(spec: run.Run) -> "Judge | None":
     rules = spec.evaluation.judge
     if rules is None:
         return None
-    needed = any(gate.metric is job.Metric.JUDGE_WIN_RATE for gate in spec.evaluation.gates)
+    needed = any(gate.metric is job.Metric.JUDGE_WIN_RATE for gate in spec.evaluation.stated)
     made = Judge(rules, spec.training.seed, os.environ.get(run.JUDGE_KEY, "").strip(), needed=needed)
     made.check()
     return made

@@ -62,7 +62,7 @@ class Findings:
     def headline(self, spec: run.Run) -> headline.Headline:
         rates = {which: one.rate for which, one in self.win_losses.items() if one.examples}
         rates.pop(job.Contender.SERVING, None)
-        return headline.decide(spec.evaluation.gates, self.values, rates)
+        return headline.decide(spec.evaluation.stated, self.values, rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +273,9 @@ def summary(
     found: Findings,
 ) -> status.Evaluation:
     """The evaluation for the status: the gates' metrics and the main ones."""
-    main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.gates), *IN_STATUS]))
+    main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.stated), *IN_STATUS]))
     reported = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
-    first = spec.evaluation.gates[0] if spec.evaluation.gates else None
+    first = spec.evaluation.stated[0] if spec.evaluation.stated else None
     metric = first.metric if first else found.headline(spec).metric
     score = [one.value for one in measured if one.metric is metric and one.contender is job.Contender.TUNED]
     if first and metric in job.PAIRWISE:

@@ -14,9 +14,6 @@ Goal = job.Goal
 ALPHA = 0.05
 """A gain counts as significant when its p-value is below this."""
 
-FORGOTTEN = 0.05
-"""A rise of the general loss that counts as too much where no gate has a limit."""
-
 FEW = 50
 """Test examples below which the page warns that intervals are wide."""
 
@@ -304,8 +301,10 @@ def _forgetting(found: results.Results) -> Reason:
         before, after = (words.number(Metric.GENERAL_ACCURACY, one.value) for one in pair if one is not None)
         text += f" Its accuracy on them is {after}, the base model's {before}."
     gates = [gate for gate in found.evaluation.gates if gate.metric is Metric.FORGETTING]
-    too_much = not all(gate.passed for gate in gates) if gates else forgetting.value > FORGOTTEN
-    limit = "" if gates else f" Above {100 * FORGOTTEN:.0f} % counts as too much, unless a gate says otherwise."
+    too_much = not all(gate.passed for gate in gates) if gates else forgetting.value > evaluation.FORGOTTEN
+    limit = (
+        "" if gates else f" Above {100 * evaluation.FORGOTTEN:.0f} % counts as too much, unless a gate says otherwise."
+    )
     return Reason(title, text + limit, Mark.AGAINST if too_much else Mark.CLEAR)
 
 

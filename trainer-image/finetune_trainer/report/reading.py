@@ -41,6 +41,15 @@ RIGHT_OR_WRONG = frozenset({Metric.ACCURACY, Metric.EXACT_MATCH, Metric.NORMALIZ
 """Metrics that are the share of right answers."""
 
 
+LEAST = 0.1
+"""A share of right answers that anybody must reach for it to tell more than similarity does."""
+
+
+def tells(metric: Metric, value: float) -> bool:
+    """Whether a value shows that the metric can tell contenders apart on this task."""
+    return value >= LEAST if metric in RIGHT_OR_WRONG else bool(value)
+
+
 def value(found: results.Results, metric: Metric, contender: Contender) -> results.Value | None:
     return next((one for one in found.values if one.metric is metric and one.contender is contender), None)
 
@@ -109,4 +118,6 @@ def most_telling(
 def chosen(found: results.Results, metrics: tuple[Metric, ...]) -> Metric | None:
     """The most telling one of these metrics."""
     tuned = {one.metric for one in found.values if one.contender is Contender.TUNED}
-    return most_telling(metrics, gate_metrics(found), tuned, {one.metric for one in found.values if one.value})
+    return most_telling(
+        metrics, gate_metrics(found), tuned, {one.metric for one in found.values if tells(one.metric, one.value)}
+    )

@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 
-from finetune_api import course, job, outcome, reasons, results, run, status
+from finetune_api import course, evaluation, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import (
     answers,
@@ -118,7 +118,7 @@ def run_rounds(
             reporter.update(progress.of(done, len(rounds.examples)))
             limits = selection.budget(spec.evaluation, selection.training_seconds(rounds.pace, trained))
             rounds.limits.seconds = max(rounds.limits.seconds, limits.seconds)
-            if not rounds.ask(runner, which, begun, look, spec.evaluation.gates):
+            if not rounds.ask(runner, which, begun, look, spec.evaluation.stated):
                 open_.remove(which)
         values = {which: metrics.measure(one.answers, runner.rules) for which, one in rounds.asked.items()}
         for which in open_:
@@ -161,11 +161,11 @@ def cannot_pass(gate: job.Gate, columns: metrics.Columns) -> bool:
 
 def can_be_beaten(gate: job.Gate, values: gates.Values) -> bool:
     """Whether a model could be better than this contender by as much as the gate requires."""
-    column = values.get(gate.over, {}).get(gate.metric) if gate.over else None
-    if column is None:
-        return True
+    over = evaluation.BASELINES if gate.over == evaluation.BEST else [gate.over]
+    columns = [found[gate.metric] for one, found in values.items() if one in over and gate.metric in found]
     limit = 0.0 if gate.metric in job.LOWER_IS_BETTER else 1.0
-    return abs(limit - column.value) > max(gate.improvement or 0.0, gates.TOLERANCE) - gates.TOLERANCE
+    room = max(gate.improvement or 0.0, gates.TOLERANCE) - gates.TOLERANCE
+    return all(abs(limit - column.value) > room for column in columns)
 
 
 def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, available: int) -> status.Baseline:

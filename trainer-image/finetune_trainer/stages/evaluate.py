@@ -105,7 +105,7 @@ def evaluate(
         found.judged = arbiter.compare(cases, meter.tell)
     if spec.evaluation.consistency is not None:
         measure_consistency(spec, spec.evaluation.consistency, runner, examples, found, meter)
-    gate_results = gates.check(spec.evaluation.gates, found.values, win_losses=found.win_losses)
+    gate_results = check_gates(spec, found)
     recorded = canary.record(runner.engine, *pairs(runner, examples, found))
     provenance = scoreboard.Provenance(
         manifest.sha256,
@@ -135,8 +135,17 @@ def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     failed = [f"{gate.requirement}: {gate.observed}" for gate in found.gates if not gate.passed]
     text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed)
     if not failed:
-        text = "every gate passed" if found.gates else "the job has no gates"
+        text = "every gate passed" if found.gates else "no gates"
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
+
+
+def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateResult]:
+    """The job's gates; without any, those that every job gets, marked as such."""
+    if spec.evaluation.gates is not None:
+        return gates.check(spec.evaluation.gates, found.values, win_losses=found.win_losses)
+    # A judge's win rate cannot be the headline of a job that states no gate on it.
+    checked = gates.check(gates.default(found.headline(spec).metric, found.values), found.values)
+    return [one.model_copy(update={"requirement": f"{one.requirement} (by default)"}) for one in checked]
 
 
 # --- Every contender answers ---
@@ -224,7 +233,7 @@ def choose_retrieved(
         validation = dataset.stream(machine.work() / "data" / "validation.jsonl")
         few = [one for one in validation if one.answer is not None]
         few = contenders.choose(few, selection.EXAMPLES, spec.training.seed)
-        choice = selection.choose(runner, few, limits, pace, spec.evaluation.gates, examples)
+        choice = selection.choose(runner, few, limits, pace, spec.evaluation.stated, examples)
         before = choice.found if choice else None
     if before is None:
         return False
