@@ -9,7 +9,7 @@ from tests.trainer import families, tiny
 from tests.trainer.checks import judged
 
 from finetune_api import job
-from finetune_trainer.data import dataset, tokens
+from finetune_trainer.data import dataset, templates, tokens
 from finetune_trainer.evaluation import answers
 
 CASES = pathlib.Path(__file__).parent / "cases"
@@ -57,7 +57,7 @@ def test_of_several_named_templates_default_and_tool_use_become_one_that_chooses
             wanted = {"tools": tools, "tokenize": False, "add_generation_prompt": generation}
             tokenizer.chat_template = named
             expected = tokenizer.apply_chat_template(turns, **wanted)
-            tokenizer.chat_template = tokens.one_template(named)
+            tokenizer.chat_template = templates.one(named)
             assert tokenizer.apply_chat_template(turns, **wanted) == expected
 
 
@@ -73,15 +73,15 @@ def test_a_folder_with_several_named_templates_is_loaded_with_one(tmp_path: path
     plain = encoder.render(example(ASK, SAY).messages)
     assert plain == judged.encoder(NAMED["default"]).render(example(ASK, SAY).messages)
     calling = example(ASK, SAY, tools=tiny.TOOLS)
-    assert '"refund"' in encoder._applied(calling.messages, False, calling.tools)
+    assert '"refund"' in templates.applied(encoder.tokenizer, calling.messages, False, calling.tools)
 
 
 def test_named_templates_without_a_default_are_refused_by_name() -> None:
-    assert tokens.one_template({"tool_use": "x"}) == "x"
-    assert tokens.one_template({"other": "x"}) == "x"
-    assert tokens.one_template(None) is None
+    assert templates.one({"tool_use": "x"}) == "x"
+    assert templates.one({"other": "x"}) == "x"
+    assert templates.one(None) is None
     with pytest.raises(ValueError, match="a, b none is named default"):
-        tokens.one_template({"a": "x", "b": "y"})
+        templates.one({"a": "x", "b": "y"})
 
 
 def test_every_family_of_templates_still_learns_the_answers_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.trainer import families, masks, tiny
 
 from finetune_api import job, reasons, run
-from finetune_trainer.data import dataset, tokens
+from finetune_trainer.data import dataset, templates, tokens
 from finetune_trainer.evaluation import answers, canary
 from finetune_trainer.process import errors
 from finetune_trainer.stages import evaluate, preflight, train
@@ -202,7 +202,7 @@ def test_the_calls_are_learned_from_where_the_server_lets_the_model_begin(family
     assert ids[: len(prompt)] == prompt
     assert "refund" in made.tokenizer.decode(made.prompt(read(row(ASKED, REPLY)))), "the tools are in the prompt"
     assert made.batch([example]) == [(made.encode(example),)]
-    assert made.tool_support == tokens.ToolSupport(None, DIALECTS[family])
+    assert made.tool_support == templates.ToolSupport(None, DIALECTS[family])
 
 
 def test_a_template_that_takes_one_call_at_a_time_says_so() -> None:

@@ -6,7 +6,6 @@ rendering of the whole chat, in text and in tokens, since the server has nothing
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer.data import dataset, dialects, spans, toolcalls
+from finetune_trainer.data import dataset, spans, templates
 from finetune_trainer.store import origin
 
 
@@ -119,31 +118,22 @@ class Encoder:
         if tools is not None and (problem := self.tool_support.problem):
             raise dataset.Wrong(problem)
         try:
-            return self._applied(turns, answer, tools)
+            return templates.applied(self.tokenizer, turns, answer, tools)
         except Exception as error:
-            renamed = _renamed(turns)
+            renamed = templates.renamed(turns)
             if renamed == list(turns):
                 raise dataset.Wrong(f"the model's chat template refuses it: {type(error).__name__}: {error}") from None
         return self.render(renamed, answer=answer, tools=tools)
 
-    def _applied(self, turns: Sequence[dataset.Message], answer: bool, tools: str | None) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            [turn.wire(opened=True) for turn in turns],
-            tools=None if tools is None else json.loads(tools),
-            tokenize=False,
-            add_generation_prompt=answer,
-        )
-        return text
-
     @property
-    def tool_support(self) -> "ToolSupport":
+    def tool_support(self) -> templates.ToolSupport:
         """What the chat template does with tools."""
-        return _tool_support(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
+        return templates.tool_support(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stop_texts)
 
     @property
     def closed(self) -> bool:
         """Whether the base model's own chat template opens a reasoning block in the prompt, which this one leaves out."""
-        return str(self.tokenizer.chat_template).startswith(_CLOSED)
+        return templates.is_closed(self.tokenizer.chat_template)
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -158,7 +148,7 @@ class Encoder:
         without this text and with the tokenizer's end, so that clients receive the answer alone."""
         if not self.tokenizer.chat_template:
             return ""
-        return _turn_end(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stops)
+        return templates.turn_end(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stop_texts)
 
     def _plain(self, turns: Sequence[dataset.Message], tools: str | None) -> str:
         if len(turns) > 2 or turns[0].role != "user" or tools is not None:
@@ -311,9 +301,6 @@ class Encoder:
         return plain or not self.tokenizer.chat_template
 
 
-_OPEN_BLOCK = re.compile(r"<think>\s*$")
-_CLOSED = "{% set rendered %}"
-"""How a template of `closed` begins."""
 _BLOCK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _EMPTY_BLOCK = re.compile(r"\s*<think>\s*</think>\s*")
 
@@ -346,132 +333,14 @@ def _details(found: Iterable[Details], omitted: tuple[str, ...]) -> Details:
     return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides), omitted)
 
 
-# --- Templates and tools ---
-
-
-@dataclasses.dataclass(frozen=True)
-class ToolSupport:
-    """What a chat template does with tools, found out with a chat of our own."""
-
-    problem: str | None = None
-    """Why examples with tools cannot be learned; None: nothing known against it."""
-    dialect: str | None = None
-    """How the model writes calls, a name of dialects.READERS; None: in no known one."""
-
-
-_TOOL = toolcalls.tools(
-    [{"type": "function", "function": {"name": "probe_tool", "description": "probe", "parameters": {"type": "object"}}}]
-)
-_CALL = toolcalls.Call("probe_tool", '{"probe": [1, "two"]}', "call00000")
-_PROBE = (
-    dataset.Message("user", "probe question"),
-    dataset.Message("assistant", "", calls=(_CALL,)),
-    dataset.Message("tool", "probe result", call=_CALL.id),
-)
-
-
-@functools.lru_cache(maxsize=8)
-def _tool_support(tokenizer: Any, template: str, stops: frozenset[int]) -> ToolSupport:
-    """`template` is the tokenizer's as text: a tokenizer may get another one."""
-    encoder = Encoder(tokenizer, stops, 0)
-    try:
-        asked = encoder._applied(_PROBE[:1], True, _TOOL)
-        called = encoder._applied(_PROBE[:2], False, _TOOL)
-        with_result = encoder._applied(_PROBE, True, _TOOL)
-    except Exception:  # this chat is ours; the user's own chats get the template's errors
-        return ToolSupport()
-    answer = called.removeprefix(asked)
-    rendered = {
-        "tools": _CALL.name in asked,
-        "tool calls": _CALL.name in answer,
-        "tool results": "probe result" in with_result,
-    }
-    for what, there in rendered.items():
-        if not there:
-            return ToolSupport(
-                f"the model's chat template does not render {what}; choose a base model that was trained to call "
-                "tools, or remove `tools` and calls from the examples"
-            )
-    ends = [answer.find(text) for text in encoder.stop_texts if text in answer]
-    return ToolSupport(dialect=dialects.of(answer[: min(ends, default=len(answer))], _CALL))
-
-
-@functools.lru_cache(maxsize=8)
-def _turn_end(tokenizer: Any, template: str, stops: frozenset[int]) -> str:
-    """See `Encoder.turn_end`. `template` is the tokenizer's as text: a tokenizer may get another one."""
-    encoder, reply = Encoder(tokenizer, stops, 0), "probe answer"
-    try:
-        rendered = encoder._applied([*_PROBE[:1], dataset.Message("assistant", reply)], False, None)
-    except Exception:  # this chat is ours; the user's own chats get the template's errors
-        return ""
-    _, found, end = rendered.rpartition(reply)
-    before = min((end.partition(text)[0] for text in encoder.stop_texts), key=len, default=end)
-    return end if found and (before.strip() or before == end) else ""
-
-
-def _renamed(turns: Sequence[dataset.Message]) -> list[dataset.Message]:
-    """The turns with call ids that every template accepts; see `toolcalls.SHORT`."""
-    names: dict[str, str] = {}
-    made, count = [], 0
-    for turn in turns:
-        calls = []
-        for call in turn.calls:
-            names[call.id] = toolcalls.short(call.id, count)
-            calls.append(dataclasses.replace(call, id=names[call.id]))
-            count += 1
-        made.append(dataclasses.replace(turn, calls=tuple(calls), call=names.get(turn.call, turn.call)))
-    return made
-
-
 def load(folder: pathlib.Path, training: job.Training) -> Encoder:
     """The encoder of a model folder. Examples are cut where the spec says, or where the model's positions end."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    tokenizer.chat_template = one_template(tokenizer.chat_template)
-    tokenizer.chat_template = closed(tokenizer)
+    tokenizer.chat_template = templates.one(tokenizer.chat_template)
+    tokenizer.chat_template = templates.closed(tokenizer)
     return Encoder(tokenizer, stops(tokenizer, folder), limit(folder, training), training.loss_on, files(folder))
-
-
-def one_template(found: str | dict[str, str] | None) -> str | None:
-    """The chat template, of several named ones one that chooses as transformers does: `tool_use` where there are tools, else
-    `default`. Training, adapter and server then have the same single template. Raises ValueError."""
-    if not isinstance(found, dict):
-        return found
-    default, tools = found.get("default"), found.get("tool_use")
-    if default is None or tools is None:
-        chosen = default or tools or (next(iter(found.values())) if len(found) == 1 else None)
-        if chosen is None:
-            raise ValueError(f"of the chat templates {', '.join(found)} none is named default; name one so")
-        return chosen
-    return f"{{% if tools %}}{_inside(tools)}{{% else %}}{_inside(default)}{{% endif %}}"
-
-
-def _inside(template: str) -> str:
-    """A template between two tags. The empty texts keep the white space at its edges, which the tags would cut."""
-    return "{{ '' }}" + template.removesuffix("\n") + "{{ '' }}"
-
-
-def closed(tokenizer: Any) -> str | None:
-    """The chat template; of one that opens a reasoning block in the prompt, one that leaves the block to the answer.
-
-    Training, evaluation, adapter and server then have this template: an answer is learned, compared and received as the data have
-    it. See docs/adr/0042-reasoning-is-the-answers.md."""
-    template: str | None = tokenizer.chat_template
-    if not template:
-        return template
-    try:
-        asked = Encoder(tokenizer, frozenset(), 0)._applied(_PROBE[:1], True, None)
-    except Exception:  # this chat is ours; the user's own chats get the template's errors
-        return template
-    opened = _OPEN_BLOCK.search(asked)
-    if opened is None:
-        return template
-    block = json.dumps(opened.group())
-    return (
-        f"{_CLOSED}{_inside(template)}{{% endset %}}"
-        f"{{{{ rendered.removesuffix({block}) if add_generation_prompt else rendered }}}}"
-    )
 
 
 def limit(folder: pathlib.Path, training: job.Training) -> int:

@@ -42,6 +42,6 @@ class Measurements:
     layers: list[str] | None = None
     """Names of the layers that learn; None: those of every transformer, or not known before training."""
     closed: bool = False
-    """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `tokens.closed`."""
+    """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `templates.closed`."""
     work: float | None = None
     """Floating-point operations of the training: `effort.work`."""
