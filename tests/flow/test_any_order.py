@@ -207,7 +207,7 @@ def test_a_job_converges_after_a_life_in_queues() -> None:
     lives(("queue", "nodes"), FATE_IN_A_QUEUE, 400, roles=("train",))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False)
 @given(seed=some.integers(0, 10**6), actions=some.lists(some.sampled_from(ACTIONS), max_size=60))
 def test_a_job_converges_whatever_happens(seed: int, actions: list[str]) -> None:
     judge(play(seed, actions))
