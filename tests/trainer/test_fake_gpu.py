@@ -126,7 +126,14 @@ def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
     flex_attention._flex.cache_clear()
 
 
-@pytest.mark.parametrize("name", [*CATALOGUE, *OTHERS])
+QUICK = ("llama-3.1-8b-instruct", "gemma 3")
+"""Families of which `make check` takes a step: a plain one, and one with windows in some layers."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*CATALOGUE, *OTHERS)],
+)
 def test_a_step_of_every_family_stays_on_the_gpu(name: str, tmp_path: pathlib.Path) -> None:
     made = training(tmp_path, few_layers(OTHERS[name]() if name in OTHERS else config_of(name)))
     with fake_gpu.tensors() as syncs:
