@@ -140,6 +140,8 @@ def controller_manager(plan: Plan) -> list[str | Path]:
         # The default of 20 requests a second makes every start wait 4 s for the controllers' own accounts.
         "--kube-api-qps=500",
         "--kube-api-burst=1000",
+        # Tests wait for autoscalers; the default is 15 s.
+        "--horizontal-pod-autoscaler-sync-period=3s",
         f"--flex-volume-plugin-dir={plan.state / 'volume-plugins'}",
         "--leader-elect=false",
         "--profiling=false",
