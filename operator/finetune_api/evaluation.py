@@ -86,6 +86,7 @@ class Contender(enum.StrEnum):
     FEW_SHOT = "FewShot"
     RETRIEVED = "Retrieved"
     MANY_SHOT = "ManyShot"
+    RAG = "RAG"
     SERVING = "Serving"
     TUNED = "Tuned"
 
@@ -144,6 +145,7 @@ class Gate(model.Model):
             Contender.FEW_SHOT,
             Contender.RETRIEVED,
             Contender.MANY_SHOT,
+            Contender.RAG,
             Contender.SERVING,
             "BestBaseline",
         ]
@@ -153,8 +155,9 @@ class Gate(model.Model):
         description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
         "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
         "same with the training examples that are most similar to the question. ManyShot: the same with as many "
-        "examples as fit. BestBaseline: each of evaluation.baselines that was measured, and so the best of them. Serving: "
-        "the revision that serves now; the gate passes if none does.",
+        "examples as fit. RAG: like Prompt, with passages of intent.retrieval. BestBaseline: each of "
+        "evaluation.baselines that was measured, and so the best of them. Serving: the revision that serves now; the "
+        "gate passes if none does.",
     )
     improvement: float | None = Field(
         default=None,
@@ -322,7 +325,9 @@ class Harness(model.Model):
     )
 
 
-Baseline = Literal[Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT]
+Baseline = Literal[
+    Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT, Contender.RAG
+]
 
 BASELINES: tuple[Baseline, ...] = (
     Contender.BASE,
@@ -330,6 +335,7 @@ BASELINES: tuple[Baseline, ...] = (
     Contender.FEW_SHOT,
     Contender.RETRIEVED,
     Contender.MANY_SHOT,
+    Contender.RAG,
 )
 """The alternatives to fine-tuning, from cheap to costly."""
 
@@ -369,9 +375,10 @@ class Evaluation(model.Model):
     }
     baselines: list[Baseline] = Field(
         default=list(BASELINES),
-        max_length=5,
+        max_length=6,
         description="What the tuned model is compared with. Prompt is included if intent.prompt.system is set, "
-        "FewShot if intent.prompt.fewShot is not 0; Retrieved and ManyShot within baselineBudget. Default: all five.",
+        "FewShot if intent.prompt.fewShot is not 0, RAG if intent.retrieval is set; Retrieved, ManyShot and RAG "
+        "within baselineBudget. Default: all six.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     baseline_budget: float = Field(
@@ -379,7 +386,7 @@ class Evaluation(model.Model):
         ge=0,
         le=10,
         json_schema_extra={"x-message": "must be from 0 to 10: write 0.1 for 10 % of the training's time"},
-        description="The time that Retrieved and ManyShot may take in the baseline and in the evaluation, as a share "
+        description="The time that Retrieved, ManyShot and RAG may take in the baseline and in the evaluation, as a share "
         "of the training's, on one device; at least 30 seconds. What does not fit is left out and named. Default: "
         "0.1.",
     )

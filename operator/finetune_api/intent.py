@@ -5,6 +5,7 @@ import enum
 from pydantic import Field
 
 from finetune_api import model
+from finetune_api.dataset import UriList
 
 
 class Advice(enum.StrEnum):
@@ -54,6 +55,21 @@ class Prompt(model.Model):
     )
 
 
+class Retrieval(model.Model):
+    """Documents in which answers may be found: the contender RAG."""
+
+    uris: UriList = Field(
+        description="The documents: plain text and Markdown (.txt, .md), or the file formats of dataset.train with a field "
+        "`text`. In the store of the data files."
+    )
+    passages: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="How many passages, those most similar to the question, are put before it. Default: 4.",
+    )
+
+
 class Intent(model.Model):
     """The goals of the job, which the advisor uses."""
 
@@ -66,6 +82,11 @@ class Intent(model.Model):
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     prompt: Prompt = Field(default_factory=Prompt, description="The prompt in use today: the baseline to beat.")
+    retrieval: Retrieval | None = Field(
+        default=None,
+        description="Documents in which answers may be found. The contender RAG gets passages of them before each question, so "
+        "that the job shows whether retrieval alone is enough. Absent: there is no such contender.",
+    )
     change_frequency: ChangeFrequency = Field(
         default=ChangeFrequency.RARELY,
         description="How often the requirements change: Rarely, Monthly, Weekly or Daily. Requirements that change "

@@ -145,6 +145,11 @@ class FineTuneJobSpec(model.Model):
                 "a gate over FewShot needs intent.prompt.fewShot of at least 1",
             ),
             (
+                "!has(self.evaluation.gates) || !self.evaluation.gates.exists(g, has(g.over) && g.over == 'RAG') || "
+                "has(self.intent.retrieval)",
+                "a gate over RAG needs intent.retrieval",
+            ),
+            (
                 "self.training.batchSize >= self.resources.nodes * (self.resources.gpus > 0 ? self.resources.gpus : 1)",
                 "training.batchSize must be at least resources.nodes times resources.gpus, one example per step for "
                 "every GPU: raise it, or use fewer GPUs",

@@ -44,7 +44,11 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     minimum = dataset.pop("minimumExamples", None)
     data_store = dataset.pop("storage", None)
     intent = dict(whole["intent"])
-    evaluation = {**whole["evaluation"], "prompt": intent.pop("prompt", None)}
+    evaluation = {
+        **whole["evaluation"],
+        "prompt": intent.pop("prompt", None),
+        "retrieval": intent.pop("retrieval", None),
+    }
     judge = dict(evaluation["judge"]) if evaluation.get("judge") else {}
     judge_key = judge.pop("apiKeySecret", None)
     if judge:
@@ -72,6 +76,7 @@ PLACES = {
     (TRAINING, "run"): f"annotation {RUN_ANNOTATION}",
     (PREFLIGHT, "minimumExamples"): "spec.dataset.minimumExamples",
     (EVALUATION, "prompt"): "spec.intent.prompt",
+    (EVALUATION, "retrieval"): "spec.intent.retrieval",
     (ENVIRONMENT, "datasetStorage"): "spec.dataset.storage",
     (ENVIRONMENT, "evaluationResources"): "spec.evaluation.resources",
     (ENVIRONMENT, "judgeApiKeySecret"): "spec.evaluation.judge.apiKeySecret",

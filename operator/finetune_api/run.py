@@ -136,7 +136,10 @@ class Run(model.Model):
     def data(self) -> list[str]:
         """The URIs of all data files: of the splits, and of the evaluation."""
         held_out = [*(self.dataset.validation.uris or []), *(self.dataset.test.uris or [])]
-        asked = list(self.evaluation.forgetting.uris or [])
+        asked = [
+            *(self.evaluation.forgetting.uris or []),
+            *(self.intent.retrieval.uris if self.intent.retrieval else []),
+        ]
         for task in self.evaluation.harness.tasks if self.evaluation.harness else []:
             asked += [*(task.uris or []), *(task.few_shot_uris or [])]
         return [*self.dataset.train, *held_out, *asked]

@@ -21,6 +21,7 @@ def test_the_ladder_leads_from_the_base_model_to_pre_training() -> None:
         "Few-shot",
         "Retrieved",
         "Many-shot",
+        "RAG",
         "Fine-tuning",
         "Pre-training",
     ]

@@ -30,8 +30,8 @@ CARDS = [
 ]
 
 
-def index(size: int = 10) -> retrieval.Index:
-    return retrieval.Index(CARDS, lambda one: size)
+def index(size: int = 10) -> retrieval.Index[dataset.Example]:
+    return retrieval.Index(CARDS, retrieval.question, lambda one: size)
 
 
 def sources(found: list[dataset.Example]) -> list[str]:
@@ -46,7 +46,7 @@ def test_the_most_similar_example_stands_next_to_the_question() -> None:
 def test_retrieved_examples_fit_into_the_room() -> None:
     assert len(index(30).nearest("card", 4, room=100)) == 3
     assert index(30).nearest("card", 4, room=20) == []
-    long = retrieval.Index(CARDS, lambda one: 90 if "insured" in one.source else 10)
+    long = retrieval.Index(CARDS, retrieval.question, lambda one: 90 if "insured" in one.source else 10)
     found = long.nearest("lost card insured", 2, room=50)
     assert "Is my lost card insured?" not in sources(found), "a long one is left out"
     assert len(found) == 2, "and a shorter one takes its place"
@@ -54,12 +54,14 @@ def test_retrieved_examples_fit_into_the_room() -> None:
 
 def test_a_question_without_a_known_word_still_gets_examples() -> None:
     assert len(index().nearest("zzz", 2, room=100)) == 2
-    assert len(retrieval.Index([example("...", "dots")], lambda one: 1).nearest("...", 2, room=9)) == 1
+    assert (
+        len(retrieval.Index([example("...", "dots")], retrieval.question, lambda one: 1).nearest("...", 2, room=9)) == 1
+    )
 
 
 def test_scripts_without_spaces_are_searched_by_character() -> None:
     rows = [example("カードを紛失しました", "lost"), example("荷物はどこですか", "parcel")]
-    found = retrieval.Index(rows, lambda one: 1).nearest("荷物がない", 1, room=9)
+    found = retrieval.Index(rows, retrieval.question, lambda one: 1).nearest("荷物がない", 1, room=9)
     assert sources(found) == ["荷物はどこですか"]
 
 
@@ -93,7 +95,7 @@ def test_many_examples_are_balanced_over_the_answers(base: pathlib.Path, world: 
 def runner_of(base: pathlib.Path, spec: run.Run, rows: list[dataset.Example], room: int = 700) -> answers.ModelRunner:
     plain = model.load(base, job.Precision.FLOAT32, torch.device("cpu"))
     encoder = answers.tokens.load(base, spec.training)
-    made = retrieval.Index(rows, lambda one: contenders.size(one, encoder))
+    made = retrieval.Index(rows, retrieval.question, lambda one: contenders.size(one, encoder))
     script = contenders.Script(job.Prompt(), index=made, room=room)
     ours = in_process.InProcess(plain, model.head(plain), torch.device("cpu"), spec, encoder.tokenizer)
     return answers.ModelRunner(ours, encoder, script, spec.evaluation)

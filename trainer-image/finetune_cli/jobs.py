@@ -20,6 +20,7 @@ URIS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("spec", "dataset", "validation", "uris"),
         ("spec", "dataset", "test", "uris"),
         ("spec", "evaluation", "forgetting", "uris"),
+        ("spec", "intent", "retrieval", "uris"),
         ("spec", "evaluation", "harness", "tasks", "*", "uris"),
         ("spec", "evaluation", "harness", "tasks", "*", "fewShotUris"),
         ("spec", "storage", "output"),

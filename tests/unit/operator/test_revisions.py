@@ -48,6 +48,7 @@ TRAINS = [
 EVALUATES = [
     {"evaluation.gates": [{"metric": "ExactMatch", "minimum": 0.8}]},
     {"evaluation.baselineBudget": 0.5},
+    {"intent.retrieval": {"uris": ["s3://acme/handbook/*.md"]}},
     {"evaluation.maximumExamples": 7},
     {"evaluation.generation.maxNewTokens": 7},
     {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "wise"}},
@@ -271,7 +272,7 @@ def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() 
         "activeDeadlineSeconds", "ttlSecondsAfterFinished",
     }  # fmt: skip
     inputs = revision.inputs(spec(), "")
-    assert set(whole["intent"]) - set(inputs["preflight"]) == {"prompt"}
+    assert set(whole["intent"]) - set(inputs["preflight"]) == {"prompt", "retrieval"}
     assert inputs["evaluation"]["prompt"] == whole["intent"]["prompt"]
     assert set(whole["training"]) - set(inputs["training"]["training"]) == {"retries", "checkpoints"}
     assert set(whole["deployment"]) - set(inputs["release"]) == {"enabled", "replicas", "rollout"}

@@ -2,6 +2,7 @@
 
     contenders   the same question put to each contender as it would be in use
     retrieval    the training examples that are most similar to a question
+    documents    the user's documents in passages
     engines      the seam: what answers, as any contender
     in_process   our own engine, in this process
     server       a vLLM server beside it, with what will serve the adapter

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, dialects, tokens, toolcalls
-from finetune_trainer.evaluation import contenders, engines, metrics, retrieval, server
+from finetune_trainer.evaluation import contenders, documents, engines, metrics, retrieval, server
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import folders, sources, storage
 
@@ -76,7 +76,8 @@ def load(
         engine = in_process.load(spec, folder, encoder.tokenizer, scale)
     positions = engine.positions or spec.training.max_sequence_length
     room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
-    script = written(spec, encoder, min(room, contenders.MOST))
+    room = min(room, contenders.MOST)
+    script = with_passages(written(spec, encoder, room), spec, encoder, room)
     return ModelRunner(engine, encoder, script, spec.evaluation)
 
 
@@ -97,8 +98,27 @@ def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Scr
         many = contenders.many(training, seed, room=room, encoder=encoder)
     if job.Contender.RETRIEVED in wanted and (chats := contenders.showable(training)):
         chosen = contenders.choose(chats, retrieval.INDEXED, seed)
-        index = retrieval.Index(chosen, functools.partial(contenders.size, encoder=encoder))
+        index = retrieval.Index(chosen, retrieval.question, functools.partial(contenders.size, encoder=encoder))
     return contenders.Script(spec.intent.prompt, shots, inline, many, index, room=room)
+
+
+def with_passages(script: contenders.Script, spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
+    """The script with the documents of intent.retrieval, where RAG takes part. Raises Failure when they cannot be read."""
+    rules = spec.intent.retrieval
+    if rules is None or job.Contender.RAG not in spec.evaluation.baselines:
+        return script
+    found = list(documents.passages(storage.of_data(spec), rules.uris))
+    if not found:
+        log.warning("there is no contender RAG: the documents of intent.retrieval have no text", uris=rules.uris)
+    if len(found) > retrieval.INDEXED:
+        log.warning("not all passages are indexed", passages=len(found), indexed=retrieval.INDEXED)
+    found = contenders.choose(found, retrieval.INDEXED, spec.training.seed)
+
+    def size(passage: str) -> int:
+        return len(encoder.tokenizer.encode(passage, add_special_tokens=False)) + 1
+
+    index = retrieval.Index(found, str, size) if found else None
+    return dataclasses.replace(script, passages=index, looked_up=rules.passages, room=room)
 
 
 def takes_system(encoder: tokens.Encoder) -> bool:

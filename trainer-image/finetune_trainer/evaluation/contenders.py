@@ -1,8 +1,8 @@
 """Contenders, pure: the same question put to each as it would be in use.
 
 Base and the tuned models are asked as the examples are written. Prompt is the base model with the system prompt of
-intent.prompt in place of the examples' own. FewShot, Retrieved and ManyShot have examples of the training split before the
-question, too: a few, those most similar to the question, or as many as fit.
+intent.prompt in place of the examples' own; RAG has passages of documents before the question, too. FewShot, Retrieved and
+ManyShot have examples of the training split before it: a few, those most similar to the question, or as many as fit.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from finetune_api import job
 from finetune_trainer.data import dataset, tokens
-from finetune_trainer.evaluation import metrics, retrieval
+from finetune_trainer.evaluation import documents, metrics, retrieval
 
 CANDIDATES = 256
 """Training examples from which the few are chosen."""
@@ -32,7 +32,7 @@ DRAWN = 4096
 SHOWN = frozenset({job.Contender.FEW_SHOT, job.Contender.RETRIEVED, job.Contender.MANY_SHOT})
 """Contenders with examples before the question."""
 
-PROMPTED = SHOWN | {job.Contender.PROMPT}
+PROMPTED = SHOWN | {job.Contender.PROMPT, job.Contender.RAG}
 """Contenders with the system prompt of intent.prompt."""
 
 
@@ -45,10 +45,13 @@ class Script:
     inline: bool = False
     """Whether the model's template has no system turn, so that its text is put before the question."""
     many: tuple[dataset.Example, ...] = ()
-    index: retrieval.Index | None = None
+    index: retrieval.Index[dataset.Example] | None = None
     retrieved: int = 4
     """Examples that are retrieved for each question, within `room` tokens."""
     room: int = 0
+    passages: retrieval.Index[str] | None = None
+    """Of the documents of intent.retrieval; `looked_up` of them come before each question."""
+    looked_up: int = 4
 
     def shown(self, example: dataset.Example, which: job.Contender) -> Sequence[dataset.Example]:
         """The examples before a question."""
@@ -63,6 +66,8 @@ class Script:
         own = example.messages[0] if example.messages[0].role == "system" else None
         system = dataset.Message("system", self.prompt.system) if self.prompt.system else own
         turns = example.messages[1:] if own else example.messages
+        if which is job.Contender.RAG:
+            turns = self._with_passages(turns, retrieval.question(example))
         shown = self.shown(example, which)
         before = [dataclasses.replace(turn, learned=False) for shot in shown for turn in without_system(shot)]
         if system and self.inline:
@@ -71,6 +76,15 @@ class Script:
             before, turns = ([joined, *before[1:]], turns) if before else (before, (joined, *turns[1:]))
             system = None
         return dataclasses.replace(example, messages=(*([system] if system else []), *before, *turns))
+
+    def _with_passages(self, turns: tuple[dataset.Message, ...], question: str) -> tuple[dataset.Message, ...]:
+        """The turns with passages of the documents in the last question."""
+        last = max((place for place, turn in enumerate(turns[:-1]) if turn.role == "user"), default=None)
+        if last is None or self.passages is None:
+            return turns
+        found = self.passages.nearest(question, self.looked_up, self.room)
+        asked = dataclasses.replace(turns[last], content=documents.before(turns[last].content, found))
+        return (*turns[:last], asked, *turns[last + 1 :])
 
 
 def choose(examples: list[T], maximum: int, seed: int) -> list[T]:
@@ -94,6 +108,7 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
         job.Contender.FEW_SHOT: chats and bool(script.shots),
         job.Contender.RETRIEVED: chats and script.index is not None,
         job.Contender.MANY_SHOT: chats and len(script.many) > len(script.shots),
+        job.Contender.RAG: chats and script.passages is not None,
     }
     return [which for which in job.Contender if which in spec.baselines and possible[which]]
 

@@ -1,22 +1,25 @@
-"""The training examples that are most similar to a question, by BM25 over their questions: for the contender Retrieved.
+"""What is most similar to a question, by BM25: training examples by their questions (Retrieved), passages of documents (RAG).
 
-Only the frozen split's training examples are indexed, the same that the tuned model learned from. The split keeps examples with
-the same prompt on one side, so a held-out question's own row is never here; nearly equal ones are, as they are in training.
+Of examples only the frozen split's training ones are indexed, the same that the tuned model learned from. The split keeps
+examples with the same prompt on one side, so a held-out question's own row is never here; nearly equal ones are, as they are in
+training.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from finetune_trainer.data import dataset
 
 INDEXED = 100_000
-"""Training examples in the index, drawn by the seed from more: its memory grows with their words."""
+"""Entries of an index, drawn by the seed from more: its memory grows with their words."""
 
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """What counts as a word: where scripts put no space between words, each character."""
+
+T = TypeVar("T")
 
 
 def question(example: dataset.Example) -> str:
@@ -28,41 +31,41 @@ def words(text: str) -> list[str]:
     return WORDS.findall(text.lower())
 
 
-class Index:
-    """BM25 (Lucene's variant, its usual constants) over the questions of examples."""
+class Index(Generic[T]):
+    """BM25 (Lucene's variant, its usual constants) over texts."""
 
-    def __init__(self, examples: Sequence[dataset.Example], size: Callable[[dataset.Example], int]) -> None:
-        """size: the tokens of an example that is shown before a question."""
+    def __init__(self, entries: Sequence[T], text: Callable[[T], str], size: Callable[[T], int]) -> None:
+        """text: what an entry is searched by; size: its tokens in a prompt."""
         import bm25s
 
-        self.examples = examples
+        self.entries = entries
         self._size = size
         self._sizes: dict[int, int] = {}
         self._ranking: Any = None
-        corpus = [words(question(one)) for one in examples]
+        corpus = [words(text(one)) for one in entries]
         if any(corpus):
             self._ranking = bm25s.BM25()
             self._ranking.index(corpus, show_progress=False)
 
-    def nearest(self, text: str, count: int, room: int) -> list[dataset.Example]:
-        """At most `count` examples within `room` tokens, the most similar one last, where a model reads it best.
+    def nearest(self, text: str, count: int, room: int) -> list[T]:
+        """At most `count` entries within `room` tokens, the most similar one last, where a model reads it best.
 
-        Equal ones in the order of the file. An example that does not fit is left out, and a less similar one may.
+        Equal ones in their order. An entry that does not fit is left out, and a less similar one may.
         """
-        chosen: list[dataset.Example] = []
+        chosen: list[T] = []
         scores = self._scores(text)
         for place in np.argsort(-scores, kind="stable")[: 2 * count].tolist():
             if len(chosen) == count:
                 break
             if place not in self._sizes:
-                self._sizes[place] = self._size(self.examples[place])
+                self._sizes[place] = self._size(self.entries[place])
             if self._sizes[place] <= room:
-                chosen.append(self.examples[place])
+                chosen.append(self.entries[place])
                 room -= self._sizes[place]
         return chosen[::-1]
 
     def _scores(self, text: str) -> Any:
         known = [word for word in words(text) if self._ranking is not None and word in self._ranking.vocab_dict]
         if not known:
-            return np.zeros(len(self.examples))
+            return np.zeros(len(self.entries))
         return self._ranking.get_scores(known)

@@ -1,6 +1,6 @@
 """How many training examples Retrieved gets before each question, chosen on validation examples, within a budget of time.
 
-Used by the baseline stage and by the evaluation. Retrieved and ManyShot have long prompts: what they would take is estimated
+Used by the baseline stage and by the evaluation. Retrieved, ManyShot and RAG have long prompts: what they would take is estimated
 from what was measured so far, and what the budget does not allow is left out and named.
 """
 
@@ -13,7 +13,7 @@ from finetune_trainer.engine import prefixes
 from finetune_trainer.evaluation import answers, evidence, headline, metrics, retrieval
 from finetune_trainer.process import log
 
-BUDGETED = (job.Contender.RETRIEVED, job.Contender.MANY_SHOT)
+BUDGETED = (job.Contender.RETRIEVED, job.Contender.MANY_SHOT, job.Contender.RAG)
 
 OPTIONS = (4, 16, 256)
 """Numbers of retrieved examples that are tried; the last one stands for as many as fit."""

@@ -274,8 +274,12 @@ def did_you_try_a_prompt(spec: run.Run, measured: measurements.Measurements) -> 
 
 
 def can_retrieval_solve_it(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if spec.intent.retrieval is not None:
+        return Advice(
+            "Can retrieval (RAG) solve it? The evaluation measures it with the documents of intent.retrieval."
+        )
     if job.Goal.KNOWLEDGE in spec.intent.goals or _factual(measured):
-        return Advice("Can retrieval (RAG) solve it? Probably: try it first.")
+        return Advice("Can retrieval (RAG) solve it? Probably: name the documents in intent.retrieval to measure it.")
     if measured.novelty is None:
         return Advice("Can retrieval (RAG) solve it? The data do not show it; it can where answers are facts.")
     share = f"{measured.novelty['share']:.0%}"

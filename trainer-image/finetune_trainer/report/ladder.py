@@ -11,6 +11,7 @@ Mark = judgement.Mark
 HOW = {
     Contender.PROMPT: "set intent.prompt.system",
     Contender.FEW_SHOT: "set intent.prompt.fewShot",
+    Contender.RAG: "set intent.retrieval",
 }
 """How to measure a rung; the others only need a place among evaluation.baselines."""
 
@@ -64,6 +65,7 @@ def _takes(found: results.Results, who: Contender) -> str:
         Contender.FEW_SHOT: f"{words.count(found.intent.prompt.few_shot, 'examples')} in each request",
         Contender.RETRIEVED: f"an index of the training examples; {retrieved} in each request",
         Contender.MANY_SHOT: "as many examples as fit, in each request",
+        Contender.RAG: "documents, and an index of them; passages in each request",
         Contender.TUNED: f"{training}; an adapter of your own to serve",
     }[who]
 

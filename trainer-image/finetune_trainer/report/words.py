@@ -2,7 +2,7 @@
 
 import math
 
-from finetune_api import intent, job
+from finetune_api import evaluation, intent, job
 
 Metric = job.Metric
 Contender = job.Contender
@@ -51,6 +51,7 @@ def name(contender: Contender) -> str:
         Contender.FEW_SHOT: "Few-shot",
         Contender.RETRIEVED: "Retrieved",
         Contender.MANY_SHOT: "Many-shot",
+        Contender.RAG: "RAG",
         Contender.SERVING: "Serving",
         Contender.TUNED: "Tuned",
     }[contender]
@@ -58,7 +59,7 @@ def name(contender: Contender) -> str:
 
 def beside(contender: Contender, prompt: intent.Prompt) -> str:
     """A contender after the number that it reached: 0.61 *with a prompt and 3 examples*."""
-    if contender in (Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT):
+    if contender in evaluation.BASELINES and contender is not Contender.BASE:
         return described(contender, prompt).removeprefix("the base model ")
     return f"by {described(contender, prompt)}"
 
@@ -73,6 +74,7 @@ def described(contender: Contender, prompt: intent.Prompt) -> str:
         Contender.FEW_SHOT: f"the base model with {also}{examples}",
         Contender.RETRIEVED: f"the base model with {also}retrieved examples",
         Contender.MANY_SHOT: f"the base model with {also}as many examples as fit",
+        Contender.RAG: f"the base model with {also}passages of the documents",
         Contender.SERVING: "the revision that is served",
         Contender.TUNED: "the tuned model",
     }[contender]

@@ -189,6 +189,7 @@ def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gat
         job.Contender.RETRIEVED: "the base model meets the gates' bounds with the training examples most similar to the "
         "question before it",
         job.Contender.MANY_SHOT: "the base model meets the gates' bounds with as many examples as fit before the question",
+        job.Contender.RAG: "the base model meets the gates' bounds with passages of the documents before the question",
     }
     if not examples:
         return "no baseline: there are no validation examples with answers"

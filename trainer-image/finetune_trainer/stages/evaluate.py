@@ -198,7 +198,7 @@ def measure_long_prompts(
     meter: Meter,
     trained: float | None,
 ) -> None:
-    """Retrieved and ManyShot, as far as there is time for them: `trained` are the seconds of the training."""
+    """Retrieved, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training."""
     limits = selection.budget(spec.evaluation, trained and trained * max(spec.gpus, 1) * spec.nodes)
     pace = functools.reduce(selection.Pace.after, found.asked.values(), selection.Pace())
     taking_part = contenders.taking_part(spec.evaluation, runner.script, examples)

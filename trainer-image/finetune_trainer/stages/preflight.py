@@ -18,7 +18,7 @@ import numpy as np
 from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
-from finetune_trainer.evaluation import contenders, feasible, metrics
+from finetune_trainer.evaluation import contenders, documents, feasible, metrics
 from finetune_trainer.planning import (
     advisor,
     architecture,
@@ -89,6 +89,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
         model = adapted_layers(spec, folder) | {"closed": encoder.closed}
+        check_documents(spec, data)
         check_benchmarks(spec, data, encoder)
         collected = read_all(spec, data, encoder, work)
         reviewed = collected.review.apply_rules(collected.corpus, collected.examples)
@@ -177,6 +178,12 @@ def check_schema(spec: run.Run) -> None:
         raise errors.Failure(
             reasons.Reason.INVALID_SPEC, f"evaluation.outputSchema is not a usable JSON Schema: {error}"
         ) from None
+
+
+def check_documents(spec: run.Run, store: storage.Storage) -> None:
+    """Raises Failure now for documents that the evaluation could not find."""
+    if spec.intent.retrieval is not None:
+        documents.find(store, spec.intent.retrieval.uris)
 
 
 def check_benchmarks(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> None:
