@@ -214,3 +214,12 @@ def test_a_job_is_compared_with_retrieved_and_many_examples(world: World) -> Non
 def test_a_retrieved_example_with_the_same_question_is_counted(base: pathlib.Path, world: World) -> None:
     runner = runner_of(base, world(), CARDS)
     assert selection.copies(runner, [example("where is my parcel", "?"), example("Where is my hat?", "?")]) == 1
+
+
+def test_the_pace_is_that_of_the_contender_before() -> None:
+    """A base model that writes until it is cut says nothing about one that was shown how to answer."""
+    rambling = answers.Answers([], [[1] * 48] * 2, [[1, 2], [3, 4]], prefill=4.0, seconds=50.0)
+    shown = answers.Answers([], [[1]] * 2, [[5] * 10 + [n] for n in (1, 2)], prefill=11.0, seconds=6.0)
+    pace = selection.Pace().after(rambling).after(shown)
+    assert pace.answer == pytest.approx(1.0)
+    assert pace.rate == pytest.approx(6.0), "12 different tokens in two seconds"

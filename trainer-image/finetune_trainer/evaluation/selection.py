@@ -39,16 +39,14 @@ class Pace:
     rate: float = float("inf")
 
     def after(self, asked: answers.Answers) -> "Pace":
-        """The slower of this pace and that of a contender that was asked."""
+        """That of the contender that was asked last: before Retrieved it is the one with the most similar prompts and answers. A
+        base model without examples often writes until its answer is cut."""
         if not asked.prompts or not asked.prefill:
             return self
         tokens = sum(map(len, asked.prompts))
         own = tokens - (len(asked.prompts) - 1) * prefixes.of_all(asked.prompts)
         reading = tokens / asked.prefill
-        return Pace(
-            max(self.answer, (asked.seconds - 2 * reading) / len(asked.prompts)),
-            min(self.rate, own / max(reading, 1e-9)),
-        )
+        return Pace(max(0.0, asked.seconds - 2 * reading) / len(asked.prompts), own / max(reading, 1e-9))
 
     def seconds(self, runner: answers.ModelRunner, which: job.Contender, examples: Sequence[dataset.Example]) -> float:
         """The time that a contender's answers to these examples will take: each prompt is read twice, for the answer and for
