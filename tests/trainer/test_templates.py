@@ -1,5 +1,6 @@
 """Chat templates as model folders have them: several named ones, and such that write an empty reasoning block."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -192,3 +193,25 @@ def test_a_system_turn_that_the_template_leaves_out_is_a_finding() -> None:
         assert details.omitted == expected
     found = judged.judge([row], with_encoder=judged.encoder(silent))
     assert "the system turn (1 of 1 examples)" in found["unusedFields"].message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{% for part in message['content'] %}{{ part.text }}{% endfor %}",
+        "{{ message['content'] | upper }}",
+        "{{ message['content'] if message['role'] != 'assistant' }}",
+    ],
+)
+def test_a_template_that_renders_something_else_than_the_answer_is_refused(content: str) -> None:
+    other = tiny.CHAT_TEMPLATE.replace("{{ message['content'] }}", content)
+    with pytest.raises(dataset.Wrong, match="does not render the content of turn 2 as it is"):
+        judged.encoder(other).encode(example(ASK, SAY))
+
+
+def test_a_question_that_the_template_leaves_out_is_a_finding() -> None:
+    forgetful = tiny.CHAT_TEMPLATE.replace("in messages %}", "in messages[-2:] %}")
+    last = dataclasses.replace(judged.encoder(forgetful), loss_on=job.LossOn.LAST_ASSISTANT)
+    (details,) = last.details([example(ASK | {"content": "Is it early?"}, SAY, ASK, SAY)])
+    assert isinstance(details, tokens.Details)
+    assert details.omitted == ("turns of the user",)

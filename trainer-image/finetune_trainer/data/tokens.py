@@ -186,13 +186,13 @@ class Encoder:
         text = _without_empty_block(text, prompts, [example.messages[index] for index in chosen])
         if chosen[-1:] == [len(example.messages) - 1]:
             text = text.removesuffix(self.turn_end)
-        self._check_reasoning(example, chosen, text, prompts)
+        self._check_answers(example, chosen, text, prompts)
         return Script(text, tuple(prompts), everything=self.loss_on is job.LossOn.ALL)
 
-    def _check_reasoning(
+    def _check_answers(
         self, example: dataset.Example, chosen: Sequence[int], text: str, prompts: Sequence[str]
     ) -> None:
-        """Raises dataset.Wrong where the template omits the reasoning of an answer that is learned."""
+        """Raises dataset.Wrong where the template omits an answer that is learned, or its reasoning."""
         begins = [*map(len, prompts), len(text)]
         for index, (begin, end) in zip(chosen, itertools.pairwise(begins), strict=True):
             turn = example.messages[index]
@@ -204,6 +204,13 @@ class Encoder:
                         "learned; remove it, write it where the template renders it (reasoning_content, or <think> in the "
                         "content), or try training.lossOn: LastAssistant"
                     )
+            content = turn.content[within.end() :] if within else turn.content
+            if not turn.calls and content.strip() not in text[begin:end]:  # beside calls some templates omit it
+                raise dataset.Wrong(
+                    f"the model's chat template does not render the content of turn {index + 1} as it is, so that something "
+                    "else would be learned; it may expect a list of parts, as models that see images do: choose a base model for "
+                    "text"
+                )
 
     def _tail(self, example: dataset.Example) -> str | None:
         """The last answer as the template writes it when the last question begins the chat: for templates that move text
@@ -320,10 +327,11 @@ def _without_empty_block(text: str, prompts: Sequence[str], learned: Sequence[da
 
 def _omitted(example: dataset.Example, text: str) -> tuple[str, ...]:
     """Fields of an example that are not in its rendering: the names of who speaks, which most templates have no place for, and
-    system turns, which some leave out."""
+    turns that some leave out."""
     names = (turn.name for turn in example.messages if turn.name and turn.role != "tool")
     systems = (turn.content.strip() for turn in example.messages[:1] if turn.role == "system")
-    found = {"messages[].name": names, "the system turn": systems}
+    users = (turn.content.strip() for turn in example.messages if turn.role == "user")
+    found = {"messages[].name": names, "the system turn": systems, "turns of the user": users}
     return tuple(field for field, texts in found.items() if any(one not in text for one in texts))
 
 
