@@ -9,7 +9,7 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_api import evaluation, job, run
-from finetune_trainer.evaluation import evidence, feasible, gates, headline
+from finetune_trainer.evaluation import evidence, gates, headline
 from finetune_trainer.stages import evaluate, preflight, train
 
 World = Callable[..., run.Run]
@@ -128,15 +128,15 @@ def test_a_share_of_right_answers_tells_only_where_somebody_reaches_a_tenth() ->
     assert headline.telling([], {EXACT, rouge}, [{EXACT: share(10), rouge: similar}]) is EXACT
 
 
-def test_fewer_than_five_test_examples_are_refused_where_no_gate_is_stated() -> None:
-    rows = [tiny_example(n) for n in range(5)]
-    assert feasible.problem(job.Evaluation(), rows) is None
-    assert "4 test examples are too few" in (feasible.problem(job.Evaluation(), rows[:4]) or "")
-    assert feasible.problem(job.Evaluation(gates=[]), rows[:4]) is None
-
-
-def tiny_example(number: int) -> feasible.dataset.Example:
-    return feasible.dataset.from_record({"source": str(number), **tiny.examples(1, start=number)[0]})
+def test_with_fewer_than_five_test_examples_the_values_decide() -> None:
+    few: gates.Values = {TUNED: {EXACT: share(4, 4)}, BASE: {EXACT: share(1, 4)}}
+    assert [one.passed for one in gates.check(gates.default(EXACT, few), few)] == [True]
+    few[TUNED] = {EXACT: share(1, 4)}
+    assert [one.passed for one in gates.check(gates.default(EXACT, few), few)] == [False], "as good is not better"
+    five: gates.Values = {TUNED: {EXACT: share(5, 5)}, BASE: {EXACT: share(1, 5)}}
+    assert [one.passed for one in gates.check(gates.default(EXACT, five), five)] == [False], "four wins of five"
+    five[BASE] = {EXACT: share(0, 5)}
+    assert [one.passed for one in gates.check(gates.default(EXACT, five), five)] == [True]
 
 
 @pytest.mark.parametrize("steps, passed", [(60, True), (1, False)])

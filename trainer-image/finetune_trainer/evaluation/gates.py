@@ -21,6 +21,9 @@ WinLosses = Mapping[job.Contender, evidence.WinLoss]
 TOLERANCE = 1e-9
 """Of comparisons, since 0.85 - 0.80 is a little less than 0.05."""
 
+FEWEST = 5
+"""Examples with which a paired test can reach a p-value of 0.05: 0.5 to the power of 5 is below, to the power of 4 above."""
+
 POINT = 0.5
 """The confidence at which the measured value alone decides."""
 
@@ -43,10 +46,11 @@ def check(
 
 def default(metric: job.Metric | None, values: Values, subject: job.Contender = job.Contender.TUNED) -> list[job.Gate]:
     """The gates of a job that states none, as far as they can be measured: better than the best baseline by the headline
-    metric, and no more forgetting than FORGOTTEN, by its value."""
+    metric, and no more forgetting than FORGOTTEN, by its value. Fewer than FEWEST examples prove nothing: the values decide."""
     made = []
     if metric is not None and any(metric in values.get(one, {}) for one in evaluation.BASELINES):
-        made.append(job.Gate(metric=metric, over="BestBaseline"))
+        examples = values[subject][metric].examples if metric in values.get(subject, {}) else 0
+        made.append(job.Gate(metric=metric, over="BestBaseline", confidence=0.95 if examples >= FEWEST else POINT))
     if job.Metric.FORGETTING in values.get(subject, {}):
         made.append(job.Gate(metric=job.Metric.FORGETTING, maximum=evaluation.FORGOTTEN, confidence=POINT))
     return made

@@ -361,7 +361,7 @@ def check_policies(
 def impossible_gates(spec: run.Run, reviewed: review.Reviewed, place: split.Array) -> str | None:
     """Why a gate could not be passed by any model, on the test examples that the evaluation will choose."""
     chosen = contenders.choose(rule.rows(place == 2).tolist(), spec.evaluation.maximum_examples, spec.training.seed)
-    if spec.evaluation.gates == [] or not chosen:
+    if not spec.evaluation.stated or not chosen:
         return None
     examples = reviewed.sources(np.array(chosen))
     return feasible.problem(spec.evaluation, [examples[row] for row in chosen])
