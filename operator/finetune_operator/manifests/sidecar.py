@@ -98,7 +98,7 @@ def parts(
         mounts=[vllm.MOUNT, *base_mounts],
         arguments=[
             f"--server=http://127.0.0.1:{run.SERVER_PORT}",
-            # vLLM's CPU build scores a batch with an adapter wrongly
+            # vLLM's CPU build (0.32) ends when requests for log-probabilities come in a batch
             *([] if wanted.gpus else ["--scoring-at-once=1"]),
         ],
     )
