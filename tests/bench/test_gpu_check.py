@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tests.bench.gpu import equality, models, report, speed
+from tests.bench.gpu import equality, models, report, speed, together
 from tests.trainer import decoders
 
 from finetune_api import job
@@ -15,12 +15,30 @@ CPU = torch.device("cpu")
 def test_every_workload_is_measured_with_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(models.SHAPES, "Qwen 2.5 7B")
     cells = list(speed.cells(CPU, 1e12, 0.0, shrunk=True))
-    assert [cell.engine for cell in cells] == ["Fast", "Plain"] * len(speed.WORKLOADS)
+    assert [cell.engine for cell in cells] == ["Fast", "Plain", "TRL"] * len(speed.WORKLOADS)
     assert all(cell.tokens_per_second > 0 and cell.estimated > 0 for cell in cells)
     table = report.text("a device", 1e12, [], cells)
-    assert table.count("| Llama 3.1 8B |") == 8
+    assert table.count("| Llama 3.1 8B |") == 12
     assert "c: a shared prompt of 430 tokens" in table
-    assert len(json.loads(report.document("a device", 1e12, [], cells))["cells"]) == 8
+    assert len(json.loads(report.document("a device", 1e12, [], cells))["cells"]) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 3])
+def test_two_processes_have_the_same_loss_sharded_and_replicated(number: int) -> None:
+    work = speed.WORKLOADS[number]
+    found = [together.measure("Llama 3.1 8B", work, way, on_gpu=False, seconds=0.0) for way in together.WAYS]
+    assert found[0][1] == pytest.approx(found[1][1], rel=0.01), "in bfloat16"
+    assert all(rate > 0 for rate, *_ in found)
+
+
+def test_a_resumed_training_is_bit_equal() -> None:
+    assert equality.resumed(decoders.FAMILIES["llama 3"](), CPU) == 0.0
+
+
+def test_own_passes_equal_the_standard_path_in_4_bits() -> None:
+    config = decoders.FAMILIES["llama 3"]()
+    assert equality.check("llama 3", config, torch.bfloat16, CPU, job.Objective.SFT, quantised=True).passed
 
 
 def test_the_real_shapes_are_those_of_the_catalogue() -> None:

@@ -104,7 +104,10 @@ def move(tuned: Any) -> None:
 
 
 def _moved(weight: torch.nn.Parameter) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=CUDA), weight.requires_grad)
+    made = torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=CUDA), weight.requires_grad)
+    if hasattr(weight, "quant_state"):
+        made.quant_state = weight.quant_state  # type: ignore[attr-defined]
+    return made
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Each configuration is a run file of its own: `finetune-trainer preflight`, then 
 the kernel reports. Checkpoints are written and the validation split is scored in each, since both take memory.
 
     --only NAME ...    measures these again and keeps the rest
+    --gpus [MODEL]     measures the catalogue's models with fake tensors instead, or one of them
     --check            only compares estimate.md with estimate.json
 """
 
@@ -20,7 +21,9 @@ from typing import Any
 # hack/ has what the development tools share; it is no package that could be installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "hack"))
 
+from tests.bench.estimate import gpus
 from tests.bench.trainer import models, process
+from tests.trainer import test_fake_gpu
 
 from toolbox import cache, say
 
@@ -106,9 +109,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL))
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--gpus", nargs="*")
     options = parser.parse_args()
     found = {one["name"]: Measurement(**one) for one in stored()}
-    if not options.check:
+    if options.gpus is not None:
+        fakes(options.gpus)
+    elif not options.check:
         for name in options.only:
             with tempfile.TemporaryDirectory() as temporary, say.step(name, "a minute"):
                 found[name] = measure(name, pathlib.Path(temporary))
@@ -123,6 +129,20 @@ def main() -> int:
         return 1
     path.write_text(text)
     return 0
+
+
+def fakes(wanted: list[str]) -> None:
+    """Measures models with fake tensors and keeps what is stored of the others."""
+    path = FOLDER / "estimate-gpus.json"
+    found = {(one.model, one.gib): one for one in gpus.stored(path)}
+    for model in wanted or test_fake_gpu.CATALOGUE:
+        for gib in gpus.SIZES:
+            with say.step(f"{model} on {gib} GiB", "a minute"):
+                peak = gpus.measure(model, gib)
+            if peak is not None:
+                found[model, gib] = peak
+            order = [(name, size) for name in test_fake_gpu.CATALOGUE for size in gpus.SIZES]
+            gpus.write(path, [found[key] for key in order if key in found])
 
 
 def stored() -> list[dict[str, Any]]:
@@ -247,9 +267,7 @@ def report(found: list[Measurement]) -> str:
             "",
             *used,
             "",
-            "GPUs were not measured: no machine with one was at hand. There the estimate counts the same buffers, "
-            "FlexAttention's copies, and the CUDA context by common experience.",
-            "",
+            *gpus.report(gpus.stored(FOLDER / "estimate-gpus.json")),
         ]
     )
 

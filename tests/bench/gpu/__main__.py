@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 import torch
-from tests.bench.gpu import equality, report, speed
+from tests.bench.gpu import equality, report, speed, together
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "benchmarks"
 
@@ -20,7 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.cuda.get_device_name(where) if on_gpu else "no GPU: everything shrunk, on the CPU"
     rate = speed.matmul_rate(where, 8192 if on_gpu else 256)
     checks = list(equality.checks(where))
-    cells = list(speed.cells(where, rate, given.seconds if on_gpu else 0.0, shrunk=not on_gpu))
+    seconds = given.seconds if on_gpu else 0.0
+    cells = list(speed.cells(where, rate, seconds, shrunk=not on_gpu))
+    if not on_gpu or torch.cuda.device_count() > 1:
+        cells += together.cells(on_gpu=on_gpu, seconds=seconds)
     table = report.text(device, rate, checks, cells)
     print(table)
     if on_gpu:

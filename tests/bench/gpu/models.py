@@ -42,19 +42,24 @@ def config_of(name: str, *, shrunk: bool) -> Any:
 
 def adapted(config: Any, where: torch.device, *, quantised: bool = False) -> Any:
     """A model in bfloat16 with an adapter of rank 16 on all linear layers; quantised: as QLoRA stores it."""
-    torch.manual_seed(0)
-    with where:
-        base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    base.requires_grad_(False).eval()
-    if quantised:
-        _quantise(base, where)
-    tuned = lora.add(base, job.LoRA(rank=16, alpha=32), "random")
+    tuned = lora.add(bare(config, where, quantised=quantised), job.LoRA(rank=16, alpha=32), "random")
     for weight in lora.parameters(tuned).values():
         weight.data = weight.data.to(where)
     return tuned
 
 
-def _quantise(base: Any, where: torch.device) -> None:
+def bare(config: Any, where: torch.device, *, quantised: bool = False) -> Any:
+    """The same model without an adapter."""
+    torch.manual_seed(0)
+    with where:
+        base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    base.requires_grad_(False).eval()
+    if quantised:
+        quantise(base, where)
+    return base
+
+
+def quantise(base: Any, where: torch.device) -> None:
     """Its linear layers but the head in 4 bits, as `engine.model.nf4` has transformers do on loading."""
     import bitsandbytes
 
@@ -74,5 +79,6 @@ def _quantise(base: Any, where: torch.device) -> None:
                 layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
             )
             stored.bias = layer.bias
+            stored.support_avx512bf16_for_cpu = False  # as `engine.model.load`
             setattr(parent, name, stored.to(where))
     base.is_loaded_in_4bit = True

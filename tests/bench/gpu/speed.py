@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.bench.gpu import models
+from tests.bench.gpu import models, peers
 
 from finetune_api import job
 from finetune_trainer.engine import lora, model, passes, prefix_tree
@@ -61,7 +61,7 @@ class Cell:
 
 
 def cells(where: torch.device, rate: float, seconds: float, *, shrunk: bool) -> Iterator[Cell]:
-    """The trainer's choice of an engine, and the standard path; `rate`: the device's matrix products in FLOP/s."""
+    """The trainer's choice of an engine, the standard path, and TRL; `rate`: the device's matrix products in FLOP/s."""
     for name in models.SHAPES:
         for work in WORKLOADS:
             config = models.config_of(name, shrunk=shrunk)
@@ -75,7 +75,17 @@ def cells(where: torch.device, rate: float, seconds: float, *, shrunk: bool) -> 
                 except torch.OutOfMemoryError:
                     yield Cell(name, work.name, type(engine).__name__, 0.0, 0.0, model.peak(where), 0, 0.0)
                 begun = time.monotonic()
+            case = _case(tuned, work, rows)
             del tuned, head, engine
+            for peer in peers.names(where):
+                if where.type == "cuda":
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats(where)
+                try:
+                    speed, first = peers.measure(peer, config, rows, work.quantised, where, seconds)
+                except torch.OutOfMemoryError:
+                    speed, first = 0.0, 0.0
+                yield _cell(name, work, peer, speed, first, case, rows, where, rate)
             if where.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -111,26 +121,42 @@ def measure(
         step()
         steps += 1
     tokens = sum(len(row.ids) for row in rows) * steps / (time.monotonic() - started)
-    method = job.Method.QLORA if work.quantised else job.Method.LORA
-    case = _case(tuned, method, rows)
-    linear = case.shape.numbers.layers * sum(one.weights for one in case.shape.linears(job.LoRA()))
+    case = dataclasses.replace(_case(tuned, work, rows), chosen=engine.shares)
+    return _cell(name, work, type(engine).__name__, tokens, first, case, rows, where, rate)
+
+
+def _cell(
+    name: str,
+    work: Workload,
+    engine: str,
+    tokens: float,
+    first: float,
+    case: workload.Workload,
+    rows: list[prefix_tree.TokenRow],
+    where: torch.device,
+    rate: float,
+) -> Cell:
     return Cell(
         model=name,
         workload=work.name,
-        engine=type(engine).__name__,
+        engine=engine,
         tokens_per_second=round(tokens, 1),
-        share_of_matmul_rate=round(
-            4 * linear * tokens / rate, 3
-        ),  # a frozen weight: two products forward, two backward
+        share_of_matmul_rate=round(_work(case) * tokens / rate, 3),
         peak=model.peak(where) if where.type == "cuda" else 0,
         estimated=memory.memory(case, sum(len(row.ids) for row in rows), checkpointing=False).total,
         seconds_to_first_step=round(first, 2),
     )
 
 
-def _case(tuned: Any, method: job.Method, rows: list[prefix_tree.TokenRow]) -> workload.Workload:
+def _work(case: workload.Workload) -> int:
+    """FLOP of a token: a frozen weight takes part in two products forward and two backward."""
+    return 4 * case.shape.numbers.layers * sum(one.weights for one in case.shape.linears(job.LoRA()))
+
+
+def _case(tuned: Any, work: Workload, rows: list[prefix_tree.TokenRow]) -> workload.Workload:
     shape = architecture.of(tuned.get_base_model().config.to_dict())
     assert shape is not None
+    method = job.Method.QLORA if work.quantised else job.Method.LORA
     training = job.Training(method=method, lora=job.LoRA(rank=16, alpha=32))
     longest = max(len(row.ids) for row in rows)
     return workload.Workload(

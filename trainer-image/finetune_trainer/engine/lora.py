@@ -75,6 +75,12 @@ def decoded(weight: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tenso
     return plain.to(dtype)
 
 
+def state_of(base: Any) -> Any:
+    """How the weight of a linear layer is decoded; None where it is not stored in 4 bits. The weight itself has it, but not one
+    that `sharded` gathers."""
+    return getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)
+
+
 def _frozen(base: Any, x: torch.Tensor, state: Any) -> torch.Tensor:
     """The layer without its adapter: that of rank 0 where the weight is stored in 4 bits."""
     if state is None:
@@ -88,7 +94,7 @@ def _frozen(base: Any, x: torch.Tensor, state: Any) -> torch.Tensor:
 def _forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """The forward of a PEFT LoRA layer with `Fast`."""
     base = layer.base_layer
-    state = getattr(base, "quant_state", None)
+    state = state_of(base)
     if layer.disable_adapters:
         return _frozen(base, x, state)
     a, b, scale = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]

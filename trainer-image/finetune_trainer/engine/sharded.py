@@ -50,8 +50,9 @@ def _release_4_bits(layer: Any, where: torch.device) -> None:
     """Makes weights in 4 bits plain tensors of bytes: bitsandbytes' own kind would quantise itself again when it is moved. How
     they are decoded stays with their module, whole."""
     for module in layer.modules():
-        if (state := getattr(module, "quant_state", None)) is not None:
+        if isinstance(module, torch.nn.Linear) and (state := lora.state_of(module)) is not None:
             module.weight = torch.nn.Parameter(module.weight.data, requires_grad=False)
+            module.quant_state = state
             state.to(where)
 
 
