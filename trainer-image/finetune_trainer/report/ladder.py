@@ -128,7 +128,7 @@ def _of_tuned(found: results.Results) -> tuple[str, Mark]:
     unsure = [words.name(who) for who, mark in marks.items() if mark is not Mark.FOR]
     if unsure:
         return f"not shown to be better than {', '.join(unsure)}", Mark.UNDECIDED
-    return "better than every baseline", Mark.FOR
+    return "better than every baseline that was measured", Mark.FOR
 
 
 def _against(found: results.Results, who: Contender) -> Mark:
