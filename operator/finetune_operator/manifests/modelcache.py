@@ -1,4 +1,4 @@
-"""The claim with base models that the pods of a namespace share (docs/adr/NUMBER-base-models-on-a-claim.md).
+"""The claim with base models that the pods of a namespace share (docs/adr/0044-base-models-on-a-claim.md).
 
 It changes a finished pod in one place: the container that fetches gets the claim to write to, all others to read. MODEL_PATH is a
 link into it. Whoever reads keeps a lock, so that nobody removes the model meanwhile.
