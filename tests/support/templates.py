@@ -11,6 +11,7 @@ from support import manifests
 
 IMAGES = {"trainer": "reg/trainer:1", "fetch": "reg/fetch:1", "serving": "reg/vllm:1"}
 ADAPTER = status.Adapter(uri="s3://acme/out/adapter", sha256="ab" * 32, bytes=1, rank=16, chat_template=True)
+BASE = run.ResolvedBaseModel(name="b", source="hf://a/b")
 CPU = {"gpus": 0}
 PODS = (*Stage, None)
 """All kinds of pods: those of stages, and the server's."""
