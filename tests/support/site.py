@@ -28,6 +28,8 @@ _HARNESS = cache.REPOSITORY / "hack" / "localcluster"
 NAME = "e2e"
 NAMESPACE = "ml"
 JOBS = f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
+CACHED, CLAIM = "ml-cached", "models"
+"""A namespace whose pods share base models, and the claim in it; a test makes both."""
 BUCKET = "finetune-e2e"
 SECRET = "s3-credentials"
 MODEL = "tiny"
@@ -299,6 +301,7 @@ def _install(kube: Kube, store: place.ObjectStore, images: dict[str, str]) -> No
     }
     # The model is tiny and the cores are busy: threads that wait for each other take several times as long as one.
     values["pods"] = {"env": {"OMP_NUM_THREADS": "1"}}
+    values["modelCache"] = {"claimNameByNamespace": {CACHED: CLAIM}}
     values["currency"] = "EUR"
     values["retryBackoffSeconds"] = 1
     install.chart(kube, values)
