@@ -37,8 +37,8 @@ class Waiting(Reported):
 class EvaluationEstimate(Reported):
     """GPUs that baseline and evaluation need, by the estimate."""
 
-    gpus: int
-    gpu_type: str | None = None
+    gpus: int = Field(description="The number of GPUs.")
+    gpu_type: str | None = Field(default=None, description="Their type, a key of the chart's gpuTypes.")
 
 
 class Preflight(Reported):

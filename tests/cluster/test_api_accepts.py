@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api import basemodel, job, model, schema
+from finetune_api import basemodel, evaluation, job, model, schema
 from support import manifests
 
 pytestmark = pytest.mark.cluster
@@ -110,9 +110,13 @@ def test_every_value_of_an_enumeration_is_accepted(dry, path, value):
     sent = manifests.changed(
         manifests.MINIMAL,
         **{
-            "spec.intent": {"goals": ["Format"], "prompt": {"system": "You sort mail."}},
+            "spec.intent": {
+                "goals": ["Format"],
+                "prompt": {"system": "You sort mail."},
+                "retrieval": {"uris": ["s3://bucket/documents/*.md"]},
+            },
             "spec.evaluation": {
-                "baselines": ["Base"] if "baselines" in path else ["Base", "Prompt", "FewShot"],
+                "baselines": ["Base"] if "baselines" in path else [baseline.value for baseline in evaluation.BASELINES],
                 "labels": ["refund", "praise"],
                 "outputSchema": {"type": "object", "properties": {"intent": {"enum": ["refund", 1, None]}}},
                 "consistency": {},
