@@ -245,7 +245,8 @@ def test_losses_match_transformers_however_long_the_shared_prefixes_are(base: pa
 
 @pytest.mark.slow
 def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> None:
-    """A prompt of today, an own probe, consistency, a schema, labels, and an earlier adapter that serves."""
+    """A prompt of today, documents, an own probe, consistency, a schema, labels, and an earlier adapter that serves."""
+    (tmp_path / "handbook.md").write_text("Refunds are paid within a week. Praise goes to the team.")
     (tmp_path / "general.jsonl").write_text(tiny.jsonl([{"prompt": "the quick brown", "completion": "fox"}] * 4))
     schema = {"type": "object", "required": ["intent", "reply"]}
     refund, praise = ('{"intent": "refund", "reply": true}', '{"intent": "praise", "reply": false}')
@@ -262,7 +263,10 @@ def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> 
         dataset={"test": {"fraction": 0.2}},
         training={"maxSteps": 60},
         evaluation=rules,
-        intent={"prompt": {"system": "Answer with JSON only.", "fewShot": 2}},
+        intent={
+            "prompt": {"system": "Answer with JSON only.", "fewShot": 2},
+            "retrieval": {"uris": [f"file://{tmp_path}/handbook.md"]},
+        },
     )
     preflight.preflight(spec)
     train.train(spec, 1, 1.0)
