@@ -182,6 +182,8 @@ def kubelet(plan: Plan) -> list[str | Path]:
         "registerNode": True,
         "shutdownGracePeriod": "0s",
         "syncFrequency": "10s",
+        # Tests wait for the eviction of a pod that fills its disk.
+        "volumeStatsAggPeriod": "10s",
         "serializeImagePulls": False,
         "maxPods": 200,
         "volumePluginDir": str(plan.state / "volume-plugins"),

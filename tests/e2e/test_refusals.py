@@ -1,10 +1,13 @@
 """Mistakes of users: each job ends, or waits and continues automatically, with the right reason and advice."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo import install
+from support import company
 from support import site as sites
 from support.site import BUCKET, NAMESPACE, Site, condition
 
@@ -13,7 +16,11 @@ def _s3(site: Site, **changes: Any) -> dict[str, Any]:
     return {**site.spec("s3://x/y")["storage"], **changes}
 
 
-def jobs(site: Site) -> dict[str, dict[str, Any]]:
+FULL = "open('/tmp/full', 'wb').write(bytes(100 << 20)); import os; os.sync()"
+"""Fills more of a pod's disk than `disk` below may use."""
+
+
+def jobs(site: Site, companys: dict[str, Any], shelved: str) -> dict[str, dict[str, Any]]:
     """Specs by name; all are applied at once, so that their pods need not wait for each other's tests."""
     good = site.upload_rows("refusals/good.jsonl", sites.chats(60))
     twelve = site.upload_rows("refusals/twelve.jsonl", sites.chats(12))
@@ -41,7 +48,12 @@ def jobs(site: Site) -> dict[str, dict[str, Any]]:
         "empty": spec(empty),
         "broken": spec(broken),
         "twelve-enforced": spec(twelve, intent={"advice": "Enforce"}),
-        "twelve-warned": spec(twelve, deployment={**server, "image": "127.0.0.1:1/no/such-image:1"}),
+        "twelve-warned": spec(shelved, storage=companys, deployment={**server, "image": "127.0.0.1:1/no/such-image:1"}),
+        "disk": spec(
+            good,
+            training={"maxSteps": 100_000, "batchSize": 2, "retries": 0},
+            resources={**spec(good)["resources"], "limits": {"ephemeralStorage": "64Mi"}},
+        ),
         "gpu-unknown": spec(good, resources={"gpus": 1, "gpuType": "nvidia-b9000"}),
         "gpu-absent": spec(good, resources=gpus),
         "gpu-many": spec(good, resources={"gpus": 8}),
@@ -56,10 +68,37 @@ def jobs(site: Site) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def applied(site: Site) -> Site:
-    for name, spec in jobs(site).items():
-        site.apply(name, spec)
-    return site
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("company")
+
+
+@pytest.fixture(scope="module")
+def applied(site: Site, place: Path) -> Iterator[Site]:
+    with company.storage(site, place) as storage:
+        for name, spec in jobs(site, storage, company.shelve(site, place / "shelf", sites.chats(12))).items():
+            site.apply(name, spec)
+        yield site
+
+
+def test_a_missing_bundle_of_authorities_is_named_and_waited_for(applied: Site, place: Path) -> None:
+    job = applied.until_condition("twelve-warned", "PreflightPassed", "Unknown", "CredentialsMissing", seconds=120)
+    assert job["status"]["waiting"]["reason"] == "CredentialsMissing"
+    for word in (company.BUNDLE, "storage.caBundle"):
+        assert word in condition(job, "Ready")["message"], condition(job, "Ready")["message"]
+    company.publish(applied, place)
+
+
+def test_a_pod_that_fills_its_disk_ends_in_the_kubelets_words(applied: Site) -> None:
+    job = applied.until_condition("disk", "Trained", "Unknown", "Running", seconds=200)
+    [pod] = applied.pods("disk", stage="train")
+    where = ("exec", pod["metadata"]["name"], "--namespace", NAMESPACE, "--container", "trainer", "--")
+    applied.kube.run(*where, "python", "-c", FULL)
+    job = applied.until_condition("disk", "Failed", seconds=200)
+    failed = condition(job, "Failed")
+    assert failed["reason"] == "DiskExceeded", failed
+    assert "Pod ephemeral local storage usage exceeds the total limit of containers 64Mi" in failed["message"]
+    assert "resources.requests.ephemeralStorage" in failed["message"]
+    applied.delete("disk")
 
 
 WAITS = [
@@ -118,7 +157,8 @@ def test_it_ends_with_a_reason_and_says_what_to_do(applied: Site, name: str, rea
         assert word in failed["message"], failed["message"]
 
 
-def test_twelve_examples_are_only_reported_when_advice_is_warn(applied: Site) -> None:
+def test_twelve_examples_on_a_volume_are_only_reported_when_advice_is_warn(applied: Site) -> None:
+    """With data on a claim, and a store whose certificate is of a company's own authority."""
     job = applied.until_condition("twelve-warned", "Trained", seconds=300)
     assert job["status"]["preflight"]["verdict"] == "NotRecommended"
     assert any("example" in sentence for sentence in job["status"]["preflight"]["advice"])
@@ -131,7 +171,7 @@ def test_an_image_that_cannot_be_pulled_is_named_and_another_one_fixes_it(applie
     )
     assert "such-image" in condition(job, "Deployed")["message"]
     assert condition(job, "Stalled")["status"] == "False"
-    applied.apply(name, applied.spec(job["spec"]["dataset"]["train"][0]))
+    applied.apply(name, {**job["spec"], "deployment": {"enabled": False}})
     applied.until_condition(name, "Complete", seconds=60)
     assert applied.kube.items("deployments", f"finetune.dev/job={name}", NAMESPACE) == []
 

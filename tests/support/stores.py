@@ -44,25 +44,27 @@ class Store:
 
 
 @contextlib.contextmanager
-def versity(folder: pathlib.Path, certificate: tuple[pathlib.Path, pathlib.Path] | None = None) -> Iterator[Store]:
-    """certificate: the files of a certificate and its key, for HTTPS."""
+def versity(
+    folder: pathlib.Path, certificate: tuple[pathlib.Path, pathlib.Path] | None = None, address: str = "127.0.0.1"
+) -> Iterator[Store]:
+    """certificate: the files of a certificate and its key, for HTTPS. address: one of this machine."""
     program = binaries.ensure(["versitygw"]) / "versitygw"
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((address, 0))
         port = free.getsockname()[1]
     for name in ("iam", "data"):
         (folder / name).mkdir(parents=True)
-    command = [program, f"--port=127.0.0.1:{port}", "--region=us-east-1", f"--iam-dir={folder / 'iam'}", "--quiet"]
+    command = [program, f"--port={address}:{port}", "--region=us-east-1", f"--iam-dir={folder / 'iam'}", "--quiet"]
     command += [f"--cert={certificate[0]}", f"--key={certificate[1]}"] if certificate else []
     environment = {"ROOT_ACCESS_KEY": ROOT[0], "ROOT_SECRET_KEY": ROOT[1]}
     server = subprocess.Popen([*command, "posix", folder / "data"], env=environment, stdout=subprocess.DEVNULL)
     try:
         for _ in range(100):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if probe.connect_ex((address, port)) == 0:
                     break
             time.sleep(0.1)
-        url = f"http{'s' if certificate else ''}://127.0.0.1:{port}"
+        url = f"http{'s' if certificate else ''}://{address}:{port}"
         session = boto3.session.Session(ROOT[0], ROOT[1], region_name="us-east-1")
         yield Store(url, program, session.client("s3", endpoint_url=url, verify=certificate is None))
     finally:
