@@ -258,6 +258,29 @@ def test_another_owners_service_of_the_same_name_is_not_taken_over(
     assert control_plane.kubectl("get", "service", NAME, where, "-o=json") == before
 
 
+def test_what_a_node_lacks_for_a_pod_is_read_from_the_kubelets_newest_event(scene: installed.Stage) -> None:
+    scene.apply(finetunejob())
+    meta = eventually(scene.pods)[0]["metadata"]
+    placed = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=1)
+    status = {"status": {"startTime": placed.isoformat(timespec="seconds")}}
+    scene.core.patch_namespaced_pod_status(meta["name"], scene.namespace, status)
+
+    def record(reason: str, message: str, minutes: int) -> None:
+        last = (placed + datetime.timedelta(minutes=minutes)).isoformat(timespec="seconds")
+        which = {"kind": "Pod", "namespace": scene.namespace, "name": meta["name"], "uid": meta["uid"]}
+        event = {"metadata": {"generateName": meta["name"]}, "involvedObject": which, "type": "Warning"}
+        scene.core.create_namespaced_event(
+            scene.namespace, {**event, "reason": reason, "message": message, "lastTimestamp": last}
+        )
+
+    record("FailedScheduling", "0/1 nodes are available", 0)
+    record("FailedMount", 'MountVolume.SetUp failed for volume "ca" : configmap "company-ca" not found', 1)
+    eventually(lambda: scene.condition(NAME, "PreflightPassed").get("reason") == "CredentialsMissing", 30)
+    assert 'configmap "company-ca" not found' in scene.condition(NAME, "Ready")["message"]
+    record("Pulling", "Pulling image", 2)
+    eventually(lambda: scene.condition(NAME, "PreflightPassed").get("reason") == "Waiting", 30)
+
+
 def test_failures_are_repeated_and_named(scene: installed.Stage, control_plane: controlplane.ControlPlane) -> None:
     scene.apply(finetunejob(**{"spec.training.retries": 1}))
     for attempt in ("1", "2"):
