@@ -57,6 +57,11 @@ def jobs(site: Site, companys: dict[str, Any], shelved: str) -> dict[str, dict[s
         "gpu-unknown": spec(good, resources={"gpus": 1, "gpuType": "nvidia-b9000"}),
         "gpu-absent": spec(good, resources=gpus),
         "gpu-many": spec(good, resources={"gpus": 8}),
+        "gpu-invisible": spec(
+            good,
+            intent={"advice": "Ignore"},  # no baseline first
+            resources={"gpus": 1, "requests": {"cpu": "250m", "memory": "2Gi"}},
+        ),
         "gate": spec(
             good,
             intent={"advice": "Ignore"},  # no baseline first
@@ -139,6 +144,7 @@ ENDS = [
     ("empty", "DatasetInvalid", ["empty.jsonl"]),
     ("broken", "DatasetInvalid", ["broken.jsonl:17"]),
     ("twelve-enforced", "TooFewExamples", ["20", "examples"]),
+    ("gpu-invisible", "GpuNotVisible", ["granted 1", "runtimeClassName"]),
     ("gate", "EvaluationBelowGate", ["ExactMatch", "0.99"]),
     ("memory", "TrainerOutOfMemory", ["memory"]),
     ("deadline", "DeadlineExceeded", ["200", "Unschedulable"]),
