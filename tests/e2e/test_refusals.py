@@ -96,7 +96,7 @@ def test_a_missing_bundle_of_authorities_is_named_and_waited_for(applied: Site, 
 def test_a_pod_that_fills_its_disk_ends_in_the_kubelets_words(applied: Site) -> None:
     job = applied.until_condition("disk", "Trained", "Unknown", "Running", seconds=200)
     [pod] = applied.pods("disk", stage="train")
-    where = ("exec", pod["metadata"]["name"], "--namespace", NAMESPACE, "--container", "trainer", "--")
+    where = ("exec", pod["metadata"]["name"], "--namespace", NAMESPACE, "--container", "finetune", "--")
     applied.kube.run(*where, "python", "-c", FULL)
     job = applied.until_condition("disk", "Failed", seconds=200)
     failed = condition(job, "Failed")
