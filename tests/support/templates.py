@@ -5,7 +5,7 @@ from typing import Any
 from finetune_api import job, run, status
 from finetune_api.reasons import Stage
 from finetune_operator import settings
-from finetune_operator.manifests import deployment, release, stages
+from finetune_operator.manifests import deployment, release, sidecar, stages
 from finetune_operator.observe import parents
 from support import manifests
 
@@ -30,6 +30,7 @@ def of(
     tokens: int = 0,
     spec: dict[str, Any] | None = None,
     queue: str | None = None,
+    beside: sidecar.Plan | None = None,
 ) -> dict[str, Any]:
     """The pod template of a stage, or of the server (None), of a job that sets these resources for all its pods, and these
     fields of its spec."""
@@ -48,6 +49,7 @@ def of(
     built = stages.build(
         parent, values, content,
         name="n", stage=which, attempt=1, wanted=wanted.resources, arguments=[], nodes=nodes, tokens=tokens, queue=queue,
+        server=beside,
     )  # fmt: skip
     return dict(built["spec"]["template"])
 

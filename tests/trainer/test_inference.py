@@ -1,5 +1,6 @@
 """Memory of baseline, evaluation and serving, judged before training, in the shapes of the catalogue's models."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 import yaml
 
 from finetune_api import basemodel, job, reasons, run
-from finetune_trainer.planning import architecture, inference, workload
+from finetune_operator.manifests import sidecar
+from finetune_trainer.planning import architecture, inference, parallelism, workload
 from finetune_trainer.process import errors
 from finetune_trainer.stages import preflight
+from support import templates
 
 World = Callable[..., run.Run]
 CHART = pathlib.Path(__file__).parents[2] / "charts/finetune-operator/values.yaml"
@@ -44,6 +47,26 @@ def test_a_70b_in_bfloat16_does_not_fit_the_one_gpu_of_an_evaluation(world: Worl
     assert found.fatal
     for part in ("evaluation", "one GPU", "79Gi", "QLoRA"):
         assert part in found.text
+
+
+def test_a_70b_fits_two_gpus_of_80_gib_in_every_stage_and_each_pod_requests_them(world: World) -> None:
+    context = ["--max-model-len=8192"]
+    two = {"gpus": 2, "memory": "80Gi"}
+    wanted = world(**two, evaluating={**two, "arguments": context}, serving={**two, "arguments": context})
+    of = dataclasses.replace(case("llama-3.1-70b-instruct", "QLoRA"), device=workload.Device("cuda", processes=2))
+    assert parallelism.choose(of, 80 * 2**30).fits
+    assert (list(inference.shortages(wanted, of)), inference.evaluation_gpus(wanted, of)) == ([], 2)
+    chart = templates.chart(gpuTypes={"h100": {"memoryGiB": 80, "nodeSelector": {"gpu": "h100"}}})
+    for which in (reasons.Stage.BASELINE, reasons.Stage.TRAIN, reasons.Stage.EVALUATE, None):
+        asks = which in sidecar.STAGES
+        beside = sidecar.Plan(None, tuple(context), 16) if asks else None
+        pod = templates.of(which, chart, {"gpus": 2, "gpuType": "h100"}, beside=beside)
+        gpus = {c["name"]: c["resources"]["limits"]["nvidia.com/gpu"] for c in templates.containers(pod)
+                if "nvidia.com/gpu" in c["resources"]["limits"]}  # fmt: skip
+        own = "finetune" if which is reasons.Stage.TRAIN else "server"
+        assert (gpus, pod["spec"]["nodeSelector"]) == ({own: "2"}, {"gpu": "h100"}), which
+        [holder] = [c for c in templates.containers(pod) if c["name"] == own]
+        assert ("--tensor-parallel-size=2" in holder["args"]) is (own == "server")
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
