@@ -60,7 +60,8 @@ def test_the_parts_come_in_the_order_in_which_readers_need_them(chromium: browse
     file.write_text(report.page(example.everything()))
     chromium.open(file)
     assert chromium.run(MEASURE)["sections"] == [
-        "Which method is enough?", "Was fine-tuning the right tool?", "Gates", "Scores of every contender", "Is the difference real?", "Loss",
+        "Which method is enough?", "Was fine-tuning the right tool?", "Gates", "Scores of every contender",
+        "Is the difference real?", "Loss",
         "Tokens per request, and break-even", "Answers side by side", "The data", "Cost and facts",
     ]  # fmt: skip
 
