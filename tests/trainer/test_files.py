@@ -160,6 +160,13 @@ def test_files_of_other_kinds_are_named_with_what_to_do(tmp_path: pathlib.Path, 
             assert bad.ends
 
 
+@pytest.mark.parametrize("column", ["PAR1", "ARROW1", "BZh9"])
+def test_text_whose_first_column_has_the_name_of_a_format_is_read(tmp_path: pathlib.Path, column: str) -> None:
+    (row,) = written(tmp_path, "a.csv", f"{column},prompt,completion\n1,a,b\n".encode())
+    assert isinstance(row, rows.Row)
+    assert row.value == {column: "1", "prompt": "a", "completion": "b"}
+
+
 def test_parquet_maps_are_objects_and_a_key_that_stands_twice_is_named(tmp_path: pathlib.Path) -> None:
     turns = [[("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Hello")]]
     kind = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))

@@ -25,17 +25,18 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 
-_KINDS = (
-    (0, b"PAR1", "is Parquet; name it .parquet"),
-    (0, b"ARROW1", "is an Arrow file; save it as Parquet"),
+KINDS = (
+    (0, b"PAR1\x15", "is Parquet; name it .parquet"),
+    (0, b"ARROW1\0\0", "is an Arrow file; save it as Parquet"),
     (0, b"PK\x03\x04", "is a ZIP archive; unpack it, or compress the file with gzip or zstd"),
-    (0, b"BZh", "is compressed with bzip2; use gzip or zstd"),
+    (4, b"1AY&SY", "is compressed with bzip2; use gzip or zstd"),
     (0, b"\xfd7zXZ\0", "is compressed with xz; use gzip or zstd"),
     (257, b"ustar", "is a tar archive; unpack it, or compress the file with gzip or zstd"),
     (0, b"SQLite format 3\0", "is a SQLite database; export its rows"),
     (0, b"%PDF-", "is a PDF document; write its text as rows"),
 )
-"""Place and bytes by which other kinds of files are known, and what to do about them."""
+"""Place and bytes by which other kinds of files are known, and what to do about them. Long enough that no text begins
+so: columns may be named PAR1 or BZh9."""
 
 
 def plain(stack: contextlib.ExitStack, stream: BinaryIO) -> io.BufferedReader:
@@ -77,7 +78,7 @@ def other_encoding(stream: io.BufferedReader) -> str | None:
 def other_kind(stream: io.BufferedReader) -> str | None:
     """What else than text a file is by its first bytes, and what to do; None: perhaps text."""
     first = stream.peek(512)[:512]
-    return next((words for place, mark, words in _KINDS if first[place:].startswith(mark)), None)
+    return next((words for place, mark, words in KINDS if first[place:].startswith(mark)), None)
 
 
 def starts_as_document(stream: io.BufferedReader) -> bool:
