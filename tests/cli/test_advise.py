@@ -46,6 +46,7 @@ def test_what_a_check_found_is_named_with_all_places(job, finetune) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_fails_clearly_without_a_network(job, finetune) -> None:
     code, found = finetune("advise", job(baseModel={"name": None, "source": "hf://org/model"}))
     assert (code, found["reason"]) == (answer.Exit.STORAGE, "StorageUnavailable")
