@@ -606,15 +606,16 @@ def test_the_server_beside_the_evaluation_is_reached_from_its_pod_alone() -> Non
 
 
 def test_the_server_beside_the_evaluation_takes_its_model_from_the_cache_and_holds_it() -> None:
-    cached = CHART.model_copy(update={"model_cache": settings.ModelCache(claim_name="models")})
+    cached = CHART.model_copy(update={"model_cache": settings.ModelCache(claim_name="models", size="500Gi")})
     fetch, vllm, client = containers(asking(chart=cached))
-    assert (fetch["name"], fetch["args"][-2:]) == ("fetch", ["--cache", run.CACHE_PATH])
+    assert (fetch["name"], fetch["args"][-4:]) == ("fetch", ["--cache", run.CACHE_PATH, "--cache-size", "500Gi"])
     assert vllm["command"][:3] == ["python3", "-c", modelcache.HOLD]
     assert vllm["args"] == containers(asking())[1]["args"]
     for one, writes in ((fetch, True), (vllm, False), (client, False)):
         [claim] = [mount for mount in one["volumeMounts"] if mount["mountPath"] == run.CACHE_PATH]
         assert claim.get("readOnly", False) is not writes, one["name"]
     assert environment(client)[run.FETCHED] == run.MODEL_PATH
+    assert {"name": "models", "mountPath": "/models"} in client["volumeMounts"], "for the adapters"
 
 
 def test_the_evaluation_starts_after_its_server_and_shares_a_volume_with_it() -> None:
@@ -640,15 +641,3 @@ def test_a_model_on_a_claim_is_mounted_by_both_and_nothing_is_fetched() -> None:
 def test_a_server_on_the_cpu_gets_one_scored_request_at_a_time() -> None:
     assert "--scoring-at-once=1" in containers(asking(**{"resources.gpus": 0}))[-1]["args"]
     assert not any("scoring" in one for one in containers(asking(**{"resources.gpus": 1}))[-1]["args"])
-
-
-def test_a_shared_claim_of_models_is_read_by_the_server_beside_the_evaluation_and_by_the_stage() -> None:
-    chart = CHART.model_copy(update={"model_cache": settings.ModelCache(claim_name="models", size="500Gi")})
-    made = asking(chart=chart)
-    fetch, vllm, client = containers(made)
-    assert "--cache" in fetch["args"]
-    for one, writes in ((fetch, True), (vllm, False), (client, False)):
-        (mount,) = [mount for mount in one["volumeMounts"] if mount["mountPath"] == run.CACHE_PATH]
-        assert mount.get("readOnly", False) is not writes
-    assert vllm["command"][:2] == ["python3", "-c"], "it holds the model's lock as long as it runs"
-    assert {"name": "models", "mountPath": "/models"} in client["volumeMounts"], "for the adapters"
