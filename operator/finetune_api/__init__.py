@@ -5,6 +5,7 @@
 - `reasons`: conditions, phases, stages and reasons; `checks`: the data checks; `arguments`: vLLM's arguments that jobs may set.
 - `revision`: what a revision consists of, and its name; `course`: the stages of a job, and what each gets on its command line.
 - `run`: the file that the operator passes to a stage's pod; `outcome`: the result that the pod returns; `exits`: its exit codes.
+- `serving`: what the operator and the gateways of a pool of servers tell each other.
 - `layout`: the places of a job's files in S3; `results`: results.json of an evaluation; `metrics`: all Prometheus metrics.
 
 Only pydantic and the standard library are imported here, since both images contain this package. hack/generate makes CRDs and

@@ -1,0 +1,168 @@
+"""What the operator and the gateways of a ServingPool tell each other, as JSON over HTTP.
+
+    operator:  GET http://SERVICE:INDEX_PORT/pools/NAMESPACE/NAME         Index    what the pool is to hold, and who may use it
+    gateway:   GET http://POD:DELIVERY_PORT/state                         State    what this pod holds, and its traffic
+    stages:    PUT http://POD:DELIVERY_PORT/adapters/SHA256               a tar file, manifest.json first: an adapter is delivered
+               ANY http://POD:DELIVERY_PORT/adapters/SHA256/v1/...        OpenAI's API with this adapter, before clients have it
+    gateways:  GET http://POD:DELIVERY_PORT/adapters/SHA256               the same tar file, for a pod that lacks it
+    clients:   ANY http://SERVICE:SERVER_PORT/v1/...                      OpenAI's API with the models of the client's key
+
+An adapter is named by the SHA-256 of its manifest, which lists the hash of every file: whoever delivers it proves by the content
+that it is the one in the index, so that a delivery needs no credentials, and nobody's storage credentials reach the pool.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api import model
+
+INDEX_PORT = 9500
+"""Port of the operator's pods and Service for the index."""
+
+DELIVERY_PORT = 8002
+"""Port of a pool's pods for deliveries, their state and each other; not in the Service that clients use."""
+
+ENGINE_PORT = 8001
+"""Port of vLLM in a pool's pod, on loopback only."""
+
+VERIFY_KEY = "X-Finetune-Verify-Key"
+"""Header of a delivery: a random key that its sender chooses. Only requests with it, as a bearer token, reach the adapter below
+/adapters/SHA256/v1; a pod hands it on, hashed, together with the adapter."""
+
+WAIT = "after"
+"""Query parameter of the index: the etag that the caller has. The answer comes when it changes, or 304 after WAIT_SECONDS."""
+
+WAIT_SECONDS = 25.0
+
+STICKY_HEADERS = ("x-conversation-id", "x-user-id")
+"""Requests with the same value of the first of these headers, or else of OpenAI's field `user`, get the same revision during a
+rollout, as long as its steps only grow."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Route(model.Model):
+    """A revision that answers under a model's name."""
+
+    revision: str
+    sha256: Sha256
+    weight: int = Field(ge=0, le=100, description="Percent of the requests.")
+
+
+class Served(model.Model):
+    """A model that clients may use, with the revisions that answer."""
+
+    namespace: str
+    job: str
+    name: str = Field(description="What clients send as `model`; unique in the namespace.")
+    routes: list[Route] = Field(min_length=1, description="Their weights add up to 100.")
+    step: str = Field(
+        default="", description="Changes with every step of a rollout: traffic is counted anew from there."
+    )
+    json_schema: str | None = Field(
+        default=None, description="evaluation.outputSchema, as JSON: answers are checked with it."
+    )
+
+
+class Held(model.Model):
+    """An adapter that the pool keeps; one that is in no route is being verified, or kept to go back to."""
+
+    namespace: str
+    job: str
+    revision: str
+    sha256: Sha256
+    rank: int
+    bytes: int
+
+
+class Index(model.Model):
+    """The whole of what a pool is to hold. An adapter that is not in it is removed after a minute."""
+
+    pool: str = Field(description="NAMESPACE/NAME")
+    etag: str = Field(description="A hash of the rest.")
+    models: list[Served] = Field(default_factory=list)
+    adapters: list[Held] = Field(default_factory=list)
+
+
+class Histogram(model.Model):
+    """Counts of values by the upper bounds BOUNDS, one more for those above; not cumulative."""
+
+    counts: list[int] = Field(default_factory=list)
+    sum: float = 0.0
+
+
+BOUNDS = (
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.35,
+    0.5,
+    0.75,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    5.0,
+    7.5,
+    10.0,
+    15.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+)
+"""Seconds."""
+
+
+class Traffic(model.Model):
+    """Requests of clients that one revision answered, since the step of the rollout began or the gateway started."""
+
+    namespace: str
+    job: str
+    name: str
+    revision: str
+    step: str = ""
+    since: datetime
+    requests: int = Field(default=0, description="All that were sent to the engine and not broken off by the client.")
+    errors: int = Field(default=0, description="Answered with 5xx, or broken off by the engine.")
+    empty: int = Field(default=0, description="Answers without text and tool calls.")
+    cut: int = Field(default=0, description="Answers that ended at the limit of tokens (finish_reason length).")
+    checked: int = Field(default=0, description="Answers that were checked with the JSON schema.")
+    invalid: int = Field(default=0, description="Those of them that do not fit it, or are no JSON.")
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    seconds: Histogram = Field(default_factory=Histogram, description="Of whole answers.")
+    first_token: Histogram = Field(default_factory=Histogram, description="To the first byte of an answer.")
+
+
+class AdapterState(model.Model):
+    """An adapter of the index on one pod."""
+
+    sha256: Sha256
+    state: Literal["Missing", "Ready", "Failed"] = Field(
+        description="Ready: on disk, verified by hash, and accepted by the engine."
+    )
+    message: str = ""
+    ready_at: datetime | None = None
+    resident: bool | None = Field(
+        default=None, description="Whether it is in the engine's memory; absent where that is unknown."
+    )
+
+
+class State(model.Model):
+    """One pod of a pool. At most STATE_BYTES."""
+
+    pool: str
+    etag: str = Field(description="Of the index that it follows; empty before the first.")
+    engine_ready: bool
+    running: int = Field(default=0, description="Requests that are being answered.")
+    waiting: int = 0
+    adapters: list[AdapterState] = Field(default_factory=list)
+    traffic: list[Traffic] = Field(default_factory=list)
+
+
+STATE_BYTES = 4 << 20
