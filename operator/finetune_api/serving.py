@@ -11,6 +11,7 @@ An adapter is named by the SHA-256 of its manifest, which lists the hash of ever
 that it is the one in the index, so that a delivery needs no credentials, and nobody's storage credentials reach the pool.
 """
 
+import hashlib
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -26,10 +27,6 @@ DELIVERY_PORT = 8002
 
 ENGINE_PORT = 8001
 """Port of vLLM in a pool's pod, on loopback only."""
-
-VERIFY_KEY = "X-Finetune-Verify-Key"
-"""Header of a delivery: a random key that its sender chooses. Only requests with it, as a bearer token, reach the adapter below
-/adapters/SHA256/v1; a pod hands it on, hashed, together with the adapter."""
 
 WAIT = "after"
 """Query parameter of the index: the etag that the caller has. The answer comes when it changes, or 304 after WAIT_SECONDS."""
@@ -58,9 +55,7 @@ class Served(model.Model):
     job: str
     name: str = Field(description="What clients send as `model`; unique in the namespace.")
     routes: list[Route] = Field(min_length=1, description="Their weights add up to 100.")
-    step: str = Field(
-        default="", description="Changes with every step of a rollout: traffic is counted anew from there."
-    )
+    step: str = Field(default="", description="Changes with every step of a rollout: traffic is counted from there.")
     json_schema: str | None = Field(
         default=None, description="evaluation.outputSchema, as JSON: answers are checked with it."
     )
@@ -143,8 +138,8 @@ class AdapterState(model.Model):
     """An adapter of the index on one pod."""
 
     sha256: Sha256
-    state: Literal["Missing", "Ready", "Failed"] = Field(
-        description="Ready: on disk, verified by hash, and accepted by the engine."
+    state: Literal["Missing", "Loading", "Ready", "Failed"] = Field(
+        description="Loading: on disk and verified by hash. Ready: accepted by the engine, too. Failed: refused by it."
     )
     message: str = ""
     ready_at: datetime | None = None
@@ -166,3 +161,9 @@ class State(model.Model):
 
 
 STATE_BYTES = 4 << 20
+
+
+def verify_key(manifest: bytes) -> str:
+    """The bearer token for /adapters/SHA256/v1, from the bytes of the adapter's manifest: whoever can read the adapter in its
+    bucket can compute it, as can every pod that holds the adapter. The adapter's name does not reveal it."""
+    return hashlib.sha256(b"verify\n" + manifest).hexdigest()

@@ -13,7 +13,7 @@ import ssl
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -54,6 +54,12 @@ class Server:
             proxy=proxy(url) if outside else None,
         )
 
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
     def ask(
         self,
         path: str,
@@ -80,16 +86,31 @@ class Server:
                 pause(length)
                 wait = min(2 * wait, LONGEST_PAUSE)
 
+    def put(self, path: str, pieces: Iterable[bytes], size: int, *, seconds: float) -> Any:
+        """The JSON that answers a PUT of `size` bytes, which are sent piece by piece; tried once.
+
+        Raises:
+            Failed
+        """
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        return self._send("PUT", path, pieces, seconds, headers)
+
     def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+        # Not httpx's own JSON, which refuses lone surrogates; users' texts may contain them.
+        sent = None if body is None else json.dumps(body).encode()
+        return self._send("GET" if sent is None else "POST", path, sent, seconds, {})
+
+    def _send(
+        self, method: str, path: str, sent: bytes | Iterable[bytes] | None, seconds: float, headers: dict[str, str]
+    ) -> Any:
         if not self._valid_key:
             raise Failed(401, "the key in its Secret has characters that a header cannot contain")
         timeout = httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
         until = time.monotonic() + seconds
-        # Not httpx's own JSON, which refuses lone surrogates; users' texts may contain them.
-        sent = None if body is None else json.dumps(body).encode()
         try:
-            method = "GET" if sent is None else "POST"
-            with self._client.stream(method, self._url + path, content=sent, timeout=timeout) as answer:
+            with self._client.stream(
+                method, self._url + path, content=sent, timeout=timeout, headers=headers
+            ) as answer:
                 read = bytearray()
                 for piece in answer.iter_raw():
                     read += piece
