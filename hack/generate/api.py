@@ -8,7 +8,19 @@ from typing import Any
 import pydantic
 
 import finetune_api
-from finetune_api import basemodel, checks, evaluation, exits, job, metrics, reasons, results, schema, status
+from finetune_api import (
+    basemodel,
+    checks,
+    evaluation,
+    exits,
+    job,
+    metrics,
+    reasons,
+    results,
+    schema,
+    servingpool,
+    status,
+)
 from generate import page, tables
 
 SOURCE = "operator/finetune_api"
@@ -30,11 +42,13 @@ def files() -> dict[Path, str]:
 
 
 def fields() -> dict[str, str]:
-    """The fields of both kinds: a table for each object."""
+    """The fields of all kinds: a table for each object."""
     shown: dict[str, tuple[str, type[pydantic.BaseModel]]] = {
         "finetunejob": ("spec", job.FineTuneJobSpec),
         "status": ("status", status.Status),
         "basemodel": ("spec", basemodel.BaseModelSpec),
+        "servingpool": ("spec", servingpool.ServingPoolSpec),
+        "servingpool_status": ("status", servingpool.Status),
     }
     parts = {name: "\n\n".join(tables.objects(path, schema.schema_of(model))) for name, (path, model) in shown.items()}
     return {"api_version": finetune_api.API_VERSION, **parts}

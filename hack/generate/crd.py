@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 import finetune_api
-from finetune_api import basemodel, job, schema
+from finetune_api import basemodel, job, schema, servingpool
 from toolbox import cache
 
 FOLDERS = (cache.REPOSITORY / "crds", cache.REPOSITORY / "charts" / "finetune-operator" / "crds")
@@ -19,12 +19,18 @@ SCALE = {
 }
 """An autoscaler of the FineTuneJob scales whatever release serves."""
 
+POOL_SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
+
 
 def files() -> dict[Path, str]:
     """What every generated file must contain."""
     texts = {
         f"{finetune_api.GROUP}_{definition['spec']['names']['plural']}.yaml": HEADER + to_yaml(definition)
-        for definition in (finetunejob(), base_model())
+        for definition in (finetunejob(), base_model(), serving_pool())
     }
     return {folder / name: text for folder in FOLDERS for name, text in texts.items()}
 
@@ -64,6 +70,26 @@ def base_model() -> schema.Schema:
         version={
             "schema": {"openAPIV3Schema": schema.base_model()},
             "additionalPrinterColumns": basemodel.PRINTER_COLUMNS,
+        },
+    )
+
+
+def serving_pool() -> schema.Schema:
+    """The CustomResourceDefinition of ServingPool."""
+    return _definition(
+        names={
+            "kind": "ServingPool",
+            "listKind": "ServingPoolList",
+            "plural": "servingpools",
+            "singular": "servingpool",
+            "shortNames": ["spool"],
+            "categories": [CATEGORY],
+        },
+        scope="Namespaced",
+        version={
+            "schema": {"openAPIV3Schema": schema.serving_pool()},
+            "subresources": {"status": {}, "scale": POOL_SCALE},
+            "additionalPrinterColumns": servingpool.PRINTER_COLUMNS,
         },
     )
 

@@ -1,6 +1,7 @@
 """The contract: everything that two components, or a user and the system, must agree on at run time.
 
-- `job`, `basemodel`, `status`: the Kubernetes resources; `model`: the base of every type; `schema`: their structural schemas.
+- `job`, `basemodel`, `servingpool`, `status`: the Kubernetes resources; `model`: the base of every type; `schema`: their
+  structural schemas.
 - `intent`, `dataset`, `storage`, `training`, `resources`, `evaluation`, `deployment`: the sections of a job's spec.
 - `reasons`: conditions, phases, stages and reasons; `checks`: the data checks; `arguments`: vLLM's arguments that jobs may set.
 - `revision`: what a revision consists of, and its name; `course`: the stages of a job, and what each gets on its command line.

@@ -1,4 +1,4 @@
-"""The structural OpenAPI v3 schemas of both kinds, from the pydantic models: what the API server checks and defaults.
+"""The structural OpenAPI v3 schemas of all kinds, from the pydantic models: what the API server checks and defaults.
 
 The models are the single source. Types, ranges, enumerations, defaults and CEL rules are written into the schema here; nothing
 else states them a second time. `finetune validate` checks manifests by the same schemas; hack/generate makes the CRDs of them.
@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 from pydantic import json_schema
 
-from finetune_api import basemodel, job, status
+from finetune_api import basemodel, job, servingpool, status
 
 Schema = dict[str, Any]
 
@@ -145,12 +145,12 @@ def _open_enumerations(schema: Schema) -> Schema:
 
 
 UNSEEN = -1
-"""The observedGeneration of a job that the operator has not seen yet."""
+"""The observedGeneration of an object that the operator has not seen yet."""
 
 
-def _status() -> Schema:
-    """The status, which a new job has from its creation: kstatus considers an object without one finished."""
-    schema = _open_enumerations(schema_of(status.Status)) | {"default": {}}
+def _status(model: type[pydantic.BaseModel]) -> Schema:
+    """The status, which a new object has from its creation: kstatus considers an object without one finished."""
+    schema = _open_enumerations(schema_of(model)) | {"default": {}}
     seen = schema["properties"]["observedGeneration"]
     schema["properties"]["observedGeneration"] = {**seen, "default": UNSEEN}
     return {key: schema[key] for key in sorted(schema, key=_position)}
@@ -170,7 +170,7 @@ def finetunejob() -> Schema:
         "description": "FineTuneJob fine-tunes one base model on data in S3, evaluates the result and serves it.",
         "type": "object",
         "required": ["spec"],
-        "properties": _METADATA | {"spec": schema_of(job.FineTuneJobSpec), "status": _status()},
+        "properties": _METADATA | {"spec": schema_of(job.FineTuneJobSpec), "status": _status(status.Status)},
         "x-kubernetes-validations": [
             rule | {"fieldPath": ".metadata.name"} for rule in job.NAME_RULES["x-kubernetes-validations"]
         ],
@@ -184,4 +184,18 @@ def base_model() -> Schema:
         "type": "object",
         "required": ["spec"],
         "properties": _METADATA | {"spec": schema_of(basemodel.BaseModelSpec)},
+    }
+
+
+def serving_pool() -> Schema:
+    """The schema of a ServingPool."""
+    return {
+        "description": "ServingPool serves the adapters of many FineTuneJobs from the same servers.",
+        "type": "object",
+        "required": ["spec"],
+        "properties": _METADATA
+        | {"spec": schema_of(servingpool.ServingPoolSpec), "status": _status(servingpool.Status)},
+        "x-kubernetes-validations": [
+            rule | {"fieldPath": ".metadata.name"} for rule in servingpool.NAME_RULES["x-kubernetes-validations"]
+        ],
     }
