@@ -131,6 +131,11 @@ class GateResult(Reported):
     requirement: str = Field(description="The requirement as text.")
     observed: str = Field(description="The measured value as text.")
     passed: bool = Field(description="Whether the gate passed.")
+    power: str | None = Field(
+        default=None,
+        description="How good a model must truly be to pass so many test examples in 80 of 100 cases. Absent: the value alone "
+        "decides, or nothing was measured.",
+    )
 
 
 class Baseline(Reported):

@@ -64,7 +64,9 @@ def everything() -> results.Results:
                     "0.9200 (95 %: 0.8741 to 0.9501, n 200), a model at 0.8 gets this far in 1 of 10,000",
                 ),
                 gate(Metric.EXACT_MATCH, "ExactMatch better than FewShot by at least 0.05", "0.9200, FewShot 0.6100"),
-                gate(Metric.FORGETTING, "Forgetting at most 0.05", "0.0110"),
+                gate(Metric.FORGETTING, "Forgetting at most 0.05", "0.0110").model_copy(
+                    update={"power": "with 64 examples a model passes in 80 of 100 cases if its true value is 0.018"}
+                ),
             ],
             canary="s3://acme/finetune/example/support-desk/4c81e0/evaluation/77ab/canary.json",
         ),

@@ -143,6 +143,7 @@ def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
         layers=["k_proj", "q_proj"],
         closed=True,
         work=1e24,
+        short_gates=["ExactMatch at least 0.8: with 30 examples ..."],
     )
     wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}
     advice = spoke(bad, intent={"goals": ["GeneralCapability"], "changeFrequency": "Weekly"}, **wanted)

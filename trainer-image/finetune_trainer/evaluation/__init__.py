@@ -10,7 +10,8 @@
     metrics      answers against the expected ones, example by example
     evidence     how certain a figure is: intervals, bounds, paired tests
     gates        whether the measured values let the tuned model serve
-    feasible     gates that no answer could pass, before training
+    power        how many examples a gate needs
+    feasible     gates that no answer could pass, or that a good model could miss by chance, before training
     pairwise     two answers to one question, judged in both orders
     judge        a language model behind an OpenAI-compatible endpoint, which compares answers pairwise
     canary       answers of the tuned model with the log-probability of every token, which verify requests again

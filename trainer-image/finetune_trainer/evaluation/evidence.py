@@ -7,9 +7,10 @@ an example, is one matrix product, whatever the metric.
   sqrt(n / (n - 1)) since few examples vary less than their population.
 - Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
 - Pairwise comparisons, won, tied or lost: the sign test of wins and losses (Dixon and Mood 1946); for bounds and intervals
-ties count half, with the spread of shares, which is never smaller than theirs. - Better than another contender, shares: the
-exact test of McNemar (1947), and with a margin the score test of Tango (1998) with the larger of the two probabilities.
-Anything else: a permutation test that swaps the contenders' answers, and with a margin the bootstrap.
+  ties count half, with the spread of shares, which is never smaller than theirs.
+- Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with
+  the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
+  bootstrap.
 """
 
 import dataclasses
@@ -100,6 +101,14 @@ def p_value_at_most(column: Column, maximum: float) -> float:
     return float(np.mean(_resampled(column) > maximum)) if column.examples > 1 else 1.0
 
 
+def spread(column: Column, other: Column | None = None) -> float:
+    """The standard error of a metric, or of its difference from another contender's: the spread of the bootstrap."""
+    if other is None:
+        return float(np.nanstd(_resampled(column)))
+    both = column.defined & other.defined
+    return float(np.nanstd(_gains(_only(column, both), _only(other, both), 1.0, 0.0))) if both.sum() > 1 else math.nan
+
+
 # --- Two contenders on the same examples ---
 
 
@@ -127,20 +136,26 @@ def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin
     if one.share and other.share:
         wins = int(((one.parts[:, 0] - other.parts[:, 0]) * sign > 0).sum())
         losses = int(((one.parts[:, 0] - other.parts[:, 0]) * sign < 0).sum())
-        p_value = max(mcnemar(wins, losses), tango(wins, losses, one.examples, margin) if margin > 0 else 0.0)
+        p_value = float(paired(wins, losses, one.examples, margin))
     else:
         p_value = max(_swapped(one, other, sign, gain), float(np.mean(gains <= margin)) if margin > 0 else 0.0)
     return Difference(gain, float(low), float(high), p_value)
 
 
-def mcnemar(wins: int, losses: int) -> float:
+def paired(wins: Any, losses: Any, examples: int, margin: float = 0.0) -> Any:
+    """The p-value of so many wins and losses of a share, or of arrays of them: McNemar's test, and with a margin Tango's too."""
+    p_value = mcnemar(wins, losses)
+    return np.maximum(p_value, tango(wins, losses, examples, margin)) if margin > 0 else p_value
+
+
+def mcnemar(wins: Any, losses: Any) -> Any:
     """The exact one-sided probability of at least so many wins among the examples on which the contenders differ."""
     from scipy import stats
 
-    return float(stats.binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue) if wins + losses else 1.0
+    return stats.binom.sf(np.asarray(wins) - 1, np.asarray(wins) + losses, 0.5)
 
 
-def tango(wins: int, losses: int, examples: int, margin: float) -> float:
+def tango(wins: Any, losses: Any, examples: int, margin: float) -> Any:
     """The one-sided probability of Tango's score test that one paired share is larger than the other by at most `margin`.
 
     Statistics in Medicine 17 (1998), 891-908: the variance is that of the most likely shares under the margin. With the
@@ -151,11 +166,11 @@ def tango(wins: int, losses: int, examples: int, margin: float) -> float:
     a = 2 * examples
     b = -wins - losses + (2 * examples - wins + losses) * margin
     c = -losses * margin * (1 - margin)
-    least = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    least = (np.sqrt(np.maximum(0.0, b * b - 4 * a * c)) - b) / (2 * a)
     variance = examples * (2 * least + margin * (1 - margin))
-    if variance <= 0:
-        return 1.0
-    return float(stats.norm.sf((wins - losses - examples * margin - 0.5) / math.sqrt(variance)))
+    known = variance > 0
+    score = (wins - losses - examples * margin - 0.5) / np.sqrt(np.where(known, variance, 1.0))
+    return np.where(known, stats.norm.sf(score), 1.0)
 
 
 # --- Two contenders, question by question ---
@@ -181,12 +196,12 @@ class WinLoss:
     @property
     def p_value_better(self) -> float:
         """The p-value of so many wins: their probability if a win were no likelier than a loss."""
-        return mcnemar(self.wins, self.losses)
+        return float(mcnemar(self.wins, self.losses))
 
     @property
     def p_value_worse(self) -> float:
         """The p-value of so many losses: their probability if a loss were no likelier than a win."""
-        return mcnemar(self.losses, self.wins)
+        return float(mcnemar(self.losses, self.wins))
 
     def p_value_at_least(self, minimum: float) -> float:
         """The p-value of a rate this high: its probability if the true one were just below `minimum`. An odd tie counts as

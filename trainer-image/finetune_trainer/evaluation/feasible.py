@@ -1,4 +1,5 @@
-"""Gates that no answer could pass: known before training from the test examples alone.
+"""Gates that no answer could pass, and gates that a good model could miss by chance: known before training from the test examples
+alone.
 
 Each gate is applied to a model that gives every expected answer, beside baselines that give none. A gate that this model does not
 pass is not passed by any: the examples are too few for its bound, or the expected answers are not what it measures.
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, toolcalls, values
-from finetune_trainer.evaluation import contenders, gates, metrics
+from finetune_trainer.evaluation import contenders, gates, metrics, power
 from finetune_trainer.process import errors
 from finetune_trainer.store import storage
 
@@ -35,13 +36,43 @@ def check_frozen(spec: run.Run, store: storage.Storage) -> None:
     its test examples. Every stage that needs a GPU calls it first."""
     if not any(gate.metric in KNOWN for gate in spec.evaluation.stated):
         return
+    examples = frozen(spec, store)
+    if examples and (text := problem(spec.evaluation, examples)):
+        raise errors.Failure(reasons.Reason.DATASET_INVALID, text)
+
+
+def frozen(spec: run.Run, store: storage.Storage) -> list[dataset.Example]:
+    """The test examples that the evaluation will choose of the frozen split; empty where there is none: the stage itself says
+    what is missing."""
     try:
         lines = store.read(f"{spec.layout.data}/test.jsonl").splitlines()
     except errors.NotFound:
-        return  # the stage itself says what is missing
+        return []
     chosen = contenders.choose(lines, spec.evaluation.maximum_examples, spec.training.seed)
-    if lines and (text := problem(spec.evaluation, [dataset.from_record(json.loads(line)) for line in chosen])):
-        raise errors.Failure(reasons.Reason.DATASET_INVALID, text)
+    return [dataset.from_record(json.loads(line)) for line in chosen]
+
+
+def short(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> list[str]:
+    """Each gate on a share for which these test examples are too few, with what they can show and how many it takes; of a job
+    that states no gates, the one that compares with the baselines."""
+    answered = [one for one in examples if one.answer is not None]
+    if rules.gates is None:
+        default = job.Gate(metric=job.Metric.EXACT_MATCH, over="BestBaseline")
+        found = power.before(default, len(answered)) if len(answered) >= gates.FEWEST else []
+        return [f"better than the best baseline in right answers: {one.text}" for one in found if not one.enough]
+    known = frozenset(gate.metric for gate in rules.gates if gate.metric in KNOWN)
+    best = metrics.measure([_answer(one, one.answer) for one in answered], rules, known) if known else {}
+    texts = []
+    for gate in rules.gates:
+        counted = len(answered)
+        if gate.metric in KNOWN:
+            counted = best[gate.metric].examples if gate.metric in best and best[gate.metric].share else 0
+        elif gate.metric in job.PAIRWISE and rules.judge is not None:
+            counted = min(counted, rules.judge.maximum_examples)
+        elif gate.metric is not job.Metric.STOPPED:
+            continue
+        texts += [f"{gates.requirement(gate)}: {one.text}" for one in power.before(gate, counted) if not one.enough]
+    return texts
 
 
 def problem(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str | None:

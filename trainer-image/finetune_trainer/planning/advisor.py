@@ -244,6 +244,20 @@ def training_takes_days(spec: run.Run, measured: measurements.Measurements) -> A
     return Advice(text)
 
 
+def test_examples_are_too_few(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if not measured.short_gates:
+        return None
+    more = len(measured.short_gates) - 1
+    others = f" ({more} more gate{'s' if more > 1 else ''} likewise)" if more else ""
+    capped = measured.test > spec.evaluation.maximum_examples
+    text = (
+        f"A good model may miss a gate by chance. {measured.short_gates[0]}{others}. "
+        f"{'Raise evaluation.maximumExamples' if capped else 'Hold out more examples (dataset.test)'}, or lower the gate's "
+        "confidence."
+    )
+    return Advice(text)
+
+
 RULES: tuple[Rule, ...] = (
     examples_are_too_few,
     examples_are_near_copies,
@@ -258,6 +272,7 @@ RULES: tuple[Rule, ...] = (
     reasoning_is_left_to_the_answer,
     memory_is_short,
     training_takes_days,
+    test_examples_are_too_few,
 )
 
 

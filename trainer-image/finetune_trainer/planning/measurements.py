@@ -43,5 +43,7 @@ class Measurements:
     """Names of the layers that learn; None: those of every transformer, or not known before training."""
     closed: bool = False
     """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `templates.closed`."""
+    short_gates: list[str] = dataclasses.field(default_factory=list)
+    """Gates for which the test examples are too few: `evaluation.feasible.short`, of the job's present gates."""
     work: float | None = None
     """Floating-point operations of the training: `effort.work`."""

@@ -26,6 +26,7 @@ from finetune_trainer.evaluation import (
     gates,
     judge,
     metrics,
+    power,
     scoreboard,
     selection,
     server,
@@ -141,11 +142,19 @@ def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
 
 def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateResult]:
     """The job's gates; without any, those that every job gets, marked as such."""
-    if spec.evaluation.gates is not None:
-        return gates.check(spec.evaluation.gates, found.values, win_losses=found.win_losses)
     # A judge's win rate cannot be the headline of a job that states no gate on it.
-    checked = gates.check(gates.default(found.headline(spec).metric, found.values), found.values)
-    return [one.model_copy(update={"requirement": f"{one.requirement} (by default)"}) for one in checked]
+    stated = spec.evaluation.gates
+    required = gates.default(found.headline(spec).metric, found.values) if stated is None else stated
+    checked = gates.check(required, found.values, win_losses=found.win_losses)
+    return [
+        one.model_copy(
+            update={
+                "requirement": one.requirement if stated is not None else f"{one.requirement} (by default)",
+                "power": "; ".join(each.text for each in power.after(gate, found.values)) or None,
+            }
+        )
+        for gate, one in zip(required, checked, strict=True)
+    ]
 
 
 # --- Every contender answers ---

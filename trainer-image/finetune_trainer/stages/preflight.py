@@ -131,6 +131,7 @@ def answer(
     spec: run.Run, store: storage.Storage, found: measurements.Measurements, files: list[dict[str, Any]]
 ) -> outcome.Outcome:
     """The outcome, stored with the measurements and the rules behind it."""
+    found = dataclasses.replace(found, short_gates=feasible.short(spec.evaluation, feasible.frozen(spec, store)))
     result = verdict.decide(spec, found)
     advice = [one.document() for one in advisor.advise(spec, found)]
     known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}

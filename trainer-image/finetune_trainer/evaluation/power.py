@@ -1,0 +1,209 @@
+"""How many examples a gate needs, pure: its power, by the very tests that decide it.
+
+A gate on a share has a `Power` for so many test examples: the smallest true value, or true gain, with which a model passes in
+POWER of all cases, and the number of examples with which a plausible model does. Known before any model has answered, so
+preflight says it; the evaluation says it again for the examples that counted.
+
+- `minimum` and `maximum`: the exact binomial test rejects from a critical count on; its power is a binomial tail (Clopper and
+  Pearson 1934; Chernick and Liu, The American Statistician 56 (2002), 149-155, on why it is a saw and not a curve in n).
+- `over`: the probability of each pair of wins and losses, summed over those that pass McNemar's exact test and, with a margin,
+  Tango's (Miettinen, Biometrics 24 (1968), 339-352: the power depends on how often the two models differ). Before training nobody
+  knows that; LOSSES is an assumption.
+- What is no share has a spread that only answers show: the normal approximation with the spread of the bootstrap, in the
+  evaluation alone.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from finetune_api import evaluation, job
+from finetune_trainer.evaluation import evidence, gates
+
+POWER = 0.8
+"""The probability of passing that counts as enough: the usual one (Cohen 1988)."""
+
+GAIN = 0.1
+"""Over a contender, a plausible model is better by this much more than the gate requires."""
+
+LOSSES = 0.05
+"""Share of the examples that the tuned model answers wrongly and the other contender rightly."""
+
+MOST = 10_000
+"""Examples up to which numbers are computed; more are enough for any difference that matters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """What so many examples can show of one bound of a gate."""
+
+    examples: int
+    least: float | None
+    """The smallest true value, or gain, with which a model passes in POWER of all cases; None: not even the best one does."""
+    plausible: float | None = None
+    """A true value, or gain, that a good model may have; None: nobody knows the metric's scale."""
+    needed: int | None = None
+    """Examples with which that model passes in POWER of all cases; None: more than MOST, or not known."""
+    relative: bool = False
+    """Whether values are gains over another contender."""
+
+    @property
+    def enough(self) -> bool:
+        return self.plausible is None or (self.needed is not None and self.needed <= self.examples)
+
+    @property
+    def text(self) -> str:
+        """For example: with 30 examples a model passes in 80 of 100 cases if its true value is 0.9926; at 0.95 it takes 184."""
+        value = "it is truly better by" if self.relative else "its true value is"
+        if self.least is None:
+            text = f"with {self.examples} examples no model passes in {100 * POWER:.0f} of 100 cases"
+        else:
+            text = f"with {self.examples} examples a model passes in {100 * POWER:.0f} of 100 cases if {value} {self.least:.3g}"
+        if self.plausible is None:
+            return text
+        takes = f"about {self.needed:,}" if self.needed is not None else f"more than {MOST:,}"
+        return f"{text}; with {'a gain of ' if self.relative else ''}{self.plausible:.3g} that takes {takes} examples"
+
+
+def before(gate: job.Gate, examples: int) -> list[Power]:
+    """For each bound of a gate on a share: what so many examples can show. Empty where the value alone decides."""
+    if gate.confidence <= gates.POINT or examples < 1:
+        return []
+    n, found = min(examples, MOST), []
+    if gate.metric in job.PAIRWISE:
+        # Wins against losses: ties leave fewer examples than this.
+        return [] if gate.over is job.Contender.SERVING else [_bound(n, gate.minimum or 0.5, gate.confidence)]
+    if gate.minimum is not None and 0 < gate.minimum < 1:
+        found.append(_bound(n, gate.minimum, gate.confidence))
+    if gate.maximum is not None and 0 < gate.maximum < 1:
+        mirrored = _bound(n, 1 - gate.maximum, gate.confidence)
+        least = None if mirrored.least is None else 1 - mirrored.least
+        found.append(dataclasses.replace(mirrored, least=least, plausible=1 - (mirrored.plausible or 0.0)))
+    if (
+        gate.over is not None
+        and (gate.over is not job.Contender.SERVING or gate.improvement)
+        and (gate.improvement or 0) < 1
+    ):
+        found.append(_gain(n, gate.improvement or 0.0, gate.confidence))
+    return found
+
+
+def after(gate: job.Gate, values: gates.Values, subject: job.Contender = job.Contender.TUNED) -> list[Power]:
+    """The same for the examples that were scored, and for what is no share by the spread of the answers."""
+    column = values.get(subject, {}).get(gate.metric)
+    if column is None or column.examples < 2:
+        return []
+    if column.share:
+        return before(gate, column.examples)
+    if gate.confidence <= gates.POINT:
+        return []
+    reach, found = _reach(gate.confidence), []
+    spread = evidence.spread(column)
+    if gate.minimum is not None:
+        found.append(Power(column.examples, gate.minimum + reach * spread))
+    if gate.maximum is not None:
+        found.append(Power(column.examples, gate.maximum - reach * spread))
+    others = [values[one][gate.metric] for one in _over(gate) if gate.metric in values.get(one, {})]
+    if others and (gate.over is not job.Contender.SERVING or gate.improvement):
+        widest = max(evidence.spread(column, other) for other in others)
+        found.append(Power(column.examples, (gate.improvement or 0.0) + reach * widest, relative=True))
+    return found
+
+
+def _over(gate: job.Gate) -> list[job.Contender]:
+    if gate.over is None:
+        return []
+    return list(evaluation.BASELINES) if gate.over == evaluation.BEST else [job.Contender(gate.over)]
+
+
+def _reach(confidence: float) -> float:
+    """Standard errors between a bound and the true value with which a model passes in POWER of all cases."""
+    from scipy import stats
+
+    return float(stats.norm.ppf(confidence) + stats.norm.ppf(POWER))
+
+
+# --- Bounds of a share ---
+
+
+@functools.lru_cache(maxsize=64)
+def _bound(examples: int, minimum: float, confidence: float) -> Power:
+    """A plausible model makes half of the errors that the bound allows."""
+    from scipy import stats
+
+    plausible = (1 + minimum) / 2
+    counts = np.arange(1, MOST + 1)
+    critical = _critical(counts, minimum, confidence)
+    short = np.flatnonzero(stats.binom.sf(critical - 1, counts, plausible) < POWER)
+    needed = 1 if not len(short) else int(counts[short[-1]]) + 1
+    at = int(critical[examples - 1])
+    # P(X >= k) = POWER holds at this quantile of a beta distribution (Clopper and Pearson).
+    least = float(stats.beta.ppf(POWER, at, examples - at + 1)) if at <= examples else None
+    return Power(examples, least, plausible, needed if needed <= MOST else None)
+
+
+def _critical(examples: Any, minimum: float, confidence: float) -> Any:
+    """The fewest hits with which a share of so many examples passes; one more than there are where none does."""
+    from scipy import stats
+
+    return stats.binom.isf(1 - confidence, examples, minimum) + 1
+
+
+# --- One share against another, paired ---
+
+
+@functools.lru_cache(maxsize=64)
+def _gain(examples: int, margin: float, confidence: float) -> Power:
+    most = 1 - 2 * _losses(margin)
+    least = None
+    if probability(examples, most, margin, confidence) >= POWER:
+        low, least = margin, most
+        while least - low > 1e-3:
+            middle = (low + least) / 2
+            enough = probability(examples, middle, margin, confidence) >= POWER
+            low, least = (low, middle) if enough else (middle, least)
+    plausible = margin + min(GAIN, (most - margin) / 2)
+    return Power(examples, least, plausible, _fewest(plausible, margin, confidence), relative=True)
+
+
+def _losses(margin: float) -> float:
+    """LOSSES, or fewer where the gate requires so large a gain that there is no room for them."""
+    return min(LOSSES, (1 - margin) / 4)
+
+
+def _fewest(gain: float, margin: float, confidence: float) -> int | None:
+    low, high = 0, 8
+    while probability(high, gain, margin, confidence) < POWER:
+        low, high = high, 2 * high
+        if high > MOST:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if probability(middle, gain, margin, confidence) >= POWER else (middle, high)
+    return high
+
+
+def probability(examples: int, gain: float, margin: float, confidence: float) -> float:
+    """The probability that a gate `over` passes, for a model that is truly better by `gain`; summed over wins and losses within
+    five standard deviations."""
+    from scipy import stats
+
+    losses = _losses(margin)
+    wins = gain + losses
+    lost = _likely(examples, losses)[None, :]
+    won = _likely(examples, wins)[:, None]
+    beside = min(1.0, wins / (1 - losses))
+    weights = stats.binom.pmf(lost, examples, losses) * stats.binom.pmf(won, examples - lost, beside)
+    # More wins and losses than examples have no weight, and no test.
+    there = won + lost <= examples
+    p_values = evidence.paired(np.where(there, won, 0), np.where(there, lost, 0), examples, margin)
+    return float(weights[there & (p_values <= 1 - confidence + gates.TOLERANCE)].sum())
+
+
+def _likely(examples: int, share: float) -> Any:
+    """Counts of a share of the examples that are worth summing over."""
+    middle, reach = examples * share, 5 * math.sqrt(examples * share * (1 - share)) + 5
+    return np.arange(max(0, math.floor(middle - reach)), min(examples, math.ceil(middle + reach)) + 1)
