@@ -58,7 +58,11 @@ class TrainingDefaults(model.Model):
     """Values for jobs of this model that do not set them."""
 
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="The peak learning rate for jobs that set none."
+        default=None,
+        gt=0,
+        le=1,
+        description="The peak learning rate for jobs that set none. Absent: a formula, see FineTuneJob's "
+        "training.learningRate.",
     )
 
 

@@ -15,6 +15,9 @@ TERMINATION_BYTES = 4096
 class Training(status.Reported):
     adapter: status.Adapter
     steps: int
+    learning_rate: float | None = Field(
+        default=None, description="The peak learning rate. Absent in adapters of earlier versions."
+    )
     loss: float
     validation_loss: float | None = None
     best_step: int | None = None

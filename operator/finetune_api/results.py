@@ -188,6 +188,7 @@ class Training(status.Reported):
 
     history: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every step.")
     validations: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every validation.")
+    learning_rate: float | None = Field(default=None, description="Its peak.")
     seconds: float | None = None
     tokens_per_second: float | None = None
     peak_memory: int | None = Field(default=None, description="Bytes.")

@@ -107,7 +107,9 @@ def resolve(reference: job.BaseModelReference, entry: basemodel.BaseModelSpec | 
     """The base model that a reference resolves to; None when the catalogue lacks it."""
     if reference.source is not None:
         name = reference.source.rstrip("/").rsplit("/", 1)[-1].lower()
-        return run.ResolvedBaseModel(name=name, source=reference.source, revision=reference.revision)
+        return run.ResolvedBaseModel(
+            name=name, source=reference.source, revision=reference.revision, learning_rate_rule="Formula"
+        )
     if entry is None or reference.name is None:
         return None
     return run.ResolvedBaseModel(
@@ -120,6 +122,7 @@ def resolve(reference: job.BaseModelReference, entry: basemodel.BaseModelSpec | 
         storage=entry.storage,
         extra_args=entry.defaults.serving.extra_args,
         learning_rate=entry.defaults.training.learning_rate,
+        learning_rate_rule="Formula",
     )
 
 

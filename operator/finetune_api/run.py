@@ -3,6 +3,8 @@
 It works without Kubernetes too: write one by hand, with file:// URIs instead of s3://, and start the stages one by one.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from finetune_api import basemodel, job, layout, model
@@ -68,6 +70,11 @@ class ResolvedBaseModel(model.Model):
     storage: job.Connection | None = None
     extra_args: list[str] = Field(default_factory=list, description="Arguments of vLLM from the catalogue.")
     learning_rate: float | None = Field(default=None, description="The catalogue's default for jobs that set none.")
+    learning_rate_rule: Literal["Formula"] | None = Field(
+        default=None,
+        description="How the learning rate of a job is chosen if neither it nor the catalogue has one. Absent in records of "
+        "earlier versions: 2e-4, or 1e-4 from 30 billion parameters on.",
+    )
 
 
 class Place(model.Model):

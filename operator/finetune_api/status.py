@@ -57,6 +57,11 @@ class Preflight(Reported):
     test_examples: int = Field(default=0, description="Test examples.")
     tokens: int = Field(description="Tokens of the training examples.")
     trainable_tokens: int = Field(description="Tokens of the training examples that are learned.")
+    learning_rate: str | None = Field(
+        default=None,
+        description="The peak learning rate of training and where it comes from, for example 0.00028 (by llama of width "
+        "4096, 128 examples a step, 500 steps). Absent: not known before training.",
+    )
     estimated_memory: str | None = Field(
         default=None, description="Estimated accelerator memory of training, for example 21Gi."
     )

@@ -139,8 +139,9 @@ class Training(model.Model):
         default=None,
         gt=0,
         le=1,
-        description="The peak learning rate, reached after the warm-up. Absent: the BaseModel's default, else 2e-4 "
-        "below 30 billion parameters and 1e-4 from 30 billion on.",
+        description="The peak learning rate, reached after the warm-up. Absent: the BaseModel's default, else "
+        "a formula of the model's family and width, batchSize and the number of steps; status.preflight.learningRate "
+        "says which rate that is.",
     )
     batch_size: int = Field(
         default=16, ge=1, le=4096, description="Examples per optimizer step, over all GPUs and nodes. Default: 16."

@@ -112,6 +112,7 @@ def training(
         optimizer,
         checkpoint.Saver(store, spec.layout, "fake", 1, lambda _: None),
         progress.Progress(spec, "train", 1),
+        0.01,
         fake_gpu.CUDA,
     )
 

@@ -24,6 +24,7 @@ def advise(wanted: jobs.Job) -> answer.Answer:
         verdict=found.verdict if found else None,
         advice=[answer.place(text) for text in found.advice] if found else [],
         counts=answer.counts(found) if found else None,
+        learning_rate=found.learning_rate if found else None,
         findings=answer.findings(document),
         notes=list(wanted.notes),
     )

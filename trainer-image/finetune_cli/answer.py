@@ -122,6 +122,7 @@ class Answer(status.Reported):
         default=None, description="Whether to fine-tune, as far as the data show."
     )
     counts: Counts | None = None
+    learning_rate: str | None = Field(default=None, description="The peak learning rate, and where it comes from.")
     findings: list[Finding] = Field(default_factory=list, description="Findings of the data checks.")
     advice: list[str] = Field(default_factory=list, description="What to do.")
     estimate: Estimate | None = None

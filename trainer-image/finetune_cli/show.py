@@ -148,6 +148,8 @@ def _head(console: Any, found: answer.Answer) -> None:
             else f"; {counts.tokens} training tokens, {counts.trainable_tokens} of them learned"
         )
         console.print(", ".join(sizes) + tokens, markup=False)
+    if found.learning_rate is not None:
+        console.print(f"learning rate: {found.learning_rate}", markup=False)
     # Unless it ends the job, preflight's message repeats the lines above and below.
     if found.message and (found.command in ("validate", "run", "report") or found.reason is not None):
         style = "" if found.exit_code == answer.Exit.DONE else "red"

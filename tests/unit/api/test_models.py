@@ -33,7 +33,7 @@ def test_the_defaults_are_those_of_good_practice():
     training = spec().training
     assert (training.lora.rank, training.lora.alpha, training.lora.dropout) == (16, 32, 0)
     assert (training.batch_size, training.retries, training.seed) == (16, 2, 42)
-    assert training.learning_rate is None  # by the model's size
+    assert training.learning_rate is None  # by a formula
 
 
 def test_an_unknown_field_is_named_in_the_refusal():

@@ -299,6 +299,16 @@ def test_an_entry_of_the_catalogue_is_resolved_whole() -> None:
     assert (base.access_token_secret, base.extra_args, base.learning_rate) == ("hf", ["-x"], 1e-4)
 
 
+def test_a_revision_that_began_with_the_fixed_learning_rate_keeps_it_until_it_is_trained_again() -> None:
+    old = record()
+    old["baseModel"] = {"name": "qwen2.5-7b-instruct", "source": "hf://Qwen/Qwen2.5-7B-Instruct"}
+    assert revisions.want(spec(), "", old).resolved["baseModel"] == old["baseModel"]
+    assert "baseModel" not in revisions.want(spec(**{"training.epochs": 2}), "", old).resolved
+    fresh = revision.resolve(job.BaseModelReference(name="qwen2.5-7b-instruct"), ENTRY)
+    assert fresh is not None
+    assert fresh.learning_rate_rule == "Formula"
+
+
 def test_a_missing_entry_resolves_to_nothing() -> None:
     assert revision.resolve(job.BaseModelReference(name="x"), None) is None
 

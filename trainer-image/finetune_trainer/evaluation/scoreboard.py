@@ -139,6 +139,7 @@ def results_of(
         break_even_requests=break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
         training=results.Training(
             **provenance.history,
+            learning_rate=provenance.training.get("learning_rate"),
             seconds=took,
             tokens_per_second=provenance.training.get("tokens_per_second"),
             peak_memory=provenance.training.get("peak_memory"),

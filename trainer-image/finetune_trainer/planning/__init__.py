@@ -10,6 +10,7 @@
     inference     memory of baseline, evaluation and serving
     forecast      what fits where, and what to change where it does not
     epoch_count   the number of epochs
+    learning_rate the peak learning rate of a job that sets none
     effort        estimated duration and price
 
 architecture, workload -> memory -> parallelism -> forecast; measurements -> advisor -> verdict

@@ -45,5 +45,7 @@ class Measurements:
     """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `templates.closed`."""
     short_gates: list[str] = dataclasses.field(default_factory=list)
     """Gates for which the test examples are too few: `evaluation.feasible.short`, of the job's present gates."""
+    width: dict[str, Any] | None = None
+    """Of the base model: `learning_rate.Width`; None: config.json uses other names, or not measured."""
     work: float | None = None
     """Floating-point operations of the training: `effort.work`."""

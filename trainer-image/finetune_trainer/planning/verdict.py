@@ -6,7 +6,7 @@ measurements.Measurements -> `advisor` -> verdict, advice, and under Enforce the
 from typing import Any
 
 from finetune_api import checks, job, outcome, reasons, run, status
-from finetune_trainer.planning import advisor, effort, measurements
+from finetune_trainer.planning import advisor, effort, learning_rate, measurements
 from finetune_trainer.process import progress
 
 SIGNIFICANT = 0.01
@@ -42,6 +42,7 @@ def decide(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcom
         "test_examples": measured.test,
         "tokens": measured.tokens,
         "trainable_tokens": measured.trainable,
+        "learning_rate": rate(spec, measured),
         "estimated_memory": measured.memory,
         "estimated_duration": None if duration is None else progress.duration(duration),
         "estimated_cost": effort.price(spec, duration),
@@ -59,6 +60,13 @@ def decide(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcom
         else f"{counts}, {measured.tokens} tokens, {measured.trainable} of them learned",
         preflight=status.Preflight(**numbers),
     )
+
+
+def rate(spec: run.Run, measured: measurements.Measurements) -> str | None:
+    """The learning rate for people; None for measurements of a version that did not record the model's width."""
+    if measured.width is None:
+        return None
+    return learning_rate.choose(spec, learning_rate.Width(**measured.width), measured.train).text
 
 
 def significant(finding: dict[str, Any]) -> bool:

@@ -83,6 +83,7 @@ def facts(found: results.Results) -> dict[str, str]:
     training = found.training
     rows = {
         "Training": None if training.seconds is None else words.duration(training.seconds),
+        "Learning rate": None if training.learning_rate is None else f"{training.learning_rate:g}",
         "Speed": None if training.tokens_per_second is None else f"{words.count(training.tokens_per_second)} tokens/s",
         "Peak memory": None if training.peak_memory is None else words.size(training.peak_memory),
         "GPU hours": None if training.gpu_hours is None else f"{training.gpu_hours:,.2f}",

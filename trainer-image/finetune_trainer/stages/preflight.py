@@ -25,6 +25,7 @@ from finetune_trainer.planning import (
     effort,
     forecast,
     inference,
+    learning_rate,
     measurements,
     memory,
     parallelism,
@@ -88,7 +89,11 @@ def preflight(spec: run.Run) -> outcome.Outcome:
         work = pathlib.Path(temporary)
         folder = sources.resolve(spec.base_model, store, work / "base", weights=False)
         encoder = load(spec, folder)
-        model = adapted_layers(spec, folder) | {"closed": encoder.closed}
+        width = learning_rate.width(sources.check(folder, spec.base_model.source, weights=False))
+        model = adapted_layers(spec, folder) | {
+            "closed": encoder.closed,
+            "width": width and dataclasses.asdict(width),
+        }
         check_documents(spec, data)
         check_benchmarks(spec, data, encoder)
         collected = read_all(spec, data, encoder, work)

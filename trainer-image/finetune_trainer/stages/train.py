@@ -17,7 +17,7 @@ from finetune_api import job, outcome, reasons, run
 from finetune_trainer.data import corpus
 from finetune_trainer.engine import devices, lora, model, passes, sharded
 from finetune_trainer.evaluation import feasible
-from finetune_trainer.planning import forecast, memory, parallelism, workload
+from finetune_trainer.planning import forecast, learning_rate, memory, parallelism, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
 from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes
@@ -90,7 +90,9 @@ def run_process(
     if setup.checkpointing:
         engine.checkpoint()
     goal = objective.of(spec.training)
-    fingerprint = identity(spec, data)
+    config = json.loads((folder / "config.json").read_text())
+    rate = learning_rate.choose(spec, learning_rate.width(config), data.train.examples)
+    fingerprint = identity(spec, data, rate.value)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, reporter.saved)
     training_loop = loop.Loop(
         spec,
@@ -104,6 +106,7 @@ def run_process(
         optimizer,
         saver,
         reporter,
+        rate.value,
         where,
         sharded=shares,
     )
@@ -118,6 +121,7 @@ def run_process(
         steps=plan.steps,
         from_step=training_loop.state.step,
         examples=data.train.examples,
+        learning_rate=rate.text,
         parameters=sum(weight.numel() for weight in weights.values()),
         micro_batch_tokens=setup.tokens,
         gradient_checkpointing=setup.checkpointing,
@@ -159,10 +163,11 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
 
 
 def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
+    rate = "" if training.learning_rate is None else f", learning rate {training.learning_rate:g}"
     validation = "" if training.validation_loss is None else f", validation loss {training.validation_loss:.3f}"
     notes = "".join(f"; {note}" for note in (training.passes, training.left_behind) if note)
     text = (
-        f"{training.steps} steps in {progress.duration(training.seconds)}, loss {training.loss:.3f}{validation}{notes}"
+        f"{training.steps} steps in {progress.duration(training.seconds)}{rate}, loss {training.loss:.3f}{validation}{notes}"
     )
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
@@ -216,13 +221,13 @@ def micro_batch(
     return setup
 
 
-def identity(spec: run.Run, data: corpus.Splits) -> str:
+def identity(spec: run.Run, data: corpus.Splits, peak: float) -> str:
     """A hash of everything that a checkpoint depends on: data, model and every setting that affects the weights."""
     # Without defaults: a field that a later version adds does not invalidate a checkpoint.
     selected = spec.training.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude={"checkpoints", "retries"}
     )
-    settings = {**selected, "peak": loop.learning_rate(spec)}
+    settings = {**selected, "peak": peak}
     parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -242,6 +247,7 @@ def deliver(
     adapter.check(folder, spec.base_model.name, tuned)
     numbers = {
         "steps": state.step,
+        "learning_rate": training_loop.peak,
         "loss": state.history[-1]["loss"],
         "validation_loss": state.best_loss,
         "best_step": state.best_step or None,

@@ -35,14 +35,6 @@ VALIDATIONS = 5
 """Validations of a run, at least, however few epochs it has."""
 
 
-def learning_rate(spec: run.Run) -> float:
-    """The peak: the job's, else the catalogue's, else 2e-4, or 1e-4 from 30 billion parameters on."""
-    explicit = spec.training.learning_rate or spec.base_model.learning_rate
-    if explicit is not None:
-        return explicit
-    return 1e-4 if (spec.base_model.parameters or 0) >= 30e9 else 2e-4
-
-
 def schedule(step: int, steps: int) -> float:
     """The share of the peak learning rate at a step, counted from 0: a linear rise, then half a cosine to FLOOR."""
     warm = max(1, round(WARM_UP * steps))
@@ -67,6 +59,8 @@ class Loop:
     optimizer: torch.optim.Optimizer
     saver: checkpoint.Saver
     reporter: progress.Progress
+    peak: float
+    """The learning rate after the warm-up."""
     where: torch.device
     state: checkpoint.State = dataclasses.field(default_factory=checkpoint.State)
     best: checkpoint.Tensors | None = None
@@ -198,7 +192,7 @@ class Loop:
             signals.check()
             value += self.objective.learn(self.engine, rows, total, share)
         value = self.all_reduce(value)
-        rate = learning_rate(self.spec) * schedule(self.state.step, self.plan.steps)
+        rate = self.peak * schedule(self.state.step, self.plan.steps)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
         watchdogs.check_step(self.state.step + 1, value, norm, rate)
         with signals.held():
@@ -287,7 +281,7 @@ class Loop:
         value = self.mean(self.data.validation)
         state = self.state
         if not math.isfinite(value):
-            watchdogs.check_step(state.step, value, 1.0, learning_rate(self.spec))
+            watchdogs.check_step(state.step, value, 1.0, self.peak)
         with signals.held():
             state.validations.append({"step": state.step, "loss": value})
             if state.best_loss is None or value < state.best_loss:
