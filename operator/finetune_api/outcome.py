@@ -18,6 +18,9 @@ class Training(status.Reported):
     learning_rate: float | None = Field(
         default=None, description="The peak learning rate. Absent in adapters of earlier versions."
     )
+    search: str | None = Field(
+        default=None, description="The learning rates that training.search tried, with their validation losses."
+    )
     loss: float
     validation_loss: float | None = None
     best_step: int | None = None

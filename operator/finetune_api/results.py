@@ -183,12 +183,23 @@ class Sample(status.Reported):
     )
 
 
+class TriedRate(status.Reported):
+    """A learning rate that training.search tried."""
+
+    learning_rate: float
+    steps: int = Field(description="Steps that it was trained for, of those of the whole training.")
+    loss: float | None = Field(default=None, description="Validation loss after them. Absent: it diverged.")
+
+
 class Training(status.Reported):
     """How the adapter was trained. Absent parts: the adapter was not trained by this job."""
 
     history: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every step.")
     validations: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every validation.")
     learning_rate: float | None = Field(default=None, description="Its peak.")
+    search: list[TriedRate] = Field(
+        default_factory=list, description="The learning rates that were tried, in their order. Empty: one was trained."
+    )
     seconds: float | None = None
     tokens_per_second: float | None = None
     peak_memory: int | None = Field(default=None, description="Bytes.")

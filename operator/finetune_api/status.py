@@ -87,6 +87,10 @@ class Progress(Reported):
     step: int = Field(description="Optimizer steps done.")
     total_steps: int = Field(description="Optimizer steps planned.")
     epoch: str | None = Field(default=None, description="Epochs done, for example 1.25.")
+    trial: str | None = Field(
+        default=None,
+        description="The learning rate that training.search tries now, for example 0.0004, 2 of 4. Absent: it tries none.",
+    )
     loss: str | None = Field(default=None, description="Loss of the last step, in nats per answer token.")
     validation_loss: str | None = Field(default=None, description="Loss of the last validation.")
     tokens_per_second: int | None = Field(default=None, description="Tokens trained on per second.")

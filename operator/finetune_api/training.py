@@ -89,6 +89,18 @@ class EarlyStopping(model.Model):
     )
 
 
+class Search(model.Model):
+    """Settings that are tried on the first steps of the training before one of them is trained to the end."""
+
+    learning_rates: int = Field(
+        ge=2,
+        le=8,
+        description="The number of learning rates to try: that of a job without a search, and others a factor of 2 apart, more "
+        "of them above it than below. Each trains the first 15 % of the steps; the one with the lowest validation loss "
+        "continues, as if it had been the only one. Four take about 1.5 times the steps of one.",
+    )
+
+
 class Checkpoints(model.Model):
     """How often progress is saved."""
 
@@ -142,6 +154,9 @@ class Training(model.Model):
         description="The peak learning rate, reached after the warm-up. Absent: the BaseModel's default, else "
         "a formula of the model's family and width, batchSize and the number of steps; status.preflight.learningRate "
         "says which rate that is.",
+    )
+    search: Search | None = Field(
+        default=None, description="Tries several learning rates. Absent: one learning rate, trained to the end."
     )
     batch_size: int = Field(
         default=16, ge=1, le=4096, description="Examples per optimizer step, over all GPUs and nodes. Default: 16."

@@ -240,6 +240,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("zero epochs", {"training.epochs": 0}, "training.epochs", "greater than 0"),
     ("half a step", {"training.maxSteps": 1.5}, "training.maxSteps", "integer"),
     ("a learning rate of zero", {"training.learningRate": 0}, "training.learningRate", "greater than 0"),
+    ("a search of one learning rate", {"training.search": {"learningRates": 1}}, "training.search.learningRates", "2"),
     ("a learning rate above one", {"training.learningRate": 2}, "training.learningRate", "less than or equal to 1"),
     ("a learning rate as text", {"training.learningRate": "2e-4"}, "training.learningRate", "number"),
     ("a batch of nothing", {"training.batchSize": 0}, "training.batchSize", "greater than or equal to 1"),

@@ -77,7 +77,7 @@ def test_preflight_shows_the_rate_that_training_takes(world: Callable[..., run.R
     result: outcome.Training | None = train.train(formula, 1, 1.0).training
     assert result is not None
     assert found.learning_rate == f"{result.learning_rate} (by llama of width 128, 8 examples a step, 2 steps)"
-    history = json.loads(
-        pathlib.Path(f"{formula.layout.adapter.removeprefix('file://')}/training.json").read_text()
-    )["history"]
+    history = json.loads(pathlib.Path(f"{formula.layout.adapter.removeprefix('file://')}/training.json").read_text())[
+        "history"
+    ]
     assert max(point["learningRate"] for point in history) == result.learning_rate

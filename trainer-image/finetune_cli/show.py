@@ -87,6 +87,8 @@ class Screen:
 def progress_text(found: status.Progress) -> str:
     """Progress in a line: 43% step 12/28 loss 0.71 eta 12m30s."""
     parts = [f"{found.percent}%", f"step {found.step}/{found.total_steps}"]
+    if found.trial:
+        parts.append(f"learning rate {found.trial}")
     if found.loss:
         parts.append(f"loss {found.loss}")
     if found.validation_loss:

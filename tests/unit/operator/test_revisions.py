@@ -35,6 +35,7 @@ TRAINS = [
     {"baseModel.name": "llama"},
     {"training.epochs": 2},
     {"training.learningRate": 1e-4},
+    {"training.search": {"learningRates": 4}},
     {"training.lora.rank": 32},
     {"training.lora.dropout": 0.1},
     {"training.batchSize": 8},

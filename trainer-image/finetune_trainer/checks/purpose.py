@@ -38,7 +38,16 @@ def objective(spec: run.Run, pairs: bool | None) -> str | None:
 
 def evaluation(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:
     """place, int8 [rows]: the split of each example: 0 train, 1 validation, 2 test, -1 none."""
-    return _no_test(spec, columns, place) or _no_answers(spec, columns, place)
+    return _no_validation(spec, place) or _no_test(spec, columns, place) or _no_answers(spec, columns, place)
+
+
+def _no_validation(spec: run.Run, place: table.Array) -> str | None:
+    if spec.training.search is None or (place == 1).any():
+        return None
+    return (
+        "training.search chooses by the validation loss, and no example is left to validate on: add examples with other prompts, "
+        "name validation files of your own (dataset.validation.uris), or remove training.search"
+    )
 
 
 def _no_test(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:

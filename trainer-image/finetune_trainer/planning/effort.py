@@ -7,7 +7,7 @@ import math
 import re
 
 from finetune_api import job, run
-from finetune_trainer.planning import epoch_count, memory, workload
+from finetune_trainer.planning import epoch_count, learning_rate, memory, workload
 
 UTILISATION = 0.35
 """Share of a GPU's peak that training reaches. An assumption: efficient trainers report 30 to 40 % on dense models of
@@ -77,7 +77,9 @@ def work(wanted: workload.Workload, setup: memory.Setup, examples: int) -> float
     whole = found.average * wanted.training.batch_size
     tokens = min(whole, found.step + (parts - 1) * shared) if wanted.fast else whole
     total_examples = epoch_count.total_examples(examples, wanted.training)
-    return each * tokens * total_examples / wanted.training.batch_size * (QUANTISED if wanted.quantised else 1.0)
+    steps = total_examples / wanted.training.batch_size
+    searched = learning_rate.searched_steps(math.ceil(steps), wanted.training) / math.ceil(steps)
+    return each * tokens * steps * searched * (QUANTISED if wanted.quantised else 1.0)
 
 
 def peak(gpu_type: str | None) -> float | None:

@@ -15,13 +15,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api import run
+from finetune_api import job, run
 from finetune_trainer.planning import epoch_count
 
 BASE, WIDTH, BATCH = 5e-4, 2000, 128
 EXPONENT, QWEN = 0.781, 0.0775
 SHORT, FASTER = 100, 1.5
 """Steps below which a run is short, and the factor of its rate: it has less time to get anywhere."""
+
+TRIED, LEAST = 0.15, 5
+"""Share of the steps on which training.search compares learning rates, and the fewest steps."""
+
+APART = 2.0
+"""The factor between neighbours of these rates."""
 
 FIXED, FIXED_LARGE, LARGE = 2e-4, 1e-4, 30e9
 """Without the formula: the rate, that of large base models, and the parameters of one."""
@@ -59,8 +65,8 @@ def width(config: Mapping[str, Any]) -> Width | None:
 
 
 def choose(spec: run.Run, found: Width | None, examples: int) -> Rate:
-    """The job's rate, else the catalogue's, else the formula's; the fixed one for revisions that began before there was a formula,
-    and for models without a width."""
+    """The job's rate, else the catalogue's, else the formula's; the fixed one for revisions of earlier versions, and for models
+    without a width."""
     if spec.training.learning_rate is not None:
         return Rate(spec.training.learning_rate, "training.learningRate")
     if spec.base_model.learning_rate is not None:
@@ -81,3 +87,19 @@ def by_formula(found: Width, batch: int, steps: int) -> Rate:
     return Rate(
         float(f"{value:.2g}"), f"by {found.family} of width {found.hidden}, {batch} examples a step, {steps} steps"
     )
+
+
+def candidates(center: float, count: int) -> list[float]:
+    """The rates of a search: the center first, so that it wins a tie, then those around it, the nearest first."""
+    exponents = sorted(range(-((count - 1) // 2), count // 2 + 1), key=lambda power: (abs(power), -power))
+    return [float(f"{center * APART**power:.6g}") for power in exponents]
+
+
+def trial_steps(steps: int) -> int:
+    """Steps of each candidate, of a training of so many."""
+    return min(steps, max(LEAST, round(TRIED * steps)))
+
+
+def searched_steps(steps: int, training: job.Training) -> int:
+    """Steps of a training with those of the candidates that lose."""
+    return steps + (training.search.learning_rates - 1 if training.search else 0) * trial_steps(steps)

@@ -78,12 +78,18 @@ ENGINES = {
 }
 
 
+def tried(one: results.TriedRate) -> str:
+    """A learning rate of a search, with its validation loss."""
+    return f"{one.learning_rate:g}: {'diverged' if one.loss is None else f'{one.loss:.4f}'} after {one.steps} steps"
+
+
 def facts(found: results.Results) -> dict[str, str]:
     """Cost of the training, and the facts of the measurement."""
     training = found.training
     rows = {
         "Training": None if training.seconds is None else words.duration(training.seconds),
         "Learning rate": None if training.learning_rate is None else f"{training.learning_rate:g}",
+        "Learning rates tried": ", ".join(tried(one) for one in training.search) or None,
         "Speed": None if training.tokens_per_second is None else f"{words.count(training.tokens_per_second)} tokens/s",
         "Peak memory": None if training.peak_memory is None else words.size(training.peak_memory),
         "GPU hours": None if training.gpu_hours is None else f"{training.gpu_hours:,.2f}",

@@ -20,7 +20,7 @@ from finetune_trainer.evaluation import feasible
 from finetune_trainer.planning import forecast, learning_rate, memory, parallelism, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
-from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes
+from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes, trials
 
 
 def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
@@ -108,6 +108,7 @@ def run_process(
         reporter,
         rate.value,
         where,
+        search=trials.of(spec.training, rate.value),
         sharded=shares,
     )
 
@@ -115,11 +116,11 @@ def run_process(
     found = checkpoint.newest(store, spec.layout, fingerprint)
     if found is not None:
         training_loop.resume(found)
-    check_same_checkpoint(group, training_loop.state.step)
+    check_same_checkpoint(group, training_loop.number)
     log.info(
         "training",
         steps=plan.steps,
-        from_step=training_loop.state.step,
+        from_step=training_loop.number,
         examples=data.train.examples,
         learning_rate=rate.text,
         parameters=sum(weight.numel() for weight in weights.values()),
@@ -130,7 +131,7 @@ def run_process(
         parallelism=planned and planned.parallelism,
         threads=torch.get_num_threads(),
     )
-    resumed_from = training_loop.state.step or None
+    resumed_from = training_loop.number or None
     with training_loop.saving_at_the_end():
         training_loop.run()
 
@@ -165,10 +166,8 @@ def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
 def answer(spec: run.Run, training: outcome.Training) -> outcome.Outcome:
     rate = "" if training.learning_rate is None else f", learning rate {training.learning_rate:g}"
     validation = "" if training.validation_loss is None else f", validation loss {training.validation_loss:.3f}"
-    notes = "".join(f"; {note}" for note in (training.passes, training.left_behind) if note)
-    text = (
-        f"{training.steps} steps in {progress.duration(training.seconds)}{rate}, loss {training.loss:.3f}{validation}{notes}"
-    )
+    notes = "".join(f"; {note}" for note in (training.search, training.passes, training.left_behind) if note)
+    text = f"{training.steps} steps in {progress.duration(training.seconds)}{rate}, loss {training.loss:.3f}{validation}{notes}"
     return outcome.Outcome(stage=reasons.Stage.TRAIN, message=text, training=training)
 
 
@@ -241,24 +240,28 @@ def deliver(
     resumed_from: int | None,
 ) -> outcome.Outcome:
     """Writes, checks and uploads the adapter. Deletes the checkpoints, which are no longer needed."""
-    state = training_loop.state
+    state, tried = training_loop.state, training_loop.search
+    seconds = state.seconds + (tried.seconds if tried else 0)
+    tokens = state.tokens + (tried.tokens if tried else 0)
     folder = machine.work() / "adapter"
     adapter.write(folder, tuned, training_loop.selected(), training_loop.data.template, dtype)
     adapter.check(folder, spec.base_model.name, tuned)
     numbers = {
         "steps": state.step,
         "learning_rate": training_loop.peak,
+        "search": tried and tried.text(),
         "loss": state.history[-1]["loss"],
         "validation_loss": state.best_loss,
         "best_step": state.best_step or None,
-        "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-        "seconds": round(state.seconds, 1),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+        "seconds": round(seconds, 1),
         "peak_memory": model.peak(training_loop.where),
         "resumed_from": resumed_from,
         "passes": training_loop.engine.note,
     }
     training_loop.saver.settle(60)
-    (folder / "training.json").write_text(json.dumps({"history": state.history, "validations": state.validations}))
+    curves = {"history": state.history, "validations": state.validations}
+    (folder / "training.json").write_text(json.dumps(curves | ({"search": tried.trials} if tried else {})))
     extra = {"training": numbers, folders.MADE_OF: training_loop.data.sha256}
     described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)
     log.info("adapter uploaded", adapter=described.uri, bytes=described.bytes)

@@ -1,6 +1,7 @@
 """Training: the loop over optimizer steps, and what it stands on.
 
 loop        optimizer steps, validations, checkpoints, and the reports about them
+trials      which learning rates are tried first, and which continues
 objective   the function that training minimises
 batches     which examples each step sees, and how a step is cut into micro-batches
 checkpoint  everything needed to resume exactly: safetensors and JSON

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: everything needed to resume exactly, as safetensors and JSON, no pickle.
 
-    checkpoints/<step>/  adapter · optimizer · random · best .safetensors, state.json, manifest.json (last)
+    checkpoints/<step>/  adapter · optimizer · random · best .safetensors, state.json, manifest.json (last);
+                         during a search the best candidate so far in leader/, with the same files
 
 The loop takes a Snapshot (a copy in memory) and continues; a thread writes, hashes and uploads it. A later attempt resumes from
 the newest folder whose manifest and hashes are correct; an incomplete one is ignored.
@@ -21,8 +22,11 @@ import torch
 from finetune_api import layout, status
 from finetune_trainer.process import errors, log
 from finetune_trainer.store import folders, storage
+from finetune_trainer.training import trials
 
 Tensors = dict[str, torch.Tensor]
+
+LEADER = "leader"
 
 
 @dataclasses.dataclass
@@ -44,6 +48,9 @@ class State:
     worse: int = 0
     """Validations in a row without a better loss."""
 
+    def copy(self) -> "State":
+        return dataclasses.replace(self, history=list(self.history), validations=list(self.validations))
+
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
@@ -54,6 +61,14 @@ class Snapshot:
     optimizer: Tensors
     random: Tensors
     best: Tensors | None
+    search: trials.Search | None = None
+    leader: "Snapshot | None" = None
+    """The best of the search's candidates that have ended, as it was then."""
+
+    @property
+    def number(self) -> int:
+        """Optimizer steps of all candidates; the name of the checkpoint."""
+        return self.state.step + (self.search.steps if self.search else 0)
 
 
 def randomness() -> Tensors:
@@ -76,14 +91,19 @@ def capture(
     state: State,
     random: Tensors,
     best: Tensors | None,
+    searched: trials.Search | None = None,
+    leader: Snapshot | None = None,
 ) -> Snapshot:
     """A copy of everything, on the CPU."""
     moments: Tensors = {}
     for name, weight in weights.items():
         for key, value in optimizer.state.get(weight, {}).items():
             moments[f"{name}|{key}"] = value.detach().cpu().clone()
-    copied = dataclasses.replace(state, history=list(state.history), validations=list(state.validations))
-    return Snapshot(copied, copy(weights), moments, random, best)
+    return Snapshot(state.copy(), copy(weights), moments, random, best, copy_of(searched), leader)
+
+
+def copy_of(searched: trials.Search | None) -> trials.Search | None:
+    return searched and dataclasses.replace(searched, trials=list(searched.trials))
 
 
 def copy(weights: dict[str, torch.nn.Parameter]) -> Tensors:
@@ -91,14 +111,15 @@ def copy(weights: dict[str, torch.nn.Parameter]) -> Tensors:
 
 
 def restore(snapshot: Snapshot, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Restores a snapshot's tensors. The optimizer's step counters go to the weights' device."""
+    """Restores a copy of a snapshot's tensors. The optimizer's step counters go to the weights' device."""
     load_into(snapshot.adapter, weights)
+    optimizer.state.clear()
     for name, weight in weights.items():
         states = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = snapshot.optimizer.get(f"{name}|{key}")
             if value is not None:
-                states[key] = value.to(weight.device)
+                states[key] = value.to(weight.device, copy=True)
         if states:
             optimizer.state[weight] = states
     restore_randomness(snapshot.random)
@@ -118,6 +139,11 @@ def write(snapshot: Snapshot, folder: pathlib.Path, fingerprint: str) -> None:
     if snapshot.best is not None:
         safetensors.torch.save_file(snapshot.best, folder / "best.safetensors")
     document = {"fingerprint": fingerprint, **dataclasses.asdict(snapshot.state)}
+    if snapshot.search is not None:
+        document["search"] = dataclasses.asdict(snapshot.search)
+    if snapshot.leader is not None:
+        (folder / LEADER).mkdir()
+        write(snapshot.leader, folder / LEADER, fingerprint)
     (folder / "state.json").write_text(json.dumps(document))
 
 
@@ -132,7 +158,17 @@ def read(folder: pathlib.Path, fingerprint: str) -> Snapshot:
             for name in ("adapter", "optimizer", "random", "best")
             if (name == "best" and (folder / "best.safetensors").exists()) or name != "best"
         }
-        return Snapshot(State(**document), parts["adapter"], parts["optimizer"], parts["random"], parts.get("best"))
+        searched = document.pop("search", None)
+        leader = read(folder / LEADER, fingerprint) if (folder / LEADER).exists() else None
+        return Snapshot(
+            State(**document),
+            parts["adapter"],
+            parts["optimizer"],
+            parts["random"],
+            parts.get("best"),
+            searched and trials.Search(**searched),
+            leader,
+        )
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise folders.Corrupt(f"it cannot be read: {error}") from error
 
@@ -197,7 +233,7 @@ class Saver:
         with self._lock:
             self._waiting = None
             self._lock.wait_for(lambda: not self._busy, 10)
-            if self._done == snapshot.state.step:
+            if self._done == snapshot.number:
                 return
         self._save(snapshot)
 
@@ -219,7 +255,7 @@ class Saver:
                     self._lock.notify_all()
 
     def _save(self, snapshot: Snapshot) -> None:
-        step = snapshot.state.step
+        step = snapshot.number
         uri = self._where.checkpoint(step)
         with tempfile.TemporaryDirectory() as temporary:
             write(snapshot, pathlib.Path(temporary), self._fingerprint)

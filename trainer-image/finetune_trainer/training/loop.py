@@ -17,10 +17,10 @@ import torch
 from finetune_api import reasons, run
 from finetune_trainer.data import corpus
 from finetune_trainer.engine import model, passes, prefix_tree
-from finetune_trainer.planning import memory
+from finetune_trainer.planning import learning_rate, memory
 from finetune_trainer.process import errors, log, progress, signals
 from finetune_trainer.store import objects
-from finetune_trainer.training import batches, checkpoint, objective, processes, watchdogs
+from finetune_trainer.training import batches, checkpoint, objective, processes, trials, watchdogs
 
 WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
 """Share of the steps with a rising learning rate; share of the peak at the end; maximum norm of the gradient."""
@@ -67,7 +67,15 @@ class Loop:
     random: checkpoint.Tensors = dataclasses.field(default_factory=checkpoint.randomness)
     sharded: bool = False
     """Whether the frozen layers are sharded, so that the processes must run each pass together."""
+    search: trials.Search | None = None
+    """The learning rates that are tried first."""
+    start: checkpoint.Snapshot | None = None
+    """Where each candidate of the search starts."""
+    leader: checkpoint.Snapshot | None = None
+    """The best candidate that has ended, until the search is over."""
     saved_step: int = 0
+    """Steps of all candidates, see `number`."""
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
     spike: watchdogs.Spike = dataclasses.field(default_factory=watchdogs.Spike)
     pace: float = 0.0
     """Seconds per step, averaged."""
@@ -75,13 +83,32 @@ class Loop:
     """Tokens per second of this attempt, averaged."""
 
     def resume(self, snapshot: checkpoint.Snapshot) -> None:
+        """Continues from a checkpoint. The adapter must still be that of the first step, where a search starts again."""
+        if snapshot.search is not None:
+            if not snapshot.search.over:
+                self.start = self.snapshot()
+            self.search, self.leader, self.peak = snapshot.search, snapshot.leader, snapshot.search.rate
+        self.load(snapshot)
+        self.saved_step = self.number
+        log.info("resumed", step=self.number)
+
+    def load(self, snapshot: checkpoint.Snapshot) -> None:
+        """Takes over the tensors and the state of one candidate."""
         checkpoint.restore(snapshot, self.weights, self.optimizer)
         self.engine.refresh()
-        self.state, self.best, self.random = snapshot.state, snapshot.best, snapshot.random
-        self.saved_step = snapshot.state.step
+        self.state, self.best, self.random = snapshot.state.copy(), snapshot.best, snapshot.random
+        self.spike = watchdogs.Spike()
         for point in self.state.history:
             self.spike.add(int(point["step"]), point["loss"], point["learningRate"])
-        log.info("resumed", step=snapshot.state.step)
+
+    @property
+    def number(self) -> int:
+        """Optimizer steps so far, of all candidates of a search."""
+        return self.state.step + (self.search.steps if self.search else 0)
+
+    @property
+    def total(self) -> int:
+        return self.search.total(self.plan.steps) if self.search else self.plan.steps
 
     @contextlib.contextmanager
     def saving_at_the_end(self) -> Iterator[None]:
@@ -101,29 +128,76 @@ class Loop:
 
     def save_now(self) -> None:
         """Saves the last whole step unless it is saved already. Raises Failure when the store does not answer soon."""
-        if self.group.first and self.state.step > self.saved_step:
-            log.info("ending early; saving a checkpoint", step=self.state.step)
+        if self.group.first and self.number > self.saved_step:
+            log.info("ending early; saving a checkpoint", step=self.number)
             with objects.hurried(HURRY):
                 self.saver.save(self.snapshot())
 
     def run(self) -> None:
         """All remaining steps."""
         self.try_largest_micro_batch()
-        last_saved = time.monotonic()
+        self.saved_at = time.monotonic()
         with contextlib.ExitStack() as stack:
             if self.group.size > 1:  # all processes stop after the same step
                 stack.enter_context(signals.held())
-            while True:
-                if self.validation_due():
-                    self.validate()
-                if self.state.step >= self.plan.steps or self.should_stop():
-                    return
-                self.step()
-                if time.monotonic() - last_saved >= self.spec.training.checkpoints.every_minutes * 60:
-                    if self.group.first:
-                        with signals.held():
-                            self.saver.submit(self.snapshot())
-                    last_saved = time.monotonic()
+            if self.search is not None and not self.search.over:
+                self.choose_rate(self.search)
+            self.advance(self.plan.steps)
+
+    def advance(self, steps: int) -> None:
+        """Trains until so many steps are done, or until validations do not improve any more."""
+        while True:
+            if self.validation_due():
+                self.validate()
+            if self.state.step >= steps or self.should_stop():
+                return
+            self.step()
+            if time.monotonic() - self.saved_at >= self.spec.training.checkpoints.every_minutes * 60:
+                if self.group.first:
+                    with signals.held():
+                        self.saver.submit(self.snapshot())
+                self.saved_at = time.monotonic()
+
+    def choose_rate(self, tried: trials.Search) -> None:
+        """Trains each candidate on the first steps and continues with the best one, from where it was. Raises Failure when all
+        diverge."""
+        self.start = self.start or self.snapshot()
+        while not tried.over:
+            self.peak = tried.rate
+            log.info("learning rate tried", rate=tried.trial)
+            loss, problem = self.trial()
+            with signals.held():
+                ended = self.snapshot()
+                if tried.end(self.state.step, loss):
+                    self.leader = dataclasses.replace(ended, search=None, leader=None)
+                following = self.leader if tried.over else self.start
+                if following is None:
+                    raise watchdogs.diverged(f"none of training.search can be used: {tried.text()}; {problem}")
+                tried.steps = sum(trial["steps"] for trial in tried.trials) - following.state.step
+                tried.tokens += self.state.tokens
+                tried.seconds += self.state.seconds
+                self.load(following)
+        tried.tokens, tried.seconds = tried.tokens - self.state.tokens, tried.seconds - self.state.seconds
+        self.peak, self.start, self.leader = tried.rate, None, None
+        log.info("learning rate chosen", rate=self.peak, tried=tried.text())
+
+    def trial(self) -> tuple[float | None, errors.Failure | None]:
+        """The validation loss of a candidate after the first steps; or no loss, and why it diverged."""
+        try:
+            self.advance(learning_rate.trial_steps(self.plan.steps))
+            last = self.state.validations[-1] if self.state.validations else {"step": 0}
+            if last["step"] == self.state.step:
+                return last["loss"], None
+            # A training without a search does not validate here: it must not change the state, nor the generators.
+            value = self.mean(self.data.validation)
+            checkpoint.restore_randomness(self.random)
+            watchdogs.check_step(self.state.step, value, 1.0, self.peak)
+        except errors.Failure as failure:
+            if failure.reason is not reasons.Reason.LOSS_DIVERGED:
+                raise
+            log.info("learning rate diverged", rate=self.peak, problem=failure.message)
+            return None, failure
+        return value, None
 
     def try_largest_micro_batch(self) -> None:
         """Runs the largest possible micro-batch and discards the result: a lack of memory shows in the first minute."""
@@ -228,7 +302,7 @@ class Loop:
         self.random = checkpoint.randomness()
         self.pace = seconds if not self.pace else 0.8 * self.pace + 0.2 * seconds
         self.speed = count / seconds if not self.speed else 0.8 * self.speed + 0.2 * count / seconds
-        left = (self.plan.steps - state.step) * self.pace
+        left = (self.total - self.number) * self.pace
         log.info(
             "step",
             step=state.step,
@@ -239,8 +313,8 @@ class Loop:
             tokens_per_second=round(count / seconds),
         )
         self.reporter.metrics.set(
-            step=state.step,
-            total_steps=self.plan.steps,
+            step=self.number,
+            total_steps=self.total,
             epoch=self.plan.epoch(state.step),
             loss=value,
             learning_rate=rate,
@@ -255,9 +329,10 @@ class Loop:
         state = self.state
         self.reporter.update(
             progress.of(
-                state.step,
-                self.plan.steps,
+                self.number,
+                self.total,
                 epoch=f"{self.plan.epoch(state.step):.2f}",
+                trial=self.search.trial if self.search else None,
                 loss=f"{state.history[-1]['loss']:.3f}",
                 validation_loss=f"{state.validations[-1]['loss']:.3f}" if state.validations else None,
                 tokens_per_second=round(self.speed),
@@ -292,7 +367,7 @@ class Loop:
             seconds = round(time.monotonic() - begun, 2)
             log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
             self.reporter.metrics.set(validation_loss=value)
-            self.report_progress((self.plan.steps - state.step) * self.pace)
+            self.report_progress((self.total - self.number) * self.pace)
 
     def mean(self, source: corpus.Corpus) -> float:
         """The objective's mean over all examples, each process taking every n-th."""
@@ -315,7 +390,9 @@ class Loop:
         return stop
 
     def snapshot(self) -> checkpoint.Snapshot:
-        return checkpoint.capture(self.weights, self.optimizer, self.state, self.random, self.best)
+        return checkpoint.capture(
+            self.weights, self.optimizer, self.state, self.random, self.best, self.search, self.leader
+        )
 
     def selected(self) -> checkpoint.Tensors:
         """The adapter to save: that of the best validation, or of the last step where there was none."""
