@@ -24,6 +24,10 @@ COPIES = 28
 """Bytes per adapter weight, on the host: the best adapter (4), its successor while it is copied (4), and a checkpoint that is
 being saved: value and moments (12), and the moments again as the bytes of their file (8)."""
 
+SEARCHED = 20
+"""Bytes per adapter weight, on the host, of training.search: where candidates start (4), and value, moments and best adapter of
+the leader (16)."""
+
 NF4, CONSTANTS = 0.5, 1 / 64 + 4 / (64 * 256)
 """Bytes per weight in 4 bits with double quantisation: half a byte; a byte for each block of 64, and 4 for each 256 of these
 (arXiv 2305.14314)."""
@@ -160,6 +164,8 @@ def _adapter(case: Workload) -> list[Term]:
     found = [Term(Purpose.ADAPTER, "weights, gradients, AdamW's moments", size * MASTER)]
     if case.device.cpu:
         found.append(Term(Purpose.ADAPTER, "best adapter, checkpoint being saved", size * COPIES))
+    if case.device.cpu and case.training.search:
+        found.append(Term(Purpose.ADAPTER, "where candidates start, and the leader", size * SEARCHED))
     if case.device.processes > 1:
         found.append(Term(Purpose.ADAPTER, "sum of all processes' gradients", size * 4))
     return found

@@ -107,7 +107,12 @@ class Loop:
         return self.state.step + (self.search.steps if self.search else 0)
 
     @property
+    def searching(self) -> bool:
+        return self.search is not None and not self.search.over
+
+    @property
     def total(self) -> int:
+        """Optimizer steps that `number` reaches at the end."""
         return self.search.total(self.plan.steps) if self.search else self.plan.steps
 
     @contextlib.contextmanager
@@ -140,7 +145,7 @@ class Loop:
         with contextlib.ExitStack() as stack:
             if self.group.size > 1:  # all processes stop after the same step
                 stack.enter_context(signals.held())
-            if self.search is not None and not self.search.over:
+            if self.search is not None and self.searching:
                 self.choose_rate(self.search)
             self.advance(self.plan.steps)
 
@@ -167,9 +172,9 @@ class Loop:
             log.info("learning rate tried", rate=tried.trial)
             loss, problem = self.trial()
             with signals.held():
-                ended = self.snapshot()
                 if tried.end(self.state.step, loss):
-                    self.leader = dataclasses.replace(ended, search=None, leader=None)
+                    self.leader = None  # one at a time
+                    self.leader = dataclasses.replace(self.snapshot(), search=None)
                 following = self.leader if tried.over else self.start
                 if following is None:
                     raise watchdogs.diverged(f"none of training.search can be used: {tried.text()}; {problem}")
@@ -177,8 +182,10 @@ class Loop:
                 tried.tokens += self.state.tokens
                 tried.seconds += self.state.seconds
                 self.load(following)
-        tried.tokens, tried.seconds = tried.tokens - self.state.tokens, tried.seconds - self.state.seconds
-        self.peak, self.start, self.leader = tried.rate, None, None
+                if tried.over:
+                    tried.tokens -= self.state.tokens
+                    tried.seconds -= self.state.seconds
+                    self.peak, self.start, self.leader = tried.rate, None, None
         log.info("learning rate chosen", rate=self.peak, tried=tried.text())
 
     def trial(self) -> tuple[float | None, errors.Failure | None]:
@@ -316,7 +323,8 @@ class Loop:
             step=self.number,
             total_steps=self.total,
             epoch=self.plan.epoch(state.step),
-            loss=value,
+            # Each candidate of a search begins with a high loss, which would look like divergence.
+            loss=None if self.searching else value,
             learning_rate=rate,
             gradient_norm=norm,
             tokens_per_second=self.speed,
@@ -366,7 +374,7 @@ class Loop:
                 state.worse += 1
             seconds = round(time.monotonic() - begun, 2)
             log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
-            self.reporter.metrics.set(validation_loss=value)
+            self.reporter.metrics.set(validation_loss=None if self.searching else value)
             self.report_progress((self.total - self.number) * self.pace)
 
     def mean(self, source: corpus.Corpus) -> float:
