@@ -31,21 +31,24 @@ class Metric(enum.StrEnum):
     PERPLEXITY = "Perplexity"
     FORGETTING = "Forgetting"
     GENERAL_ACCURACY = "GeneralAccuracy"
+    DIVERGENCE = "Divergence"
+    GENERAL_DIVERGENCE = "GeneralDivergence"
     CONSISTENCY = "Consistency"
     JUDGE_WIN_RATE = "JudgeWinRate"
 
 
-LOWER_IS_BETTER = frozenset(
-    {Metric.INVALID_LABELS, Metric.REPETITION, Metric.LOSS, Metric.PERPLEXITY, Metric.FORGETTING}
-)
+OVER_BASE = frozenset({Metric.FORGETTING, Metric.DIVERGENCE, Metric.GENERAL_DIVERGENCE})
+"""Metrics that compare the tuned model with the base model: only the tuned model has a value."""
 
-SHARES = frozenset(Metric) - {Metric.LENGTH_RATIO, Metric.LOSS, Metric.PERPLEXITY, Metric.FORGETTING}
+LOWER_IS_BETTER = OVER_BASE | {Metric.INVALID_LABELS, Metric.REPETITION, Metric.LOSS, Metric.PERPLEXITY}
+
+SHARES = frozenset(Metric) - OVER_BASE - {Metric.LENGTH_RATIO, Metric.LOSS, Metric.PERPLEXITY}
 """Metrics from 0 to 1."""
 
 PAIRWISE = frozenset({Metric.JUDGE_WIN_RATE})
 """Metrics of a pair of contenders, so that a gate must name the other one."""
 
-OF_TRAINING = PAIRWISE | {Metric.FORGETTING, Metric.GENERAL_ACCURACY, Metric.CONSISTENCY}
+OF_TRAINING = PAIRWISE | OVER_BASE | {Metric.GENERAL_ACCURACY, Metric.CONSISTENCY}
 """Metrics that are not meaningful for a prompt, or that the baseline before training cannot measure."""
 
 MEANINGS = {
@@ -72,6 +75,8 @@ MEANINGS = {
     Metric.PERPLEXITY: "e to the power of Loss",
     Metric.FORGETTING: "relative increase of the loss on general questions over the base model",
     Metric.GENERAL_ACCURACY: "share of general questions whose right answer is the most probable of four",
+    Metric.DIVERGENCE: "KL divergence of the tuned model from the base model on the task's prompts, in nats per token",
+    Metric.GENERAL_DIVERGENCE: "the same on general prompts",
     Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree: as NormalizedMatch compares, or as labels "
     "where evaluation.labels is set",
     Metric.JUDGE_WIN_RATE: "share of questions for which evaluation.judge prefers the tuned model's answer to the "
@@ -98,6 +103,7 @@ FORGOTTEN = 0.05
 """A rise of the general loss that counts as too much where no gate has a limit."""
 
 _SHARES = ", ".join(f"'{metric}'" for metric in Metric if metric in SHARES)
+_OVER_BASE = ", ".join(f"'{metric}'" for metric in Metric if metric in OVER_BASE)
 
 
 class Gate(model.Model):
@@ -121,8 +127,8 @@ class Gate(model.Model):
                 "this metric is a share from 0 to 1: write 0.8 for 80 %",
             ),
             (
-                "self.metric != 'Forgetting' || !has(self.over)",
-                "Forgetting already compares with the base model: set maximum, for example 0.05, in place of over",
+                f"!(self.metric in [{_OVER_BASE}]) || !has(self.over)",
+                "this metric already compares with the base model: set maximum, for example 0.05, in place of over",
             ),
             (
                 "self.metric != 'JudgeWinRate' || (has(self.over) && !has(self.maximum) && !has(self.improvement))",

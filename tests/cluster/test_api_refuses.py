@@ -184,6 +184,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "fewShotUris needs uris",
     ),
     ("to forget less than the base", {GATE: [{"metric": "Forgetting", "over": "Base"}]}, f"{GATE}[0]", "set maximum"),
+    ("to diverge less than the base", {GATE: [{"metric": "Divergence", "over": "Base"}]}, f"{GATE}[0]", "set maximum"),
     ("certainty", {GATE: [{"metric": "Loss", "maximum": 1, "confidence": 1}]}, f"{GATE}[0].confidence", "write 0.95 for 95 %"),
     ("one sample", {"evaluation.consistency": {"samples": 1}}, "evaluation.consistency.samples", "greater than or equal to 2"),
     # storage

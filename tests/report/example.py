@@ -148,6 +148,14 @@ def values() -> list[results.Value]:
     made.append(
         results.Value(metric=Metric.FORGETTING, contender=TUNED, value=0.011, low=-0.004, high=0.027, examples=120)
     )
+    made.append(
+        results.Value(metric=Metric.DIVERGENCE, contender=TUNED, value=0.412, low=0.351, high=0.475, examples=24)
+    )
+    made.append(
+        results.Value(
+            metric=Metric.GENERAL_DIVERGENCE, contender=TUNED, value=0.018, low=-0.004, high=0.041, examples=24
+        )
+    )
     return made
 
 

@@ -31,6 +31,11 @@ class Questions:
     def questions(self) -> int:
         return len(self.examples) // self.choices
 
+    @property
+    def prompts(self) -> list[dataset.Example]:
+        """Each question once, with its right answer."""
+        return self.examples[:: self.choices]
+
 
 def load(spec: run.Run, store: storage.Storage) -> Questions:
     """The job's own questions, or those that ship. Raises Failure when a file cannot be read."""

@@ -300,12 +300,24 @@ def _forgetting(found: results.Results) -> Reason:
     if pair[0] is not None and pair[1] is not None:
         before, after = (words.number(Metric.GENERAL_ACCURACY, one.value) for one in pair if one is not None)
         text += f" Its accuracy on them is {after}, the base model's {before}."
+    text += _divergence(found)
     gates = [gate for gate in found.evaluation.gates if gate.metric is Metric.FORGETTING]
     too_much = not all(gate.passed for gate in gates) if gates else forgetting.value > evaluation.FORGOTTEN
     limit = (
         "" if gates else f" Above {100 * evaluation.FORGOTTEN:.0f} % counts as too much, unless a gate says otherwise."
     )
     return Reason(title, text + limit, Mark.AGAINST if too_much else Mark.CLEAR)
+
+
+def _divergence(found: results.Results) -> str:
+    """How far the tuned model has moved, where that was measured."""
+    places = {Metric.DIVERGENCE: "the task's prompts", Metric.GENERAL_DIVERGENCE: "general ones"}
+    measured = [
+        f"{words.measured(metric, one.value, one.low, one.high)} nats per token on {where}"
+        for metric, where in places.items()
+        if (one := reading.value(found, metric, Contender.TUNED)) is not None
+    ]
+    return f" Its divergence from the base model is {' and '.join(measured)}." if measured else ""
 
 
 def _sufficient(found: results.Results) -> Reason:

@@ -7,7 +7,13 @@ from finetune_api import evaluation, intent, job
 Metric = job.Metric
 Contender = job.Contender
 
-_PLACES = {Metric.LOSS: 3, Metric.PERPLEXITY: 2, Metric.LENGTH_RATIO: 2}
+_PLACES = {
+    Metric.LOSS: 3,
+    Metric.DIVERGENCE: 3,
+    Metric.GENERAL_DIVERGENCE: 3,
+    Metric.PERPLEXITY: 2,
+    Metric.LENGTH_RATIO: 2,
+}
 
 
 def number(metric: Metric, value: float | None, *, sign: bool = False) -> str:

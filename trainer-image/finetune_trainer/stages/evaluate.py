@@ -20,6 +20,7 @@ from finetune_trainer.evaluation import (
     canary,
     consistency,
     contenders,
+    divergence,
     engines,
     feasible,
     forgetting,
@@ -195,6 +196,10 @@ def measure(
     for which, columns in forgotten.items():
         if which in found.values:
             found.values[which] |= columns
+    prompts = {job.Metric.DIVERGENCE: examples, job.Metric.GENERAL_DIVERGENCE: questions.prompts}
+    for metric, few in prompts.items():
+        if (column := divergence.measure(runner, few, spec.training.seed)) is not None:
+            found.values[job.Contender.TUNED][metric] = column
     return found
 
 
