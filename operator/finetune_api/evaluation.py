@@ -31,6 +31,7 @@ class Metric(enum.StrEnum):
     PERPLEXITY = "Perplexity"
     FORGETTING = "Forgetting"
     GENERAL_ACCURACY = "GeneralAccuracy"
+    INSTRUCTION_FOLLOWING = "InstructionFollowing"
     DIVERGENCE = "Divergence"
     GENERAL_DIVERGENCE = "GeneralDivergence"
     CONSISTENCY = "Consistency"
@@ -48,7 +49,15 @@ SHARES = frozenset(Metric) - OVER_BASE - {Metric.LENGTH_RATIO, Metric.LOSS, Metr
 PAIRWISE = frozenset({Metric.JUDGE_WIN_RATE})
 """Metrics of a pair of contenders, so that a gate must name the other one."""
 
-OF_TRAINING = PAIRWISE | OVER_BASE | {Metric.GENERAL_ACCURACY, Metric.CONSISTENCY}
+OF_TRAINING = (
+    PAIRWISE
+    | OVER_BASE
+    | {
+        Metric.GENERAL_ACCURACY,
+        Metric.INSTRUCTION_FOLLOWING,
+        Metric.CONSISTENCY,
+    }
+)
 """Metrics that are not meaningful for a prompt, or that the baseline before training cannot measure."""
 
 MEANINGS = {
@@ -75,6 +84,8 @@ MEANINGS = {
     Metric.PERPLEXITY: "e to the power of Loss",
     Metric.FORGETTING: "relative increase of the loss on general questions over the base model",
     Metric.GENERAL_ACCURACY: "share of general questions whose right answer is the most probable of four",
+    Metric.INSTRUCTION_FOLLOWING: "share of general instructions on the form of an answer that the answer follows, as a program "
+    "checks",
     Metric.DIVERGENCE: "KL divergence of the tuned model from the base model on the task's prompts, in nats per token",
     Metric.GENERAL_DIVERGENCE: "the same on general prompts",
     Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree: as NormalizedMatch compares, or as labels "
@@ -221,7 +232,14 @@ class Forgetting(model.Model):
     uris: UriList | None = Field(
         default=None,
         description="Files of general questions with answers, in the formats of dataset.train. Absent: the "
-        "trainer's 64 built-in questions, in English.",
+        "trainer's own 325 questions, in English.",
+    )
+    maximum_questions: int | None = Field(
+        default=None,
+        ge=8,
+        le=1_000_000,
+        description="The maximum number of questions asked; of the trainer's own, of every kind and difficulty in proportion. "
+        "Absent: all of the trainer's own where a server answers, 64 of them in process; of uris evaluation.maximumExamples.",
     )
 
 
@@ -429,7 +447,8 @@ class Evaluation(model.Model):
         "Absent: not measured.",
     )
     forgetting: Forgetting = Field(
-        default_factory=Forgetting, description="The questions for Forgetting and GeneralAccuracy."
+        default_factory=Forgetting,
+        description="The questions for Forgetting, GeneralAccuracy and InstructionFollowing.",
     )
     judge: Judge | None = Field(
         default=None,

@@ -33,6 +33,11 @@ class Comparison(status.Reported):
         description="p-value: probability of at least this gain if the tuned model were no better (one-sided, paired)."
     )
     examples: int
+    detectable: float | None = Field(
+        default=None,
+        description="The smallest difference that such a test would show in four of five evaluations like this one. Absent: the "
+        "metric is no share of examples.",
+    )
 
 
 class PairwiseResult(status.Reported):

@@ -1,6 +1,5 @@
 """Contenders, the baseline before training, and what only an evaluation measures: on a tiny model, really asked."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from tests.trainer import tiny
 from finetune_api import job, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import lora, model
-from finetune_trainer.evaluation import answers, consistency, contenders, evidence, forgetting, in_process
+from finetune_trainer.evaluation import answers, consistency, contenders, evidence, in_process
 from finetune_trainer.process import errors, machine
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.store import folders, storage
@@ -194,22 +193,6 @@ def test_a_win_before_a_judge_is_for_training_to_show() -> None:
 def test_without_preflight_there_is_nothing_to_ask(world: World) -> None:
     with pytest.raises(errors.Failure, match="run the preflight stage"):
         baseline.baseline(world(), 1)
-
-
-def test_the_probe_asks_what_is_in_its_file() -> None:
-    built = forgetting.built_in()
-    assert (built.questions, built.choices) == (64, 4)
-    assert len({example.messages[0].content for example in built.examples}) == 64
-
-
-def test_forgetting_is_the_rise_of_the_loss_on_right_answers() -> None:
-    questions = dataclasses.replace(forgetting.built_in(), examples=forgetting.built_in().examples[:8])
-    before = [(1.0, 1), (2.0, 1), (2.0, 1), (2.0, 1)] * 2
-    after = [(1.5, 1), (1.0, 1), (2.0, 1), (2.0, 1), (1.0, 1), (2.0, 1), (2.0, 1), (2.0, 1)]
-    found = forgetting.measure(questions, before, after)
-    assert found[job.Contender.TUNED][job.Metric.FORGETTING].value == pytest.approx(0.25)
-    assert found[BASE][job.Metric.GENERAL_ACCURACY].value == 1.0
-    assert found[job.Contender.TUNED][job.Metric.GENERAL_ACCURACY].value == 0.5
 
 
 def test_agreement_is_the_share_of_equal_pairs() -> None:

@@ -12,7 +12,14 @@ from finetune_trainer.data import dataset
 WITHOUT_ANSWERS = frozenset({job.Metric.LOSS, job.Metric.PERPLEXITY})
 """Metrics of the test examples that plain text has, too."""
 
-OF_OTHER_QUESTIONS = frozenset({job.Metric.FORGETTING, job.Metric.GENERAL_ACCURACY, job.Metric.GENERAL_DIVERGENCE})
+OF_OTHER_QUESTIONS = frozenset(
+    {
+        job.Metric.FORGETTING,
+        job.Metric.GENERAL_ACCURACY,
+        job.Metric.INSTRUCTION_FOLLOWING,
+        job.Metric.GENERAL_DIVERGENCE,
+    }
+)
 """Metrics that no test example is needed for."""
 
 MANY = 20

@@ -16,7 +16,7 @@
     judge        a language model behind an OpenAI-compatible endpoint, which compares answers pairwise
     canary       answers of the tuned model with the log-probability of every token, which verify requests again
     consistency  how often sampled answers to one question agree
-    forgetting   general questions that the training is not about, asked before and after; forgetting.jsonl has ours
+    forgetting   general questions and instructions, asked before and after training; forgetting.jsonl has ours
     divergence   how far the tuned model has moved from the base model, on the task's prompts and on general ones
     headline     the metric that sums an evaluation up, and the baseline that is best by it
     selection    how many examples are retrieved for each question, chosen within a budget of time

@@ -191,6 +191,7 @@ def compared(metric: job.Metric, other: job.Contender, found: Findings) -> resul
         high=difference.high,
         p_value=difference.p_value,
         examples=int((one.defined & two.defined).sum()),
+        detectable=evidence.detectable(one, two) if one.share and two.share else None,
     )
 
 

@@ -300,13 +300,39 @@ def _forgetting(found: results.Results) -> Reason:
     if pair[0] is not None and pair[1] is not None:
         before, after = (words.number(Metric.GENERAL_ACCURACY, one.value) for one in pair if one is not None)
         text += f" Its accuracy on them is {after}, the base model's {before}."
-    text += _divergence(found)
+    text += _resolution(found) + _divergence(found)
     gates = [gate for gate in found.evaluation.gates if gate.metric is Metric.FORGETTING]
     too_much = not all(gate.passed for gate in gates) if gates else forgetting.value > evaluation.FORGOTTEN
     limit = (
         "" if gates else f" Above {100 * evaluation.FORGOTTEN:.0f} % counts as too much, unless a gate says otherwise."
     )
     return Reason(title, text + limit, Mark.AGAINST if too_much else Mark.CLEAR)
+
+
+def _resolution(found: results.Results) -> str:
+    """What the general questions can show."""
+    compared = reading.comparison(found, Metric.GENERAL_ACCURACY, Contender.BASE)
+    followed = reading.comparison(found, Metric.INSTRUCTION_FOLLOWING, Contender.BASE)
+    text = ""
+    if compared is not None and compared.detectable is not None:
+        text = (
+            f" On {words.count(compared.examples)} questions a loss below {_points(compared.detectable)} can go unseen."
+        )
+    if followed is not None and followed.detectable is not None:
+        before, after = (
+            words.number(Metric.INSTRUCTION_FOLLOWING, one.value)
+            for who in (Contender.BASE, Contender.TUNED)
+            if (one := reading.value(found, Metric.INSTRUCTION_FOLLOWING, who)) is not None
+        )
+        text += (
+            f" It follows {after} of {words.count(followed.examples)} instructions on the form of an answer, the base model "
+            f"{before}; a loss below {_points(followed.detectable)} can go unseen."
+        )
+    return text
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.0f} percentage points"
 
 
 def _divergence(found: results.Results) -> str:

@@ -181,8 +181,8 @@ def measure(
     found = scoreboard.Findings()
     baselines = contenders.taking_part(spec.evaluation, runner.script, examples)
     # Forgetting is measured against the base model's losses, whether Base is among the baselines or not.
-    questions = forgetting.load(spec, storage.of_data(spec))
-    before = general_losses(runner, job.Contender.BASE, questions)
+    questions = forgetting.load(spec, storage.of_data(spec), runner.engine.kind)
+    before = forgetting.ask(runner, job.Contender.BASE, questions)
     for which in baselines:
         if which not in selection.BUDGETED:
             measure_contender(runner, which, examples, found, meter)
@@ -192,7 +192,7 @@ def measure(
     if problem := runner.engine.add_adapter(job.Contender.TUNED, machine.work() / "tuned"):
         raise errors.Failure(reasons.Reason.ADAPTER_INCOMPATIBLE, f"the tuned adapter cannot be evaluated: {problem}")
     measure_contender(runner, job.Contender.TUNED, examples, found, meter)
-    forgotten = forgetting.measure(questions, before, general_losses(runner, job.Contender.TUNED, questions))
+    forgotten = forgetting.measure(questions, before, forgetting.ask(runner, job.Contender.TUNED, questions))
     for which, columns in forgotten.items():
         if which in found.values:
             found.values[which] |= columns
@@ -284,12 +284,6 @@ def measure_contender(
     found.asked[which] = answers.ask(runner, which, examples, meter.tell)
     found.values[which] = metrics.measure(found.asked[which].answers, runner.rules)
     found.prefill = max(found.prefill, found.asked[which].prefill)
-
-
-def general_losses(
-    runner: answers.ModelRunner, which: job.Contender, questions: forgetting.Questions
-) -> list[tuple[float, int]]:
-    return answers.losses_of(runner, which, questions.examples)
 
 
 def add_serving_adapter(engine: engines.Engine, serving: ServingAdapter, store: storage.Storage, spec: run.Run) -> bool:
