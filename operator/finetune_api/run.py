@@ -85,6 +85,20 @@ class Place(model.Model):
     arguments: list[str] = Field(default_factory=list, description="vLLM's, if a server runs there.")
 
 
+class PoolRun(model.Model):
+    """The run file of a ServingPool's pods, which no job owns: what their init container fetches."""
+
+    name: str
+    namespace: str
+    base_model: ResolvedBaseModel
+    storage: job.Connection
+
+    @property
+    def revision(self) -> str:
+        """Of logs: a pool has none."""
+        return ""
+
+
 class Run(model.Model):
     """One revision of one job."""
 

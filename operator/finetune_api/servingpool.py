@@ -3,7 +3,7 @@
 A FineTuneJob chooses one with spec.deployment.pool. What operator and gateways tell each other is in `serving`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -133,6 +133,12 @@ class ServingPoolSpec(model.Model):
         description="Tokens of prompt and answer together (vLLM's --max-model-len). Absent: what the base model supports, "
         "which may need more GPU memory than there is.",
     )
+    update: Literal["Surge", "InPlace"] | None = Field(
+        default=None,
+        description="How pods are replaced when the spec or the operator's settings change. Surge: a new pod starts before an "
+        "old one ends, which needs its GPUs besides. InPlace: one old pod ends first. Absent: InPlace, and Surge with one "
+        "replica, since otherwise nothing would serve meanwhile.",
+    )
     image: (
         Annotated[
             str,
@@ -208,6 +214,11 @@ class Status(status.Reported):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     base_model: str | None = Field(default=None, description="The base model as resolved.")
+    source: str | None = Field(
+        default=None,
+        description="Where its files are, and at which revision, since the pool was created: an edit of the BaseModel does not "
+        "change it.",
+    )
     endpoint: str | None = Field(
         default=None, description="The base URL inside the cluster; clients append /v1/chat/completions."
     )

@@ -12,6 +12,7 @@ import socket
 import prometheus_client
 from aiohttp import web
 
+from finetune_api import serving
 from finetune_operator import cluster, handlers, lease, log, metrics, settings
 from finetune_operator.observe import label
 
@@ -58,6 +59,7 @@ async def operate(options: argparse.Namespace) -> int:
     controller = handlers.Controller(api, chart, take_signals)
     exposition = metrics.Exposition(controller.facts, lambda: controller.leads)
     health = await serve_health(options.host, options.port, exposition)
+    indexes = await controller.indexes.serve(options.host, options.index_port)
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{os.getpid()}"
     LOG.info("waiting for the lease %s/%s as %s", namespace, label.MANAGER, identity)
@@ -77,6 +79,7 @@ async def operate(options: argparse.Namespace) -> int:
         leading.cancel()
         await asyncio.gather(leading, stopping, return_exceptions=True)
         await health.cleanup()
+        await indexes.cleanup()
         await api.close()
 
 
@@ -84,6 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="finetune-operator", description="Reconciles FineTuneJobs.")
     parser.add_argument("--settings", type=pathlib.Path, default=settings.PATH, help="the settings file (JSON)")
     parser.add_argument("--port", type=int, default=PORT, help="port of /metrics, /healthz and /readyz")
+    parser.add_argument(
+        "--index-port", type=int, default=serving.INDEX_PORT, help="port of the indexes of ServingPools"
+    )
     parser.add_argument("--host", default="", help="address to listen on; default: all")
     with contextlib.suppress(KeyboardInterrupt):
         raise SystemExit(asyncio.run(operate(parser.parse_args())))

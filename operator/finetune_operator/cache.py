@@ -1,4 +1,5 @@
-"""The last known state of the API server, as small facts: FineTuneJobs (through Kopf), their children and the catalogue.
+"""The last known state of the API server, as small facts: FineTuneJobs (through Kopf), ServingPools, the children of both, and
+the catalogue.
 
 Children are listed and watched with a server-side label selector. Kopf would watch every Pod and Job of the cluster and
 filter here, at some milliseconds each (see docs/adr/0002-children-by-label.md).
@@ -16,14 +17,19 @@ import pydantic
 
 from finetune_api import basemodel, reasons
 from finetune_operator import cluster, kueue
-from finetune_operator.observe import label, projections
+from finetune_operator.observe import label, members, pools, projections
 
 LOG = logging.getLogger(__name__)
 OURS = f"{label.MANAGED_BY}={label.MANAGER},{label.UID}"
-SELECTORS = {"BaseModel": "", "Workload": kueue.QUEUED_JOB}
+SELECTORS = {"BaseModel": "", "ServingPool": "", "Workload": kueue.QUEUED_JOB}
 """Selectors of kinds without the operator's labels."""
-LONGEST_PAUSES = {"Workload": 60.0}
+LONGEST_PAUSES = {"Workload": 60.0, "ServingPool": 60.0}
 """Maximum seconds between two tries; 10 for built-in kinds."""
+
+
+NEWER = {"ServingPool"}
+"""Kinds of our own whose CRD an older cluster may lack, since Helm does not add CRDs in an upgrade: then there are none."""
+AT_REST = frozenset({reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Stored:
     phase: str | None
     text: str
     claim: "Claim | None" = None
+    parts: tuple[members.Member, ...] = ()
+    """Its parts in the indexes of ServingPools."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -83,6 +91,16 @@ class Cache:
         """(namespace, served name) -> the jobs with it, by their uid."""
         self.children: dict[str, dict[tuple[str, str], projections.Child]] = {}
         self.catalogue: dict[str, basemodel.BaseModelSpec] = {}
+        self.pools: dict[str, pools.Parent] = {}
+        """ServingPools, by their uid."""
+        self._pool_uids: dict[str, str] = {}
+        """NAMESPACE/NAME -> uid"""
+        self.members: dict[str, dict[str, members.Member]] = {}
+        """ServingPool, as NAMESPACE/NAME -> the parts of its jobs, by their uid."""
+        self.index_changed: Callable[[str], None] = lambda pool: None
+        """Called with NAMESPACE/NAME when the index of a pool changed."""
+        self.pool_states: dict[str, dict[str, pools.Reading]] = {}
+        """uid of a ServingPool -> what its pods reported last, by their name."""
         self.workloads: dict[str, kueue.Workload] | None = None
         """By the uid of their Job, including Jobs of others; None until they were listed."""
         self.reporting: dict[str, projections.Pod] = {}
@@ -130,6 +148,7 @@ class Cache:
     def _keep_parent(self, uid: str, raw: projections.Raw) -> None:
         before, after = self.parents.get(uid), keep(raw)
         self.parents[uid] = after
+        self._keep_members(uid, before.parts if before else (), after.parts)
         if before is None or before.claim != after.claim:
             self._release(uid, before, after)
             if after.claim is not None:
@@ -168,8 +187,92 @@ class Cache:
             self._writing.discard((kind, namespace, name))
 
     def drop_parent(self, uid: str) -> None:
-        self._release(uid, self.parents.pop(uid, None), None)
+        before = self.parents.pop(uid, None)
+        self._release(uid, before, None)
+        self._keep_members(uid, before.parts if before else (), ())
         self.readings.pop(uid, None)
+
+    # -- ServingPools --
+
+    def _keep_members(self, uid: str, before: tuple[members.Member, ...], after: tuple[members.Member, ...]) -> None:
+        """The parts of a job in the indexes; pools in which they changed are reconciled, for the numbers in their status."""
+        old, new = ({one.pool: one for one in found} for found in (before, after))
+        for pool in old.keys() | new.keys():
+            if old.get(pool) == new.get(pool):
+                continue
+            if pool in new:
+                self.members.setdefault(pool, {})[uid] = new[pool]
+            else:
+                self.members.get(pool, {}).pop(uid, None)
+            self.index_changed(pool)
+            if pool in self._pool_uids:
+                self.child_changed(self._pool_uids[pool])
+
+    def pool_of(self, key: str) -> pools.Parent | None:
+        """The ServingPool NAMESPACE/NAME."""
+        return self.pools.get(self._pool_uids.get(key, ""))
+
+    def put_pool(self, raw: projections.Raw) -> None:
+        uid, known = raw["metadata"]["uid"], self.pools.get(raw["metadata"]["uid"])
+        if known is not None and number(known.version) >= number(version(raw)):
+            return
+        fact = self.pools[uid] = pools.parent(raw)
+        self._pool_uids[fact.key] = uid
+        if known is None:
+            self._drop_strangers(uid, fact.namespace)
+        if known is None or known.generation != fact.generation:
+            self._pool_changed(fact.key)
+        if ("ServingPool", *key(raw)) not in self._writing:
+            self.changed(uid)
+
+    def _drop_pool(self, uid: str) -> None:
+        if (known := self.pools.pop(uid, None)) is None:
+            return
+        if self._pool_uids.get(known.key) == uid:
+            del self._pool_uids[known.key]
+        self.pool_states.pop(uid, None)
+        self._pool_changed(known.key)
+
+    def _pool_changed(self, pool: str) -> None:
+        """Jobs in this pool, and those that have no place yet, look again."""
+        self.index_changed(pool)
+        for uid in self.members.get(pool, {}):
+            self.changed(uid)
+        for uid, known in self.parents.items():
+            if known.phase not in AT_REST and uid not in self.members.get(pool, {}):
+                self.changed(uid)
+
+    def pods_of_pools(self) -> dict[tuple[str, str], projections.Pod]:
+        """(uid of the ServingPool, name) -> its pods that can be asked for their state."""
+        return {
+            (uid, pod.name): pod
+            for uid in self.pools
+            for pod in self.children.get(uid, {}).values()
+            if isinstance(pod, projections.Pod) and pod.address and pod.phase == "Running" and not pod.unreachable
+        }
+
+    def put_pool_state(self, uid: str, pod: str, reading: pools.Reading) -> None:
+        """A pod's answer: jobs whose adapter has another state there look again, and the pool itself."""
+        known = self.pools.get(uid)
+        if known is None or ("Pod", pod) not in self.children.get(uid, {}):
+            return
+        before = self.pool_states.setdefault(uid, {}).get(pod)
+        self.pool_states[uid][pod] = reading
+        moved = _adapters(before) ^ _adapters(reading)
+        if moved:
+            changed = {sha256 for sha256, _, _ in moved}
+            for job, part in self.members.get(known.key, {}).items():
+                if any(one.sha256 in changed for one in part.adapters):
+                    self.child_changed(job)
+        if moved or before is None or before.problem != reading.problem or _rate(before) != _rate(reading):
+            self.child_changed(uid)
+
+    def _pod_of_pool_changed(self, uid: str) -> None:
+        """Jobs that are being verified or rolled out depend on which pods are ready."""
+        known = self.pools.get(uid)
+        for job in self.members.get(known.key, {}) if known else ():
+            if job in self.parents and self.parents[job].phase not in AT_REST:
+                self.child_changed(job)
 
     # -- children and catalogue, from `follow` --
 
@@ -187,6 +290,11 @@ class Cache:
         if kind == "BaseModel":
             for name in set(self.catalogue) - {name for _, name in found}:
                 self._drop_model(name)
+            return
+        if kind == "ServingPool":
+            for uid, pool in list(self.pools.items()):
+                if place in {None, pool.namespace} and (pool.namespace, pool.name) not in found:
+                    self._drop_pool(uid)
             return
         if kind == "Workload":
             self.workloads = self.workloads or {}
@@ -212,6 +320,8 @@ class Cache:
             self._put(kind, raw)
         elif kind == "BaseModel":
             self._drop_model(raw["metadata"]["name"])
+        elif kind == "ServingPool":
+            self._drop_pool(raw["metadata"]["uid"])
         elif kind == "Workload":
             self._drop_workload(raw)
         else:
@@ -220,6 +330,8 @@ class Cache:
     def _put(self, kind: str, raw: projections.Raw) -> None:
         if kind == "BaseModel":
             self._put_model(raw)
+        elif kind == "ServingPool":
+            self.put_pool(raw)
         elif kind == "Workload":
             self._put_workload(raw)
         else:
@@ -236,7 +348,7 @@ class Cache:
 
     def _put_child(self, kind: str, raw: projections.Raw, echo: bool = False) -> None:
         uid, meta = projections.uid_of(raw), raw["metadata"]
-        home = self.parents.get(uid or "")
+        home = self.parents.get(uid or "") or self.pools.get(uid or "")
         if uid is None or (home is not None and home.namespace != meta.get("namespace")):
             return
         seen = number(meta["resourceVersion"])
@@ -252,6 +364,8 @@ class Cache:
             over = isinstance(fact, projections.StageJob) and fact.over
             mine[kind, meta["name"]] = fact
             self._note_reporting(uid, fact)
+            if kind == "Pod":
+                self._pod_of_pool_changed(uid)
             if not echo and (kind, *key(raw)) not in self._writing:
                 (self.ended if over else self.child_changed)(uid)
 
@@ -265,6 +379,8 @@ class Cache:
             self.children.pop(uid, None)
         if kind == "Pod":
             self._forget_pod(uid, name)
+            self.pool_states.get(uid, {}).pop(name, None)
+            self._pod_of_pool_changed(uid)
         self.changed(uid)
 
     # -- progress, from `progress` --
@@ -321,10 +437,12 @@ class Cache:
             self.changed(uid)
 
     def _catalogue_changed(self) -> None:
-        """Reconcile jobs that wait for a model."""
+        """Reconcile jobs that wait for a model, and all pools."""
         for uid, known in self.parents.items():
             if known.phase in {None, reasons.Phase.PENDING}:
                 self.changed(uid)
+        for uid in self.pools:
+            self.changed(uid)
 
 
 async def follow(
@@ -348,9 +466,24 @@ async def follow(
         except cluster.Expired:
             continue
         except (cluster.Failure, *cluster.OUTAGES) as error:
+            if kind in NEWER and isinstance(error, cluster.Failure) and error.status == 404:
+                LOG.warning("the cluster has no CRD of %s: apply the folder crds/ of this release to use it", kind)
+                cache.complete(kind, namespace, set(), "0")
+                listed()
+                await asyncio.sleep(LONGEST_PAUSES[kind])
+                continue
             LOG.warning("the watch of %s was interrupted, retrying in %.1f s: %s", kind, pause, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSES.get(kind, 10.0))
+
+
+def _adapters(reading: pools.Reading | None) -> set[tuple[str, str, str]]:
+    state = reading.state if reading is not None else None
+    return {(one.sha256, one.state, one.message) for one in state.adapters} if state is not None else set()
+
+
+def _rate(reading: pools.Reading) -> float:
+    return float(f"{reading.requests_per_second:.1g}")
 
 
 UNREAD = {"managedFields"}
@@ -361,7 +494,7 @@ def keep(raw: projections.Raw) -> Stored:
     meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
     phase = (raw.get("status") or {}).get("phase")
-    return Stored(version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw))
+    return Stored(version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw), members.members(raw))
 
 
 def is_behind(raw: projections.Raw, known: Stored) -> bool:
@@ -389,7 +522,7 @@ async def follow_all(
     Workloads, for which `synced` does not wait, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
-    sources += [(kind, place) for kind in projections.PROJECTIONS for place in places]
+    sources += [(kind, place) for kind in ("ServingPool", *projections.PROJECTIONS) for place in places]
     missing = set(sources)
     sources += [("Workload", place) for place in places if queues]
 

@@ -21,11 +21,13 @@ Raw = dict[str, Any]
 PATHS = {
     "FineTuneJob": (f"apis/{GROUP}/{VERSION}", "finetunejobs"),
     "BaseModel": (f"apis/{GROUP}/{VERSION}", "basemodels"),
+    "ServingPool": (f"apis/{GROUP}/{VERSION}", "servingpools"),
     "Job": ("apis/batch/v1", "jobs"),
     "Deployment": ("apis/apps/v1", "deployments"),
     "Service": ("api/v1", "services"),
     "Pod": ("api/v1", "pods"),
     "Event": ("api/v1", "events"),
+    "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }
@@ -270,14 +272,16 @@ class Cluster:
             if failure.status != 404:
                 raise
 
-    async def patch_status(self, namespace: str, name: str, version: str, changes: Raw) -> Raw:
-        """Merge-patch the status of a FineTuneJob, if it is still at `version`.
+    async def patch_status(
+        self, namespace: str, name: str, version: str, changes: Raw, kind: str = "FineTuneJob"
+    ) -> Raw:
+        """Merge-patch the status of a FineTuneJob or ServingPool, if it is still at `version`.
 
         Raises:
             Failure: status 409 when it has changed since; 404 when it is gone.
         """
         body = {"metadata": {"resourceVersion": version}, "status": changes}
-        path = path_of("FineTuneJob", namespace, name, "status")
+        path = path_of(kind, namespace, name, "status")
         return await self._change("PATCH", path, {"fieldManager": label.MANAGER}, body, "application/merge-patch+json")
 
     async def refusal(self, namespace: str, job_uid: str) -> str:
@@ -296,8 +300,8 @@ class Cluster:
         newest = max(found, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""), default={})
         return str(newest.get("message", "")) if newest.get("reason") in UNPREPARED else ""
 
-    async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
-        """Record an event. `kind`: Normal or Warning."""
+    async def event(self, regarding: Raw, kind: str, reason: str, message: str, of: str = "FineTuneJob") -> None:
+        """Record an event. `kind`: Normal or Warning; `of`: the kind of the object."""
         meta = regarding["metadata"]
         now = self.clock.now()
         stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -307,7 +311,7 @@ class Cluster:
             "metadata": {"name": f"{meta['name']}.{now.timestamp():.6f}", "namespace": meta["namespace"]},
             "involvedObject": {
                 "apiVersion": API_VERSION,
-                "kind": "FineTuneJob",
+                "kind": of,
                 "name": meta["name"],
                 "namespace": meta["namespace"],
                 "uid": meta["uid"],

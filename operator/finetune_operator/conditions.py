@@ -1,9 +1,9 @@
 """Small, named edits of a status, the phase for people, and the conditions worth an event."""
 
 import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
-from finetune_api import status
+from finetune_api import servingpool, status
 from finetune_api.reasons import BY_SOMEBODY, WAITING, Condition, Phase, Reason, Stage
 
 State = Literal["True", "False", "Unknown"]
@@ -22,24 +22,27 @@ WAITS = WAITING | {Reason.WAITING, Reason.STARTING, Reason.QUEUED, Reason.EVICTE
 QUEUED = {Reason.QUEUED, Reason.EVICTED, Reason.QUEUE_REFUSED}
 
 
-def get(state: status.Status, kind: Condition) -> status.Condition | None:
+S = TypeVar("S", status.Status, servingpool.Status)
+
+
+def get(state: status.Status | servingpool.Status, kind: Condition) -> status.Condition | None:
     return next((c for c in state.conditions if c.type == kind), None)
 
 
-def is_true(state: status.Status, kind: Condition) -> bool:
+def is_true(state: status.Status | servingpool.Status, kind: Condition) -> bool:
     found = get(state, kind)
     return found is not None and found.status == "True"
 
 
 def put(
-    state: status.Status,
+    state: S,
     kind: Condition,
     value: State,
     reason: str,
     message: str,
     generation: int,
     now: datetime.datetime,
-) -> status.Status:
+) -> S:
     """The status with this condition; its transition time changes only when the value changes."""
     old = get(state, kind)
     flipped = old is None or old.status != value
@@ -51,7 +54,7 @@ def put(
         reason=reason,
         message=message[:1024],
     )
-    others = [c for c in state.conditions if c.type != kind]
+    others: list[status.Condition] = [c for c in state.conditions if c.type != kind]
     ordered = sorted([*others, new], key=lambda c: RANKS.get(c.type, len(RANKS)))
     return state.model_copy(update={"conditions": ordered})
 

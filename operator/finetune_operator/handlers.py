@@ -1,4 +1,4 @@
-"""The only Kopf module: receives events of FineTuneJobs, and runs reconcile for every change.
+"""The only Kopf module: receives events of FineTuneJobs, and runs reconcile for every change, of ServingPools as well.
 
 There is a single event handler: `on.create`, `on.update` and timers would each add annotations or overlap, and so make a
 second writer. Kopf's only requests to the API server are its list and watch.
@@ -14,15 +14,25 @@ from typing import Any
 
 import kopf
 
-from finetune_api import GROUP, VERSION, reasons
-from finetune_operator import cache, cluster, metrics, progress, reconcile, settings, workqueue
-from finetune_operator.observe import label
+from finetune_api import GROUP, VERSION
+from finetune_operator import (
+    cache,
+    cluster,
+    index,
+    metrics,
+    poolreconcile,
+    poolstates,
+    progress,
+    reconcile,
+    settings,
+    workqueue,
+)
+from finetune_operator.observe import label, members
 
 LOG = logging.getLogger(__name__)
 LONGEST_PAUSE = 60.0
 PAGE = 500
 """FineTuneJobs per page: all of a large cluster at once would be in memory both as text and as objects."""
-AT_REST = {reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED}
 CONFIRMED = 60.0
 """Seconds after which Kopf has reported every job."""
 LEFTOVER_PAUSE = 2.0
@@ -59,17 +69,23 @@ class Controller:
         self._queue = workqueue.Workqueue(self._work)
         self.facts = cache.Cache(self._queue.add, self._queue.add_first, self._queue.add_soon)
         self._progress = progress.Reader(self.facts, chart.progress_seconds)
+        self.indexes = index.Indexes(self.facts, lambda: self.leads and self._jobs_known)
+        self._states = poolstates.Reader(self.facts)
+        self._pools = poolreconcile.Reconciler(api, self.facts, self.indexes, chart, api.clock.now)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
         self._unheard: set[str] = set()
         """uids that are known only from the operator's own list."""
         self.leads = False
+        self._jobs_known = False
+        """Whether every job with a part in a ServingPool is in the cache."""
 
     async def _work(self, uid: str) -> None:
         started = time.perf_counter()
         self._queue.forget(uid)
         try:
-            again = await self._reconciler.reconcile(uid)
+            of_pools = uid in self.facts.pools
+            again = await (self._pools if of_pools else self._reconciler).reconcile(uid)
         except reconcile.Conflict:
             self._queue.add_after(uid, 0.1)
         except cluster.Failure as failure:
@@ -100,7 +116,9 @@ class Controller:
         self._queue.add_after(uid, pause)
 
     def _about(self, uid: str) -> dict[str, Any]:
-        """Fields of a log line about a job whose status may be unreadable."""
+        """Fields of a log line about a job whose status may be unreadable, or about a pool."""
+        if (pool := self.facts.pools.get(uid)) is not None:
+            return poolreconcile.about(pool)
         known = self.facts.parents.get(uid)
         raw = known.raw if known is not None else {}
         meta, state = raw.get("metadata", {}), raw.get("status") or {}
@@ -170,15 +188,22 @@ class Controller:
         await cache.follow_all(self._api, self.facts, chart.namespaces, synced, queues=chart.kueue.enabled)
 
     async def _unfinished_first(self) -> None:
-        """Load unfinished jobs before Kopf has gone through thousands of finished ones. Kopf reports all of them later."""
+        """Load unfinished jobs, and those in ServingPools, before Kopf has gone through thousands of finished ones. Kopf reports
+        all of them later. From then on the pools' indexes are complete."""
         places: list[str | None] = list(self._settings.namespaces) or [None]
-        with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):
-            for place in places:
-                async for items, _ in self._api.pages("FineTuneJob", place):
-                    for raw in items:
-                        if (raw.get("status") or {}).get("phase") not in AT_REST:
-                            self._unheard.add(raw["metadata"]["uid"])
-                            self.facts.put_parent(raw)
+        while not self._jobs_known:
+            try:
+                for place in places:
+                    async for items, _ in self._api.pages("FineTuneJob", place):
+                        for raw in items:
+                            at_rest = (raw.get("status") or {}).get("phase") in cache.AT_REST
+                            if not at_rest or members.members(raw):
+                                self._unheard.add(raw["metadata"]["uid"])
+                                self.facts.put_parent(raw)
+                self._jobs_known = True
+            except (cluster.Failure, *cluster.OUTAGES) as error:
+                LOG.warning("FineTuneJobs cannot be listed, retrying in 1 s: %s", error)
+                await asyncio.sleep(1)
 
     async def _confirm(self) -> None:
         """A job that Kopf never reported was deleted between the two lists."""
@@ -205,7 +230,7 @@ class Controller:
             if synced.is_set():
                 LOG.info("the caches are filled: start reconciling")
                 self._lead(True)
-                parts = (self._hear(), self._queue.run(), self._confirm(), self._progress.run())
+                parts = (self._hear(), self._queue.run(), self._confirm(), self._progress.run(), self._states.run())
                 tasks = {children, *(asyncio.create_task(part) for part in parts)}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:

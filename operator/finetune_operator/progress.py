@@ -129,7 +129,7 @@ def session() -> aiohttp.ClientSession:
     )
 
 
-def url(address: str, port: int) -> str:
+def url(address: str, port: int, path: str = run.PROGRESS_PATH) -> str:
     """Raises Unread for an address that cannot be a pod's."""
     try:
         found = ipaddress.ip_address(address)
@@ -138,28 +138,34 @@ def url(address: str, port: int) -> str:
     if found.is_link_local or found.is_multicast or found.is_unspecified:
         raise Unread(f"{found} is not a pod's address")
     host = f"[{found}]" if found.version == 6 else str(found)
-    return f"http://{host}:{port}{run.PROGRESS_PATH}"
+    return f"http://{host}:{port}{path}"
 
 
 async def ask(http: aiohttp.ClientSession, address: str, port: int) -> outcome.ProgressReport | None:
     """The pod's report; None as long as it has none. Raises Unread."""
-    where = url(address, port)
+    text = await get(http, url(address, port), run.PROGRESS_BYTES)
+    try:
+        return None if text is None else outcome.ProgressReport.model_validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        raise NoReport(f"not a progress report: {error.errors()[0]['msg'][:100]}") from None
+
+
+async def get(http: aiohttp.ClientSession, where: str, most: int) -> bytes | None:
+    """A pod's answer of at most so many bytes; None for 204. Raises Unread."""
     try:
         async with http.get(where, allow_redirects=False) as answer:
             if answer.status == 204:
                 return None
             if answer.status != 200:
                 raise Unread(f"HTTP {answer.status}, expected 200")
-            text = b""
+            text = bytearray()
             async for part in answer.content.iter_any():
                 text += part
-                if len(text) > run.PROGRESS_BYTES:
-                    raise Unread(f"more than {run.PROGRESS_BYTES} bytes")
-        return outcome.ProgressReport.model_validate_json(text, strict=True)
+                if len(text) > most:
+                    raise Unread(f"more than {most} bytes")
+        return bytes(text)
     except TimeoutError:
         raise Unread(f"no answer within {DEADLINE:g} s") from None
-    except pydantic.ValidationError as error:
-        raise NoReport(f"not a progress report: {error.errors()[0]['msg'][:100]}") from None
     except Unread:
         raise
     except Exception as error:  # any error of a response affects only this response

@@ -67,6 +67,9 @@ class Kueue(model.Model):
 
 class Settings(model.Model):
     images: Images
+    index_url: str = Field(
+        default="", description="Of the Service of the operator's pods for the index of ServingPools."
+    )
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: list[str] = Field(default_factory=list, description="Of the pods in all namespaces.")
     image_pull_secrets_by_namespace: dict[str, list[str]] = Field(default_factory=dict, description="Besides these.")

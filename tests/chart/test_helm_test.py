@@ -61,7 +61,7 @@ def test_its_program_is_asked_about_the_service_and_a_namespace_of_jobs(render: 
     for namespaces, where in (([], "finetune-system"), (["ml", "research"], "ml")):
         values = {"namespaces": namespaces}
         arguments = render_tests(values)["Pod"]["finetune-operator-test"]["spec"]["containers"][0]["args"]
-        (service,) = render(values)["Service"].values()
+        service = render(values)["Service"]["finetune-operator-metrics"]
         name = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
         assert arguments[1:] == [name, str(service["spec"]["ports"][0]["port"]), where]
 

@@ -20,6 +20,7 @@ NAMES = {
     "finetune-operator": "finetune-operator",
     "finetune-operator-stages": "finetune-stages",
     "finetune-operator-servers": "finetune-servers",
+    "finetune-operator-pools": "finetune-pools",
 }
 """PodMonitor -> the plain scrape config that says the same."""
 
@@ -64,9 +65,9 @@ def test_scrape_rules_put_the_labels_of_the_contract_onto_every_series_of_a_job(
 
 def test_scrape_rules_read_the_labels_that_the_operator_gives_its_pods() -> None:
     text = (CHART / "monitoring" / "scrape-configs.yaml").read_text()
-    for key in (label.JOB, label.REVISION, label.STAGE):
+    for key in (label.JOB, label.REVISION, label.STAGE, label.POOL):
         assert "__meta_kubernetes_pod_label_" + re.sub(r"[./-]", "_", key) in text
-    for key in (label.STAGE, label.RELEASE):
+    for key in (label.STAGE, label.RELEASE, label.POOL):
         assert f'label: "{key}"' in text
     assert run.METRICS_PORT == 9400
 
@@ -152,7 +153,7 @@ def test_the_values_of_the_guide_give_what_it_promises(render: Render) -> None:
     text = re.search(r"```yaml\n# observed.yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert text
     found = render(yaml.safe_load(text[1]))
-    assert {"finetune-operator", "finetune-operator-stages", "finetune-operator-servers"} == set(found["PodMonitor"])
+    assert set(NAMES) == set(found["PodMonitor"])
     for kind in ("PodMonitor", "PrometheusRule"):
         assert {m["metadata"]["labels"]["release"] for m in found[kind].values()} == {"monitoring"}
     assert len([name for name in found["ConfigMap"] if "dashboard" in name]) == len(boards.names())

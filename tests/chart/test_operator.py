@@ -4,6 +4,8 @@ import subprocess
 
 from tests.chart.conftest import CHART, Manifest, Render
 
+from finetune_api import serving
+
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 
 
@@ -54,7 +56,10 @@ def test_the_pod_has_what_the_operator_needs(render: Render) -> None:
     environment = {entry["name"]: entry for entry in container["env"]}
     assert environment["POD_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert environment["POD_NAMESPACE"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
-    assert container["ports"] == [{"name": "metrics", "containerPort": 8080}]
+    assert container["ports"] == [
+        {"name": "metrics", "containerPort": 8080},
+        {"name": "index", "containerPort": serving.INDEX_PORT},
+    ]
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/etc/finetune-operator", "/tmp"}

@@ -13,7 +13,7 @@ import datetime
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from finetune_api import job, schema
+from finetune_api import job, schema, servingpool
 from finetune_operator import cluster
 from finetune_operator.observe import containers, label, projections
 from flow import recorder
@@ -22,7 +22,7 @@ Raw = dict[str, Any]
 Key = tuple[str, str, str]
 START = datetime.datetime(2026, 5, 4, 12, 0, 0, tzinfo=datetime.UTC)
 IMMUTABLE = {"Job": ("spec", "template"), "Deployment": ("spec", "selector")}
-WATCHED = {"FineTuneJob", "BaseModel", "Workload", *projections.PROJECTIONS}
+WATCHED = {"FineTuneJob", "BaseModel", "ServingPool", "Workload", *projections.PROJECTIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,16 +261,18 @@ class FakeCluster:
     # -- what users do --
 
     def put(self, manifest: Raw) -> None:
-        """`kubectl apply` of a FineTuneJob or BaseModel, by its author."""
+        """`kubectl apply` of a FineTuneJob, ServingPool or BaseModel, by its author."""
         kind, meta = manifest["kind"], manifest["metadata"]
-        namespace = "" if kind == "BaseModel" else "ml"
+        namespace = "" if kind == "BaseModel" else meta.get("namespace", "ml")
         spec = copy.deepcopy(manifest["spec"])
         if kind == "FineTuneJob":
             spec = job.FineTuneJobSpec.model_validate(spec).wire()  # the API server's defaults
+        if kind == "ServingPool":
+            spec = servingpool.ServingPoolSpec.model_validate(spec).wire()
         old = self.objects.get((kind, namespace, meta["name"]))
         if old is None:
             raw: Raw = {**manifest, "metadata": {**meta, "namespace": namespace, "generation": 1}, "spec": spec}
-            if kind == "FineTuneJob":
+            if kind in {"FineTuneJob", "ServingPool"}:
                 raw["status"] = {"observedGeneration": schema.UNSEEN}
         else:
             raw = copy.deepcopy(old)
@@ -385,16 +387,18 @@ class FakeCluster:
         self.edit("Pod", pod, lambda raw: raw["status"]["conditions"].append(disrupted))
         self.remove("Pod", pod)
 
-    async def patch_status(self, namespace: str, name: str, version: str, changes: Raw) -> Raw:
-        self._ask("status", "FineTuneJob", name)
-        present = self.objects.get(("FineTuneJob", namespace, name))
+    async def patch_status(
+        self, namespace: str, name: str, version: str, changes: Raw, kind: str = "FineTuneJob"
+    ) -> Raw:
+        self._ask("status", kind, name)
+        present = self.objects.get((kind, namespace, name))
         if present is None:
             raise cluster.Failure(404, "not found")
         if present["metadata"]["resourceVersion"] != version:
             raise cluster.Failure(409, "the object has been modified")
         raw = copy.deepcopy(present)
         raw["status"] = merge(raw.get("status", {}), copy.deepcopy(changes))
-        return self._store("FineTuneJob", raw)
+        return self._store(kind, raw)
 
     async def refusal(self, namespace: str, job_uid: str) -> str:
         names = [n for (k, _, n), raw in self.objects.items() if k == "Job" and raw["metadata"]["uid"] == job_uid]
@@ -416,7 +420,7 @@ class FakeCluster:
     async def may(self, verb: str, kind: str, namespace: str) -> bool:
         return (verb, kind) not in self.lacking
 
-    async def event(self, regarding: Raw, kind: str, reason: str, message: str) -> None:
+    async def event(self, regarding: Raw, kind: str, reason: str, message: str, of: str = "FineTuneJob") -> None:
         self.events.append((kind, reason, message))
 
     # -- controllers and kubelet: each call takes every object one step further --
@@ -604,7 +608,7 @@ class FakeCluster:
         own = [s for s in state.get("containerStatuses", []) if s["name"] == raw["spec"]["containers"][0]["name"]]
         if state["phase"] in {"Succeeded", "Failed"} or (own and "terminated" in own[0]["state"]):
             return
-        server = label.RELEASE in meta["labels"]
+        server = bool({label.RELEASE, label.POOL} & set(meta["labels"]))
         play = self.play(raw)
         name = raw["spec"]["containers"][0]["name"]
         new: Raw = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}

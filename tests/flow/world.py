@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api import job, outcome, status
 from finetune_api.reasons import Phase, Reason, Stage
-from finetune_operator import cache, cluster, reconcile, settings
+from finetune_operator import cache, cluster, index, poolreconcile, reconcile, settings
 from finetune_operator.observe import label, projections
 from flow import fakecluster
 from flow.fakecluster import Ends, Play, Raw
@@ -141,11 +141,16 @@ class World:
             self.chart = settings.Settings.model_validate(SETTINGS | chart)
         self.cache = cache.Cache(self.dirty.add)
         self.reconciler = reconcile.Reconciler(self.cluster, self.cache, self.chart, lambda: self.cluster.now)
+        self.indexes = index.Indexes(self.cache, lambda: True)
+        self.pools = poolreconcile.Reconciler(
+            self.cluster, self.cache, self.indexes, self.chart, lambda: self.cluster.now
+        )
         self.cluster.list_all()
         self.timers.clear()
         self.dirty.clear()
-        for kind in ("BaseModel", *projections.PROJECTIONS):
-            items = [raw for raw in self.cluster.of(kind) if kind == "BaseModel" or projections.uid_of(raw)]
+        ours = ("BaseModel", "ServingPool")
+        for kind in (*ours, *projections.PROJECTIONS):
+            items = [raw for raw in self.cluster.of(kind) if kind in ours or projections.uid_of(raw)]
             self.cache.listed(kind, None, copy.deepcopy(items), str(self.cluster.version))
         if self.chart.kueue.enabled:
             self.cache.listed("Workload", None, copy.deepcopy(self.cluster.of("Workload")), str(self.cluster.version))
@@ -169,7 +174,7 @@ class World:
         shown = {
             "preflight": preflight(),
             # the first of several pods answers for all
-            "train": train(labels[label.REVISION]) if first else "",
+            "train": train(labels.get(label.REVISION, "")) if first else "",
             "baseline": baseline(),
             "evaluate": evaluate(),
             "verify": verify(),
@@ -208,7 +213,7 @@ class World:
                 self.timers.pop(raw["metadata"]["uid"], None)
             else:
                 self.cache.put_parent(raw)
-        elif kind in {"BaseModel", "Workload"} or projections.uid_of(raw):
+        elif kind in {"BaseModel", "ServingPool", "Workload"} or projections.uid_of(raw):
             if kind == "Workload" and not self.chart.kueue.enabled:
                 return
             self.cache.receive(kind, None, event, raw)
@@ -217,7 +222,7 @@ class World:
         self.dirty.discard(uid)
         self.timers.pop(uid, None)
         try:
-            again = await self.reconciler.reconcile(uid)
+            again = await (self.pools if uid in self.cache.pools else self.reconciler).reconcile(uid)
         except reconcile.Conflict:
             again = 0.1
         except (cluster.Failure, OSError) as failure:
@@ -272,7 +277,7 @@ class World:
 
     async def nothing_is_left_to_do(self) -> None:
         version, asked = self.cluster.version, len(self.cluster.requests)
-        for uid in list(self.cache.parents):
+        for uid in [*self.cache.parents, *self.cache.pools]:
             await self.reconcile(uid)
         written = [r for r in self.cluster.requests[asked:] if r[0] not in {"refusal", "unprepared", "find"}]
         assert written == [], "a reconcile at rest still writes"

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
 
@@ -20,7 +20,10 @@ from finetune_trainer.process import errors, log, machine, secrets, signals, tru
 if TYPE_CHECKING:
     from finetune_trainer.evaluation import server
 
-Stage = Callable[[run.Run, argparse.Namespace], outcome.Outcome]
+Stage = Callable[[Any, argparse.Namespace], outcome.Outcome]
+
+
+R = TypeVar("R", run.Run, run.PoolRun)
 
 
 def _preflight(spec: run.Run, _: argparse.Namespace) -> outcome.Outcome:
@@ -70,7 +73,7 @@ def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     return verify.verify(spec, options.endpoint, options.canary, patience=options.patience)
 
 
-def _fetch(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
+def _fetch(spec: run.Run | run.PoolRun, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import fetch
 
     limit = None if options.cache_size is None else int(resources.amount(options.cache_size) or 0)
@@ -208,7 +211,7 @@ def _outcome(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
     """As `_run`, but raises Stopped."""
     stage = options.stage
     try:
-        spec = _read(options.run)
+        spec = _read_to_fetch(options.run) if stage == "fetch" else _read(options.run)
         trust.install()
         log.about(namespace=spec.namespace, job=spec.name, revision=spec.revision, stage=stage)
         return STAGES[stage][0](spec, options), exits.Exit.DONE
@@ -246,9 +249,19 @@ def _out_of_memory(stage: str, error: BaseException) -> outcome.Outcome:
     return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_OUT_OF_MEMORY, message=message)
 
 
+def _read_to_fetch(path: pathlib.Path) -> run.Run | run.PoolRun:
+    """The run file of a job, or of a ServingPool, which has no data."""
+    of_a_pool = path.is_file() and b'"dataset"' not in path.read_bytes()
+    return _parsed(path, run.PoolRun) if of_a_pool else _read(path)
+
+
 def _read(path: pathlib.Path) -> run.Run:
+    return _parsed(path, run.Run)
+
+
+def _parsed(path: pathlib.Path, kind: type[R]) -> R:
     try:
-        return run.Run.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise errors.Failure(reasons.Reason.INVALID_SPEC, f"the run file {path}: {error.strerror}") from error
     except pydantic.ValidationError as error:

@@ -99,6 +99,7 @@ any: true
     "trainer" (include "finetune-operator.image" (list . $images.trainer true))
     "fetch" (include "finetune-operator.image" (list . $images.fetch true))
     "serving" (include "finetune-operator.image" (list . $images.serving false)))
+  "indexUrl" (printf "http://%s-index.%s.svc:9500" (include "finetune-operator.fullname" .) .Release.Namespace)
   "imagePullPolicy" .Values.imagePullPolicy
   "imagePullSecrets" .Values.imagePullSecrets
   "imagePullSecretsByNamespace" (.Values.imagePullSecretsByNamespace | default dict)

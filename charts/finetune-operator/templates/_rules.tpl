@@ -15,6 +15,20 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers]
   verbs: [update]
+# servers that many jobs share; their status; as for jobs
+- apiGroups: [finetune.dev]
+  resources: [servingpools]
+  verbs: [list, watch]
+- apiGroups: [finetune.dev]
+  resources: [servingpools/status]
+  verbs: [patch]
+- apiGroups: [finetune.dev]
+  resources: [servingpools/finalizers]
+  verbs: [update]
+# of a pool: its pods are evicted one at a time
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch, create, patch]
 # stages and attempts: preflight, training, evaluation, verification; created once, and never changed
 - apiGroups: [batch]
   resources: [jobs]

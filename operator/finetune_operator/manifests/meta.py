@@ -1,12 +1,25 @@
 """Names, labels and owners of children. Every name is a function of job, revision and attempt, so that applying twice is once."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from finetune_api import API_VERSION, reasons, revision
 from finetune_operator import revisions
 from finetune_operator.observe import label, parents
 
 Manifest = dict[str, Any]
+
+
+class Owner(Protocol):
+    """A FineTuneJob or ServingPool."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def uid(self) -> str: ...
 
 
 def release(parent: parents.Parent, wanted: revisions.Wanted) -> str:
@@ -42,8 +55,8 @@ def labels(parent: parents.Parent, extra: dict[str, str], **more: str) -> dict[s
     }
 
 
-def owned(parent: parents.Parent, name: str, labels_: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a child, which the garbage collector removes with its FineTuneJob."""
+def owned(parent: Owner, name: str, labels_: dict[str, str], kind: str = "FineTuneJob") -> dict[str, Any]:
+    """Metadata of a child, which the garbage collector removes with its owner."""
     return {
         "name": name,
         "namespace": parent.namespace,
@@ -51,7 +64,7 @@ def owned(parent: parents.Parent, name: str, labels_: dict[str, str]) -> dict[st
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,
-                "kind": "FineTuneJob",
+                "kind": kind,
                 "name": parent.name,
                 "uid": parent.uid,
                 "controller": True,

@@ -39,7 +39,7 @@ def shared(
     return {
         **pod,
         "initContainers": [_writer(one, claim) if one["name"] == label.FETCH else _reader(one) for one in first],
-        "containers": [_reader(one) for one in pod["containers"]],
+        "containers": [one if one["name"] == label.GATEWAY else _reader(one) for one in pod["containers"]],
         "volumes": volumes,
     }
 

@@ -55,7 +55,7 @@ def secret_value(variable: str, secret: str | None, key: str) -> list[dict[str, 
     return [{"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}]
 
 
-def run_annotation(content: run.Run) -> dict[str, str]:
+def run_annotation(content: run.Run | run.PoolRun) -> dict[str, str]:
     """The run file as an annotation of the pod, so that it needs no object of its own."""
     return {label.RUN_FILE: json.dumps(content.wire(), ensure_ascii=False, separators=(",", ":"))}
 
@@ -157,7 +157,7 @@ def placement(wanted: job.Resources, layer: podsettings.Pods, same: Mapping[str,
 
 
 def template(
-    labels: Mapping[str, str], content: run.Run, layer: podsettings.Pods, spec: dict[str, Any]
+    labels: Mapping[str, str], content: run.Run | run.PoolRun, layer: podsettings.Pods, spec: dict[str, Any]
 ) -> dict[str, Any]:
     """A PodTemplateSpec. The operator's labels and annotations take precedence."""
     metadata = {

@@ -84,7 +84,7 @@ def fetch(
     arguments_: list[str],
     env: Mapping[str, str],
     base: run.ResolvedBaseModel,
-    storage: job.Storage,
+    storage: job.Connection,
     ca: job.CaBundle | None,
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:

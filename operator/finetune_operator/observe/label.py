@@ -1,18 +1,21 @@
-"""Labels and annotations by which children are found and distinguished. Every child has the job's uid."""
+"""Labels and annotations by which children are found and distinguished. Every child has the uid of its FineTuneJob or
+ServingPool."""
 
 MANAGER = "finetune-operator"
 """Who we are, as field manager, in the label of our children and in events."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
-CONTAINER, SERVER, FETCH = "finetune", "server", "fetch"
-"""The container of a stage, and those of a server's pod."""
-CONTAINERS = frozenset({CONTAINER, SERVER, FETCH})
+CONTAINER, SERVER, FETCH, GATEWAY = "finetune", "server", "fetch", "gateway"
+"""The container of a stage, and those of a server's pod; a gateway is in those of a ServingPool alone."""
+CONTAINERS = frozenset({CONTAINER, SERVER, FETCH, GATEWAY})
 
 UID = "finetune.dev/uid"
 JOB = "finetune.dev/job"
 STAGE = "finetune.dev/stage"
 REVISION = "finetune.dev/revision"
 RELEASE = "finetune.dev/release"
+POOL = "finetune.dev/pool"
+"""The ServingPool that an object belongs to, by name."""
 ATTEMPT = "finetune.dev/attempt"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Label and annotation that the Job controller sets on the pods of an Indexed Job."""

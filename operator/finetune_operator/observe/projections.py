@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune_api import outcome, reasons, run
+from finetune_api import outcome, reasons, run, serving
 from finetune_operator import kueue
 from finetune_operator.observe import containers, label, ownership
 
@@ -142,6 +142,14 @@ class Server:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Budget:
+    """The PodDisruptionBudget of a ServingPool."""
+
+    name: str
+    hash: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Service:
     name: str
     guarded: Mapping[str, Any]
@@ -153,7 +161,7 @@ class Service:
     """The managers from which the operator took such fields back before."""
 
 
-Child = StageJob | Pod | Server | Service
+Child = StageJob | Pod | Server | Service | Budget
 
 
 def _labels(raw: Raw) -> Mapping[str, str]:
@@ -165,7 +173,7 @@ def _annotation(raw: Raw, name: str) -> str:
 
 
 def uid_of(raw: Raw) -> str | None:
-    """The uid of the FineTuneJob that a child belongs to."""
+    """The uid of the FineTuneJob or ServingPool that a child belongs to."""
     return _labels(raw).get(label.UID)
 
 
@@ -205,7 +213,9 @@ def pod(raw: Raw) -> Pod:
     spec, ready = raw.get("spec") or {}, conditions.get("Ready", {})
     return Pod(
         name=meta["name"],
-        parent=_labels(raw).get(label.RELEASE) or _labels(raw).get("batch.kubernetes.io/job-name", ""),
+        parent=_labels(raw).get(label.RELEASE)
+        or _labels(raw).get(label.POOL)
+        or _labels(raw).get("batch.kubernetes.io/job-name", ""),
         node=int(node) if (node := _labels(raw).get(label.COMPLETION_INDEX, "0")).isdigit() else 0,
         stage=_labels(raw).get(label.STAGE, ""),
         address=str(state.get("podIP") or ""),
@@ -261,10 +271,14 @@ def server(raw: Raw) -> Server:
     )
 
 
+PORTS = {run.SERVER_PORT, run.RENDEZVOUS_PORT, serving.DELIVERY_PORT}
+"""Those of the operator's Services."""
+
+
 def service(raw: Raw) -> Service:
     spec = raw.get("spec") or {}
     # A port added by others stays: server-side apply would not remove it.
-    ours = [p for p in spec.get("ports") or [] if p.get("port") in {run.SERVER_PORT, run.RENDEZVOUS_PORT}]
+    ours = [p for p in spec.get("ports") or [] if p.get("port") in PORTS]
     guarded = {
         "selector": spec.get("selector"),
         "ports": [{"port": p.get("port"), "targetPort": p.get("targetPort")} for p in ours],
@@ -280,10 +294,15 @@ def service(raw: Raw) -> Service:
     )
 
 
+def budget(raw: Raw) -> Budget:
+    return Budget(name=raw["metadata"]["name"], hash=_annotation(raw, label.HASH))
+
+
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Job": stage_job,
     "Pod": pod,
     "Deployment": server,
     "Service": service,
+    "PodDisruptionBudget": budget,
 }
 """Kinds of watched children, and their projections."""

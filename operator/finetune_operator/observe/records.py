@@ -23,6 +23,9 @@ class Release(model.Model):
 
     name: str
     revision: str
+    pool: str | None = Field(
+        default=None, description="The ServingPool, as NAMESPACE/NAME. Absent: a Deployment and a Service of its own."
+    )
     base_model: run.ResolvedBaseModel
     adapter: status.Adapter
     deployment: job.Deployment

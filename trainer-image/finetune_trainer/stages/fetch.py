@@ -22,7 +22,7 @@ class Cache:
 
 
 def fetch(
-    spec: run.Run,
+    spec: run.Run | run.PoolRun,
     uri: str | None,
     sha256: str,
     base_to: pathlib.Path,

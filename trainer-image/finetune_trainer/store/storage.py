@@ -127,8 +127,8 @@ class Storage:
         self._of(uri).delete(uri)
 
 
-def of(spec: job.Storage, patience: float = PATIENCE) -> Storage:
-    """The storage that a job's spec describes; credentials come from the environment, as boto3 finds them."""
+def of(spec: job.Connection, patience: float = PATIENCE) -> Storage:
+    """The storage that the spec of a job or pool describes; credentials come from the environment, as boto3 finds them."""
     return Storage(connection=spec, patience=min(patience, PATIENCE))
 
 

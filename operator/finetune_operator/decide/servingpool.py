@@ -1,0 +1,286 @@
+"""One ServingPool: which objects to apply, and its status. Pure.
+
+spec, base model -> manifests -> those that differ from what was last written
+Deployment, pods, what their gateways report, the index -> status
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from typing import Literal
+
+from finetune_api import run, serving, servingpool
+from finetune_api.reasons import BY_SOMEBODY, Condition, Reason
+from finetune_operator import conditions, settings
+from finetune_operator.decide import diagnosis, drift
+from finetune_operator.manifests import meta
+from finetune_operator.manifests import pool as manifests
+from finetune_operator.observe import pools, projections
+
+NAMED = 20
+"""Adapters that the status names, at most."""
+STEADY = 0.1
+"""A rate that changed by less than this share is not written anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All inputs. `base`: None if the catalogue lacks it. `readings`: by the name of the pod."""
+
+    parent: pools.Parent
+    base: run.ResolvedBaseModel | None
+    server: projections.Server | None
+    services: Mapping[str, projections.Service]
+    budget: projections.Budget | None
+    pods: tuple[projections.Pod, ...]
+    readings: Mapping[str, pools.Reading]
+    index: serving.Index
+    now: datetime.datetime
+    settings: settings.Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """`again`: when to decide again without any event, in seconds; None: no need."""
+
+    apply: tuple[meta.Manifest, ...]
+    status: servingpool.Status
+    again: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The summary of a pool, for its conditions."""
+
+    ready: Literal["True", "False"]
+    reconciling: bool
+    stalled: bool
+    reason: Reason
+    message: str
+    again: float | None = None
+
+
+def decide(world: World) -> Decision:
+    """What to apply, and the whole status."""
+    parent, spec = world.parent, world.parent.spec
+    if spec is None:
+        found = Verdict("False", False, True, Reason.INVALID_SPEC, parent.unreadable)
+        return Decision((), _summarized(parent.status, found, world))
+    if world.base is None:
+        text = f"BaseModel {spec.base_model.name} does not exist: see `kubectl get basemodels`, or create it"
+        found = Verdict("False", False, True, Reason.BASE_MODEL_NOT_FOUND, text)
+        return Decision((), _summarized(_status(world, spec), found, world))
+    source = _source(world.base)
+    if parent.status.source not in {None, source}:
+        text = (
+            f"BaseModel {spec.base_model.name} is at {source} now, and the pool's adapters were trained on "
+            f"{parent.status.source}: the servers stay as they are. Restore the BaseModel, or create another ServingPool and "
+            "move the jobs there"
+        )
+        found = Verdict("False", False, True, Reason.INVALID_SPEC, text)
+        return Decision((), _summarized(_status(world, spec), found, world))
+    wanted = manifests.build(parent, spec, world.base, world.settings)
+    apply = tuple(made for manifest in wanted for made in _differing(world, manifest))
+    found = _verdict(world, spec, pending=any(one["kind"] == "Deployment" for one in apply))
+    return Decision(apply, _summarized(_status(world, spec), found, world), found.again)
+
+
+def _source(base: run.ResolvedBaseModel) -> str:
+    return f"{base.source}@{base.revision}" if base.revision else base.source
+
+
+def refused(world: World, child: str, words: str, *, taken: bool) -> servingpool.Status:
+    """The status of a pool one of whose objects the API server refuses."""
+    problem = diagnosis.refused(child, words)
+    text = f"{problem.message} It is retried automatically."
+    if taken:
+        text = f"{child} exists and is not this pool's: rename the pool, or delete that object"
+    return _summarized(world.parent.status, Verdict("False", False, True, problem.reason, _in_a_pool(text)), world)
+
+
+def _differing(world: World, manifest: meta.Manifest) -> tuple[meta.Manifest, ...]:
+    """The manifest, if it has to be applied: what others changed in an object stays theirs (docs/adr/0039)."""
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    if kind == "Service":
+        return drift.service(world.services.get(name), manifest)
+    if kind == "PodDisruptionBudget":
+        return () if world.budget is not None and world.budget.hash == meta.hash_of(manifest) else (manifest,)
+    present, replicas = world.server, manifest["spec"]["replicas"]
+    if present is None:
+        return (manifest,)
+    scaled = present.requested != replicas
+    if present.deleting or not (scaled or present.hash != meta.hash_of(manifest)):
+        return ()
+    if not scaled and "replicas" in present.others:
+        spec = {name: value for name, value in manifest["spec"].items() if name != "replicas"}
+        return ({**manifest, "spec": spec},)
+    return (manifest,)
+
+
+# -- conditions --
+
+
+def _verdict(world: World, spec: servingpool.ServingPoolSpec, *, pending: bool) -> Verdict:
+    server, ready = world.server, _ready(world)
+    if server is None or pending or not server.settled or ready < spec.replicas:
+        problem, since = _problem(world)
+        if problem is None:
+            what = "is being changed" if pending or server is None or not server.settled else "starts"
+            text = f"{ready} of {spec.replicas} pods are ready, and the pool {what}"
+            return Verdict("False", True, False, Reason.STARTING, text)
+        wait = world.settings.stalled_after_seconds
+        age = wait if since is None else (world.now - since).total_seconds()
+        by_somebody = problem.reason in BY_SOMEBODY and not (
+            problem.reason == Reason.UNSCHEDULABLE and "Insufficient" in problem.message
+        )
+        stalled = problem.ends or (by_somebody and age >= wait)
+        again = wait - age if by_somebody and not stalled else None
+        return Verdict("False", not stalled, stalled, problem.reason, _in_a_pool(problem.message), again)
+    text = f"{ready} of {spec.replicas} pods are ready; {len(world.index.models)} models"
+    if unread := [one for one in world.readings.values() if one.problem]:
+        text += (
+            f". The state of {len(unread)} pods cannot be read ({unread[0].problem}): allow the operator's pods to reach TCP "
+            f"port {serving.DELIVERY_PORT} of the pool's pods (NetworkPolicy, service mesh); clients are not affected"
+        )
+    return Verdict("True", False, False, Reason.SERVING, text)
+
+
+def _ready(world: World) -> int:
+    """Ready pods: the Deployment and its pods are watched apart, and both must say so."""
+    return min(world.server.ready if world.server else 0, len(_ready_pods(world)))
+
+
+def _ready_pods(world: World) -> list[projections.Pod]:
+    return [pod for pod in world.pods if pod.ready and not pod.deleting]
+
+
+def _problem(world: World) -> tuple[diagnosis.Problem | None, datetime.datetime | None]:
+    """Why pods are not ready, and since when the first of them has existed."""
+    if world.server is not None and world.server.refusal:
+        return diagnosis.refused("the pods of the pool", world.server.refusal), None
+    for pod in sorted(world.pods, key=lambda one: (one.created or world.now, one.name), reverse=True):
+        if not pod.ready and not pod.deleting and (problem := diagnosis.server(pod)):
+            return problem, pod.created
+    return None, None
+
+
+_WORDS = (
+    ("the job's namespace", "the pool's namespace"),
+    ("the job then continues", "the pool then continues"),
+    ("The job then continues", "The pool then continues"),
+    ("deployment.extraArgs", "extraArgs"),
+    ("for all jobs in the chart", "in the chart"),
+)
+
+
+def _in_a_pool(message: str) -> str:
+    """A diagnosis that was worded for jobs."""
+    for of_a_job, of_a_pool in _WORDS:
+        message = message.replace(of_a_job, of_a_pool)
+    return message
+
+
+def _summarized(state: servingpool.Status, found: Verdict, world: World) -> servingpool.Status:
+    parent = world.parent
+    values: dict[Condition, Literal["True", "False"]] = {
+        Condition.READY: found.ready,
+        Condition.RECONCILING: "True" if found.reconciling else "False",
+        Condition.STALLED: "True" if found.stalled else "False",
+    }
+    made = state
+    for kind, value in values.items():
+        made = conditions.put(made, kind, value, found.reason, found.message, parent.generation, world.now)
+    return made.model_copy(update={"observed_generation": parent.generation})
+
+
+# -- numbers --
+
+
+def _status(world: World, spec: servingpool.ServingPoolSpec) -> servingpool.Status:
+    """Everything but the conditions, which stay as they were."""
+    parent, ready = world.parent, _ready(world)
+    readings = {pod.name: world.readings.get(pod.name, pools.Reading()) for pod in _ready_pods(world)}
+    gpus = spec.replicas * spec.resources.gpus
+    rate = sum(one.requests_per_second for one in readings.values())
+    return servingpool.Status(
+        observed_generation=parent.generation,
+        conditions=parent.status.conditions,
+        base_model=world.base.name if world.base else None,
+        source=parent.status.source or (_source(world.base) if world.base else None),
+        endpoint=manifests.endpoint(parent),
+        models=len(world.index.models),
+        adapters=_counts(world.index, readings),
+        problems=_problems(world.index, readings),
+        replicas=len([pod for pod in world.pods if not pod.deleting]),
+        ready_replicas=ready,
+        pods=f"{ready}/{spec.replicas}",
+        selector=",".join(f"{name}={value}" for name, value in sorted(manifests.selector(parent).items())),
+        requests_per_second=_steady(parent.status.requests_per_second, rate),
+        gpus=gpus,
+        gpus_saved=len(world.index.models) * spec.resources.gpus - gpus,
+        unread=sum(bool(one.problem) or one.state is None for one in readings.values()),
+    )
+
+
+States = dict[str, dict[str, serving.AdapterState]]
+"""Pod -> adapter -> its state there."""
+
+
+def _states(readings: Mapping[str, pools.Reading]) -> States:
+    return {pod: {a.sha256: a for a in one.state.adapters} for pod, one in readings.items() if one.state is not None}
+
+
+def _on_pods(adapter: serving.Held, states: States) -> tuple[list[serving.AdapterState | None], list[str]]:
+    """Its states on all pods that were read, and the messages of those that refuse it."""
+    found = [on.get(adapter.sha256) for on in states.values()]
+    return found, [one.message for one in found if one is not None and one.state == "Failed"]
+
+
+def _counts(index: serving.Index, readings: Mapping[str, pools.Reading]) -> servingpool.AdapterCounts:
+    total, size = len(index.adapters), sum(one.bytes for one in index.adapters)
+    states = _states(readings)
+    if not states:
+        return servingpool.AdapterCounts(total=total, bytes=size)
+    ready = failed = 0
+    for adapter in index.adapters:
+        found, failures = _on_pods(adapter, states)
+        failed += bool(failures)
+        ready += all(one is not None and one.state == "Ready" for one in found)
+    resident = [sum(bool(one.resident) for one in on.values()) for on in states.values()]
+    known = any(one.resident is not None for on in states.values() for one in on.values())
+    return servingpool.AdapterCounts(
+        total=total,
+        ready=ready,
+        loading=total - ready - failed,
+        failed=failed,
+        resident=max(resident) if known else None,
+        bytes=size,
+    )
+
+
+def _problems(index: serving.Index, readings: Mapping[str, pools.Reading]) -> list[servingpool.Problem]:
+    states, found = _states(readings), list[servingpool.Problem]()
+    for adapter in index.adapters if states else []:
+        on, failures = _on_pods(adapter, states)
+        lacking = sum(one is None or one.state != "Ready" for one in on)
+        if lacking:
+            found.append(
+                servingpool.Problem(
+                    job=f"{adapter.namespace}/{adapter.job}",
+                    revision=adapter.revision,
+                    state="Failed" if failures else "Loading",
+                    pods=lacking,
+                    message=failures[0][:300] if failures else "",
+                )
+            )
+    return sorted(found, key=lambda one: (one.state != "Failed", one.job, one.revision))[:NAMED]
+
+
+def _steady(before: str | None, rate: float) -> str:
+    """Two digits; the former text while the rate is about the same, so that the status is not written with every request."""
+    text = f"{rate:.1f}" if rate < 10 else f"{float(f'{rate:.2g}'):.0f}"
+    try:
+        known = float(before or "nan")
+    except ValueError:
+        return text
+    return str(before) if abs(known - rate) <= max(STEADY * known, 0.05) else text

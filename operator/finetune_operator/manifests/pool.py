@@ -1,0 +1,274 @@
+"""The objects of a ServingPool: a Deployment, two Services, and a PodDisruptionBudget.
+
+A pod: `fetch` puts the base model into a volume; `server`, vLLM, listens on loopback; `gateway` is what clients, stages and other
+pods of the pool reach (finetune_trainer.gateway).
+"""
+
+from typing import Any
+
+from finetune_api import resources, run, serving, servingpool, storage
+from finetune_operator import podsettings, settings
+from finetune_operator.manifests import meta, modelcache, pods, vllm
+from finetune_operator.observe import label, pools
+
+KIND = "ServingPool"
+ADAPTERS, KEYS = "/adapters", "/etc/finetune/keys"
+GRACE_SECONDS = 290
+"""That answers have to end when a pod stops: some 4,000 tokens at 15 tokens per second."""
+GATEWAY = resources.Resources(gpus=0, requests=resources.Requests(cpu="250m", memory="512Mi"))
+HEALTH = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{serving.ENGINE_PORT}/health', timeout=5)"
+"""The kubelet's own requests go to the pod's address, at which the engine does not listen."""
+
+
+def name_of_pods(name: str) -> str:
+    """The headless Service of all pods of a pool."""
+    return f"{name}-pods"
+
+
+def endpoint(parent: meta.Owner) -> str:
+    return f"http://{parent.name}.{parent.namespace}.svc:{run.SERVER_PORT}"
+
+
+def build(
+    parent: pools.Parent, spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings
+) -> list[meta.Manifest]:
+    """All objects, each with the digest of its spec; the Deployment's is without the replicas, which it has besides."""
+    deployment = _deployment(parent, spec, base, chart)
+    prescribed = {name: value for name, value in deployment["spec"].items() if name != "replicas"}
+    replicas = {label.REPLICAS: str(spec.replicas)}
+    return [
+        meta.marked(deployment, prescribed, **replicas),
+        *(meta.marked(one, one["spec"]) for one in (*_services(parent, chart), _budget(parent, chart))),
+    ]
+
+
+def selector(parent: meta.Owner) -> dict[str, str]:
+    return {label.UID: parent.uid, label.POOL: parent.name}
+
+
+def _metadata(parent: pools.Parent, chart: settings.Settings, name: str) -> dict[str, Any]:
+    return meta.owned(parent, name, _labels(parent, chart), KIND)
+
+
+def _labels(parent: pools.Parent, chart: settings.Settings) -> dict[str, str]:
+    return {
+        **chart.labels,
+        label.MANAGED_BY: label.MANAGER,
+        "app.kubernetes.io/name": "servingpool",
+        "app.kubernetes.io/instance": parent.name,
+        **selector(parent),
+    }
+
+
+def _deployment(
+    parent: pools.Parent, spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings
+) -> meta.Manifest:
+    layer = chart.pods_of(None, spec.resources.gpu_type)
+    labels = {**_labels(parent, chart), **pods.gpu_labels(spec.resources)}
+    content = run.PoolRun(
+        name=parent.name, namespace=parent.namespace, base_model=base, storage=_connection(spec.storage)
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(parent, chart, parent.name),
+        "spec": {
+            "replicas": spec.replicas,
+            "revisionHistoryLimit": 1,
+            "progressDeadlineSeconds": 7200,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": _update(spec)},
+            "selector": {"matchLabels": selector(parent)},
+            "template": pods.template(
+                labels,
+                content,
+                layer,
+                modelcache.shared(
+                    _pod(parent, spec, base, chart, layer),
+                    base,
+                    chart.model_claim(parent.namespace),
+                    chart.images.fetch,
+                ),
+            ),
+        },
+    }
+
+
+def _connection(of: servingpool.Storage) -> storage.Connection:
+    wanted = of.model_dump(exclude={"ca_bundle", "service_account_name"})
+    return storage.Connection(**wanted)
+
+
+def _update(spec: servingpool.ServingPoolSpec) -> dict[str, int]:
+    """A second pod for the time of an update needs GPUs that a cluster may not have; without it, one pod less serves."""
+    surge = spec.update == "Surge" or (spec.update is None and spec.replicas == 1)
+    return {"maxSurge": 1, "maxUnavailable": 0} if surge else {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def _pod(
+    parent: pools.Parent,
+    spec: servingpool.ServingPoolSpec,
+    base: run.ResolvedBaseModel,
+    chart: settings.Settings,
+    layer: podsettings.Pods,
+) -> dict[str, Any]:
+    authorities_of = spec.storage.ca_bundle or chart.ca_bundle
+    authorities, _, _ = pods.ca_bundle(authorities_of)
+    base_volumes, _ = pods.base_volume(base)
+    amounts = pods.amounts(spec.resources, layer, {})
+    fetch = vllm.fetch(
+        chart, chart.images.fetch, [], layer.env, base, _connection(spec.storage), authorities_of, amounts
+    )
+    claim = spec.adapters.claim_name
+    kept = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    keys = [{"name": "keys", "secret": {"secretName": spec.keys_secret, "optional": True}}] if spec.keys_secret else []
+    found = pods.pod(
+        chart,
+        namespace=parent.namespace,
+        service_account=spec.storage.service_account_name,
+        containers=[_server(spec, base, chart, layer), _gateway(parent, spec, base, chart)],
+        volumes=[
+            pods.run_volume()[0],
+            vllm.MODELS,
+            vllm.shared_memory(chart.serving.shm_size),
+            {"name": "adapters", **kept},
+            *keys,
+            *base_volumes,
+            *authorities,
+        ],
+        initContainers=[fetch],
+        terminationGracePeriodSeconds=GRACE_SECONDS + 10,
+        **pods.placement(spec.resources, layer, selector(parent)),
+    )
+    return {"topologySpreadConstraints": [_spread(parent)], **found}
+
+
+def _spread(parent: pools.Parent) -> dict[str, Any]:
+    """Unless the chart says otherwise: pods on different nodes, where there are such."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(parent)},
+    }
+
+
+def rank(spec: servingpool.ServingPoolSpec) -> int:
+    """The rank that the servers reserve memory for."""
+    return next(allowed for allowed in vllm.RANKS if allowed >= spec.adapters.max_rank)
+
+
+def arguments(spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings) -> list[str]:
+    """vLLM's command line; later arguments override earlier ones."""
+    gpus = spec.resources.gpus
+    return [
+        f"--model={run.MODEL_PATH}",
+        f"--served-model-name={base.name}",
+        "--host=127.0.0.1",
+        f"--port={serving.ENGINE_PORT}",
+        *([f"--tensor-parallel-size={gpus}"] if gpus > 1 else []),
+        *chart.serving.args,
+        *base.extra_args,
+        "--enable-lora",
+        f"--max-lora-rank={rank(spec)}",
+        f"--max-loras={spec.adapters.on_gpu}",
+        f"--max-cpu-loras={spec.adapters.in_memory}",
+        *([f"--max-model-len={spec.context_length}"] if spec.context_length else []),
+        # The gateway sends the adapter's own chat template, and refuses one from a client.
+        "--trust-request-chat-template",
+        *spec.extra_args,
+    ]
+
+
+def _server(
+    spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings, layer: podsettings.Pods
+) -> dict[str, Any]:
+    health = {"exec": {"command": ["python3", "-c", HEALTH]}, "timeoutSeconds": 10}
+    found = vllm.server(
+        chart,
+        spec.image or chart.images.serving,
+        arguments(spec, base, chart),
+        pods.environment({**vllm.OFFLINE, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **layer.env}),
+        base,
+        pods.amounts(spec.resources, layer, pods.extended(spec.resources, chart)),
+        startupProbe={**health, "periodSeconds": 5, "failureThreshold": 720},
+        livenessProbe={**health, "periodSeconds": 30, "failureThreshold": 4},
+        # The kubelet stops both containers at once; the engine is needed until the last answer has ended.
+        lifecycle={"preStop": {"httpGet": {"path": "/drained", "port": serving.DELIVERY_PORT}}},
+    )
+    mount = {"name": "adapters", "mountPath": ADAPTERS, "readOnly": True}
+    return {**found, "volumeMounts": [*found["volumeMounts"], mount]}
+
+
+def _gateway(
+    parent: pools.Parent, spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings
+) -> dict[str, Any]:
+    def probe(path: str, period: int, failures: int) -> dict[str, Any]:
+        get = {"path": path, "port": serving.DELIVERY_PORT}
+        return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+
+    keys = [{"name": "keys", "mountPath": KEYS, "readOnly": True}] if spec.keys_secret else []
+    return {
+        "name": label.GATEWAY,
+        "image": chart.images.fetch,
+        "imagePullPolicy": chart.image_pull_policy,
+        "args": [
+            "gateway",
+            f"--pool={parent.key}",
+            f"--index={chart.index_url}",
+            f"--adapters={ADAPTERS}",
+            f"--peers={name_of_pods(parent.name)}.{parent.namespace}.svc",
+            f"--base-model={base.name}",
+            f"--model-path={run.MODEL_PATH}",
+            f"--max-rank={rank(spec)}",
+            f"--in-memory={spec.adapters.in_memory}",
+            f"--grace={GRACE_SECONDS}",
+            *([f"--keys={KEYS}"] if keys else []),
+            *(["--serve-base-model"] if spec.serve_base_model else []),
+        ],
+        "env": pods.environment({}),
+        "resources": pods.amounts(GATEWAY, podsettings.Pods(), {}),
+        "securityContext": pods.security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "ports": [
+            {"name": "http", "containerPort": run.SERVER_PORT},
+            {"name": "delivery", "containerPort": serving.DELIVERY_PORT},
+        ],
+        "startupProbe": probe("/healthz", 2, 60),
+        "readinessProbe": probe("/readyz", 5, 2),
+        "livenessProbe": probe("/healthz", 15, 4),
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            {"name": "adapters", "mountPath": ADAPTERS},
+            *keys,
+        ],
+    }
+
+
+def _services(parent: pools.Parent, chart: settings.Settings) -> list[meta.Manifest]:
+    def service(name: str, port: int, port_name: str, **spec: Any) -> meta.Manifest:
+        return {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": _metadata(parent, chart, name),
+            "spec": {
+                **spec,
+                "selector": selector(parent),
+                "ports": [{"name": port_name, "port": port, "targetPort": port, "protocol": "TCP"}],
+            },
+        }
+
+    headless = {"clusterIP": "None", "publishNotReadyAddresses": True}
+    return [
+        service(parent.name, run.SERVER_PORT, "http"),
+        service(name_of_pods(parent.name), serving.DELIVERY_PORT, "delivery", **headless),
+    ]
+
+
+def _budget(parent: pools.Parent, chart: settings.Settings) -> meta.Manifest:
+    """Nodes are drained one pod at a time. A pool of one pod does not keep its node from being drained."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(parent, chart, parent.name),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(parent)}},
+    }

@@ -1,0 +1,79 @@
+"""The ServingPool itself, and what its pods report."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+
+import pydantic
+
+from finetune_api import serving, servingpool
+from finetune_operator.observe import containers, projections
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+    """The ServingPool. `unreadable` says why its spec cannot be read."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: str
+    generation: int
+    created: datetime.datetime | None
+    deleting: bool
+    spec: servingpool.ServingPoolSpec | None
+    status: servingpool.Status
+    written: Mapping[str, object]
+    """The status as it is stored."""
+    unreadable: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """The last answer of a pod to GET /state. It is not trusted. `problem`: why a later request failed, empty if none did."""
+
+    state: serving.State | None = None
+    requests_per_second: float = 0.0
+    problem: str = ""
+
+
+def parent(raw: projections.Raw) -> Parent:
+    meta, state = raw["metadata"], raw.get("status") or {}
+    spec, problem = _spec(raw)
+    return Parent(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        version=str(meta["resourceVersion"]),
+        generation=int(meta.get("generation", 1)),
+        created=containers.time_of(meta.get("creationTimestamp")),
+        deleting=bool(meta.get("deletionTimestamp")),
+        spec=spec,
+        status=_status(state),
+        written=state,
+        unreadable=problem,
+    )
+
+
+def _spec(raw: projections.Raw) -> tuple[servingpool.ServingPoolSpec | None, str]:
+    try:
+        # unknown fields come from a newer CRD
+        text = json.dumps(raw.get("spec") or {})
+        return servingpool.ServingPoolSpec.model_validate_json(text, extra="ignore"), ""
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in ("spec", *first["loc"]))
+        return None, f"the spec is not valid: {place}: {first['msg']} (and {problem.error_count() - 1} more); edit it"
+
+
+def _status(state: projections.Raw) -> servingpool.Status:
+    """A status that somebody else made unreadable counts as empty: nothing is decided by it."""
+    try:
+        return servingpool.Status.model_validate_json(json.dumps(state))
+    except pydantic.ValidationError:
+        return servingpool.Status()

@@ -1,0 +1,90 @@
+"""The states of ServingPools' pods: read from their gateways by IP address, and put into the cache.
+
+    cache: running pods of pools -> those that are due -> GET http://ADDRESS:8002/state -> cache.pool_states
+
+As with the progress of trainings (`progress`), at most READS requests per second are sent, and a pod is not trusted: its answer
+is limited in size and time, and is shown and compared, never executed.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import aiohttp
+import pydantic
+
+from finetune_api import serving
+from finetune_operator import cache, progress
+from finetune_operator.observe import pools, projections
+
+READS = 10
+"""Per second, for the whole operator."""
+PAUSE = 5.0
+"""Seconds between two reads of a pod."""
+TICK = 0.5
+WINDOW = 60.0
+"""Seconds over which requests per second are averaged."""
+PATH = "/state"
+
+Key = tuple[str, str]
+"""uid of the ServingPool, name of the pod."""
+
+
+class Reader:
+    """Reads for as long as `run` does."""
+
+    def __init__(
+        self,
+        facts: cache.Cache,
+        *,
+        port: int = serving.DELIVERY_PORT,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._facts, self._port, self._monotonic = facts, port, monotonic
+        self._due: dict[Key, float] = {}
+        self._counts: dict[Key, list[tuple[float, int]]] = {}
+        """When a pod was read, and the requests that it had answered."""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with progress.session() as http, asyncio.TaskGroup() as reads:
+            while True:
+                for key, pod in self.due():
+                    reads.create_task(self.read(http, key, pod))
+                await asyncio.sleep(TICK)
+
+    def due(self) -> list[tuple[Key, projections.Pod]]:
+        """The pods to read now, those that wait longest first; each is then under way."""
+        running, now = self._facts.pods_of_pools(), self._monotonic()
+        self._due = {key: self._due.get(key, 0.0) for key in running}
+        self._counts = {key: counts for key, counts in self._counts.items() if key in running}
+        chosen = sorted((due, key) for key, due in self._due.items() if due <= now)[: int(READS * TICK)]
+        for _, key in chosen:
+            self._due[key] = float("inf")
+        return [(key, running[key]) for _, key in chosen]
+
+    async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
+        """Read a pod once, and note its answer; the last one stays if it gives none."""
+        before = self._facts.pool_states.get(key[0], {}).get(key[1], pools.Reading())
+        try:
+            text = await progress.get(http, progress.url(pod.address, self._port, PATH), serving.STATE_BYTES)
+            state = serving.State.model_validate_json(text or b"", extra="ignore")
+        except progress.Unread as unread:
+            found = pools.Reading(before.state, before.requests_per_second, f"{pod.address}: {unread}")
+        except pydantic.ValidationError as error:
+            seen = f"{pod.address}: not a state: {error.errors()[0]['msg'][:100]}"
+            found = pools.Reading(before.state, before.requests_per_second, seen)
+        else:
+            found = pools.Reading(state, self._rate(key, state))
+        self._due[key] = self._monotonic() + PAUSE
+        self._facts.put_pool_state(*key, found)
+
+    def _rate(self, key: Key, state: serving.State) -> float:
+        """Requests per second since WINDOW seconds ago, by the counts read since; counts that fell began anew."""
+        now, total = self._monotonic(), sum(max(one.requests, 0) for one in state.traffic)
+        counts = [one for one in self._counts.get(key, []) if now - one[0] <= WINDOW]
+        if counts and counts[-1][1] > total:
+            counts = []
+        self._counts[key] = [*counts, (now, total)]
+        first, at_first = self._counts[key][0]
+        return max(total - at_first, 0) / (now - first) if now > first else 0.0
