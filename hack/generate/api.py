@@ -74,6 +74,7 @@ def measures() -> dict[str, str]:
         "jobs": _metrics_table(metrics.JOBS),
         "operator": _metrics_table(metrics.OPERATOR),
         "trainer": _metrics_table(metrics.TRAINER.values()),
+        "gateway": _metrics_table(metrics.GATEWAY.values()),
         "vllm": _metrics_table(metrics.VLLM),
     }
 

@@ -196,6 +196,57 @@ TRAINER = {
 }
 """Key: its name in the training loop."""
 
+# --- the gateway of a ServingPool's pod: counted since its process started ---
+
+MODEL = (*JOB[:3], "model")
+"""Labels of what clients got from a model; `model` is the name that they send. The base model has neither job nor revision."""
+
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+GATEWAY = {
+    "requests": _counter(
+        "finetune_gateway_requests_total",
+        "requests",
+        "Requests sent to the engine: Answered, or Failed by an error of the engine. Those that the client ended are not "
+        "counted.",
+        *MODEL,
+        "result",
+    ),
+    "tokens": _counter("finetune_gateway_tokens_total", "tokens", "Tokens, of Prompt or Answer.", *MODEL, "kind"),
+    "seconds": Metric(
+        "finetune_gateway_request_duration_seconds",
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time from a request to the end of its answer.",
+        MODEL,
+        _SECONDS,
+    ),
+    "first_token": Metric(
+        "finetune_gateway_time_to_first_token_seconds",
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time from a request to the first chunk of its answer; of streams.",
+        MODEL,
+        _SECONDS,
+    ),
+    "refused": _counter(
+        "finetune_gateway_refused_total",
+        "requests",
+        "Requests of clients that the gateway answered with an error of its own, by HTTP status.",
+        "status",
+    ),
+    "running": _gauge("finetune_gateway_running_requests", "requests", "Requests that are being answered."),
+    "waiting": _gauge("finetune_gateway_waiting_requests", "requests", "Requests that wait for their adapter."),
+    "adapters": _gauge(
+        "finetune_gateway_adapters", "adapters", "Adapters of the index on this pod, by state.", "state"
+    ),
+    "resident": _gauge(
+        "finetune_gateway_resident_adapters", "adapters", "Adapters in the engine's memory, by the order of their use."
+    ),
+    "engine_ready": _gauge("finetune_gateway_engine_ready", "0 or 1", "Whether the engine answers."),
+}
+"""Key: its name in the gateway."""
+
 # --- vLLM's metrics that the serving dashboard and the alerts use ---
 
 VLLM = (

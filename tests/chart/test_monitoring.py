@@ -79,7 +79,8 @@ def test_pod_monitors_look_where_the_jobs_are(render: Render) -> None:
         assert somewhere[name]["spec"]["namespaceSelector"] == {"matchNames": ["ml"]}
 
 
-KNOWN = {metric.name for metric in (*metrics.JOBS, *metrics.OPERATOR, *metrics.TRAINER.values(), *metrics.VLLM)}
+OURS = (*metrics.JOBS, *metrics.OPERATOR, *metrics.TRAINER.values(), *metrics.GATEWAY.values())
+KNOWN = {metric.name for metric in (*OURS, *metrics.VLLM)}
 FOREIGN = {"process_resident_memory_bytes", "up"}
 """Those of the client library and of Prometheus itself."""
 SUFFIXES = r"_(bucket|count|sum)$"

@@ -9,6 +9,7 @@
     training    loop, objective, batches, checkpoints
     checks      data checks                                      no torch
     planning    advice, verdict, memory, duration and cost       no torch
+    gateway     what stands before the engine in a pool's pods  no torch; aiohttp only here
     data        file -> rows -> examples -> token ids            no torch
     store       objects by URI                                   no torch; boto3 only here
     engine      forward and backward passes, generation          the only package that owns tensors

@@ -1,7 +1,7 @@
 """`finetune-trainer STAGE --run FILE`: runs a stage, and turns its end into an outcome and an exit code.
 
-`finetune-trainer estimate` is not a stage: it is for people. Heavy imports wait until a stage needs them: --help, estimate, fetch
-and verify run without torch.
+Two verbs are no stages: `estimate` is for people, `gateway` a server. Heavy imports wait until a stage needs them: --help,
+estimate, fetch, verify and gateway run without torch.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pydantic
 
 from finetune_api import course, exits, outcome, reasons, resources, run
+from finetune_trainer.gateway import settings
 from finetune_trainer.process import errors, log, machine, secrets, signals, trust
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
 }
 
 
-ESTIMATE = "estimate"
+ESTIMATE, GATEWAY = "estimate", "gateway"
 
 
 def _estimate(options: argparse.Namespace) -> int:
@@ -111,6 +112,15 @@ def _estimate(options: argparse.Namespace) -> int:
         return problem.exit if isinstance(problem, errors.Failure) else exits.Exit.INVALID
     print(json.dumps(found.document(), indent=1) if options.output == "json" else estimate.text(found))
     return exits.Exit.INVALID if found.chosen.fits is False else exits.Exit.DONE
+
+
+def _gateway(options: argparse.Namespace) -> int:
+    """Serves until SIGTERM."""
+    from finetune_trainer.gateway import pod, settings
+
+    log.about(pool=options.pool)
+    pod.serve(settings.of(options))
+    return int(exits.Exit.DONE)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -166,6 +176,8 @@ def parser() -> argparse.ArgumentParser:
     made["fetch"].add_argument(
         "--cache-size", help="how much all models in it may take, for example 500Gi; default: what the file system has"
     )
+    about = "serve a pool's models: what stands before the engine in each pod of a ServingPool"
+    settings.add_arguments(stages.add_parser(GATEWAY, help=about, description=about))
     made[ESTIMATE].add_argument(
         "--memory", help="memory that training may use, for example 22Gi; default: as the run file says"
     )
@@ -180,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.stage == ESTIMATE:
         return _estimate(options)
+    if options.stage == GATEWAY:
+        return _gateway(options)
     # OpenMP reads this once, when torch is imported; its default would be the host's cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads()))
     # Waiting threads spin for a moment, then sleep. No spinning costs a third of the speed on dedicated cores, long spinning

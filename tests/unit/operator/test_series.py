@@ -127,7 +127,8 @@ def test_no_label_grows_with_the_data() -> None:
 
 def test_labels_are_words_of_the_contract_and_names() -> None:
     allowed = {*metrics.JOB, "phase", "reason", "metric", "contender", "gpu_type", "currency", "result", "kind"}
-    every = [*metrics.JOBS, *metrics.OPERATOR, *metrics.TRAINER.values()]
+    allowed |= {"model", "status", "state"}
+    every = [*metrics.JOBS, *metrics.OPERATOR, *metrics.TRAINER.values(), *metrics.GATEWAY.values()]
     assert {label for metric in every for label in metric.labels} <= allowed
     for metric in (*metrics.JOBS, *metrics.TRAINER.values()):
         assert metric.labels[:2] == metrics.JOB[:2], metric.name

@@ -5,7 +5,18 @@
     operator  -> :8002  /state                      traffic
     operator <-         /pools/NAMESPACE/NAME       index: long poll
 
-settings   the command line
+pod        the process: two servers, what runs beside them, its end
+proxy      one request to the engine, and its answer
+answers    the model's name put back; what the counters need to know
+traffic    counters by model and revision, for the operator and for Prometheus
+routing    which model a name means for a tenant, and which revision answers
+tenants    keys and namespaces
+index      what the pool is to hold, followed by long polls
+loading    from the volume into the engine, and out of it
+peers      the other pods: adapters are copied between them
+volume     adapters as folders, complete and checked or not there
 archive    a folder's files as a tar file, both ways
+engine     vLLM's own API
 delivery   the sender's side: a stage of the job brings an adapter to all pods
+settings   the command line
 """

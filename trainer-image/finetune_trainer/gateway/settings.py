@@ -47,6 +47,7 @@ class Settings:
     keys: pathlib.Path | None = None
     serve_base_model: bool = False
     grace: float = 50.0
+    host: str | None = None
     port: int = run.SERVER_PORT
     delivery_port: int = serving.DELIVERY_PORT
     engine_port: int = serving.ENGINE_PORT
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--serve-base-model", action="store_true", help="clients may use the base model, too")
     parser.add_argument("--grace", type=float, default=50.0, help="seconds that answers have to end after SIGTERM")
+    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on; default: all")
     parser.add_argument("--port", type=int, default=run.SERVER_PORT, help="port for clients")
     parser.add_argument(
         "--delivery-port", type=int, default=serving.DELIVERY_PORT, help="port for deliveries, state and probes"

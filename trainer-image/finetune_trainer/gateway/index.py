@@ -1,0 +1,119 @@
+"""The index of the operator: what this pool is to hold, followed by long polls, and written to the volume.
+
+A pod that starts without the operator serves what the volume says. An answer that cannot be read changes nothing.
+"""
+
+import asyncio
+import pathlib
+import random
+from collections.abc import Callable
+
+import aiohttp
+import pydantic
+
+from finetune_api import serving
+from finetune_trainer.gateway import routing
+from finetune_trainer.process import errors, log
+
+FILE = ".index.json"
+
+PAUSE = 2.0
+"""Seconds between tries where the operator does not answer, is not the leader, or is not ready; and at least between answers."""
+
+BYTES = 16 << 20
+"""Most bytes of an index; a thousand models have about one million."""
+
+
+class Follower:
+    """`table`: the latest index, None before the first; `live`: whether the operator has confirmed it to this process."""
+
+    def __init__(self, url: str, pool: str, folder: pathlib.Path, changed: Callable[[], None]) -> None:
+        self._url, self._pool, self._file = f"{url.rstrip('/')}/pools/{pool}", pool, folder / FILE
+        self._changed = changed
+        self.table: routing.Table | None = None
+        self.live = False
+        self._problem = ""
+
+    def restore(self) -> None:
+        """The index that the volume has."""
+        try:
+            self._take(self._file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            log.warning("the index on the volume cannot be read; the operator's is waited for", problem=str(error))
+
+    async def follow(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            try:
+                await self._poll()
+                self._problem = ""
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                # Said once for each problem: a standby operator answers 503 for as long as it is one.
+                if (problem := errors.describe(error)) != self._problem:
+                    log.warning("no index from the operator; the last one stays in force", problem=problem)
+                self._problem = problem
+                await asyncio.sleep(PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
+
+    async def _poll(self) -> None:
+        """One request, on a connection of its own: the Service may send the next one to another replica."""
+        params = {serving.WAIT: self.table.index.etag} if self.table and self.live else {}
+        timeout = aiohttp.ClientTimeout(total=serving.WAIT_SECONDS + 15, connect=5)
+        begun = asyncio.get_running_loop().time()
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), timeout=timeout) as session,
+            session.get(self._url, params=params, allow_redirects=False) as answer,
+        ):
+            if answer.status != 304:
+                if answer.status != 200:
+                    text = (await answer.content.read(300)).decode("utf-8", "replace")
+                    raise ValueError(f"HTTP {answer.status} from {self._url}: {text}")
+                content = bytearray()
+                async for piece in answer.content.iter_chunked(1 << 16):
+                    content += piece
+                    if len(content) > BYTES:
+                        raise ValueError(f"an index of more than {BYTES} bytes")
+                self._take(bytes(content), live=True)
+        # An operator that answers at once, again and again, is not asked without a pause.
+        if asyncio.get_running_loop().time() - begun < 0.2:
+            await asyncio.sleep(0.2)
+
+    def _take(self, content: bytes, *, live: bool = False) -> None:
+        """Raises ValueError, and changes nothing, where it is not an index of this pool."""
+        index = parse(content, self._pool)
+        known = self.table.index if self.table else None
+        self.live |= live
+        if known == index:
+            return
+        self.table = routing.Table(index)
+        if live:
+            self._write(content)
+        log.info("index", etag=index.etag, models=len(index.models), adapters=len(index.adapters))
+        self._changed()
+
+    def _write(self, content: bytes) -> None:
+        new = self._file.with_name(f"{FILE}.new")
+        try:
+            new.write_bytes(content)
+            new.replace(self._file)
+        except OSError as error:
+            log.warning("the index cannot be written to the volume; it is followed from memory", problem=str(error))
+
+
+def parse(content: bytes, pool: str) -> serving.Index:
+    """Raises ValueError for what is not an index of this pool, or contradicts itself."""
+    try:
+        index = serving.Index.model_validate_json(content)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"not an index: {error.error_count()} problems, first {error.errors()[0]['loc']}") from None
+    if index.pool != pool:
+        raise ValueError(f"an index of the pool {index.pool}, expected {pool}")
+    held = {adapter.sha256: adapter.namespace for adapter in index.adapters}
+    for model in index.models:
+        for route in model.routes:
+            if held.get(route.sha256) != model.namespace:
+                raise ValueError(
+                    f"{model.namespace}/{model.name} routes to an adapter that its namespace does not hold"
+                )
+    return index

@@ -1,0 +1,400 @@
+"""The gateway's process: two servers, what runs beside them, and its end.
+
+SERVER_PORT is for clients, DELIVERY_PORT for stages, the operator, the other pods and the kubelet.
+"""
+
+import asyncio
+import hmac
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import prometheus_client
+from aiohttp import web
+
+from finetune_api import serving
+from finetune_trainer.gateway import (
+    archive,
+    engine,
+    index,
+    loading,
+    peers,
+    proxy,
+    routing,
+    settings,
+    tenants,
+    traffic,
+    volume,
+)
+from finetune_trainer.process import errors, log
+
+READY_PATIENCE = 120.0
+"""Seconds after which a pod serves although an adapter is missing: one tenant's adapter must not hold up all the others."""
+
+DRAIN_SECONDS = 5.0
+"""After SIGTERM, until no more requests are taken: until then, clients may not know that the pod is leaving."""
+
+MANIFEST_SECONDS, DELIVERY_SECONDS, DELIVERIES = 15.0, 900.0, 4
+"""For the first file of a delivery, which proves its sender; for all of it; and how many may run at once."""
+
+SHA = r"{sha256:[0-9a-f]{64}}"
+
+
+class Pod:
+    """One gateway."""
+
+    def __init__(self, options: settings.Settings) -> None:
+        self._options = options
+        self._session: aiohttp.ClientSession
+        self._tenants = tenants.Tenants(options.keys, options.namespace)
+        self._traffic = traffic.Traffic()
+        self._volume = volume.Volume(options.adapters, options.model_path, options.max_rank)
+        self._index = index.Follower(options.index, options.pool, options.adapters, self._changed)
+        self._draining = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._was_ready = False
+        self._begun = 0.0
+        self._deliveries = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Until SIGTERM, and the end of the answers."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._draining.set)
+        runners = await self.start()
+        log.info("the gateway listens", pool=self._options.pool, adapters=len(self._volume.adapters))
+        try:
+            await self._draining.wait()
+            await self._drain()
+        finally:
+            await self.stop(runners)
+
+    async def start(self) -> list[web.AppRunner]:
+        self._begun = asyncio.get_running_loop().time()
+        # No limit of connections: the engine's queue decides what waits.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, trust_env=False
+        )
+        await asyncio.to_thread(self._volume.open)
+        options = self._options
+        self._peers = peers.Peers(options.peers, options.delivery_port, self._session)
+        vllm = engine.Engine(options.engine, self._session)
+        self._loading = loading.Loading(options, self._index, self._volume, vllm, self._peers)
+        self._proxy = proxy.Proxy(options.engine, self._session, self._loading)
+        self._gauges()
+        self._index.restore()
+        for work in (
+            self._index.follow,
+            self._loading.watch,
+            self._loading.load,
+            self._loading.copy,
+            self._loading.sweep,
+        ):
+            self._tasks.add(asyncio.create_task(_forever(work)))
+        return [
+            await _listen(self.clients(), options.host, options.port),
+            await _listen(self.deliveries(), options.host, options.delivery_port),
+        ]
+
+    async def _drain(self) -> None:
+        """Answers that run may end; the pod is not ready from the first moment."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._options.grace
+        log.info("SIGTERM: the running answers end", running=self._proxy.running)
+        await asyncio.sleep(min(DRAIN_SECONDS, self._options.grace))
+        await self._proxy.idle(end - loop.time())
+        if self._proxy.running:
+            log.warning("the grace period is over; answers are interrupted", running=self._proxy.running)
+        self._drained.set()
+
+    async def stop(self, runners: list[web.AppRunner]) -> None:
+        self._drained.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in runners:
+            await runner.cleanup()
+        await self._session.close()
+
+    def _changed(self) -> None:
+        """A new index."""
+        if self._index.table is not None:
+            self._traffic.forget(self._index.table)
+        task = asyncio.get_running_loop().create_task(self._loading.wake())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def ready(self) -> str:
+        """Why the pod is not ready; empty when it is."""
+        if self._draining.is_set():
+            return "the pod is leaving"
+        if not self._loading.engine_ready:
+            return "the engine does not answer"
+        if self._index.table is None:
+            return "there is no index yet"
+        late = asyncio.get_running_loop().time() - self._begun > READY_PATIENCE
+        if not (self._was_ready or late or self._loading.all_ready()):
+            return "adapters of models are not loaded yet; /state lists them"
+        self._was_ready = True
+        return ""
+
+    # --- clients ---
+
+    def clients(self) -> web.Application:
+        app = web.Application(middlewares=[proxy.refusals(self._refused)], client_max_size=proxy.BODY_BYTES)
+        paths = "|".join(map(re.escape, proxy.PATHS))
+        app.router.add_get("/v1/models", self._list)
+        app.router.add_get("/v1/models/{name:.+}", self._model)
+        app.router.add_post(f"/v1/{{path:{paths}}}", self._ask)
+        return app
+
+    def _refused(self, status: int) -> None:
+        self._traffic.metrics["refused"].labels(str(status)).inc()
+
+    def _known(self, request: web.Request) -> tuple[frozenset[str], routing.Table]:
+        """The key's namespaces, and the index. Raises Refusal."""
+        try:
+            namespaces = self._tenants.namespaces(request.headers.get("Authorization"))
+        except tenants.Unknown as unknown:
+            raise proxy.Refusal(401, str(unknown), "invalid_api_key") from None
+        if self._index.table is None:
+            raise proxy.Refusal(
+                503, "this pod does not know its models yet; send the request again", "not_ready", after=5
+            )
+        return namespaces, self._index.table
+
+    async def _list(self, request: web.Request) -> web.Response:
+        namespaces, table = self._known(request)
+        entries = [_entry(name, model.namespace) for name, model in table.names(namespaces).items()]
+        if self._options.serve_base_model:
+            entries.append(_entry(self._options.base_model, self._options.namespace))
+        return web.json_response({"object": "list", "data": entries})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        namespaces, table = self._known(request)
+        name = request.match_info["name"]
+        model = table.find(name, namespaces)
+        if model is None and not self._is_base(name):
+            raise proxy.unknown(name)
+        return web.json_response(_entry(name, model.namespace if model else self._options.namespace))
+
+    def _is_base(self, name: str) -> bool:
+        return self._options.serve_base_model and name == self._options.base_model
+
+    async def _ask(self, request: web.Request) -> web.StreamResponse:
+        namespaces, table = self._known(request)
+        sent = await proxy.document(request)
+        name = sent["model"]
+        model = table.find(name, namespaces)
+        if model is None:
+            if not self._is_base(name):
+                raise proxy.unknown(name)
+            target = proxy.Target(name, name, is_adapter=False)
+            return await self._proxy.answer(request, sent, target, self._base_ended)
+        route = routing.choose(model, sticky(request, sent))
+        adapter = self._volume.adapters.get(route.sha256)
+        template = adapter.template if adapter else None
+        target = proxy.Target(route.sha256, name, True, template, model.json_schema)
+        count = self._traffic.count(model, route.revision)
+
+        def ended(reading: Any, *, failed: bool, seconds: float, first: float | None) -> None:
+            self._traffic.ended(model, count, reading, failed=failed, seconds=seconds, first=first)
+
+        return await self._proxy.answer(request, sent, target, ended)
+
+    def _base_ended(self, reading: Any, *, failed: bool, seconds: float, first: float | None) -> None:
+        options = self._options
+        self._traffic.base(options.namespace, options.base_model, reading, failed=failed, seconds=seconds, first=first)
+
+    # --- deliveries, state, peers, probes ---
+
+    def deliveries(self) -> web.Application:
+        app = web.Application(middlewares=[proxy.refusals(lambda _: None)], client_max_size=proxy.BODY_BYTES)
+        paths = "|".join(map(re.escape, proxy.PATHS))
+        app.router.add_put(f"/adapters/{SHA}", self._take)
+        app.router.add_get(f"/adapters/{SHA}", self._give, allow_head=False)
+        app.router.add_get(f"/adapters/{SHA}/v1/models", self._verified_models)
+        app.router.add_post(f"/adapters/{SHA}/v1/{{path:{paths}}}", self._verify)
+        app.router.add_get("/state", self._state)
+        app.router.add_get("/healthz", _healthy)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/drained", self._wait_drained)
+        return app
+
+    async def _take(self, request: web.Request) -> web.Response:
+        """A delivery."""
+        sha256 = request.match_info["sha256"]
+        held = self._index.table.held.get(sha256) if self._index.table else None
+        if held is None:
+            raise proxy.Refusal(
+                404, f"the index of this pool has no adapter {sha256}; try again when it has", "not_in_index"
+            )
+        try:
+            async with asyncio.timeout(MANIFEST_SECONDS):
+                manifest = await self._volume.manifest(request.content, held)
+            await self._receive(request, manifest, held)
+        except (volume.Unfit, archive.Bad) as problem:
+            raise proxy.Refusal(422, f"the delivery is refused: {problem}", "unfit") from None
+        except TimeoutError:
+            raise proxy.Refusal(408, "the delivery takes too long", "timeout") from None
+        except OSError as error:
+            log.warning("an adapter cannot be written", sha256=sha256, problem=errors.describe(error))
+            raise proxy.Refusal(507, f"the volume of adapters cannot be written: {error.strerror}", "disk") from None
+        log.info("adapter received", sha256=sha256, bytes=held.bytes)
+        await self._loading.wake()
+        return web.json_response({"sha256": sha256}, status=201)
+
+    async def _receive(self, request: web.Request, manifest: bytes, held: serving.Held) -> None:
+        """The rest of a delivery, whose sender has proven that it has the adapter."""
+        if self._deliveries >= DELIVERIES:
+            raise proxy.Refusal(503, f"{DELIVERIES} deliveries are running; try again", "busy", after=5)
+        self._deliveries += 1
+        try:
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                await self._volume.receive(request.content, manifest, held)
+        finally:
+            self._deliveries -= 1
+
+    async def _give(self, request: web.Request) -> web.StreamResponse:
+        """An adapter for another pod of the pool, and for nobody else."""
+        if not await self._peers.has(request.remote):
+            raise proxy.Refusal(403, "adapters are given to the pods of this pool alone", "not_a_peer")
+        sha256 = request.match_info["sha256"]
+        if sha256 not in self._volume.adapters:
+            raise proxy.Refusal(404, f"this pod has no adapter {sha256}", "not_here")
+        files = await asyncio.to_thread(self._volume.files, sha256)
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/x-tar", "Content-Length": str(archive.size(files))}
+        )
+        await response.prepare(request)
+        pieces: Iterator[bytes] = archive.pieces(files)
+        while piece := await asyncio.to_thread(next, pieces, b""):
+            await response.write(piece)
+        await response.write_eof()
+        return response
+
+    def _verified(self, request: web.Request) -> volume.Adapter:
+        """The adapter of a verification, whose key only those know who can read the adapter. Raises Refusal."""
+        adapter = self._volume.adapters.get(request.match_info["sha256"])
+        key = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if adapter is None or not hmac.compare_digest(key.encode("utf-8", "replace"), adapter.key.encode()):
+            raise proxy.Refusal(401, "verification needs the key that the adapter's manifest gives", "invalid_api_key")
+        return adapter
+
+    async def _verified_models(self, request: web.Request) -> web.Response:
+        adapter = self._verified(request)
+        names = [self._options.base_model] if self._loading.engine_ready else []
+        names += [adapter.sha256] if adapter.sha256 in self._loading.loaded else []
+        return web.json_response({"object": "list", "data": [_entry(name, self._options.namespace) for name in names]})
+
+    async def _verify(self, request: web.Request) -> web.StreamResponse:
+        """The adapter under its own name, and the base model under its name, for comparison."""
+        adapter = self._verified(request)
+        sent = await proxy.document(request)
+        if sent["model"] not in (adapter.sha256, self._options.base_model):
+            raise proxy.unknown(sent["model"])
+        is_adapter = sent["model"] == adapter.sha256
+        target = proxy.Target(sent["model"], sent["model"], is_adapter, adapter.template if is_adapter else None)
+        return await self._proxy.answer(request, sent, target, _uncounted)
+
+    async def _state(self, _: web.Request) -> web.Response:
+        table = self._index.table
+        state = serving.State(
+            pool=self._options.pool,
+            etag=table.index.etag if table else "",
+            engine_ready=self._loading.engine_ready,
+            running=self._proxy.running,
+            waiting=self._loading.waiting.total(),
+            adapters=[self._loading.state_of(sha256) for sha256 in (table.held if table else ())],
+            traffic=list(self._traffic.wire()),
+        )
+        return web.Response(
+            body=state.model_dump_json(by_alias=True, exclude_none=True), content_type="application/json"
+        )
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        problem = self.ready()
+        return web.Response(text=problem or "ready", status=503 if problem else 200)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        kind = prometheus_client.CONTENT_TYPE_LATEST
+        return web.Response(
+            body=prometheus_client.generate_latest(self._traffic.registry), headers={"Content-Type": kind}
+        )
+
+    def _gauges(self) -> None:
+        """What is read when Prometheus asks."""
+        metrics = self._traffic.metrics
+        metrics["running"].set_function(lambda: self._proxy.running)
+        metrics["waiting"].set_function(lambda: self._loading.waiting.total())
+        metrics["resident"].set_function(self._loading.resident)
+        metrics["engine_ready"].set_function(lambda: self._loading.engine_ready)
+        for state in ("Missing", "Loading", "Ready", "Failed"):
+            metrics["adapters"].labels(state).set_function(lambda state=state: self._in_state(state))
+
+    def _in_state(self, state: str) -> int:
+        held = self._index.table.held if self._index.table else ()
+        return sum(self._loading.state_of(sha256).state == state for sha256 in held)
+
+    async def _wait_drained(self, _: web.Request) -> web.Response:
+        """For the engine's preStop: answers when no answer is running any more. Only SIGTERM begins that, no request."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._draining.wait()
+        except TimeoutError:
+            raise proxy.Refusal(409, "the pod is not leaving", "not_leaving") from None
+        await self._drained.wait()
+        return web.Response(text="drained")
+
+
+def sticky(request: web.Request, sent: dict[str, Any]) -> str | None:
+    """What keeps a client at one revision during a rollout."""
+    for header in serving.STICKY_HEADERS:
+        if value := request.headers.get(header):
+            return f"{header}={value}"
+    user = sent.get("user")
+    return f"user={user}" if isinstance(user, str) and user else None
+
+
+def _entry(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def _uncounted(*_: Any, **__: Any) -> None:
+    """Verification is no traffic."""
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    return web.Response(text="alive")
+
+
+async def _listen(app: web.Application, host: str | None, port: int) -> web.AppRunner:
+    # The handler of a client that leaves is cancelled, and with it the request to the engine.
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, backlog=1024).start()
+    return runner
+
+
+async def _forever(work: Any) -> None:
+    """A defect in one of the parts that run beside the requests is logged, and the part starts again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a part of the gateway failed by a defect, and starts again")
+            await asyncio.sleep(1.0)
+
+
+def serve(options: settings.Settings) -> None:
+    asyncio.run(_serve(options))
+
+
+async def _serve(options: settings.Settings) -> None:
+    await Pod(options).run()
