@@ -108,8 +108,8 @@ class Engine:
         except (asyncio.CancelledError, ConnectionError):
             self.cancelled += 1
             raise
-        said = {"text": text} if kind == "text_completion" else {"message": {"role": "assistant", "content": text}}
-        choice = {"index": 0, **said, "finish_reason": self.finish}
+        content = {"text": text} if kind == "text_completion" else {"message": {"role": "assistant", "content": text}}
+        choice = {"index": 0, **content, "finish_reason": self.finish}
         usage = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens}
         return web.json_response({"id": "1", "object": kind, "model": name, "choices": [choice], "usage": usage})
 
@@ -124,9 +124,9 @@ class Engine:
             else split(text, self.tokens)
         )
         for number, piece in enumerate(pieces):
-            said = {"text": piece} if kind == "text_completion" else {"delta": {"content": piece}}
+            content = {"text": piece} if kind == "text_completion" else {"delta": {"content": piece}}
             last = number == len(pieces) - 1
-            choice = {"index": 0, **said, "finish_reason": self.finish if last else None}
+            choice = {"index": 0, **content, "finish_reason": self.finish if last else None}
             await event(response, {"id": "1", "object": f"{kind}.chunk", "model": name, "choices": [choice]})
             if self.broken:
                 request.transport.abort()

@@ -158,7 +158,7 @@ async def test_an_adapter_larger_than_the_index_says_is_refused(world: World) ->
     assert (status, "the index allows 10" in text) == (422, True)
 
 
-async def test_what_the_engine_refuses_is_failed_and_its_words_are_told(world: World) -> None:
+async def test_what_the_engine_refuses_is_failed_in_its_words(world: World) -> None:
     desk = world.adapter("x", rank=16)
     world.hold(desk)
     pod = await world.pod(engine=double.Engine(max_rank=8))

@@ -74,9 +74,9 @@ async def test_a_conversation_stays_at_its_revision_while_the_weight_grows(world
     for weight in (0, 30, 60, 100):
         world.serve("desk", (old, 100 - weight), (new, weight))
         await world.delivered(pod)
-        said = {user: (await world.ask(pod, "desk", user=user)).says for user in users}
-        assert said == {user: (await world.ask(pod, "desk", user=user)).says for user in users}
-        now = {user for user in users if said[user] == "new"}
+        answered = {user: (await world.ask(pod, "desk", user=user)).says for user in users}
+        assert answered == {user: (await world.ask(pod, "desk", user=user)).says for user in users}
+        now = {user for user in users if answered[user] == "new"}
         assert before <= now
         before = now
     assert len(before) == 20

@@ -36,9 +36,9 @@ class Reading:
     def add(self, document: dict[str, Any]) -> None:
         """A whole answer, or a chunk of one."""
         for choice in document.get("choices") or ():
-            said = choice.get("message") or choice.get("delta") or {}
-            text = said.get("content") or choice.get("text") or ""
-            self.called |= bool(said.get("tool_calls"))
+            message = choice.get("message") or choice.get("delta") or {}
+            text = message.get("content") or choice.get("text") or ""
+            self.called |= bool(message.get("tool_calls"))
             self.cut |= choice.get("finish_reason") == "length"
             if text:
                 self.spoken = self.spoken or bool(text.strip())
