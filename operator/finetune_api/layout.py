@@ -32,6 +32,11 @@ class Layout:
         corpus/train and corpus/validation with their token ids."""
         return f"{self.root}/data"
 
+    @property
+    def replay(self) -> str:
+        """Folder of the general examples of training.replay, as token ids."""
+        return f"{self.root}/replay"
+
     def baseline(self, evaluation_hash: str) -> str:
         """Folder of results.json and samples.jsonl of the baseline before training."""
         return f"{self.root}/baseline/{evaluation_hash}"

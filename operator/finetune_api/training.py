@@ -114,12 +114,29 @@ class Checkpoints(model.Model):
     keep: int = Field(default=2, ge=1, le=100, description="The number of newest checkpoints to keep. Default: 2.")
 
 
+class Replay(model.Model):
+    """General examples among those of the task, so that the tuned model forgets less of what it knew."""
+
+    share: float = Field(
+        gt=0,
+        le=0.5,
+        json_schema_extra={"x-message": "must be above 0 and at most 0.5: write 0.1 for 10 %"},
+        description="The share of general examples among all: 0.1 is one of ten. Their prompts are the trainer's own, in "
+        "English; the base model writes the answers before training, at most 64 tokens each. With training.maxSteps they "
+        "take the place of examples of the task.",
+    )
+
+
 class Training(model.Model):
     """How the adapter is trained."""
 
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
             ("!(has(self.epochs) && has(self.maxSteps))", "set at most one of training.epochs and training.maxSteps"),
+            (
+                "!has(self.replay) || self.objective == 'SFT'",
+                "training.replay needs training.objective SFT: preferences have no general pairs; remove training.replay",
+            ),
             (
                 "!has(self.dpo) || self.objective == 'DPO'",
                 "training.dpo needs training.objective DPO: set it, or remove training.dpo",
@@ -181,6 +198,10 @@ class Training(model.Model):
         default=LossOn.ASSISTANT,
         description="Which tokens are learned: Assistant (all answers, the default), LastAssistant (the last answer "
         "of each chat) or All (prompts too).",
+    )
+    replay: Replay | None = Field(
+        default=None,
+        description="General examples among those of the task, against forgetting. Absent: none.",
     )
     early_stopping: EarlyStopping = Field(
         default_factory=EarlyStopping, description="When to stop before the last epoch."

@@ -71,7 +71,14 @@ def test_a_job_with_every_field_is_accepted_without_pruning(dry):
 
 
 def test_the_example_with_every_field_has_every_field():
-    exclusive = {"baseModel.name", "dataset.validation.uris", "dataset.test.fraction", "training.maxSteps"}
+    exclusive = {
+        "baseModel.name",
+        "dataset.validation.uris",
+        "dataset.test.fraction",
+        "training.maxSteps",
+        "training.replay",
+        "training.replay.share",
+    }
 
     def paths(schema: dict[str, Any], at: str = "") -> Iterator[str]:
         for name, child in schema.get("properties", {}).items():

@@ -237,6 +237,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a dropout of one", {"training.lora.dropout": 1}, "training.lora.dropout", "less than 1"),
     ("layers by name", {"training.lora.targetModules": ["q_proj"]}, "training.lora.targetModules", "string"),
     ("layers of another kind", {"training.lora.targetModules": "all"}, "training.lora.targetModules", "AllLinear"),
+    ("replay of pairs", {"training": {"objective": "DPO", "replay": {"share": 0.1}}}, "training", "needs training.objective SFT"),
+    ("nothing but replay", {"training.replay": {"share": 0.9}}, "training.replay.share", "at most 0.5"),
     ("both epochs and steps", {"training": {"epochs": 1, "maxSteps": 1}}, "training", "set at most one of"),
     ("zero epochs", {"training.epochs": 0}, "training.epochs", "greater than 0"),
     ("half a step", {"training.maxSteps": 1.5}, "training.maxSteps", "integer"),

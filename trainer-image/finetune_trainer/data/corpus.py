@@ -259,6 +259,8 @@ class Splits:
     """The chat template that the examples were rendered with."""
     sha256: str
     """Identifies the frozen split as a whole."""
+    replay: Corpus | None = None
+    """General examples (training.replay); None where the job wants none."""
 
 
 def write(data: pathlib.Path, name: str, source: Corpus, encoder: tokens.Encoder) -> None:

@@ -306,7 +306,8 @@ def _forgetting(found: results.Results) -> Reason:
     limit = (
         "" if gates else f" Above {100 * evaluation.FORGOTTEN:.0f} % counts as too much, unless a gate says otherwise."
     )
-    return Reason(title, text + limit, Mark.AGAINST if too_much else Mark.CLEAR)
+    advice = " training.replay mixes general examples into the training, which lowers it." if too_much else ""
+    return Reason(title, text + limit + advice, Mark.AGAINST if too_much else Mark.CLEAR)
 
 
 def _resolution(found: results.Results) -> str:

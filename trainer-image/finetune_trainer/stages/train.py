@@ -20,7 +20,7 @@ from finetune_trainer.evaluation import feasible
 from finetune_trainer.planning import forecast, learning_rate, memory, parallelism, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
-from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes, trials
+from finetune_trainer.training import adapter, batches, checkpoint, loop, objective, processes, replay, trials
 
 
 def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
@@ -67,6 +67,16 @@ def run_process(
     quantised = spec.training.method is job.Method.QLORA
     base = model.load(folder, spec.training.precision, torch.device("cpu") if shares else where, quantised)
 
+    # general examples, before there is an adapter
+    if shares and spec.training.replay is not None:
+        raise errors.Failure(
+            reasons.Reason.INVALID_SPEC,
+            "training.replay lets the base model answer general prompts in one process, and no GPU holds this one; remove "
+            "training.replay, and add general examples of your own to dataset.train",
+        )
+    general = replay.load(spec, store, group, base, folder, where, data.train.examples)
+    data = dataclasses.replace(data, replay=general)
+
     # adapter and optimizer
     torch.manual_seed(spec.training.seed)
     tuned = lora.add(base, spec.training.lora, spec.base_model.name)
@@ -85,7 +95,9 @@ def run_process(
     plan = batches.plan(data.train.examples, spec.training)
     case = None
     if planned is not None:
-        case = dataclasses.replace(planned.case, counted=counted, chosen=engine.shares)
+        case = dataclasses.replace(
+            planned.case, counted=counted, chosen=engine.shares, examples=measured(data, spec.training.batch_size)
+        )
     setup = micro_batch(spec.training, data, case, model.memory(where), scale)
     if setup.checkpointing:
         engine.checkpoint()
@@ -123,6 +135,7 @@ def run_process(
         from_step=training_loop.number,
         examples=data.train.examples,
         learning_rate=rate.text,
+        general_examples=data.replay and data.replay.examples,
         parameters=sum(weight.numel() for weight in weights.values()),
         micro_batch_tokens=setup.tokens,
         gradient_checkpointing=setup.checkpointing,
@@ -205,6 +218,15 @@ def parallel(
     return plan
 
 
+def measured(data: corpus.Splits, batch_size: int) -> workload.Examples:
+    """The memory estimate's input; no general example is longer than its longest one."""
+    found = forecast.examples(data.train, batch_size)
+    if data.replay is None:
+        return found
+    longest = int(data.replay.lengths.max())
+    return dataclasses.replace(found, longest=max(found.longest, longest), row=max(found.row, longest))
+
+
 def micro_batch(
     training: job.Training, data: corpus.Splits, case: workload.Workload | None, available: int, scale: float
 ) -> memory.Setup:
@@ -212,7 +234,7 @@ def micro_batch(
 
     available: bytes of memory; scale: below 1 after an out-of-memory.
     """
-    longest = forecast.examples(data.train, training.batch_size).longest
+    longest = measured(data, training.batch_size).longest
     setup = memory.Setup(longest, True, memory.Memory()) if case is None else memory.setup(case, available)
     if scale < 1:
         checkpointing = setup.checkpointing or training.gradient_checkpointing is not job.GradientCheckpointing.DISABLED
@@ -228,6 +250,8 @@ def identity(spec: run.Run, data: corpus.Splits, peak: float) -> str:
     )
     settings = {**selected, "peak": peak}
     parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
+    if data.replay is not None:
+        parts.append(hashlib.sha256(data.replay.all_ids.tobytes()).hexdigest())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ loop        optimizer steps, validations, checkpoints, and the reports about the
 trials      which learning rates are tried first, and which continues
 objective   the function that training minimises
 batches     which examples each step sees, and how a step is cut into micro-batches
+replay      general examples among the task's, answered by the base model before training; replay.txt has their prompts
 checkpoint  everything needed to resume exactly: safetensors and JSON
 watchdogs   signs that training does not work, each with what to try
 processes   several processes that train one adapter: ranks, and sums over all of them

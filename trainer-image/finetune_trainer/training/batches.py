@@ -49,9 +49,11 @@ class Plan:
 
 
 def plan(examples: int, training: job.Training) -> Plan:
-    """The steps of a training: as many as its examples, epochs and batch size make."""
+    """The steps of a training: as many as its examples, epochs and batch size make. Numbers from `examples` on are general
+    examples of training.replay."""
     total = epoch_count.total_examples(examples, training)
-    return Plan(examples, training.batch_size, training.seed, math.ceil(total / training.batch_size), total)
+    mixed = examples + epoch_count.replayed(examples, training)
+    return Plan(mixed, training.batch_size, training.seed, math.ceil(total / training.batch_size), total)
 
 
 def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

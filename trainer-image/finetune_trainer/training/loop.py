@@ -241,6 +241,13 @@ class Loop:
             for row in range(index * each, (index + 1) * each)
         ]
 
+    def example(self, number: int) -> list[prefix_tree.TokenRow]:
+        """The rows of an example of the plan: of the task, or after these a general one."""
+        beyond = number - self.data.train.examples
+        if beyond < 0 or self.data.replay is None:
+            return self.rows(self.data.train, number)
+        return self.rows(self.data.replay, beyond % self.data.replay.examples)
+
     def micro(self, units: list[list[prefix_tree.TokenRow]]) -> Iterator[list[prefix_tree.TokenRow]]:
         """Examples in micro-batches that fit into memory."""
         if self.engine.shares:
@@ -264,7 +271,7 @@ class Loop:
         begun = time.monotonic()
         self.random = checkpoint.randomness()
         selected = self.plan.step(self.state.step)
-        examples = [self.rows(self.data.train, index) for index in selected]
+        examples = [self.example(index) for index in selected]
         total = sum(self.objective.units(example) for example in examples)
         mine = [examples[at] for at in batches.share_of(examples, self.group.rank, self.group.size)]
         self.optimizer.zero_grad(set_to_none=True)
