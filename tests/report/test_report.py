@@ -78,6 +78,43 @@ def test_the_five_reasons_and_the_two_against() -> None:
     assert [one.mark for one in judgement.against_tuning(example.failed())] == [Mark.AGAINST, Mark.AGAINST]
 
 
+def test_the_report_says_what_the_general_questions_can_show() -> None:
+    shares = {(Metric.GENERAL_ACCURACY, Contender.BASE): 0.61, (Metric.GENERAL_ACCURACY, Contender.TUNED): 0.58}
+    shares |= {
+        (Metric.INSTRUCTION_FOLLOWING, Contender.BASE): 0.35,
+        (Metric.INSTRUCTION_FOLLOWING, Contender.TUNED): 0.10,
+    }
+    found = example.everything()
+    values = [
+        results.Value(metric=metric, contender=who, value=share, examples=265)
+        for (metric, who), share in shares.items()
+    ]
+    compared = [
+        results.Comparison(
+            metric=metric,
+            over=Contender.BASE,
+            gain=gain,
+            low=gain - 0.05,
+            high=gain + 0.05,
+            p_value=0.9,
+            examples=count,
+            detectable=least,
+        )
+        for metric, gain, count, least in (
+            (Metric.GENERAL_ACCURACY, -0.03, 265, 0.0591),
+            (Metric.INSTRUCTION_FOLLOWING, -0.25, 60, 0.1204),
+        )
+    ]
+    text = judgement.against_tuning(example.changed(found, values=[*found.values, *values], comparisons=compared))[
+        0
+    ].measured
+    assert "On 265 questions a loss below 6 percentage points can go unseen." in text
+    assert "Of 60 instructions on the form of an answer it follows 10 %, the base model 35 %;" in text
+    assert "0.412 (0.351 to 0.475) nats per token on the task's prompts" in text
+    assert "training.replay" in judgement.against_tuning(example.failed())[0].measured
+    assert "training.replay" not in text
+
+
 def test_an_unmeasured_number_says_how_to_measure_it() -> None:
     found = example.bare()
     every = [*judgement.for_tuning(found), *judgement.against_tuning(found)]

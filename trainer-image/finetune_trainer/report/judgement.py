@@ -321,12 +321,12 @@ def _resolution(found: results.Results) -> str:
         )
     if followed is not None and followed.detectable is not None:
         before, after = (
-            words.number(Metric.INSTRUCTION_FOLLOWING, one.value)
+            f"{100 * one.value:.0f} %"
             for who in (Contender.BASE, Contender.TUNED)
             if (one := reading.value(found, Metric.INSTRUCTION_FOLLOWING, who)) is not None
         )
         text += (
-            f" It follows {after} of {words.count(followed.examples)} instructions on the form of an answer, the base model "
+            f" Of {words.count(followed.examples)} instructions on the form of an answer it follows {after}, the base model "
             f"{before}; a loss below {_points(followed.detectable)} can go unseen."
         )
     return text
