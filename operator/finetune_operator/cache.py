@@ -243,7 +243,7 @@ class Cache:
                 self.changed(uid)
 
     def pods_of_pools(self) -> dict[tuple[str, str], projections.Pod]:
-        """(uid of the ServingPool, name) -> its pods that can be asked for their state."""
+        """(uid of the ServingPool, name) -> its pods whose state can be read."""
         return {
             (uid, pod.name): pod
             for uid in self.pools

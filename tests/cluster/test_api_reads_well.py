@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import finetune_api
-from finetune_api import basemodel, job, reasons, schema, status
+from finetune_api import basemodel, job, reasons, schema, servingpool, status
 from support import manifests
 
 pytestmark = pytest.mark.cluster
@@ -17,14 +17,18 @@ pytestmark = pytest.mark.cluster
 NOW = "2026-01-02T03:04:05Z"
 
 
-@pytest.mark.parametrize("plural", ["finetunejobs", "basemodels"])
+@pytest.mark.parametrize("plural", ["finetunejobs", "basemodels", "servingpools"])
 def test_the_definition_is_structural_and_its_names_are_accepted(control_plane, plural):
     found = json.loads(control_plane.kubectl("get", "crd", f"{plural}.{finetune_api.GROUP}", "-o", "json"))
     conditions = {condition["type"]: condition["status"] for condition in found["status"]["conditions"]}
     assert conditions == {"NamesAccepted": "True", "Established": "True"}  # a NonStructuralSchema would stand here too
 
 
-@pytest.mark.parametrize("word", ["ftj", "finetune", "finetunejob", "finetunejobs", "basemodel", "basemodels"])
+WORDS = ["ftj", "finetune", "finetunejob", "finetunejobs", "basemodel", "basemodels", "servingpool", "spool"]
+SPECS = [job.FineTuneJobSpec, basemodel.BaseModelSpec, servingpool.ServingPoolSpec, servingpool.Status, status.Status]
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_kubectl_knows_the_kind_by_this_name(control_plane, word):
     assert "No resources found" in control_plane.run("get", word, "--namespace=default").stderr
 
@@ -40,7 +44,7 @@ def test_explain_is_a_manual(control_plane):
         assert words in " ".join(text.split())
 
 
-@pytest.mark.parametrize("kind", [job.FineTuneJobSpec, basemodel.BaseModelSpec, status.Status])
+@pytest.mark.parametrize("kind", SPECS)
 def test_every_field_is_described_in_a_sentence(kind):
     def undescribed(schema: dict[str, Any], at: str) -> Iterator[str]:
         for name, child in schema.get("properties", {}).items():

@@ -18,7 +18,7 @@ import kubernetes.config
 import pytest
 import yaml
 
-from finetune_api import reasons, run
+from finetune_api import API_VERSION, reasons, run
 from finetune_operator.observe import label
 from flow import world
 from support import audit, controlplane, installed, manifests
@@ -28,12 +28,14 @@ pytestmark = pytest.mark.cluster
 
 RELEASE = "audited-finetune-operator"
 NAME = world.NAME
+BASE = manifests.ENTRY["metadata"]["name"]
 NOT_REQUESTED: dict[audit.Right, str] = {
     (
         "finetune.dev",
         "finetunejobs/finalizers",
         "update",
     ): "asked by the admission of owner references where that is on",
+    ("finetune.dev", "servingpools/finalizers", "update"): "the same",
 }
 """What is granted and never a request of its own, and why."""
 
@@ -120,6 +122,21 @@ def lived(control_plane: controlplane.ControlPlane, scene: installed.Stage) -> i
     scene.apply(world.finetunejob("refused"))
     eventually(lambda: scene.condition("refused", "Ready").get("reason") == "QuotaExceeded", 40)
     control_plane.kubectl("delete", "quota", "team", where)
+    # a pool of servers
+    pool = {
+        "apiVersion": API_VERSION,
+        "kind": "ServingPool",
+        "metadata": {"name": "chat"},
+        "spec": {"baseModel": {"name": BASE}},
+    }
+    scene.custom.create_namespaced_custom_object(*scene.where[:3], "servingpools", pool)
+
+    def pool_is_ready() -> bool:
+        scene.step()
+        found = scene.custom.get_namespaced_custom_object(*scene.where[:3], "servingpools", "chat")
+        return (found.get("status") or {}).get("pods") == "1/1"
+
+    eventually(pool_is_ready, 40)
     # over, and its time to live, too
     scene.answer = lambda _: world.refusal(reasons.Stage.PREFLIGHT, reasons.Reason.TOO_FEW_EXAMPLES)
     scene.apply(world.finetunejob("short", **{"spec.ttlSecondsAfterFinished": 1}))
@@ -185,7 +202,9 @@ def test_a_job_is_jobs_servers_and_services_and_nothing_else(
     lived: installed.Stage, requests: list[audit.Request]
 ) -> None:
     written = {one.resource for one in requests if one.namespace == lived.namespace and one.verb not in READING}
-    assert written == {"jobs", "deployments", "services", "events", "finetunejobs", "finetunejobs/status"}
+    of_pools = {"poddisruptionbudgets", "servingpools/status"}
+    jobs = {"jobs", "deployments", "services", "events", "finetunejobs", "finetunejobs/status"}
+    assert written == jobs | of_pools
     for kind in ("ConfigMap", "ServiceAccount", "Role", "RoleBinding"):
         assert lived.names(kind) == [], kind
 
@@ -202,6 +221,8 @@ def test_no_pod_of_a_job_has_a_token(lived: installed.Stage) -> None:
 
 def test_the_run_file_is_an_annotation_that_the_kubelet_shows_as_a_file(lived: installed.Stage) -> None:
     for one in lived.pods():
+        if label.POOL in one["metadata"]["labels"]:
+            continue
         notified = run.Run.model_validate_json(one["metadata"]["annotations"][label.RUN_FILE])
         assert (notified.name, notified.uid) == (
             one["metadata"]["labels"][label.JOB],

@@ -94,6 +94,7 @@ class Replica:
     process: subprocess.Popen[bytes]
     log: Path
     port: int
+    index_port: int = 0
 
     def log_lines(self) -> list[Raw]:
         """Its log so far; whatever is not one of our JSON lines stands under the message."""
@@ -131,18 +132,21 @@ def free_port() -> int:
 
 def start(name: str, folder: Path, kubeconfig: Path, file: Path, environment: dict[str, str] | None = None) -> Replica:
     """A replica as a process; `environment` is added to the little that it gets."""
-    port = free_port()
+    port, index_port = free_port(), free_port()
     log = folder / f"{name}.log"
     stored = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     home = {"HOME": str(folder), "KUBECONFIG": str(kubeconfig)}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_operator", f"--settings={file}", f"--port={port}", "--host=127.0.0.1"],
+            [
+                *(sys.executable, "-m", "finetune_operator", f"--settings={file}", "--host=127.0.0.1"),
+                *(f"--port={port}", f"--index-port={index_port}"),
+            ],
             env=stored | home | {"POD_NAME": name, "POD_NAMESPACE": SYSTEM} | (environment or {}),
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    return Replica(name, process, log, port)
+    return Replica(name, process, log, port, index_port)
 
 
 PATIENCE = 4
@@ -244,7 +248,7 @@ class Stage:
     def run(self, pod: Raw) -> None:
         """The container runs; a server's is ready."""
         name = pod["spec"]["containers"][0]["name"]
-        server = label.RELEASE in pod["metadata"]["labels"]
+        server = bool({label.RELEASE, label.POOL} & set(pod["metadata"]["labels"]))
         ready = {"type": "Ready", "status": "True" if server else "False"}
         container = {"name": name, "ready": server, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
         state = {"running": {"startedAt": now()}}

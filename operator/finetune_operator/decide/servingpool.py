@@ -20,7 +20,7 @@ from finetune_operator.observe import pools, projections
 NAMED = 20
 """Adapters that the status names, at most."""
 STEADY = 0.1
-"""A rate that changed by less than this share is not written anew."""
+"""A rate that changed by less than this share is not written again."""
 
 
 @dataclasses.dataclass(frozen=True)

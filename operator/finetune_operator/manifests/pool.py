@@ -119,7 +119,7 @@ def _pod(
         chart, chart.images.fetch, [], layer.env, base, _connection(spec.storage), authorities_of, amounts
     )
     claim = spec.adapters.claim_name
-    kept = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     keys = [{"name": "keys", "secret": {"secretName": spec.keys_secret, "optional": True}}] if spec.keys_secret else []
     found = pods.pod(
         chart,
@@ -130,7 +130,7 @@ def _pod(
             pods.run_volume()[0],
             vllm.MODELS,
             vllm.shared_memory(chart.serving.shm_size),
-            {"name": "adapters", **kept},
+            {"name": "adapters", **volume},
             *keys,
             *base_volumes,
             *authorities,

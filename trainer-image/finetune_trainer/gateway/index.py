@@ -109,10 +109,11 @@ def parse(content: bytes, pool: str) -> serving.Index:
         raise ValueError(f"not an index: {error.error_count()} problems, first {error.errors()[0]['loc']}") from None
     if index.pool != pool:
         raise ValueError(f"an index of the pool {index.pool}, expected {pool}")
-    held = {adapter.sha256: adapter.namespace for adapter in index.adapters}
+    # two namespaces may have trained the same adapter
+    held = {(adapter.sha256, adapter.namespace) for adapter in index.adapters}
     for model in index.models:
         for route in model.routes:
-            if held.get(route.sha256) != model.namespace:
+            if (route.sha256, model.namespace) not in held:
                 raise ValueError(
                     f"{model.namespace}/{model.name} routes to an adapter that its namespace does not hold"
                 )
