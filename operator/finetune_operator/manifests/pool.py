@@ -113,7 +113,7 @@ def _pod(
 ) -> dict[str, Any]:
     authorities_of = spec.storage.ca_bundle or chart.ca_bundle
     authorities, _, _ = pods.ca_bundle(authorities_of)
-    base_volumes, _ = pods.base_volume(base)
+    base_volumes, mounted = pods.base_volume(base)
     amounts = pods.amounts(spec.resources, layer, {})
     fetch = vllm.fetch(
         chart, chart.images.fetch, [], layer.env, base, _connection(spec.storage), authorities_of, amounts
@@ -135,7 +135,7 @@ def _pod(
             *base_volumes,
             *authorities,
         ],
-        initContainers=[fetch],
+        **({} if mounted else {"initContainers": [fetch]}),
         terminationGracePeriodSeconds=GRACE_SECONDS + 10,
         **pods.placement(spec.resources, layer, selector(parent)),
     )
