@@ -1,9 +1,11 @@
 """How the tuned model is compared with its baselines, and the gates that it must pass."""
 
 import enum
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from finetune_api import model
 from finetune_api.dataset import UriList
@@ -96,7 +98,13 @@ MEANINGS = {
 """Each metric in a phrase, for the reference documentation."""
 
 
+CANDIDATE = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+"""The name of a model of evaluation.candidates: in lower case, so that it is none of the other contenders'."""
+
+
 class Contender(enum.StrEnum):
+    """Who answers. A model of evaluation.candidates is a contender by its name: a value, and no member of the list."""
+
     BASE = "Base"
     PROMPT = "Prompt"
     FEW_SHOT = "FewShot"
@@ -106,12 +114,45 @@ class Contender(enum.StrEnum):
     SERVING = "Serving"
     TUNED = "Tuned"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Contender | None":
+        """The contender of a candidate's name: one object for each name, as for the members."""
+        if not isinstance(value, str) or not re.fullmatch(CANDIDATE, value):
+            return None
+        made = str.__new__(cls, value)
+        made._name_ = made._value_ = value
+        found: Contender = cls._value2member_map_.setdefault(value, made)  # type: ignore[assignment]
+        return found
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it is a model of evaluation.candidates."""
+        return self._name_ not in type(self).__members__
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "maxLength": 63,
+        }  # of statuses: in their long lists a rule for each would cost too much
+
 
 BEST = "BestBaseline"
 """What a gate names in `over` to require more than every baseline."""
 
+BEST_ALTERNATIVE = "BestAlternative"
+"""The same, of every baseline and every candidate."""
+
 FORGOTTEN = 0.05
 """A rise of the general loss that counts as too much where no gate has a limit."""
+
+_NAMED = [*(one for one in Contender if one is not Contender.TUNED), BEST, BEST_ALTERNATIVE]
+_OVER = {
+    "type": "string",
+    "pattern": rf"^({'|'.join(_NAMED)}|{CANDIDATE})$",
+    "maxLength": 63,
+    "x-message": f"must be one of {', '.join(_NAMED)}, or the name of one of evaluation.candidates",
+}
 
 _SHARES = ", ".join(f"'{metric}'" for metric in Metric if metric in SHARES)
 _OVER_BASE = ", ".join(f"'{metric}'" for metric in Metric if metric in OVER_BASE)
@@ -142,6 +183,11 @@ class Gate(model.Model):
                 "this metric already compares with the base model: set maximum, for example 0.05, in place of over",
             ),
             (
+                "!(self.metric in ['Loss', 'Perplexity', 'GeneralAccuracy', 'InstructionFollowing', 'Consistency']) || "
+                "!has(self.over) || !self.over.matches('^[a-z0-9]')",
+                "a model of evaluation.candidates has only metrics of its answers: name a baseline in over",
+            ),
+            (
                 "self.metric != 'JudgeWinRate' || (has(self.over) && !has(self.maximum) && !has(self.improvement))",
                 "JudgeWinRate compares two contenders: set over, which requires more wins than losses; to require "
                 "more set minimum, for example 0.6, in place of maximum and improvement",
@@ -155,26 +201,15 @@ class Gate(model.Model):
     )
     minimum: float | None = Field(default=None, description="The tuned model's value must be at least this.")
     maximum: float | None = Field(default=None, description="The tuned model's value must be at most this.")
-    over: (
-        Literal[
-            Contender.BASE,
-            Contender.PROMPT,
-            Contender.FEW_SHOT,
-            Contender.RETRIEVED,
-            Contender.MANY_SHOT,
-            Contender.RAG,
-            Contender.SERVING,
-            "BestBaseline",
-        ]
-        | None
-    ) = Field(
+    over: Annotated[Literal["BestBaseline", "BestAlternative"] | Contender, WithJsonSchema(_OVER)] | None = Field(
         default=None,
         description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
         "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
         "same with the training examples that are most similar to the question. ManyShot: the same with as many "
         "examples as fit. RAG: like Prompt, with passages of intent.retrieval. BestBaseline: each of "
-        "evaluation.baselines that was measured, and so the best of them. Serving: the revision that serves now; the "
-        "gate passes if none does.",
+        "evaluation.baselines that was measured, and so the best of them. BestAlternative: the same, and each of "
+        "evaluation.candidates. The name of a candidate: that model. Serving: the revision that serves now; the gate passes "
+        "if none does.",
     )
     improvement: float | None = Field(
         default=None,
@@ -283,6 +318,49 @@ class Judge(model.Model):
     )
 
 
+CandidateName = Annotated[
+    str,
+    model.text(
+        f"^{CANDIDATE}$", "must be lower-case letters, digits and '-', starting and ending with a letter or digit", 63
+    ),
+]
+
+
+class Candidate(model.Model):
+    """Another model that answers the same questions, with a prompt and without training."""
+
+    name: CandidateName = Field(description="Its name among the contenders, which gates may name in over.")
+    endpoint: Endpoint = Field(
+        description="The base URL of an OpenAI-compatible API; /chat/completions is appended. The pods of baseline and "
+        "evaluation send it the questions of validation and test examples, with the prompt that did best with the base "
+        "model: intent.prompt.system, training examples or passages of documents. Redirects are not followed."
+    )
+    model: ServedName = Field(description="The model's name at the endpoint.")
+    api_key_secret: SecretName | None = Field(
+        default=None,
+        description="The name of a Secret in the job's namespace whose key API_KEY is sent as a bearer token. "
+        "Absent: no token is sent.",
+    )
+    price_per_million_prompt_tokens: float | None = Field(
+        default=None,
+        ge=0,
+        description="The price of a million tokens of prompts, in the chart's currency. Absent: unknown.",
+    )
+    price_per_million_answer_tokens: float | None = Field(
+        default=None,
+        ge=0,
+        description="The price of a million tokens of answers, in the chart's currency. Absent: unknown.",
+    )
+
+    def price(self, prompt: float, answer: float) -> float | None:
+        """Of a request of so many tokens; None where it is unknown."""
+        if self.price_per_million_prompt_tokens is None or self.price_per_million_answer_tokens is None:
+            return None
+        return (
+            self.price_per_million_prompt_tokens * prompt + self.price_per_million_answer_tokens * answer
+        ) / 1_000_000
+
+
 TaskName = Annotated[
     str,
     model.text(
@@ -361,7 +439,21 @@ BASELINES: tuple[Baseline, ...] = (
     Contender.MANY_SHOT,
     Contender.RAG,
 )
-"""The alternatives to fine-tuning, from cheap to costly."""
+"""The alternatives to fine-tuning with the same base model, from cheap to costly."""
+
+
+def alternatives(found: Iterable[Contender]) -> list[Contender]:
+    """The baselines among these contenders, from cheap to costly, then the candidates."""
+    there = list(found)
+    return [*(one for one in BASELINES if one in there), *(one for one in there if one.is_candidate)]
+
+
+def compared_with(over: str | None, found: Iterable[Contender]) -> list[Contender]:
+    """The contenders among these that a gate's `over` means."""
+    if over == BEST:
+        return [one for one in alternatives(found) if not one.is_candidate]
+    return alternatives(found) if over == BEST_ALTERNATIVE else [one for one in found if one == over]
+
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -392,8 +484,10 @@ class Evaluation(model.Model):
             ),
             (
                 "!has(self.gates) || self.gates.all(g, !has(g.over) || "
-                "g.over in ['Serving', 'BestBaseline'] || g.over in self.baselines)",
-                "a gate's over must be one of evaluation.baselines, BestBaseline or Serving",
+                "g.over in ['Serving', 'BestBaseline', 'BestAlternative'] || g.over in self.baselines || "
+                "(has(self.candidates) && self.candidates.exists(c, c.name == g.over)))",
+                "a gate's over must be one of evaluation.baselines, the name of one of evaluation.candidates, BestBaseline, "
+                "BestAlternative or Serving",
             ),
         )
     }
@@ -410,9 +504,16 @@ class Evaluation(model.Model):
         ge=0,
         le=10,
         json_schema_extra={"x-message": "must be from 0 to 10: write 0.1 for 10 % of the training's time"},
-        description="The time that Retrieved, ManyShot and RAG may take in the baseline and in the evaluation, as a share "
-        "of the training's, on one device; at least 30 seconds. What does not fit is left out and named. Default: "
-        "0.1.",
+        description="The time that Retrieved, ManyShot, RAG and the candidates may take in the baseline and in the "
+        "evaluation, as a share of the training's, on one device; at least 30 seconds, and as many for each candidate. What "
+        "does not fit is left out and named. Default: 0.1.",
+    )
+    candidates: list[Candidate] | None = Field(
+        default=None,
+        max_length=4,
+        description="Other models, at endpoints of your choice, that answer the same questions with the best prompt found: "
+        "to see whether one of them does as well without training, and at what price. Absent: none.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     maximum_examples: int = Field(
         default=500,
@@ -480,6 +581,10 @@ class Evaluation(model.Model):
     def stated(self) -> list[Gate]:
         """The gates that the job states; where it states none, the evaluation applies its own."""
         return self.gates or []
+
+    @property
+    def others(self) -> list[Candidate]:
+        return self.candidates or []
 
     @property
     def absolute(self) -> list[Gate]:

@@ -78,6 +78,7 @@ _SHORTENED: tuple[tuple[_Path, int], ...] = (
     (("message",), 1000),
     (("preflight", "findings"), 0),
     (("preflight", "advice"), 1),
+    (("evaluation", "unanswered"), 1),
     (("evaluation", "metrics"), 0),
     (("baseline", "metrics"), 0),
     (("message",), 300),

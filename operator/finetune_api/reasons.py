@@ -188,6 +188,9 @@ class Reason(enum.StrEnum):
     JUDGE_FAILED = "JudgeFailed"
     """A gate needs evaluation.judge, and its endpoint is unreachable or refuses requests; the message quotes it. The stage is
     retried as often as training.retries allows."""
+    CANDIDATE_FAILED = "CandidateFailed"
+    """A gate needs one of evaluation.candidates, and its endpoint is unreachable or refuses requests; the message quotes it. The
+    stage is retried as often as training.retries allows."""
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible"
     """vLLM would refuse the adapter, or serve it without effect."""
     ADAPTER_NOT_SERVED = "AdapterNotServed"

@@ -132,7 +132,7 @@ class Harness(status.Reported):
 
 
 class Tokens(status.Reported):
-    """Tokens per request, averaged over the test examples."""
+    """What a request takes, averaged over the test examples."""
 
     contender: job.Contender
     prompt: float
@@ -140,7 +140,12 @@ class Tokens(status.Reported):
     seconds: float | None = Field(
         default=None,
         description="Seconds of one device for each request in the evaluation: the answer and the reading of the "
-        "expected one, many requests at a time.",
+        "expected one, many requests at a time. Absent for candidates.",
+    )
+    cost: float | None = Field(
+        default=None,
+        description="Price of 1,000 requests: of a candidate by its price of tokens, else `seconds` by the price of the "
+        "evaluation's GPUs, where they are of the training's type. Absent: unknown.",
     )
 
 
@@ -167,6 +172,20 @@ class Retrieved(status.Reported):
         description="Test questions for which one of the retrieved examples has the same question, ignoring case and "
         "punctuation. The tuned model was trained on the same examples.",
     )
+
+
+class Candidate(status.Reported):
+    """A model of evaluation.candidates; its values are among the contenders', by its name."""
+
+    name: str
+    model: str = Field(description="Its name at the endpoint.")
+    endpoint: str
+    prompt: job.Contender | None = Field(
+        default=None,
+        description="Whose prompt it got: the one that did best with the base model. Absent: it was not asked.",
+    )
+    answered: int = Field(description="Test examples that it answered.")
+    problem: str | None = Field(default=None, description="Why it did not answer, or not all of them.")
 
 
 class Sample(status.Reported):
@@ -239,6 +258,12 @@ class Results(status.Reported):
         description="The baseline that is best by the headline metric, the cheapest among equals; tokens, samples "
         "and break-even are compared with it. Absent: none was measured.",
     )
+    best_alternative: job.Contender | None = Field(
+        default=None, description="The same among baselines and candidates; without candidates the same baseline."
+    )
+    candidates: list[Candidate] = Field(
+        default_factory=list, description="Empty: the job has no evaluation.candidates."
+    )
     values: list[Value] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
@@ -254,6 +279,12 @@ class Results(status.Reported):
         description="Number of requests after which the saved prompt tokens amount to the device time of the "
         "training, at the measured prompt speed. Absent: nothing is saved, or one of these figures is unknown.",
     )
+    paid_back_requests: int | None = Field(
+        default=None,
+        description="Number of requests after which the price of the training is saved against best_alternative, by the price "
+        "of requests to both, serving included. Absent: they save nothing, or a price is unknown.",
+    )
+    currency: str = Field(default="USD", description="Of all prices.")
     training: Training = Field(default_factory=Training)
     preflight: status.Preflight | None = None
     baseline: status.Baseline | None = None

@@ -53,12 +53,16 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     judge_key = judge.pop("apiKeySecret", None)
     if judge:
         evaluation["judge"] = judge
+    candidates = [dict(one) for one in evaluation.pop("candidates", None) or []]
+    candidate_keys = {one["name"]: key for one in candidates if (key := one.pop("apiKeySecret", None))}
+    evaluation["candidates"] = candidates or None
     environment = {
         "storage": whole["storage"],
         "datasetStorage": data_store,
         "resources": whole["resources"],
         "evaluationResources": evaluation.pop("resources", None),
         "judgeApiKeySecret": judge_key,
+        "candidateApiKeySecrets": candidate_keys or None,
         "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
         "retries": whole["training"].get("retries"),
     }
@@ -80,6 +84,7 @@ PLACES = {
     (ENVIRONMENT, "datasetStorage"): "spec.dataset.storage",
     (ENVIRONMENT, "evaluationResources"): "spec.evaluation.resources",
     (ENVIRONMENT, "judgeApiKeySecret"): "spec.evaluation.judge.apiKeySecret",
+    (ENVIRONMENT, "candidateApiKeySecrets"): "spec.evaluation.candidates",
     (ENVIRONMENT, "retries"): "spec.training.retries",
 }
 """Where an input stands in the manifest, unless below its section's own object."""

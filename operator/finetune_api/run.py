@@ -57,6 +57,14 @@ CA_PATH = "/etc/finetune-ca/ca.crt"
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
 
+CANDIDATE_KEYS = "CANDIDATE_API_KEY_"
+"""Prefix of the environment of the pods of baseline and evaluation with the keys of evaluation.candidates."""
+
+
+def candidate_key(name: str) -> str:
+    """The variable with the key of a candidate: CANDIDATE_API_KEY_GPT_LARGE for gpt-large."""
+    return CANDIDATE_KEYS + name.upper().replace("-", "_")
+
 
 class ResolvedBaseModel(model.Model):
     """The base model, resolved from the catalogue or the job's own source."""
@@ -136,7 +144,7 @@ class Run(model.Model):
     price_per_gpu_hour: float | None = Field(
         default=None, description="The chart's price of that type. Absent: unknown."
     )
-    currency: str = Field(default="USD", description="The currency of the price.")
+    currency: str = Field(default="USD", description="The currency of all prices.")
     served_model_name: str
     progress_file: str | None = Field(
         default=None,

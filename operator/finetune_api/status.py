@@ -177,6 +177,10 @@ class Evaluation(Reported):
         default=None,
         description="The baseline that is best by the headline metric of results.json. Absent: none was measured.",
     )
+    unanswered: list[str] = Field(
+        default_factory=list,
+        description="Models of evaluation.candidates that did not answer, or not all questions: why.",
+    )
     canary: str | None = Field(default=None, description="Recorded answers that the served model must reproduce.")
     tokens_saved_per_request: int | None = Field(
         default=None,

@@ -12,6 +12,7 @@ GATE = "evaluation.gates"
 TAINT = "resources.tolerations"
 ONE_OF = "supported values: "
 JUDGE = {"endpoint": "https://judge.example/v1", "model": "wise"}
+LARGE = {"name": "large", "endpoint": "https://models.example/v1", "model": "wise"}
 
 
 def full(path: str) -> str:
@@ -182,6 +183,30 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         {"evaluation.harness": {"tasks": [{"name": "gsm8k", "fewShotUris": ["s3://acme/gsm8k/train.jsonl"]}]}},
         "evaluation.harness.tasks[0]",
         "fewShotUris needs uris",
+    ),
+    (
+        "to beat a model that is not named",
+        {"evaluation": {"candidates": [LARGE], "gates": [{"metric": "ExactMatch", "over": "larger"}]}},
+        "evaluation",
+        "the name of one of evaluation.candidates",
+    ),
+    (
+        "to beat what no contender is called",
+        {GATE: [{"metric": "ExactMatch", "over": "Best Baseline"}]},
+        f"{GATE}[0].over",
+        "must be one of Base, Prompt",
+    ),
+    (
+        "a lower loss than a model at an endpoint",
+        {"evaluation": {"candidates": [LARGE], "gates": [{"metric": "Loss", "over": "large"}]}},
+        f"{GATE}[0]",
+        "has only metrics of its answers",
+    ),
+    (
+        "a candidate with the name of a baseline",
+        {"evaluation": {"candidates": [LARGE | {"name": "Base"}]}},
+        "evaluation.candidates[0].name",
+        "must be lower-case letters, digits",
     ),
     ("to forget less than the base", {GATE: [{"metric": "Forgetting", "over": "Base"}]}, f"{GATE}[0]", "set maximum"),
     ("to diverge less than the base", {GATE: [{"metric": "Divergence", "over": "Base"}]}, f"{GATE}[0]", "set maximum"),

@@ -15,6 +15,7 @@ import pytest
 from finetune_api import job, reasons, results, run
 from finetune_trainer.data import dataset, toolcalls
 from finetune_trainer.evaluation import answers, judge, metrics, pairwise
+from finetune_trainer.evaluation import endpoint as endpoints
 from finetune_trainer.process import errors
 from finetune_trainer.stages import evaluate, preflight, train
 
@@ -119,7 +120,7 @@ def server() -> Iterator[tuple[Endpoint, str]]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for minutes."""
-    monkeypatch.setattr(judge, "PATIENCE", 5.0)
+    monkeypatch.setattr(endpoints, "PATIENCE", 5.0)
 
 
 def made(url: str, *, needed: bool = False, key: str = "", **rules: Any) -> judge.Judge:
@@ -312,7 +313,7 @@ def test_no_more_requests_than_allowed_are_under_way(server: tuple[Endpoint, str
     endpoint.slow = 0.02
     reported: list[float] = []
     made(url).compare([case("good", "bad", n) for n in range(20)], reported.append)
-    assert 1 < endpoint.busiest <= judge.AT_ONCE
+    assert 1 < endpoint.busiest <= endpoints.AT_ONCE
     assert reported == sorted(reported)
     assert reported[-1] == 1.0
     assert [share for share in reported if share >= 1] == [1.0], "a part of the progress ends once"
@@ -379,7 +380,7 @@ def test_the_first_case_finds_problems_that_waiting_does_not_solve(server: tuple
     fails(made(url, needed=True).check, "not JSON; is this the base URL")
     endpoint.raw = b'{"choices": []}'
     fails(made(url, needed=True).check, "not a chat completion; is this the base URL")
-    endpoint.raw = b"x" * (judge.SIZE + 1)
+    endpoint.raw = b"x" * (endpoints.SIZE + 1)
     fails(made(url, needed=True).check, "more than 1048576 bytes")
 
 
@@ -449,7 +450,7 @@ def test_an_endpoint_is_an_http_url_without_secrets(url: str) -> None:
 
 
 def test_nobody_there_is_reported_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "PATIENCE", 0.5)
+    monkeypatch.setattr(endpoints, "PATIENCE", 0.5)
     failure = fails(made("http://127.0.0.1:9/v1", needed=True).check, "no answer in 0 s; the last: ConnectError")
     assert failure.exit == 1, "another attempt may find it"
 
@@ -457,7 +458,7 @@ def test_nobody_there_is_reported_after_the_patience(monkeypatch: pytest.MonkeyP
 def test_a_judge_that_becomes_unreachable_ends_the_comparison_soon(
     server: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "PATIENCE", 1.0)
+    monkeypatch.setattr(endpoints, "PATIENCE", 1.0)
     endpoint, url = server
     endpoint.refusing = lambda number: 503 if number > 4 else None
     cases = [case("good", "bad", n) for n in range(200)]

@@ -201,7 +201,8 @@ def _contenders(console: Any, found: answer.Answer) -> None:
     """A row for each metric, a column for each contender, with the 95 % interval where there is one."""
     if not found.contenders:
         return
-    who = [one for one in job.Contender if any(value.contender is one for value in found.contenders)]
+    measured = dict.fromkeys(value.contender for value in found.contenders)
+    who = [*(one for one in job.Contender if one in measured), *(one for one in measured if one.is_candidate)]
     table = _table("Metric", *who, "Examples", right=len(who) + 1)
     for metric in job.Metric:
         values = {value.contender: value for value in found.contenders if value.metric is metric}

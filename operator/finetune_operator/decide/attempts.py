@@ -282,11 +282,10 @@ def _memory(world: World, wanted: job.Resources) -> str | None:
 
 
 def _price(world: World) -> dict[str, Any]:
-    """The hourly price of the training's GPUs, if the chart has it."""
+    """The hourly price of the training's GPUs, if the chart has it, and the currency of all prices."""
     known = world.obs.settings.gpu_types.get(world.spec.resources.gpu_type or "")
-    if known is None or known.price_per_hour is None:
-        return {}
-    return {"price_per_gpu_hour": known.price_per_hour, "currency": world.obs.settings.currency}
+    price = None if known is None else known.price_per_hour
+    return {"price_per_gpu_hour": price, "currency": world.obs.settings.currency}
 
 
 def _meeting(world: World, nodes: int) -> meta.Manifest | None:

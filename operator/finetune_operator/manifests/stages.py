@@ -81,7 +81,7 @@ def build(
             *pods.credentials(content.storage.credentials_secret),
             *(pods.model_credentials(content.base_model) if stage is not Stage.VERIFY else []),
             *pods.secret_value("API_KEY", api_key_secret, "API_KEY"),
-            *judge_key(content, stage),
+            *endpoint_keys(content, stage),
             *data_keys(content, stage),
             *([{"name": run.GPUS, "value": str(own.gpus)}] if own.gpus else []),
             *where,
@@ -144,12 +144,14 @@ def run_file(content: run.Run, stage: Stage) -> run.Run:
     return content.without_later_stages() if stage in JUDGING else content.without_judgement()
 
 
-def judge_key(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
-    """The key of evaluation.judge, for the only stage that uses it."""
-    judge = content.evaluation.judge
-    return (
-        pods.secret_value(run.JUDGE_KEY, judge.api_key_secret, "API_KEY") if judge and stage is Stage.EVALUATE else []
-    )
+def endpoint_keys(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
+    """The keys of evaluation.candidates and evaluation.judge, for the stages that ask them."""
+    wanted = {}
+    if stage in (Stage.BASELINE, Stage.EVALUATE):
+        wanted = {run.candidate_key(one.name): one.api_key_secret for one in content.evaluation.others}
+    if stage is Stage.EVALUATE and content.evaluation.judge:
+        wanted[run.JUDGE_KEY] = content.evaluation.judge.api_key_secret
+    return [entry for name, secret in wanted.items() for entry in pods.secret_value(name, secret, "API_KEY")]
 
 
 def data_keys(content: run.Run, stage: Stage) -> list[dict[str, Any]]:

@@ -231,6 +231,16 @@ def test_the_judges_key_is_for_the_evaluation_alone() -> None:
     assert "JUDGE_API_KEY" not in environment(containers(stage(Stage.EVALUATE))[0])
 
 
+def test_the_keys_of_candidates_are_for_the_stages_that_ask_them() -> None:
+    large = {"name": "gpt-large", "endpoint": "https://models.example/v1", "model": "wise", "apiKeySecret": "models"}
+    open_ = {"name": "own", "endpoint": "http://own.ml:8000/v1", "model": "wise"}
+    for one in Stage:
+        seen = environment(containers(stage(one, **{"evaluation.candidates": [large, open_]}))[0])
+        asks = one in (Stage.BASELINE, Stage.EVALUATE)
+        keys = {name: value for name, value in seen.items() if name.startswith("CANDIDATE_API_KEY_")}
+        assert keys == ({"CANDIDATE_API_KEY_GPT_LARGE": {"name": "models", "key": "API_KEY"}} if asks else {})
+
+
 def test_the_server_gets_no_storage_keys_and_its_api_key_by_environment() -> None:
     secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
     fetch, vllm = containers(server(of=base(access_token_secret="hf"), **secrets))

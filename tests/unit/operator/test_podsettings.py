@@ -279,7 +279,8 @@ REPLACEABLE = {"PYTHONUNBUFFERED", "HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_
 
 def test_no_setting_replaces_a_variable_that_the_operator_sets_for_a_reason() -> None:
     secrets = {"storage.credentialsSecret": "s3", "deployment.apiKeySecret": "key"}
-    judge = {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "m", "apiKeySecret": "judge"}}
+    asked = {"endpoint": "https://judge.example/v1", "model": "m", "apiKeySecret": "judge"}
+    judge = {"evaluation.judge": asked, "evaluation.candidates": [{"name": "large", **asked}]}
     stores = {"dataset.storage": {"credentialsSecret": "reader"}}
     base = {"accessTokenSecret": "hf", "source": "s3://models/b", "storage": {"credentialsSecret": "models"}}
     for which in templates.PODS:

@@ -53,6 +53,7 @@ EVALUATES = [
     {"evaluation.maximumExamples": 7},
     {"evaluation.generation.maxNewTokens": 7},
     {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "wise"}},
+    {"evaluation.candidates": [{"name": "large", "endpoint": "https://models.example/v1", "model": "wise"}]},
 ]
 RELEASES = [
     {"deployment.image": "vllm:2"},
@@ -113,6 +114,14 @@ def test_the_judges_secret_may_be_renamed_without_judging_again() -> None:
     edits = {"evaluation": {"model": "wiser"}, "environment": {"apiKeySecret": "key"}}
     for section, edit in edits.items():
         assert sections(record(**before), spec(**{"evaluation.judge": judge | edit})) == {section}
+
+
+def test_a_candidates_secret_may_be_renamed_without_asking_it_again() -> None:
+    large = {"name": "large", "endpoint": "https://models.example/v1", "model": "wise"}
+    edits = {"evaluation": {"pricePerMillionPromptTokens": 2.0}, "environment": {"apiKeySecret": "key"}}
+    for section, edit in edits.items():
+        before, after = {"evaluation.candidates": [large]}, {"evaluation.candidates": [large | edit]}
+        assert sections(record(**before), spec(**after)) == {section}
 
 
 @pytest.mark.parametrize("edit", [*TRAINS, *EVALUATES, *RELEASES])

@@ -13,6 +13,8 @@
     power        how many examples a gate needs
     feasible     gates that no answer could pass, or that a good model could miss by chance, before training
     pairwise     two answers to one question, judged in both orders
+    endpoint     chat requests to a language model behind an OpenAI-compatible endpoint
+    candidates   other models at such endpoints, asked the same questions
     judge        a language model behind an OpenAI-compatible endpoint, which compares answers pairwise
     canary       answers of the tuned model with the log-probability of every token, which verify requests again
     consistency  how often sampled answers to one question agree

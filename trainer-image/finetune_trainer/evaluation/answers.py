@@ -39,6 +39,8 @@ class Answers:
     """Tokens per second of the losses, which read prompt and answer at once."""
     seconds: float = 0.0
     """Of answers and losses together."""
+    usage: tuple[float, float] | None = None
+    """Mean tokens of prompts and answers as an endpoint counts them; None: `prompts` and `generated` tell."""
 
     def and_then(self, more: "Answers") -> "Answers":
         return Answers(
@@ -47,15 +49,20 @@ class Answers:
             [*self.prompts, *more.prompts],
             more.prefill,
             self.seconds + more.seconds,
+            more.usage or self.usage,
         )
 
     @property
     def prompt_tokens(self) -> float:
         """Mean tokens of a prompt."""
+        if self.usage is not None:
+            return self.usage[0]
         return sum(map(len, self.prompts)) / max(1, len(self.prompts))
 
     @property
     def answer_tokens(self) -> float:
+        if self.usage is not None:
+            return self.usage[1]
         return sum(map(len, self.generated)) / max(1, len(self.generated))
 
 

@@ -83,7 +83,7 @@ def problem(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str |
     measured = frozenset(gate.metric for gate in known)
     best = metrics.measure([_answer(one, one.answer) for one in examples], rules, measured)
     worst = metrics.measure([_answer(one, "") for one in examples], rules, measured)
-    found: gates.Values = dict.fromkeys(job.Contender, worst)
+    found: gates.Values = dict.fromkeys([*job.Contender, *(job.Contender(one.name) for one in rules.others)], worst)
     found[job.Contender.TUNED] = best
     failed = [
         (gate, result)

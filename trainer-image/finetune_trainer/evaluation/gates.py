@@ -38,7 +38,7 @@ def check(
     alone."""
     return [
         _best(gate, values, subject, win_losses or {})
-        if gate.over == evaluation.BEST
+        if gate.over in (evaluation.BEST, evaluation.BEST_ALTERNATIVE)
         else _one(gate, values, subject, win_losses or {})
         for gate in gates
     ]
@@ -61,13 +61,12 @@ def _one(gate: job.Gate, values: Values, subject: job.Contender, win_losses: Win
 
 
 def _best(gate: job.Gate, values: Values, subject: job.Contender, win_losses: WinLosses) -> status.GateResult:
-    """A gate over the best baseline: over each that was measured. Observed is the hardest one of those that were not passed, else
-    of all."""
-    measured = [
-        one
-        for one in evaluation.BASELINES
-        if (one in win_losses if gate.metric in job.PAIRWISE else gate.metric in values.get(one, {}))
-    ]
+    """A gate over the best baseline or alternative: over each that was measured. Observed is the hardest one of those that were
+    not passed, else of all."""
+    if gate.metric in job.PAIRWISE:
+        measured = evaluation.compared_with(gate.over, win_losses)
+    else:
+        measured = [one for one in evaluation.compared_with(gate.over, values) if gate.metric in values[one]]
     if not measured:
         text = "no baseline was measured; see evaluation.baselines"
         return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=text, passed=False)
@@ -223,4 +222,5 @@ def requirement(gate: job.Gate) -> str:
 
 
 def _named(gate: job.Gate) -> str:
-    return "the best baseline" if gate.over == evaluation.BEST else str(gate.over)
+    names = {evaluation.BEST: "the best baseline", evaluation.BEST_ALTERNATIVE: "the best alternative"}
+    return names.get(str(gate.over), str(gate.over))

@@ -20,6 +20,8 @@ class Headline:
     """None: nothing of the tuned model was measured."""
     baseline: job.Contender | None
     """None: no baseline was measured."""
+    alternative: job.Contender | None = None
+    """The best of baselines and candidates; None: none was measured."""
 
 
 def telling(
@@ -47,9 +49,20 @@ def decide(required: Sequence[job.Gate], measured: gates.Values, rates: Mapping[
     """
     metric = telling(required, measured.get(job.Contender.TUNED, {}), measured.values(), judged=bool(rates))
     if metric in job.PAIRWISE:
-        return Headline(metric, min((one for one in reading.BASELINES if one in rates), key=lambda one: rates[one]))
+        return _best(metric, {one: -rates[one] for one in evaluation.alternatives(rates)})
     for by in (metric, job.Metric.LOSS):
-        there = {one: measured[one][by].value for one in reading.BASELINES if by and by in measured.get(one, {})}
-        if there:
-            return Headline(metric, (min if by in job.LOWER_IS_BETTER else max)(there, key=lambda one: there[one]))
+        sign = -1 if by in job.LOWER_IS_BETTER else 1
+        there = [one for one in evaluation.alternatives(measured) if by and by in measured[one]]
+        if by and there:
+            return _best(metric, {one: sign * measured[one][by].value for one in there})
     return Headline(metric, None)
+
+
+def _best(metric: job.Metric | None, scores: Mapping[job.Contender, float]) -> Headline:
+    """By scores of which the highest is best, the first of equals."""
+    baselines = {one: score for one, score in scores.items() if not one.is_candidate}
+    return Headline(
+        metric,
+        max(baselines, key=lambda one: scores[one], default=None),
+        max(scores, key=lambda one: scores[one], default=None),
+    )

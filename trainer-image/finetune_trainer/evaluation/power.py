@@ -106,17 +106,13 @@ def after(gate: job.Gate, values: gates.Values, subject: job.Contender = job.Con
         found.append(Power(column.examples, gate.minimum + reach * spread))
     if gate.maximum is not None:
         found.append(Power(column.examples, gate.maximum - reach * spread))
-    others = [values[one][gate.metric] for one in _over(gate) if gate.metric in values.get(one, {})]
+    others = [
+        values[one][gate.metric] for one in evaluation.compared_with(gate.over, values) if gate.metric in values[one]
+    ]
     if others and (gate.over is not job.Contender.SERVING or gate.improvement):
         widest = max(evidence.spread(column, other) for other in others)
         found.append(Power(column.examples, (gate.improvement or 0.0) + reach * widest, relative=True))
     return found
-
-
-def _over(gate: job.Gate) -> list[job.Contender]:
-    if gate.over is None:
-        return []
-    return list(evaluation.BASELINES) if gate.over == evaluation.BEST else [job.Contender(gate.over)]
 
 
 def _reach(confidence: float) -> float:

@@ -49,6 +49,8 @@ class Findings:
     """How Retrieved was asked."""
     left_out: list[str] = dataclasses.field(default_factory=list)
     """What there was no time for."""
+    candidates: list[results.Candidate] = dataclasses.field(default_factory=list)
+    """The models of evaluation.candidates, and how far they answered."""
 
     @property
     def tallies(self) -> dict[job.Contender, pairwise.Tally]:
@@ -104,6 +106,8 @@ def results_of(
         checked = json.loads(store.read(spec.layout.preflight))
     except errors.NotFound:
         checked = {}
+    cost = hours * spec.price_per_gpu_hour if hours and spec.price_per_gpu_hour is not None else None
+    prices = {which: price(spec, which, one) for which, one in found.asked.items()}
     return results.Results(
         namespace=spec.namespace,
         name=spec.name,
@@ -116,6 +120,8 @@ def results_of(
         intent=spec.intent,
         headline=head.metric,
         best_baseline=head.baseline,
+        best_alternative=head.alternative,
+        candidates=found.candidates,
         evaluation=summary(spec, reported, gate_results, len(examples), saved, found),
         values=reported,
         comparisons=[
@@ -131,12 +137,17 @@ def results_of(
                 contender=which,
                 prompt=round(one.prompt_tokens, 1),
                 answer=round(one.answer_tokens, 1),
-                seconds=round(one.seconds / len(one.prompts), 4) if one.seconds else None,
+                seconds=round(one.seconds / len(one.prompts), 4) if one.seconds and one.prompts else None,
+                cost=prices[which],
             )
             for which, one in found.asked.items()
-            if one.prompts
+            if one.prompts or one.usage
         ],
         break_even_requests=break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
+        paid_back_requests=paid_back(
+            cost, prices.get(tuned), prices.get(head.alternative) if head.alternative else None
+        ),
+        currency=spec.currency,
         training=results.Training(
             **provenance.history,
             learning_rate=provenance.training.get("learning_rate"),
@@ -144,7 +155,7 @@ def results_of(
             tokens_per_second=provenance.training.get("tokens_per_second"),
             peak_memory=provenance.training.get("peak_memory"),
             gpu_hours=hours if gpus else None,
-            cost=hours * spec.price_per_gpu_hour if hours and spec.price_per_gpu_hour is not None else None,
+            cost=cost,
             currency=spec.currency if spec.price_per_gpu_hour is not None else None,
         ),
         preflight=checked.get("outcome", {}).get("preflight"),
@@ -155,6 +166,36 @@ def results_of(
         finished_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
         samples=shown([sample(head.metric, *one, found) for one in enumerate(examples)], head.baseline),
     )
+
+
+def price(spec: run.Run, which: job.Contender, asked: answers.Answers) -> float | None:
+    """Of 1,000 requests: to a candidate by the price of its tokens, to all others by that of the GPUs that answered; None where
+    it is unknown."""
+    if which.is_candidate:
+        rules = next((one for one in spec.evaluation.others if one.name == which), None)
+        each = rules.price(asked.prompt_tokens, asked.answer_tokens) if rules and asked.usage else None
+        return None if each is None else 1000 * each
+    hourly = hourly_price(spec)
+    if hourly is None or not asked.seconds or not asked.prompts:
+        return None
+    return 1000 * asked.seconds / len(asked.prompts) * hourly / 3600
+
+
+def hourly_price(spec: run.Run) -> float | None:
+    """Of the evaluation's GPUs together; None where it is unknown: for another type than the training's, and where the estimate
+    decides how many of the training's GPUs they are."""
+    own = spec.evaluation.resources
+    gpus, kind = (spec.gpus, spec.gpu_type) if own is None else (own.gpus, own.gpu_type)
+    if spec.price_per_gpu_hour is None or kind != spec.gpu_type or not gpus or (own is None and gpus > 1):
+        return None
+    return gpus * spec.price_per_gpu_hour
+
+
+def paid_back(training: float | None, ours: float | None, other: float | None) -> int | None:
+    """Requests until what they save has paid for the training; prices of the training and of 1,000 requests to each."""
+    if training is None or ours is None or other is None or other <= ours:
+        return None
+    return round(1000 * training / (other - ours))
 
 
 def values(measured: gates.Values) -> list[results.Value]:
@@ -276,7 +317,12 @@ def summary(
 ) -> status.Evaluation:
     """The evaluation for the status: the gates' metrics and the main ones."""
     main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.stated), *IN_STATUS]))
-    reported = sorted((one for one in measured if one.metric in main), key=lambda one: main.index(one.metric))
+    required = {gate.metric for gate in spec.evaluation.stated}
+
+    def place(one: results.Value) -> tuple[bool, bool, int]:
+        return one.metric not in required, one.contender.is_candidate, main.index(one.metric)
+
+    reported = sorted((one for one in measured if one.metric in main), key=place)
     first = spec.evaluation.stated[0] if spec.evaluation.stated else None
     metric = first.metric if first else found.headline(spec).metric
     score = [one.value for one in measured if one.metric is metric and one.contender is job.Contender.TUNED]
@@ -289,6 +335,7 @@ def summary(
         metrics=[metric_value(one) for one in reported],
         gates=gate_results,
         best_baseline=found.headline(spec).baseline,
+        unanswered=[f"{one.name}: {one.problem}" for one in found.candidates if one.problem],
         canary=f"{spec.layout.evaluation(spec.evaluation_hash)}/canary.json",
         tokens_saved_per_request=saved,
     )

@@ -5,13 +5,16 @@ from what was measured so far, and what the budget does not allow is left out an
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from finetune_api import job, results
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import prefixes
 from finetune_trainer.evaluation import answers, evidence, headline, metrics, retrieval
 from finetune_trainer.process import log
+
+Key = TypeVar("Key")
 
 BUDGETED = (job.Contender.RETRIEVED, job.Contender.MANY_SHOT, job.Contender.RAG)
 
@@ -67,6 +70,11 @@ class Budget:
     seconds: float
     spent: float = 0.0
     left_out: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def rest(self) -> float:
+        """Seconds for the next candidate, whose speed nobody knows before it is asked: what is left, LEAST at least."""
+        return max(LEAST, self.seconds - self.spent)
 
     def allows(self, what: str, expected: float) -> bool:
         """Whether there is time; where there is not, what is left out is noted."""
@@ -140,14 +148,14 @@ def choose(
     return Choice(results.Retrieved(examples=best, metric=metric, tried=tried), asked[best])
 
 
-def of(required: Sequence[job.Gate], measured: dict[int, metrics.Columns]) -> tuple[int, job.Metric | None]:
-    """The number that is best by the telling metric, the smallest of equals."""
+def of(required: Sequence[job.Gate], measured: Mapping[Key, metrics.Columns]) -> tuple[Key, job.Metric | None]:
+    """What is best by the telling metric, the first of equals."""
     available = set.intersection(*(set(columns) for columns in measured.values()))
     metric = headline.telling(required, available, measured.values())
     if metric is None:
-        return min(measured), None
+        return next(iter(measured)), None
     sign = -1 if metric in job.LOWER_IS_BETTER else 1
-    return max(measured, key=lambda count: (sign * measured[count][metric].value, -count)), metric
+    return max(measured, key=lambda one: sign * measured[one][metric].value), metric
 
 
 def tried_value(count: int, column: evidence.Column | None) -> results.Tried:

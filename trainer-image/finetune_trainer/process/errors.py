@@ -20,6 +20,7 @@ EXITS: dict[reasons.Reason, int] = {
     reasons.Reason.GPU_NOT_VISIBLE: 1,
     reasons.Reason.SERVER_FAILED: 1,
     reasons.Reason.JUDGE_FAILED: 1,
+    reasons.Reason.CANDIDATE_FAILED: 1,
 }
 """Exit codes of reasons; every other reason of a Failure is bad configuration or data."""
 

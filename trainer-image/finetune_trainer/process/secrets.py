@@ -43,7 +43,12 @@ def redact(text: str) -> str:
     are and as JSON writes them; nor with one that was cut off at its end."""
     text = KEY_ID.sub(r"\1…", SENT.sub(REDACTED, text))
     # Also without the line break that many Secrets end with: it is not sent.
-    values = {form for name in VARIABLES for form in (os.environ.get(name, ""), os.environ.get(name, "").strip())}
+    candidates = (name for name in os.environ if name.startswith(run.CANDIDATE_KEYS))
+    values = {
+        form
+        for name in (*VARIABLES, *candidates)
+        for form in (os.environ.get(name, ""), os.environ.get(name, "").strip())
+    }
     for value in values | _hidden:
         if len(value) < SHORTEST:
             continue

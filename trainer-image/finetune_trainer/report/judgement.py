@@ -99,6 +99,8 @@ def _cautions(found: results.Results) -> list[str]:
         made.append(f"By {metric} the best baseline is better than the tuned model: fine-tuning was not worth it.")
     if metric and found.evaluation.passed and _mark(found, metric) is Mark.UNDECIDED and found.best_baseline:
         made.append(f"By {metric} it is not certain that the tuned model is better than the best baseline.")
+    if metric and (better := _better_candidate(found, metric)):
+        made.append(f"By {metric} the candidate {better} is better than the tuned model: compare what both cost.")
     if examples < FEW:
         counted = f"{examples} test example{'s' if examples != 1 else ''}"
         made.append(f"Only {counted}: the intervals are wide, and a few answers would change every number.")
@@ -108,6 +110,15 @@ def _cautions(found: results.Results) -> list[str]:
         listed = ", ".join(f"{one.task} ({one.metric})" for one in forgetting)
         made.append(f"The tuned model is worse than the base model in public benchmarks: {listed}.")
     return made
+
+
+def _better_candidate(found: results.Results, metric: Metric) -> Contender | None:
+    """The best alternative, where it is another model and better than the tuned one."""
+    who = found.best_alternative
+    if who is None or not who.is_candidate:
+        return None
+    compared = reading.comparison(found, metric, who)
+    return who if compared is not None and compared.high < 0 else None
 
 
 def for_tuning(found: results.Results) -> list[Reason]:
@@ -223,7 +234,7 @@ def _cost(found: results.Results) -> Reason:
         )
     text = (
         f"{_spent(ours)}, prompts and wrong answers included, against {_spent(theirs)} "
-        f"{words.beside(other, found.intent.prompt)}. {_paid_back(found)}"
+        f"{words.beside(other, found.intent.prompt)}. {_paid_back(found)}{_in_money(found, metric)}"
     )
     mark = Mark.FOR if ours < 0.95 * theirs else Mark.AGAINST if ours > 1.05 * theirs else Mark.UNDECIDED
     return Reason(title, text, mark)
@@ -237,6 +248,28 @@ def _per_answer(found: results.Results, metric: Metric | None, who: Contender | 
     if spent is None or right is None:
         return None
     return (spent.prompt + spent.answer) / right.value if right.value > 0 else float("inf")
+
+
+def _in_money(found: results.Results, metric: Metric | None) -> str:
+    """The price of 1,000 right answers against the best alternative's, and when the training has paid for itself."""
+    other = found.best_alternative
+    prices = [_price_of_right(found, metric, who) for who in (Contender.TUNED, other)]
+    if other is None or None in prices:
+        return ""
+    ours, theirs = (words.price(one, found.currency) for one in prices if one is not None)
+    text = f" 1,000 right answers cost {ours} to serve, against {theirs} {words.beside(other, found.intent.prompt)}"
+    if found.paid_back_requests is None:
+        return f"{text}: each request costs at least as much, so money never pays the training back."
+    return f"{text}: the training is paid back after {words.count(found.paid_back_requests)} requests, on busy GPUs."
+
+
+def _price_of_right(found: results.Results, metric: Metric | None, who: Contender | None) -> float | None:
+    if metric is None or who is None:
+        return None
+    spent, right = reading.tokens(found, who), reading.value(found, metric, who)
+    if spent is None or spent.cost is None or right is None or right.value <= 0:
+        return None
+    return spent.cost / right.value
 
 
 def _spent(tokens: float) -> str:

@@ -1,6 +1,7 @@
 """The ladder of methods, from the base model alone to pre-training: a row for each rung. Pure, no HTML."""
 
 import dataclasses
+import urllib.parse
 
 from finetune_api import job, results
 from finetune_trainer.report import judgement, reading, words
@@ -31,7 +32,7 @@ class Rung:
 
 def rungs(found: results.Results) -> list[Rung]:
     """From cheap to costly; the tuned model and pre-training come last."""
-    order = (*reading.BASELINES, Contender.TUNED)
+    order = (*reading.alternatives(found), Contender.TUNED)
     return [*(_rung(found, who) for who in order), _PRE_TRAINING]
 
 
@@ -55,6 +56,10 @@ def _rung(found: results.Results, who: Contender) -> Rung:
 
 
 def _takes(found: results.Results, who: Contender) -> str:
+    if who.is_candidate:
+        other = candidate(found, who)
+        host = urllib.parse.urlsplit(other.endpoint).hostname
+        return f"{other.model} at {host}; the prompt of {words.name(other.prompt or Contender.PROMPT)}"
     retrieved = f"up to {found.retrieved.examples} of them" if found.retrieved else "the most similar ones"
     took = found.training.seconds
     price = f", {words.price(found.training.cost, found.training.currency)}" if found.training.cost is not None else ""
@@ -70,6 +75,10 @@ def _takes(found: results.Results, who: Contender) -> str:
     }[who]
 
 
+def candidate(found: results.Results, who: Contender) -> results.Candidate:
+    return next(one for one in found.candidates if one.name == who)
+
+
 def _reached(found: results.Results, who: Contender) -> str | None:
     metric = found.headline
     if metric is None:
@@ -80,27 +89,30 @@ def _reached(found: results.Results, who: Contender) -> str | None:
             return "as judged below" if who is Contender.TUNED else None
         return f"the tuned model wins {words.measured(metric, pairwise.win_rate, pairwise.low, pairwise.high)}"
     value = reading.value(found, metric, who)
-    return f"{metric} {words.measured(metric, value.value, value.low, value.high)}" if value else None
+    if value is None:
+        return None
+    some = f", on {value.examples} of them" if who.is_candidate and candidate(found, who).problem else ""
+    return f"{metric} {words.measured(metric, value.value, value.low, value.high)}{some}"
 
 
 def _missing(found: results.Results, who: Contender) -> str:
+    if who.is_candidate:
+        return candidate(found, who).problem or "not measured"
     if any(text.startswith(str(who)) for text in found.left_out):
         return "no time: raise evaluation.baselineBudget"
     return f"{HOW[who]} to measure it" if who in HOW else "not measured"
 
 
 def cost(found: results.Results, who: Contender) -> str:
-    """What 1,000 requests take: tokens, time of one device, and its price at the training's rate."""
+    """What 1,000 requests take: tokens, time of one device, and their price where it is known."""
     spent = reading.tokens(found, who)
     if spent is None:
         return ""
     parts = [words.count(1000 * (spent.prompt + spent.answer), "tokens")]
     if spent.seconds:
         parts.append(words.duration(1000 * spent.seconds))
-        training = found.training
-        if training.cost is not None and training.gpu_hours:
-            hourly = training.cost / training.gpu_hours
-            parts.append(words.price(hourly * 1000 * spent.seconds / 3600, training.currency))
+    if spent.cost is not None:
+        parts.append(words.price(spent.cost, found.currency))
     return ", ".join(parts)
 
 
@@ -119,7 +131,7 @@ def _of_baseline(found: results.Results, who: Contender) -> tuple[str, Mark]:
 
 def _of_tuned(found: results.Results) -> tuple[str, Mark]:
     """Against every baseline that was measured: better than the best one means better than each."""
-    marks = {who: _against(found, who) for who in reading.BASELINES if _reached(found, who) is not None}
+    marks = {who: _against(found, who) for who in reading.alternatives(found) if _reached(found, who) is not None}
     if not marks:
         return "no baseline to compare with", Mark.UNDECIDED
     worse = [words.name(who) for who, mark in marks.items() if mark is Mark.AGAINST]
@@ -128,7 +140,8 @@ def _of_tuned(found: results.Results) -> tuple[str, Mark]:
     unsure = [words.name(who) for who, mark in marks.items() if mark is not Mark.FOR]
     if unsure:
         return f"not shown to be better than {', '.join(unsure)}", Mark.UNDECIDED
-    return "better than every baseline that was measured", Mark.FOR
+    listed = "alternative" if any(who.is_candidate for who in marks) else "baseline"
+    return f"better than every {listed} that was measured", Mark.FOR
 
 
 def _against(found: results.Results, who: Contender) -> Mark:

@@ -45,7 +45,7 @@ def tokens(found: results.Results) -> list[Tokens]:
     """The tokens of a request."""
     ours = reading.tokens(found, Contender.TUNED)
     made = []
-    for who in (Contender.TUNED, *reading.BASELINES, Contender.SERVING):
+    for who in (Contender.TUNED, *reading.alternatives(found), Contender.SERVING):
         one = reading.tokens(found, who)
         if one is None:
             continue

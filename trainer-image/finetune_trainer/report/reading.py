@@ -56,8 +56,13 @@ def value(found: results.Results, metric: Metric, contender: Contender) -> resul
 
 def contenders(found: results.Results) -> list[Contender]:
     """All measured contenders: the tuned model first, then its baselines."""
-    measured = {one.contender for one in found.values}
-    return [one for one in (Contender.TUNED, *BASELINES, Contender.SERVING) if one in measured]
+    measured = dict.fromkeys(one.contender for one in found.values)
+    return [one for one in (Contender.TUNED, *alternatives(found), Contender.SERVING) if one in measured]
+
+
+def alternatives(found: results.Results) -> list[Contender]:
+    """Every alternative to fine-tuning, measured or not: the baselines from cheap to costly, then the job's candidates."""
+    return [*BASELINES, *(Contender(one.name) for one in found.candidates)]
 
 
 def best(metric: Metric) -> Callable[[Iterable[results.Value]], results.Value]:

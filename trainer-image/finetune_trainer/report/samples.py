@@ -96,7 +96,12 @@ def question(sample: results.Sample) -> str:
 
 def answered(sample: results.Sample) -> list[Contender]:
     """Whose answers are shown, in their order."""
-    order = (Contender.TUNED, *reversed(reading.BASELINES), Contender.SERVING)
+    order = (
+        Contender.TUNED,
+        *(one for one in sample.answers if one.is_candidate),
+        *reversed(reading.BASELINES),
+        Contender.SERVING,
+    )
     return [who for who in order if sample.answers.get(who) is not None]
 
 

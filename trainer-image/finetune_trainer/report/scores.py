@@ -61,7 +61,7 @@ def _row(found: results.Results, metric: Metric) -> MetricRow:
 
 def comparisons(found: results.Results) -> list[tuple[results.Comparison, Cell]]:
     """Gains of the tuned model, each around zero on its metric's scale; the judge's verdicts have their own table."""
-    order, contender_order = list(Metric), list(Contender)
+    order, contender_order = list(Metric), [*Contender, *reading.alternatives(found)]
     listed = [one for one in found.comparisons if one.metric not in job.PAIRWISE]
     made = []
     for one in sorted(listed, key=lambda one: (order.index(one.metric), contender_order.index(one.over))):

@@ -51,6 +51,8 @@ def measured(metric: Metric, value: float, low: float | None, high: float | None
 
 def name(contender: Contender) -> str:
     """A contender as the heading of a column."""
+    if contender.is_candidate:
+        return str(contender)
     return {
         Contender.BASE: "Base",
         Contender.PROMPT: "Prompt",
@@ -72,6 +74,8 @@ def beside(contender: Contender, prompt: intent.Prompt) -> str:
 
 def described(contender: Contender, prompt: intent.Prompt) -> str:
     """A contender within a sentence: the base model *with a prompt and 3 examples*."""
+    if contender.is_candidate:
+        return f"the candidate {contender}"
     examples = f"{prompt.few_shot} example{'' if prompt.few_shot == 1 else 's'}"
     also = "a prompt and " if prompt.system else ""
     return {

@@ -14,6 +14,7 @@ from finetune_api import course, evaluation, job, outcome, reasons, results, run
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import (
     answers,
+    candidates,
     contenders,
     evidence,
     feasible,
@@ -46,13 +47,16 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
     reporter = progress.Progress(spec, "baseline", attempt)
-    rounds = Rounds(examples[: spec.evaluation.maximum_examples])
+    others = candidates.of(spec, deciding=False) if examples else []
+    rounds = Rounds(examples[: spec.evaluation.maximum_examples], {one.which: one for one in others})
     passing = None
     if examples:
         runner = answers.load(spec, store, scale, sidecar)
         log.info("measuring the baseline", engine=runner.engine.kind)
         passing = run_rounds(spec, runner, rounds, reporter)
-    found = summary(spec, rounds.asked, passing, len(examples)).model_copy(update={"left_out": rounds.limits.left_out})
+    unanswered = [f"{one.which}: {one.problem}" for one in others if one.problem]
+    left_out = [*rounds.limits.left_out, *unanswered]
+    found = summary(spec, rounds.asked, passing, len(examples)).model_copy(update={"left_out": left_out})
     deliver(spec, store, split, found, rounds, examples)
     reporter.end()
     return outcome_of(spec, found)
@@ -70,6 +74,7 @@ class Rounds:
     """The questions of the baseline, and what was asked so far."""
 
     examples: list[dataset.Example]
+    others: dict[job.Contender, candidates.Candidate] = dataclasses.field(default_factory=dict)
     asked: Asked = dataclasses.field(default_factory=dict)
     limits: selection.Budget = dataclasses.field(default_factory=lambda: selection.Budget(selection.LEAST))
     pace: selection.Pace = dataclasses.field(default_factory=selection.Pace)
@@ -84,6 +89,8 @@ class Rounds:
     ) -> bool:
         """One contender's answers to the examples from `begun` to `look`; False: there is no time for them."""
         fresh = self.examples[begun:look]
+        if which in self.others:
+            return self._ask_other(runner, self.others[which], fresh, gates)
         if which is job.Contender.RETRIEVED and which not in self.asked:
             choice = selection.choose(runner, fresh, self.limits, self.pace, gates)
             if choice is None or choice.given is None:
@@ -102,6 +109,24 @@ class Rounds:
         self.pace = self.pace.after(found)
         return True
 
+    def _ask_other(
+        self,
+        runner: answers.ModelRunner,
+        other: candidates.Candidate,
+        fresh: list[dataset.Example],
+        required: list[job.Gate],
+    ) -> bool:
+        """A candidate, with the prompt that did best in the first round; False: it no longer answers, or answers no question."""
+        if other.prompt is None:
+            values = {one: metrics.measure(given.answers, runner.rules) for one, given in self.asked.items()}
+            other.prompt = candidates.best_prompt(required, values)
+        found = other.ask(runner.script, fresh, self.limits.rest)
+        self.limits.spent += found.seconds
+        if other.problem is not None or not any(one.expected is not None for one in found.answers):
+            return False
+        self.asked[other.which] = self.asked[other.which].and_then(found) if other.which in self.asked else found
+        return True
+
 
 def run_rounds(
     spec: run.Run, runner: answers.ModelRunner, rounds: Rounds, reporter: progress.Progress
@@ -109,6 +134,7 @@ def run_rounds(
     """Rounds until one contender meets every bound, or none can. Returns who meets the bounds."""
     open_ = contenders.taking_part(spec.evaluation, runner.script, rounds.examples)
     open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples)]
+    open_ += [which for which, one in rounds.others.items() if one.problem is None]
     variants = len(open_) + (len(selection.OPTIONS) - 1) * (job.Contender.RETRIEVED in open_)
     strict = [bounds_only(gate, len(rounds.looks) * variants) for gate in spec.evaluation.absolute]
     trained = training_tokens(spec, runner)
@@ -161,8 +187,8 @@ def cannot_pass(gate: job.Gate, columns: metrics.Columns) -> bool:
 
 def can_be_beaten(gate: job.Gate, values: gates.Values) -> bool:
     """Whether a model could be better than this contender by as much as the gate requires."""
-    over = evaluation.BASELINES if gate.over == evaluation.BEST else [gate.over]
-    columns = [found[gate.metric] for one, found in values.items() if one in over and gate.metric in found]
+    over = evaluation.compared_with(gate.over, values)
+    columns = [values[one][gate.metric] for one in over if gate.metric in values[one]]
     limit = 0.0 if gate.metric in job.LOWER_IS_BETTER else 1.0
     room = max(gate.improvement or 0.0, gates.TOLERANCE) - gates.TOLERANCE
     return all(abs(limit - column.value) > room for column in columns)
@@ -197,7 +223,8 @@ def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gat
         return (
             f"no prompt meets the gates' bounds, on up to {examples} validation examples: training may improve on that"
         )
-    text = f"{how[passing]}, on {examples} validation examples"
+    other = f"the candidate {passing} meets the gates' bounds with the best prompt found"
+    text = f"{how.get(passing, other)}, on {examples} validation examples"
     if left:
         return f"{text}; training must still show: {', '.join(map(gates.requirement, left))}"
     if spec.intent.wants_more:

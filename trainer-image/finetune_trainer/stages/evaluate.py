@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import job, outcome, reasons, results, run, status
@@ -18,6 +19,7 @@ from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import (
     answers,
     canary,
+    candidates,
     consistency,
     contenders,
     divergence,
@@ -85,7 +87,7 @@ def evaluate(
         return done
     feasible.check_frozen(spec, store)
     begun = time.monotonic()
-    arbiter = judge.of(spec)
+    arbiter, others = judge.of(spec), candidates.of(spec, deciding=True)
     rules = spec.evaluation.harness
     benchmarks, problems = tasks.available_tasks(spec, rules, storage.of_data(spec)) if rules else ([], [])
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl", "validation.jsonl"})
@@ -94,12 +96,14 @@ def evaluate(
     )
     meter = Meter(
         progress.Progress(spec, "evaluate", attempt),
-        4 + len(job.Contender) + (arbiter is not None) + (rules is not None),
+        4 + len(job.Contender) + len(others) + (arbiter is not None) + (rules is not None),
         len(examples),
     )
     meter.tell(0)
     runner = answers.load(spec, store, scale, sidecar)
-    found = measure(spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"))
+    found = measure(
+        spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"), others
+    )
     if rules is not None:
         found.harness = play.measure(runner, benchmarks, problems, rules, meter.tell)
     if arbiter is not None:
@@ -138,6 +142,7 @@ def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed)
     if not failed:
         text = "every gate passed" if found.gates else "no gates"
+    text = "; ".join([text, *found.unanswered])
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
 
 
@@ -169,9 +174,10 @@ def measure(
     serving: ServingAdapter | None,
     meter: Meter,
     trained: float | None = None,
+    others: Sequence[candidates.Candidate] = (),
 ) -> scoreboard.Findings:
-    """Baselines first, then the adapter that is served, then the tuned one, which stays in the engine. trained: seconds of the
-    training."""
+    """Baselines first, then the candidates, then the adapter that is served, then the tuned one, which stays in the engine.
+    trained: seconds of the training."""
     log.info(
         "evaluating",
         engine=runner.engine.kind,
@@ -186,7 +192,8 @@ def measure(
     for which in baselines:
         if which not in selection.BUDGETED:
             measure_contender(runner, which, examples, found, meter)
-    measure_long_prompts(spec, store, runner, examples, found, meter, trained)
+    limits = measure_long_prompts(spec, store, runner, examples, found, meter, trained)
+    measure_candidates(others, runner, examples, found, meter, limits)
     if serving is not None and add_serving_adapter(runner.engine, serving, store, spec):
         measure_contender(runner, job.Contender.SERVING, examples, found, meter)
     if problem := runner.engine.add_adapter(job.Contender.TUNED, machine.work() / "tuned"):
@@ -211,8 +218,9 @@ def measure_long_prompts(
     found: scoreboard.Findings,
     meter: Meter,
     trained: float | None,
-) -> None:
-    """Retrieved, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training."""
+) -> selection.Budget:
+    """Retrieved, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training. Returns what is
+    left of it."""
     limits = selection.budget(spec.evaluation, trained and trained * max(spec.gpus, 1) * spec.nodes)
     pace = functools.reduce(selection.Pace.after, found.asked.values(), selection.Pace())
     taking_part = contenders.taking_part(spec.evaluation, runner.script, examples)
@@ -230,6 +238,25 @@ def measure_long_prompts(
         limits.spent += found.asked[which].seconds
         pace = pace.after(found.asked[which])
     found.left_out = limits.left_out
+    return limits
+
+
+def measure_candidates(
+    others: Sequence[candidates.Candidate],
+    runner: answers.ModelRunner,
+    examples: list[dataset.Example],
+    found: scoreboard.Findings,
+    meter: Meter,
+    limits: selection.Budget,
+) -> None:
+    """Other models, with the prompt that did best so far, as far as they answer in time."""
+    for one in others:
+        one.prompt = None if one.problem else candidates.best_prompt(runner.rules.stated, found.values)
+        asked = one.ask(runner.script, examples, limits.rest, meter.tell)
+        limits.spent += asked.seconds
+        if measured := metrics.measure(asked.answers, runner.rules):
+            found.asked[one.which], found.values[one.which] = asked, measured
+        found.candidates.append(one.described(found.asked.get(one.which)))
 
 
 def choose_retrieved(
