@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.chart.conftest import Manifest, Refusal, Render, Rendered
 
-from finetune_api import reasons, run
+from finetune_api import reasons, run, serving
 from finetune_operator import __main__ as operator_main
 from finetune_operator.observe import label
 
@@ -48,6 +48,7 @@ def stage(name: reasons.Stage, namespace: str = "ml") -> End:
 
 
 SERVER = End("ml", ((label.RELEASE, "a-1"), (label.JOB, "a")))
+POOL = End("ml", ((label.POOL, "chat"),))
 API_SERVER = End(address="10.0.0.1/32")
 STORAGE = End(address="10.1.0.0/16")
 ELSEWHERE = End(address="169.254.169.254/32")
@@ -177,6 +178,31 @@ def test_a_server_only_fetches_and_has_no_other_egress(render: Render) -> None:
     assert connects(rendered, SERVER, STORAGE, 9000)
     for other, port in ((API_SERVER, 6443), (ELSEWHERE, 80), (ELSEWHERE, 443), (SERVER, run.SERVER_PORT)):
         assert not connects(rendered, SERVER, other, port)
+
+
+def test_a_pool_is_reached_by_clients_and_by_what_delivers_reads_or_copies_adapters(render: Render) -> None:
+    rendered = render(NARROW)
+    operator = operator_of(rendered)
+    assert connects(rendered, SHOP, POOL, run.SERVER_PORT)
+    for one in (stage(reasons.Stage.TRAIN), stage(reasons.Stage.VERIFY, "research"), operator, STRANGER):
+        assert not connects(rendered, one, POOL, run.SERVER_PORT), one
+    for one in (stage(reasons.Stage.VERIFY), stage(reasons.Stage.VERIFY, "research"), operator, POOL, PROMETHEUS):
+        assert connects(rendered, one, POOL, serving.DELIVERY_PORT), one
+    for one in (SHOP, STRANGER, stage(reasons.Stage.TRAIN), SERVER):
+        assert not connects(rendered, one, POOL, serving.DELIVERY_PORT), one
+    assert not connects(rendered, SHOP, POOL, serving.ENGINE_PORT)
+
+
+def test_a_pool_fetches_asks_the_operator_for_its_index_and_has_no_other_egress(render: Render) -> None:
+    rendered = render(NARROW)
+    operator = operator_of(rendered)
+    assert connects(rendered, POOL, STORAGE, 9000)
+    assert connects(rendered, POOL, operator, serving.INDEX_PORT)
+    assert connects(rendered, End("research", POOL.labels), operator, serving.INDEX_PORT)
+    for one in (SHOP, SERVER, stage(reasons.Stage.VERIFY), PROMETHEUS):
+        assert not connects(rendered, one, operator, serving.INDEX_PORT), one
+    for other, port in ((API_SERVER, 6443), (ELSEWHERE, 80), (operator, operator_main.PORT), (SERVER, run.SERVER_PORT)):
+        assert not connects(rendered, POOL, other, port)
 
 
 def test_without_peers_the_ports_alone_decide(render: Render) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_operator import clock, handlers, settings
 from flow import world
+from flow.test_pools import job_in
 
 
 def job(name: str, phase: str | None) -> dict:
@@ -38,6 +39,32 @@ async def test_running_jobs_are_known_before_finished_ones() -> None:
     found = controller(Server(*jobs, left=set()))
     await found._unfinished_first()
     assert set(found.facts.parents) == {"new", "trains"}
+
+
+async def test_jobs_in_pools_are_known_before_an_index_is_served_however_often_the_list_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = job_in("ml/chat", "tone", "ab" * 32)
+    server = Server(job("done", "Complete"), served, left=set())
+    found = controller(server)
+    found.leads = True
+    listed, failures = server.pages, [OSError("away"), OSError("away")]
+
+    def pages(kind: str, namespace: str | None) -> AsyncIterator[tuple[list[dict], str]]:
+        assert not found.indexes._complete()
+        if failures:
+            raise failures.pop()
+        return listed(kind, namespace)
+
+    async def at_once(seconds: float) -> None:
+        return None
+
+    monkeypatch.setattr(server, "pages", pages)
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    await found._unfinished_first()
+    assert set(found.facts.parents) == {served["metadata"]["uid"]}
+    assert len(found.facts.members["ml/chat"]) == 1
+    assert found.indexes._complete()
 
 
 async def test_a_job_that_was_deleted_before_kopf_listed_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
