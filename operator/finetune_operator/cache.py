@@ -220,7 +220,7 @@ class Cache:
         self._pool_uids[fact.key] = uid
         if known is None:
             self._drop_strangers(uid, fact.namespace)
-        if known is None or known.generation != fact.generation:
+        if known is None or not known.serves_like(fact):
             self._pool_changed(fact.key)
         if ("ServingPool", *key(raw)) not in self._writing:
             self.changed(uid)

@@ -32,6 +32,14 @@ class Parent:
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    def serves_like(self, other: "Parent") -> bool:
+        """Whether both are the same for jobs: an autoscaler that changes the replicas wakes none of them."""
+
+        def for_jobs(parent: Parent) -> object:
+            return parent.spec and parent.spec.model_copy(update={"replicas": 1})
+
+        return for_jobs(self) == for_jobs(other)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:

@@ -216,6 +216,22 @@ async def test_an_adapter_that_changes_its_state_wakes_its_job_and_the_pool_and_
     assert changed == []
 
 
+async def test_jobs_look_again_when_their_pool_changes_and_not_when_it_is_scaled() -> None:
+    changed: list[str] = []
+    facts = cache.Cache(changed.append)
+    facts.put_pool(POOL)
+    facts._keep_members("uid-1", (), (part(1),))
+    for version, spec, woken in (
+        ("2", {"replicas": 5}, {"pool"}),
+        ("3", {"replicas": 5, "contextLength": 4096}, {"pool", "uid-1"}),
+    ):
+        changed.clear()
+        facts.put_pool(
+            {**POOL, "metadata": {**POOL["metadata"], "resourceVersion": version}, "spec": {**POOL["spec"], **spec}}
+        )
+        assert set(changed) == woken
+
+
 async def test_the_rate_of_reads_does_not_grow_with_the_number_of_pods() -> None:
     facts = cache.Cache(lambda uid: None)
     facts.put_pool(POOL)
