@@ -7,15 +7,74 @@ from pydantic import Field
 from finetune_api import arguments, model
 from finetune_api.resources import ServerResources
 
+APPROVE = "finetune.dev/approve"
+"""Annotation: the name of the release (status.release) that a person approves."""
+ROLLOUT = "finetune.dev/rollout"
+"""Annotation: `hold`, or `promote` or `rollback` and the revision that is meant."""
+
+Duration = Annotated[
+    str, model.text(r"^[0-9]{1,6}[smh]$", "must be a number of seconds, minutes or hours: 90s, 10m, 2h", 8)
+]
+
+
+def seconds(duration: str) -> int:
+    """The seconds of a Duration."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+class Step(model.Model):
+    """A share of the traffic for the new revision, and how long it lasts at least."""
+
+    weight: int = Field(ge=1, le=99, description="Percent of the requests that the new revision answers.")
+    pause: Duration = Field(
+        default="10m",
+        description="The least time until the next step, for example 10m. The step also lasts until the new revision has "
+        "answered minimumRequests, at most six times this long. Default: 10m.",
+    )
+
 
 class Rollout(model.Model):
     """How a new revision replaces the serving one."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "!has(self.steps) || self.steps.map(step, step.weight).isSorted()",
+                "the weights of rollout.steps must not fall: write them in growing order",
+            ),
+        )
+    }
 
     strategy: Literal["BlueGreen", "Recreate"] = Field(
         default="BlueGreen",
         description="BlueGreen (the default): the new revision starts beside the serving one and replaces it once "
         "verified. Recreate: the serving one is stopped first, for clusters without a spare GPU, and is "
         "restored if the new one fails.",
+    )
+    steps: list[Step] = Field(
+        default_factory=list,
+        max_length=10,
+        description="The shares of the traffic that a verified revision gets before all of it, in growing order. Between two "
+        "steps its answers are compared with those of the serving revision; one that is shown to be worse is rolled back "
+        "at once. Needs a ServingPool (deployment.pool). Default: all traffic at once.",
+    )
+    minimum_requests: int = Field(
+        default=50,
+        ge=0,
+        le=1_000_000,
+        description="Requests that the new revision must answer in a step before the next one begins. Default: 50.",
+    )
+    watch: Duration = Field(
+        default="30m",
+        description="How long after the last step errors and times of a revision in a ServingPool are compared with those "
+        "of the former one, to go back if they are shown to be worse. An edit that starts other work ends it. Default: 30m.",
+    )
+    keep_previous: int = Field(
+        default=1,
+        ge=0,
+        le=10,
+        description="Former revisions whose adapters a ServingPool keeps, so that the annotation finetune.dev/rollout can go "
+        "back to the newest of them at once. Default: 1.",
     )
 
 
@@ -107,6 +166,11 @@ class Deployment(model.Model):
         description="Further arguments of vLLM, for example --max-model-len=4096: context length, memory, "
         "precision, parallelism, scheduling, parsers of tools and reasoning, output. Only the platform team can "
         "set others, in the BaseModel or the chart.",
+    )
+    approval: Literal["None", "Required"] = Field(
+        default="None",
+        description="Required: a verified revision gets no traffic until a person approves it, by the annotation "
+        "finetune.dev/approve with the name in status.release. None (the default): verified revisions are rolled out.",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision replaces the serving one.")
     api_key_secret: model.Name | None = Field(

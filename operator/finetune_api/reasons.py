@@ -114,6 +114,14 @@ class Reason(enum.StrEnum):
     """An admission controller or another manager changed fields of the server or its Service; they are left as they are."""
     STARTING = "Starting"
     """The server's pods are not ready yet: they are being scheduled, pull images or load the model."""
+    ROLLING_OUT = "RollingOut"
+    """The new revision was verified and gets a part of the traffic; the message says which step, and what is missing."""
+    ROLLOUT_HELD = "RolloutHeld"
+    """The annotation finetune.dev/rollout holds the rollout, or cannot be read. Without it, or with another value, the rollout
+    continues."""
+    AWAITING_APPROVAL = "AwaitingApproval"
+    """deployment.approval is Required, and the verified revision waits for the annotation finetune.dev/approve; the message has
+    the command."""
     PROMPT_ALREADY_SUFFICIENT = "PromptAlreadySufficient"
     """The base model passes the gates with a prompt or a few examples. Under intent.advice: Enforce the job is complete
     without training."""
@@ -123,6 +131,11 @@ class Reason(enum.StrEnum):
     SERVED_NAME_TAKEN = "ServedNameTaken"
     """Another job of the namespace answers under the same served name: set another deployment.servedModelName. Or somebody
     else's Service has the job's name: rename the job."""
+    POOL_NOT_FOUND = "PoolNotFound"
+    """The ServingPool of deployment.pool does not exist: create it, or set another one, or Dedicated."""
+    POOL_UNFIT = "PoolUnfit"
+    """The ServingPool of deployment.pool cannot serve the job: it does not allow its namespace, or base model, rank or context
+    length do not fit; the message says what was seen, what would fit, and what to do."""
     CREDENTIALS_MISSING = "CredentialsMissing"
     """A Secret, or the ConfigMap with certificate authorities, is absent or lacks a key. Create it in the job's namespace."""
     UNSCHEDULABLE = "Unschedulable"
@@ -199,13 +212,17 @@ class Reason(enum.StrEnum):
     """The server's pods do not become ready, or the server beside baseline or evaluation ended; status.failure has its last log
     lines."""
     ROLLED_BACK = "RolledBack"
-    """The new revision could not serve; the previous one serves again."""
+    """The new revision could not serve, or was shown to answer worse than the former one; the former one serves again."""
 
 
 WAITING = frozenset(
     {
         Reason.BASE_MODEL_NOT_FOUND,
         Reason.SERVED_NAME_TAKEN,
+        Reason.POOL_NOT_FOUND,
+        Reason.POOL_UNFIT,
+        Reason.AWAITING_APPROVAL,
+        Reason.ROLLOUT_HELD,
         Reason.CREDENTIALS_MISSING,
         Reason.UNSCHEDULABLE,
         Reason.VOLUME_UNAVAILABLE,
@@ -218,6 +235,7 @@ WAITING = frozenset(
     }
 )
 """Reasons of a job that continues automatically after an external change; all others that are not progress end the revision."""
-BY_SOMEBODY = WAITING - {Reason.STORAGE_UNAVAILABLE}
-"""Those that wait for what somebody has to do, after a while with Stalled=True. A node without room (Unschedulable because of
+BY_SOMEBODY = WAITING - {Reason.STORAGE_UNAVAILABLE, Reason.AWAITING_APPROVAL, Reason.ROLLOUT_HELD}
+"""Those that wait for what somebody has to do, after a while with Stalled=True. A rollout that a person holds or has not approved
+yet is no fault. A node without room (Unschedulable because of
 Insufficient resources) is not among these: other jobs end."""

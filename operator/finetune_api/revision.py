@@ -24,6 +24,8 @@ RELEASE = "release"
 ENVIRONMENT = "environment"
 """Where and with which resources the stages run: changes no result, but an edit retries a failed stage."""
 BASE_MODEL = "baseModel"
+POOL = "pool"
+"""The ServingPool that serves the revision; absent: a server of the job's own."""
 
 
 def digest(value: Any, length: int = 64) -> str:
@@ -66,7 +68,9 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
         "retries": whole["training"].get("retries"),
     }
-    deployment = {k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled"}}
+    deployment = {
+        k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval"}
+    }
     return {
         TRAINING: {"baseModel": whole["baseModel"], "dataset": dataset, "training": training, "run": run_annotation},
         PREFLIGHT: {**intent, "minimumExamples": minimum},

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_api import job, model, reasons
+from finetune_api import job, model, reasons, serving
 
 Time = datetime.datetime
 
@@ -192,19 +192,59 @@ class Evaluation(Reported):
 class Deployment(Reported):
     """The server that is serving now."""
 
+    pool: str | None = Field(
+        default=None, description="The ServingPool, as NAMESPACE/NAME. Absent: a server of the job's own."
+    )
     endpoint: str = Field(description="The base URL inside the cluster; clients append /v1/chat/completions.")
     model: str = Field(description="The name that clients send as `model`.")
     revision: str = Field(description="The revision that serves.")
-    release: str = Field(description="The name of the Deployment that serves.")
+    release: str = Field(description="The name of the release that serves; of its Deployment, unless in a pool.")
     replicas: int = Field(default=0, description="Requested pods; an autoscaler may have changed the spec's number.")
-    ready_replicas: int = Field(default=0, description="Ready pods.")
+    ready_replicas: int = Field(default=0, description="Ready pods; of a pool's, those whose server has the adapter.")
     selector: str | None = Field(
         default=None, description="Labels of these pods, for autoscalers that scale the FineTuneJob."
     )
     tokens_per_second: int | None = Field(
         default=None, description="Tokens per second of a single request during verification."
     )
-    switched_at: Time | None = Field(default=None, description="When the Service switched to this release.")
+    switched_at: Time | None = Field(default=None, description="When all traffic switched to this release.")
+
+
+class Finding(Reported):
+    """A comparison of the new revision's answers with those of the former one."""
+
+    p: float = Field(
+        description="How likely a revision that is not worse would look like this, adjusted by Holm for the number of "
+        "comparisons."
+    )
+    seen: str = Field(description="What was compared, and both values.")
+
+
+class Rollout(Reported):
+    """How far the traffic has changed to the verified release of the current spec."""
+
+    release: str = Field(description="The release, as in status.release.")
+    revision: str = Field(description="Its revision.")
+    verified_at: Time = Field(description="When the server was verified.")
+    tokens_per_second: int | None = Field(
+        default=None, description="Tokens per second of a single request during verification."
+    )
+    step: int = Field(default=0, description="The step of deployment.rollout.steps, from 1; 0: it has not begun.")
+    weight: int = Field(default=0, description="Percent of the requests that the new revision gets.")
+    since: Time | None = Field(default=None, description="When this step, or the watch after the last one, began.")
+    watched_until: Time | None = Field(
+        default=None, description="When the watch after the last step ends. Absent: it has not begun, or is over."
+    )
+    looks: int = Field(default=0, description="How often the two revisions were compared in this rollout.")
+    requests: int = Field(
+        default=0, description="Requests of the new revision in this step, when it was last compared."
+    )
+    former: serving.Traffic | None = Field(
+        default=None, description="The former revision's traffic before all of it changed, for the watch."
+    )
+    findings: list[Finding] = Field(
+        default_factory=list, description="What the last comparison showed, the least likely by chance first."
+    )
 
 
 class Queue(Reported):
@@ -305,6 +345,10 @@ class Status(Reported):
         default=None, description="The comparison of the tuned model with its baselines."
     )
     deployment: Deployment | None = Field(default=None, description="The server that is serving now.")
+    rollout: Rollout | None = Field(
+        default=None,
+        description="How far the traffic has changed to the verified release. Absent: nothing is verified.",
+    )
     cost: Cost | None = Field(default=None, description="The cost of the job so far. Absent: no GPU was used.")
     failure: Failure | None = Field(default=None, description="Why the job or its last attempt failed.")
     history: list[Revision] = Field(
@@ -318,4 +362,12 @@ class Status(Reported):
     serving: str | None = Field(
         default=None,
         description="The inputs of the serving Deployment, in JSON. The operator restores the Deployment from them.",
+    )
+    candidate: str | None = Field(
+        default=None,
+        description="The release that a ServingPool holds besides, to verify it or for a part of the traffic.",
+    )
+    previous: list[str] = Field(
+        default_factory=list,
+        description="Former releases that a ServingPool still holds, newest first, in JSON as `serving`.",
     )

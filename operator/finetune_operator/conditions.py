@@ -193,6 +193,9 @@ GOOD_NEWS = {
     Reason.QUEUED,
     Reason.RUNNING,
     Reason.STARTING,
+    Reason.ROLLING_OUT,
+    Reason.ROLLOUT_HELD,
+    Reason.AWAITING_APPROVAL,
     Reason.RESUMED,
 }
 

@@ -10,6 +10,9 @@ The possible worlds, by the status (its stage, its conditions) and the children.
     E  stage, attempt, retryAt     no Job of this attempt                           between two attempts
     F  Evaluated, stage verify     Deployment (candidate), not ready                a candidate starts
     G  Evaluated, stage verify     Deployment (candidate), ready; Job               a candidate is verified
+    P  Evaluated, stage verify     Job; pods of a ServingPool                       a candidate is delivered and verified
+    Q  rollout, stage verify       pods of a ServingPool                            it was verified: approval, traffic in steps
+    R  Deployed, rollout, previous pods of a ServingPool                            it serves, compared with the former one
     H  Deployed, serving           Deployment ── Pods, Services                     the current release serves
     I  serving, stage              those of H, and those of A to G                  another revision is in progress
     J  Failed                      none                                             failed, nothing serves
@@ -25,9 +28,10 @@ Every world follows from the status and the children alone: no state is kept her
 import datetime
 from collections.abc import Mapping
 
+from finetune_api import revision
 from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, kueue, settings
-from finetune_operator.observe import observation, parents, projections
+from finetune_operator.observe import observation, parents, projections, shared
 
 
 class Gatherer:
@@ -57,6 +61,7 @@ class Gatherer:
             workloads=self._workloads(kinds["Job"]),
             now=now,
             settings=self._settings,
+            pools=self._pools(),
         )
         refusals = {job.name: await self._api.refusal(parent.namespace, job.uid) for job in _without_a_pod(world)}
         unprepared = {pod.name: await self._api.unprepared(parent.namespace, pod.name) for pod in world.unprepared}
@@ -71,6 +76,23 @@ class Gatherer:
             return False
         found = await self._api.find("Service", parent.namespace, parent.name)
         return found is not None and projections.uid_of(found) is None
+
+    def _pools(self) -> dict[str, shared.Pool]:
+        """The ServingPools, with what their ready pods report."""
+        found = {}
+        for uid, pool in self._facts.pools.items():
+            if pool.spec is None or pool.deleting:
+                continue
+            name = pool.spec.base_model.name
+            base = revision.resolve(pool.spec.base_model, self._facts.catalogue.get(name) if name else None)
+            readings = self._facts.pool_states.get(uid, {})
+            pods = tuple(
+                shared.Pod(one.name, readings[one.name].state if one.name in readings else None)
+                for one in self._facts.children.get(uid, {}).values()
+                if isinstance(one, projections.Pod) and one.ready and not one.deleting
+            )
+            found[pool.key] = shared.Pool(pool.key, pool.spec, base, pods)
+        return found
 
     def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:
         known = self._facts.workloads

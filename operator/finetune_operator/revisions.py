@@ -67,8 +67,9 @@ class Wanted:
 
     @functools.cached_property
     def release_hash(self) -> str:
-        """Part of the Deployment's name, with the revision."""
-        return revision.digest(self.resolved[revision.RELEASE], 4)
+        """Part of the release's name, with the revision."""
+        release, pool = self.resolved[revision.RELEASE], self.resolved.get(revision.POOL)
+        return revision.digest({**release, "in": pool} if pool else release, 4)
 
 
 def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, Any] | None) -> Wanted:
@@ -90,6 +91,12 @@ def want(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, 
     if not changed[revision.TRAINING] and revision.BASE_MODEL in recorded:
         resolved[revision.BASE_MODEL] = recorded[revision.BASE_MODEL]
     return Wanted(resolved=resolved, changed=changed)
+
+
+def placed(wanted: Wanted, pool: str | None) -> Wanted:
+    """With the ServingPool that serves it; None: a server of its own."""
+    others = {section: inputs for section, inputs in wanted.resolved.items() if section != revision.POOL}
+    return dataclasses.replace(wanted, resolved={**others, revision.POOL: {"name": pool}} if pool else others)
 
 
 def resolved(wanted: Wanted, base: run.ResolvedBaseModel) -> Wanted:

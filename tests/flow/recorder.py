@@ -29,6 +29,8 @@ class Version:
         return meta["generation"], str((meta.get("annotations") or {}).get("finetune.dev/run", ""))
 
 
+pooled: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
+"""Revisions that the stand-ins for gateways hold."""
 _recorded: "weakref.WeakKeyDictionary[Any, list[Version]]" = weakref.WeakKeyDictionary()
 
 
@@ -59,7 +61,7 @@ def _serving(cluster: Any, raw: Raw) -> frozenset[str]:
             )
             if ready and wanted <= pod["metadata"]["labels"].items():
                 found.add(str(pod["metadata"]["labels"][label.REVISION]))
-    return frozenset(found)
+    return frozenset(found | pooled.get(cluster, set()))
 
 
 def _done(cluster: Any, raw: Raw) -> frozenset[str]:

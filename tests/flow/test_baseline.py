@@ -136,4 +136,4 @@ async def test_a_second_revision_is_compared_with_the_one_that_serves() -> None:
     assert "--serving" not in words[0]
     uri = words[1][words[1].index("--serving") + 1]
     assert served.revision in uri
-    assert words[1][words[1].index("--serving-sha256") + 1] == "ab" * 32
+    assert words[1][words[1].index("--serving-sha256") + 1] == world.sha256_of(served.revision)

@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -49,8 +50,13 @@ def baseline(sufficient: job.Contender | None = None, **changes: Any) -> str:
     return outcome.Outcome(stage=Stage.BASELINE, baseline=found).model_copy(update=changes).termination_message()
 
 
+def sha256_of(revision: str) -> str:
+    """Of the adapter that training a revision gives."""
+    return hashlib.sha256(revision.encode()).hexdigest()
+
+
 def train(revision: str = "r", **changes: Any) -> str:
-    adapter = status.Adapter(uri=f"s3://acme/finetune/{revision}/adapter", sha256="ab" * 32, bytes=1, rank=16)
+    adapter = status.Adapter(uri=f"s3://acme/finetune/{revision}/adapter", sha256=sha256_of(revision), bytes=1, rank=16)
     answer = outcome.Outcome(stage=Stage.TRAIN, training=outcome.Training(adapter=adapter, steps=100, loss=0.5))
     return answer.model_copy(update=changes).termination_message()
 

@@ -65,6 +65,7 @@ def _evaluated(rule: str, value: Any) -> Any:
     context = cel.Context({"self": value})
     context.add_function("replace", lambda text, old, new: text.replace(old, new))
     context.add_function("split", lambda text, by: text.split(by))
+    context.add_function("isSorted", lambda values: list(values) == sorted(values))
     context.add_function("isQuantity", lambda text: resources.amount(text) is not None)
     context.add_function("quantity", lambda text: float(resources.amount(text) or 0))
     context.add_function("isGreaterThan", lambda one, other: one > other)

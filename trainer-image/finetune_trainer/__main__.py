@@ -71,7 +71,17 @@ def _evaluate(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
 def _verify(spec: run.Run, options: argparse.Namespace) -> outcome.Outcome:
     from finetune_trainer.stages import verify
 
-    return verify.verify(spec, options.endpoint, options.canary, patience=options.patience)
+    if options.pool is None:
+        return verify.verify(spec, options.endpoint, options.canary, patience=options.patience)
+    return verify.verify_pool(
+        spec,
+        options.pool,
+        options.base_model or spec.base_model.name,
+        options.canary,
+        options.adapter or spec.layout.adapter,
+        options.sha256,
+        patience=options.patience,
+    )
 
 
 def _fetch(spec: run.Run | run.PoolRun, options: argparse.Namespace) -> outcome.Outcome:
@@ -159,7 +169,14 @@ def parser() -> argparse.ArgumentParser:
     made["evaluate"].add_argument("--sha256", help="SHA-256 that the adapter's manifest must have")
     made["evaluate"].add_argument("--serving", help="folder of the adapter that is served now; default: none")
     made["evaluate"].add_argument("--serving-sha256", help="SHA-256 of that adapter's manifest")
-    made["verify"].add_argument("--endpoint", required=True, help="base URL of the server, without /v1")
+    where = made["verify"].add_mutually_exclusive_group(required=True)
+    where.add_argument("--endpoint", help="base URL of the server, without /v1")
+    where.add_argument(
+        "--pool", help="DNS name of the pods of a ServingPool: the adapter is delivered, and each is asked"
+    )
+    made["verify"].add_argument("--base-model", help="name of the base model in the pool; default: the run file's")
+    made["verify"].add_argument("--adapter", help="folder of the adapter to deliver; default: this revision's")
+    made["verify"].add_argument("--sha256", default="", help="SHA-256 of the adapter's manifest")
     made["verify"].add_argument("--canary", required=True, help="canary.json of the evaluation")
     made["verify"].add_argument("--patience", type=float, default=600, help="seconds to wait for the server")
     made["fetch"].add_argument("--adapter", help="folder of the adapter; default: the base model alone")

@@ -255,7 +255,7 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         memory=_memory(world, world.spec.resources),
         evaluating=_place(world, world.spec.evaluation.resources or world.spec.resources, _serving(world, base)),
         serving=_place(world, world.spec.deployment.resources, _serving(world, base))
-        if world.spec.deployment.enabled
+        if world.spec.deployment.enabled and not world.placement.pool
         else None,
         **_price(world),
     )

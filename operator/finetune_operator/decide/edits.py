@@ -109,7 +109,7 @@ def another_release(world: World) -> Stale:
     old, release = world.state, recorded(world)["release"]
     if old.release == release:
         return NOTHING
-    why = world.wanted.why(revision.RELEASE) or "spec.deployment.enabled changed"
+    why = world.wanted.why(revision.RELEASE) or world.placement.news or "spec.deployment.enabled changed"
     follows = f"is served by a new release, {release}" if release else "is not served any more"
     stale = Stale((Condition.DEPLOYED,), news=f"{_subject(world)} {follows}: {why}")
     if old.stage == Stage.VERIFY or world.true(Condition.COMPLETE):
@@ -136,6 +136,7 @@ INHERENT = {
     Reason.TOO_FEW_EXAMPLES,
     Reason.FINE_TUNING_NOT_RECOMMENDED,
     Reason.ADAPTER_INCOMPATIBLE,
+    Reason.ROLLED_BACK,
 }
 """Failures of the work itself: more memory or other credentials would not help."""
 

@@ -9,22 +9,24 @@ from finetune_operator.decide.world import World
 def releases(world: World) -> Verdict:
     """Failed candidates and Services without a release are deleted at once, the previous release after draining."""
     needed = {release.name for release in (world.serving, world.candidate) if release is not None}
-    drained, due, delete = _drained(world), None, list[Ref]()
+    drained, due, delete = drained_at(world), None, list[Ref]()
     for name, server in world.obs.servers.items():
         if name in needed or server.deleting:
             continue
         former = world.serving is not None and name != world.release_name
         if former and world.obs.now < drained:
             due = drained
+            needed.add(world.obs.parent.name)  # its clients may still come by the job's Service
         else:
             delete.append(Ref("Deployment", name))
-    needed |= {world.obs.parent.name} if world.serving else set()
+    needed |= {world.obs.parent.name} if world.serving and world.serving.pool is None else set()
     needed |= {world.nodes_service} if world.nodes_service else set()
     unused = [name for name in world.obs.services if name not in needed and name not in world.obs.servers]
     return Verdict(delete=(*delete, *(Ref("Service", name) for name in unused)), again=due)
 
 
-def _drained(world: World) -> datetime.datetime:
+def drained_at(world: World) -> datetime.datetime:
+    """Until when a former release keeps running beside the one that serves."""
     switched = world.state.deployment.switched_at if world.state.deployment else None
     return switched + datetime.timedelta(seconds=world.obs.settings.drain_seconds) if switched else world.obs.now
 

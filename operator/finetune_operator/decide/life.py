@@ -33,7 +33,14 @@ def serving_was_turned_off(world: World) -> Verdict | None:
         return None
     text = "not served, because deployment.enabled is false"
     return verdict.says(
-        Condition.DEPLOYED, "False", Reason.DISABLED, text, withdraws=True, edits={"deployment": None}, proceed=True
+        Condition.DEPLOYED,
+        "False",
+        Reason.DISABLED,
+        text,
+        withdraws=True,
+        previous=(),
+        edits={"deployment": None, "rollout": None},
+        proceed=True,
     )
 
 
@@ -85,6 +92,21 @@ def base_model_is_not_in_the_catalogue(world: World) -> Verdict | None:
     )
 
 
+def pool_cannot_serve_it(world: World) -> Verdict | None:
+    """Scenarios A and N. The ServingPool does not exist, or does not fit: reported before anything starts. A job that was
+    accepted with it continues until it trains, or until its model is to be served."""
+    accepted = world.true(Condition.ACCEPTED) and world.state.release == world.release_name
+    if not world.placement.problem or accepted or baseline.prompt_is_enough(world):
+        return None
+    return verdict.says(
+        Condition.ACCEPTED,
+        "False",
+        world.placement.reason,
+        world.placement.problem,
+        forgets=(Condition.COMPLETE,),
+    )
+
+
 def served_name_is_taken(world: World) -> Verdict | None:
     """Scenarios A and N. Clients that name this model would reach another one, where a gateway routes by name. A job that was
     accepted under its name keeps it; one that was complete without a server had none."""
@@ -106,7 +128,7 @@ def served_name_is_taken(world: World) -> Verdict | None:
 
 def service_name_is_taken(world: World) -> Verdict | None:
     """Scenarios A and N. The job's Service could not be created at the end of all work: somebody else's has its name."""
-    if not world.obs.service_taken or baseline.prompt_is_enough(world):
+    if not world.obs.service_taken or world.placement.pool or baseline.prompt_is_enough(world):
         return None
     return verdict.says(
         Condition.ACCEPTED,
@@ -160,7 +182,9 @@ def deadline_has_passed(world: World) -> Verdict | None:
 
 
 def _deadline(world: World) -> datetime.datetime | None:
-    started, queued = world.state.start_time, world.state.queue
+    started, queued, verified = world.state.start_time, world.state.queue, world.state.rollout
+    if verified is not None and verified.release == world.release_name:
+        return None  # what follows waits for a person, or for traffic
     if started is None or (queued is not None and queued.since is not None):
         return None
     granted = world.spec.active_deadline_seconds + (queued.waited_seconds if queued else 0)

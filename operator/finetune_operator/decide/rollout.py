@@ -6,9 +6,9 @@ The candidate and the serving release are built from their `Release` records, so
 import dataclasses
 import functools
 
-from finetune_api import job, outcome, status
+from finetune_api import job
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import attempts, diagnosis, drift, verdict
+from finetune_operator.decide import approval, attempts, diagnosis, drift, pooled, switching, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
 from finetune_operator.decide.world import World, fails
 from finetune_operator.manifests import deployment, meta, release, service
@@ -26,7 +26,13 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
         return verdict.says(Condition.DEPLOYED, "True", Reason.SERVING, text, edits=edits, outcome=Reason.SERVING)
     if world.state.stage != Stage.VERIFY:
         return attempts.begin(Stage.VERIFY)
+    if world.placement.problem:
+        return verdict.says(Condition.DEPLOYED, "Unknown", world.placement.reason, world.placement.problem)
     candidate = _candidate(world)
+    if candidate.pool is not None:
+        return dataclasses.replace(
+            found := pooled.rolls_out(world, candidate), candidate=_unless_over(found, candidate)
+        )
     server = world.obs.servers.get(candidate.name)
     if server is None and _recreates(world) and serving is not None and world.obs.pods_of(serving.name):
         text = f"{serving.name} is being stopped to free its resources (deployment.rollout.strategy: Recreate)"
@@ -36,6 +42,8 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
     enough = max(1, drift.replicas(world, server))
     if server is None or changing or not server.settled or world.obs.ready(candidate.name) < enough:
         found = _starting(world, candidate, server)
+    elif approval.is_verified(world, candidate):
+        found = approval.waits(world, candidate) or switching.switch(world, candidate)
     else:
         found = _verify(world, candidate)
     if found.outcome is not None:
@@ -51,7 +59,12 @@ def _candidate(world: World) -> Release:
         spec=world.spec,
         chart=world.obs.settings,
         canary=world.state.evaluation.canary if world.state.evaluation else None,
+        pool=world.placement.pool,
     )
+
+
+def _unless_over(found: Verdict, candidate: Release) -> Release | None:
+    return candidate if found.outcome is None else None
 
 
 def _recreates(world: World) -> bool:
@@ -61,8 +74,8 @@ def _recreates(world: World) -> bool:
 def _starting(world: World, candidate: Release, server: projections.Server | None) -> Verdict:
     """Scenario F."""
     # A verification of earlier pods says nothing about these.
-    before = attempts.name_of(world, Stage.VERIFY) in world.obs.jobs
-    edits = {"attempt": world.attempt + 1, "retry_at": None} if before else {}
+    before = attempts.name_of(world, Stage.VERIFY) in world.obs.jobs or approval.is_verified(world, candidate)
+    edits = {"attempt": world.attempt + 1, "retry_at": None, "rollout": None} if before else {}
     pods = world.obs.pods_of(candidate.name)
     problems = [p for p in map(diagnosis.server, pods) if p is not None]
     overdrawn = [pod for pod in pods if diagnosis.used_too_much(pod)]
@@ -96,30 +109,7 @@ def _verify(world: World, candidate: Release) -> Verdict:
         arguments=("--endpoint", service.endpoint(world.obs.parent, candidate.name), *canary),
         api_key_secret=world.spec.deployment.api_key_secret,
     )
-    return attempts.advance(world, work, functools.partial(_switch, candidate))
-
-
-def _switch(candidate: Release, world: World, answer: outcome.Outcome) -> Verdict:
-    """The Service now routes to the candidate; the previous release drains."""
-    speed = round(answer.verification.tokens_per_second) if answer.verification else None
-    deployed = status.Deployment(
-        endpoint=service.endpoint(world.obs.parent, world.obs.parent.name),
-        model=candidate.served_model_name,
-        revision=candidate.revision,
-        release=candidate.name,
-        ready_replicas=world.obs.ready(candidate.name),
-        tokens_per_second=speed,
-        switched_at=world.now,
-    )
-    return verdict.says(
-        Condition.DEPLOYED,
-        "True",
-        Reason.SERVING,
-        f"revision {candidate.revision} was verified and serves",
-        serves=candidate.model_copy(update={"tokens_per_second": speed}),
-        edits={"deployment": deployed, "failure": None},
-        outcome=Reason.SERVING,
-    )
+    return attempts.advance(world, work, functools.partial(approval.verified, candidate))
 
 
 def keep(world: World, wanted: Release, replicas: int) -> tuple[meta.Manifest, ...]:
@@ -145,6 +135,8 @@ def keep_serving(world: World) -> Verdict:
     serving = world.serving
     if serving is None:
         return AS_IT_IS
+    if serving.pool is not None:
+        return _counted_in_pool(world, serving)
     makes_room = world.candidate is not None and _recreates(world)
     apply = (
         *keep(world, serving, 0 if makes_room else world.spec.deployment.replicas),
@@ -158,3 +150,10 @@ def keep_serving(world: World) -> Verdict:
     }
     edits = {"deployment": deployed.model_copy(update=counted)} if deployed is not None else {}
     return Verdict(apply=apply, edits=edits)
+
+
+def _counted_in_pool(world: World, serving: Release) -> Verdict:
+    """The pool keeps it serving; its pods are counted here."""
+    deployed, found = world.state.deployment, switching.held(world, serving)
+    counted = {"replicas": found.pods, "ready_replicas": found.ready, "selector": None}
+    return Verdict(edits={"deployment": deployed.model_copy(update=counted)}) if deployed is not None else AS_IT_IS

@@ -32,6 +32,13 @@ def _preflight(world: World, answer: outcome.Outcome) -> Verdict:
     )
 
 
+def the_pool_does_not_fit(world: World) -> Verdict | None:
+    """Scenario E. The ServingPool was edited or deleted since the job was accepted: reported before the training starts."""
+    if not world.placement.problem or world.true(Condition.TRAINED) or world.state.stage == Stage.TRAIN:
+        return None
+    return verdict.says(Condition.TRAINED, "Unknown", world.placement.reason, world.placement.problem)
+
+
 def training_is_not_done(world: World) -> Verdict | None:
     """Scenarios B to E."""
     if world.true(Condition.TRAINED):

@@ -3,7 +3,7 @@
 from finetune_api import status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, drift
+from finetune_operator.decide import diagnosis, drift, switching
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
 from finetune_operator.observe import projections, records
@@ -69,6 +69,8 @@ def _complete(world: World) -> tuple[Say, ...]:
 
 
 def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
+    if serving.pool is not None:
+        return _serves_in_pool(world, serving)
     ready, replicas = world.obs.ready(serving.name), drift.replicas(world, world.obs.servers.get(serving.name))
     text = f"{ready} of {replicas} pods of revision {serving.revision} are ready"
     problems = [] if ready else [p for p in map(_pod_problem, world.obs.pods_of(serving.name)) if p]
@@ -76,6 +78,16 @@ def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
     if elsewhere := drift.diverted(world, serving):
         return _kstatus("False", True, False, Reason.CHANGED_BY_OTHERS, elsewhere)
     return _kstatus("True" if ready else "False", ready < replicas, False, Reason.SERVING, text)
+
+
+def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
+    found = switching.held(world, serving)
+    reason = Reason.SERVING if serving.pool in world.obs.pools else Reason.POOL_NOT_FOUND
+    watched = world.state.rollout.watched_until if world.state.rollout else None
+    text = f"{found.ready} of {found.pods} pods of ServingPool {serving.pool} have revision {serving.revision}"
+    text += f": {found.problem}" if found.problem else ""
+    text += f"; it is compared with the former revision until {watched:%Y-%m-%d %H:%M} UTC" if watched else ""
+    return _kstatus("True" if found.ready else "False", found.ready < max(found.pods, 1), False, reason, text)
 
 
 def _meanwhile(serving: records.Release | None) -> str:

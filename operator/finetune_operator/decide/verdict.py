@@ -50,6 +50,8 @@ class Verdict:
     """Field of the status -> its new value."""
     serves: records.Release | None = None
     """The release to which the job's Service routes from now on."""
+    previous: tuple[records.Release, ...] | None = None
+    """The former releases that a ServingPool still holds; None: as before."""
     withdraws: bool = False
     """Nothing is served any more."""
     says: tuple[Say, ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 from finetune_api import job, revision, run, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions, revisions
+from finetune_operator.decide import placement as places
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.manifests import meta
 from finetune_operator.observe import observation, records
@@ -33,6 +34,10 @@ class World:
     state: status.Status
     """The status so far."""
     serving: records.Release | None
+    placement: places.Placement
+    """Where the release of the current spec is served."""
+    previous: tuple[records.Release, ...] = ()
+    """Former releases that a ServingPool still holds, newest first."""
     active_job: str | None = None
     candidate: records.Release | None = None
     nodes_service: str | None = None
@@ -80,7 +85,10 @@ class World:
             state = state.model_copy(update=dict(verdict.edits))
         serving = None if verdict.withdraws else verdict.serves or self.serving
         if serving is not self.serving:
-            state = state.model_copy(update={"serving": serving and serving.model_dump_json(by_alias=True)})
+            state = state.model_copy(update={"serving": serving and written(serving)})
+        previous = self.previous if verdict.previous is None else verdict.previous
+        if previous is not self.previous:
+            state = state.model_copy(update={"previous": list(map(written, previous))})
         for say in verdict.says:
             state = self._with(state, say)
         if verdict.outcome is not None:
@@ -90,6 +98,7 @@ class World:
             self,
             state=state,
             serving=serving,
+            previous=previous,
             active_job=verdict.job,
             candidate=verdict.candidate,
             nodes_service=verdict.nodes_service,
@@ -97,14 +106,19 @@ class World:
 
     def settled(self, verdict: Verdict) -> "World":
         """The world after the verdict's changes of the status only."""
-        written = self.after(verdict)
-        if written.state is self.state and written.serving is self.serving:
+        after = self.after(verdict)
+        if after.state is self.state and after.serving is self.serving:
             return self
-        return dataclasses.replace(self, state=written.state, serving=written.serving)
+        return dataclasses.replace(self, state=after.state, serving=after.serving, previous=after.previous)
 
     def _with(self, state: status.Status, say: Say) -> status.Status:
         generation = self.obs.parent.generation
         return conditions.put(state, say.condition, say.value, say.reason, say.message, generation, self.obs.now)
+
+
+def written(release: records.Release) -> str:
+    """A release as its record in the status."""
+    return release.model_dump_json(by_alias=True)
 
 
 def of(obs: observation.Observation) -> World:
@@ -115,7 +129,16 @@ def of(obs: observation.Observation) -> World:
     base = recorded.base_model if known else revision.resolve(obs.spec.base_model, obs.entry)
     if base is not None and not known:
         wanted = revisions.resolved(wanted, base)
-    return World(obs=obs, wanted=wanted, base=base, state=obs.parent.status, serving=recorded.serving)
+    placed = places.place(obs.parent, wanted, base, obs.pools)
+    return World(
+        obs=obs,
+        wanted=revisions.placed(wanted, placed.pool),
+        base=base,
+        state=obs.parent.status,
+        serving=recorded.serving,
+        placement=placed,
+        previous=recorded.previous,
+    )
 
 
 def remembered(state: status.Status, of: str, outcome: Reason, now: datetime.datetime) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A candidate, from spec, base model, adapter and settings."""
 
+import json
 import posixpath
 
 from finetune_api import job, run, status
@@ -32,9 +33,26 @@ def build(
     spec: job.FineTuneJobSpec,
     chart: settings.Settings,
     canary: str | None,
+    pool: str | None = None,
 ) -> Release:
-    """`content`: the run file of the revision."""
+    """`content`: the run file of the revision. `pool`: the ServingPool; its servers are not described here."""
     served = content.served_model_name
+    if pool is not None:
+        schema = spec.evaluation.output_schema
+        return Release(
+            name=name,
+            revision=content.revision,
+            pool=pool,
+            output_schema=None if schema is None else json.dumps(schema),
+            base_model=content.base_model,
+            adapter=adapter,
+            deployment=spec.deployment,
+            storage=content.storage,
+            served_model_name=served,
+            image="",
+            fetch_image="",
+            canary=canary,
+        )
     claim = chart.model_claim(content.namespace)
     return Release(
         name=name,

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api import basemodel, job
 from finetune_operator import kueue, settings
-from finetune_operator.observe import containers, parents, projections
+from finetune_operator.observe import containers, parents, projections, shared
 
 PATIENCE = 3.0
 """Seconds without a pod after which the Job controller's events are read."""
@@ -34,6 +34,8 @@ class Observation:
     """Name of a Job in a queue -> its Workload; None until Workloads were listed."""
     now: datetime.datetime
     settings: settings.Settings
+    pools: Mapping[str, shared.Pool] = dataclasses.field(default_factory=dict)
+    """NAMESPACE/NAME -> each ServingPool."""
     name_holder: str = ""
     """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
     service_taken: bool = False

@@ -6,7 +6,7 @@ import json
 
 import pydantic
 
-from finetune_api import job, revision, status
+from finetune_api import deployment, job, revision, status
 from finetune_operator.observe import containers, projections, records
 
 LARGEST = 192 * 1024
@@ -23,6 +23,10 @@ class Parent:
     uid: str
     generation: int
     run_annotation: str
+    approved: str
+    """The release that the annotation finetune.dev/approve names."""
+    order: str
+    """The annotation finetune.dev/rollout."""
     created: datetime.datetime | None
     deleting: bool
     spec: job.FineTuneJobSpec | None
@@ -41,6 +45,8 @@ def parent(raw: projections.Raw) -> Parent:
         uid=meta["uid"],
         generation=int(meta.get("generation", 1)),
         run_annotation=str((meta.get("annotations") or {}).get(revision.RUN_ANNOTATION, "")),
+        approved=str((meta.get("annotations") or {}).get(deployment.APPROVE, "")).strip(),
+        order=str((meta.get("annotations") or {}).get(deployment.ROLLOUT, "")).strip(),
         created=containers.time_of(meta.get("creationTimestamp")),
         deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,

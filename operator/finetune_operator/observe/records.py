@@ -26,6 +26,9 @@ class Release(model.Model):
     pool: str | None = Field(
         default=None, description="The ServingPool, as NAMESPACE/NAME. Absent: a Deployment and a Service of its own."
     )
+    output_schema: str | None = Field(
+        default=None, description="evaluation.outputSchema as JSON, in a pool: answers of clients are checked with it."
+    )
     base_model: run.ResolvedBaseModel
     adapter: status.Adapter
     deployment: job.Deployment
@@ -46,14 +49,22 @@ class Release(model.Model):
     tokens_per_second: int | None = None
     run_file: run.Run | None = Field(default=None, description="Of its pods; absent in records of earlier versions.")
 
+    @property
+    def place(self) -> tuple[str | None, str]:
+        """Where clients reach it: releases of one place can share the traffic of a model's name."""
+        return self.pool, self.served_model_name
+
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """`inputs`: the sections of the spec for the revision, None before the first one."""
+    """`inputs`: the sections of the spec for the revision, None before the first one. `pool`: the ServingPool recorded with it.
+    `previous`: releases that a ServingPool still holds, newest first."""
 
     inputs: Mapping[str, Any] | None = None
     base_model: run.ResolvedBaseModel | None = None
     serving: Release | None = None
+    pool: str | None = None
+    previous: tuple[Release, ...] = ()
 
 
 def read(state: status.Status) -> Records:
@@ -67,4 +78,6 @@ def read(state: status.Status) -> Records:
         inputs=inputs,
         base_model=run.ResolvedBaseModel.model_validate(base) if base is not None else None,
         serving=Release.model_validate_json(state.serving) if state.serving else None,
+        pool=(inputs or {}).get(revision.POOL, {}).get("name"),
+        previous=tuple(map(Release.model_validate_json, state.previous)),
     )

@@ -41,7 +41,7 @@ def fetch(
             _link(base_to, basecache.provide(spec.base_model, store, cache.root, cache.limit))
         log.info("base model fetched", source=spec.base_model.source, folder=str(base_to))
     if uri is not None:
-        found = _adapter(store, uri.rstrip("/"), sha256, adapter_to)
+        found = adapter(store, uri.rstrip("/"), sha256, adapter_to)
         message = f"adapter {uri} of {found.bytes} bytes is at {adapter_to}"
         log.info("adapter fetched", adapter=uri, folder=str(adapter_to), bytes=found.bytes)
     return outcome.Outcome(stage="fetch", message=message)
@@ -54,7 +54,7 @@ def _link(base_to: pathlib.Path, folder: pathlib.Path) -> None:
     new.replace(base_to)
 
 
-def _adapter(store: storage.Storage, uri: str, sha256: str, to: pathlib.Path) -> folders.Manifest:
+def adapter(store: storage.Storage, uri: str, sha256: str, to: pathlib.Path) -> folders.Manifest:
     """The adapter's folder as it was saved, chat template included. The manifest appears last."""
     mark = to / layout.MANIFEST
     if mark.is_file():

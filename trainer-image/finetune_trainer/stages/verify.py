@@ -1,16 +1,21 @@
 """The verify stage: does the running server really apply the adapter? In the slim image.
 
 vLLM may accept an adapter and still compute the base model. So the server scores the recorded answers of the canary
-under both names: tuned must agree with the evaluation's record, and differ from base as it did there.
+under both names: tuned must agree with the evaluation's record, and differ from base as it did there. In a ServingPool the stage
+delivers the adapter first, and asks each pod.
 """
 
 import json
 import os
+import pathlib
+import tempfile
 import time
 from typing import Any
 
 from finetune_api import outcome, reasons, run
+from finetune_trainer.gateway import delivery
 from finetune_trainer.process import errors, http, log, signals
+from finetune_trainer.stages import fetch
 from finetune_trainer.store import storage
 
 TOLERANCE = 0.15
@@ -61,19 +66,56 @@ def verify(spec: run.Run, endpoint: str, uri: str, *, patience: float) -> outcom
     tuned, base = spec.served_model_name, spec.base_model.name
     server.wait({tuned, base}, patience)
     log.info("the server lists both models", tuned=tuned, base=base)
+    found = check(server, recorded, tuned, base)
+    return _verified(f"{tuned} answers", base, found)
+
+
+def verify_pool(
+    spec: run.Run, pool: str, base: str, uri: str, adapter: str, sha256: str, *, patience: float
+) -> outcome.Outcome:
+    """Delivers the adapter to a ServingPool, and checks it on each of its pods.
+
+    pool: DNS name of the pool's pods; base: the name under which they serve the base model; uri: canary.json; adapter, sha256:
+    its folder and its manifest's hash.
+
+    Raises Failure: as `verify`, and AdapterIncompatible when a pod refuses the files.
+    """
+    store = storage.of(spec.storage)
+    recorded = _recorded(store, uri)
+    with tempfile.TemporaryDirectory() as work:
+        folder = pathlib.Path(work)
+        fetch.adapter(store, adapter.rstrip("/"), sha256, folder)
+        delivered = delivery.deliver(folder, sha256, pool, patience=patience)
+    log.info("every pod has the adapter", pods=len(delivered.endpoints))
+    checked = [check(Server(each, delivered.key), recorded, delivered.model, base) for each in delivered.endpoints]
+    worst = outcome.Verification(
+        tokens_per_second=min(one.tokens_per_second for one in checked),
+        difference_from_base=min(one.difference_from_base for one in checked),
+        difference_from_evaluation=max(one.difference_from_evaluation for one in checked),
+    )
+    return _verified(f"{len(checked)} pods of the pool answer", base, worst)
+
+
+def check(server: "Server", recorded: dict[str, Any], tuned: str, base: str) -> outcome.Verification:
+    """Asks one server. Raises Failure."""
     agreement, contrast, expected = compare(server, recorded["examples"], tuned, base)
     log.info("canary", agreement=round(agreement, 4), contrast=round(contrast, 4), recorded=round(expected, 4))
     check_scores(agreement, contrast, expected)
     text, speed = server.ask(tuned, recorded["request"])
     log.info("answered", text=text[:200], tokens_per_second=round(speed, 1))
+    return outcome.Verification(
+        tokens_per_second=round(speed, 1),
+        difference_from_base=round(contrast, 4),
+        difference_from_evaluation=round(agreement, 4),
+    )
+
+
+def _verified(who: str, base: str, found: outcome.Verification) -> outcome.Outcome:
     return outcome.Outcome(
         stage=reasons.Stage.VERIFY,
-        message=f"{tuned} answers as evaluated: {agreement:.3f} nats per token from the recording, {contrast:.3f} from {base}",
-        verification=outcome.Verification(
-            tokens_per_second=round(speed, 1),
-            difference_from_base=round(contrast, 4),
-            difference_from_evaluation=round(agreement, 4),
-        ),
+        message=f"{who} as evaluated: {found.difference_from_evaluation:.3f} nats per token from the recording, "
+        f"{found.difference_from_base:.3f} from {base}",
+        verification=found,
     )
 
 
