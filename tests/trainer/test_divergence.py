@@ -72,7 +72,7 @@ def test_an_adapter_that_changes_nothing_does_not_diverge(
     found = divergence.measure(runner, examples, 3)
     assert found is not None
     assert found.value == pytest.approx(0.0, abs=1e-4)
-    assert found.examples == divergence.DRAWN.maximum_examples
+    assert found.examples == divergence.PROMPTS[job.EvaluationEngine.IN_PROCESS]
 
 
 def test_plain_texts_have_no_prompt_to_diverge_on(runner: answers.ModelRunner) -> None:

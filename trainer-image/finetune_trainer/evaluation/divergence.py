@@ -22,8 +22,11 @@ from finetune_api import job
 from finetune_trainer.data import dataset, tokens
 from finetune_trainer.evaluation import answers, contenders, engines, evidence
 
-DRAWN = job.Consistency(samples=2, temperature=1.0, maximum_examples=24)
-"""How answers are drawn, and how many prompts get some."""
+DRAWN = job.Consistency(samples=2, temperature=1.0)
+"""How answers are drawn."""
+
+PROMPTS = {job.EvaluationEngine.SERVER: 48, job.EvaluationEngine.IN_PROCESS: 12}
+"""How many prompts get some, by what answers: a CPU draws slowly."""
 
 LENGTH = 32
 """Tokens of an answer, at most."""
@@ -32,7 +35,7 @@ LENGTH = 32
 def measure(runner: answers.ModelRunner, examples: Sequence[dataset.Example], seed: int) -> evidence.Column | None:
     """The divergence on the prompts of some of these examples, drawn by the seed; None where none has a prompt."""
     asked = [example for example in examples if example.answer is not None]
-    prompts = [runner.encoder.prompt(one) for one in contenders.choose(asked, DRAWN.maximum_examples, seed)]
+    prompts = [runner.encoder.prompt(one) for one in contenders.choose(asked, PROMPTS[runner.engine.kind], seed)]
     return of_prompts(runner.engine, prompts, runner.encoder.stops, DRAWN, seed) if prompts else None
 
 

@@ -27,7 +27,7 @@ IN_PROCESS = 64
 """Of the trainer's own questions, those that are asked where no server answers: all of them would take a CPU longer than a small
 evaluation."""
 
-ANSWER = 64
+ANSWER = 48
 """Tokens of an instruction's answer, at most; the longest of the reference answers is shorter."""
 
 INSTRUCTIONS = "instructions"
