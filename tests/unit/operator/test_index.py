@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from aiohttp import web
 from finetune_api import API_VERSION, serving
 from finetune_operator import cache, index, poolstates, progress
 from finetune_operator.observe import label, members
+from finetune_trainer.gateway import index as gateway_index
 
 POOL = {
     "apiVersion": API_VERSION,
@@ -123,6 +125,49 @@ async def test_a_replica_that_stops_leading_does_not_answer_those_who_wait_with_
         served.leads = False
         served.job(1)
         assert (await poll)[0] == 503
+
+
+async def test_the_gateways_own_client_follows_the_index(tmp_path: pathlib.Path) -> None:
+    async with endpoint() as served:
+        served.job(1)
+        news = asyncio.Event()
+        follower = gateway_index.Follower(f"http://127.0.0.1:{served.port}", "ml/chat", tmp_path, news.set)
+        following = asyncio.create_task(follower.follow())
+        try:
+            for expected in (1, 2):
+                await asyncio.wait_for(news.wait(), 20)
+                assert follower.table is not None
+                assert len(follower.table.index.models) == expected
+                news.clear()
+                served.job(2)
+        finally:
+            following.cancel()
+        restarted = gateway_index.Follower("http://127.0.0.1:1", "ml/chat", tmp_path, lambda: None)
+        restarted.restore()
+        assert restarted.table is not None
+        assert len(restarted.table.index.models) == 2, "a pod that starts without the operator serves what it knew"
+
+
+async def test_two_namespaces_may_hold_the_same_adapter() -> None:
+    async with endpoint() as served:
+        served.facts.put_pool(
+            {
+                **POOL,
+                "metadata": {**POOL["metadata"], "resourceVersion": "2"},
+                "spec": {**POOL["spec"], "allowedNamespaces": ["*"], "keysSecret": "keys"},
+            }
+        )
+        ours = part(1)
+        theirs = members.Member(
+            "ml/chat",
+            tuple(one.model_copy(update={"namespace": "support"}) for one in ours.models),
+            tuple(one.model_copy(update={"namespace": "support"}) for one in ours.adapters),
+        )
+        served.facts._keep_members("uid-1", (), (ours,))
+        served.facts._keep_members("uid-2", (), (theirs,))
+        _, found = await served.get()
+        read = gateway_index.parse(json.dumps(found).encode(), "ml/chat")
+        assert [one.namespace for one in read.models] == ["ml", "support"]
 
 
 # -- states of pods --
