@@ -93,7 +93,7 @@ chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and 
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator bench-gateway
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -117,6 +117,9 @@ bench-evaluation: venv ## Compare generation in the evaluation with transformers
 
 bench-operator: venv ## Measure the operator at scale, compared with a floor, an earlier revision and Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--before REV"
 	$(VENV)/python -m tests.bench.operator $(ARGS)
+
+bench-gateway: venv ## Measure what the gateway of a pool adds to a request, 2 minutes on a quiet machine; ARGS="--litellm PYTHON" compares
+	$(VENV)/python tests/bench/gateway.py $(ARGS)
 
 # --- Clusters and images ---
 

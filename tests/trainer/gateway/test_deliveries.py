@@ -411,6 +411,7 @@ async def test_a_pod_is_not_ready_before_index_engine_and_adapters_are(
     assert (await world.ask(pod, "desk")).says == "x"
 
 
+@pytest.mark.slow
 async def test_two_hundred_adapters_are_all_served_and_few_are_in_memory(world: World) -> None:
     folders = [world.adapter(f"answer {number}") for number in range(200)]
     for number, folder in enumerate(folders):

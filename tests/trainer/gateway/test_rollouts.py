@@ -6,6 +6,7 @@ import json
 import random
 import types
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trainer.gateway.conftest import World
@@ -163,6 +164,7 @@ async def test_a_thousand_adapters_fit_the_state(world: World) -> None:
     assert len(content) < serving.STATE_BYTES
 
 
+@pytest.mark.slow
 async def test_no_answer_comes_from_a_wrong_adapter_while_adapters_come_change_and_go(world: World) -> None:
     """2,000 requests of three tenants while models are added, replaced and removed, and the engine forgets its adapters."""
     chance = random.Random(7)
