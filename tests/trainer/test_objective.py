@@ -1,5 +1,6 @@
-"""Direct preference optimisation, and the frozen base in 4 bits, against the libraries of the field."""
+"""Supervised training, direct preference optimisation, and the frozen base in 4 bits, against the libraries of the field."""
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from tests.trainer import test_engine, tiny
 
 from finetune_api import job, run
-from finetune_trainer.data import tokens
+from finetune_trainer.data import corpus, tokens
 from finetune_trainer.engine import lora, loss, model, passes, prefix_tree
 from finetune_trainer.stages import evaluate, preflight, train
-from finetune_trainer.training import adapter, objective
+from finetune_trainer.store import storage
+from finetune_trainer.training import adapter, batches, loop, objective
 
 CPU = torch.device("cpu")
 
@@ -81,6 +83,62 @@ def test_dpo_has_the_loss_and_gradients_of_trl(base: pathlib.Path, tmp_path: pat
 
 
 World = Callable[..., run.Run]
+
+
+def test_supervised_training_has_the_losses_of_trl_step_by_step(
+    world: World, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """From the same initial adapter, on the same examples in the same steps, at the same rates, in float32."""
+    import datasets
+    import peft
+    import transformers
+    import trl
+
+    steps, batch = 6, 8
+    spec = world(training={"precision": "Float32", "maxSteps": steps, "batchSize": batch, "learningRate": 0.002})
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    folder = pathlib.Path(spec.layout.adapter.removeprefix("file://"))
+    history = json.loads((folder / "training.json").read_text())["history"]
+
+    data = corpus.load(storage.of(spec.storage), spec.layout.data, base, spec.training).train
+    plan = batches.plan(data.examples, spec.training)
+    read = [(data.ids(at), data.learned(at)) for number in range(steps) for at in plan.step(number)]
+    rows = [
+        {"input_ids": ids.tolist(), "labels": np.where(learned, ids, -100).tolist()} for ids, learned in read
+    ]  # fmt: skip
+
+    class Rates(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = history[state.global_step]["learningRate"]
+
+    torch.manual_seed(spec.training.seed)
+    mine = lora.add(
+        transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), spec.training.lora, "base"
+    )
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = peft.get_peft_model(plain, mine.peft_config[lora.ADAPTER])
+    theirs.load_state_dict(mine.state_dict())
+    config = trl.SFTConfig(
+        output_dir=str(tmp_path / "trl"), max_steps=steps, per_device_train_batch_size=batch // 2,
+        gradient_accumulation_steps=2, weight_decay=0.0, max_grad_norm=loop.CLIP, train_sampling_strategy="sequential",
+        max_length=None, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to=[], logging_steps=1,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model=theirs,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokens.load(base, job.Training()).tokenizer,
+        callbacks=[Rates()],
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["loss"] for entry in logged] == pytest.approx([point["loss"] for point in history], rel=1e-4)
+    norms = [point["gradientNorm"] for point in history]
+    assert [entry["grad_norm"] for entry in logged] == pytest.approx(norms, rel=1e-3)
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
 
 
 def test_a_dpo_job_learns_to_prefer_the_chosen_answers(world: World) -> None:
