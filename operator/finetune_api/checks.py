@@ -191,9 +191,10 @@ RULES: tuple[Rule, ...] = (
         _ERROR,
         Policy.FAIL,
         Scope.ROWS,
-        "The prompt of an example of a separate validation or test file is also in the training data.",
+        "The prompt of an example of a separate validation or test file, or its group by dataset.groupBy, is also in the "
+        "training data.",
         "The evaluation measures memorization instead of generalization.",
-        "Remove the prompt from one side. Drop removes it from training and keeps the held-out example.",
+        "Remove the prompt, or the group, from one side. Drop removes it from training and keeps the held-out example.",
     ),
     Rule(
         "nearLeakage",

@@ -20,6 +20,9 @@ Uri = Annotated[
 UriList = Annotated[list[Uri], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})]
 
 
+FieldName = Annotated[str, model.text(r"^\S(.*\S)?$", "must be the name of a field of the rows", 128)]
+
+
 class Format(enum.StrEnum):
     AUTO = "Auto"
     CHAT = "Chat"
@@ -102,6 +105,13 @@ class Dataset(model.Model):
         default_factory=lambda: Split(fraction=0.1),
         description="Held-out examples for the evaluation, never used in training. Default: a fraction of 0.1 of "
         "the training files.",
+    )
+    group_by: FieldName | None = Field(
+        default=None,
+        description="The field of the rows that says which of them belong together, such as customer or "
+        "metadata.conversation: text or a number, in every row. Rows of one group stay in one split; intervals and tests of "
+        "the evaluation count groups, not rows. A row without it is a finding of the check schema. Absent: every row counts "
+        "for itself.",
     )
     minimum_examples: int = Field(
         default=200,

@@ -41,6 +41,10 @@ class Layout:
         """Folder of results.json and samples.jsonl of the baseline before training."""
         return f"{self.root}/baseline/{evaluation_hash}"
 
+    def tries(self, test_set: str) -> str:
+        """The evaluations of all revisions of the job on the test examples with this hash."""
+        return f"{self.output.rstrip('/')}/{self.namespace}/{self.name}/tries/{test_set}.json"
+
     @property
     def checkpoints(self) -> str:
         """Folder of checkpoints, one folder per step."""

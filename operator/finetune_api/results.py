@@ -188,6 +188,21 @@ class Candidate(status.Reported):
     problem: str | None = Field(default=None, description="Why it did not answer, or not all of them.")
 
 
+class Tries(status.Reported):
+    """How often this job was evaluated on the same test examples."""
+
+    evaluations: int = Field(
+        description="Evaluations on these test examples, this one included: of other revisions, and of other gates. At most "
+        "1,000 are remembered."
+    )
+    test_set: str = Field(description="Hash of the test examples, without their places in files.")
+    false_pass: float | None = Field(
+        default=None,
+        description="Upper bound of the probability that at least one of so many evaluations lets a model pass that misses a "
+        "bound: their number times 1 - confidence. Absent: no gate asks for evidence.",
+    )
+
+
 class Sample(status.Reported):
     """One test example with every contender's answer."""
 
@@ -269,6 +284,7 @@ class Results(status.Reported):
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
     harness: Harness | None = Field(default=None, description="Absent: the job has no evaluation.harness.")
     retrieved: Retrieved | None = Field(default=None, description="Absent: there was no contender Retrieved.")
+    tries: Tries | None = Field(default=None, description="Absent: there are no test examples.")
     left_out: list[str] = Field(
         default_factory=list,
         description="Baselines, or variants of them, that evaluation.baselineBudget left no time for.",

@@ -172,6 +172,9 @@ class Evaluation(Reported):
     )
     examples: int = Field(description="Test examples scored.")
     metrics: list[MetricValue] = Field(default_factory=list, description="All metrics of all contenders.")
+    tries: int | None = Field(
+        default=None, description="Evaluations of this job on the same test examples, this one included."
+    )
     gates: list[GateResult] = Field(default_factory=list, description="Each gate with what was measured.")
     best_baseline: job.Contender | None = Field(
         default=None,

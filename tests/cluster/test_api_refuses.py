@@ -83,6 +83,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "dataset.test",
         "set exactly one of fraction and uris",
     ),
+    ("a group without a name", {"dataset.groupBy": " "}, "dataset.groupBy", "name of a field of the rows"),
     ("an empty split", {"dataset.validation": {}}, "dataset.validation", "set exactly one of fraction and"),
     ("a fraction of zero", {"dataset.test.fraction": 0}, "dataset.test.fraction", "above 0"),
     ("a fraction in percent", {"dataset.test.fraction": 10}, "dataset.test.fraction", "at most 0.5: write 0.1 for 10 %"),

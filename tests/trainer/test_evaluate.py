@@ -58,6 +58,7 @@ def test_the_tuned_model_beats_the_base_and_everything_is_written(scored: tuple[
     assert found.passed
     assert found.score == "1.0000"
     assert found.examples == 6
+    assert found.tries == 1
     folder = path_of(spec.layout.evaluation("e1"))
     assert {path.name for path in folder.iterdir()} == {"results.json", "samples.jsonl", "canary.json", "manifest.json"}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]

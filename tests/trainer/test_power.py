@@ -162,7 +162,7 @@ def examples(count: int) -> list[dataset.Example]:
         ({"gates": []}, 5, []),
         ({}, 30, ["better than the best baseline", "about 134"]),
         ({}, 134, []),
-        ({}, 4, []),
+        ({}, 4, ["4 examples prove nothing"]),
     ],
 )
 def test_gates_for_which_the_test_examples_are_too_few_are_named(

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -99,3 +100,30 @@ def test_no_group_is_on_two_sides(
     where: dict[int, int] = {}
     for lead, place in zip(chains(keys), places, strict=True):
         assert where.setdefault(lead, place) == place
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.randoms())
+def test_rows_of_one_group_or_one_prompt_are_joined_by_chains_and_in_any_order(
+    rows: list[tuple[int, int]], random: Any
+) -> None:
+    one, other = (np.array(column, dtype=np.uint64) for column in zip(*rows, strict=True))
+    found = split.joined(one, other)
+    linked = [{place} for place in range(len(rows))]
+    for first, second in itertools.combinations(range(len(rows)), 2):
+        if rows[first][0] == rows[second][0] or rows[first][1] == rows[second][1]:
+            union = linked[first] | linked[second]
+            for place in union:
+                linked[place] = union
+    assert all((found[a] == found[b]) == (b in linked[a]) for a, b in itertools.combinations(range(len(rows)), 2))
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    assert split.joined(one[order], other[order]).tolist() == found[order].tolist()
+
+
+def test_groups_keep_their_rows_together_whatever_their_prompts() -> None:
+    together = np.array([dataset.digest(["group", number % 40]) for number in range(200)], dtype=np.uint64)
+    places = split.assign(made(prompts(200)), 0.1, 0.1, 1, together)
+    assert all(len(set(places[group::40].tolist())) == 1 for group in range(40))
+    assert [int((places == place).sum()) for place in range(3)] == [160, 20, 20]
+    few = split.assign(made(prompts(200)), 0.1, 0.1, 1, together % np.uint64(3))
+    assert set(few.tolist()) == {0}, "three groups are not enough to hold one out"

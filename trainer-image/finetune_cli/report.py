@@ -85,11 +85,12 @@ def to_answer(found: dict[str, Any], place: str, page: str | None) -> answer.Ans
         raise documents.Invalid([answer.Problem(file=place, message=message)]) from error
     count = sum(gate.passed for gate in evaluation.gates)
     gates = f"{count} of {len(evaluation.gates)} gates passed" if evaluation.gates else "the job has no gates"
+    again = f", evaluation {evaluation.tries} of this job on them" if (evaluation.tries or 1) > 1 else ""
     best = f"; the best baseline: {evaluation.best_baseline}" if evaluation.best_baseline else ""
     return answer.Answer(
         command="report",
         exit_code=answer.Exit.DONE if evaluation.passed else answer.Exit.GATES,
-        message=f"{gates}, on {evaluation.examples} test examples{best}",
+        message=f"{gates}, on {evaluation.examples} test examples{again}{best}",
         report=page,
         **made,
     )

@@ -104,7 +104,8 @@ def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
         return dataclasses.replace(failed, edits={**failed.edits, **edits})
     gates = f"{len(found.gates)} of {len(found.gates)} gates passed" if found.gates else "no gates"
     best = f"; the best baseline: {found.best_baseline}" if found.best_baseline else ""
-    text = f"{gates} on {found.examples} test examples{best}"
+    again = f", evaluation {found.tries} of this job on them" if (found.tries or 1) > 1 else ""
+    text = f"{gates} on {found.examples} test examples{again}{best}"
     return verdict.says(Condition.EVALUATED, "True", Reason.SUCCEEDED, text, edits=edits, proceed=True)
 
 

@@ -57,16 +57,23 @@ def contradictions(found: table.Table, keep: rule.Mask) -> rule.Hits:
 
 
 def leakage(found: table.Table, keep: rule.Mask) -> rule.Hits:
-    """A held-out prompt among the prompts of any answer in an earlier part of the split."""
+    """A held-out prompt among the prompts of any answer in an earlier part of the split, or a held-out group among its groups."""
     hits, drop = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for part in (1, 2):
         held_out_rows = rule.rows(keep & (found.part == part))
         earlier = rule.rows(keep & (found.part < part))
         held_out_prompts = found.prompts.last[held_out_rows]
-        hits.append(held_out_rows[np.isin(held_out_prompts, found.prompts.take(earlier).flat)])
-        drop.append(earlier[found.prompts.any_in(earlier, held_out_prompts)])
+        held_out_groups = found.group[held_out_rows]
+        seen = np.isin(held_out_prompts, found.prompts.take(earlier).flat)
+        learned = found.prompts.any_in(earlier, held_out_prompts)
+        if held_out_groups.any():
+            seen |= np.isin(held_out_groups, found.group[earlier])
+            learned |= np.isin(found.group[earlier], held_out_groups)
+        hits.append(held_out_rows[seen])
+        drop.append(earlier[learned])
     held_out = int((keep & (found.part > 0)).sum())
-    text = "held out have a prompt that is also in the training data"
+    either = "prompt, or a group of dataset.groupBy," if found.group.any() else "prompt"
+    text = f"held out have a {either} that is also in the training data"
     return rule.Hits(np.unique(np.concatenate(hits)), held_out, text, drop=np.unique(np.concatenate(drop)))
 
 

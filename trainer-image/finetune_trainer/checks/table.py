@@ -38,6 +38,8 @@ class Table:
     """uint64: a hash of the last answer; 0 for plain text."""
     rejected: Array
     """uint64: the same of a preference pair's rejected answer; 0 where there is none."""
+    group: Array
+    """uint64: a hash of the row's group by dataset.groupBy; 0 where there is none."""
     marks: Array
     """uint8: JSON, REASONING and so on."""
     characters: Array
@@ -74,7 +76,7 @@ class Builder:
             array.array("B"),
             array.array("B"),
         )
-        self._characters = array.array("I")
+        self._characters, self._group = array.array("I"), array.array("Q")
         self._sketcher = similar.Sketcher() if sketched else None
         self._detect_languages = detect_languages
 
@@ -88,6 +90,7 @@ class Builder:
         self._fired.append(fired)
         self._prompts.add(list(example.keys()))
         self._answer.append(0 if answer is None else dataset.digest(answer.strip()))
+        self._group.append(0 if example.group is None else dataset.digest(["group", example.group]))
         self._rejected.append(0 if example.rejected is None else dataset.digest(example.rejected.strip()))
         answer_text = example.messages[-1].content if example.messages else ""
         calls = bool(example.messages and example.messages[-1].calls)
@@ -112,6 +115,7 @@ class Builder:
             self._prompts.finish(),
             np.frombuffer(self._answer, dtype=np.uint64),
             np.frombuffer(self._rejected, dtype=np.uint64),
+            np.frombuffer(self._group, dtype=np.uint64),
             np.frombuffer(self._marks, dtype=np.uint8),
             np.frombuffer(self._characters, dtype=np.uint32),
             np.frombuffer(self._answer_languages, dtype=np.uint8),

@@ -111,6 +111,8 @@ class Example:
     rejected: str | None = None
     tools: str | None = None
     """What the assistant may call, as `toolcalls.tools` writes it; None: it has no tools."""
+    group: str | None = None
+    """Of dataset.groupBy: what rows that belong together have in common."""
     unused: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """Fields of the row that nothing reads; not stored with the example."""
 
@@ -159,7 +161,14 @@ class Example:
 
     def line(self) -> str:
         """The example as a line of the frozen split."""
-        record: dict[str, Any] = {"source": self.source}
+        return json.dumps({"source": self.source, **self._record()}, ensure_ascii=False) + "\n"
+
+    def content(self) -> str:
+        """The same without its place: equal for examples that were moved within their files."""
+        return json.dumps(self._record(), ensure_ascii=False) + "\n"
+
+    def _record(self) -> dict[str, Any]:
+        record: dict[str, Any] = {}
         if self.text is not None:
             record["text"] = self.text
         else:
@@ -168,7 +177,9 @@ class Example:
             record["tools"] = json.loads(self.tools)
         if self.rejected is not None:
             record["rejected"] = self.rejected
-        return json.dumps(record, ensure_ascii=False) + "\n"
+        if self.group is not None:
+            record["group"] = self.group
+        return record
 
 
 def digest(value: Any) -> int:
@@ -474,7 +485,7 @@ def stream(path: pathlib.Path) -> Iterator[Example]:
 def from_record(record: dict[str, Any]) -> Example:
     turns = tuple(_turn_from_record(turn) for turn in record.get("messages", ()))
     tools = json.dumps(record["tools"], ensure_ascii=False) if "tools" in record else None
-    return Example(record["source"], turns, record.get("text"), record.get("rejected"), tools)
+    return Example(record["source"], turns, record.get("text"), record.get("rejected"), tools, record.get("group"))
 
 
 def _turn_from_record(turn: dict[str, Any]) -> Message:
@@ -487,8 +498,10 @@ def _turn_from_record(turn: dict[str, Any]) -> Message:
     return Message(turn["role"], turn["content"], learned, calls, result, turn.get("name", ""), reasoning)
 
 
-def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Example | rows.Bad]:
-    """Examples of one file; Auto decides the format by the first row."""
+def parse(
+    found: Iterator[rows.Row | rows.Bad], kind: job.Format, group_by: str | None = None
+) -> Iterator[Example | rows.Bad]:
+    """Examples of one file; Auto decides the format by the first row. group_by: the field with a row's group."""
     for row in found:
         if isinstance(row, rows.Bad):
             yield row
@@ -496,9 +509,27 @@ def parse(found: Iterator[rows.Row | rows.Bad], kind: job.Format) -> Iterator[Ex
         try:
             if kind is job.Format.AUTO:
                 kind = detect(row.value)
-            yield example(row.value, kind, row.source)
+            made = example(row.value, kind, row.source)
+            yield made if group_by is None else grouped(made, row.value, group_by)
         except Wrong as wrong:
             yield rows.Bad(row.source, str(wrong), wrong.rule)
+
+
+def grouped(made: Example, value: dict[str, Any], group_by: str) -> Example:
+    """The example with its group, which is read from the row. Raises Wrong where the row has none."""
+    found: Any = value.get(group_by)
+    if found is None and "." in group_by:
+        found = value
+        for name in group_by.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+    usable = isinstance(found, str | int | float) and not isinstance(found, bool)
+    text = str(found).strip() if usable else ""
+    if text in ("", "nan"):
+        seen = "is missing" if found is None else "is empty" if usable else f"is {_name(found)}"
+        raise Wrong(
+            f"the field {group_by!r} {seen} (found: {shapes.keys(value)}); dataset.groupBy needs text or a number in every row"
+        )
+    return dataclasses.replace(made, group=text, unused=made.unused - {group_by, group_by.split(".")[0]})
 
 
 def of_one_kind(found: Iterable[Example | rows.Bad], pairs: bool | None = None) -> Iterator[Example | rows.Bad]:

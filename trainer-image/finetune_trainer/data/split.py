@@ -65,13 +65,17 @@ class Builder:
         )
 
 
-def assign(prompts: Prompts, validation: float | None, test: float | None, seed: int) -> Array:
-    """int8 [rows]: 0 train, 1 validation, 2 test.
+def assign(
+    prompts: Prompts, validation: float | None, test: float | None, seed: int, together: Array | None = None
+) -> Array:
+    """int8 [rows]: 0 train, 1 validation, 2 test. together: uint64 [rows], equal for rows that belong together, whatever their
+    prompts.
 
     Fractions are of all examples, and None where a split has its own files. Whole groups move, in the order of their
     seeded hash, until the fraction is reached; a group never moves when fewer than three would be left to train on.
     """
-    groups, inverse, sizes = np.unique(group(prompts), return_inverse=True, return_counts=True)
+    connected = group(prompts) if together is None else joined(group(prompts), together)
+    groups, inverse, sizes = np.unique(connected, return_inverse=True, return_counts=True)
     order = np.lexsort((groups, _shuffled(groups, seed)))
     places = np.zeros(len(groups), dtype=np.int8)
     position, count = 0, len(prompts.last)
@@ -103,6 +107,21 @@ def group(prompts: Prompts) -> Array:
         lead = lead[lead]
         if np.array_equal(lead, before):
             return wanted[lead[indices.reshape(-1)]]
+
+
+def joined(one: Array, other: Array) -> Array:
+    """uint64 [rows]: equal where either of two groupings has rows in common, directly or by a chain."""
+    found = one
+    indices = [np.unique(keys, return_inverse=True)[1].reshape(-1) for keys in (one, other)]
+    while True:
+        before = found
+        for index in indices:
+            # The smallest hash leads, so that the order of the rows does not matter.
+            lead = np.full(index.max(initial=-1) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+            np.minimum.at(lead, index, found)
+            found = lead[index]
+        if np.array_equal(found, before):
+            return found
 
 
 def _shuffled(numbers: Array, seed: int) -> Array:

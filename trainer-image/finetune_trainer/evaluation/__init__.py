@@ -11,6 +11,7 @@
     evidence     how certain a figure is: intervals, bounds, paired tests
     gates        whether the measured values let the tuned model serve
     power        how many examples a gate needs
+    tries        how often models were evaluated on the same test examples
     feasible     gates that no answer could pass, or that a good model could miss by chance, before training
     pairwise     two answers to one question, judged in both orders
     endpoint     chat requests to a language model behind an OpenAI-compatible endpoint

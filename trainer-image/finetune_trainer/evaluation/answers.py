@@ -197,7 +197,7 @@ def ask(
         texts[place] = *decode_answer(runner.encoder, examples[place], ids), stopped
     log.info("answered", contender=which, answers=len(found), tokens=sum(map(len, found)))
     answers = [
-        metrics.Answer(text, example.answer, total, count, stopped, called)
+        metrics.Answer(text, example.answer, total, count, stopped, called, example.group)
         for (text, called, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
     ]
     return Answers(answers, found, prompts, read, time.monotonic() - started)

@@ -165,13 +165,15 @@ def score(example: dataset.Example, reply: endpoint.Reply) -> metrics.Answer:
     """An answer as those of the other contenders are scored."""
     text = REASONING.sub("", reply.text)
     if example.tools is None:
-        return metrics.Answer(text, example.answer, 0.0, 0, reply.finished)
+        return metrics.Answer(text, example.answer, 0.0, 0, reply.finished, group=example.group)
     try:
         made = toolcalls.Reply(text, toolcalls.calls(reply.calls, "tool_calls"))
     except toolcalls.Unusable:
         made = toolcalls.Reply(text, broken=True)
     called = toolcalls.score(made, example.messages[-1].calls, example.tools)
-    return metrics.Answer(toolcalls.written(text, made.calls), example.answer, 0.0, 0, reply.finished, called)
+    return metrics.Answer(
+        toolcalls.written(text, made.calls), example.answer, 0.0, 0, reply.finished, called, example.group
+    )
 
 
 def usage(counted: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

@@ -3,6 +3,16 @@
 Every metric is a function of sums over examples (`Column`), so that resampling examples, or swapping two contenders' answers to
 an example, is one matrix product, whatever the metric.
 
+Examples of one group (`Column.clusters`: of one customer, conversation, document) are not independent of each other, so a group
+is what is resampled, swapped and counted:
+- Bounds and intervals of a share: as if a group were one example that is right in the share of its examples, with Kish's
+  effective number of groups (Kish 1965) where their sizes differ. That is exact where a group is right or wrong as a whole, and
+  errs on the safe side elsewhere.
+- Paired tests: the permutation test swaps the answers of whole groups, for shares, too; with a margin its gains are those above
+  the margin, and the bootstrap over groups must agree.
+
+Without groups:
+
 - Interval of a share: Wilson (1927). Of anything else: percentiles of the bootstrap over examples (Efron 1979), widened by
   sqrt(n / (n - 1)) since few examples vary less than their population.
 - Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
@@ -16,7 +26,7 @@ an example, is one matrix product, whatever the metric.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +37,8 @@ RESAMPLES = 10_000
 UNITS = 500
 """More examples than this are put into this many groups of equal size, which are resampled instead."""
 SEED = 2026
+ROUNDING = 1e-9
+"""Of counts that are products."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +53,8 @@ class Column:
     of: Callable[[Array], Array]
     defined: Any
     share: bool = False
+    clusters: Any = None
+    """int [n]: the number of each example's group; None: every example counts for itself."""
 
     @functools.cached_property
     def value(self) -> float:
@@ -50,9 +64,15 @@ class Column:
     def examples(self) -> int:
         return int(self.defined.sum())
 
+    @functools.cached_property
+    def independent(self) -> float:
+        """The number of examples; of groups their effective number."""
+        return float(self.examples) if self.clusters is None else effective(self.clusters[self.defined])
+
     @property
-    def hits(self) -> int:
-        return round(float(self.parts[:, 0].sum()))
+    def units(self) -> int:
+        """What is resampled and swapped: examples, or groups of them."""
+        return self.examples if self.clusters is None else len(np.unique(self.clusters[self.defined]))
 
 
 def mean(values: Any, *, share: bool = False) -> Column:
@@ -60,6 +80,23 @@ def mean(values: Any, *, share: bool = False) -> Column:
     values = np.asarray(values, dtype=np.float64)
     defined = ~np.isnan(values)
     return Column(np.stack([np.where(defined, values, 0.0), defined], 1), ratio, defined, share)
+
+
+def clusters(groups: Sequence[str | None]) -> Any:
+    """int [n]: a number for each group; None where no example has one."""
+    if not any(one is not None for one in groups):
+        return None
+    # An example without a group counts for itself.
+    names = [f"={one}" if one is not None else f"#{place}" for place, one in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1].reshape(-1)
+
+
+def effective(numbers: Any) -> float:
+    """Kish's effective number of groups: their number where all have one size, fewer where a few are large."""
+    if not len(numbers):
+        return 0.0
+    sizes = np.unique(numbers, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def ratio(sums: Array) -> Array:
@@ -70,14 +107,11 @@ def ratio(sums: Array) -> Array:
 
 
 def interval(column: Column, confidence: float = 0.95) -> tuple[float, float] | None:
-    """The two-sided interval of a metric; None for fewer than two examples."""
-    if column.examples < 2:
+    """The two-sided interval of a metric; None for fewer than two examples, or groups."""
+    if column.units < 2:
         return None
     if column.share:
-        from scipy import stats
-
-        found = stats.binomtest(column.hits, column.examples).proportion_ci(confidence, method="wilson")
-        return float(found.low), float(found.high)
+        return wilson(column.value, column.independent, confidence)
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(_resampled(column), [tail, 1 - tail])
     return float(low), float(high)
@@ -88,8 +122,11 @@ def p_value_at_least(column: Column, minimum: float) -> float:
     if column.share:
         from scipy import stats
 
-        return float(stats.binomtest(column.hits, column.examples, min(minimum, 1.0), alternative="greater").pvalue)
-    return float(np.mean(_resampled(column) < minimum)) if column.examples > 1 else 1.0
+        # Of groups whole hits are counted, and a part of one is none.
+        number = math.floor(column.independent + ROUNDING)
+        hits = math.floor(column.value * number + ROUNDING)
+        return float(stats.binom.sf(hits - 1, number, min(minimum, 1.0)))
+    return float(np.mean(_resampled(column) < minimum)) if column.units > 1 else 1.0
 
 
 def p_value_at_most(column: Column, maximum: float) -> float:
@@ -97,8 +134,20 @@ def p_value_at_most(column: Column, maximum: float) -> float:
     if column.share:
         from scipy import stats
 
-        return float(stats.binomtest(column.hits, column.examples, max(maximum, 0.0), alternative="less").pvalue)
-    return float(np.mean(_resampled(column) > maximum)) if column.examples > 1 else 1.0
+        number = math.floor(column.independent + ROUNDING)
+        hits = math.ceil(column.value * number - ROUNDING)
+        return float(stats.binom.cdf(hits, number, max(maximum, 0.0)))
+    return float(np.mean(_resampled(column) > maximum)) if column.units > 1 else 1.0
+
+
+def wilson(share: float, number: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share (1927)."""
+    from scipy import stats
+
+    z = float(stats.norm.isf((1 - confidence) / 2))
+    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
+    reach = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def spread(column: Column, other: Column | None = None) -> float:
@@ -106,7 +155,12 @@ def spread(column: Column, other: Column | None = None) -> float:
     if other is None:
         return float(np.nanstd(_resampled(column)))
     both = column.defined & other.defined
-    return float(np.nanstd(_gains(_only(column, both), _only(other, both), 1.0, 0.0))) if both.sum() > 1 else math.nan
+    other = dataclasses.replace(other, clusters=column.clusters)
+    return (
+        float(np.nanstd(_gains(_only(column, both), _only(other, both), 1.0, 0.0)))
+        if _only(column, both).units > 1
+        else math.nan
+    )
 
 
 # --- Two contenders on the same examples ---
@@ -127,18 +181,21 @@ def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin
     """`one` against `other`, paired by example."""
     sign = -1.0 if lower_is_better else 1.0
     both = one.defined & other.defined
-    one, other = _only(one, both), _only(other, both)
+    one = _only(one, both)
+    other = dataclasses.replace(_only(other, both), clusters=one.clusters)
     gain = sign * (one.value - other.value)
-    if one.examples < 2:
+    if one.units < 2:
         return Difference(gain, -math.inf, math.inf, 1.0)
     gains = _gains(one, other, sign, gain)
     low, high = np.nanquantile(gains, [0.025, 0.975])
-    if one.share and other.share:
+    if one.share and other.share and one.clusters is None:
         wins = int(((one.parts[:, 0] - other.parts[:, 0]) * sign > 0).sum())
         losses = int(((one.parts[:, 0] - other.parts[:, 0]) * sign < 0).sum())
         p_value = float(paired(wins, losses, one.examples, margin))
     else:
         p_value = max(_swapped(one, other, sign, gain), float(np.mean(gains <= margin)) if margin > 0 else 0.0)
+        if one.share and margin > 0:
+            p_value = max(p_value, _flipped(one, other, sign, margin))
     return Difference(gain, float(low), float(high), p_value)
 
 
@@ -195,6 +252,8 @@ class WinLoss:
     wins: int
     ties: int
     losses: int
+    independent: float = 1.0
+    """The share of the comparisons that counts as independent: below 1 where several are of one group."""
 
     @property
     def examples(self) -> int:
@@ -208,12 +267,16 @@ class WinLoss:
     @property
     def p_value_better(self) -> float:
         """The p-value of so many wins: their probability if a win were no likelier than a loss."""
-        return float(mcnemar(self.wins, self.losses))
+        return float(mcnemar(*self._counted(self.wins, self.losses)))
 
     @property
     def p_value_worse(self) -> float:
         """The p-value of so many losses: their probability if a loss were no likelier than a win."""
-        return float(mcnemar(self.losses, self.wins))
+        return float(mcnemar(*self._counted(self.losses, self.wins)))
+
+    def _counted(self, fewer: int, more: int) -> tuple[int, int]:
+        """Counts of independent comparisons, rounded to the safe side."""
+        return math.floor(fewer * self.independent + ROUNDING), math.ceil(more * self.independent - ROUNDING)
 
     def p_value_at_least(self, minimum: float) -> float:
         """The p-value of a rate this high: its probability if the true one were just below `minimum`. An odd tie counts as
@@ -222,19 +285,14 @@ class WinLoss:
 
         if not self.examples:
             return 1.0
-        hits = self.wins + self.ties // 2
-        return float(stats.binomtest(hits, self.examples, min(minimum, 1.0), alternative="greater").pvalue)
+        number = math.floor(self.examples * self.independent + ROUNDING)
+        hits = math.floor((self.wins + self.ties // 2) / self.examples * number + ROUNDING)
+        return float(stats.binom.sf(hits - 1, number, min(minimum, 1.0)))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
-        """Wilson's interval of the rate (1927); None for fewer than two examples."""
-        from scipy import stats
-
-        if self.examples < 2:
-            return None
-        z, n, rate = float(stats.norm.isf((1 - confidence) / 2)), self.examples, self.rate
-        middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
-        reach = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-        return max(0.0, middle - reach), min(1.0, middle + reach)
+        """Wilson's interval of the rate; None for fewer than two independent comparisons."""
+        number = self.examples * self.independent
+        return wilson(self.rate, number, confidence) if number >= 2 else None
 
 
 # --- Resampling ---
@@ -247,6 +305,11 @@ def _only(column: Column, rows: Any) -> Column:
 def _units(column: Column) -> Array:
     """float [units, k]: the defined examples, or groups of them."""
     parts: Array = column.parts[column.defined]
+    if column.clusters is not None:
+        numbers = np.unique(column.clusters[column.defined], return_inverse=True)[1].reshape(-1)
+        summed = np.zeros((column.units, parts.shape[1]))
+        np.add.at(summed, numbers, parts)
+        parts = summed
     if len(parts) <= UNITS:
         return parts
     order = np.random.default_rng(SEED).permutation(len(parts))
@@ -275,6 +338,14 @@ def _gains(one: Column, other: Column, sign: float, gain: float) -> Array:
     found = sign * (one.of(draws @ first) - other.of(draws @ second))
     wider: Array = gain + (found - gain) * math.sqrt(len(first) / (len(first) - 1))
     return wider
+
+
+def _flipped(one: Column, other: Column, sign: float, margin: float) -> float:
+    """The same for the gains of groups above the margin: the share of changes of their signs that give at least their sum."""
+    first, second = _units(one), _units(other)
+    above = sign * (first[:, 0] - second[:, 0]) - margin * first[:, 1]
+    signs = 2.0 * np.random.default_rng(SEED).integers(0, 2, size=(RESAMPLES, len(above))) - 1
+    return float((1 + np.sum(signs @ above >= above.sum() - 1e-12)) / (RESAMPLES + 1))
 
 
 def _swapped(one: Column, other: Column, sign: float, gain: float) -> float:

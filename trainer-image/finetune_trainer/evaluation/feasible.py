@@ -56,22 +56,26 @@ def short(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> list[st
     """Each gate on a share for which these test examples are too few, with what they can show and how many it takes; of a job
     that states no gates, the one that compares with the baselines."""
     answered = [one for one in examples if one.answer is not None]
+    measured = metrics.measure([_answer(one, one.answer) for one in answered], rules, KNOWN | {job.Metric.STOPPED})
+    if job.Metric.STOPPED not in measured:
+        return []
+    every, unit = power.independent(measured[job.Metric.STOPPED])
     if rules.gates is None:
         default = job.Gate(metric=job.Metric.EXACT_MATCH, over="BestBaseline")
-        found = power.before(default, len(answered)) if len(answered) >= gates.FEWEST else []
-        return [f"better than the best baseline in right answers: {one.text}" for one in found if not one.enough]
-    known = frozenset(gate.metric for gate in rules.gates if gate.metric in KNOWN)
-    best = metrics.measure([_answer(one, one.answer) for one in answered], rules, known) if known else {}
+        named = "better than the best baseline in right answers"
+        if every < gates.FEWEST:
+            return [f"{named}: {every} {unit} prove nothing, and the values alone decide"]
+        return [f"{named}: {one.text}" for one in power.before(default, every, unit) if not one.enough]
     texts = []
     for gate in rules.gates:
-        counted = len(answered)
-        if gate.metric in KNOWN:
-            counted = best[gate.metric].examples if gate.metric in best and best[gate.metric].share else 0
+        if gate.metric in measured and measured[gate.metric].share:
+            counted, _ = power.independent(measured[gate.metric])
         elif gate.metric in job.PAIRWISE and rules.judge is not None:
-            counted = min(counted, rules.judge.maximum_examples)
-        elif gate.metric is not job.Metric.STOPPED:
+            counted = min(every, rules.judge.maximum_examples)
+        else:
             continue
-        texts += [f"{gates.requirement(gate)}: {one.text}" for one in power.before(gate, counted) if not one.enough]
+        found = power.before(gate, counted, unit)
+        texts += [f"{gates.requirement(gate)}: {one.text}" for one in found if not one.enough]
     return texts
 
 
@@ -106,7 +110,7 @@ def _answer(example: dataset.Example, text: str | None) -> metrics.Answer:
     if example.tools is not None and example.messages:
         right = text is not None and text == example.answer
         called = toolcalls.CallScore(right, right if example.messages[-1].calls else None)
-    return metrics.Answer(text, example.answer, 0.0, 0, called=called)
+    return metrics.Answer(text, example.answer, 0.0, 0, called=called, group=example.group)
 
 
 def _bounded(gate: job.Gate) -> job.Gate:

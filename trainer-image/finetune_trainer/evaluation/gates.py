@@ -49,7 +49,7 @@ def default(metric: job.Metric | None, values: Values, subject: job.Contender = 
     metric, and no more forgetting than FORGOTTEN, by its value. Fewer than FEWEST examples prove nothing: the values decide."""
     made = []
     if metric is not None and any(metric in values.get(one, {}) for one in evaluation.BASELINES):
-        examples = values[subject][metric].examples if metric in values.get(subject, {}) else 0
+        examples = values[subject][metric].units if metric in values.get(subject, {}) else 0
         made.append(job.Gate(metric=metric, over="BestBaseline", confidence=0.95 if examples >= FEWEST else POINT))
     if job.Metric.FORGETTING in values.get(subject, {}):
         made.append(job.Gate(metric=job.Metric.FORGETTING, maximum=evaluation.FORGOTTEN, confidence=POINT))
@@ -145,7 +145,8 @@ def value_text(column: evidence.Column) -> str:
     """For example: 0.9250 (95 %: 0.8500 to 0.9640, n 80)."""
     found = evidence.interval(column)
     around = f"95 %: {found[0]:.4f} to {found[1]:.4f}, " if found else ""
-    return f"{column.value:.4f} ({around}n {column.examples})"
+    groups = f" in {column.units} groups" if column.clusters is not None else ""
+    return f"{column.value:.4f} ({around}n {column.examples}{groups})"
 
 
 def _above(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:

@@ -36,6 +36,8 @@ class Answer:
     """Whether the answer ended with a stop token."""
     called: toolcalls.CallScore | None = None
     """For an example with tools: the score of the answer's calls."""
+    group: str | None = None
+    """The example's group: answers of one group are not independent of each other."""
 
 
 def measure(
@@ -71,8 +73,9 @@ def measure(
             )
     if any(one.called for one in answers):
         found |= calls(answers)
+    clusters = evidence.clusters([one.group for one in answers])
     return {
-        metric: found[metric]
+        metric: dataclasses.replace(found[metric], clusters=clusters)
         for metric in job.Metric
         if metric in found and metric in wanted and found[metric].examples
     }

@@ -47,6 +47,8 @@ class Power:
     """A true value, or gain, that a good model may have; None: nobody knows the metric's scale."""
     needed: int | None = None
     """Examples with which that model passes in POWER of all cases; None: more than MOST, or not known."""
+    unit: str = "examples"
+    """What counts: examples, or groups of them."""
     relative: bool = False
     """Whether values are gains over another contender."""
 
@@ -59,17 +61,24 @@ class Power:
         """For example: with 30 examples a model passes in 80 of 100 cases if its true value is 0.9926; at 0.95 it takes 184."""
         value = "it is truly better by" if self.relative else "its true value is"
         if self.least is None:
-            text = f"with {self.examples} examples no model passes in {100 * POWER:.0f} of 100 cases"
+            text = f"with {self.examples} {self.unit} no model passes in {100 * POWER:.0f} of 100 cases"
         else:
-            text = f"with {self.examples} examples a model passes in {100 * POWER:.0f} of 100 cases if {value} {self.least:.3g}"
+            cases = f"{100 * POWER:.0f} of 100 cases"
+            text = f"with {self.examples} {self.unit} a model passes in {cases} if {value} {self.least:.3g}"
         if self.plausible is None:
             return text
         takes = f"about {self.needed:,}" if self.needed is not None else f"more than {MOST:,}"
-        return f"{text}; with {'a gain of ' if self.relative else ''}{self.plausible:.3g} that takes {takes} examples"
+        return (
+            f"{text}; with {'a gain of ' if self.relative else ''}{self.plausible:.3g} that takes {takes} {self.unit}"
+        )
 
 
-def before(gate: job.Gate, examples: int) -> list[Power]:
-    """For each bound of a gate on a share: what so many examples can show. Empty where the value alone decides."""
+def before(gate: job.Gate, examples: int, unit: str = "examples") -> list[Power]:
+    """For each bound of a gate on a share: what so many examples, or groups, can show. Empty where the value alone decides."""
+    return [dataclasses.replace(one, unit=unit) for one in _before(gate, examples)]
+
+
+def _before(gate: job.Gate, examples: int) -> list[Power]:
     if gate.confidence <= gates.POINT or examples < 1:
         return []
     n, found = min(examples, MOST), []
@@ -94,25 +103,31 @@ def before(gate: job.Gate, examples: int) -> list[Power]:
 def after(gate: job.Gate, values: gates.Values, subject: job.Contender = job.Contender.TUNED) -> list[Power]:
     """The same for the examples that were scored, and for what is no share by the spread of the answers."""
     column = values.get(subject, {}).get(gate.metric)
-    if column is None or column.examples < 2:
+    if column is None or column.units < 2:
         return []
+    counted, unit = independent(column)
     if column.share:
-        return before(gate, column.examples)
+        return before(gate, counted, unit)
     if gate.confidence <= gates.POINT:
         return []
     reach, found = _reach(gate.confidence), []
     spread = evidence.spread(column)
     if gate.minimum is not None:
-        found.append(Power(column.examples, gate.minimum + reach * spread))
+        found.append(Power(counted, gate.minimum + reach * spread, unit=unit))
     if gate.maximum is not None:
-        found.append(Power(column.examples, gate.maximum - reach * spread))
+        found.append(Power(counted, gate.maximum - reach * spread, unit=unit))
     others = [
         values[one][gate.metric] for one in evaluation.compared_with(gate.over, values) if gate.metric in values[one]
     ]
     if others and (gate.over is not job.Contender.SERVING or gate.improvement):
         widest = max(evidence.spread(column, other) for other in others)
-        found.append(Power(column.examples, (gate.improvement or 0.0) + reach * widest, relative=True))
+        found.append(Power(counted, (gate.improvement or 0.0) + reach * widest, unit=unit, relative=True))
     return found
+
+
+def independent(column: evidence.Column) -> tuple[int, str]:
+    """How many examples a column has, or how many groups of them, and which of the two."""
+    return int(column.independent + evidence.ROUNDING), "examples" if column.clusters is None else "groups"
 
 
 def _reach(confidence: float) -> float:

@@ -41,12 +41,16 @@ class Findings:
     values: gates.Values = dataclasses.field(default_factory=dict)
     prefill: float = 0.0
     """Tokens per second of reading a prompt."""
+    groups: list[str | None] = dataclasses.field(default_factory=list)
+    """The group of each example by dataset.groupBy."""
     judged: pairwise.Judged | None = None
     """What the judge decided; None without one."""
     harness: results.Harness | None = None
     """The results of the benchmarks; None without any."""
     retrieved: results.Retrieved | None = None
     """How Retrieved was asked."""
+    tries: results.Tries | None = None
+    """How often the job was evaluated on these test examples."""
     left_out: list[str] = dataclasses.field(default_factory=list)
     """What there was no time for."""
     candidates: list[results.Candidate] = dataclasses.field(default_factory=list)
@@ -59,7 +63,12 @@ class Findings:
 
     @property
     def win_losses(self) -> gates.WinLosses:
-        return {which: one.win_loss for which, one in self.tallies.items()}
+        found = {}
+        for which, one in self.tallies.items():
+            numbers = evidence.clusters([self.groups[place] for place in one.results]) if self.groups else None
+            share = 1.0 if numbers is None else evidence.effective(numbers) / len(numbers)
+            found[which] = dataclasses.replace(one.win_loss, independent=share)
+        return found
 
     def headline(self, spec: run.Run) -> headline.Headline:
         rates = {which: one.rate for which, one in self.win_losses.items() if one.examples}
@@ -131,6 +140,7 @@ def results_of(
         judgement=judgement(spec, found),
         harness=found.harness,
         retrieved=found.retrieved,
+        tries=found.tries,
         left_out=found.left_out,
         tokens=[
             results.Tokens(
@@ -261,13 +271,13 @@ def judgement(spec: run.Run, found: Findings) -> results.Judgement | None:
     return results.Judgement(
         model=rules.model,
         criteria=rules.criteria or pairwise.CRITERIA,
-        comparisons=[pairwise_result(which, one) for which, one in found.tallies.items()],
+        comparisons=[pairwise_result(which, one, found.win_losses[which]) for which, one in found.tallies.items()],
         problem=found.judged.problem,
     )
 
 
-def pairwise_result(other: job.Contender, found: pairwise.Tally) -> results.PairwiseResult:
-    counts, measured = found.counts, found.win_loss
+def pairwise_result(other: job.Contender, found: pairwise.Tally, measured: evidence.WinLoss) -> results.PairwiseResult:
+    counts = found.counts
     low, high = measured.interval() or (None, None)
     return results.PairwiseResult(
         over=other,
@@ -333,6 +343,7 @@ def summary(
         score=f"{score[0]:.4f}" if score else None,
         examples=examples,
         metrics=[metric_value(one) for one in reported],
+        tries=found.tries and found.tries.evaluations,
         gates=gate_results,
         best_baseline=found.headline(spec).baseline,
         unanswered=[f"{one.name}: {one.problem}" for one in found.candidates if one.problem],

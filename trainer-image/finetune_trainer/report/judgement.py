@@ -101,6 +101,8 @@ def _cautions(found: results.Results) -> list[str]:
         made.append(f"By {metric} it is not certain that the tuned model is better than the best baseline.")
     if metric and (better := _better_candidate(found, metric)):
         made.append(f"By {metric} the candidate {better} is better than the tuned model: compare what both cost.")
+    if found.tries is not None and found.tries.evaluations > 1:
+        made.append(_tried(found.tries))
     if examples < FEW:
         counted = f"{examples} test example{'s' if examples != 1 else ''}"
         made.append(f"Only {counted}: the intervals are wide, and a few answers would change every number.")
@@ -119,6 +121,17 @@ def _better_candidate(found: results.Results, metric: Metric) -> Contender | Non
         return None
     compared = reading.comparison(found, metric, who)
     return who if compared is not None and compared.high < 0 else None
+
+
+def _tried(tries: results.Tries) -> str:
+    """What it means that the same test examples decided before."""
+    text = f"This is evaluation {tries.evaluations} of this job on the same test examples"
+    if tries.false_pass is None:
+        return f"{text}: their values, too, are the more flattering the more was tried."
+    return (
+        f"{text}: that one of {tries.evaluations} lets a model pass that misses a gate's bound may happen in up to "
+        f"{100 * tries.false_pass:.3g} of 100 cases. New test examples start the count again."
+    )
 
 
 def for_tuning(found: results.Results) -> list[Reason]:

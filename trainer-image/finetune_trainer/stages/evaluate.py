@@ -24,6 +24,7 @@ from finetune_trainer.evaluation import (
     contenders,
     divergence,
     engines,
+    evidence,
     feasible,
     forgetting,
     gates,
@@ -33,6 +34,7 @@ from finetune_trainer.evaluation import (
     scoreboard,
     selection,
     server,
+    tries,
 )
 from finetune_trainer.harness import play, tasks
 from finetune_trainer.process import errors, log, machine, progress
@@ -91,9 +93,8 @@ def evaluate(
     rules = spec.evaluation.harness
     benchmarks, problems = tasks.available_tasks(spec, rules, storage.of_data(spec)) if rules else ([], [])
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl", "validation.jsonl"})
-    examples = contenders.choose(
-        dataset.frozen(work / "data" / "test.jsonl"), spec.evaluation.maximum_examples, spec.training.seed
-    )
+    available = dataset.frozen(work / "data" / "test.jsonl")
+    examples = contenders.choose(available, spec.evaluation.maximum_examples, spec.training.seed)
     meter = Meter(
         progress.Progress(spec, "evaluate", attempt),
         4 + len(job.Contender) + len(others) + (arbiter is not None) + (rules is not None),
@@ -111,6 +112,10 @@ def evaluate(
         found.judged = arbiter.compare(cases, meter.tell)
     if spec.evaluation.consistency is not None:
         measure_consistency(spec, spec.evaluation.consistency, runner, examples, found, meter)
+    if examples:
+        tested = tries.fingerprint(available)
+        count = tries.record(spec, store, tested, manifest.sha256)
+        found.tries = tries.of(count, tested, required_gates(spec, found))
     gate_results = check_gates(spec, found)
     recorded = canary.record(runner.engine, *pairs(runner, examples, found))
     provenance = scoreboard.Provenance(
@@ -146,16 +151,22 @@ def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
 
 
-def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateResult]:
-    """The job's gates; without any, those that every job gets, marked as such."""
+def required_gates(spec: run.Run, found: scoreboard.Findings) -> list[job.Gate]:
+    """The job's gates; without any, those that every job gets."""
+    if spec.evaluation.gates is not None:
+        return spec.evaluation.gates
     # A judge's win rate cannot be the headline of a job that states no gate on it.
-    stated = spec.evaluation.gates
-    required = gates.default(found.headline(spec).metric, found.values) if stated is None else stated
+    return gates.default(found.headline(spec).metric, found.values)
+
+
+def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateResult]:
+    """The required gates with what was measured; those that every job gets are marked as such."""
+    required, stated = required_gates(spec, found), spec.evaluation.gates is not None
     checked = gates.check(required, found.values, win_losses=found.win_losses)
     return [
         one.model_copy(
             update={
-                "requirement": one.requirement if stated is not None else f"{one.requirement} (by default)",
+                "requirement": one.requirement if stated else f"{one.requirement} (by default)",
                 "power": "; ".join(each.text for each in power.after(gate, found.values)) or None,
             }
         )
@@ -184,7 +195,7 @@ def measure(
         examples=len(examples),
         maximum_new_tokens=spec.evaluation.generation.max_new_tokens,
     )
-    found = scoreboard.Findings()
+    found = scoreboard.Findings(groups=[one.group for one in examples])
     baselines = contenders.taking_part(spec.evaluation, runner.script, examples)
     # Forgetting is measured against the base model's losses, whether Base is among the baselines or not.
     questions = forgetting.load(spec, storage.of_data(spec), runner.engine.kind)
@@ -295,7 +306,8 @@ def measure_consistency(
     for which in (found.headline(spec).baseline, job.Contender.TUNED):
         if which is not None:
             column = consistency.measure(runner, which, examples, rules, spec.training.seed, meter.tell)
-            found.values[which][job.Metric.CONSISTENCY] = column
+            together = evidence.clusters(found.groups)
+            found.values[which][job.Metric.CONSISTENCY] = dataclasses.replace(column, clusters=together)
 
 
 def measure_contender(

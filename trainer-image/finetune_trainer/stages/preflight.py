@@ -300,7 +300,7 @@ def read_all(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, wor
 
 def read(spec: run.Run, store: storage.Storage, entries: list[objects.Entry]) -> Iterator[dataset.Example | rows.Bad]:
     for entry in entries:
-        yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format)
+        yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format, spec.dataset.group_by)
 
 
 def no_examples(name: str, entries: list[objects.Entry]) -> errors.Failure:
@@ -317,7 +317,9 @@ def assign(spec: run.Run, reviewed: review.Reviewed) -> split.Array:
     place = np.where(reviewed.keep, reviewed.columns.part.astype(np.int8), np.int8(-1))
     training_rows = rule.rows(place == 0)
     fractions = spec.dataset.validation.fraction, spec.dataset.test.fraction
-    place[training_rows] = split.assign(reviewed.columns.prompts.take(training_rows), *fractions, spec.training.seed)
+    together = reviewed.columns.group[training_rows] if spec.dataset.group_by else None
+    prompts = reviewed.columns.prompts.take(training_rows)
+    place[training_rows] = split.assign(prompts, *fractions, spec.training.seed, together)
     return place
 
 
