@@ -52,7 +52,7 @@ class Adapters(model.Model):
     model_config = model.Model.model_config | {
         "json_schema_extra": model.rules(
             (
-                "self.inMemory >= self.onGpu",
+                "!has(self.inMemory) || !has(self.onGpu) || self.inMemory >= self.onGpu",
                 "adapters.inMemory must not be below adapters.onGpu: an adapter on the GPU is in memory as well",
             )
         )
