@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from finetune_api import reasons, run
+from finetune_trainer.gateway import delivery
 from finetune_trainer.process import errors
 from finetune_trainer.stages import verify
+from finetune_trainer.store import folders, storage
 
 World = Callable[..., run.Run]
 
@@ -197,3 +199,60 @@ def test_examples_with_tools_are_asked_with_them(
 def test_a_missing_recording_is_reported(world: World, tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.Failure, match="evaluate again"):
         verify.verify(world(), "http://127.0.0.1:9", f"file://{tmp_path}/none.json", patience=0)
+
+
+# -- in a pool --
+
+
+@pytest.fixture
+def deliver(
+    world: World, tmp_path: pathlib.Path, server: tuple[Fake, str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Delivers an adapter to a pool of the fake server and others, and verifies it there."""
+    local = tmp_path / "local"
+    local.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (local / name).write_text(name)
+    sha256 = folders.save(storage.Storage(), local, f"file://{tmp_path}/adapter").sha256
+    request = {"maxTokens": 24, "messages": [{"role": "user", "content": "Hi"}]}
+    (tmp_path / "canary.json").write_text(json.dumps({"examples": EXAMPLES, "request": request}))
+    fake, url = server
+    fake.values = {sha256: "tuned", "pools-base": "base"}
+    fake.key = "verify"
+
+    def delivered(folder: pathlib.Path, sha256: str, host: str, *, patience: float) -> delivery.Delivered:
+        assert sorted(one.name for one in folder.iterdir()) == sorted(
+            (*(p.name for p in local.iterdir()), "manifest.json")
+        )
+        assert (host, patience) == ("shared-pods.ml.svc", 5)
+        return delivery.Delivered((url.rstrip("/"), url.rstrip("/")), "verify", sha256)
+
+    monkeypatch.setattr(delivery, "deliver", delivered)
+
+    def verified(sha: str = sha256) -> Any:
+        where = (f"file://{tmp_path}/canary.json", f"file://{tmp_path}/adapter", sha)
+        return verify.verify_pool(world(), "shared-pods.ml.svc", "pools-base", *where, patience=5)
+
+    return verified
+
+
+def test_every_pod_of_a_pool_is_asked_by_the_adapters_name_there(
+    deliver: Callable[..., Any], server: tuple[Fake, str]
+) -> None:
+    answer = deliver()
+    assert answer.verification.difference_from_evaluation == 0.01
+    assert "2 pods of the pool" in answer.message
+    assert len([path for path, _ in server[0].asked if path == "/v1/chat/completions"]) == 2
+
+
+def test_a_pod_of_a_pool_that_ignores_the_adapter_is_caught(
+    deliver: Callable[..., Any], server: tuple[Fake, str]
+) -> None:
+    server[0].values = dict.fromkeys(server[0].values, "base")
+    with pytest.raises(errors.Failure, match="does not apply the adapter"):
+        deliver()
+
+
+def test_another_adapter_than_the_evaluated_one_is_not_delivered(deliver: Callable[..., Any]) -> None:
+    with pytest.raises(errors.Failure):
+        deliver("0" * 64)
