@@ -9,7 +9,18 @@ import transformers
 from tests.trainer import decoders
 
 from finetune_api import job
-from finetune_trainer.engine import attention, flex_attention, lora, loss, model, passes, prefix_tree, sizes
+from finetune_trainer.engine import (
+    attention,
+    buffers,
+    flex_attention,
+    fused,
+    lora,
+    loss,
+    model,
+    passes,
+    prefix_tree,
+    sizes,
+)
 from finetune_trainer.training import objective
 
 CPU = torch.device("cpu")
@@ -132,6 +143,38 @@ def test_in_bfloat16_the_loss_is_that_of_transformers() -> None:
             weight.data = weight.data.bfloat16()
     motor = fast(tuned)
     assert objective.Supervised().value(motor, rows()) == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_in_bfloat16_an_update_smaller_than_half_a_unit_in_the_last_place_arrives(plain: bool) -> None:
+    """Added to an output that is rounded already, as PEFT does, it would vanish: the first steps of a training teach little."""
+    import peft
+
+    torch.manual_seed(0)
+    layer = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(256, 512, bias=False, dtype=torch.bfloat16)})
+    tuned = peft.get_peft_model(layer, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj"]))
+    adapted = tuned.base_model.model["q_proj"]
+    a, b = adapted.lora_A[lora.ADAPTER].weight, adapted.lora_B[lora.ADAPTER].weight
+    with torch.no_grad():
+        b.copy_(torch.randn_like(b).sign() * 2e-5)  # as AdamW's first step; about 1e-4 of the output
+    x = torch.randn(64, 256, dtype=torch.bfloat16)
+    with torch.no_grad():
+        update = 2 * x.float() @ a.t() @ b.t()
+        exact = x.float() @ adapted.base_layer.weight.float().t()
+        theirs = adapted(x).float()
+        if plain:
+            mine = lora._forward(adapted, x).float()
+        else:
+            fast = fused.Fused([adapted], "qkv", buffers.BufferPool(torch.bfloat16, CPU))
+            fast.refresh()
+            inputs = torch.cat([x, x.new_zeros(64, 16)], 1)
+            mine = fast.forward(inputs, torch.empty(64, 512, dtype=torch.bfloat16)).float()
+
+    def arrives(output: torch.Tensor) -> float:
+        return float(((output - exact) * update).sum() / update.square().sum())
+
+    assert arrives(mine) == pytest.approx(1, abs=0.3)
+    assert arrives(theirs) < 0.5
 
 
 UNKNOWN: dict[str, Any] = {
