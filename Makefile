@@ -115,6 +115,9 @@ bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS=
 bench-evaluation: venv ## Compare generation in the evaluation with transformers', a quarter of an hour on a quiet machine
 	$(VENV)/python -m tests.bench.evaluation $(ARGS)
 
+bench-pool: venv ## Many adapters on one pod of a ServingPool on a real node, under change and kills, a quarter of an hour
+	$(VENV)/python tests/bench/pool $(ARGS)
+
 bench-operator: venv ## Measure the operator at scale, compared with a floor, an earlier revision and Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--before REV"
 	$(VENV)/python -m tests.bench.operator $(ARGS)
 
