@@ -396,7 +396,7 @@ def measure(site: Site, base: pathlib.Path, work: pathlib.Path, count: int, requ
 
 
 def _learn(site: Site, names: list[str], adapters: list[Adapter], fleet: Fleet) -> None:
-    """The answer of each adapter, asked for alone. All must differ, or a wrong one could not be told."""
+    """The answer of each adapter alone. All must differ, or a wrong one could not be told."""
     address = server(site)["status"]["podIP"]
     for name, adapter in zip(names, adapters, strict=True):
         adapter.answer = _until_answered(address, name)

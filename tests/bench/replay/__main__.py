@@ -115,12 +115,12 @@ def measure(task: str, share: float, model: pathlib.Path) -> dict[str, Any]:
         found = results.Results.model_validate_json(path.read_text())
     values = {f"{one.metric}/{one.contender}": round(one.value, 4) for one in found.values}
     detectable = {str(one.metric): one.detectable for one in found.comparisons if one.detectable is not None}
-    kept = {key: value for key, value in values.items() if key.split("/")[0] in {*GENERAL, "ExactMatch", "Loss"}}
+    chosen = {key: value for key, value in values.items() if key.split("/")[0] in {*GENERAL, "ExactMatch", "Loss"}}
     return {
         "task": task,
         "share": share,
         "steps": len(found.training.history),
-        "values": kept,
+        "values": chosen,
         "detectable": detectable,
     }
 
@@ -128,7 +128,7 @@ def measure(task: str, share: float, model: pathlib.Path) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """One line for each run: the task, then what is left of the general scores as a share of the base model's."""
     lines = [
-        "| task | share | ExactMatch (base) | gain kept | GeneralAccuracy of the base's | InstructionFollowing of the base's "
+        "| task | share | ExactMatch (base) | gain left | GeneralAccuracy of the base's | InstructionFollowing of the base's "
         "| Forgetting | Divergence | GeneralDivergence |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -141,7 +141,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             f"{one['share']:g}",
             f"{found['ExactMatch/Tuned']:.2f} ({found['ExactMatch/Base']:.2f})",
             f"{gain / whole:.0%}" if whole else "-",
-            *(_kept(found, metric) for metric in ("GeneralAccuracy", "InstructionFollowing")),
+            *(_share_left(found, metric) for metric in ("GeneralAccuracy", "InstructionFollowing")),
             f"{found['Forgetting/Tuned']:+.1%}",
             *(f"{found[f'{metric}/Tuned']:.3f}" for metric in ("Divergence", "GeneralDivergence")),
         ]
@@ -149,7 +149,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _kept(found: dict[str, float], metric: str) -> str:
+def _share_left(found: dict[str, float], metric: str) -> str:
     base, tuned = found[f"{metric}/Base"], found[f"{metric}/Tuned"]
     return f"{tuned / base:.0%} ({tuned:.2f} of {base:.2f})" if base else f"{tuned:.2f} of 0"
 
