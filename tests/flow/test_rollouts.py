@@ -33,6 +33,8 @@ class Gateways:
         self.counts: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
         """Revision -> why the engine refuses it."""
+        self.lost: set[str] = set()
+        """Revisions whose adapter no pod has."""
         played.cluster.controllers.append(self.step)
 
     def step(self) -> None:
@@ -49,7 +51,7 @@ class Gateways:
         adapters = [
             {"sha256": one.sha256, "state": "Failed", "message": self.failed[one.revision]}
             if one.revision in self.failed
-            else {"sha256": one.sha256, "state": "Ready"}
+            else {"sha256": one.sha256, "state": "Missing" if one.revision in self.lost else "Ready"}
             for one in index.adapters
         ]
         traffic = [
@@ -153,6 +155,23 @@ async def test_the_verify_stage_delivers_the_adapter_with_the_jobs_own_rights() 
     assert options["--sha256"] == played.world.state.artifacts.adapter.sha256  # type: ignore[union-attr]
     assert options["--base-model"] == "qwen2.5-7b-instruct"
     assert options["--canary"] == "s3://acme/canary.json"
+
+
+async def test_an_adapter_that_all_pods_have_lost_is_delivered_again() -> None:
+    played = await Played().served(**IN_POOL)
+    assert len(played.world.attempts("verify")) == 1
+    played.gateways.lost.add(played.revision)
+    await played.until(lambda: len(played.world.attempts("verify")) == 2)
+    assert played.gateways.routes() == {world.NAME: {played.revision: 100}}
+    assert not played.world.is_true("Deployed")
+    # it was lost once more before anybody looked
+    await played.until(lambda: len(played.world.attempts("verify")) == 3)
+    played.gateways.lost.clear()
+    await played.until(lambda: played.world.phase == Phase.READY)
+    await played.passes(120)
+    assert played.world.reason("Deployed") == Reason.SERVING
+    assert len(played.world.attempts("verify")) == 3
+    await played.world.nothing_is_left_to_do()
 
 
 async def test_the_index_holds_an_adapter_before_it_is_verified_and_routes_nothing_to_it() -> None:

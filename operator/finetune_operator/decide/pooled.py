@@ -12,17 +12,20 @@ import dataclasses
 import datetime
 import functools
 
-from finetune_api import deployment, job, status
+from finetune_api import deployment, job, outcome, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import approval, attempts, leftovers, switching, traffic, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
 from finetune_operator.decide.world import World, fails, written
 from finetune_operator.observe import members
 from finetune_operator.observe.records import Release
+from finetune_operator.observe.shared import Pool
 
 LONGEST = 6
 """A step without enough requests, or with a comparison that shows nothing either way, ends after this many times its pause."""
 AGAIN = datetime.timedelta(seconds=15)
+LOOKS = datetime.timedelta(seconds=60)
+"""In which every pod has been looked at."""
 
 
 def rolls_out(world: World, candidate: Release) -> Verdict:
@@ -33,17 +36,47 @@ def rolls_out(world: World, candidate: Release) -> Verdict:
     if not pool.pods and attempts.name_of(world, Stage.VERIFY) not in world.obs.jobs:
         text = f"ServingPool {pool.name} has no ready pod: see its status"
         return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text)
-    canary = ("--canary", candidate.canary) if candidate.canary else ()
-    adapter = candidate.adapter
-    work = attempts.Work(
+    return attempts.advance(world, _delivery(pool, candidate), functools.partial(approval.verified, candidate))
+
+
+def _delivery(pool: Pool, release: Release) -> attempts.Work:
+    """The verify stage, which delivers the adapter and asks every pod."""
+    canary = ("--canary", release.canary) if release.canary else ()
+    return attempts.Work(
         Stage.VERIFY,
         job.Resources(gpus=0),
         arguments=(
             *("--pool", pool.pods_host, "--base-model", pool.base.name if pool.base else ""),
-            *("--adapter", adapter.uri, "--sha256", adapter.sha256, *canary),
+            *("--adapter", release.adapter.uri, "--sha256", release.adapter.sha256, *canary),
         ),
     )
-    return attempts.advance(world, work, functools.partial(approval.verified, candidate))
+
+
+# -- an adapter that all pods have lost --
+
+
+def is_lost(world: World) -> bool:
+    """Whether no pod of its pool has the adapter of the current release, which serves: the last pod ended, and its disk with it."""
+    serves = world.serving
+    if serves is None or serves.pool is None or serves.name != world.release_name or serves.pool not in world.obs.pools:
+        return False
+    found = world.obs.pools[serves.pool].adapters(serves.adapter.sha256)
+    return bool(found) and all(one is not None and one.state == "Missing" for one in found.values())
+
+
+def delivers_again(world: World, serves: Release) -> Verdict:
+    """Scenario H, without its adapter. It was verified, and is checked by its hash: it serves as soon as a pod has it."""
+    pool = world.obs.pools[str(serves.pool)]
+    if world.true(Condition.DEPLOYED):
+        text = f"no pod of ServingPool {pool.name} has the adapter any more, which is delivered again"
+        found = verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, proceed=True)
+        return dataclasses.replace(found, edits={**attempts.begin(Stage.VERIFY).edits, "attempt": world.attempt + 1})
+    return attempts.advance(world, _delivery(pool, serves), _was_delivered)
+
+
+def _was_delivered(world: World, _: outcome.Outcome) -> Verdict:
+    """The pods have it, and say so at the next look; or have lost it once more."""
+    return Verdict(edits={"attempt": world.attempt + 1, "retry_at": world.now + LOOKS})
 
 
 # -- steps --
