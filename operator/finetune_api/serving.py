@@ -84,8 +84,8 @@ class Index(model.Model):
 class Histogram(model.Model):
     """Counts of values by the upper bounds BOUNDS, one more for those above; not cumulative."""
 
-    counts: list[int] = Field(default_factory=list)
-    sum: float = 0.0
+    counts: list[int] = Field(default_factory=list, description="How many values lie below each bound.")
+    sum: float = Field(default=0.0, description="The sum of all values.")
 
 
 BOUNDS = (
@@ -116,20 +116,20 @@ BOUNDS = (
 class Traffic(model.Model):
     """Requests of clients that one revision answered, since the step of the rollout began or the gateway started."""
 
-    namespace: str
-    job: str
-    name: str
-    revision: str
-    step: str = ""
-    since: datetime
+    namespace: str = Field(description="The job's namespace.")
+    job: str = Field(description="The job's name.")
+    name: str = Field(description="What clients send as `model`.")
+    revision: str = Field(description="The revision that answered.")
+    step: str = Field(default="", description="The step of the rollout.")
+    since: datetime = Field(description="When counting began.")
     requests: int = Field(default=0, description="All that were sent to the engine and not broken off by the client.")
     errors: int = Field(default=0, description="Answered with 5xx, or broken off by the engine.")
     empty: int = Field(default=0, description="Answers without text and tool calls.")
     cut: int = Field(default=0, description="Answers that ended at the limit of tokens (finish_reason length).")
     checked: int = Field(default=0, description="Answers that were checked with the JSON schema.")
     invalid: int = Field(default=0, description="Those of them that do not fit it, or are no JSON.")
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
+    prompt_tokens: int = Field(default=0, description="Tokens of the prompts.")
+    answer_tokens: int = Field(default=0, description="Tokens of the answers.")
     seconds: Histogram = Field(default_factory=Histogram, description="Of whole answers.")
     first_token: Histogram = Field(default_factory=Histogram, description="To the first byte of an answer.")
 
