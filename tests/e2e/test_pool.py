@@ -70,7 +70,8 @@ def served(site: Site) -> Iterator[sites.Job]:
     site.kube.apply(secret)
     site.kube.apply(pool(site))
     data = site.upload_rows("pooled/train.jsonl", sites.chats(60))
-    site.apply(NAME, site.spec(data, deployment={"pool": POOL, "servedModelName": MODEL}))
+    training = {**site.spec(data)["training"], "maxSequenceLength": 256}  # the context of the pool
+    site.apply(NAME, site.spec(data, training=training, deployment={"pool": POOL, "servedModelName": MODEL}))
     yield site.until_condition(NAME, "Ready", seconds=400)
     site.delete(NAME)
     site.kube.run("delete", "servingpool", POOL, "--namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
@@ -132,7 +133,7 @@ def test_the_pool_says_what_it_serves(site: Site, served: sites.Job) -> None:
     while True:
         found = site.kube.get("servingpool", POOL, NAMESPACE) or {}
         counts = found.get("status", {}).get("adapters") or {}
-        if counts.get("serving") == 1:
+        if counts.get("ready") == 1:
             break
         assert time.monotonic() < end, found.get("status")
         time.sleep(1)

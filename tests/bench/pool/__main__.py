@@ -361,7 +361,8 @@ def measure(site: Site, base: pathlib.Path, work: pathlib.Path, count: int, requ
     adapters = [make(base, work / f"adapter-{seed}", seed) for seed in range(count + 40)]
     site.kube.apply(*objects(site, cache.folder("e2e") / CLAIM))
     data = site.upload_rows("many/train.jsonl", sites.chats(60))
-    site.apply(FIRST, site.spec(data, deployment={"pool": POOL, "servedModelName": FIRST}))
+    training = {**site.spec(data)["training"], "maxSequenceLength": 256}
+    site.apply(FIRST, site.spec(data, training=training, deployment={"pool": POOL, "servedModelName": FIRST}))
     first = site.until_condition(FIRST, "Ready", seconds=600)
     alone = memory(ready_server(site))
     fleet = Fleet(site, first)

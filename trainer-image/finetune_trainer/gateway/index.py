@@ -20,6 +20,9 @@ FILE = ".index.json"
 PAUSE = 2.0
 """Seconds between tries where the operator does not answer, is not the leader, or is not ready; and at least between answers."""
 
+PATIENCE = 15.0
+"""Seconds without an index after which the log says so."""
+
 BYTES = 16 << 20
 """Most bytes of an index; a thousand models have about one million."""
 
@@ -32,7 +35,6 @@ class Follower:
         self._changed = changed
         self.table: routing.Table | None = None
         self.live = False
-        self._problem = ""
 
     def restore(self) -> None:
         """The index that the volume has."""
@@ -45,15 +47,17 @@ class Follower:
 
     async def follow(self) -> None:
         """Until it is cancelled."""
+        clock, failing_since, said = asyncio.get_running_loop().time, None, False
         while True:
             try:
                 await self._poll()
-                self._problem = ""
+                failing_since, said = None, False
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                # Said once for each problem: a standby operator answers 503 for as long as it is one.
-                if (problem := errors.describe(error)) != self._problem:
+                failing_since = clock() if failing_since is None else failing_since
+                # Every other answer is that of the standby operator, 503: said once it lasts.
+                if not said and clock() - failing_since > PATIENCE:
+                    problem, said = errors.describe(error), True
                     log.warning("no index from the operator; the last one stays in force", problem=problem)
-                self._problem = problem
                 await asyncio.sleep(PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _poll(self) -> None:
