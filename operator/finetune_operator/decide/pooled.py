@@ -56,7 +56,7 @@ def _delivery(pool: Pool, release: Release) -> attempts.Work:
 
 
 def is_lost(world: World) -> bool:
-    """Whether no pod of its pool has the adapter of the current release, which serves: the last pod ended, and its disk with it."""
+    """Whether no pod of its pool has the adapter of the release that serves: the last pod ended, and its disk with it."""
     serves = world.serving
     if serves is None or serves.pool is None or serves.name != world.release_name or serves.pool not in world.obs.pools:
         return False

@@ -47,16 +47,16 @@ class Follower:
 
     async def follow(self) -> None:
         """Until it is cancelled."""
-        clock, failing_since, said = asyncio.get_running_loop().time, None, False
+        clock, failing_since, warned = asyncio.get_running_loop().time, None, False
         while True:
             try:
                 await self._poll()
-                failing_since, said = None, False
+                failing_since, warned = None, False
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 failing_since = clock() if failing_since is None else failing_since
-                # Every other answer is that of the standby operator, 503: said once it lasts.
-                if not said and clock() - failing_since > PATIENCE:
-                    problem, said = errors.describe(error), True
+                # Every other answer is that of the standby operator, 503: logged once it lasts.
+                if not warned and clock() - failing_since > PATIENCE:
+                    problem, warned = errors.describe(error), True
                     log.warning("no index from the operator; the last one stays in force", problem=problem)
                 await asyncio.sleep(PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
 
