@@ -2,11 +2,11 @@
 
 import json
 
-from dashboards import fleet, grafana, job, serving
+from dashboards import fleet, grafana, job, pools, serving
 from toolbox import cache
 
 FOLDER = cache.REPOSITORY / "charts" / "finetune-operator" / "dashboards"
-BOARDS = {"fleet": fleet.BOARD, "job": job.BOARD, "serving": serving.BOARD}
+BOARDS = {"fleet": fleet.BOARD, "job": job.BOARD, "pools": pools.BOARD, "serving": serving.BOARD}
 
 
 def files() -> dict[str, str]:

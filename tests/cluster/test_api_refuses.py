@@ -322,7 +322,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a gate in percent", {GATE: [{"metric": "ExactMatch", "minimum": 80}]}, f"{GATE}[0]", "write 0.8 for 80 %"),
     ("a gate for nobody", {GATE: [{"metric": "Loss", "minimum": 2, "maximum": 1}]}, f"{GATE}[0]", "maximum"),
     ("better than whom", {GATE: [{"metric": "Loss", "maximum": 1, "improvement": 1}]}, f"{GATE}[0]", "needs over"),
-    ("better than itself", {GATE: [{"metric": "Loss", "over": "Tuned"}]}, f"{GATE}[0].over", 'supported values: "Base"'),
+    ("better than itself", {GATE: [{"metric": "Loss", "over": "Tuned"}]}, f"{GATE}[0].over", "must be one of Base"),
     ("a worsening", {GATE: [{"metric": "Loss", "over": "Base", "improvement": -1}]}, f"{GATE}[0].improvement", "equal to 0"),
     ("a metric that is not measured", {GATE: [{"metric": "BLEU", "minimum": 0}]}, f"{GATE}[0].metric", ONE_OF + '"ExactMatch"'),
     # deployment
