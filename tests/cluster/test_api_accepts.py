@@ -61,7 +61,7 @@ def test_a_minimal_job_is_accepted_and_completed_with_the_defaults_of_the_models
     assert_round_trip(job.FineTuneJobSpec, manifests.MINIMAL["spec"], found)
     assert found["dataset"]["validation"] == {"fraction": 0.05}
     assert found["training"]["lora"] == {"rank": 16, "alpha": 32, "dropout": 0, "targetModules": "AllLinear"}
-    rollout = {"strategy": "BlueGreen", "steps": [], "minimumRequests": 50, "watch": "30m", "keepPrevious": 1}
+    rollout = {"strategy": "BlueGreen", "minimumRequests": 50, "watch": "30m", "keepPrevious": 1}
     assert found["deployment"]["rollout"] == rollout
     assert "epochs" not in found["training"]  # by the rule for the number of examples
 
