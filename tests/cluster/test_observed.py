@@ -262,7 +262,7 @@ def monitored(control_plane: controlplane.ControlPlane, folder: Path) -> list[in
     with prometheus_operator.running(control_plane, folder) as made:
         listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": ours})
         control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=listed)
-        eventually(lambda: len(made.scrape_configs()) == 3, 60)
+        eventually(lambda: len(made.scrape_configs()) == sum(m["kind"] == "PodMonitor" for m in ours), 60)
         eventually(lambda: made.alerts() == names, 60)
         return made.scrape_configs()
 
