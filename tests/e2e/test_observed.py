@@ -84,7 +84,7 @@ def observed(
         yield server, begun, served
 
 
-# the dashboard of pools: test_pool.py
+# the dashboard of pools: tests/trainer/gateway/test_dashboard.py
 @pytest.mark.parametrize("name", sorted({*boards.names()} - {"pools"}))
 def test_every_query_of_every_panel_returns_data(
     observed: tuple[prometheus.Prometheus, float, sites.Job], name: str
