@@ -21,6 +21,7 @@ def completed(site: Site, data: str, engine: str) -> sites.Job:
         "maximumExamples": 8,
         "generation": {"maxNewTokens": 8},
         "consistency": {"samples": 2, "maximumExamples": 2},
+        "forgetting": {"maximumQuestions": 16},  # by default a server is asked more than our own engine
         "gates": [{"metric": "Loss", "over": "Base", "confidence": 0.5}],
         "resources": {"gpus": 0, "requests": {"cpu": "250m", "memory": "3Gi"}},
     }

@@ -99,10 +99,14 @@ def test_the_report_names_the_break_even_and_never_a_price_that_is_missing(world
 def test_a_gate_decides_the_headline_unless_it_is_not_about_answers() -> None:
     values = free_text().values
     decide = headline.decide
-    assert decide([gate(Metric.LOSS)], values, {}) == headline.Headline(Metric.LOSS, PROMPT), "the lowest loss"
-    assert decide([gate(Metric.EXACT_MATCH)], values, {}) == headline.Headline(Metric.EXACT_MATCH, BASE), "the cheapest"
-    assert decide([gate(Metric.FORGETTING)], values, {}) == headline.Headline(Metric.ROUGE_L, FEW_SHOT)
-    assert decide([gate(Metric.JSON_VALID)], values, {}) == headline.Headline(Metric.ROUGE_L, FEW_SHOT), "unmeasured"
+    assert decide([gate(Metric.LOSS)], values, {}) == headline.Headline(Metric.LOSS, PROMPT, PROMPT), "the lowest loss"
+    assert decide([gate(Metric.EXACT_MATCH)], values, {}) == headline.Headline(Metric.EXACT_MATCH, BASE, BASE), (
+        "the cheapest"
+    )
+    assert decide([gate(Metric.FORGETTING)], values, {}) == headline.Headline(Metric.ROUGE_L, FEW_SHOT, FEW_SHOT)
+    assert decide([gate(Metric.JSON_VALID)], values, {}) == headline.Headline(Metric.ROUGE_L, FEW_SHOT, FEW_SHOT), (
+        "unmeasured"
+    )
     assert decide([], {TUNED: values[TUNED]}, {}) == headline.Headline(Metric.ROUGE_L, None)
     assert decide([], {}, {}) == headline.Headline(None, None)
 
@@ -124,5 +128,5 @@ def test_a_judge_decides_where_the_first_gate_is_about_it(world: World) -> None:
     found.judged = pairwise.Judged(cases, verdicts)
     gates = [gate(Metric.JUDGE_WIN_RATE, over=BASE, minimum=0.5)]
     spec = world().model_copy(update={"evaluation": world().evaluation.model_copy(update={"gates": gates})})
-    assert found.headline(spec) == headline.Headline(Metric.JUDGE_WIN_RATE, PROMPT), "won 0.75, 0.875 and 1"
+    assert found.headline(spec) == headline.Headline(Metric.JUDGE_WIN_RATE, PROMPT, PROMPT), "won 0.75, 0.875 and 1"
     assert headline.decide(gates, found.values, {}).metric is Metric.ROUGE_L, "nobody was judged"
