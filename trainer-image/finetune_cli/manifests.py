@@ -36,7 +36,8 @@ def check(document: documents.Document, model: type[Spec]) -> Spec:
         # From JSON, so that "5" is not a number; enumerations and quantities may be text.
         spec = model.model_validate_json(json.dumps(document.data.get("spec", {})), strict=True)
     except pydantic.ValidationError as error:
-        problems += [_problem(document, found) for found in error.errors() if found["type"] != "extra_forbidden"]
+        known = [_problem(document, found) for found in error.errors() if found["type"] != "extra_forbidden"]
+        problems += {one.text: one for one in known}.values()  # one for each branch of a union
     if problems or spec is None:
         raise documents.Invalid(sorted(problems, key=lambda problem: problem.line or 0))
     # With the defaults that the API server would have filled in.
@@ -117,9 +118,13 @@ def _key(node: dict[str, Any], item: Any) -> Any:
     return {name: item.get(name) for name in names} if names and isinstance(item, dict) else item
 
 
+BRANCHES = ("function-", "literal[", "str-enum[")
+"""Parts of pydantic's places that are no fields."""
+
+
 def _problem(document: documents.Document, found: Any) -> answer.Problem:
     """A finding of pydantic in our words: for patterns and bounds the schema has its own messages."""
-    path: documents.Path = ("spec", *(key for key in found["loc"] if not str(key).startswith("function-")))
+    path: documents.Path = ("spec", *(key for key in found["loc"] if not str(key).startswith(BRANCHES)))
     node = _subschema(schema(document.kind), path)
     messages = [rule["message"] for rule in node.get("x-kubernetes-validations", [])] if node else []
     kind = found["type"]
@@ -128,7 +133,11 @@ def _problem(document: documents.Document, found: Any) -> answer.Problem:
         message = "is required"
     elif kind == "string_type":
         return document.problem(path, _not_text(found["input"]))
-    elif kind == "string_pattern_mismatch" or kind.startswith(("greater_than", "less_than")):
+    elif (
+        kind == "string_pattern_mismatch"
+        or kind.startswith(("greater_than", "less_than"))
+        or len(path) <= len(found["loc"])
+    ):
         message = messages[0] if messages else message
     if kind != "missing":
         message = f"{message[:1].lower()}{message[1:]}; found {json.dumps(found['input'])[:100]}"

@@ -9,5 +9,6 @@ FineTuneJob ─┬─ Job per stage and attempt ── Pod, which reports its pr
 - `projections`: one small fact for each child, from its object.
 - `records`: the JSON records in the status, parsed: inputs of the revision, the serving release.
 - `parents`: the FineTuneJob: spec, status and records, each parsed once.
+- `pools`: ServingPools, as `parents` for jobs; `shared`: pools as a job sees them; `members`: what a job contributes to one.
 - `observation`: all of these together, the input of a decision.
 """
