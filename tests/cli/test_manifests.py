@@ -92,6 +92,16 @@ def test_the_examples_are_accepted(path: pathlib.Path) -> None:
             manifests.check(found, contract.FineTuneJobSpec)
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_job_in_a_pool_has_no_defaults_of_a_server_of_its_own(gpus: int, tmp_path: pathlib.Path) -> None:
+    job = samples.changed(samples.MINIMAL, **{"spec.deployment": {"pool": "chat"}, "spec.resources": {"gpus": gpus}})
+    assert manifests.check(document(job, tmp_path), contract.FineTuneJobSpec).deployment.pool == "chat"
+    own = samples.changed(job, **{"spec.deployment.resources": {"gpus": 1}})
+    with pytest.raises(documents.Invalid) as caught:
+        manifests.check(document(own, tmp_path), contract.FineTuneJobSpec)
+    assert "no effect with deployment.pool" in caught.value.problems[0].text
+
+
 def test_problems_name_file_line_and_field(tmp_path: pathlib.Path) -> None:
     text = GOOD.replace("    learningRate: 2e-4", "    learningRate: fast\n    lora: {Rank: 1}\n    epochs: -1")
     assert problems(written(tmp_path, text)) == [

@@ -40,12 +40,22 @@ def check(document: documents.Document, model: type[Spec]) -> Spec:
         problems += {one.text: one for one in known}.values()  # one for each branch of a union
     if problems or spec is None:
         raise documents.Invalid(sorted(problems, key=lambda problem: problem.line or 0))
-    # With the defaults that the API server would have filled in.
-    filled = document.data | {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
-    broken = rules.broken(schema(document.kind), filled)
+    broken = rules.broken(schema(document.kind), _filled(schema(document.kind), document.data))
     if broken:
         raise documents.Invalid([document.problem(path, message) for path, message in broken])
     return spec
+
+
+def _filled(node: dict[str, Any], value: Any) -> Any:
+    """A value with the defaults that the API server fills in, and no others: rules ask which fields are set."""
+    if isinstance(value, list):
+        return [_filled(node.get("items", {}), child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    known, others = node.get("properties", {}), node.get("additionalProperties")
+    defaults = {key: child["default"] for key, child in known.items() if "default" in child}
+    given = {key: child for key, child in value.items() if child is not None}
+    return {key: _filled(known.get(key, others) or {}, child) for key, child in (defaults | given).items()}
 
 
 def _metadata_problems(document: documents.Document) -> Iterator[answer.Problem]:
