@@ -1,4 +1,4 @@
--- Argo CD's health of a FineTuneJob, from its conditions: the same result as kstatus, and additionally Suspended.
+-- Argo CD's health of a FineTuneJob or a ServingPool, from its conditions: the same result as kstatus, and additionally Suspended.
 local function condition(kind)
   for _, found in ipairs(obj.status.conditions or {}) do
     if found.type == kind then

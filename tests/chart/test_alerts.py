@@ -119,6 +119,15 @@ CASES = [
         "125m",
         REVISED | {"phase": "Deploying"},
     ),
+    *(
+        Case(
+            f"a verified release that waits for a person or for requests ({reason})",
+            "FineTuneJobStuck",
+            {status(Phase.DEPLOYING, reason, "verify"): "1x300"},
+            "250m",
+        )
+        for reason in (Reason.AWAITING_APPROVAL, Reason.ROLLOUT_HELD, Reason.ROLLING_OUT)
+    ),
     Case(
         "a training of ten hours that makes steps",
         "FineTuneJobStuck",
@@ -351,7 +360,7 @@ def test_alerts_and_pages_ask_only_for_metrics_that_exist() -> None:
 def test_phases_and_reasons_of_alerts_are_those_of_the_api() -> None:
     text = FILE.read_text()
     for label, kind in (("phase", Phase), ("reason", Reason)):
-        for words in re.findall(rf'\b{label}=~?"([^"]+)"', text):
+        for words in re.findall(rf'\b{label}(?:=~?|!~|!=)"([^"]+)"', text):
             assert set(words.split("|")) <= {member.value for member in kind}, words
 
 

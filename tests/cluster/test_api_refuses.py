@@ -337,6 +337,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a short argument", {"deployment.extraArgs": ["-O3"]}, "deployment.extraArgs", "contain -O3:"),
     ("an end of all arguments", {"deployment.extraArgs": ["--"]}, "deployment.extraArgs", "jobs may set"),
     ("two arguments in one", {"deployment.extraArgs": ["--max-model-len 4096"]}, "deployment.extraArgs", "joined by '='"),
+    ("steps that fall", {"deployment": {"pool": "a", "rollout": {"steps": [{"weight": 50}, {"weight": 10}]}}},
+     "deployment.rollout", "must not fall"),
     ("a rollout of Kubernetes", {"deployment.rollout.strategy": "RollingUpdate"}, "deployment.rollout.strategy", "BlueGreen"),
     # the rest
     ("advice that is off", {"intent.advice": "Off"}, "intent.advice", ONE_OF + '"Enforce"'),

@@ -174,6 +174,8 @@ def test_flux_waits_for_jobs_by_the_names_that_the_api_has(control_plane: contro
 
 
 def test_argo_finds_the_script_by_group_and_kind(control_plane: controlplane.ControlPlane) -> None:
-    (key,) = yaml.safe_load(Path(gitops.EXAMPLES / "argocd-cm.yaml").read_text())["data"]
-    assert key == "resource.customizations.health.finetune.dev_FineTuneJob"
-    assert "finetune.dev" in control_plane.kubectl("get", "crd", "finetunejobs.finetune.dev", "--output=name")
+    keys = yaml.safe_load(Path(gitops.EXAMPLES / "argocd-cm.yaml").read_text())["data"]
+    kinds = "{range .items[*]}{.spec.group}_{.spec.names.kind} {end}"
+    served = control_plane.kubectl("get", "crd", f"--output=jsonpath={kinds}").split()
+    with_status = {f"finetune.dev_{kind}" for kind in ("FineTuneJob", "ServingPool")}
+    assert {key.removeprefix("resource.customizations.health.") for key in keys} == with_status <= set(served)

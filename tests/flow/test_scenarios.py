@@ -9,7 +9,7 @@ import pytest
 from finetune_api.reasons import Condition, Phase, Reason, Stage
 from finetune_operator.decide import core, edits, life, rollout, stages, verdict
 from finetune_operator.observe import parents
-from flow import fakecluster, world
+from flow import fakecluster, test_rollouts, world
 from flow.fakecluster import Ends, Hangs
 
 Scenario = Callable[[], Awaitable[world.World]]
@@ -86,6 +86,21 @@ async def candidate_verified() -> world.World:
     return await reach("verify", {"verify": [Hangs()]})
 
 
+async def candidate_delivered() -> world.World:
+    pooled = test_rollouts.Played({"verify": [Hangs()]})
+    pooled.world.apply(**test_rollouts.IN_POOL)
+    await pooled.until(pooled.world.runs("verify"))
+    return pooled.world
+
+
+async def candidate_with_a_share_of_the_traffic() -> world.World:
+    return (await test_rollouts.rolling())[0].world
+
+
+async def serving_and_watched() -> world.World:
+    return (await test_rollouts.watched())[0].world
+
+
 async def serving() -> world.World:
     return await reach()
 
@@ -140,6 +155,13 @@ WORLDS: dict[str, tuple[Scenario, core.Rule, str | None]] = {
     "E: between attempts": (between_attempts, stages.training_is_not_done, None),
     "F: candidate starting": (candidate_starting, rollout.the_release_is_not_rolled_out, Reason.STARTING),
     "G: candidate verified": (candidate_verified, rollout.the_release_is_not_rolled_out, Reason.RUNNING),
+    "P: candidate delivered to its pool": (candidate_delivered, rollout.the_release_is_not_rolled_out, Reason.RUNNING),
+    "Q: candidate in its first step": (
+        candidate_with_a_share_of_the_traffic,
+        rollout.the_release_is_not_rolled_out,
+        Reason.ROLLING_OUT,
+    ),
+    "R: serving in a pool, and watched": (serving_and_watched, life.everything_is_done, None),
     "H: serving": (serving, life.everything_is_done, None),
     "I: serving, another revision trains": (
         serving_while_another_trains,
