@@ -75,6 +75,7 @@ def measures() -> dict[str, str]:
         "operator": _metrics_table(metrics.OPERATOR),
         "trainer": _metrics_table(metrics.TRAINER.values()),
         "gateway": _metrics_table(metrics.GATEWAY.values()),
+        "engine_load": _names(metrics.ENGINE_LOAD),
         "vllm": _metrics_table(metrics.VLLM),
     }
 

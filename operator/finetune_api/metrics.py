@@ -269,3 +269,5 @@ VLLM = (
     Metric("vllm:e2e_request_latency_seconds", Kind.HISTOGRAM, "seconds", "Time from a request to its last token."),
 )  # fmt: skip
 """The labels of JOB come from the scrape rules; vLLM adds model_name (the base model) and engine."""
+ENGINE_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+"""What the gateway of a pool's pod passes on of its engine, for autoscalers."""

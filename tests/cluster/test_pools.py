@@ -40,6 +40,18 @@ def test_a_pool_with_every_field_is_accepted(control_plane: controlplane.Control
     assert refusal(control_plane, manifest, manifest["metadata"]["namespace"]) == ""
 
 
+def test_the_example_of_an_autoscaler_is_accepted_and_asks_for_what_the_adapter_serves(
+    control_plane: controlplane.ControlPlane,
+) -> None:
+    folder = controlplane.REPOSITORY / "examples" / "autoscaling"
+    scaler = yaml.safe_load((folder / "hpa.yaml").read_text())
+    control_plane.run("create", "namespace", scaler["metadata"]["namespace"])
+    assert refusal(control_plane, scaler, scaler["metadata"]["namespace"]) == ""
+    rules = yaml.safe_load((folder / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    asked = [metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]]
+    assert asked == [rule["name"]["as"] for rule in rules]
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a name that is too long", {"metadata.name": "a" * 58}, "must have at most 57 characters"),
     ("a name with a dot", {"metadata.name": "a.b"}, "must not contain a dot"),

@@ -5,6 +5,7 @@ The engine answers with what its loaded adapter's files say, so that a wrong ada
 
 import asyncio
 import collections
+import gzip
 import json
 import pathlib
 import time
@@ -13,6 +14,21 @@ from typing import Any
 from aiohttp import web
 
 BASE = "tiny-base"
+METRICS = """\
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="tiny-base"} 7.0
+# HELP vllm:num_requests_waiting_by_reason Number of requests waiting, by reason.
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny-base",reason="capacity"} 7.0
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny-base"} 0.25
+# HELP process_open_fds Number of open file descriptors.
+# TYPE process_open_fds gauge
+process_open_fds 41.0
+"""
+"""An extract of what vLLM 0.32 exports."""
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8"}
 
 
@@ -36,6 +52,7 @@ class Engine:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_get("/health", self.health)
+        app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/load_lora_adapter", self.load)
         app.router.add_post("/v1/unload_lora_adapter", self.unload)
@@ -45,6 +62,12 @@ class Engine:
 
     async def health(self, _: web.Request) -> web.Response:
         return web.Response(status=200)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """As by prometheus_client's application."""
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            return web.Response(body=gzip.compress(METRICS.encode()), headers={"Content-Encoding": "gzip"})
+        return web.Response(text=METRICS)
 
     async def models(self, _: web.Request) -> web.Response:
         names = [BASE, *self.adapters]

@@ -134,6 +134,10 @@ async def test_metrics_have_name_namespace_and_revision_and_end_with_the_model(w
     assert "finetune_gateway_engine_ready 1.0" in text
     assert 'finetune_gateway_adapters{state="Ready"} 1.0' in text
     assert "finetune_gateway_resident_adapters 1.0" in text
+    assert 'vllm:num_requests_waiting{engine="0",model_name="tiny-base"} 7.0' in text, "the engine's load is passed on"
+    assert "# TYPE vllm:kv_cache_usage_perc gauge" in text
+    assert "by_reason" not in text
+    assert "process_open_fds 41" not in text
     world.models = []
     await world.delivered(pod)
     assert 'model="desk"' not in await scraped()

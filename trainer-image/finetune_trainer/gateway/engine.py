@@ -1,12 +1,15 @@
 """vLLM on loopback: whether it answers, which adapters it has loaded, load one, unload one."""
 
 import pathlib
+import re
 
 import aiohttp
 
+from finetune_api import metrics
 from finetune_trainer.process import errors
 
 SECONDS, LOAD_SECONDS = 5.0, 120.0
+_LOAD = re.compile(rf"(# (HELP|TYPE) )?({'|'.join(map(re.escape, metrics.ENGINE_LOAD))})[ {{]")
 
 
 class Away(Exception):
@@ -41,6 +44,16 @@ class Engine:
                 return {str(model["id"]) for model in listed["data"]}
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
             raise Away(errors.describe(error)) from None
+
+    async def metrics(self) -> bytes:
+        """Its metrics.ENGINE_LOAD, as Prometheus reads them; none where it does not answer."""
+        timeout, plain = aiohttp.ClientTimeout(SECONDS), {"Accept-Encoding": "identity"}
+        try:
+            async with self.session.get(f"{self.url}/metrics", headers=plain, timeout=timeout) as answer:
+                lines = (await answer.text()).splitlines()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return b""
+        return "".join(f"{line}\n" for line in lines if _LOAD.match(line)).encode()
 
     async def load(self, sha256: str, folder: pathlib.Path) -> None:
         """Raises Refused or Away. One that is loaded already (400) is: adapters never change under their name."""

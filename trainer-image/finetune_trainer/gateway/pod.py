@@ -83,8 +83,8 @@ class Pod:
         await asyncio.to_thread(self._volume.open)
         options = self._options
         self._peers = peers.Peers(options.peers, options.delivery_port, self._session)
-        vllm = engine.Engine(options.engine, self._session)
-        self._loading = loading.Loading(options, self._index, self._volume, vllm, self._peers)
+        self._engine = engine.Engine(options.engine, self._session)
+        self._loading = loading.Loading(options, self._index, self._volume, self._engine, self._peers)
         self._proxy = proxy.Proxy(options.engine, self._session, self._loading)
         self._gauges()
         self._index.restore()
@@ -323,10 +323,8 @@ class Pod:
         return web.Response(text=problem or "ready", status=503 if problem else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        kind = prometheus_client.CONTENT_TYPE_LATEST
-        return web.Response(
-            body=prometheus_client.generate_latest(self._traffic.registry), headers={"Content-Type": kind}
-        )
+        body = prometheus_client.generate_latest(self._traffic.registry) + await self._engine.metrics()
+        return web.Response(body=body, headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
 
     def _gauges(self) -> None:
         """What is read when Prometheus asks."""
