@@ -22,7 +22,7 @@ HEAVY = (
     "safetensors",
     "pyarrow",
     "zstandard",
-    "rouge_score",
+    "rapidfuzz",
     "kopf",
     "jinja2",
 )

@@ -1,8 +1,10 @@
+import itertools
 import json
 import pathlib
 from typing import Any
 
 import pytest
+from rouge_score import rouge_scorer
 
 from finetune_api import job
 from finetune_trainer.data import toolcalls
@@ -33,6 +35,27 @@ def test_metrics_of_answers() -> None:
     assert metrics.rouge_l("the quick fox", "the quick brown fox") == pytest.approx(6 / 7)
     assert 0 < found[M.ROUGE_L] < 1
     assert {M.JSON_SCHEMA, M.ACCURACY} & found.keys() == set(), "nobody said what they would be measured by"
+
+
+WORDS = ["the quick brown fox", "The fox, quick?", "42 foxes... and a dog", "a a b a", "b a", "!", ""]
+
+
+def test_rouge_l_is_that_of_rouge_score_in_english() -> None:
+    peer = rouge_scorer.RougeScorer(["rougeL"])
+    for text, expected in itertools.product(WORDS, WORDS):
+        assert metrics.rouge_l(text, expected) == pytest.approx(peer.score(expected, text)["rougeL"].fmeasure)
+
+
+@pytest.mark.parametrize(
+    "text, expected, share",
+    [
+        ("Быстрая лиса", "быстрая бурая лиса", 4 / 5),
+        ("café noir", "un café noir", 4 / 5),
+        ("今日は雨", "今日は晴れ", 6 / 9),
+    ],
+)
+def test_rouge_l_reads_every_script(text: str, expected: str, share: float) -> None:
+    assert metrics.rouge_l(text, expected) == pytest.approx(share)
 
 
 def test_plain_text_has_only_losses() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from finetune_api import job
 from finetune_trainer.data import toolcalls, values
-from finetune_trainer.evaluation import evidence
+from finetune_trainer.evaluation import evidence, retrieval
 
 GRAM = 4
 """Words of the sequences (n-grams) whose repetition is counted."""
@@ -125,14 +125,11 @@ def json_valid(text: str | None, _: str) -> float:
 
 
 def rouge_l(text: str | None, expected: str) -> float:
-    return float(_rouge().score(expected, text or "")["rougeL"].fmeasure)
+    """F-measure of the longest common subsequence of words, 0 to 1."""
+    from rapidfuzz.distance import LCSseq
 
-
-@functools.cache
-def _rouge() -> Any:
-    from rouge_score import rouge_scorer
-
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    found, wanted = retrieval.words(text or ""), retrieval.words(expected)
+    return 2 * LCSseq.similarity(found, wanted) / max(1, len(found) + len(wanted))
 
 
 def chrf(text: str | None, expected: str) -> float:
