@@ -64,9 +64,9 @@ NAMES = {
 LEFT, RIGHT = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))", r"(?![a-z])"
 """The ends of a word: in a sentence, in snake_case and in CamelCase."""
 
-PATTERN = re.compile(
-    "|".join(f"(?P<w{at}>{LEFT}(?i:{word.replace(' ', '[ _]')}){RIGHT})" for at, word in enumerate(WORDS))
-)
+_ANY = "|".join(f"(?P<w{at}>(?i:{word.replace(' ', '[ _]')}){RIGHT})" for at, word in enumerate(WORDS))
+PATTERN = re.compile(f"{LEFT}(?:{_ANY})")
+MAY_NAME = re.compile("|".join(NAMES), re.IGNORECASE)
 
 
 def tracked() -> list[str]:
@@ -84,6 +84,8 @@ def in_text(text: str) -> Iterator[tuple[int, str, str]]:
 
 def in_names(text: str) -> Iterator[tuple[int, str, str]]:
     """The same for the identifiers of a Python file."""
+    if not MAY_NAME.search(text):
+        return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
             for part in token.string.lower().split("_"):
