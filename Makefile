@@ -39,7 +39,7 @@ check: verify-format verify-lint verify-types verify-imports ## The checks to ru
 	$(VENV)/python -m pytest -q -n auto --dist loadscope -m "not cluster and not e2e and not slow"
 
 test: venv ## Run all tests, on a real control plane and a real node too; ARGS="tests/unit -k gate" for a part
-	$(VENV)/python -m pytest $(or $(ARGS),-n auto --dist loadscope)
+	$(VENV)/python -m pytest $(or $(ARGS),-n auto --dist loadscope --durations 30 --durations-min 20)
 
 verify: verify-format verify-lint verify-types verify-imports verify-words verify-generated verify-chart ## All static checks: format, lint, types, imports, retired words, generated files, chart
 

@@ -1,4 +1,4 @@
-"""The short version of `make chaos`: one fault of each kind while a fleet of jobs lives, and every job's story judged."""
+"""The short version of `make chaos`: faults of some kinds while a fleet of jobs lives, and every job's story judged."""
 
 import os
 import random
@@ -6,10 +6,14 @@ import random
 from chaos import faults, fleet, rounds
 from support.site import Site
 
+OTHERS = 3
+"""Kinds of faults beside those that can be done anywhere. Another choice in each run: CHAOS_SEED=N repeats a failure's."""
 
-def test_a_fleet_of_jobs_lives_through_a_fault_of_each_kind(site: Site) -> None:
+
+def test_a_fleet_of_jobs_lives_through_faults(site: Site) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
-    names = tuple(faults.FAULTS) if site.local else faults.ANYWHERE
+    others = sorted(set(faults.FAULTS) - set(faults.ANYWHERE))
+    names = (*faults.ANYWHERE, *random.Random(seed).sample(others, OTHERS if site.local else 0))
     wanted = rounds.Plan("short", seed, len(names), 4, fleet.SHORT, names)
     with rounds.ready(site, "") as (world, jobs):
         result = rounds.run(world, jobs, wanted, lambda _: None)

@@ -11,7 +11,7 @@ from support.site import Site, condition
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 TRAINING = {
-    "maxSteps": 700,
+    "maxSteps": 450,
     "batchSize": 4,
     "learningRate": 0.001,
     "lora": {"rank": 8},

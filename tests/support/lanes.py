@@ -6,7 +6,7 @@ lease, a heartbeat), so that they come first, while the other processes have the
 second process joins on the node, whose tests start pods and take all that the cores have.
 """
 
-FIRST = ("tests/e2e/test_chaos.py", "tests/e2e/test_faults.py", "tests/e2e/test_machines.py")
+FIRST = ("tests/e2e/test_chaos.py", "tests/e2e/test_machines.py")
 LAST = ("tests/e2e/test_upgrade.py",)
 """It takes all jobs and the operator away."""
 STRIKING = (*FIRST, *LAST)
