@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from finetune_api import model
+from finetune_api.benchmarks import Harness
 from finetune_api.dataset import UriList
 from finetune_api.resources import Resources
 
@@ -361,72 +362,6 @@ class Candidate(model.Model):
         ) / 1_000_000
 
 
-TaskName = Annotated[
-    str,
-    model.text(
-        r"^[A-Za-z0-9_.:+()-]+$",
-        "must be the name of a task of lm-evaluation-harness, for example arc_easy",
-        128,
-    ),
-]
-
-
-class Task(model.Model):
-    """A public benchmark, by its name in lm-evaluation-harness, with its data."""
-
-    model_config = model.Model.model_config | {
-        "json_schema_extra": model.rules(
-            (
-                "!has(self.fewShotUris) || has(self.uris)",
-                "fewShotUris needs uris: all data of a task comes from files, or all from the hub",
-            )
-        )
-    }
-    name: TaskName = Field(
-        description="The task's name in the trainer image's release of lm-evaluation-harness, for example arc_easy, "
-        "hellaswag or gsm8k. List the tasks of a group one by one. Preflight refuses unknown names, and tasks "
-        "that run third-party code; docs/reference/evaluation.md says which."
-    )
-    uris: UriList | None = Field(
-        default=None,
-        description="Files of the task's questions, with the fields of the task's own dataset, in the file formats "
-        "of dataset.train. Absent: the pods download the task's own dataset from the hub.",
-    )
-    few_shot: int | None = Field(
-        default=None,
-        ge=0,
-        le=64,
-        description="Number of solved examples before each question. Absent: the task's own setting.",
-    )
-    few_shot_uris: UriList | None = Field(
-        default=None,
-        description="Files with these examples, in the same formats as uris. Absent: the task's own examples, if "
-        "they need no files.",
-    )
-
-
-class Harness(model.Model):
-    """Public benchmarks for the base model and the tuned one, to show what the tuned model has lost."""
-
-    tasks: list[Task] = Field(
-        min_length=1,
-        max_length=32,
-        description="The tasks, without repetition.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    )
-    maximum_examples: int = Field(
-        default=200,
-        ge=2,
-        le=1_000_000,
-        description="The maximum number of questions per task, chosen by the seed. Default: 200.",
-    )
-    chat_template: bool = Field(
-        default=False,
-        description="Whether questions are rendered with the model's chat template. Default: false, as in "
-        "lm-evaluation-harness.",
-    )
-
-
 Baseline = Literal[
     Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT, Contender.RAG
 ]
@@ -558,14 +493,14 @@ class Evaluation(model.Model):
     )
     harness: Harness | None = Field(
         default=None,
-        description="Public benchmarks of lm-evaluation-harness, for the report; gates do not use them. Absent: none.",
+        description="Public benchmarks of lm-evaluation-harness, with gates of their own. Absent: none.",
     )
     gates: list[Gate] | None = Field(
         default=None,
         max_length=16,
-        description="Requirements that the model must meet before it serves; all must pass. The first gate's metric "
-        "is the job's score. Absent: better than every baseline by the most telling metric of the task, and "
-        "Forgetting at most 0.05. Empty: every model passes.",
+        description="Requirements that the model must meet before it serves; all must pass, and those of "
+        "harness.gates. The first gate's metric is the job's score. Absent: better than every baseline by the most telling "
+        "metric of the task, and Forgetting at most 0.05. Empty: every model passes.",
     )
     resources: Resources | None = Field(
         default=None,
@@ -602,6 +537,11 @@ class Evaluation(model.Model):
 
     @property
     def decided_before_training(self) -> bool:
-        """Whether a prompt could be enough: there is a bound to meet, and every metric that must improve on a prompt has a
-        maximum."""
-        return bool(self.absolute) and all(gate.metric in SHARES - PAIRWISE for gate in self.relative)
+        """Whether a prompt could be enough: there is a bound to meet, every metric that must improve on a prompt has a
+        maximum, and no public benchmark must reach what nobody measures before training."""
+        benchmarks = self.harness.required if self.harness else []
+        return (
+            bool(self.absolute)
+            and all(gate.metric in SHARES - PAIRWISE for gate in self.relative)
+            and all(gate.base_passes for gate in benchmarks)
+        )

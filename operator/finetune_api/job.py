@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetune_api import model
 from finetune_api.basemodel import BaseModelReference
+from finetune_api.benchmarks import Harness, Task, TaskGate
 from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
 from finetune_api.evaluation import (
@@ -23,10 +24,8 @@ from finetune_api.evaluation import (
     EvaluationEngine,
     Gate,
     Generation,
-    Harness,
     Judge,
     Metric,
-    Task,
 )
 from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
 from finetune_api.resources import (
@@ -106,6 +105,7 @@ __all__ = [
     "Split",
     "Storage",
     "Task",
+    "TaskGate",
     "Toleration",
     "Training",
     "TrainingResources",

@@ -136,7 +136,12 @@ class MetricValue(Reported):
 class GateResult(Reported):
     """A gate, with what was measured."""
 
-    metric: job.Metric = Field(description="The gate's metric.")
+    metric: job.Metric | None = Field(
+        default=None, description="The gate's metric. Absent: it is on a public benchmark."
+    )
+    task: str | None = Field(
+        default=None, description="The public benchmark that the gate is on. Absent: it is on a metric."
+    )
     requirement: str = Field(description="The requirement as text.")
     observed: str = Field(description="The measured value as text.")
     passed: bool = Field(description="Whether the gate passed.")

@@ -186,6 +186,29 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "fewShotUris needs uris",
     ),
     (
+        "a gate on a benchmark that is not asked",
+        {"evaluation.harness": {"tasks": [{"name": "arc_easy"}], "gates": [{"task": "gsm8k", "minimum": 0.5}]}},
+        "evaluation.harness",
+        "must be the name of one of evaluation.harness.tasks",
+    ),
+    (
+        "a gate on a benchmark that requires nothing",
+        {"evaluation.harness": {"tasks": [{"name": "arc_easy"}], "gates": [{"task": "arc_easy"}]}},
+        "evaluation.harness.gates[0]",
+        "needs minimum, maximum, improvement or margin",
+    ),
+    (
+        "a gain and a loss on a benchmark",
+        {
+            "evaluation.harness": {
+                "tasks": [{"name": "arc_easy"}],
+                "gates": [{"task": "arc_easy", "improvement": 0.1, "margin": 0.1}],
+            }
+        },
+        "evaluation.harness.gates[0]",
+        "give one of them",
+    ),
+    (
         "to beat a model that is not named",
         {"evaluation": {"candidates": [LARGE], "gates": [{"metric": "ExactMatch", "over": "larger"}]}},
         "evaluation",

@@ -15,8 +15,8 @@ from tests.trainer import tiny
 from finetune_api import job, reasons, results, run
 from finetune_trainer.data import tokens
 from finetune_trainer.engine import generate, lora, model
-from finetune_trainer.evaluation import answers, contenders, in_process
-from finetune_trainer.harness import catalogue, description, play, player, refusal, tasks
+from finetune_trainer.evaluation import answers, contenders, in_process, task_gates
+from finetune_trainer.harness import catalogue, description, measures, play, player, refusal, tasks
 from finetune_trainer.process import errors
 from finetune_trainer.stages import evaluate, preflight, train
 from finetune_trainer.store import storage
@@ -239,13 +239,26 @@ def test_differences_are_paired_by_question_and_have_the_sign_of_better() -> Non
 
 @pytest.mark.slow
 def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: dict[str, Any]) -> None:
-    spec = world(evaluation={"generation": {"maxNewTokens": 4}, "harness": wanted})
+    gates = [
+        {"task": "arc_easy", "measure": "acc_norm", "minimum": 0.1, "confidence": 0.5},
+        {"task": "wikitext", "measure": "bits_per_byte", "improvement": 100},
+    ]
+    spec = world(evaluation={"generation": {"maxNewTokens": 4}, "harness": wanted | {"gates": gates}, "gates": []})
     preflight.preflight(spec)
     train.train(spec, 1, 1.0)
-    evaluate.evaluate(spec, None, None, 1)
+    outcome = evaluate.evaluate(spec, None, None, 1)
     folder = pathlib.Path(spec.layout.evaluation("e1").removeprefix("file://"))
-    report = results.Results.model_validate_json((folder / "results.json").read_text()).harness
+    parsed = results.Results.model_validate_json((folder / "results.json").read_text())
+    report = parsed.harness
     assert report is not None
+    reached, missed = parsed.evaluation.gates
+    acc = next(one for one in report.benchmarks if one.metric == "acc_norm").tuned.value
+    assert acc is not None
+    assert (reached.task, reached.passed) == ("arc_easy", acc >= 0.1)
+    assert reached.observed.startswith(f"{acc:.4f} (95 %:")
+    assert (missed.requirement, missed.passed) == ("wikitext bits_per_byte better than Base by at least 100", False)
+    assert not parsed.evaluation.passed
+    assert "gates failed: " in outcome.message
     assert report.release == tasks.release()
     found = {(one.task, one.metric, one.filter): one for one in report.benchmarks}
     assert {task for task, _, _ in found} == {"arc_easy", "gsm8k", "lambada_openai", "wikitext"}
@@ -261,6 +274,7 @@ def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: di
     page = pathlib.Path(spec.layout.report.removeprefix("file://")).read_text()
     assert "Public benchmarks" in page
     assert "strict-match" in page
+    assert missed.requirement in page
 
 
 def test_no_model_waits_for_a_benchmark_whose_data_is_gone(
@@ -275,6 +289,9 @@ def test_no_model_waits_for_a_benchmark_whose_data_is_gone(
     assert [one.name for one in found] == ["lambada_openai"]
     assert len(problems) == 1
     assert "piqa takes its dataset" in problems[0]
+    gated = spec.evaluation.harness.model_copy(update={"gates": [job.TaskGate(task="piqa", margin=0.1)]})
+    with pytest.raises(errors.Failure, match="piqa takes its dataset"):
+        tasks.available_tasks(spec, gated, storage.of(spec.storage))
     wrong = spec.evaluation.harness.model_copy(update={"tasks": [job.Task(name="humaneval")]})
     with pytest.raises(errors.Failure, match="runs code"):
         tasks.available_tasks(spec, wrong, storage.of(spec.storage))
@@ -284,6 +301,33 @@ def test_preflight_refuses_what_the_evaluation_could_not_play(world: World, data
     spec = world(evaluation={"harness": {"tasks": [{"name": "humaneval", "uris": data("x.jsonl", ARC)}]}})
     with pytest.raises(errors.Failure, match="humaneval cannot run here: it runs code that the model wrote"):
         preflight.preflight(spec)
+
+
+def test_a_gate_on_a_benchmark_is_checked_against_what_the_task_measures(world: World, wanted: dict[str, Any]) -> None:
+    known = {task.name: measures.known(task) for task in loaded(world(evaluation={"harness": wanted}))}
+    assert known["arc_easy"] == task_gates.Known(14, {"acc": True, "acc_norm": True}, ["none"])
+    assert known["gsm8k"].filters == ["strict-match", "flexible-extract"]
+    assert set(known["wikitext"].measures) == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
+    assert all(known["wikitext"].measures.values())
+
+
+def test_preflight_refuses_a_gate_on_a_benchmark_that_no_model_passes_and_says_where_questions_are_few(
+    world: World, data: Data
+) -> None:
+    listed = [{"name": "arc_easy", "uris": data("arc.jsonl", ARC)}]
+
+    def gated(**gate: Any) -> run.Run:
+        harness = {"tasks": listed, "gates": [{"task": "arc_easy", "measure": "acc", **gate}]}
+        return world(evaluation={"harness": harness})
+
+    with pytest.raises(errors.Failure, match=r"evaluation.harness.gates\[0\]: arc_easy .* cannot be passed") as caught:
+        preflight.preflight(gated(minimum=0.9))
+    assert caught.value.reason is reasons.Reason.INVALID_SPEC
+    found = preflight.preflight(gated(margin=0.2)).preflight
+    assert found is not None
+    assert any("not worse than Base by 0.2 or more: with 14 questions" in line for line in found.advice)
+    with pytest.raises(errors.Failure, match="cannot be passed"):
+        preflight.preflight(gated(minimum=0.9))  # the split is frozen now: what was recorded of the task decides
 
 
 @pytest.mark.slow
@@ -324,7 +368,7 @@ def test_a_failing_benchmark_task_does_not_fail_the_others(world: World, base: p
 
     there[0].built.aggregation()["perplexity"] = broken
     shares: list[float] = []
-    report = play.measure(asked, there, ["piqa has no questions"], rules, shares.append)
+    report, _ = play.measure(asked, there, ["piqa has no questions"], rules, shares.append)
     assert {one.task for one in report.benchmarks} == {"lambada_standard"}
     assert report.problems == [
         "piqa has no questions",

@@ -93,7 +93,9 @@ def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
     edits = {"evaluation": found, "artifacts": status.Artifacts(adapter=world.adapter, report=answer.report)}
     if not found.passed:
         missed = "; ".join(
-            f"{g.metric}: required {g.requirement}, observed {g.observed}" for g in found.gates if not g.passed
+            f"{g.task or g.metric}: required {g.requirement}, observed {g.observed}"
+            for g in found.gates
+            if not g.passed
         )
         failed = fails(
             world,

@@ -21,6 +21,8 @@ Without groups:
 - Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with
   the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
   bootstrap.
+- Not worse by a margin or more: a margin below zero. Shares: Tango's test alone. Means: the bootstrap, and changes of the signs
+  of what each example gains above the margin. Anything else: the bootstrap.
 """
 
 import dataclasses
@@ -174,7 +176,8 @@ class Difference:
     low: float
     high: float
     p_value: float
-    """The probability of such a gain, or a larger one, if the first were not better than the second by more than the margin."""
+    """The probability of such a gain, or a larger one, if the first were not better than the second by more than the margin; a
+    margin below zero is a loss that is allowed."""
 
 
 def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin: float = 0.0) -> Difference:
@@ -193,14 +196,18 @@ def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin
         losses = int(((one.parts[:, 0] - other.parts[:, 0]) * sign < 0).sum())
         p_value = float(paired(wins, losses, one.examples, margin))
     else:
-        p_value = max(_swapped(one, other, sign, gain), float(np.mean(gains <= margin)) if margin > 0 else 0.0)
-        if one.share and margin > 0:
+        swapped = _swapped(one, other, sign, gain) if margin >= 0 else 0.0
+        p_value = max(swapped, float(np.mean(gains <= margin)) if margin else 0.0)
+        if (one.share and margin) or (one.of is ratio and margin < 0):
             p_value = max(p_value, _flipped(one, other, sign, margin))
     return Difference(gain, float(low), float(high), p_value)
 
 
 def paired(wins: Any, losses: Any, examples: int, margin: float = 0.0) -> Any:
-    """The p-value of so many wins and losses of a share, or of arrays of them: McNemar's test, and with a margin Tango's too."""
+    """The p-value of so many wins and losses of a share, or of arrays of them: McNemar's test, with a margin Tango's too, and
+    with one below zero that alone."""
+    if margin < 0:
+        return tango(wins, losses, examples, margin)
     p_value = mcnemar(wins, losses)
     return np.maximum(p_value, tango(wins, losses, examples, margin)) if margin > 0 else p_value
 
@@ -341,7 +348,7 @@ def _gains(one: Column, other: Column, sign: float, gain: float) -> Array:
 
 
 def _flipped(one: Column, other: Column, sign: float, margin: float) -> float:
-    """The same for the gains of groups above the margin: the share of changes of their signs that give at least their sum."""
+    """The same for gains above the margin, of a mean: the share of changes of their signs that give at least their sum."""
     first, second = _units(one), _units(other)
     above = sign * (first[:, 0] - second[:, 0]) - margin * first[:, 1]
     signs = 2.0 * np.random.default_rng(SEED).integers(0, 2, size=(RESAMPLES, len(above))) - 1

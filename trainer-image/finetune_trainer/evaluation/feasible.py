@@ -6,11 +6,11 @@ pass is not passed by any: the examples are too few for its bound, or the expect
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, toolcalls, values
-from finetune_trainer.evaluation import contenders, gates, metrics, power
+from finetune_trainer.evaluation import contenders, gates, metrics, power, task_gates
 from finetune_trainer.process import errors
 from finetune_trainer.store import storage
 
@@ -32,13 +32,30 @@ KNOWN = frozenset(
 
 
 def check_frozen(spec: run.Run, store: storage.Storage) -> None:
-    """Raises Failure(DATASET_INVALID) for gates that were edited after preflight froze the split, and that no model could pass on
-    its test examples. Every stage that needs a GPU calls it first."""
+    """Raises Failure(DATASET_INVALID, INVALID_SPEC) for gates that were edited after preflight froze the split, and that no model
+    could pass on its test examples, or on the questions of a benchmark. Every stage that needs a GPU calls it first."""
+    if spec.evaluation.harness is not None and spec.evaluation.harness.gates:
+        check_benchmarks(spec.evaluation.harness, recorded(spec, store))
     if not any(gate.metric in KNOWN for gate in spec.evaluation.stated):
         return
     examples = frozen(spec, store)
     if examples and (text := problem(spec.evaluation, examples)):
         raise errors.Failure(reasons.Reason.DATASET_INVALID, text)
+
+
+def check_benchmarks(rules: job.Harness, known: Mapping[str, task_gates.Known]) -> None:
+    """Raises Failure(INVALID_SPEC) for a gate on a benchmark that cannot be decided, or that no model or every model passes."""
+    if text := task_gates.problem(rules, known):
+        raise errors.Failure(reasons.Reason.INVALID_SPEC, text)
+
+
+def recorded(spec: run.Run, store: storage.Storage) -> dict[str, task_gates.Known]:
+    """What preflight recorded of the benchmarks; empty where it did not."""
+    try:
+        facts = json.loads(store.read(spec.layout.preflight)).get("facts") or {}
+    except (errors.NotFound, ValueError):
+        return {}
+    return task_gates.of_record(facts.get("benchmarks"))
 
 
 def frozen(spec: run.Run, store: storage.Storage) -> list[dataset.Example]:

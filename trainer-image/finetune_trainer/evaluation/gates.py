@@ -18,6 +18,8 @@ Values = dict[job.Contender, metrics.Columns]
 WinLosses = Mapping[job.Contender, evidence.WinLoss]
 """By contender: the tuned model's pairwise comparisons with it, as judged."""
 
+Bounds = job.Gate | job.TaskGate
+
 TOLERANCE = 1e-9
 """Of comparisons, since 0.85 - 0.80 is a little less than 0.05."""
 
@@ -100,13 +102,13 @@ def _pairwise(gate: job.Gate, win_losses: WinLosses) -> status.GateResult:
         (passed, doubt), observed = _reached(gate, gate.minimum, found), rate_text(found)
         observed += doubt
     elif serving:
-        sure = found.losses > found.wins and found.p_value_worse <= 1 - max(gate.confidence, POINT)
-        passed = not sure
-        observed = rate_text(found) + (f"; worse, with a p-value of {found.p_value_worse:.2g}" if sure else "")
+        worse = found.losses > found.wins and found.p_value_worse <= 1 - max(gate.confidence, POINT)
+        passed = not worse
+        observed = rate_text(found) + (f"; worse, with a p-value of {found.p_value_worse:.2g}" if worse else "")
     else:
         passed, observed = found.wins > found.losses, rate_text(found)
         if passed and gate.confidence > POINT:
-            passed, doubt = _sure(gate, found.p_value_better, "so many wins come by chance")
+            passed, doubt = sure(gate, found.p_value_better, "so many wins come by chance")
             observed += doubt
     return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=observed, passed=passed)
 
@@ -116,7 +118,7 @@ def _reached(gate: job.Gate, minimum: float, found: evidence.WinLoss) -> tuple[b
         return False, ""
     if gate.confidence <= POINT or minimum <= 0 or minimum >= 1:
         return True, ""
-    return _sure(gate, found.p_value_at_least(minimum), f"a model at {minimum:g} gets this far")
+    return sure(gate, found.p_value_at_least(minimum), f"a model at {minimum:g} gets this far")
 
 
 def rate_text(found: evidence.WinLoss) -> str:
@@ -135,7 +137,7 @@ def _check(gate: job.Gate, values: Values, subject: job.Contender) -> status.Gat
         )
     else:
         observed, passed = value_text(column), True
-        for good, words in (_above(gate, column), _below(gate, column), _better(gate, column, values)):
+        for good, words in (above(gate, column), below(gate, column), _better(gate, column, values)):
             passed &= good
             observed += words
     return status.GateResult(metric=gate.metric, requirement=requirement(gate), observed=observed, passed=passed)
@@ -149,7 +151,8 @@ def value_text(column: evidence.Column) -> str:
     return f"{column.value:.4f} ({around}n {column.examples}{groups})"
 
 
-def _above(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
+def above(gate: Bounds, column: evidence.Column) -> tuple[bool, str]:
+    """Whether the gate's minimum holds; where evidence is missing, what to say of it."""
     minimum = gate.minimum
     if minimum is None:
         return True, ""
@@ -157,10 +160,11 @@ def _above(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
         return False, ""
     if gate.confidence <= POINT or (column.share and (minimum <= 0 or minimum >= 1)):
         return True, ""
-    return _sure(gate, evidence.p_value_at_least(column, minimum), f"a model at {minimum:g} gets this far")
+    return sure(gate, evidence.p_value_at_least(column, minimum), f"a model at {minimum:g} gets this far")
 
 
-def _below(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
+def below(gate: Bounds, column: evidence.Column) -> tuple[bool, str]:
+    """The same of its maximum."""
     maximum = gate.maximum
     if maximum is None:
         return True, ""
@@ -168,7 +172,7 @@ def _below(gate: job.Gate, column: evidence.Column) -> tuple[bool, str]:
         return False, ""
     if gate.confidence <= POINT or (column.share and (maximum <= 0 or maximum >= 1)):
         return True, ""
-    return _sure(gate, evidence.p_value_at_most(column, maximum), f"a model at {maximum:g} gets this low")
+    return sure(gate, evidence.p_value_at_most(column, maximum), f"a model at {maximum:g} gets this low")
 
 
 def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bool, str]:
@@ -182,19 +186,19 @@ def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bo
     words = f", {gate.over} {other.value:.4f}"
     if serving and not margin:
         worse = evidence.compare(other, column, lower_is_better=lower)
-        sure = worse.gain > TOLERANCE and worse.p_value <= 1 - max(gate.confidence, POINT)
-        return not sure, words + (f"; worse, with a p-value of {worse.p_value:.2g}" if sure else "")
+        shown = worse.gain > TOLERANCE and worse.p_value <= 1 - max(gate.confidence, POINT)
+        return not shown, words + (f"; worse, with a p-value of {worse.p_value:.2g}" if shown else "")
     found = evidence.compare(column, other, lower_is_better=lower, margin=margin)
     # Without a margin "better" means better: a model that changed nothing does not pass.
     if found.gain < margin - TOLERANCE or (not margin and found.gain <= TOLERANCE):
         return False, words
     if gate.confidence <= POINT:
         return True, words
-    good, doubt = _sure(gate, found.p_value, "so large a gain comes by chance")
+    good, doubt = sure(gate, found.p_value, "so large a gain comes by chance")
     return good, words + doubt
 
 
-def _sure(gate: job.Gate, p_value: float, event: str) -> tuple[bool, str]:
+def sure(gate: Bounds, p_value: float, event: str) -> tuple[bool, str]:
     """Whether the p-value is small enough; where it is not, why the gate fails."""
     allowed = 1 - gate.confidence
     if p_value <= allowed + TOLERANCE:

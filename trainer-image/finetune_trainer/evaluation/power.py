@@ -30,7 +30,8 @@ GAIN = 0.1
 """Over a contender, a plausible model is better by this much more than the gate requires."""
 
 LOSSES = 0.05
-"""Share of the examples that the tuned model answers wrongly and the other contender rightly."""
+"""Share of the examples that the tuned model answers wrongly and the other contender rightly; where the tuned model is worse, the
+other way round."""
 
 MOST = 10_000
 """Examples up to which numbers are computed; more are enough for any difference that matters."""
@@ -50,7 +51,7 @@ class Power:
     unit: str = "examples"
     """What counts: examples, or groups of them."""
     relative: bool = False
-    """Whether values are gains over another contender."""
+    """Whether values are gains over another contender; one below zero is a loss that is allowed."""
 
     @property
     def enough(self) -> bool:
@@ -60,14 +61,19 @@ class Power:
     def text(self) -> str:
         """For example: with 30 examples a model passes in 80 of 100 cases if its true value is 0.9926; at 0.95 it takes 184."""
         value = "it is truly better by" if self.relative else "its true value is"
+        if self.relative and self.least is not None and self.least < 0:
+            value = "it is truly worse by no more than"
         if self.least is None:
             text = f"with {self.examples} {self.unit} no model passes in {100 * POWER:.0f} of 100 cases"
         else:
             cases = f"{100 * POWER:.0f} of 100 cases"
-            text = f"with {self.examples} {self.unit} a model passes in {cases} if {value} {self.least:.3g}"
+            shown = abs(self.least) if self.relative else self.least
+            text = f"with {self.examples} {self.unit} a model passes in {cases} if {value} {shown:.3g}"
         if self.plausible is None:
             return text
         takes = f"about {self.needed:,}" if self.needed is not None else f"more than {MOST:,}"
+        if self.relative and not self.plausible:
+            return f"{text}; with no loss at all that takes {takes} {self.unit}"
         return (
             f"{text}; with {'a gain of ' if self.relative else ''}{self.plausible:.3g} that takes {takes} {self.unit}"
         )
@@ -81,22 +87,41 @@ def before(gate: job.Gate, examples: int, unit: str = "examples") -> list[Power]
 def _before(gate: job.Gate, examples: int) -> list[Power]:
     if gate.confidence <= gates.POINT or examples < 1:
         return []
-    n, found = min(examples, MOST), []
+    n = min(examples, MOST)
     if gate.metric in job.PAIRWISE:
         # Wins against losses: ties leave fewer examples than this.
         return [] if gate.over is job.Contender.SERVING else [_bound(n, gate.minimum or 0.5, gate.confidence)]
-    if gate.minimum is not None and 0 < gate.minimum < 1:
-        found.append(_bound(n, gate.minimum, gate.confidence))
-    if gate.maximum is not None and 0 < gate.maximum < 1:
-        mirrored = _bound(n, 1 - gate.maximum, gate.confidence)
-        least = None if mirrored.least is None else 1 - mirrored.least
-        found.append(dataclasses.replace(mirrored, least=least, plausible=1 - (mirrored.plausible or 0.0)))
+    found = _bounds(gate, n)
     if (
         gate.over is not None
         and (gate.over is not job.Contender.SERVING or gate.improvement)
         and (gate.improvement or 0) < 1
     ):
         found.append(_gain(n, gate.improvement or 0.0, gate.confidence))
+    return found
+
+
+def of_task(gate: job.TaskGate, questions: int) -> list[Power]:
+    """The same for a gate on a share of the questions of a public benchmark."""
+    if gate.confidence <= gates.POINT or questions < 1:
+        return []
+    n = min(questions, MOST)
+    found = _bounds(gate, n)
+    if gate.improvement is not None and gate.improvement < 1:
+        found.append(_gain(n, gate.improvement, gate.confidence))
+    if gate.margin is not None and gate.margin < 1:
+        found.append(_gain(n, -gate.margin, gate.confidence))
+    return [dataclasses.replace(one, unit="questions") for one in found]
+
+
+def _bounds(gate: gates.Bounds, n: int) -> list[Power]:
+    found = []
+    if gate.minimum is not None and 0 < gate.minimum < 1:
+        found.append(_bound(n, gate.minimum, gate.confidence))
+    if gate.maximum is not None and 0 < gate.maximum < 1:
+        mirrored = _bound(n, 1 - gate.maximum, gate.confidence)
+        least = None if mirrored.least is None else 1 - mirrored.least
+        found.append(dataclasses.replace(mirrored, least=least, plausible=1 - (mirrored.plausible or 0.0)))
     return found
 
 
@@ -176,7 +201,8 @@ def _gain(examples: int, margin: float, confidence: float) -> Power:
             middle = (low + least) / 2
             enough = probability(examples, middle, margin, confidence) >= POWER
             low, least = (low, middle) if enough else (middle, least)
-    plausible = margin + min(GAIN, (most - margin) / 2)
+    # Who is allowed a loss plausibly has none.
+    plausible = 0.0 if margin < 0 else margin + min(GAIN, (most - margin) / 2)
     return Power(examples, least, plausible, _fewest(plausible, margin, confidence), relative=True)
 
 
@@ -202,8 +228,8 @@ def probability(examples: int, gain: float, margin: float, confidence: float) ->
     five standard deviations."""
     from scipy import stats
 
-    losses = _losses(margin)
-    wins = gain + losses
+    beside_gain = _losses(margin)
+    wins, losses = beside_gain + max(gain, 0.0), beside_gain + max(-gain, 0.0)
     lost = _likely(examples, losses)[None, :]
     won = _likely(examples, wins)[:, None]
     beside = min(1.0, wins / (1 - losses))

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api import job, results, run, status
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, engines, evidence, gates, headline, pairwise
+from finetune_trainer.evaluation import answers, engines, evidence, gates, headline, pairwise, task_gates
 from finetune_trainer.process import errors
 from finetune_trainer.store import folders, storage
 
@@ -47,6 +47,8 @@ class Findings:
     """What the judge decided; None without one."""
     harness: results.Harness | None = None
     """The results of the benchmarks; None without any."""
+    benchmarks: task_gates.Found = dataclasses.field(default_factory=dict)
+    """The same as their gates need them."""
     retrieved: results.Retrieved | None = None
     """How Retrieved was asked."""
     tries: results.Tries | None = None

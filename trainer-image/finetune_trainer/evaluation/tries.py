@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from finetune_api import job, results, run
+from finetune_api import results, run
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import gates
 from finetune_trainer.process import errors, log
@@ -41,7 +41,7 @@ def record(spec: run.Run, store: storage.Storage, tested: str, adapter: str) -> 
     return len(known)
 
 
-def of(count: int, tested: str, required: Iterable[job.Gate]) -> results.Tries:
+def of(count: int, tested: str, required: Iterable[gates.Bounds]) -> results.Tries:
     """What so many evaluations mean for the gates of this one."""
     levels = [1 - gate.confidence for gate in required if gate.confidence > gates.POINT]
     bound = min(1.0, round(count * max(levels), 6)) if levels else None

@@ -8,17 +8,13 @@ from typing import Any
 import numpy as np
 
 from finetune_api import job, results
-from finetune_trainer.evaluation import answers, evidence
-from finetune_trainer.harness import tasks
+from finetune_trainer.evaluation import answers, evidence, task_gates
+from finetune_trainer.harness import measures, tasks
 from finetune_trainer.process import errors, log
 
 BOTH = (job.Contender.BASE, job.Contender.TUNED)
 
-NO_FILTER = "none"
-"""The package's name where a task has only one way to read an answer."""
-
-Key = tuple[str, str]
-"""A metric and a filter."""
+Key = task_gates.Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +35,14 @@ def measure(
     problems: Sequence[str],
     rules: job.Harness,
     done: Callable[[float], None],
-) -> results.Harness:
-    """Every task, by the base model and by the tuned one; `problems` are those of tasks that are not available.
+) -> tuple[results.Harness, task_gates.Found]:
+    """Every task, by the base model and by the tuned one, and the same as gates need it; `problems` are those of tasks that are
+    not available.
 
     `done` is called with the share that is done. Raises Stopped.
     """
     found: list[results.Benchmark] = []
+    gated: dict[str, dict[Key, task_gates.Measured]] = {}
     missing = list(problems)
     for number, task in enumerate(listed):
 
@@ -53,7 +51,9 @@ def measure(
             done(min(0.999, (before + part) / len(listed)))
 
         try:
-            found += comparisons(task, *run_both(runner, task, rules, share))
+            base, tuned = run_both(runner, task, rules, share)
+            found += comparisons(task, base, tuned)
+            gated[task.name] = measured(base, tuned)
         except (RuntimeError, MemoryError, errors.Failure):
             raise  # of the device or of storage: another attempt may succeed
         except Exception as error:
@@ -62,9 +62,10 @@ def measure(
             continue
         log.info("benchmark done", task=task.name)
     done(1.0)
-    return results.Harness(
+    harness = results.Harness(
         release=tasks.release(), chat_template=rules.chat_template, benchmarks=found, problems=missing
     )
+    return harness, gated
 
 
 def run_both(
@@ -115,6 +116,16 @@ def run_task(
 # --- Numbers ---
 
 
+def measured(base: TaskResult, tuned: TaskResult) -> dict[Key, task_gates.Measured]:
+    """Each metric that is a number."""
+    found = {}
+    for key, value in base.values.items():
+        if isinstance(value, int | float) and isinstance(tuned.values.get(key), int | float):
+            higher = base.better.get(key[0]) is not False
+            found[key] = task_gates.Measured(value, tuned.values[key], pair(base, tuned, key), higher)
+    return found
+
+
 def comparisons(task: tasks.Task, base: TaskResult, tuned: TaskResult) -> list[results.Benchmark]:
     """A row for each metric that is a number."""
     found = []
@@ -139,7 +150,7 @@ def comparisons(task: tasks.Task, base: TaskResult, tuned: TaskResult) -> list[r
                 task=task.name,
                 version=task.version,
                 metric=metric,
-                filter=None if way == NO_FILTER else way,
+                filter=None if way == task_gates.NO_FILTER else way,
                 few_shot=task.shots,
                 examples=task.questions,
                 higher_is_better=higher,
@@ -156,23 +167,20 @@ def pair(base: TaskResult, tuned: TaskResult, key: Key) -> tuple[evidence.Column
     """Both models' columns of a metric; None where it is not a function of sums over questions."""
     from lm_eval.api import metrics
 
-    of = base.aggregations.get(key[0], metrics.mean)
-    run_both = base.each[key], tuned.each[key]
-    if of in (metrics.mean, metrics.nanmean):
-        before, after = _numbers(run_both[0]), _numbers(run_both[1])
-        if before is None or after is None:
-            return None
-        share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in (before, after))
-        return evidence.mean(before, share=share), evidence.mean(after, share=share)
-    if None in run_both[0] or None in run_both[1]:
+    kind = measures.function(base.aggregations.get(key[0], metrics.mean))
+    before, after = base.each[key], tuned.each[key]
+    if kind is None:
         return None
-    if of is metrics.perplexity:
-        return _column(run_both[0], _perplexity, of_one=True), _column(run_both[1], _perplexity, of_one=True)
-    if of is metrics.weighted_perplexity:
-        return _column(run_both[0], _perplexity), _column(run_both[1], _perplexity)
-    if of is metrics.bits_per_byte:
-        return _column(run_both[0], _bits), _column(run_both[1], _bits)
-    return None
+    if kind is evidence.ratio:
+        numbers = _numbers(before), _numbers(after)
+        if numbers[0] is None or numbers[1] is None:
+            return None
+        share = all(set(one[~np.isnan(one)].tolist()) <= {0.0, 1.0} for one in numbers if one is not None)
+        return evidence.mean(numbers[0], share=share), evidence.mean(numbers[1], share=share)
+    if None in before or None in after:
+        return None
+    of_one = base.aggregations[key[0]] is metrics.perplexity
+    return _column(before, kind, of_one=of_one), _column(after, kind, of_one=of_one)
 
 
 def _numbers(listed: list[Any]) -> evidence.Array | None:
@@ -188,15 +196,6 @@ def _column(
     """A column of log-probabilities [n], with the numbers of their words or bytes where they have them."""
     parts = np.array([(one, 1.0) if of_one else one for one in listed], dtype=np.float64)
     return evidence.Column(parts, of, np.ones(len(parts), dtype=bool))
-
-
-def _perplexity(sums: evidence.Array) -> evidence.Array:
-    found: evidence.Array = np.exp(-evidence.ratio(sums))
-    return found
-
-
-def _bits(sums: evidence.Array) -> evidence.Array:
-    return -evidence.ratio(sums) / math.log(2)
 
 
 def score(value: float, column: evidence.Column | None, each: list[Any]) -> results.Score:

@@ -37,6 +37,8 @@ class Task:
     built: Any
     """The package's object; `built.eval_docs` are the questions that are asked."""
     shots: int
+    available: int = 0
+    """Questions that there are, of which some are asked."""
 
     @property
     def name(self) -> str:
@@ -62,9 +64,9 @@ def load(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> list[Tas
 
 
 def available_tasks(spec: run.Run, wanted: job.Harness, store: storage.Storage) -> tuple[list[Task], list[str]]:
-    """The tasks whose data are available, and the problems of the others: no gate depends on them.
+    """The tasks whose data are available, and the problems of the others, on which no gate depends.
 
-    Raises Failure for tasks that may not run.
+    Raises Failure for tasks that may not run, and for those with a gate.
     """
     problems: list[str] = []
     found = list(_each(spec, wanted, store, problems))
@@ -76,18 +78,20 @@ def available_tasks(spec: run.Run, wanted: job.Harness, store: storage.Storage) 
 def _each(
     spec: run.Run, wanted: job.Harness, store: storage.Storage, problems: list[str] | None = None
 ) -> Iterator[Task]:
-    """The tasks one by one; failures of the data are added to `problems`, if given."""
+    """The tasks one by one; failures of the data are added to `problems`, if given, but for tasks with a gate."""
     entries = catalogue.by_name(wanted)
     shots = {task.name: _shots(task, entries[task.name]) for task in wanted.tasks}
     silence_logs()
     for task in wanted.tasks:
         try:
             built = _build(task, entries[task.name], shots[task.name], store)
+            available = len(built.eval_docs)
             _fix_questions(built, wanted.maximum_examples, spec.training.seed)
-            made = Task(entries[task.name], built, shots[task.name])
+            made = Task(entries[task.name], built, shots[task.name], available)
             _build_requests(made)
         except errors.Failure as failure:
-            if problems is None or failure.reason is reasons.Reason.INVALID_SPEC:
+            gated = any(gate.task == task.name for gate in wanted.required)
+            if problems is None or gated or failure.reason is reasons.Reason.INVALID_SPEC:
                 raise
             problems.append(failure.message)
             continue

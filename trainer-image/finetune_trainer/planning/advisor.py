@@ -245,17 +245,24 @@ def training_takes_days(spec: run.Run, measured: measurements.Measurements) -> A
 
 
 def test_examples_are_too_few(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
-    if not measured.short_gates:
-        return None
-    more = len(measured.short_gates) - 1
-    others = f" ({more} more gate{'s' if more > 1 else ''} likewise)" if more else ""
     capped = measured.test > spec.evaluation.maximum_examples
-    text = (
-        f"A good model may miss a gate by chance. {measured.short_gates[0]}{others}. "
-        f"{'Raise evaluation.maximumExamples' if capped else 'Hold out more examples (dataset.test)'}, or lower the gate's "
-        "confidence."
+    remedy = "Raise evaluation.maximumExamples" if capped else "Hold out more examples (dataset.test)"
+    return _short(measured.short_gates, f"{remedy}, or lower the gate's confidence.")
+
+
+def benchmark_questions_are_too_few(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    return _short(
+        measured.short_benchmarks,
+        "Ask more questions, as far as the task has them (evaluation.harness.maximumExamples), or lower the gate's confidence.",
     )
-    return Advice(text)
+
+
+def _short(gates: list[str], remedy: str) -> Advice | None:
+    if not gates:
+        return None
+    more = len(gates) - 1
+    others = f" ({more} more gate{'s' if more > 1 else ''} likewise)" if more else ""
+    return Advice(f"A good model may miss a gate by chance. {gates[0]}{others}. {remedy}")
 
 
 RULES: tuple[Rule, ...] = (
@@ -273,6 +280,7 @@ RULES: tuple[Rule, ...] = (
     memory_is_short,
     training_takes_days,
     test_examples_are_too_few,
+    benchmark_questions_are_too_few,
 )
 
 

@@ -45,6 +45,10 @@ class Measurements:
     """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `templates.closed`."""
     short_gates: list[str] = dataclasses.field(default_factory=list)
     """Gates for which the test examples are too few: `evaluation.feasible.short`, of the job's present gates."""
+    short_benchmarks: list[str] = dataclasses.field(default_factory=list)
+    """Gates on benchmarks for which their questions are too few: `evaluation.task_gates.short`, of the job's present gates."""
+    benchmarks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """By task of evaluation.harness: `evaluation.task_gates.Known`."""
     width: dict[str, Any] | None = None
     """Of the base model: `learning_rate.Width`; None: config.json uses other names, or not measured."""
     work: float | None = None

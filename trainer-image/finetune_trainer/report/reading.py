@@ -107,7 +107,7 @@ def tokens(found: results.Results, contender: Contender) -> results.Tokens | Non
 
 
 def gate_metrics(found: results.Results) -> list[Metric]:
-    return [gate.metric for gate in found.evaluation.gates]
+    return [gate.metric for gate in found.evaluation.gates if gate.metric is not None]
 
 
 def most_telling(

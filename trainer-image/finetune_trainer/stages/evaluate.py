@@ -34,9 +34,10 @@ from finetune_trainer.evaluation import (
     scoreboard,
     selection,
     server,
+    task_gates,
     tries,
 )
-from finetune_trainer.harness import play, tasks
+from finetune_trainer.harness import measures, play, tasks
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, storage
 
@@ -92,6 +93,8 @@ def evaluate(
     arbiter, others = judge.of(spec), candidates.of(spec, deciding=True)
     rules = spec.evaluation.harness
     benchmarks, problems = tasks.available_tasks(spec, rules, storage.of_data(spec)) if rules else ([], [])
+    if rules is not None:
+        feasible.check_benchmarks(rules, {task.name: measures.known(task) for task in benchmarks})
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl", "validation.jsonl"})
     available = dataset.frozen(work / "data" / "test.jsonl")
     examples = contenders.choose(available, spec.evaluation.maximum_examples, spec.training.seed)
@@ -106,7 +109,7 @@ def evaluate(
         spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"), others
     )
     if rules is not None:
-        found.harness = play.measure(runner, benchmarks, problems, rules, meter.tell)
+        found.harness, found.benchmarks = play.measure(runner, benchmarks, problems, rules, meter.tell)
     if arbiter is not None:
         cases = judge.cases(arbiter.rules, examples, found.asked, spec.training.seed)
         found.judged = arbiter.compare(cases, meter.tell)
@@ -115,7 +118,7 @@ def evaluate(
     if examples:
         tested = tries.fingerprint(available)
         count = tries.record(spec, store, tested, manifest.sha256)
-        found.tries = tries.of(count, tested, required_gates(spec, found))
+        found.tries = tries.of(count, tested, [*required_gates(spec, found), *(rules.required if rules else ())])
     gate_results = check_gates(spec, found)
     recorded = canary.record(runner.engine, *pairs(runner, examples, found))
     provenance = scoreboard.Provenance(
@@ -160,10 +163,11 @@ def required_gates(spec: run.Run, found: scoreboard.Findings) -> list[job.Gate]:
 
 
 def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateResult]:
-    """The required gates with what was measured; those that every job gets are marked as such."""
+    """The required gates with what was measured, those on benchmarks last; those that every job gets are marked as such."""
     required, stated = required_gates(spec, found), spec.evaluation.gates is not None
+    on_benchmarks = spec.evaluation.harness.required if spec.evaluation.harness else []
     checked = gates.check(required, found.values, win_losses=found.win_losses)
-    return [
+    of_metrics = [
         one.model_copy(
             update={
                 "requirement": one.requirement if stated else f"{one.requirement} (by default)",
@@ -172,6 +176,7 @@ def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateRe
         )
         for gate, one in zip(required, checked, strict=True)
     ]
+    return of_metrics + task_gates.check(on_benchmarks, found.benchmarks)
 
 
 # --- Every contender answers ---

@@ -18,7 +18,7 @@ import numpy as np
 from finetune_api import job, outcome, reasons, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
-from finetune_trainer.evaluation import contenders, documents, feasible, metrics
+from finetune_trainer.evaluation import contenders, documents, feasible, metrics, task_gates
 from finetune_trainer.planning import (
     advisor,
     architecture,
@@ -95,7 +95,7 @@ def preflight(spec: run.Run) -> outcome.Outcome:
             "width": width and dataclasses.asdict(width),
         }
         check_documents(spec, data)
-        check_benchmarks(spec, data, encoder)
+        model |= {"benchmarks": check_benchmarks(spec, data, encoder)}
         collected = read_all(spec, data, encoder, work)
         reviewed = collected.review.apply_rules(collected.corpus, collected.examples)
         place = reviewed.after_split(assign(spec, reviewed))
@@ -136,7 +136,12 @@ def answer(
     spec: run.Run, store: storage.Storage, found: measurements.Measurements, files: list[dict[str, Any]]
 ) -> outcome.Outcome:
     """The outcome, stored with the measurements and the rules behind it."""
-    found = dataclasses.replace(found, short_gates=feasible.short(spec.evaluation, feasible.frozen(spec, store)))
+    rules = spec.evaluation.harness
+    found = dataclasses.replace(
+        found,
+        short_gates=feasible.short(spec.evaluation, feasible.frozen(spec, store)),
+        short_benchmarks=task_gates.short(rules, task_gates.of_record(found.benchmarks)) if rules else [],
+    )
     result = verdict.decide(spec, found)
     advice = [one.document() for one in advisor.advise(spec, found)]
     known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
@@ -192,19 +197,22 @@ def check_documents(spec: run.Run, store: storage.Storage) -> None:
         documents.find(store, spec.intent.retrieval.uris)
 
 
-def check_benchmarks(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> None:
-    """Raises Failure now for benchmarks that the evaluation could not run."""
+def check_benchmarks(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder) -> dict[str, dict[str, Any]]:
+    """What is known of each benchmark: the fields of task_gates.Known. Raises Failure now for benchmarks that the evaluation
+    could not run, and for gates on them that it could not decide."""
     rules = spec.evaluation.harness
     if rules is None:
-        return
+        return {}
     if rules.chat_template and not encoder.tokenizer.chat_template:
         raise errors.Failure(
             reasons.Reason.INVALID_SPEC,
             f"evaluation.harness.chatTemplate: {spec.base_model.source} has no chat template; leave it out",
         )
-    from finetune_trainer.harness import tasks
+    from finetune_trainer.harness import measures, tasks
 
-    tasks.load(spec, rules, store)
+    known = {task.name: measures.known(task) for task in tasks.load(spec, rules, store)}
+    feasible.check_benchmarks(rules, known)
+    return {name: dataclasses.asdict(one) for name, one in known.items()}
 
 
 def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
