@@ -112,6 +112,7 @@ class Contender(enum.StrEnum):
     RETRIEVED = "Retrieved"
     MANY_SHOT = "ManyShot"
     RAG = "RAG"
+    STRUCTURED = "Structured"
     SERVING = "Serving"
     TUNED = "Tuned"
 
@@ -207,7 +208,8 @@ class Gate(model.Model):
         description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
         "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
         "same with the training examples that are most similar to the question. ManyShot: the same with as many "
-        "examples as fit. RAG: like Prompt, with passages of intent.retrieval. BestBaseline: each of "
+        "examples as fit. RAG: like Prompt, with passages of intent.retrieval. Structured: the best of these prompts, its "
+        "answers held to evaluation.outputSchema. BestBaseline: each of "
         "evaluation.baselines that was measured, and so the best of them. BestAlternative: the same, and each of "
         "evaluation.candidates. The name of a candidate: that model. Serving: the revision that serves now; the gate passes "
         "if none does.",
@@ -363,7 +365,13 @@ class Candidate(model.Model):
 
 
 Baseline = Literal[
-    Contender.BASE, Contender.PROMPT, Contender.FEW_SHOT, Contender.RETRIEVED, Contender.MANY_SHOT, Contender.RAG
+    Contender.BASE,
+    Contender.PROMPT,
+    Contender.FEW_SHOT,
+    Contender.RETRIEVED,
+    Contender.MANY_SHOT,
+    Contender.RAG,
+    Contender.STRUCTURED,
 ]
 
 BASELINES: tuple[Baseline, ...] = (
@@ -373,6 +381,7 @@ BASELINES: tuple[Baseline, ...] = (
     Contender.RETRIEVED,
     Contender.MANY_SHOT,
     Contender.RAG,
+    Contender.STRUCTURED,
 )
 """The alternatives to fine-tuning with the same base model, from cheap to costly."""
 
@@ -428,10 +437,10 @@ class Evaluation(model.Model):
     }
     baselines: list[Baseline] = Field(
         default=list(BASELINES),
-        max_length=6,
+        max_length=7,
         description="What the tuned model is compared with. Prompt is included if intent.prompt.system is set, "
-        "FewShot if intent.prompt.fewShot is not 0, RAG if intent.retrieval is set; Retrieved, ManyShot and RAG "
-        "within baselineBudget. Default: all six.",
+        "FewShot if intent.prompt.fewShot is not 0, RAG if intent.retrieval is set, Structured if outputSchema is set; "
+        "Retrieved, ManyShot and RAG within baselineBudget. Default: all seven.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     baseline_budget: float = Field(
@@ -474,7 +483,7 @@ class Evaluation(model.Model):
     output_schema: SchemaObject | None = Field(
         default=None,
         description="A JSON Schema that answers must conform to. References to other documents are not followed. "
-        "Absent: none.",
+        "The baseline Structured is held to it while it answers; the tuned model is not. Absent: none.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     consistency: Consistency | None = Field(

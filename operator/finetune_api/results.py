@@ -284,10 +284,16 @@ class Results(status.Reported):
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
     harness: Harness | None = Field(default=None, description="Absent: the job has no evaluation.harness.")
     retrieved: Retrieved | None = Field(default=None, description="Absent: there was no contender Retrieved.")
+    structured: job.Contender | None = Field(
+        default=None,
+        description="Whose prompt the contender Structured got: the one that did best without the schema, by another metric than "
+        "JsonValid and JsonSchema. Absent: there was no such contender.",
+    )
     tries: Tries | None = Field(default=None, description="Absent: there are no test examples.")
     left_out: list[str] = Field(
         default_factory=list,
-        description="Baselines, or variants of them, that evaluation.baselineBudget left no time for.",
+        description="Baselines, or variants of them, that were not measured, each with the reason: evaluation.baselineBudget "
+        "left no time for it, or the questions cannot be put to it.",
     )
     tokens: list[Tokens] = Field(default_factory=list)
     break_even_requests: int | None = Field(

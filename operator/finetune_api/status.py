@@ -162,7 +162,7 @@ class Baseline(Reported):
     metrics: list[MetricValue] = Field(default_factory=list, description="The gates' metrics of each contender.")
     left_out: list[str] = Field(
         default_factory=list,
-        description="Contenders, or variants of them, that evaluation.baselineBudget left no time for.",
+        description="Contenders, or variants of them, that were not measured, each with the reason.",
     )
     message: str = Field(default="", description="The result in a sentence.")
 

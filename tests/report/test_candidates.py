@@ -52,7 +52,7 @@ def row(found: results.Results, title: str) -> ladder.Rung:
 
 def test_a_candidate_is_a_rung_between_the_prompts_and_fine_tuning() -> None:
     titles = [one.title for one in ladder.rungs(with_candidates())]
-    assert titles[-5:] == ["RAG", "large", "gone", "Fine-tuning", "Pre-training"]
+    assert titles[-6:] == ["RAG", "Structured", "large", "gone", "Fine-tuning", "Pre-training"]
     found = row(with_candidates(), "large")
     assert found.takes == "wise-70b at models.example; the prompt of Retrieved"
     assert found.reached == "ExactMatch 0.97 (0.90 to 0.99), on 180 of them"

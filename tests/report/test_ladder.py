@@ -22,6 +22,7 @@ def test_the_ladder_leads_from_the_base_model_to_pre_training() -> None:
         "Retrieved",
         "Many-shot",
         "RAG",
+        "Structured",
         "Fine-tuning",
         "Pre-training",
     ]
@@ -42,6 +43,17 @@ def test_what_was_not_measured_says_why() -> None:
     assert row(found, "Many-shot").reached == "no time: raise evaluation.baselineBudget"
     assert row(found, "Retrieved").reached == "not measured"
     assert "it would take about 90 s" in report.page(found)
+
+
+def test_structured_decoding_says_whose_prompt_it_had_or_why_there_is_none() -> None:
+    found = example.everything()
+    assert row(found, "Structured").reached == "set evaluation.outputSchema to measure it"
+    problem = 'answers cannot be held to evaluation.outputSchema: Unimplemented keys: ["not"]'
+    refused = example.changed(found, left_out=[f"Structured: {problem}"])
+    assert row(refused, "Structured").reached == problem
+    values = [results.Value(metric=Metric.EXACT_MATCH, contender=Contender.STRUCTURED, value=0.7, examples=200)]
+    asked = example.changed(found, structured=Contender.FEW_SHOT, values=[*found.values, *values])
+    assert row(asked, "Structured").takes == "the JSON schema in each request; the prompt of Few-shot"
 
 
 def test_one_baseline_that_is_not_beaten_is_named() -> None:

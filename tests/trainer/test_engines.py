@@ -66,7 +66,8 @@ class Vllm:
         return {"text": "", "prompt_logprobs": entries}
 
     def written(self, which: job.Contender, body: dict[str, Any]) -> dict[str, Any]:
-        ending = engines.Ending(frozenset(body["stop_token_ids"]), body["max_tokens"], tuple(body["stop"]))
+        schema = json.dumps(body["structured_outputs"]["json"]) if "structured_outputs" in body else None
+        ending = engines.Ending(frozenset(body["stop_token_ids"]), body["max_tokens"], tuple(body["stop"]), schema)
         if not body["temperature"]:
             return {"token_ids": self.engine.greedy(which, [body["prompt"]], ending)[0]}
         rules = job.Consistency(samples=2, temperature=body["temperature"])
@@ -172,6 +173,25 @@ def test_an_answer_of_a_server_ends_with_a_text(served: tuple[run.Run, Vllm, ser
     assert engine.greedy(BASE, [[5, 6, 7]], ending) == ours.greedy(BASE, [[5, 6, 7]], ending)
     assert fake.asked[-1]["stop"] == [stop]
     assert fake.asked[-1]["include_stop_str_in_output"] is True
+
+
+def test_answers_of_a_server_are_held_to_a_schema(served: tuple[run.Run, Vllm, server.Sidecar]) -> None:
+    _, fake, sidecar = served
+    engine, schema = server.Server(sidecar, "tiny-base"), {"enum": ["refund", "praise"]}
+    stops = frozenset({fake.engine.tokenizer.eos_token_id})
+    ending = engines.Ending(stops, 24, schema=json.dumps(schema))
+    [answer] = engine.greedy(BASE, [[5, 6, 7]], ending)
+    assert fake.asked[-1]["structured_outputs"] == {"json": schema}
+    assert json.loads(fake.engine.tokenizer.decode(answer, skip_special_tokens=True)) in schema["enum"]
+    engine.greedy(BASE, [[5, 6, 7]], engines.Ending(stops, 2))
+    assert "structured_outputs" not in fake.asked[-1]
+    assert engine.refusal([5, 6, 7], ending) is None
+    assert fake.asked[-1]["max_tokens"] == 1, "to know whether a schema works takes one token"
+    fake.refuses["/v1/completions"] = (400, {"error": {"message": "Unsupported JSON Schema: not"}})
+    assert "Unsupported JSON Schema: not" in (engine.refusal([5, 6, 7], ending) or "")
+    fake.refuses["/v1/completions"] = (404, {"error": {"message": "The model does not exist"}})
+    with pytest.raises(errors.Failure, match="does not exist"):
+        engine.refusal([5, 6, 7], ending)
 
 
 def test_a_question_longer_than_the_servers_context_is_named(served: tuple[run.Run, Vllm, server.Sidecar]) -> None:

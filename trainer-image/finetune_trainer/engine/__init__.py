@@ -21,6 +21,7 @@
     comparison       our passes against transformers' own, before they are trusted
     decoding         the decoder over rows that grow token by token: the hot loop of evaluation
     kv_cache         the keys and values of these rows, and the attention over them
+    grammar          the tokens with which an answer still conforms to a JSON schema
     generate         answers, greedy and sampled, for many prompts at a time
 
 model, lora -> layers -> decoder over a prefix_tree -> loss; decoding over a kv_cache -> generate

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.engine import decoding, kv_cache, lora, loss, model
+from finetune_trainer.engine import decoding, grammar, kv_cache, lora, loss, model
 from finetune_trainer.process import signals
 
 CACHED = {"cuda": 65_536, "cpu": 8_192}
@@ -42,6 +42,8 @@ class Completion:
     answer: list[int] = dataclasses.field(default_factory=list)
     generator: random.Random | None = None
     """Draws the tokens of a sampled answer."""
+    matcher: grammar.Matcher | None = None
+    """Knows which tokens may follow, where answers are held to a schema."""
 
     @property
     def ids(self) -> list[int]:
@@ -97,14 +99,16 @@ def greedy(
     ended: Ended | None = None,
     *,
     scale: float = 1.0,
+    rules: grammar.Grammar | None = None,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, up to and including the stop token, or until `ended`, at most `limit` tokens.
 
     `done` is called with the number of prompts answered so far. scale: the share of the usual rows and tokens that is taken at
-    once, where memory is short.
+    once, where memory is short. rules: what answers are held to; one that is cut at `limit` is the beginning of one that
+    conforms.
     """
-    rows = [Completion(number, prompt) for number, prompt in enumerate(prompts)]
-    _write(tuned, head, _Run(rows, _likeliest, stops, limit, done, ended, scale), where)
+    rows = [Completion(number, prompt, matcher=rules and rules.matcher()) for number, prompt in enumerate(prompts)]
+    _write(tuned, head, _Run(rows, _held(rules, _likeliest), stops, limit, done, ended, scale), where)
     return [row.answer for row in rows]
 
 
@@ -121,8 +125,10 @@ def sample(
     seed: int,
     done: Callable[[int], None] = lambda count: None,
     scale: float = 1.0,
+    rules: grammar.Grammar | None = None,
 ) -> list[list[list[int]]]:
-    """`samples` continuations of each prompt, drawn from the model's probabilities at a temperature above 0.
+    """`samples` continuations of each prompt, drawn from the model's probabilities at a temperature above 0. rules: as in
+    `greedy`.
 
     What is drawn depends on the seed and the prompt's place in the list, not on the other prompts.
     """
@@ -131,12 +137,32 @@ def sample(
         return _drawn(logits / temperature, rows)
 
     rows = [
-        Completion(number, prompt, generator=random.Random(f"{seed}:{number}:{repetition}"))  # noqa: S311
+        Completion(
+            number,
+            prompt,
+            generator=random.Random(f"{seed}:{number}:{repetition}"),  # noqa: S311
+            matcher=rules and rules.matcher(),
+        )
         for number, prompt in enumerate(prompts)
         for repetition in range(samples)
     ]
-    _write(tuned, head, _Run(rows, drawn, stops, limit, done, scale=scale), where)
+    _write(tuned, head, _Run(rows, _held(rules, drawn), stops, limit, done, scale=scale), where)
     return [[row.answer for row in rows[begin : begin + samples]] for begin in range(0, len(rows), samples)]
+
+
+def _held(rules: grammar.Grammar | None, choose: Choose) -> Choose:
+    """`choose` among the tokens that the rules allow each row."""
+    if rules is None:
+        return choose
+
+    def chosen(logits: torch.Tensor, rows: Sequence[Completion]) -> list[int]:
+        matchers = [row.matcher for row in rows if row.matcher is not None]
+        tokens = choose(rules.masked(logits, matchers), rows)
+        for matcher, token in zip(matchers, tokens, strict=True):
+            matcher.consume_token(token)
+        return tokens
+
+    return chosen
 
 
 def _likeliest(logits: torch.Tensor, rows: Sequence[Completion]) -> list[int]:

@@ -24,6 +24,7 @@
     divergence   how far the tuned model has moved from the base model, on the task's prompts and on general ones
     headline     the metric that sums an evaluation up, and the baseline that is best by it
     selection    how many examples are retrieved for each question, chosen within a budget of time
+    structured   whose prompt is asked again with answers that are held to the JSON schema
     scoreboard   from all of that to results.json and the status
 
 in_process or server -> answers -> metrics -> evidence -> gates -> scoreboard

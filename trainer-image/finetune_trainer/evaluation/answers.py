@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 import time
 from collections.abc import Callable
@@ -22,9 +23,11 @@ class ModelRunner:
     script: contenders.Script
     rules: job.Evaluation
 
-    @property
-    def ending(self) -> engines.Ending:
-        return engines.Ending(self.encoder.stops, self.rules.generation.max_new_tokens)
+    def ending(self, which: job.Contender) -> engines.Ending:
+        """When this contender's answers are over, and what they are held to."""
+        schema = self.rules.output_schema if which is job.Contender.STRUCTURED else None
+        limit = self.rules.generation.max_new_tokens
+        return engines.Ending(self.encoder.stops, limit, schema=None if schema is None else json.dumps(schema))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +152,11 @@ def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Man
         ) from None
 
 
-def can_answer(runner: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> bool:
-    """Whether the questions can be put to a contender; one for which they cannot is skipped, and the log says why."""
+def can_answer(runner: ModelRunner, which: job.Contender, examples: list[dataset.Example], left_out: list[str]) -> bool:
+    """Whether the questions can be put to a contender; one for which they cannot is named in `left_out`, with the reason."""
     problem = obstacle(runner, which, examples)
     if problem:
+        left_out.append(f"{which}: {problem}")
         log.warning("a contender is skipped", contender=which, problem=problem)
     return problem is None
 
@@ -169,7 +173,18 @@ def obstacle(runner: ModelRunner, which: job.Contender, examples: list[dataset.E
             runner.encoder.answered(runner.script.ask(example, which))
     except dataset.Wrong as wrong:
         return str(wrong)
-    return None
+    return refusal(runner, examples) if which is job.Contender.STRUCTURED else None
+
+
+def refusal(runner: ModelRunner, examples: list[dataset.Example]) -> str | None:
+    """Why answers cannot be held to evaluation.outputSchema while they are written; None where they can."""
+    if any(example.tools for example in examples):
+        return "an answer that is held to evaluation.outputSchema calls no tools, and examples have some"
+    asked = next((example for example in examples if example.answer is not None), None)
+    if asked is None:
+        return None
+    problem = runner.engine.refusal(runner.encoder.prompt(asked), runner.ending(job.Contender.STRUCTURED))
+    return problem and f"answers cannot be held to evaluation.outputSchema: {problem}"
 
 
 def ask(
@@ -186,7 +201,9 @@ def ask(
     places = [place for place, example in enumerate(examples) if example.answer is not None]
     prompts = [runner.encoder.prompt(asked[place]) for place in places]
     started = time.monotonic()
-    found = runner.engine.greedy(which, prompts, runner.ending, lambda count: done(0.9 * count / max(1, len(prompts))))
+    found = runner.engine.greedy(
+        which, prompts, runner.ending(which), lambda count: done(0.9 * count / max(1, len(prompts)))
+    )
     begun = time.monotonic()
     losses = losses_of(runner, which, asked)
     read = sum(map(len, prompts)) / max(time.monotonic() - begun, 1e-9)

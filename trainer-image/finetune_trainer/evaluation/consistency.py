@@ -28,7 +28,7 @@ def measure(
     chosen = [place for place, example in enumerate(examples) if example.answer is not None][: rules.maximum_examples]
     prompts = [asked.encoder.prompt(asked.script.ask(examples[place], which)) for place in chosen]
     found = asked.engine.sample(
-        which, prompts, asked.ending, rules, seed, lambda count: done(count / max(1, len(prompts)))
+        which, prompts, asked.ending(which), rules, seed, lambda count: done(count / max(1, len(prompts)))
     )
     folded = metrics.label if asked.rules.labels else metrics.normalized
     values = np.full(len(examples), np.nan)

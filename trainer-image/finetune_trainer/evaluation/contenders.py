@@ -2,7 +2,8 @@
 
 Base and the tuned models are asked as the examples are written. Prompt is the base model with the system prompt of
 intent.prompt in place of the examples' own; RAG has passages of documents before the question, too. FewShot, Retrieved and
-ManyShot have examples of the training split before it: a few, those most similar to the question, or as many as fit.
+ManyShot have examples of the training split before it: a few, those most similar to the question, or as many as fit. Structured
+is asked like the best of them.
 """
 
 import dataclasses
@@ -52,6 +53,8 @@ class Script:
     passages: retrieval.Index[str] | None = None
     """Of the documents of intent.retrieval; `looked_up` of them come before each question."""
     looked_up: int = 4
+    structured: job.Contender = job.Contender.PROMPT
+    """Whose prompt Structured gets."""
 
     def shown(self, example: dataset.Example, which: job.Contender) -> Sequence[dataset.Example]:
         """The examples before a question."""
@@ -61,6 +64,8 @@ class Script:
 
     def ask(self, example: dataset.Example, which: job.Contender) -> dataset.Example:
         """The example as this contender gets it; only its last answer counts."""
+        if which is job.Contender.STRUCTURED:
+            return self.ask(example, self.structured)
         if which not in PROMPTED or not example.messages:
             return example
         own = example.messages[0] if example.messages[0].role == "system" else None
@@ -109,6 +114,7 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
         job.Contender.RETRIEVED: chats and script.index is not None,
         job.Contender.MANY_SHOT: chats and len(script.many) > len(script.shots),
         job.Contender.RAG: chats and script.passages is not None,
+        job.Contender.STRUCTURED: chats and spec.output_schema is not None,
     }
     return [which for which in job.Contender if which in spec.baselines and possible[which]]
 

@@ -34,6 +34,8 @@ class Ending:
     stops: frozenset[int]
     limit: int
     texts: tuple[str, ...] = ()
+    schema: str | None = None
+    """A JSON Schema, as JSON: what the answer is held to while it is written. One that is cut at `limit` is no JSON."""
 
 
 class Engine(Protocol):
@@ -52,6 +54,10 @@ class Engine(Protocol):
     def add_adapter(self, which: job.Contender, folder: pathlib.Path) -> str | None:
         """From now on `which` is the adapter in this folder, in place of any other. Returns why it does not fit the base; None
         where it does."""
+        ...
+
+    def refusal(self, prompt: list[int], ending: Ending) -> str | None:
+        """Why no answer to such a prompt can be held to the schema of `ending`; None where it can."""
         ...
 
     def greedy(

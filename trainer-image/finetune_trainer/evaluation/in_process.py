@@ -15,7 +15,18 @@ import torch
 
 from finetune_api import job, run
 from finetune_trainer.data import tokens
-from finetune_trainer.engine import decoder, decoding, devices, generate, lora, loss, model, prefix_tree, prefixes
+from finetune_trainer.engine import (
+    decoder,
+    decoding,
+    devices,
+    generate,
+    grammar,
+    lora,
+    loss,
+    model,
+    prefix_tree,
+    prefixes,
+)
 from finetune_trainer.evaluation import engines
 from finetune_trainer.planning import architecture, memory
 from finetune_trainer.process import log, machine, signals
@@ -42,6 +53,8 @@ class InProcess:
     tokenizer: Any
     scale: float = 1.0
     """The share of the usual rows and tokens that is taken at once, after an out-of-memory."""
+    grammars: dict[engines.Ending, grammar.Grammar] = dataclasses.field(default_factory=dict)
+    """Of the schemas that answers were held to."""
 
     @property
     def kind(self) -> engines.Kind:
@@ -72,6 +85,21 @@ class InProcess:
         with lora.disabled(self.model) if adapted and which not in engines.ADAPTED else lora.enabled():
             yield
 
+    def refusal(self, prompt: list[int], ending: engines.Ending) -> str | None:
+        try:
+            self._rules(ending)
+        except grammar.Refused as refused:
+            return str(refused)
+        return None
+
+    def _rules(self, ending: engines.Ending) -> grammar.Grammar | None:
+        if ending.schema is None:
+            return None
+        if ending not in self.grammars:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            self.grammars[ending] = grammar.Grammar(ending.schema, self.tokenizer, ending.stops, vocabulary)
+        return self.grammars[ending]
+
     def greedy(
         self,
         which: job.Contender,
@@ -91,6 +119,7 @@ class InProcess:
                 done,
                 ended,
                 scale=self.scale,
+                rules=self._rules(ending),
             )
 
     def sample(
@@ -115,6 +144,7 @@ class InProcess:
                 seed=seed,
                 done=done,
                 scale=self.scale,
+                rules=self._rules(ending),
             )
 
     @torch.no_grad()

@@ -51,10 +51,12 @@ class Findings:
     """The same as their gates need them."""
     retrieved: results.Retrieved | None = None
     """How Retrieved was asked."""
+    structured: job.Contender | None = None
+    """Whose prompt Structured got."""
     tries: results.Tries | None = None
     """How often the job was evaluated on these test examples."""
     left_out: list[str] = dataclasses.field(default_factory=list)
-    """What there was no time for."""
+    """What was not measured, with the reason."""
     candidates: list[results.Candidate] = dataclasses.field(default_factory=list)
     """The models of evaluation.candidates, and how far they answered."""
 
@@ -142,6 +144,7 @@ def results_of(
         judgement=judgement(spec, found),
         harness=found.harness,
         retrieved=found.retrieved,
+        structured=found.structured,
         tries=found.tries,
         left_out=found.left_out,
         tokens=[

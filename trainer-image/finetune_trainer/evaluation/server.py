@@ -9,6 +9,7 @@ sampling is named, since a server would take those that are not from the model's
 import concurrent.futures
 import dataclasses
 import hashlib
+import json
 import pathlib
 import shutil
 import time
@@ -19,6 +20,8 @@ from finetune_api import job, reasons, run
 from finetune_trainer.data import tokens
 from finetune_trainer.evaluation import engines
 from finetune_trainer.process import errors, http, log, signals
+
+COMPLETIONS = "/v1/completions"
 
 AT_ONCE = 64
 """Requests in flight; the server makes batches of them."""
@@ -114,6 +117,16 @@ class Server:
         log.info("the server loaded an adapter", name=name)
         return None
 
+    def refusal(self, prompt: list[int], ending: engines.Ending) -> str | None:
+        body = self._question(job.Contender.BASE, prompt, ending) | {"temperature": 0.0, "max_tokens": 1}
+        try:
+            self._http.ask(COMPLETIONS, body, patience=PATIENCE, seconds=SECONDS)
+        except http.Failed as failed:
+            if failed.status == 400:
+                return f"vLLM refuses it: {failed}"
+            raise _failed(f"does not answer: {failed}") from failed
+        return None
+
     def greedy(
         self,
         which: job.Contender,
@@ -168,6 +181,7 @@ class Server:
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
             "return_token_ids": True,
+            **({} if ending.schema is None else {"structured_outputs": {"json": json.loads(ending.schema)}}),
         }
 
     def _scored(self, which: job.Contender, ids: list[int]) -> dict[str, Any]:
@@ -204,7 +218,7 @@ class Server:
     def _ask(self, body: dict[str, Any]) -> Any:
         seconds = SECONDS + body["max_tokens"]
         try:
-            return self._http.ask("/v1/completions", body, patience=PATIENCE, seconds=seconds)["choices"][0]
+            return self._http.ask(COMPLETIONS, body, patience=PATIENCE, seconds=seconds)["choices"][0]
         except http.Failed as failed:
             raise _failed(f"does not answer: {failed}") from failed
         except (KeyError, IndexError, TypeError) as error:

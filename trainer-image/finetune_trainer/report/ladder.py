@@ -13,6 +13,7 @@ HOW = {
     Contender.PROMPT: "set intent.prompt.system",
     Contender.FEW_SHOT: "set intent.prompt.fewShot",
     Contender.RAG: "set intent.retrieval",
+    Contender.STRUCTURED: "set evaluation.outputSchema",
 }
 """How to measure a rung; the others only need a place among evaluation.baselines."""
 
@@ -64,6 +65,7 @@ def _takes(found: results.Results, who: Contender) -> str:
     took = found.training.seconds
     price = f", {words.price(found.training.cost, found.training.currency)}" if found.training.cost is not None else ""
     training = f"training ({words.duration(took)}{price})" if took else "training"
+    prompt = f"; the prompt of {words.name(found.structured)}" if found.structured else ""
     return {
         Contender.BASE: "nothing",
         Contender.PROMPT: "a system prompt",
@@ -71,6 +73,7 @@ def _takes(found: results.Results, who: Contender) -> str:
         Contender.RETRIEVED: f"an index of the training examples; {retrieved} in each request",
         Contender.MANY_SHOT: "as many examples as fit, in each request",
         Contender.RAG: "documents, and an index of them; passages in each request",
+        Contender.STRUCTURED: f"the JSON schema in each request{prompt}",
         Contender.TUNED: f"{training}; an adapter of your own to serve",
     }[who]
 
@@ -98,8 +101,10 @@ def _reached(found: results.Results, who: Contender) -> str | None:
 def _missing(found: results.Results, who: Contender) -> str:
     if who.is_candidate:
         return candidate(found, who).problem or "not measured"
-    if any(text.startswith(str(who)) for text in found.left_out):
-        return "no time: raise evaluation.baselineBudget"
+    named = [text for text in found.left_out if text.startswith(str(who))]
+    if named:
+        late = any("it would take" in text for text in named)
+        return "no time: raise evaluation.baselineBudget" if late else named[0].removeprefix(f"{who}: ")
     return f"{HOW[who]} to measure it" if who in HOW else "not measured"
 
 

@@ -60,6 +60,7 @@ def name(contender: Contender) -> str:
         Contender.RETRIEVED: "Retrieved",
         Contender.MANY_SHOT: "Many-shot",
         Contender.RAG: "RAG",
+        Contender.STRUCTURED: "Structured",
         Contender.SERVING: "Serving",
         Contender.TUNED: "Tuned",
     }[contender]
@@ -85,6 +86,7 @@ def described(contender: Contender, prompt: intent.Prompt) -> str:
         Contender.RETRIEVED: f"the base model with {also}retrieved examples",
         Contender.MANY_SHOT: f"the base model with {also}as many examples as fit",
         Contender.RAG: f"the base model with {also}passages of the documents",
+        Contender.STRUCTURED: "the base model with structured decoding",
         Contender.SERVING: "the revision that is served",
         Contender.TUNED: "the tuned model",
     }[contender]

@@ -23,6 +23,7 @@ from finetune_trainer.evaluation import (
     scoreboard,
     selection,
     server,
+    structured,
 )
 from finetune_trainer.planning import epoch_count
 from finetune_trainer.process import log, machine, progress
@@ -97,7 +98,10 @@ class Rounds:
                 return False
             self.retrieved, self.asked[which] = choice.found, choice.given
             return True
-        limited = which in selection.BUDGETED
+        if which is job.Contender.STRUCTURED and which not in self.asked:
+            values = {one: metrics.measure(given.answers, runner.rules) for one, given in self.asked.items()}
+            structured.choose(runner, gates, values, fresh, self.limits, self.pace)
+        limited = structured.is_limited(runner, which)
         if limited and not self.limits.allows(
             f"{which} on more than {begun} validation examples" if begun else which,
             self.pace.seconds(runner, which, fresh),
@@ -133,9 +137,11 @@ def run_rounds(
 ) -> job.Contender | None:
     """Rounds until one contender meets every bound, or none can. Returns who meets the bounds."""
     open_ = contenders.taking_part(spec.evaluation, runner.script, rounds.examples)
-    open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples)]
+    open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples, rounds.limits.left_out)]
+    prompts = len(open_) - (job.Contender.STRUCTURED in open_)  # from which Structured's is chosen
     open_ += [which for which, one in rounds.others.items() if one.problem is None]
     variants = len(open_) + (len(selection.OPTIONS) - 1) * (job.Contender.RETRIEVED in open_)
+    variants += max(0, prompts - 1) * (job.Contender.STRUCTURED in open_)
     strict = [bounds_only(gate, len(rounds.looks) * variants) for gate in spec.evaluation.absolute]
     trained = training_tokens(spec, runner)
     for begun, look in itertools.pairwise([0, *rounds.looks]):
@@ -216,6 +222,8 @@ def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gat
         "question before it",
         job.Contender.MANY_SHOT: "the base model meets the gates' bounds with as many examples as fit before the question",
         job.Contender.RAG: "the base model meets the gates' bounds with passages of the documents before the question",
+        job.Contender.STRUCTURED: "structured decoding is enough: with evaluation.outputSchema in each request the base model "
+        "meets the gates' bounds",
     }
     if not examples:
         return "no baseline: there are no validation examples with answers"

@@ -34,6 +34,7 @@ from finetune_trainer.evaluation import (
     scoreboard,
     selection,
     server,
+    structured,
     task_gates,
     tries,
 )
@@ -98,11 +99,8 @@ def evaluate(
     split = answers.fetch(spec, store, {"test.jsonl", "train.jsonl", "validation.jsonl"})
     available = dataset.frozen(work / "data" / "test.jsonl")
     examples = contenders.choose(available, spec.evaluation.maximum_examples, spec.training.seed)
-    meter = Meter(
-        progress.Progress(spec, "evaluate", attempt),
-        4 + len(job.Contender) + len(others) + (arbiter is not None) + (rules is not None),
-        len(examples),
-    )
+    parts = 4 + len(job.Contender) + len(others) + (arbiter is not None) + (rules is not None)
+    meter = Meter(progress.Progress(spec, "evaluate", attempt), parts, len(examples))
     meter.tell(0)
     runner = answers.load(spec, store, scale, sidecar)
     found = measure(
@@ -206,7 +204,7 @@ def measure(
     questions = forgetting.load(spec, storage.of_data(spec), runner.engine.kind)
     before = forgetting.ask(runner, job.Contender.BASE, questions)
     for which in baselines:
-        if which not in selection.BUDGETED:
+        if which not in structured.LAST:
             measure_contender(runner, which, examples, found, meter)
     limits = measure_long_prompts(spec, store, runner, examples, found, meter, trained)
     measure_candidates(others, runner, examples, found, meter, limits)
@@ -235,25 +233,28 @@ def measure_long_prompts(
     meter: Meter,
     trained: float | None,
 ) -> selection.Budget:
-    """Retrieved, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training. Returns what is
-    left of it."""
+    """Retrieved, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training; then Structured.
+    Returns what is left of it."""
     limits = selection.budget(spec.evaluation, trained and trained * max(spec.gpus, 1) * spec.nodes)
+    limits.left_out = found.left_out
     pace = functools.reduce(selection.Pace.after, found.asked.values(), selection.Pace())
     taking_part = contenders.taking_part(spec.evaluation, runner.script, examples)
-    for which in [one for one in selection.BUDGETED if one in taking_part]:
-        if not answers.can_answer(runner, which, examples):
+    for which in [one for one in structured.LAST if one in taking_part]:
+        if not answers.can_answer(runner, which, examples, found.left_out):
             continue
         if which is job.Contender.RETRIEVED and not choose_retrieved(
             spec, store, runner, examples, found, limits, pace
         ):
             continue
-        if not limits.allows(which, pace.seconds(runner, which, examples)):
+        if which is job.Contender.STRUCTURED:
+            found.structured = structured.choose(runner, spec.evaluation.stated, found.values, examples, limits, pace)
+        limited = structured.is_limited(runner, which)
+        if limited and not limits.allows(which, pace.seconds(runner, which, examples)):
             found.retrieved = None if which is job.Contender.RETRIEVED else found.retrieved
             continue
         measure_contender(runner, which, examples, found, meter)
-        limits.spent += found.asked[which].seconds
+        limits.spent += found.asked[which].seconds if limited else 0.0
         pace = pace.after(found.asked[which])
-    found.left_out = limits.left_out
     return limits
 
 
@@ -323,7 +324,7 @@ def measure_contender(
     meter: Meter,
 ) -> None:
     """One contender's answers and metrics, unless the questions cannot be put to it."""
-    if not answers.can_answer(runner, which, examples):
+    if not answers.can_answer(runner, which, examples, found.left_out):
         return
     found.asked[which] = answers.ask(runner, which, examples, meter.tell)
     found.values[which] = metrics.measure(found.asked[which].answers, runner.rules)
