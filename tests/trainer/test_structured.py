@@ -115,7 +115,7 @@ def test_json_may_be_written_on_one_line_or_on_several_but_not_with_white_space_
 
 
 @pytest.mark.parametrize(
-    "schema, said",
+    "schema, reason",
     [
         ({"not": {"type": "string"}}, "not"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
@@ -123,7 +123,7 @@ def test_json_may_be_written_on_one_line_or_on_several_but_not_with_white_space_
     ],
 )
 def test_a_schema_that_no_answer_can_be_held_to_is_named(
-    runner: answers.ModelRunner, schema: dict[str, Any], said: str
+    runner: answers.ModelRunner, schema: dict[str, Any], reason: str
 ) -> None:
     runner.rules = runner.rules.model_copy(update={"output_schema": schema})
     left_out: list[str] = []
@@ -131,7 +131,7 @@ def test_a_schema_that_no_answer_can_be_held_to_is_named(
     assert answers.can_answer(runner, BASE, rows(2), left_out)
     assert len(left_out) == 1
     assert left_out[0].startswith("Structured: answers cannot be held to evaluation.outputSchema: ")
-    assert said in left_out[0]
+    assert reason in left_out[0]
 
 
 def test_examples_with_tools_are_not_held_to_the_schema(runner: answers.ModelRunner) -> None:

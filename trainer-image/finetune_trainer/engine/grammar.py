@@ -39,8 +39,9 @@ class Grammar:
             raise Refused("the model's tokenizer is none of the tokenizers library")
         size = max(vocabulary, len(tokenizer))
         self._tokenizer = llguidance.LLTokenizer(backend.to_str(), n_vocab=size, eos_token=sorted(stops))
-        options: llguidance._lib.JsonCompileOptions = {"whitespace_pattern": WHITE_SPACE}
-        self._grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options)
+        self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            schema, overrides={"whitespace_pattern": WHITE_SPACE}
+        )
         if problem := llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer):
             raise Refused(problem)
 
