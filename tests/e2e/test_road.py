@@ -1,6 +1,8 @@
 """The main road: from `kubectl apply` of a FineTuneJob to an answered chat request, on a real node."""
 
 import json
+import os
+import pathlib
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ import pytest
 
 from demo import install
 from finetune_api import arguments, job
+from finetune_cli import __main__ as cli
 from finetune_operator.manifests import release
 from support import site as sites
 from support import templates
@@ -60,6 +63,18 @@ def test_a_chat_request_is_answered_by_the_tuned_model(site: Site, served: sites
             shown = json.load(answer)
     assert shown["model"] == "colours"
     assert shown["usage"]["completion_tokens"] > 0
+
+
+def test_finetune_chat_asks_the_job_by_its_name(
+    site: Site, served: sites.Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", site.kube.config)
+    monkeypatch.setenv("PATH", f"{pathlib.Path(site.kube.kubectl).parent}{os.pathsep}{os.environ['PATH']}")
+    words = ("-n", NAMESPACE, "--max-tokens", "8", "--output", "json")
+    assert cli.main(["chat", NAME, "Which colour?", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["reply"]["text"]
+    assert cli.main(["chat", "nobody", "Which colour?", *words]) != 0
+    assert 'finetunejobs.finetune.dev "nobody" not found' in capsys.readouterr().out
 
 
 def test_the_status_tells_people_what_was_made(served: sites.Job) -> None:

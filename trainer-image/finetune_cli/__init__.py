@@ -6,6 +6,7 @@
     estimate   memory, duration and price of a job's training
     run        all stages of a job, one child process after the other
     report     results of an evaluation, as tables
+    chat       a question to a served model, by its job's name or by an address
 
     documents  YAML files -> documents that know the line of every field
     manifests  what is wrong with a document, as the API server would say it
@@ -15,5 +16,6 @@
     answer     the answer of every verb: the exit code, and the JSON of --output json
     show       the same as text
 
-It stands on the contract (finetune_api) and on the trainer (finetune_trainer), and knows nothing of Kubernetes.
+It stands on the contract (finetune_api) and on the trainer (finetune_trainer). Of Kubernetes, only
+`chat` knows: it calls the user's kubectl.
 """

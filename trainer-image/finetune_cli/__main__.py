@@ -92,12 +92,20 @@ def _report(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
     return report.of_job(jobs.read(place, options.catalogue)), None
 
 
+def _chat(options: argparse.Namespace) -> tuple[answer.Answer, str | None]:
+    from finetune_cli import chat
+
+    found = chat.chat(options)
+    return found, chat.printable(found.reply.text) if found.reply else None
+
+
 VERBS: dict[answer.Command, tuple[Verb, str]] = {
     "validate": (_validate, "check data files for what would harm training or evaluation, with file and line"),
     "advise": (_advise, "check a job's data, model and memory, and advise whether to fine-tune; stores nothing"),
     "estimate": (_estimate, "estimate memory, duration and price of a job's training"),
     "run": (_run, "run a job on this machine: preflight, baseline, train, evaluate; repeat the command to resume"),
     "report": (_report, "print the results of a finished run's evaluation"),
+    "chat": (_chat, "ask a served model, by the name of its job in a cluster (with kubectl) or by its address"),
 }
 
 
@@ -118,7 +126,8 @@ def parser() -> argparse.ArgumentParser:
     codes = ", ".join(f"{code.value} {CODES[code]}" for code in answer.Exit)
     root = argparse.ArgumentParser(
         prog="finetune",
-        description=f"Run and check FineTuneJobs without a cluster: the same manifest, checks and stages. Exit codes: {codes}.",
+        description=f"Run and check FineTuneJobs without a cluster: the same manifest, checks and stages; and ask what a "
+        f"cluster serves. Exit codes: {codes}.",
     )
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
     made: dict[str, argparse.ArgumentParser] = {
@@ -184,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder for logs and downloads; default: below ~/.cache/finetune",
     )
+    _of_chat(made["chat"])
     for one in made.values():
         one.add_argument(
             "--output",
@@ -193,6 +203,26 @@ def parser() -> argparse.ArgumentParser:
         )
         one.add_argument("--debug", action="store_true", help="print the traceback of an internal error, too")
     return root
+
+
+def _of_chat(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "target", metavar="JOB|URL", help="name of a FineTuneJob that is served, or http(s)://HOST[:PORT]"
+    )
+    made.add_argument("question", nargs="?", metavar="QUESTION", help="default: a pipe's text, or a conversation")
+    made.add_argument("--namespace", "-n", metavar="NAME", help="the job's; default: the one of kubectl's context")
+    made.add_argument("--model", metavar="NAME", help="default: the job's, or the server's only one")
+    made.add_argument(
+        "--key-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="file with the key of a client; default: the environment variable FINETUNE_API_KEY",
+    )
+    made.add_argument("--system", metavar="TEXT", help="a system message, as the model was trained with")
+    made.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer; default: the server's")
+    made.add_argument(
+        "--temperature", type=float, metavar="T", help="0 for the most probable answer; default: the server's"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from finetune_api import evaluation, exits, reasons, results, status
 
-Command = Literal["validate", "advise", "estimate", "run", "report"]
+Command = Literal["validate", "advise", "estimate", "run", "report", "chat"]
 
 
 class Exit(enum.IntEnum):
@@ -108,6 +108,14 @@ class Estimate(status.Reported):
     cost: str | None = Field(default=None, description="For example 3.10 USD; absent: the price is unknown.")
 
 
+class Reply(status.Reported):
+    """A served model's answer to one question."""
+
+    model: str
+    text: str
+    seconds: float = Field(description="Until the answer was complete.")
+
+
 class Answer(status.Reported):
     """The answer of a verb."""
 
@@ -143,6 +151,7 @@ class Answer(status.Reported):
     )
     adapter: str | None = Field(default=None, description="The adapter's folder.")
     report: str | None = Field(default=None, description="report.html, for people.")
+    reply: Reply | None = Field(default=None, description="What the served model answers, of `chat`.")
 
 
 def code(reason: reasons.Reason | None, message: str = "") -> Exit:

@@ -6,6 +6,7 @@ cluster, no redirect, answers of limited size and duration. Errors quote only an
 
 import datetime
 import email.utils
+import itertools
 import json
 import math
 import random
@@ -13,7 +14,7 @@ import ssl
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -95,6 +96,28 @@ class Server:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         return self._send("PUT", path, pieces, seconds, headers)
 
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The documents of the stream of events that answers a POST, as they come, until the line `[DONE]`; tried once.
+
+        Raises:
+            Failed: an answer that is no stream, or a stream without its end
+        """
+        if not self._valid_key:
+            raise Failed(401, "the key has characters that a header cannot contain")
+        timeout = httpx.Timeout(self._seconds, connect=min(CONNECT_SECONDS, self._seconds))
+        try:
+            with self._client.stream(
+                "POST", self._url + path, content=json.dumps(body).encode(), timeout=timeout
+            ) as answer:
+                if answer.headers.get("Content-Type", "").startswith("text/event-stream") and answer.status_code < 300:
+                    yield from _documents(answer.iter_raw(), self._size)
+                    return
+                read = b"".join(itertools.islice(answer.iter_raw(1 << 16), -(-self._size >> 16)))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failed(None, errors.describe(error), transient=isinstance(error, httpx.TransportError)) from None
+        _content(answer, read)
+        raise Failed(answer.status_code, "the answer is not a stream of events")
+
     def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
         # Not httpx's own JSON, which refuses lone surrogates; users' texts may contain them.
         sent = None if body is None else json.dumps(body).encode()
@@ -122,6 +145,30 @@ class Server:
             transient = isinstance(error, httpx.TransportError)
             raise Failed(None, errors.describe(error), transient=transient) from None
         return _content(answer, bytes(read))
+
+
+def _documents(pieces: Iterable[bytes], size: int) -> Iterator[dict[str, Any]]:
+    """The JSON objects of the `data:` lines of at most `size` bytes. Raises Failed."""
+    rest, total = b"", 0
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        total += len(piece)
+        if total > size:
+            raise Failed(None, f"an answer of more than {size} bytes")
+        for line in lines:
+            data = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:"):
+                continue
+            if data == b"[DONE]":
+                return
+            try:
+                document = json.loads(data)
+            except (ValueError, RecursionError):
+                document = None
+            if not isinstance(document, dict):
+                raise Failed(None, "the stream has a line that is not a JSON object")
+            yield document
+    raise Failed(None, "the stream ended too early; the server may have been restarted: ask again", transient=True)
 
 
 def proxy(url: str) -> str | None:
