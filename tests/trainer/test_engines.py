@@ -37,7 +37,8 @@ class Vllm:
         self.adapters: dict[str, str] = {}
         self.asked: list[dict[str, Any]] = []
         self.refuses: dict[str, tuple[int, Any]] = {}
-        """Path -> what it answers instead."""
+        """Path, or field of a request -> what it answers instead."""
+        self.ignores_schemas = False
 
     def get(self) -> tuple[int, Any]:
         return 200, {"data": [{"id": "tiny-base", "max_model_len": CONTEXT}]}
@@ -45,6 +46,8 @@ class Vllm:
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path in self.refuses:
             return self.refuses[path]
+        if "structured_outputs" in body and "structured_outputs" in self.refuses:
+            return self.refuses["structured_outputs"]
         with self.lock, torch.inference_mode():
             if path == "/v1/load_lora_adapter":
                 self.engine.add_adapter(TUNED, pathlib.Path(body["lora_path"]))
@@ -67,9 +70,11 @@ class Vllm:
 
     def written(self, which: job.Contender, body: dict[str, Any]) -> dict[str, Any]:
         schema = json.dumps(body["structured_outputs"]["json"]) if "structured_outputs" in body else None
+        schema = None if self.ignores_schemas else schema
         ending = engines.Ending(frozenset(body["stop_token_ids"]), body["max_tokens"], tuple(body["stop"]), schema)
         if not body["temperature"]:
-            return {"token_ids": self.engine.greedy(which, [body["prompt"]], ending)[0]}
+            [ids] = self.engine.greedy(which, [body["prompt"]], ending)
+            return {"token_ids": ids, "text": self.engine.tokenizer.decode(ids)}
         rules = job.Consistency(samples=2, temperature=body["temperature"])
         return {"token_ids": self.engine.sample(which, [body["prompt"]], ending, rules, body["seed"])[0][0]}
 
@@ -175,7 +180,9 @@ def test_an_answer_of_a_server_ends_with_a_text(served: tuple[run.Run, Vllm, ser
     assert fake.asked[-1]["include_stop_str_in_output"] is True
 
 
-def test_answers_of_a_server_are_held_to_a_schema(served: tuple[run.Run, Vllm, server.Sidecar]) -> None:
+def test_answers_of_a_server_are_held_to_a_schema(
+    served: tuple[run.Run, Vllm, server.Sidecar], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, fake, sidecar = served
     engine, schema = server.Server(sidecar, "tiny-base"), {"enum": ["refund", "praise"]}
     stops = frozenset({fake.engine.tokenizer.eos_token_id})
@@ -186,11 +193,16 @@ def test_answers_of_a_server_are_held_to_a_schema(served: tuple[run.Run, Vllm, s
     engine.greedy(BASE, [[5, 6, 7]], engines.Ending(stops, 2))
     assert "structured_outputs" not in fake.asked[-1]
     assert engine.refusal([5, 6, 7], ending) is None
-    assert fake.asked[-1]["max_tokens"] == 1, "to know whether a schema works takes one token"
-    fake.refuses["/v1/completions"] = (400, {"error": {"message": "Unsupported JSON Schema: not"}})
-    assert "Unsupported JSON Schema: not" in (engine.refusal([5, 6, 7], ending) or "")
-    fake.refuses["/v1/completions"] = (404, {"error": {"message": "The model does not exist"}})
-    with pytest.raises(errors.Failure, match="does not exist"):
+    assert sum(body["max_tokens"] for body in fake.asked[-3:]) < 16, "to know whether a schema works takes few tokens"
+    fake.ignores_schemas = True
+    assert "--reasoning-parser" in (engine.refusal([5, 6, 7], ending) or "")
+    fake.refuses["structured_outputs"] = (500, {"error": {"message": "Grammar error: Unimplemented keys"}})
+    assert "Grammar error: Unimplemented keys" in (engine.refusal([5, 6, 7], ending) or "")
+    monkeypatch.setattr(server, "PATIENCE", 0.1)
+    with pytest.raises(errors.Failure, match="leave Structured out"):
+        engine.greedy(BASE, [[5, 6, 7]], ending)
+    fake.refuses["/v1/completions"] = (500, {"error": {"message": "EngineCore encountered an issue"}})
+    with pytest.raises(errors.Failure, match="EngineCore encountered an issue"):
         engine.refusal([5, 6, 7], ending)
 
 

@@ -157,6 +157,15 @@ def test_the_prompt_is_the_best_by_another_metric_than_those_of_the_form() -> No
     assert structured.best_prompt([], {BASE: {exact: share(50)}, FEW: {exact: share(50)}}) is BASE, "the cheapest"
 
 
+def test_each_prompt_that_may_be_structured_decodings_gets_its_share_of_the_doubt() -> None:
+    assert baseline.variants([BASE, FEW]) == 2
+    assert baseline.variants([BASE, FEW, job.Contender.RETRIEVED]) == 5, "three numbers of retrieved examples"
+    assert baseline.variants([BASE, FEW, STRUCTURED, job.Contender("large")]) == 5, (
+        "with either prompt; candidates have none"
+    )
+    assert baseline.variants([STRUCTURED]) == 1
+
+
 def test_a_short_prompt_takes_the_place_of_one_that_there_is_no_time_for(runner: answers.ModelRunner) -> None:
     exact = job.Metric.EXACT_MATCH
     measured = {which: {exact: share(hits)} for which, hits in ((BASE, 20), (FEW, 40), (MANY, 60))}
@@ -196,6 +205,7 @@ def test_valid_json_alone_is_no_reason_to_train(world: World, monkeypatch: pytes
     assert found.baseline.sufficient is STRUCTURED
     assert found.reason is reasons.Reason.PROMPT_ALREADY_SUFFICIENT
     assert found.message.startswith("structured decoding is enough")
+    assert "asked like FewShot, on 32 validation examples" in found.message
     train.train(spec, 1, 1.0)
     evaluate.evaluate(spec, None, None, 1)
     path = pathlib.Path(spec.layout.evaluation("e1").removeprefix("file://")) / "results.json"

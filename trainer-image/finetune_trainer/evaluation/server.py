@@ -23,6 +23,10 @@ from finetune_trainer.process import errors, http, log, signals
 
 COMPLETIONS = "/v1/completions"
 
+SCHEMA_HINT = (
+    "; the request had evaluation.outputSchema: if only such fail, leave Structured out of evaluation.baselines"
+)
+
 AT_ONCE = 64
 """Requests in flight; the server makes batches of them."""
 
@@ -47,6 +51,9 @@ NEUTRAL: Mapping[str, Any] = {
     "frequency_penalty": 0.0,
 }
 """Settings with which the model's own probabilities decide."""
+
+PROBE, PROBED = "x7q", 12
+"""An answer that no model gives unless its schema allows no other, and the tokens that it may take."""
 
 POLL = 0.5
 """Seconds between checks for SIGTERM while requests are under way."""
@@ -118,14 +125,21 @@ class Server:
         return None
 
     def refusal(self, prompt: list[int], ending: engines.Ending) -> str | None:
-        body = self._question(job.Contender.BASE, prompt, ending) | {"temperature": 0.0, "max_tokens": 1}
+        # That the server answers at all: some releases of vLLM refuse a schema with status 500, like any trouble of their own.
+        self.greedy(job.Contender.BASE, [prompt], dataclasses.replace(ending, limit=1, schema=None))
+        probe = dataclasses.replace(ending, limit=PROBED, schema=json.dumps({"enum": [PROBE]}))
         try:
-            self._http.ask(COMPLETIONS, body, patience=PATIENCE, seconds=SECONDS)
+            for tried in (dataclasses.replace(ending, limit=1), probe):
+                body = self._question(job.Contender.BASE, prompt, tried) | {"temperature": 0.0}
+                answer = self._http.ask(COMPLETIONS, body, seconds=SECONDS)
+            text = answer["choices"][0]["text"]
         except http.Failed as failed:
-            if failed.status == 400:
-                return f"vLLM refuses it: {failed}"
-            raise _failed(f"does not answer: {failed}") from failed
-        return None
+            if failed.status is None:
+                raise _failed(f"does not answer: {failed}") from failed
+            return f"vLLM refuses it: {failed}"
+        if PROBE in text:
+            return None
+        return "vLLM ignores the schema of a request, as it does with --reasoning-parser in deployment.extraArgs"
 
     def greedy(
         self,
@@ -220,7 +234,8 @@ class Server:
         try:
             return self._http.ask(COMPLETIONS, body, patience=PATIENCE, seconds=seconds)["choices"][0]
         except http.Failed as failed:
-            raise _failed(f"does not answer: {failed}") from failed
+            hint = "" if "structured_outputs" not in body else SCHEMA_HINT
+            raise _failed(f"does not answer: {failed}{hint}") from failed
         except (KeyError, IndexError, TypeError) as error:
             raise _failed("sends an answer without choices; it must be vLLM") from error
 

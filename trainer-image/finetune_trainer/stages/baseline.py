@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import random
+from collections.abc import Sequence
 
 from finetune_api import course, evaluation, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset
@@ -57,7 +58,8 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
         passing = run_rounds(spec, runner, rounds, reporter)
     unanswered = [f"{one.which}: {one.problem}" for one in others if one.problem]
     left_out = [*rounds.limits.left_out, *unanswered]
-    found = summary(spec, rounds.asked, passing, len(examples)).model_copy(update={"left_out": left_out})
+    prompt = runner.script.structured if passing is job.Contender.STRUCTURED else None
+    found = summary(spec, rounds.asked, passing, len(examples), prompt).model_copy(update={"left_out": left_out})
     deliver(spec, store, split, found, rounds, examples)
     reporter.end()
     return outcome_of(spec, found)
@@ -138,11 +140,8 @@ def run_rounds(
     """Rounds until one contender meets every bound, or none can. Returns who meets the bounds."""
     open_ = contenders.taking_part(spec.evaluation, runner.script, rounds.examples)
     open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples, rounds.limits.left_out)]
-    prompts = len(open_) - (job.Contender.STRUCTURED in open_)  # from which Structured's is chosen
     open_ += [which for which, one in rounds.others.items() if one.problem is None]
-    variants = len(open_) + (len(selection.OPTIONS) - 1) * (job.Contender.RETRIEVED in open_)
-    variants += max(0, prompts - 1) * (job.Contender.STRUCTURED in open_)
-    strict = [bounds_only(gate, len(rounds.looks) * variants) for gate in spec.evaluation.absolute]
+    strict = [bounds_only(gate, len(rounds.looks) * variants(open_)) for gate in spec.evaluation.absolute]
     trained = training_tokens(spec, runner)
     for begun, look in itertools.pairwise([0, *rounds.looks]):
         for turn, which in enumerate(list(open_)):
@@ -161,6 +160,15 @@ def run_rounds(
         if not open_:
             return None
     return None
+
+
+def variants(open_: Sequence[job.Contender]) -> int:
+    """In how many ways these contenders may be asked: with each number of retrieved examples, and Structured with each baseline's
+    prompt."""
+    retrieved = len(selection.OPTIONS) - 1 if job.Contender.RETRIEVED in open_ else 0
+    prompts = [one for one in evaluation.BASELINES if one in open_ and one is not job.Contender.STRUCTURED]
+    structured = max(0, len(prompts) - 1) if job.Contender.STRUCTURED in open_ else 0
+    return len(open_) + retrieved + structured
 
 
 def training_tokens(spec: run.Run, runner: answers.ModelRunner) -> float:
@@ -200,8 +208,11 @@ def can_be_beaten(gate: job.Gate, values: gates.Values) -> bool:
     return all(abs(limit - column.value) > room for column in columns)
 
 
-def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, available: int) -> status.Baseline:
-    """The result. A prompt is enough if it meets every bound, and no gate requires more than a prompt can give."""
+def summary(
+    spec: run.Run, asked: Asked, passing: job.Contender | None, available: int, prompt: job.Contender | None = None
+) -> status.Baseline:
+    """The result. A prompt is enough if it meets every bound, and no gate requires more than a prompt can give. prompt: whose
+    Structured had."""
     measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in asked.items()}
     left = [gate for gate in spec.evaluation.relative if can_be_beaten(gate, measured)]
     main = {gate.metric for gate in (*spec.evaluation.absolute, *spec.evaluation.relative)}
@@ -209,11 +220,17 @@ def summary(spec: run.Run, asked: Asked, passing: job.Contender | None, availabl
         sufficient=None if left else passing,
         examples=max((len(one.answers) for one in asked.values()), default=0),
         metrics=[scoreboard.metric_value(one) for one in scoreboard.values(measured) if one.metric in main],
-        message=explanation(spec, passing, left, len(asked[passing].answers) if passing else available),
+        message=explanation(spec, passing, left, len(asked[passing].answers) if passing else available, prompt),
     )
 
 
-def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gate], examples: int) -> str:
+def explanation(
+    spec: run.Run,
+    passing: job.Contender | None,
+    left: list[job.Gate],
+    examples: int,
+    prompt: job.Contender | None = None,
+) -> str:
     how = {
         job.Contender.BASE: "the base model meets the gates' bounds as it is",
         job.Contender.PROMPT: "the base model meets the gates' bounds with the current prompt",
@@ -223,7 +240,7 @@ def explanation(spec: run.Run, passing: job.Contender | None, left: list[job.Gat
         job.Contender.MANY_SHOT: "the base model meets the gates' bounds with as many examples as fit before the question",
         job.Contender.RAG: "the base model meets the gates' bounds with passages of the documents before the question",
         job.Contender.STRUCTURED: "structured decoding is enough: with evaluation.outputSchema in each request the base model "
-        "meets the gates' bounds",
+        f"meets the gates' bounds, asked like {prompt}",
     }
     if not examples:
         return "no baseline: there are no validation examples with answers"
