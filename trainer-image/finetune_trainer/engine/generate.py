@@ -107,7 +107,9 @@ def greedy(
     once, where memory is short. rules: what answers are held to; one that is cut at `limit` is the beginning of one that
     conforms.
     """
-    rows = [Completion(number, prompt, matcher=rules and rules.matcher()) for number, prompt in enumerate(prompts)]
+    rows = [
+        Completion(number, prompt, matcher=rules.matcher() if rules else None) for number, prompt in enumerate(prompts)
+    ]
     _write(tuned, head, _Run(rows, _held(rules, _likeliest), stops, limit, done, ended, scale), where)
     return [row.answer for row in rows]
 
@@ -141,7 +143,7 @@ def sample(
             number,
             prompt,
             generator=random.Random(f"{seed}:{number}:{repetition}"),  # noqa: S311
-            matcher=rules and rules.matcher(),
+            matcher=rules.matcher() if rules else None,
         )
         for number, prompt in enumerate(prompts)
         for repetition in range(samples)
