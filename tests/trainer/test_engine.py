@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from tests.trainer import decoders
+from tests.trainer.decoders import close, one_by_one, rows
 
 from finetune_api import job
 from finetune_trainer.engine import (
@@ -18,7 +18,6 @@ from finetune_trainer.engine import (
     loss,
     model,
     passes,
-    prefix_tree,
     sizes,
 )
 from finetune_trainer.training import objective
@@ -26,50 +25,11 @@ from finetune_trainer.training import objective
 CPU = torch.device("cpu")
 
 
-def rows() -> list[prefix_tree.TokenRow]:
-    """Examples with two prefixes, one of them shared at two depths, a whole example that is another's prefix, and a long one."""
-    numbers = np.random.default_rng(2)
-    prefixes = [numbers.integers(1, 384, length) for length in (60, 30)]
-    found = []
-    for at in range(7):
-        tail = numbers.integers(1, 384, numbers.integers(3, 30))
-        middle = np.full(12, 5) if at % 3 == 0 else np.zeros(0, dtype=int)
-        found.append(np.concatenate([prefixes[at % 2], middle, tail]))
-    found += [found[0][:70], numbers.integers(1, 384, 600)]
-    return [prefix_tree.TokenRow(ids, numbers.random(len(ids)) < 0.3) for ids in found]
-
-
-def one_by_one(tuned: Any, examples: list[prefix_tree.TokenRow]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The summed loss and the adapter's gradients, by transformers and autograd."""
-    total = 0.0
-    for row in examples:
-        logits = tuned(input_ids=torch.tensor(row.ids)[None]).logits[0].float()
-        at = np.flatnonzero(row.learned[1:])
-        value = torch.nn.functional.cross_entropy(logits[at], torch.tensor(row.ids[at + 1]), reduction="sum")
-        value.backward()
-        total += value.item()
-    weights = lora.parameters(tuned)
-    found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
-    for weight in weights.values():
-        weight.grad = None
-    return total, found
-
-
 def fast(tuned: Any) -> passes.Fast:
     """The fast engine; what is wrong in it must not be hidden by the other, which is taken then."""
     motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     assert isinstance(motor, passes.Fast)
     return motor
-
-
-def close(mine: dict[str, torch.nn.Parameter], wanted: dict[str, torch.Tensor]) -> None:
-    for name, gradient in wanted.items():
-        found = mine[name].grad
-        assert found is not None, name
-        scale = float(gradient.abs().max())
-        torch.testing.assert_close(
-            found / scale, gradient / scale, rtol=0, atol=1e-5, msg=lambda text, at=name: f"{at}: {text}"
-        )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -177,22 +137,13 @@ def test_in_bfloat16_an_update_smaller_than_half_a_unit_in_the_last_place_arrive
     assert arrives(theirs) < 0.5
 
 
-UNKNOWN: dict[str, Any] = {
-    "another attention": lambda: transformers.GPTNeoXConfig(
-        vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
-    ),
-    "residuals that are scaled": lambda: transformers.GraniteConfig(**decoders.SIZE, residual_multiplier=0.5),
-    "an unknown head": lambda: transformers.GraniteConfig(**decoders.SIZE, logits_scaling=4.0),
-    "half of each head turned": lambda: transformers.PhiConfig(**decoders.SIZE, partial_rotary_factor=0.5),
-}
-
-
-@pytest.mark.parametrize("kind", UNKNOWN)
+@pytest.mark.parametrize("kind", decoders.UNKNOWN)
 def test_an_unknown_family_takes_the_slower_path_and_logs_why(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    tuned = decoders.made(UNKNOWN[kind]())
+    tuned = decoders.made(decoders.UNKNOWN[kind]())
     total, wanted = one_by_one(tuned, rows())
     motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
     assert isinstance(motor, passes.Plain)
+    assert not motor.pads
     assert any("slowly" in line or "full logits" in line for line in caplog.messages), "it says so"
     assert objective.Supervised().learn(motor, rows(), 1) == pytest.approx(total, rel=1e-5)
     close(lora.parameters(tuned), wanted)

@@ -94,6 +94,7 @@ def test_two_processes_that_share_the_base_learn_what_one_learns_that_holds_it(
     shared = again(whole, "shared")
     assert end(processes.together(shared, tmp_path, 2, **limit(shared, layered, tmp_path))) == [0, 0]
     assert "sharded over the processes" in note(shared)
+    assert "padded" not in note(shared)
     assert note(whole) == ""
     assert processes.losses(shared) == pytest.approx(processes.losses(whole), rel=TOLERANCE)
 

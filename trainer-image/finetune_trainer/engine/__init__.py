@@ -9,6 +9,7 @@
     prefixes         common prefixes of rows, as plain numbers; no torch
     sizes            of blocks, nodes and chunks, which the memory estimate counts with too; no torch
     passes           the seam: forward and backward passes of a micro-batch, by our decoder or by transformers
+    packing          the micro-batches of transformers' passes without padding
     decoder          the decoder's forward and backward pass, written out: the hot loop of training
     attention        attention over a prefix tree, tile by tile, on a CPU
     flex_attention   the same on a GPU, by FlexAttention

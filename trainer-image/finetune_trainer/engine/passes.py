@@ -1,7 +1,8 @@
 """Forward and backward passes of a micro-batch, behind one seam.
 
 Fast      `decoder` on a `prefix_tree`: for the families that it supports
-Plain     the modules of transformers with autograd, padded: correct for any other model and for `sharded` ones, and slower
+Plain     the modules of transformers with autograd, by `packing` where that proves itself, else padded: correct for any other
+          model and for `sharded` ones, and slower
 
 `of` chooses; both return the states that predict the learned tokens, and accept their gradient.
 """
@@ -13,8 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune_trainer.engine import decoder, layers, lora, loss, model, prefix_tree
+from finetune_trainer.engine import decoder, layers, lora, loss, model, packing, prefix_tree
 from finetune_trainer.process import log
+
+STANDARD = "through transformers' passes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Engine(Protocol):
 
     head: loss.Head
     shares: bool
-    """Whether rows with a common prefix cost less together, and nothing is padded."""
+    """Whether rows with a common prefix cost less together."""
+    pads: bool
+    """Whether all rows of a micro-batch cost as much as its longest one."""
     note: str | None
     """Why it is not the trainer's own passes, for the status."""
 
@@ -50,7 +55,7 @@ class Engine(Protocol):
 class Fast:
     """The trainer's own passes."""
 
-    shares = True
+    shares, pads = True, False
     note: str | None = None
 
     def __init__(self, inner: decoder.Decoder, head: loss.Head, where: torch.device) -> None:
@@ -77,25 +82,34 @@ class Plain:
 
     shares = False
 
-    def __init__(self, tuned: Any, head: loss.Head, where: torch.device, note: str | None = None) -> None:
-        self.head, self.note = head, note
+    def __init__(self, tuned: Any, head: loss.Head, where: torch.device, note: str = STANDARD) -> None:
+        self.head = head
         self._tuned, self._where = tuned, where
         self._states = torch.empty(0)
+        self._packing = packing.proven(tuned, head, where)
+        self.pads = self._packing is None
+        self.note = note + ("; its micro-batches are padded, since packing them differed" if self.pads else "")
 
     def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled:
-        ids, learned = [row.ids.tolist() for row in rows], [row.learned.tolist() for row in rows]
         self._tuned.train(save)
         with (
             contextlib.nullcontext() if adapted else lora.disabled(self._tuned),
             torch.set_grad_enabled(save and adapted),
         ):
-            self._states, targets = model.labelled(self._tuned, self.head, ids, learned, self._where)
+            self._states, targets = self._labelled(rows)
         counts = torch.tensor([int(row.learned[1:].sum()) for row in rows], device=self._where)
         owners = torch.repeat_interleave(torch.arange(len(rows), device=self._where), counts)
         return Labelled(self._states.detach(), targets, owners)
 
+    def _labelled(self, rows: Sequence[prefix_tree.TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._packing is not None:
+            return self._packing.labelled(rows)
+        ids, learned = [row.ids.tolist() for row in rows], [row.learned.tolist() for row in rows]
+        return model.labelled(self._tuned, self.head, ids, learned, self._where)
+
     def backward(self, gradient: torch.Tensor) -> None:
-        torch.autograd.backward(self._states, gradient)
+        with self._packing.installed() if self._packing else contextlib.nullcontext():
+            torch.autograd.backward(self._states, gradient)
         self._states = torch.empty(0)
 
     def refresh(self) -> None:
@@ -111,9 +125,7 @@ def of(tuned: Any, head: loss.Head, where: torch.device, *, sharded: bool = Fals
     sharded: whether the frozen layers are, see `sharded`, which works through the modules of transformers.
     """
     if sharded:
-        return Plain(
-            tuned, head, where, "through transformers' passes, since its layers are sharded over the processes"
-        )
+        return Plain(tuned, head, where, f"{STANDARD}, since its layers are sharded over the processes")
     try:
         if head.weight is None:
             raise layers.Unknown("its output head is of an unknown kind")
@@ -123,4 +135,4 @@ def of(tuned: Any, head: loss.Head, where: torch.device, *, sharded: bool = Fals
             "the fast engine does not support this model; training uses transformers, more slowly", differs=str(problem)
         )
         seen = str(problem)[:300]
-        return Plain(tuned, head, where, f"through transformers' passes, since the trainer's own do not apply: {seen}")
+        return Plain(tuned, head, where, f"{STANDARD}, since the trainer's own do not apply: {seen}")

@@ -108,7 +108,7 @@ class Setup:
     """The settings that train runs with."""
 
     tokens: int
-    """Tokens of a micro-batch: of its prefix tree, or padding included on the plain engine."""
+    """Tokens of a micro-batch: of its prefix tree, or of its examples on the plain engine; padding counts where it pads."""
     checkpointing: bool
     memory: Memory
 
@@ -263,7 +263,12 @@ def _plain(case: Workload, tokens: int, checkpointing: bool) -> list[Term]:
         2 * (4 + width) * numbers.hidden_size + 5 * width * case.shape.queries + 4 * width * numbers.intermediate_size
     )
     saved = numbers.layers * layer if not checkpointing else numbers.layers * width * numbers.hidden_size + layer
-    return [Term(Purpose.ACTIVATIONS, "activations saved by autograd", round(tokens * saved * PLAIN))]
+    found = [Term(Purpose.ACTIVATIONS, "activations saved by autograd", round(tokens * saved * PLAIN))]
+    if case.shape.softcap:
+        # No kernel of torch caps scores: of each example all are kept, after the tangent, as float32 probabilities and rounded.
+        kept = (1 if checkpointing else numbers.layers) * numbers.attention_heads * case.examples.row * (4 + 2 * width)
+        found.append(Term(Purpose.ACTIVATIONS, "attention's scores and probabilities", tokens * kept))
+    return found
 
 
 def _loss(case: Workload, tokens: int) -> list[Term]:
@@ -316,7 +321,8 @@ def max_tokens(case: Workload) -> int:
 def best_tokens(case: Workload) -> int:
     """The fastest micro-batch: a step, or equal parts of it, with a tenth more for steps above the average;
     never less than the longest example."""
-    step = case.examples.step / case.device.processes * 1.1
+    whole = case.examples.step if case.fast else case.examples.average * case.training.batch_size
+    step = whole / case.device.processes * 1.1
     parts = math.ceil(step / max_tokens(case))
     room = case.examples.average if parts > 1 else 0
     return max(

@@ -71,8 +71,8 @@ def micro(chosen: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
     return micro_batches
 
 
-def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[list[int]]:
-    """A step's examples in micro-batches of at most `budget` tokens, with shared prefixes counted once.
+def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int, *, share: bool = True) -> list[list[int]]:
+    """A step's examples in micro-batches of at most `budget` tokens without padding; share: common prefixes counted once.
 
     A unit is the rows of one example, which stay together. Units are in the order of their tokens.
     """
@@ -82,10 +82,10 @@ def cut(units: Sequence[Sequence[prefix_tree.TokenRow]], budget: int) -> list[li
     for index in ordered(units):
         rows = units[index]
         own = [
-            prefix_tree.needed(row) - (prefix_tree.common(rows[at - 1], row) if at else 0)
+            prefix_tree.needed(row) - (prefix_tree.common(rows[at - 1], row) if at and share else 0)
             for at, row in enumerate(rows)
         ]
-        common = prefix_tree.common(last, rows[0]) if last is not None else 0
+        common = prefix_tree.common(last, rows[0]) if last is not None and share else 0
         if micro_batches and sum(own) - common <= room:
             micro_batches[-1].append(index)
             room -= sum(own) - common

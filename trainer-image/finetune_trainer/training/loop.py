@@ -250,11 +250,11 @@ class Loop:
 
     def micro(self, units: list[list[prefix_tree.TokenRow]]) -> Iterator[list[prefix_tree.TokenRow]]:
         """Examples in micro-batches that fit into memory."""
-        if self.engine.shares:
-            parts = batches.cut(units, self.setup.tokens)
-        else:
+        if self.engine.pads:
             lengths = [max(len(row.ids) for row in unit) * len(unit) for unit in units]
             parts = batches.micro(range(len(units)), lengths, self.setup.tokens)
+        else:
+            parts = batches.cut(units, self.setup.tokens, share=self.engine.shares)
         for part in parts:
             yield [row for index in part for row in units[index]]
 
