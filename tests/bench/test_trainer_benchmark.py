@@ -119,10 +119,16 @@ def test_a_template_that_cannot_be_marked_is_refused() -> None:
 # --- measuring ---
 
 
+SIDES = {ours.NAME: ours.train, "standard-path": __main__.sides([peers.STANDARD_PATH])["standard-path"]}
+
+
 @pytest.mark.slow
-def test_our_side_runs_the_product_and_reports_every_step(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("side", SIDES)
+def test_our_side_runs_the_product_and_reports_every_step(
+    side: str, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     given = batch.make(workloads.BY_NAME["short"], 2, lengths.load(base))
-    found = ours.train(base, tmp_path, given)
+    found = SIDES[side](base, tmp_path, given)
     assert len(found.ends) == len(found.losses) == len(found.tokens) == 2 + course.UNCOUNTED
     assert found.ends == sorted(found.ends)
     assert found.started < found.ends[0]
@@ -252,6 +258,8 @@ def test_the_page_says_where_we_are_not_ahead(found: results.Results) -> None:
     assert "slower than the peer, 0.50x" in text
     assert "110% of the peer's memory" in text
     assert "the final losses differ" in text
+    standard = dataclasses.replace(slower, ratio=1.5, peer=peers.STANDARD_PATH.name)
+    assert report.shortfalls(found, standard) == [], "the goals are for peers"
 
 
 def test_a_page_that_is_not_of_its_runs_is_noticed(found: results.Results, tmp_path: pathlib.Path) -> None:

@@ -75,8 +75,8 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> results.Result
     chosen = [peers.BY_NAME[name] for name in options.peer] if options.peer else peers.ALL
     cells = rounds.cells(options.workload or [], options.model or [])
     folders = {name: models.prepare(name) for name in dict.fromkeys(cell.model for cell in cells)}
-    for peer in chosen:
-        environment.python(peer.package)
+    for package in packages(chosen):
+        environment.python(package)
     say.line("  the machine's matrix products")
     found = results.Results(
         machine.describe(),
@@ -139,8 +139,12 @@ def search_settings(options: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def versions(chosen: Sequence[peers.Peer]) -> dict[str, dict[str, str]]:
     mine = {name: importlib.metadata.version(name) for name in PACKAGES}
-    packages = dict.fromkeys(peer.package for peer in chosen)
-    return {ours.NAME: mine} | {name: environment.versions(name, (name, *PACKAGES)) for name in packages}
+    return {ours.NAME: mine} | {name: environment.versions(name, (name, *PACKAGES)) for name in packages(chosen)}
+
+
+def packages(chosen: Sequence[peers.Peer]) -> list[str]:
+    """Those of which peers need an environment."""
+    return list(dict.fromkeys(peer.package for peer in chosen if peer.package is not None))
 
 
 def again(folder: pathlib.Path, *, check: bool) -> int:

@@ -16,17 +16,19 @@ from toolbox import say
 
 NAME = "finetune-trainer"
 
+STANDARD = pathlib.Path(__file__).parent / "sides" / "standard_path.py"
+
 HELD_OUT: list[workloads.Chat] = [
     [{"role": "user", "content": f"{word}?"}, {"role": "assistant", "content": "Yes."}] for word in ("Now", "Soon")
 ]
 """One example to validate on and one to test on, as few as the product takes."""
 
 
-def train(model: pathlib.Path, work: pathlib.Path, given: batch.Batches) -> course.Course:
-    """One run in `work`, an empty folder. Raises say.Problem."""
+def train(model: pathlib.Path, work: pathlib.Path, given: batch.Batches, *, standard: bool = False) -> course.Course:
+    """One run in `work`, an empty folder; standard: through transformers' passes. Raises say.Problem."""
     spec = _write(model, work, given)
     environment = {"FINETUNE_WORK": str(work / "scratch"), "FINETUNE_METRICS_PORT": "0"}
-    command = [pathlib.Path(sys.executable).parent / "finetune-trainer"]
+    command = [sys.executable, STANDARD] if standard else [pathlib.Path(sys.executable).parent / "finetune-trainer"]
 
     def stage(name: str) -> process.Finished:
         place = {"FINETUNE_TERMINATION_PATH": str(work / f"{name}.json")}
@@ -38,6 +40,9 @@ def train(model: pathlib.Path, work: pathlib.Path, given: batch.Batches) -> cour
     if theirs != counted:
         raise say.Problem(f"preflight counts {theirs} tokens and learned tokens, the benchmark {counted}")
     finished = stage("train")
+    (taken,) = (line["engine"] for line in _lines(work / "train.log") if line.get("message") == "training")
+    if taken != ("plain" if standard else "fast"):
+        raise say.Problem(f"the product trained with the {taken} engine")
     return _course(work, spec, given, finished)
 
 

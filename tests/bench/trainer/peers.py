@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import Any
 
-from tests.bench.trainer import batch, course, environment, models, process, recipe, workloads
+from tests.bench.trainer import batch, course, environment, models, ours, process, recipe, workloads
 
 from toolbox import say
 
@@ -36,8 +36,8 @@ class Peer:
 
     name: str
     title: str
-    package: str
-    """Names its environment's lock and its program."""
+    package: str | None
+    """Names its environment's lock and its program; None: the product itself, through transformers' passes."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     long: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What it takes instead for examples of more than LONG tokens."""
@@ -74,12 +74,21 @@ LLAMA_FACTORY = Peer(
     everywhere=False,
 )
 
-ALL = (TRL, TRL_DEFAULTS, LLAMA_FACTORY)
+STANDARD_PATH = Peer(
+    "standard-path",
+    "no peer but the product itself through transformers' passes, as for a family that its own do not know",
+    None,
+    everywhere=False,
+)
+
+ALL = (TRL, TRL_DEFAULTS, LLAMA_FACTORY, STANDARD_PATH)
 BY_NAME = {peer.name: peer for peer in ALL}
 
 
 def train(peer: Peer, model: pathlib.Path, work: pathlib.Path, given: batch.Batches) -> course.Course:
     """One run in `work`, an empty folder. Raises say.Problem."""
+    if peer.package is None:
+        return ours.train(model, work, given, standard=True)
     python = environment.python(peer.package)
     job = {
         "model": str(model),

@@ -265,9 +265,11 @@ def _plain(case: Workload, tokens: int, checkpointing: bool) -> list[Term]:
     saved = numbers.layers * layer if not checkpointing else numbers.layers * width * numbers.hidden_size + layer
     found = [Term(Purpose.ACTIVATIONS, "activations saved by autograd", round(tokens * saved * PLAIN))]
     if case.shape.softcap:
-        # No kernel of torch caps scores: of each example all are kept, after the tangent, as float32 probabilities and rounded.
-        kept = (1 if checkpointing else numbers.layers) * numbers.attention_heads * case.examples.row * (4 + 2 * width)
-        found.append(Term(Purpose.ACTIVATIONS, "attention's scores and probabilities", tokens * kept))
+        # No kernel of torch caps scores: of each example all are saved, after the tangent, as float32 probabilities and rounded.
+        scores = (
+            (1 if checkpointing else numbers.layers) * numbers.attention_heads * case.examples.row * (4 + 2 * width)
+        )
+        found.append(Term(Purpose.ACTIVATIONS, "attention's scores and probabilities", tokens * scores))
     return found
 
 
