@@ -195,7 +195,7 @@ def _attend(
     parts = [
         attention(module, *own, mask, **settings)[0]
         for *own, mask in zip(
-            *(part.split(lengths, 2) for part in (query, key, value)), attention_mask.each, strict=True
+            *(torch.split(part, lengths, 2) for part in (query, key, value)), attention_mask.each, strict=True
         )
     ]
     return torch.cat(parts, 1), None
@@ -218,8 +218,11 @@ def _attend_varlen(
     if settings.get("position_bias") is not None:
         raise layers.Unknown("its attention adds a bias, which the kernel does not take")
     longest = max(masks.row.lengths)
-    mixed = varlen.varlen_attn(
-        *(part[0].transpose(0, 1) for part in (query, key, value)),
+    kernel: Any = varlen.varlen_attn
+    mixed: torch.Tensor = kernel(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         masks.ends,
         masks.ends,
         longest,

@@ -88,7 +88,9 @@ class Plain:
         self._states = torch.empty(0)
         self._packing = packing.proven(tuned, head, where)
         self.pads = self._packing is None
-        self.note = note + ("; its micro-batches are padded, since packing them differed" if self.pads else "")
+        self.note: str | None = note + (
+            "; its micro-batches are padded, since packing them differed" if self.pads else ""
+        )
 
     def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled:
         self._tuned.train(save)

@@ -12,5 +12,5 @@ def unknown(*_: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    decoder.of = unknown
+    decoder.of = unknown  # type: ignore[assignment]
     sys.exit(__main__.main())
