@@ -116,7 +116,7 @@ class TaskGate(model.Model):
 
     @property
     def base_passes(self) -> bool:
-        """Whether the base model itself passes, whatever it scores: all that is asked for is no loss."""
+        """Whether the base model itself passes, whatever it scores: it requires no loss, and no more than that."""
         return self.minimum is None and self.maximum is None and self.improvement is None
 
 

@@ -230,6 +230,19 @@ class TriedRate(status.Reported):
     loss: float | None = Field(default=None, description="Validation loss after them. Absent: it diverged.")
 
 
+class MoreData(status.Reported):
+    """Whether more training rows would help, by the losses of the training's first epoch, in which every row is new."""
+
+    answer: Literal["MoreRows", "NoMore", "CannotTell"] = Field(
+        description="MoreRows: about `rows` more lower the loss by 5 %. NoMore: not even twice as many rows do. CannotTell: "
+        "`text` says why."
+    )
+    text: str = Field(description="The answer in a sentence.")
+    rows: int | None = Field(default=None, description="More rows that lower the loss by 5 %, about.")
+    low: int | None = Field(default=None, description="Lower end of their 95 % interval.")
+    high: int | None = Field(default=None, description="Upper end of their 95 % interval.")
+
+
 class Training(status.Reported):
     """How the adapter was trained. Absent parts: the adapter was not trained by this job."""
 
@@ -238,6 +251,9 @@ class Training(status.Reported):
     learning_rate: float | None = Field(default=None, description="Its peak.")
     search: list[TriedRate] = Field(
         default_factory=list, description="The learning rates that were tried, in their order. Empty: one was trained."
+    )
+    more_data: MoreData | None = Field(
+        default=None, description="Whether more rows would help. Absent: the steps' losses are not known."
     )
     seconds: float | None = None
     tokens_per_second: float | None = None

@@ -185,6 +185,10 @@ class Evaluation(Reported):
         default=None,
         description="The baseline that is best by the headline metric of results.json. Absent: none was measured.",
     )
+    more_data: str | None = Field(
+        default=None,
+        description="Whether more training rows would help, in a sentence. Absent: the training's losses are not known.",
+    )
     unanswered: list[str] = Field(
         default_factory=list,
         description="Models of evaluation.candidates that did not answer, or not all questions: why.",

@@ -23,6 +23,7 @@ from finetune_trainer.evaluation import (
     headline,
     metrics,
     power,
+    prices,
     scoreboard,
 )
 from finetune_trainer.process import errors, secrets
@@ -325,20 +326,20 @@ def asked(seconds: float) -> answers.Answers:
 def test_requests_cost_what_the_gpus_cost_that_answered_them(world: World, own: Any, cost: float | None) -> None:
     rules = {"gates": [], **({"resources": own} if own else {})}
     spec = world(gpus=1, gpuType="l4", pricePerGpuHour=1.8, evaluation=rules)
-    found = scoreboard.price(spec, TUNED, asked(10.0))
+    found = prices.price(spec, TUNED, asked(10.0))
     assert found == (None if cost is None else pytest.approx(cost))
 
 
 def test_how_many_of_the_trainings_gpus_answered_is_not_guessed(world: World) -> None:
     spec = world(gpus=4, gpuType="l4", pricePerGpuHour=1.8)
-    assert scoreboard.price(spec, TUNED, asked(10.0)) is None
+    assert prices.price(spec, TUNED, asked(10.0)) is None
 
 
 def test_a_training_is_paid_back_by_what_each_request_saves() -> None:
-    assert scoreboard.paid_back(3.0, 0.5, 2.0) == 2000
-    assert scoreboard.paid_back(3.0, 2.0, 2.0) is None
-    assert scoreboard.paid_back(None, 0.5, 2.0) is None
-    assert scoreboard.paid_back(3.0, 0.5, None) is None
+    assert prices.paid_back(3.0, 0.5, 2.0) == 2000
+    assert prices.paid_back(3.0, 2.0, 2.0) is None
+    assert prices.paid_back(None, 0.5, 2.0) is None
+    assert prices.paid_back(3.0, 0.5, None) is None
 
 
 # -- the stages --

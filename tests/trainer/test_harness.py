@@ -85,6 +85,10 @@ def loaded(spec: run.Run) -> list[tasks.Task]:
     return tasks.load(spec, spec.evaluation.harness, storage.of(spec.storage))
 
 
+def page(spec: run.Run) -> str:
+    return pathlib.Path(spec.layout.report.removeprefix("file://")).read_text()
+
+
 def failure_of(spec: run.Run) -> errors.Failure:
     with pytest.raises(errors.Failure) as caught:
         loaded(spec)
@@ -259,6 +263,9 @@ def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: di
     assert (missed.requirement, missed.passed) == ("wikitext bits_per_byte better than Base by at least 100", False)
     assert not parsed.evaluation.passed
     assert "gates failed: " in outcome.message
+    more = parsed.training.more_data
+    assert more is not None
+    assert (more.text in page(spec), parsed.evaluation.more_data) == (True, more.text)
     assert report.release == tasks.release()
     found = {(one.task, one.metric, one.filter): one for one in report.benchmarks}
     assert {task for task, _, _ in found} == {"arc_easy", "gsm8k", "lambada_openai", "wikitext"}
@@ -271,10 +278,9 @@ def test_base_and_tuned_model_are_in_results_and_report(world: World, wanted: di
     assert bits.low is not None
     assert bits.gain is not None
     assert bits.low < bits.gain
-    page = pathlib.Path(spec.layout.report.removeprefix("file://")).read_text()
-    assert "Public benchmarks" in page
-    assert "strict-match" in page
-    assert missed.requirement in page
+    assert "Public benchmarks" in page(spec)
+    assert "strict-match" in page(spec)
+    assert missed.requirement in page(spec)
 
 
 def test_no_model_waits_for_a_benchmark_whose_data_is_gone(

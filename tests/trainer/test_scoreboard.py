@@ -6,7 +6,7 @@ import pytest
 from finetune_api import job, results, run
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, evidence, headline, metrics, pairwise, scoreboard
+from finetune_trainer.evaluation import answers, evidence, headline, metrics, pairwise, prices, scoreboard
 from finetune_trainer.store import storage
 
 World = Callable[..., run.Run]
@@ -84,7 +84,7 @@ def test_tokens_saved_and_break_even_are_those_against_the_best_baseline(world: 
 def test_break_even_is_the_training_time_in_requests(
     saved: int | None, seconds: float | None, prefill: float, expected: int | None
 ) -> None:
-    assert scoreboard.break_even(saved, seconds, prefill) == expected
+    assert prices.break_even(saved, seconds, prefill) == expected
 
 
 def test_the_report_names_the_break_even_and_never_a_price_that_is_missing(world: World) -> None:

@@ -133,7 +133,7 @@ def test_a_margin_needs_as_many_questions_as_the_guide_says(margin: float, neede
     assert "with no loss at all that takes about" in found.text
 
 
-def test_too_few_questions_are_said() -> None:
+def test_gates_with_too_few_questions_are_named() -> None:
     (text,) = task_gates.short(rules(margin=0.05), KNOWN)
     assert "with 200 questions a model passes in 80 of 100 cases if it is truly better by 0.0" in text
     assert text.endswith("with no loss at all that takes about 285 questions")

@@ -25,6 +25,7 @@
     headline     the metric that sums an evaluation up, and the baseline that is best by it
     selection    how many examples are retrieved for each question, chosen within a budget of time
     structured   whose prompt is asked again with answers that are held to the JSON schema
+    prices       what requests cost, and when that has paid for the training
     scoreboard   from all of that to results.json and the status
 
 in_process or server -> answers -> metrics -> evidence -> gates -> scoreboard

@@ -9,7 +9,8 @@ from typing import Any
 from finetune_api import job, results, run, status
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, engines, evidence, gates, headline, pairwise, task_gates
+from finetune_trainer.evaluation import answers, engines, evidence, gates, headline, pairwise, prices, task_gates
+from finetune_trainer.planning import learning_curve
 from finetune_trainer.process import errors
 from finetune_trainer.store import folders, storage
 
@@ -119,8 +120,10 @@ def results_of(
         checked = json.loads(store.read(spec.layout.preflight))
     except errors.NotFound:
         checked = {}
+    preflight = checked.get("outcome", {}).get("preflight")
+    more = more_data(spec, provenance.history, preflight)
     cost = hours * spec.price_per_gpu_hour if hours and spec.price_per_gpu_hour is not None else None
-    prices = {which: price(spec, which, one) for which, one in found.asked.items()}
+    priced = {which: prices.price(spec, which, one) for which, one in found.asked.items()}
     return results.Results(
         namespace=spec.namespace,
         name=spec.name,
@@ -135,7 +138,9 @@ def results_of(
         best_baseline=head.baseline,
         best_alternative=head.alternative,
         candidates=found.candidates,
-        evaluation=summary(spec, reported, gate_results, len(examples), saved, found),
+        evaluation=summary(spec, reported, gate_results, len(examples), saved, found).model_copy(
+            update={"more_data": more and more.text}
+        ),
         values=reported,
         comparisons=[
             *(compared(metric, which, found) for which in others for metric in comparable(found, which)),
@@ -153,18 +158,19 @@ def results_of(
                 prompt=round(one.prompt_tokens, 1),
                 answer=round(one.answer_tokens, 1),
                 seconds=round(one.seconds / len(one.prompts), 4) if one.seconds and one.prompts else None,
-                cost=prices[which],
+                cost=priced[which],
             )
             for which, one in found.asked.items()
             if one.prompts or one.usage
         ],
-        break_even_requests=break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
-        paid_back_requests=paid_back(
-            cost, prices.get(tuned), prices.get(head.alternative) if head.alternative else None
+        break_even_requests=prices.break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
+        paid_back_requests=prices.paid_back(
+            cost, priced.get(tuned), priced.get(head.alternative) if head.alternative else None
         ),
         currency=spec.currency,
         training=results.Training(
             **provenance.history,
+            more_data=more,
             learning_rate=provenance.training.get("learning_rate"),
             seconds=took,
             tokens_per_second=provenance.training.get("tokens_per_second"),
@@ -173,7 +179,7 @@ def results_of(
             cost=cost,
             currency=spec.currency if spec.price_per_gpu_hour is not None else None,
         ),
-        preflight=checked.get("outcome", {}).get("preflight"),
+        preflight=preflight,
         baseline=before_training(spec, store),
         findings=checked.get("facts", {}).get("findings", []),
         engine=provenance.engine,
@@ -183,34 +189,14 @@ def results_of(
     )
 
 
-def price(spec: run.Run, which: job.Contender, asked: answers.Answers) -> float | None:
-    """Of 1,000 requests: to a candidate by the price of its tokens, to all others by that of the GPUs that answered; None where
-    it is unknown."""
-    if which.is_candidate:
-        rules = next((one for one in spec.evaluation.others if one.name == which), None)
-        each = rules.price(asked.prompt_tokens, asked.answer_tokens) if rules and asked.usage else None
-        return None if each is None else 1000 * each
-    hourly = hourly_price(spec)
-    if hourly is None or not asked.seconds or not asked.prompts:
+def more_data(spec: run.Run, history: dict[str, Any], preflight: dict[str, Any] | None) -> results.MoreData | None:
+    """Whether more rows would help; None where the training's losses, or its rows, are not known."""
+    if not history.get("history") or not preflight:
         return None
-    return 1000 * asked.seconds / len(asked.prompts) * hourly / 3600
-
-
-def hourly_price(spec: run.Run) -> float | None:
-    """Of the evaluation's GPUs together; None where it is unknown: for another type than the training's, and where the estimate
-    decides how many of the training's GPUs they are."""
-    own = spec.evaluation.resources
-    gpus, kind = (spec.gpus, spec.gpu_type) if own is None else (own.gpus, own.gpu_type)
-    if spec.price_per_gpu_hour is None or kind != spec.gpu_type or not gpus or (own is None and gpus > 1):
-        return None
-    return gpus * spec.price_per_gpu_hour
-
-
-def paid_back(training: float | None, ours: float | None, other: float | None) -> int | None:
-    """Requests until what they save has paid for the training; prices of the training and of 1,000 requests to each."""
-    if training is None or ours is None or other is None or other <= ours:
-        return None
-    return round(1000 * training / (other - ours))
+    rules = spec.training
+    return learning_curve.of_training(
+        history["history"], rules.batch_size, preflight["examples"], mixed=rules.replay is not None
+    )
 
 
 def values(measured: gates.Values) -> list[results.Value]:
@@ -310,16 +296,6 @@ def verdicts(judged: pairwise.Judged, examples: list[dataset.Example]) -> Iterat
             verdict = judged.verdicts.get((number, swapped))
             tuned = "B" if swapped else "A"
             yield {**line, "tuned": tuned, "winner": verdict and verdict.winner, "reason": verdict and verdict.reason}
-
-
-def break_even(saved: int | None, seconds: float | None, prefill: float) -> int | None:
-    """Requests until reading the saved tokens would have taken as long as the training did.
-
-    saved: tokens a request; seconds: of the training, summed over its devices; prefill: tokens a second that one device reads.
-    """
-    if not saved or saved <= 0 or not seconds or prefill <= 0:
-        return None
-    return round(seconds * prefill / saved)
 
 
 def summary(

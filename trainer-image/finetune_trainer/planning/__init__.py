@@ -11,6 +11,7 @@
     forecast      what fits where, and what to change where it does not
     epoch_count   the number of epochs
     learning_rate the peak learning rate of a job that sets none
+    learning_curve whether more data would help, by the first epoch of a training
     effort        estimated duration and price
 
 architecture, workload -> memory -> parallelism -> forecast; measurements -> advisor -> verdict
