@@ -90,6 +90,22 @@ def test_the_tables_have_contenders_intervals_tokens_and_gates(
     assert f"report: {folder}/r1/report.html" in printed
 
 
+def test_structured_decoding_is_a_column_or_its_obstacle_a_line(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str], finetune
+) -> None:
+    found, problem = made(passed=True), 'Structured: answers cannot be held to evaluation.outputSchema: keys ["not"]'
+    value = found.values[1].model_copy(update={"contender": contract.Contender.STRUCTURED, "value": 0.4321})
+    write(folder, found.model_copy(update={"values": [*found.values, value]}).wire())
+    assert __main__.main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"Metric +Base +Structured +Tuned", printed)
+    assert "0.4321" in printed
+    write(folder, found.model_copy(update={"left_out": [problem]}).wire())
+    assert __main__.main(["report", str(folder)]) == 0
+    assert f"left out: {problem}" in capsys.readouterr().out
+    assert finetune("report", folder)[1]["leftOut"] == [problem]
+
+
 def test_a_judges_preferences_are_one_line(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     rate, base = contract.Metric.JUDGE_WIN_RATE, contract.Contender.BASE
     won = results.Comparison(metric=rate, over=base, gain=0.4, low=0.3, high=0.45, p_value=0.0001, examples=40)

@@ -142,6 +142,9 @@ class Answer(status.Reported):
         default=None, description="The baseline that is best by the headline metric."
     )
     contenders: list[results.Value] = Field(default_factory=list, description="Each metric of each contender.")
+    left_out: list[str] = Field(
+        default_factory=list, description="Contenders that were not measured, each with the reason."
+    )
     comparisons: list[results.Comparison] = Field(
         default_factory=list, description="The tuned model against the others."
     )

@@ -121,6 +121,7 @@ def details(found: dict[str, Any] | None, evaluation: status.Evaluation) -> dict
     return {
         **made,
         "contenders": parsed.values,
+        "left_out": parsed.left_out,
         "comparisons": parsed.comparisons,
         "tokens": parsed.tokens,
         "benchmarks": parsed.harness.benchmarks if parsed.harness else [],

@@ -215,6 +215,8 @@ def _contenders(console: Any, found: answer.Answer) -> None:
             cells = (f"{counts[one]:.0f}" if one in counts else "-" for one in who)
             table.add_row(f"{tokens} tokens", *cells, "")
     console.print(table)
+    for one in found.left_out:
+        console.print(f"left out: {one}", markup=False)
 
 
 def _judge(console: Any, found: answer.Answer) -> None:
