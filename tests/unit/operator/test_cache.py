@@ -1,7 +1,6 @@
 """The caches: what was heard, what was written by ourselves, and how a watch survives."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -286,10 +285,12 @@ class Server:
     def __init__(self, *steps: Step) -> None:
         self.steps = list(steps)
         self.asked: list[str] = []
+        self.hangs = asyncio.Event()
 
     async def _next(self, verb: str) -> Any:
         self.asked.append(verb)
         if not self.steps:
+            self.hangs.set()
             await asyncio.Event().wait()
         expected, answer = self.steps.pop(0)
         assert expected == verb.split()[0], f"{verb} instead of {expected}"
@@ -317,8 +318,15 @@ class Server:
 
 
 async def follow(server: Server, facts: cache.Cache, listed: Callable[[], None] = lambda: None) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(cache.follow(server, facts, "Job", None, listed), 0.5)
+    """Until the server's script is at its end."""
+    tasks = [
+        asyncio.ensure_future(cache.follow(server, facts, "Job", None, listed)),
+        asyncio.ensure_future(server.hangs.wait()),
+    ]
+    done, _ = await asyncio.wait(tasks, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    assert [await task for task in done] == [True], "it neither ends by itself nor stops asking"
 
 
 async def test_a_watch_resumes_where_the_last_one_ended() -> None:
@@ -384,7 +392,7 @@ async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
     await asyncio.sleep(0.05)
     assert not synced.is_set()
     gate.set()
-    await asyncio.wait_for(synced.wait(), 1)
+    await asyncio.wait_for(synced.wait(), 30)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert {"BaseModel None", "Job ml", "Job other", "Deployment ml"} <= set(server.asked)
@@ -400,7 +408,7 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
 
     server, facts, synced = WithoutKueue(), Notified(), asyncio.Event()
     task = asyncio.create_task(cache.follow_all(server, facts, [], synced, queues=True))
-    await asyncio.wait_for(synced.wait(), 1)
+    await asyncio.wait_for(synced.wait(), 30)
     await asyncio.sleep(0.2)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -30,10 +30,19 @@ class Log:
         self.at_work: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self._grown = asyncio.Event()
+
+    async def has(self, count: int) -> None:
+        """Waits until so many keys were begun."""
+        async with asyncio.timeout(30):
+            while len(self.begun) < count:
+                self._grown.clear()
+                await self._grown.wait()
 
     async def __call__(self, key: str) -> None:
         assert key not in self.at_work, "twice at once"
         self.begun.append(key)
+        self._grown.set()
         self.at_work.append(key)
         await self.gate.wait()
         self.at_work.remove(key)
@@ -84,14 +93,15 @@ async def test_later_is_later_and_the_earliest_time_counts() -> None:
     log = Log()
     queue = workqueue.Workqueue(log)
     async with running(queue):
-        queue.add_after("a", 60)
-        queue.add_after("a", 0.01)
-        queue.add_after("a", 60)
-        queue.add_after("b", 0.01)
+        queue.add_after("a", 600)
+        queue.add_after("a", 1)
+        queue.add_after("a", 600)
+        queue.add_after("b", 1)
         queue.forget("b")
         await settle()
         assert log.begun == []
-        await asyncio.sleep(0.05)
+        await log.has(1)
+        await settle()
     assert log.begun == ["a"]
 
 
@@ -103,7 +113,8 @@ async def test_simultaneous_changes_cause_one_pass_and_one_during_a_pass_is_not_
         queue.add_soon("a")
         await settle()
         assert log.begun == [], "more may come"
-        await asyncio.sleep(2 * workqueue.SOON)
+        await log.has(1)
+        await settle()
         assert log.begun == ["a"]
         log.gate.clear()
         queue.add("a")
@@ -111,7 +122,8 @@ async def test_simultaneous_changes_cause_one_pass_and_one_during_a_pass_is_not_
         queue.add_soon("a")
         queue.add_after("a", 600)
         log.gate.set()
-        await asyncio.sleep(2 * workqueue.SOON)
+        await log.has(3)
+        await settle()
     assert log.begun == ["a", "a", "a"]
 
 
