@@ -85,6 +85,27 @@ class Adapters(model.Model):
     )
 
 
+class Ingress(model.Model):
+    """The way in from outside of the cluster: an Ingress with TLS to the pool's Service, for /v1 alone."""
+
+    host: Annotated[
+        str,
+        model.text(
+            r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+            "must be a host name without scheme, port and wildcard, for example models.example.com",
+            253,
+        ),
+    ] = Field(description="The name under which clients reach the pool: https://HOST/v1.")
+    class_name: model.Name | None = Field(
+        default=None, description="The IngressClass, that is the controller. Absent: the cluster's default."
+    )
+    tls_secret_name: model.Name | None = Field(
+        default=None,
+        description="A Secret of the pool's namespace with certificate and key of the host (kubernetes.io/tls). Absent: the "
+        "controller's own certificate.",
+    )
+
+
 class ServingPoolSpec(model.Model):
     """Servers of one base model, which serve the adapters of many jobs."""
 
@@ -93,6 +114,10 @@ class ServingPoolSpec(model.Model):
             (
                 "!has(self.allowedNamespaces) || self.allowedNamespaces.size() == 0 || has(self.keysSecret)",
                 "allowedNamespaces needs keysSecret: without keys every client would reach the models of all namespaces",
+            ),
+            (
+                "!has(self.ingress) || has(self.keysSecret)",
+                "ingress needs keysSecret: without keys whoever reaches the host could use the models",
             ),
             (
                 "!has(self.extraArgs) || !self.extraArgs.exists(a, a.replace('_', '-').startsWith('--max-model-len'))",
@@ -159,6 +184,10 @@ class ServingPoolSpec(model.Model):
         description="The name of a Secret in the pool's namespace with the clients' keys: each entry is named like a namespace, "
         "and each line of it is a key, or `sha256:` and its hash, that may use the models of this namespace's jobs. "
         "Changes take effect within minutes, without a restart. Absent: no key is required.",
+    )
+    ingress: Ingress | None = Field(
+        default=None,
+        description="An address outside of the cluster. Needs keysSecret, and ingress.enabled in the chart. Default: none.",
     )
     serve_base_model: bool = Field(
         default=False, description="Whether clients may use the base model itself, by its name. Default: false."

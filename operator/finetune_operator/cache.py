@@ -516,13 +516,20 @@ def key(raw: projections.Raw) -> tuple[str, str]:
 
 
 async def follow_all(
-    api: cluster.Cluster, cache: Cache, namespaces: Iterable[str], synced: asyncio.Event, *, queues: bool = False
+    api: cluster.Cluster,
+    cache: Cache,
+    namespaces: Iterable[str],
+    synced: asyncio.Event,
+    *,
+    queues: bool = False,
+    ingresses: bool = False,
 ) -> None:
-    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `queues`, also Kueue's
-    Workloads, for which `synced` does not wait, since Kueue may be installed later."""
+    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `ingresses`, also those;
+    with `queues`, also Kueue's Workloads, for which `synced` does not wait, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
-    sources += [(kind, place) for kind in ("ServingPool", *projections.PROJECTIONS) for place in places]
+    kinds = [kind for kind in ("ServingPool", *projections.PROJECTIONS) if kind != "Ingress" or ingresses]
+    sources += [(kind, place) for kind in kinds for place in places]
     missing = set(sources)
     sources += [("Workload", place) for place in places if queues]
 

@@ -28,6 +28,7 @@ PATHS = {
     "Pod": ("api/v1", "pods"),
     "Event": ("api/v1", "events"),
     "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
+    "Ingress": ("apis/networking.k8s.io/v1", "ingresses"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }

@@ -185,7 +185,8 @@ class Controller:
 
     async def _follow(self, synced: asyncio.Event) -> None:
         chart = self._settings
-        await cache.follow_all(self._api, self.facts, chart.namespaces, synced, queues=chart.kueue.enabled)
+        also = {"queues": chart.kueue.enabled, "ingresses": chart.ingress.enabled}
+        await cache.follow_all(self._api, self.facts, chart.namespaces, synced, **also)
 
     async def _unfinished_first(self) -> None:
         """Load unfinished jobs, and those in ServingPools, before Kopf has gone through thousands of finished ones. Kopf reports

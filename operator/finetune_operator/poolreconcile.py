@@ -47,6 +47,9 @@ class Reconciler:
         apply = [one for one, wait in zip(decision.apply, waits, strict=True) if not wait]
         if apply and not await self._api.exists(manifests.KIND, parent.namespace, parent.name, uid):
             return None  # its deletion will arrive; nothing is created for it
+        for kind, name in decision.delete:
+            with self._facts.writing(kind, parent.namespace, name):
+                await self._api.delete(kind, parent.namespace, name)
         state, refusal = decision.status, None
         for manifest in apply:
             try:
@@ -74,6 +77,7 @@ class Reconciler:
             server=kinds["Deployment"].get(parent.name),
             services=kinds["Service"],
             budget=kinds["PodDisruptionBudget"].get(parent.name),
+            ingress=kinds["Ingress"].get(parent.name),
             pods=tuple(kinds["Pod"].values()),
             readings=self._facts.pool_states.get(parent.uid, {}),
             index=self._indexes.of(parent),

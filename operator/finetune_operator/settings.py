@@ -65,6 +65,11 @@ class Kueue(model.Model):
     enabled: bool = Field(default=False, description="Whether the operator reads Kueue's Workloads.")
 
 
+class Ingress(model.Model):
+    enabled: bool = Field(default=False, description="Whether the operator writes Ingresses for ServingPools.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Of every Ingress.")
+
+
 class Settings(model.Model):
     images: Images
     index_url: str = Field(
@@ -93,6 +98,7 @@ class Settings(model.Model):
     )
     model_cache: ModelCache = Field(default_factory=ModelCache)
     kueue: Kueue = Field(default_factory=Kueue)
+    ingress: Ingress = Field(default_factory=Ingress)
     retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubled with every retry, up to five minutes.")
     drain_seconds: float = Field(
         default=20, ge=0, description="How long the old release keeps running after the switch."

@@ -42,6 +42,7 @@ def test_values_arrive_as_given(render: Render) -> None:
                         "requests": {"cpu": "500m", "memory": "4Gi"},
                     },
                     "kueue": {"enabled": True},
+                    "ingress": {"enabled": True, "annotations": {"a/b": "c"}},
                     "drainSeconds": 5,
                     "stalledAfterSeconds": 60,
                     "retryBackoffSeconds": 2,
@@ -61,6 +62,7 @@ def test_values_arrive_as_given(render: Render) -> None:
     assert read.serving.shm_size == "256Mi"
     assert read.serving.requests.memory == "4Gi"
     assert read.kueue.enabled
+    assert (read.ingress.enabled, read.ingress.annotations) == (True, {"a/b": "c"})
     assert (read.drain_seconds, read.retry_backoff_seconds) == (5, 2)
     assert read.stalled_after_seconds == 60
     assert read.labels == {"cost-centre": "42"}

@@ -56,6 +56,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a name that is too long", {"metadata.name": "a" * 58}, "must have at most 57 characters"),
     ("a name with a dot", {"metadata.name": "a.b"}, "must not contain a dot"),
     ("other namespaces without keys", {"spec.allowedNamespaces": ["*"]}, "allowedNamespaces needs keysSecret"),
+    ("an address outside without keys", {"spec.ingress": {"host": "a.b"}}, "ingress needs keysSecret"),
+    ("a URL as host", {"spec.ingress": {"host": "https://a.b"}, "spec.keysSecret": "keys"}, "without scheme, port"),
     ("fewer adapters in memory than on the GPU", {"spec.adapters": {"onGpu": 8, "inMemory": 4}}, "must not be below"),
     ("a context length by the back door", {"spec.extraArgs": ["--max_model_len=10"]}, "set contextLength"),
     ("an argument that jobs may not set", {"spec.extraArgs": ["--max-loras=4"]}, "must not contain --max-loras"),
@@ -94,7 +96,7 @@ def test_a_job_in_a_pool_has_no_fields_of_a_server_of_its_own(
 def scene(
     control_plane: controlplane.ControlPlane, namespace: str, tmp_path: Path
 ) -> Iterator[tuple[installed.Stage, installed.Replica]]:
-    files = installed.install(control_plane, tmp_path)
+    files = installed.install(control_plane, tmp_path, {"ingress": {"enabled": True}})
     control_plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifests.ENTRY))
     replica = installed.start("pools-0", tmp_path, *files)
     try:
@@ -125,6 +127,11 @@ def test_a_pool_starts_is_scaled_shows_its_numbers_and_its_index(
         *("NAME", "READY", "REASON", "PODS", "ADAPTERS", "LOADING", "FAILED", "REQ/S", "GPUS", "SAVED", "AGE")
     ]
     assert values.split()[:5] == ["chat", "True", "Serving", "2/2", "0"]
+    way_in = {"spec.keysSecret": "keys", "spec.ingress": {"host": "models.example.com", "tlsSecretName": "cert"}}
+    for changes, expected in ((way_in, "ingress.networking.k8s.io/chat\n"), ({}, "")):
+        wanted = manifests.changed(POOL, **{"spec.replicas": 2} | changes)
+        control_plane.kubectl("apply", here, "-f", "-", stdin=json.dumps(wanted))
+        eventually(lambda expected=expected: control_plane.kubectl("get", here, "ingress", "-o=name") == expected, 40)
     edited = manifests.changed(POOL, **{"spec.baseModel": {"source": "hf://other/model"}})
     assert "baseModel cannot be changed" in refusal(control_plane, edited, stage.namespace)
 

@@ -92,6 +92,30 @@ async def test_the_objects_go_with_the_pool() -> None:
         assert world.cluster.names(kind) == []
 
 
+WAY_IN: Raw = {"spec.keysSecret": "keys", "spec.ingress": {"host": "models.example.com"}}
+
+
+async def test_an_ingress_is_made_changed_made_again_and_goes_with_its_field() -> None:
+    world = await world_of(servingpool(**WAY_IN), chart={"ingress": {"enabled": True}})
+    assert world.cluster.names("Ingress") == ["chat"]
+    await world.nothing_is_left_to_do()
+    world.cluster.remove("Ingress", "chat")
+    world.cluster.put(servingpool(**WAY_IN | {"spec.ingress.host": "other.example.com"}))
+    await world.settle()
+    assert world.cluster.get("Ingress", "chat")["spec"]["rules"][0]["host"] == "other.example.com"
+    world.cluster.put(servingpool())
+    await world.settle()
+    assert world.cluster.names("Ingress") == []
+    await world.nothing_is_left_to_do()
+
+
+async def test_where_the_chart_has_no_ingresses_the_pool_says_so() -> None:
+    world = await world_of(servingpool(**WAY_IN))
+    assert world.cluster.names("Ingress") == []
+    (ready,) = [c for c in state(world)["conditions"] if c["type"] == "Ready"]
+    assert (ready["status"], "ingress.enabled is false" in ready["message"]) == ("True", True)
+
+
 async def test_a_pool_is_scaled_by_its_replicas() -> None:
     world = await world_of()
     world.cluster.put(servingpool(**{"spec.replicas": 3}))

@@ -119,6 +119,7 @@ any: true
     "claimNameByNamespace" (.Values.modelCache.claimNameByNamespace | default dict)
     "size" (.Values.modelCache.size | default nil))
   "kueue" .Values.kueue
+  "ingress" .Values.ingress
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds
   "drainSeconds" .Values.drainSeconds

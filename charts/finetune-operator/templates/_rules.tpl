@@ -33,6 +33,12 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [list, watch, create, delete]
+{{- if .Values.ingress.enabled }}
+# the address of a pool outside of the cluster
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses]
+  verbs: [list, watch, create, patch, delete]
+{{- end }}
 {{- if .Values.kueue.enabled }}
 # why a stage waits in its queue
 - apiGroups: [kueue.x-k8s.io]

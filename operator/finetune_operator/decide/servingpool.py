@@ -31,7 +31,8 @@ class World:
     base: run.ResolvedBaseModel | None
     server: projections.Server | None
     services: Mapping[str, projections.Service]
-    budget: projections.Budget | None
+    budget: projections.Plain | None
+    ingress: projections.Plain | None
     pods: tuple[projections.Pod, ...]
     readings: Mapping[str, pools.Reading]
     index: serving.Index
@@ -46,6 +47,8 @@ class Decision:
     apply: tuple[meta.Manifest, ...]
     status: servingpool.Status
     again: float | None = None
+    delete: tuple[tuple[str, str], ...] = ()
+    """Kind and name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,9 @@ def decide(world: World) -> Decision:
     wanted = manifests.build(parent, spec, world.base, world.settings)
     apply = tuple(made for manifest in wanted for made in _differing(world, manifest))
     found = _verdict(world, spec, pending=any(one["kind"] == "Deployment" for one in apply))
-    return Decision(apply, _summarized(_status(world, spec), found, world), found.again)
+    closed = world.ingress is not None and all(one["kind"] != "Ingress" for one in wanted)
+    delete = (("Ingress", parent.name),) if closed else ()
+    return Decision(apply, _summarized(_status(world, spec), found, world), found.again, delete)
 
 
 def _source(base: run.ResolvedBaseModel) -> str:
@@ -103,15 +108,16 @@ def _differing(world: World, manifest: meta.Manifest) -> tuple[meta.Manifest, ..
     kind, name = manifest["kind"], manifest["metadata"]["name"]
     if kind == "Service":
         return drift.service(world.services.get(name), manifest)
-    if kind == "PodDisruptionBudget":
-        return () if world.budget is not None and world.budget.hash == meta.hash_of(manifest) else (manifest,)
-    present, replicas = world.server, manifest["spec"]["replicas"]
-    if present is None:
+    if kind in {"PodDisruptionBudget", "Ingress"}:
+        present = world.budget if kind == "PodDisruptionBudget" else world.ingress
+        return () if present is not None and present.hash == meta.hash_of(manifest) else (manifest,)
+    server, replicas = world.server, manifest["spec"]["replicas"]
+    if server is None:
         return (manifest,)
-    scaled = present.requested != replicas
-    if present.deleting or not (scaled or present.hash != meta.hash_of(manifest)):
+    scaled = server.requested != replicas
+    if server.deleting or not (scaled or server.hash != meta.hash_of(manifest)):
         return ()
-    if not scaled and "replicas" in present.others:
+    if not scaled and "replicas" in server.others:
         spec = {name: value for name, value in manifest["spec"].items() if name != "replicas"}
         return ({**manifest, "spec": spec},)
     return (manifest,)
@@ -137,6 +143,8 @@ def _verdict(world: World, spec: servingpool.ServingPoolSpec, *, pending: bool) 
         again = wait - age if by_somebody and not stalled else None
         return Verdict("False", not stalled, stalled, problem.reason, _in_a_pool(problem.message), again)
     text = f"{ready} of {spec.replicas} pods are ready; {len(world.index.models)} models"
+    if spec.ingress and not world.settings.ingress.enabled:
+        text += ". There is no Ingress: the chart's ingress.enabled is false"
     if unread := [one for one in world.readings.values() if one.problem]:
         text += (
             f". The state of {len(unread)} pods cannot be read ({unread[0].problem}): allow the operator's pods to reach TCP "

@@ -1,4 +1,4 @@
-"""The objects of a ServingPool: a Deployment, two Services, and a PodDisruptionBudget.
+"""The objects of a ServingPool: a Deployment, two Services, a PodDisruptionBudget, and an Ingress where it wants one.
 
 A pod: `fetch` puts the base model into a volume; `server`, vLLM, listens on loopback; `gateway` is what clients, stages and other
 pods of the pool reach (finetune_trainer.gateway).
@@ -36,9 +36,11 @@ def build(
     deployment = _deployment(parent, spec, base, chart)
     prescribed = {name: value for name, value in deployment["spec"].items() if name != "replicas"}
     replicas = {label.REPLICAS: str(spec.replicas)}
+    others = [*_services(parent, chart), _budget(parent, chart)]
     return [
         meta.marked(deployment, prescribed, **replicas),
-        *(meta.marked(one, one["spec"]) for one in (*_services(parent, chart), _budget(parent, chart))),
+        *(meta.marked(one, one["spec"]) for one in others),
+        *([_ingress(parent, spec.ingress, chart)] if spec.ingress and chart.ingress.enabled else []),
     ]
 
 
@@ -272,3 +274,20 @@ def _budget(parent: pools.Parent, chart: settings.Settings) -> meta.Manifest:
         "metadata": _metadata(parent, chart, parent.name),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(parent)}},
     }
+
+
+def _ingress(parent: pools.Parent, wanted: servingpool.Ingress, chart: settings.Settings) -> meta.Manifest:
+    """Annotations are the chart's: some controllers take configuration from them."""
+    backend = {"service": {"name": parent.name, "port": {"number": run.SERVER_PORT}}}
+    secret = {"secretName": wanted.tls_secret_name} if wanted.tls_secret_name else {}
+    spec = {
+        **({"ingressClassName": wanted.class_name} if wanted.class_name else {}),
+        "tls": [{"hosts": [wanted.host], **secret}],
+        "rules": [
+            {"host": wanted.host, "http": {"paths": [{"path": "/v1", "pathType": "Prefix", "backend": backend}]}}
+        ],
+    }
+    annotations = chart.ingress.annotations
+    metadata = {**_metadata(parent, chart, parent.name), "annotations": annotations}
+    manifest = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec}
+    return meta.marked(manifest, {"spec": spec, "annotations": annotations})

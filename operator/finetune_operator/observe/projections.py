@@ -142,8 +142,8 @@ class Server:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Budget:
-    """The PodDisruptionBudget of a ServingPool."""
+class Plain:
+    """An object of a ServingPool that is only compared with what is wanted: its PodDisruptionBudget or Ingress."""
 
     name: str
     hash: str
@@ -161,7 +161,7 @@ class Service:
     """The managers from which the operator took such fields back before."""
 
 
-Child = StageJob | Pod | Server | Service | Budget
+Child = StageJob | Pod | Server | Service | Plain
 
 
 def _labels(raw: Raw) -> Mapping[str, str]:
@@ -294,8 +294,8 @@ def service(raw: Raw) -> Service:
     )
 
 
-def budget(raw: Raw) -> Budget:
-    return Budget(name=raw["metadata"]["name"], hash=_annotation(raw, label.HASH))
+def plain(raw: Raw) -> Plain:
+    return Plain(name=raw["metadata"]["name"], hash=_annotation(raw, label.HASH))
 
 
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
@@ -303,6 +303,7 @@ PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Pod": pod,
     "Deployment": server,
     "Service": service,
-    "PodDisruptionBudget": budget,
+    "PodDisruptionBudget": plain,
+    "Ingress": plain,
 }
 """Kinds of watched children, and their projections."""

@@ -41,6 +41,7 @@ def test_the_example_has_every_field() -> None:
         ({"metadata.name": "a" * 58}, "at most 57 characters"),
         ({"metadata.name": "a.b"}, "must not contain a dot"),
         ({"spec.allowedNamespaces": ["*"]}, "allowedNamespaces needs keysSecret"),
+        ({"spec.ingress": {"host": "models.example.com"}}, "ingress needs keysSecret"),
         ({"spec.adapters": {"onGpu": 8, "inMemory": 4}}, "must not be below adapters.onGpu"),
         ({"spec.extraArgs": ["--max_model_len=10"]}, "set contextLength"),
         ({"spec.extraArgs": ["--max-loras=4"]}, "must not contain --max-loras"),

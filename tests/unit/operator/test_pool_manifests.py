@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api import run, serving, servingpool
 from finetune_operator import settings
-from finetune_operator.manifests import pool
+from finetune_operator.manifests import meta, pool
 from finetune_operator.observe import label, pools
 from finetune_trainer import __main__ as trainer
 from finetune_trainer.gateway import settings as gateway
@@ -171,3 +171,20 @@ def test_who_a_pool_admits() -> None:
     assert not admits([], "support")
     assert admits(["support"], "support")
     assert admits(["*"], "anything")
+
+
+def test_an_ingress_has_tls_and_leads_to_the_clients_port_alone() -> None:
+    spec = {"keysSecret": "keys", "ingress": {"host": "a.b", "className": "nginx", "tlsSecretName": "cert"}}
+    made = built(spec, chart={"ingress": {"enabled": True, "annotations": {"x/timeout": "300"}}})
+    found = made["Ingress", "chat"]
+    assert found["metadata"]["annotations"]["x/timeout"] == "300"
+    assert found["spec"]["ingressClassName"] == "nginx"
+    assert found["spec"]["tls"] == [{"hosts": ["a.b"], "secretName": "cert"}]
+    (rule,) = found["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    (port,) = made["Service", "chat"]["spec"]["ports"]
+    assert (rule["host"], path["path"], path["pathType"]) == ("a.b", "/v1", "Prefix")
+    assert path["backend"]["service"] == {"name": "chat", "port": {"number": port["port"]}}
+    again = built(spec, chart={"ingress": {"enabled": True, "annotations": {"x/timeout": "301"}}})["Ingress", "chat"]
+    assert meta.hash_of(again) != meta.hash_of(found), "an edit of the chart is applied"
+    assert ("Ingress", "chat") not in built(spec)
