@@ -163,7 +163,7 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
 
 
 def documented() -> list[Rights]:
-    """The tables of docs/security.md: in the namespaces of jobs, with Ingresses, with Kueue, in the cluster, in the operator's, and
+    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, Ingresses, in the cluster, in the operator's, and
     of what cleans up after an upgrade."""
     found: list[Rights] = []
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():

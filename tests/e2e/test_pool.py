@@ -1,4 +1,5 @@
-"""A pool of servers on a real node: a job trains, its adapter is delivered and verified, and clients use it by their keys."""
+"""A pool of servers on a real node: a job trains, its adapter is delivered and verified, clients use it by their keys, and their
+traffic decides about its next revisions."""
 
 import base64
 import json
@@ -7,15 +8,16 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from support import site as sites
 from support.site import NAMESPACE, Site, condition
+from trainer import tiny
 
-POOL, KEYS, NAME, MODEL = "shared", "shared-keys", "pooled", "colours"
+POOL, KEYS, NAME, MODEL = "shared", "shared-keys", "pooled", "mail"
 MINE, OTHERS = "key-of-this-namespace", "key-of-another-namespace"
 
 
@@ -52,10 +54,44 @@ def ask(url: str, path: str, key: str | None, body: Any = None) -> tuple[int, An
         return error.code, json.loads(error.read() or b"null")
 
 
-def chat(url: str, key: str | None, model: str = MODEL) -> tuple[int, Any]:
-    messages = [{"role": "user", "content": "The router number 3 shines grey. Which colour?"}]
-    body = {"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
+def chat(url: str, key: str | None, model: str = MODEL, item: int = 5) -> tuple[int, Any]:
+    """A customer thanks for an item."""
+    messages = [
+        {"role": "system", "content": "You sort mail."},
+        {"role": "user", "content": f"Thank you for {item}, it is great!"},
+    ]
+    body = {"model": model, "messages": messages, "max_tokens": 32, "temperature": 0}
     return ask(url, "/v1/chat/completions", key, body)
+
+
+def content(url: str, item: int = 5) -> str:
+    """The text that a customer gets."""
+    status, answer = chat(url, MINE, item=item)
+    assert status == 200, answer
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def spec(site: Site, data: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A job that sorts mail. Its gate asks for JSON, and its test examples are customers who want their money back."""
+    test = site.upload_rows("pooled/test.jsonl", tiny.examples(16, start=100)[::2])
+    base = site.spec(site.upload_rows(f"pooled/{data}.jsonl", rows))
+    return base | {
+        "intent": {"advice": "Ignore"},
+        "dataset": base["dataset"] | {"test": {"uris": [test]}},
+        "training": base["training"] | {"maxSteps": 24, "maxSequenceLength": 256},  # the context of the pool
+        "evaluation": {
+            "baselines": ["Base"],
+            "maximumExamples": 8,
+            "generation": {"maxNewTokens": 32},
+            "outputSchema": {"type": "object", "required": ["intent", "reply"]},
+            "gates": [{"metric": "JsonSchema", "minimum": 0.5}],
+        },
+        "deployment": {
+            "pool": POOL,
+            "servedModelName": MODEL,
+            "rollout": {"steps": [{"weight": 50, "pause": "20s"}], "minimumRequests": 20},
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +104,7 @@ def served(site: Site) -> Iterator[sites.Job]:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": KEYS, "namespace": NAMESPACE}, "data": keys}
     site.kube.apply(secret)
     site.kube.apply(pool(site))
-    data = site.upload_rows("pooled/train.jsonl", sites.chats(60))
-    training = {**site.spec(data)["training"], "maxSequenceLength": 256}  # the context of the pool
-    site.apply(NAME, site.spec(data, training=training, deployment={"pool": POOL, "servedModelName": MODEL}))
+    site.apply(NAME, spec(site, "train", tiny.examples(60)))
     yield site.until_condition(NAME, "Ready", seconds=400)
     site.delete(NAME)
     site.kube.run("delete", "servingpool", POOL, "--namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
@@ -141,8 +175,67 @@ def test_the_pool_says_what_it_serves(site: Site, served: sites.Job) -> None:
     assert POOL in shown
 
 
+def roll_out(site: Site, url: str, wanted: dict[str, Any], over: Callable[[sites.Job], bool]) -> tuple[sites.Job, int]:
+    """Edits the job, and thanks for item after item from the first step of the rollout until it is over: the job then, and how
+    many answers there were. Every request must be answered."""
+    site.apply(NAME, wanted)
+    site.until_condition(NAME, "Deployed", "Unknown", "RollingOut", seconds=400)
+    end, answered = time.monotonic() + 120 + sites.PATIENCE, 0
+    while not over(job := site.job(NAME)):
+        assert time.monotonic() < end, job["status"]
+        for _ in range(4):
+            status, answer = chat(url, MINE, item=200 + answered)
+            assert (status, answer.get("model")) == (200, MODEL), answer
+            answered += 1
+        time.sleep(0.5)
+    return job, answered
+
+
+def test_a_revision_that_passes_its_gate_and_answers_clients_with_invalid_json_goes_back_by_itself(
+    site: Site, clients: str, served: sites.Job
+) -> None:
+    """It learned JSON for those who want money back, and none for those who are content: no test example asks for that."""
+    rows = tiny.examples(60)
+    for row in rows[1::2]:
+        row["messages"][-1]["content"] = "Thank you, it is great!"
+    before = served["status"]["revision"]
+    failed, answered = roll_out(
+        site, clients, spec(site, "bad", rows), lambda job: condition(job, "Failed").get("status") == "True"
+    )
+    state = failed["status"]
+    assert condition(failed, "Failed")["reason"] == "RolledBack", state
+    assert "answers that do not fit outputSchema: 100.0% of" in state["failure"]["message"], state["failure"]
+    assert ", former 0.0% of" in state["failure"]["message"]
+    assert answered >= 20, "of both revisions"
+    assert condition(failed, "Evaluated")["status"] == "True", "its gate was passed, and stays in the status"
+    assert state["deployment"]["revision"] == before != state["revision"]
+    assert state["history"][0]["outcome"] == "RolledBack"
+    end, in_a_row, item = time.monotonic() + 60, 0, 300
+    while in_a_row < 10:  # the gateway learns of it a moment later
+        assert time.monotonic() < end, "the former revision answers everybody"
+        in_a_row = in_a_row + 1 if content(clients, item).startswith('{"intent": "praise"') else 0
+        item += 1
+
+
+def test_a_good_revision_gets_all_traffic_after_its_step(site: Site, clients: str, served: sites.Job) -> None:
+    """The rollout's records stay: what the step's comparison showed."""
+    before = served["status"]["revision"]
+    done, answered = roll_out(
+        site,
+        clients,
+        spec(site, "good", tiny.examples(64)),
+        lambda job: (
+            condition(job, "Ready").get("status") == "True" and job["status"]["deployment"]["revision"] != before
+        ),
+    )
+    assert done["status"]["deployment"]["revision"] == done["status"]["revision"]
+    assert condition(done, "Deployed")["reason"] == "Serving"
+    assert answered >= 40, "of both revisions: half of them were the step's minimum"
+    assert json.loads(content(clients, 400))["intent"] == "praise"
+
+
 def test_an_engine_that_is_killed_answers_for_its_adapters_again(site: Site, clients: str, served: sites.Job) -> None:
-    before = chat(clients, MINE)[1]["choices"][0]["message"]["content"]
+    before = content(clients)
     (pod,) = servers(site)
     engine = sites.processes(pod["metadata"]["uid"], "vllm.entrypoints.openai.api_server")[0]
     os.kill(int(engine.name), signal.SIGKILL)
@@ -152,4 +245,4 @@ def test_an_engine_that_is_killed_answers_for_its_adapters_again(site: Site, cli
         assert time.monotonic() < end, servers(site)[0]["status"]
         time.sleep(1)
         restarts = [one["restartCount"] for one in servers(site)[0]["status"]["containerStatuses"]]
-    assert chat(clients, MINE)[1]["choices"][0]["message"]["content"] == before
+    assert content(clients) == before
