@@ -191,7 +191,7 @@ def roll_out(site: Site, url: str, wanted: dict[str, Any], over: Callable[[sites
     return job, answered
 
 
-def test_a_revision_that_passes_its_gate_and_answers_clients_with_invalid_json_goes_back_by_itself(
+def test_a_revision_that_passes_its_gate_and_answers_clients_with_invalid_json_is_rolled_back(
     site: Site, clients: str, served: sites.Job
 ) -> None:
     """It learned JSON for those who want money back, and none for those who are content: no test example asks for that."""

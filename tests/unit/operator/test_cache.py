@@ -326,7 +326,7 @@ async def follow(server: Server, facts: cache.Cache, listed: Callable[[], None] 
     done, _ = await asyncio.wait(tasks, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
-    assert [await task for task in done] == [True], "it neither ends by itself nor stops asking"
+    assert [await task for task in done] == [True], "it neither ends on its own nor stops asking"
 
 
 async def test_a_watch_resumes_where_the_last_one_ended() -> None:
