@@ -9,7 +9,7 @@ import torch.nn.attention.varlen
 import transformers
 from tests.trainer import decoders
 
-from finetune_trainer.engine import loss, model, packing, passes, prefix_tree
+from finetune_trainer.engine import lora, loss, model, packing, passes, prefix_tree, sharded
 from finetune_trainer.training import batches, objective
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def learned(motor: passes.Plain, tuned: Any) -> None:
     """Checks loss and gradients of one pass."""
     total, wanted = decoders.one_by_one(tuned, decoders.rows())
     assert objective.Supervised().learn(motor, decoders.rows(), 1) == pytest.approx(total, rel=1e-5)
-    decoders.close(decoders.lora.parameters(tuned), wanted)
+    decoders.close(lora.parameters(tuned), wanted)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -95,6 +95,21 @@ def test_what_cannot_be_packed_stays_padded_and_says_so(kind: str, caplog: pytes
     assert "padded" in (motor.note or "")
     assert any("not packed" in line for line in caplog.messages)
     learned(motor, tuned)
+
+
+def test_a_comparison_that_fails_within_a_layer_leaves_a_sharded_model_as_it_was() -> None:
+    tuned = made(LEFT_PADDED["a bias made of the mask"]())
+    total, wanted = decoders.one_by_one(tuned, decoders.rows())
+    head = model.head(tuned.get_base_model())
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sharded.shard(tuned, CPU)
+        motor = passes.Plain(tuned, head, CPU)
+        assert motor.pads
+        assert objective.Supervised().learn(motor, decoders.rows(), 1) == pytest.approx(total, rel=1e-5)
+        decoders.close(lora.parameters(tuned), wanted)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
