@@ -3,6 +3,7 @@
 import builtins
 import http.server
 import json
+import os
 import pathlib
 import sys
 import threading
@@ -24,6 +25,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.models, self.sent, self.pieces = ["colours"], list[dict[str, Any]](), list[str]()
         self.key, self.whole = "", True
+        self.trouble: Any = None
 
     @property
     def url(self) -> str:
@@ -62,6 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         pieces = self.server.pieces or ["You said: ", sent["messages"][-1]["content"]]
         lines = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]
+        lines += [json.dumps({"error": self.server.trouble})] if self.server.trouble else []
         lines += ["[DONE]"] if self.server.whole else []
         self.answer(200, "".join(f"data: {line}\n\n" for line in lines).encode(), "text/event-stream")
 
@@ -133,6 +136,8 @@ def test_an_answer_cannot_steer_the_terminal(server: Server, capsys: pytest.Capt
         ({}, ["--model", "other"], "HTTP 404: the model does not exist; GET /v1/models"),
         ({"key": KEY}, [], "HTTP 401: this pool needs a key; send the key of a client by --key-file FILE"),
         ({"whole": False}, [], "the stream ended too early"),
+        ({"trouble": {"message": "the engine is dead"}}, [], "the engine is dead"),
+        ({"trouble": "overloaded"}, [], "overloaded"),
     ],
 )
 def test_what_stands_in_the_way_is_reported(
@@ -154,6 +159,29 @@ def test_a_key_comes_from_a_file(server: Server, tmp_path: pathlib.Path, capsys:
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("http://127.0.0.1:9", "?") == exits.Exit.INVALID
     assert "Connection refused" in capsys.readouterr().err
+
+
+def test_a_job_is_reached_through_a_port_of_this_machine(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    served = {"endpoint": "http://support-desk.desk.svc:8000/v1", "model": "colours"}
+    found = json.dumps({"metadata": {"namespace": "desk"}, "status": {"deployment": served}})
+    (tmp_path / "kubectl").write_text(
+        f"""#!/bin/sh
+[ "$1" = get ] && echo '{found}' && exit
+ps -o pgid= -p $$ > {tmp_path}/group
+echo "Forwarding from 127.0.0.1:{server.server_port} -> 8000"
+exec sleep 60
+"""
+    )
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert run("support-desk", "Which colour?") == 0, "by no proxy"
+    assert capsys.readouterr().out == "You said: Which colour?\n"
+    assert int((tmp_path / "group").read_text()) != os.getpgrp(), "Ctrl-C, which stops an answer, would end it"
 
 
 def test_without_kubectl_a_job_is_not_found(

@@ -47,7 +47,9 @@ def chat(options: argparse.Namespace) -> answer.Answer:
         raise _invalid("--output json needs a question")
     with (
         _place(options) as (url, name),
-        http.Server(url, _key(options.key_file), seconds=ANSWER_SECONDS, size=BYTES, outside=True) as server,
+        http.Server(
+            url, _key(options.key_file), seconds=ANSWER_SECONDS, size=BYTES, outside=_is_address(options.target)
+        ) as server,
     ):
         model = options.model or name or _only_model(server)
         settings = {"model": model, **_settings(options)}
@@ -91,8 +93,8 @@ def _pieces(server: http.Server, settings: dict[str, Any], history: list[Message
     """The answer, piece by piece. Raises documents.Invalid."""
     events = server.events("/v1/chat/completions", {**settings, "messages": history, "stream": True})
     while (event := _asked(lambda: next(events, None))) is not None:
-        if "error" in event:
-            raise _invalid(str((event["error"] or {}).get("message", event["error"])))
+        if problem := event.get("error"):
+            raise _invalid(str(problem.get("message", problem) if isinstance(problem, dict) else problem))
         for choice in event.get("choices") or ():
             if text := (choice.get("delta") or {}).get("content"):
                 yield str(text)
@@ -165,7 +167,7 @@ def _answered(server: http.Server, settings: dict[str, Any], messages: list[Mess
 def _place(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     """The server's URL without /v1, and the name of the model where the job says it."""
     target = options.target
-    if "://" in target:
+    if _is_address(target):
         yield target.rstrip("/").removesuffix("/v1"), None
         return
     if shutil.which("kubectl") is None:
@@ -187,6 +189,10 @@ def _place(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
         yield f"http://127.0.0.1:{port}", served["model"]
 
 
+def _is_address(target: str) -> bool:
+    return "://" in target
+
+
 def _kubectl(*words: str) -> dict[str, Any]:
     done = subprocess.run(["kubectl", *words], capture_output=True, text=True)
     if done.returncode:
@@ -198,7 +204,10 @@ def _kubectl(*words: str) -> dict[str, Any]:
 def _forwarded(service: str, namespace: str, port: int) -> Iterator[int]:
     """A free port of this machine that leads to a Service, until the end."""
     words = ["port-forward", f"service/{service}", f":{port}", "--namespace", namespace, "--address", "127.0.0.1"]
-    with subprocess.Popen(["kubectl", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    # In a group of its own: Ctrl-C, which stops an answer, would end it, too.
+    with subprocess.Popen(
+        ["kubectl", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    ) as process:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
         try:
