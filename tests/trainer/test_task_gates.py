@@ -55,6 +55,16 @@ def test_a_margin_passes_only_with_evidence_that_no_more_is_lost() -> None:
     assert not checked(shares(400, 5, 35, 200), margin=0.05)[0], "it lost more"
 
 
+@pytest.mark.parametrize("questions, passes", [(1, False), (4, False), (5, True)])
+def test_few_questions_of_a_perplexity_are_no_evidence(questions: int, passes: bool) -> None:
+    parts = np.column_stack([np.linspace(-3, -1, questions), np.ones(questions)])
+    column = evidence.Column(parts, lambda sums: np.exp(-evidence.ratio(sums)), np.ones(questions, dtype=bool))
+    same = task_gates.Measured(column.value, column.value, (column, column), higher_is_better=False)
+    passed, observed = checked(same, margin=0.1)
+    assert passed == passes
+    assert passes or f"gets this far in {100 if questions == 1 else 6.2} of 100 cases" in observed
+
+
 def test_an_improvement_passes_only_with_evidence_of_a_gain() -> None:
     assert checked(shares(200, 40, 10, 100), improvement=0)[0]
     assert not checked(shares(200, 12, 10, 100), improvement=0)[0]

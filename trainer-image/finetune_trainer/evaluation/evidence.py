@@ -22,7 +22,7 @@ Without groups:
   the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
   bootstrap.
 - Not worse by a margin or more: a margin below zero. Shares: Tango's test alone. Means: the bootstrap, and changes of the signs
-  of what each example gains above the margin. Anything else: the bootstrap.
+  of what each example gains above the margin. Anything else: the bootstrap, and at least 0.5 to the power of the examples.
 """
 
 import dataclasses
@@ -200,6 +200,9 @@ def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin
         p_value = max(swapped, float(np.mean(gains <= margin)) if margin else 0.0)
         if (one.share and margin) or (one.of is ratio and margin < 0):
             p_value = max(p_value, _flipped(one, other, sign, margin))
+        elif margin < 0:
+            # No test of signs is surer of so few units; the bootstrap is, where each of them gains more than the margin.
+            p_value = max(p_value, 0.5**one.units)
     return Difference(gain, float(low), float(high), p_value)
 
 

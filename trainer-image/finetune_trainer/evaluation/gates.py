@@ -203,7 +203,8 @@ def sure(gate: Bounds, p_value: float, event: str) -> tuple[bool, str]:
     allowed = 1 - gate.confidence
     if p_value <= allowed + TOLERANCE:
         return True, ""
-    doubt = f"too few examples to be sure: {event} in {100 * p_value:.2g} of 100 cases, allowed: {100 * allowed:.3g}"
+    cases = f"{100 * p_value:.2g}" if p_value < 0.995 else "100"
+    doubt = f"too few examples to be sure: {event} in {cases} of 100 cases, allowed: {100 * allowed:.3g}"
     return False, f"; {doubt}; test more examples, or lower the gate's confidence"
 
 
