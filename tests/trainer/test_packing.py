@@ -35,6 +35,9 @@ LEFT_PADDED: dict[str, Any] = {
     "convolutions over tokens": lambda: transformers.Lfm2Config(
         **decoders.SIZE, layer_types=["conv", "full_attention", "conv"]
     ),
+    "its own attention, and sums in place": lambda: transformers.FalconConfig(
+        vocab_size=384, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, new_decoder_architecture=True
+    ),
     "a bias made of the mask": lambda: transformers.BloomConfig(vocab_size=384, hidden_size=64, n_layer=2, n_head=4),
 }
 

@@ -51,13 +51,15 @@ class Fast(torch.autograd.Function):
         read = flat if dropped is None else dropped.reshape(flat.shape)
         a, b = a.to(x.dtype), b.to(x.dtype)
         x_a = read @ a.t()
-        y = (x_a @ b.t()).mul_(scale)
+        whole = x.new_empty(*x.shape[:-1], b.shape[0])  # no view is returned, since some families write into it
+        y = whole.view(-1, b.shape[0])
+        torch.mm(x_a, b.t(), out=y).mul_(scale)
         y.addmm_(flat, decoded(weight, state, x.dtype).t())
         if bias is not None:
             y += bias
         ctx.save_for_backward(read, x_a, weight, a, b)
         ctx.scale, ctx.shape, ctx.state, ctx.apart = scale, x.shape, state, dropped is not None
-        return y.view(*x.shape[:-1], -1)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
