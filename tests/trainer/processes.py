@@ -67,7 +67,7 @@ def together(spec: run.Run, folder: pathlib.Path, count: int, **more: str) -> li
     return started
 
 
-def ended(process: BaseProcess, seconds: float = 120) -> int:
+def ended(process: BaseProcess, seconds: float = 400) -> int:
     """The exit code; a process that does not end is an error."""
     process.join(seconds)
     if process.exitcode is None:
