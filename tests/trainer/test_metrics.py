@@ -51,6 +51,7 @@ def test_rouge_l_is_that_of_rouge_score_in_english() -> None:
     [
         ("Быстрая лиса", "быстрая бурая лиса", 4 / 5),
         ("café noir", "un café noir", 4 / 5),
+        ("cafe\u0301 noir", "caf\u00e9 noir", 1),
         ("今日は雨", "今日は晴れ", 6 / 9),
     ],
 )

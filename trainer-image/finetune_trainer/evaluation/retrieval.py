@@ -6,6 +6,7 @@ training.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +29,7 @@ def question(example: dataset.Example) -> str:
 
 
 def words(text: str) -> list[str]:
-    return WORDS.findall(text.lower())
+    return WORDS.findall(unicodedata.normalize("NFC", text).lower())
 
 
 class Index(Generic[T]):
