@@ -169,7 +169,7 @@ def test_a_job_is_reached_through_a_port_of_this_machine(
     (tmp_path / "kubectl").write_text(
         f"""#!/bin/sh
 [ "$1" = get ] && echo '{found}' && exit
-ps -o pgid= -p $$ > {tmp_path}/group
+cut -d ' ' -f 5 /proc/$$/stat > {tmp_path}/group
 echo "Forwarding from 127.0.0.1:{server.server_port} -> 8000"
 exec sleep 60
 """
