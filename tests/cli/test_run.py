@@ -293,4 +293,4 @@ def test_help_needs_no_model_library() -> None:
     probe = "import sys; from finetune_cli import __main__; __main__.parser().format_help(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "numpy", "boto3", "rich", "cel"} & set(loaded)
-    assert set(__main__.VERBS) == {"validate", "advise", "estimate", "run", "report"}
+    assert set(__main__.VERBS) == {"validate", "advise", "estimate", "run", "report", "chat"}
