@@ -11,7 +11,7 @@ from support.site import Site, condition
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 TRAINING = {
-    "maxSteps": 450,
+    "maxSteps": 300,
     "batchSize": 4,
     "learningRate": 0.001,
     "lora": {"rank": 8},

@@ -72,9 +72,10 @@ def test_finetune_chat_asks_the_job_by_its_name(
     monkeypatch.setenv("PATH", f"{pathlib.Path(site.kube.kubectl).parent}{os.pathsep}{os.environ['PATH']}")
     words = ("-n", NAMESPACE, "--max-tokens", "8", "--output", "json")
     assert cli.main(["chat", NAME, "Which colour?", *words]) == 0
-    assert json.loads(capsys.readouterr().out)["reply"]["text"]
+    assert json.loads(capsys.readouterr().out)["reply"]["model"] == "colours"
     assert cli.main(["chat", "nobody", "Which colour?", *words]) != 0
-    assert 'finetunejobs.finetune.dev "nobody" not found' in capsys.readouterr().out
+    [problem] = json.loads(capsys.readouterr().out)["problems"]
+    assert 'finetunejobs.finetune.dev "nobody" not found' in problem["message"]
 
 
 def test_the_status_tells_people_what_was_made(served: sites.Job) -> None:
