@@ -209,11 +209,13 @@ def _forwarded(service: str, namespace: str, port: int) -> Iterator[int]:
         ["kubectl", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
     ) as process:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader.start()
         try:
             yield _port(lines)
         finally:
             process.terminate()
+            reader.join()
 
 
 def _read(stream: Any, lines: "queue.SimpleQueue[str]") -> None:
