@@ -3,7 +3,7 @@
 import enum
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, WithJsonSchema
 
@@ -374,15 +374,7 @@ Baseline = Literal[
     Contender.STRUCTURED,
 ]
 
-BASELINES: tuple[Baseline, ...] = (
-    Contender.BASE,
-    Contender.PROMPT,
-    Contender.FEW_SHOT,
-    Contender.RETRIEVED,
-    Contender.MANY_SHOT,
-    Contender.RAG,
-    Contender.STRUCTURED,
-)
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 """The alternatives to fine-tuning with the same base model, from cheap to costly."""
 
 
