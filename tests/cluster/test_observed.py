@@ -217,9 +217,11 @@ def test_scrape_rules_and_pod_monitors_find_operator_stages_and_servers(
 
     def pods(selector: str) -> list[installed.Raw]:
         """Without those that other tests left on this control plane, all at the same address."""
-        text = control_plane.kubectl("get", "pods", "--all-namespaces", f"--selector={selector}", "--output=json")
-        here = (installed.SYSTEM, scene.namespace)
-        return [pod for pod in json.loads(text)["items"] if pod["metadata"]["namespace"] in here]
+        listed = [
+            core.list_namespaced_pod(namespace, label_selector=selector, _preload_content=False)
+            for namespace in (installed.SYSTEM, scene.namespace)
+        ]
+        return [pod for answer in listed for pod in json.loads(answer.data)["items"]]
 
     def labels(server: prometheus.Prometheus) -> dict[str, dict[str, str]]:
         """Those of the targets' own, without what the Prometheus operator adds for itself."""

@@ -88,7 +88,7 @@ def of_cluster(
         selectors = [selector["label"] for selector in asked.get("selectors", [])]
         places = (asked.get("namespaces") or {}).get("names", [])
         query = urllib.parse.urlencode({"selector": ",".join(selectors), "namespaces": ",".join(places)})
-        stand_in = [{"url": f"http://{discovery}/?{query}", "refresh_interval": "1s"}]
+        stand_in = [{"url": f"http://{discovery}/?{query}", "refresh_interval": "5s"}]  # and its timeout
         found.append(
             {key: value for key, value in config.items() if key != "kubernetes_sd_configs"}
             | {
