@@ -34,6 +34,7 @@ from tests.trainer.gateway import double  # noqa: E402
 PAGE = REPOSITORY / "docs" / "benchmarks" / "gateway.md"
 RATE, ADAPTERS, TOKENS, WORDS = 50.0, 200, 32, " ".join(["word"] * 400)
 KEY, POOL = "a-key-of-the-benchmark", "bench/pool"
+QUIET = {"FINETUNE_LOG_LEVEL": "WARNING", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 MESSAGES = [{"role": "system", "content": WORDS}, {"role": "user", "content": "hello"}]
 
 
@@ -160,7 +161,7 @@ def peer(folder: pathlib.Path, python: str, engine: int, port: int) -> list[str]
 def process(command: list[str], log: pathlib.Path) -> Iterator[None]:
     with log.open("wb") as output:
         running = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | {"FINETUNE_LOG_LEVEL": "WARNING"}
+            command, stdout=output, stderr=output, env=os.environ | QUIET
         )
     try:
         yield

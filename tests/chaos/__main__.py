@@ -4,10 +4,11 @@
 --minutes N    no new rounds after this many minutes; reference jobs before and running jobs afterwards take longer
 --seed N       of all random choices; absent: a new one each time, which is printed
 --fault NAME   only this one; may be given several times
+--kind NAME    only jobs of this kind; may be given several times
 --policy NAME  an admission policy in force all the while: mirror, native-sidecar or classic-sidecar
 --size N       concurrent jobs (6)
 --short        the four lightest kinds of jobs, no servers
---output DIR   where results go; a part (--fault, --short, --policy) goes to out/benchmarks
+--output DIR   where results go; a part (--fault, --kind, --short, --policy) goes to out/benchmarks
 --render       writes the page again from chaos-rounds.jsonl
 --check        only compares the page with chaos-rounds.jsonl
 
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=24 * 60)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--fault", action="append", choices=list(faults.FAULTS))
+    parser.add_argument("--kind", action="append", choices=list(fleet.KINDS))
     parser.add_argument("--policy", choices=list(rounds.POLICIES), default="")
     parser.add_argument("--size", type=int, default=6)
     parser.add_argument("--short", action="store_true")
@@ -49,14 +51,16 @@ def main() -> int:
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    folder = options.output or (PARTIAL if options.fault or options.short or options.policy else COMMITTED)
+    folder = options.output or (
+        PARTIAL if options.fault or options.kind or options.short or options.policy else COMMITTED
+    )
     if options.check or options.render:
         return report.again(folder, check=options.check)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-    kinds = fleet.SHORT if options.short else fleet.MIX
+    kinds = tuple(options.kind or (fleet.SHORT if options.short else fleet.MIX))
     name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    chosen = tuple(options.fault or faults.FAULTS)
+    chosen = tuple(options.fault or (fault for fault in faults.FAULTS if fault != faults.POOLS or "pooled" in kinds))
     wanted = rounds.Plan(name, seed, options.rounds, options.size, kinds, chosen, options.minutes, options.policy)
     return 1 if strike(wanted, folder) else 0
 

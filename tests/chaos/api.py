@@ -13,6 +13,7 @@ Raw = dict[str, Any]
 T = TypeVar("T")
 JOBS, PODS = "/apis/batch/v1/{}/jobs", "/api/v1/{}/pods"
 FINETUNEJOBS = f"/apis/{GROUP}/{VERSION}/{{}}/finetunejobs"
+SERVINGPOOLS = f"/apis/{GROUP}/{VERSION}/{{}}/servingpools"
 CHILDREN = {
     "Job": JOBS,
     "Pod": PODS,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from chaos import api, clock, watch
 from demo import install
+from finetune_operator.observe import label
 from localcluster import cluster, plan
 from support import site as sites
 from toolbox import say
@@ -18,6 +19,8 @@ OPERATORS = f"/api/v1/namespaces/{install.SYSTEM}/pods"
 SELECTOR = "app.kubernetes.io/name=finetune-operator"
 WORD = "finetune_operator"
 STORE = "s3"
+POOLS = "pool's pod"
+"""The fault of fleets that have a pool."""
 PATIENT = 15.0
 """Seconds for which every stage waits for S3; preflight gives up first, after 20, and is repeated until the deadline."""
 STAGES = ("preflight", "baseline", "train", "evaluate", "verify")
@@ -175,6 +178,20 @@ def _eviction(world: World, dice: random.Random) -> Struck:
     return Struck(f"pod of {labels['finetune.dev/stage']} evicted", labels["finetune.dev/job"])
 
 
+def _server(world: World, dice: random.Random) -> Struck:
+    """The pool's engine or its gateway is killed, or its pod is deleted."""
+    pods = [pod for pod in world.server.items(api.PODS, label.POOL) if not pod["metadata"].get("deletionTimestamp")]
+    if not pods:
+        raise NotNow("no pool has a pod")
+    word = dice.choice(("", "gateway", "vllm.entrypoints.openai.api_server"))
+    meta = dice.choice(pods)["metadata"]
+    if word and world.local:
+        os.kill(int(sites.processes(meta["uid"], word)[0].name), signal.SIGKILL)
+        return Struck(f"SIGKILL of the {'gateway' if word == 'gateway' else 'engine'}", delays=True)
+    world.server.delete(f"{api.PODS}/{meta['name']}")
+    return Struck("pod deleted", delays=True)
+
+
 FAULTS: dict[str, Strike] = {
     "operator": _operator,
     "operator hangs": _operator_hangs,
@@ -186,6 +203,7 @@ FAULTS: dict[str, Strike] = {
     "stage's pod": _stage_pod,
     "eviction": _eviction,
     "operator's clock": _clock,
+    POOLS: _server,
 }
 ANYWHERE = ("operator", "stage's pod", "eviction")
 """What can be done to a cluster that is not this machine's own."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import botocore.exceptions
 
-from chaos import api, history, invariants, watch
+from chaos import api, history, invariants, pools, watch
 from demo import install
 from finetune_operator.observe import label
 from support import site as sites
@@ -151,6 +151,13 @@ def served(author: Author) -> None:
     author.until("served", lambda state: state.get("phase") == "Ready" or bool(history.end(state)))
 
 
+def pooled(author: Author) -> None:
+    """Is served by a pool, and answers there as without faults."""
+    training = {**TRAINING, "maxSequenceLength": pools.CONTEXT}
+    author.apply(training=training, deployment={"pool": pools.NAME, "servedModelName": author.name})
+    author.until("served", lambda state: state.get("phase") == "Ready" or bool(history.end(state)))
+
+
 KINDS: dict[str, Callable[[Author], None]] = {
     "plain": plain,
     "paused": paused,
@@ -159,9 +166,10 @@ KINDS: dict[str, Callable[[Author], None]] = {
     "asked": asked_first,
     "pair": on_two_nodes,
     "served": served,
+    "pooled": pooled,
 }
 SHORT = ("plain", "gate", "paused", "edited")
-MIX = (*SHORT, "pair", "asked", "plain", "edited", "paused", "gate", "pair", "plain", "edited", "served")
+MIX = (*SHORT, "pair", "asked", "plain", "edited", "paused", "gate", "pair", "pooled", "edited", "served")
 """A server takes half a minute of a core, so there are few of them."""
 
 
@@ -195,6 +203,8 @@ class Fleet:
 
     def calm(self, kinds: tuple[str, ...]) -> None:
         """One job of each kind without any fault: what they come to is expected of all later ones."""
+        if "pooled" in kinds:
+            self._site.kube.apply(pools.manifest(self._site, NAMESPACE))
         threads = [
             threading.Thread(target=self._guarded, args=(self._calm, kind), daemon=True)
             for kind in dict.fromkeys(kinds)
@@ -228,6 +238,8 @@ class Fleet:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        self._server.delete(f"{api.SERVINGPOOLS}/{pools.NAME}", propagationPolicy="Background")
+        self._left("")
         self.check()
 
     def check(self) -> None:
@@ -279,11 +291,14 @@ class Fleet:
         """Its result. Its children and, while it lasts, the job itself are read before and after its deletion."""
         state = (self._seen.job(author.name) or {}).get("status") or {}
         weights, lost = ("", []) if stuck else self._artifacts(state)
-        outcome = None if stuck else history.outcome(state, weights)
-        if author.kind != "served":
+        answer = pools.answer(self._server, author.name, LINGER) if author.kind == "pooled" and not stuck else ""
+        outcome = None if stuck else history.outcome(state, weights, answer)
+        if author.kind not in {"served", "pooled"}:
             time.sleep(1)  # whatever would start again after the end would start now
         self._server.delete(f"{api.FINETUNEJOBS}/{author.name}", propagationPolicy="Background")
         left = self._left(author.uid)
+        if answer and not pools.gone(self._server, author.name, LINGER):
+            left += (f"model {author.name} in the pool",)
         if outcome is not None and weights:
             lost += self._artifacts(state)[1]
         seen = self._seen.seen(author.uid)

@@ -60,6 +60,8 @@ class Outcome:
     gates: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     serves: str = ""
     """The revision in service."""
+    answer: str = ""
+    """Of its model in a pool."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def end(state: Raw) -> str:
     return f"{conditions[0]['type']}: {conditions[0]['reason']}" if conditions else ""
 
 
-def outcome(state: Raw, weights: str) -> Outcome:
+def outcome(state: Raw, weights: str, answer: str = "") -> Outcome:
     """How a job ended, by its last status."""
     evaluation = state.get("evaluation") or {}
     return Outcome(
@@ -144,6 +146,7 @@ def outcome(state: Raw, weights: str) -> Outcome:
         metrics={f"{m['contender']} {m['name']}": str(m["value"]) for m in evaluation.get("metrics") or []},
         gates={f"{g['metric']} {g['requirement']}": g["passed"] for g in evaluation.get("gates") or []},
         serves=(state.get("deployment") or {}).get("revision", ""),
+        answer=answer,
     )
 
 

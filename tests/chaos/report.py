@@ -199,6 +199,7 @@ METHOD = [
     "- *Operator's clock*: the wall clock of one replica or both jumps by up to three days, forward or back, and after a while "
     "back again (libfaketime; monotonic clocks are not affected, as on a real node).",
     "- *Stage's pod*: the process of a stage is killed, or its pod is deleted. *Eviction*: as a drain does.",
+    "- *Pool's pod*: the engine or the gateway of the pool is killed, or its pod is deleted.",
     "",
     "Under an admission policy (`--policy`, a MutatingAdmissionPolicy of the fleet's namespace, in force from before the first "
     "job) four jobs of the four lightest kinds run at a time.",
@@ -208,7 +209,8 @@ METHOD = [
     "job: no two Jobs for one revision, stage and attempt (by watch and by the API server's audit log); never "
     "two pods that train at the same time; no attempt without a cause (only faults of the job's own pods, "
     "suspensions and S3 outages longer than preflight's timeout may cost one, and only kills count as "
-    "failures); an outcome is final; every file of the adapter is in S3 with the hash of its manifest, also "
+    "failures); a model in a pool gives the same answer, and none once its job is deleted; "
+    "an outcome is final; every file of the adapter is in S3 with the hash of its manifest, also "
     "after the job's deletion; no child outlives the job.",
     "",
     "A job is small, 120 steps; most have no server, since one takes half a minute of a core to start. A round "

@@ -12,7 +12,7 @@ OTHERS = 3
 
 def test_a_fleet_of_jobs_lives_through_faults(site: Site) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
-    others = sorted(set(faults.FAULTS) - set(faults.ANYWHERE))
+    others = sorted(set(faults.FAULTS) - {*faults.ANYWHERE, faults.POOLS})
     names = (*faults.ANYWHERE, *random.Random(seed).sample(others, OTHERS if site.local else 0))
     wanted = rounds.Plan("short", seed, len(names), 4, fleet.SHORT, names)
     with rounds.ready(site, "") as (world, jobs):

@@ -152,7 +152,7 @@ class Fleet:
         release = json.loads(json.dumps(self._release).replace(FIRST, name))
         release["name"] = f"{name}-{self._changes}"
         release["adapter"] |= {"sha256": adapter.sha256, "bytes": adapter.bytes, "rank": RANK}
-        state["serving"] = json.dumps(release)
+        state["serving"] = json.dumps(release, separators=(",", ":"))  # as the operator writes it
         state.pop("observedGeneration", None)
         with self._lock:
             self._valid.setdefault(name, []).append((time.monotonic(), adapter))
