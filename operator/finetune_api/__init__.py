@@ -4,6 +4,7 @@
   structural schemas.
 - `intent`, `dataset`, `storage`, `training`, `resources`, `evaluation` (with `benchmarks`), `deployment`: the
   sections of a job's spec.
+- `candidates`: several base models for one job, and what was measured of each.
 - `reasons`: conditions, phases, stages and reasons; `checks`: the data checks; `arguments`: vLLM's arguments that jobs may set.
 - `revision`: what a revision consists of, and its name; `course`: the stages of a job, and what each gets on its command line.
 - `run`: the file that the operator passes to a stage's pod; `outcome`: the result that the pod returns; `exits`: its exit codes.

@@ -122,6 +122,12 @@ class BaseModelSpec(model.Model):
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for jobs that choose this model.")
 
 
+_REVISION = (
+    "!has(self.revision) || has(self.source)",
+    "baseModel.revision needs baseModel.source; an entry of the catalogue has its own revision",
+)
+
+
 class BaseModelReference(model.Model):
     """The model to start from."""
 
@@ -131,10 +137,7 @@ class BaseModelReference(model.Model):
                 "has(self.name) != has(self.source)",
                 "set exactly one of baseModel.name (an entry of `kubectl get basemodels`) and baseModel.source",
             ),
-            (
-                "!has(self.revision) || has(self.source)",
-                "baseModel.revision needs baseModel.source; an entry of the catalogue has its own revision",
-            ),
+            _REVISION,
         )
     }
     name: model.Name | None = Field(
@@ -145,6 +148,32 @@ class BaseModelReference(model.Model):
         default=None,
         max_length=128,
         description="The commit, tag or branch of an hf:// source. Absent: the main branch.",
+    )
+
+
+class StartingModel(BaseModelReference):
+    """The model that a job starts from, or several of which the smallest that passes the gates is used."""
+
+    model_config = model.Model.model_config | {
+        "json_schema_extra": model.rules(
+            (
+                "(has(self.name) ? 1 : 0) + (has(self.source) ? 1 : 0) + (has(self.candidates) ? 1 : 0) == 1",
+                "set exactly one of baseModel.name (an entry of `kubectl get basemodels`), baseModel.candidates (several of "
+                "them) and baseModel.source",
+            ),
+            _REVISION,
+        )
+    }
+    candidates: list[model.Name] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=8,
+        description="Names of BaseModels, of which the smallest that passes the gates is used. They are trained and evaluated "
+        "one after the other, by BaseModel.parameters, or as listed where one has no parameters: the next one only after "
+        "evidence that the one before misses a gate. status.candidates shows each.",
+        json_schema_extra=model.rules(
+            ("self.all(a, self.exists_one(b, a == b))", "baseModel.candidates must not name a BaseModel twice"),
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from finetune_api import model
-from finetune_api.basemodel import BaseModelReference
+from finetune_api.basemodel import BaseModelReference, StartingModel
 from finetune_api.benchmarks import Harness, Task, TaskGate
 from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
@@ -103,6 +103,7 @@ __all__ = [
     "Resources",
     "Rollout",
     "Split",
+    "StartingModel",
     "Storage",
     "Task",
     "TaskGate",
@@ -156,6 +157,17 @@ class FineTuneJobSpec(model.Model):
                 "training.batchSize must be at least resources.nodes times resources.gpus, one example per step for "
                 "every GPU: raise it, or use fewer GPUs",
             ),
+            (
+                "!has(self.baseModel.candidates) || !has(self.evaluation.gates) || self.evaluation.gates.size() > 0 || "
+                "(has(self.evaluation.harness) && has(self.evaluation.harness.gates))",
+                "baseModel.candidates needs gates, by which a candidate is enough: leave evaluation.gates out for the default "
+                "ones, or state some",
+            ),
+            (
+                "!has(self.baseModel.candidates) || !has(self.deployment.pool) || self.deployment.pool == 'Dedicated'",
+                "a ServingPool serves one base model: with baseModel.candidates leave deployment.pool out (a default pool of the "
+                "candidate that passes is used, if there is one), or set it to Dedicated",
+            ),
         )
     }
 
@@ -174,7 +186,9 @@ class FineTuneJobSpec(model.Model):
     intent: Intent = Field(
         default_factory=Intent, description="Goals of the job, the current prompt, and how strictly advice is applied."
     )
-    base_model: BaseModelReference = Field(description="The model to start from: exactly one of name and source.")
+    base_model: StartingModel = Field(
+        description="The model to start from: exactly one of name, candidates and source."
+    )
     dataset: Dataset = Field(description="The examples.")
     storage: Storage = Field(description="Where results are written, and how S3 is reached.")
     training: Training = Field(default_factory=Training, description="How the adapter is trained.")
@@ -226,6 +240,12 @@ NAME_RULES = model.rules(
         "self.spec.deployment.servedModelName : self.metadata.name)",
         "the served name (deployment.servedModelName, or else metadata.name) must differ from baseModel.name: the server "
         "lists both",
+    ),
+    (
+        "!has(self.spec.baseModel.candidates) || !((has(self.spec.deployment.servedModelName) ? "
+        "self.spec.deployment.servedModelName : self.metadata.name) in self.spec.baseModel.candidates)",
+        "the served name (deployment.servedModelName, or else metadata.name) must differ from each of baseModel.candidates: the "
+        "server lists both",
     ),
 )
 

@@ -41,6 +41,8 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     whole: dict[str, Any] = collections.defaultdict(
         dict, spec.model_dump(mode="json", by_alias=True, exclude_defaults=chosen)
     )
+    # A candidate is a revision of its own, whose spec names it: see `finetune_api.candidates`.
+    base_model = {k: v for k, v in whole["baseModel"].items() if k != "candidates"}
     dataset = dict(whole["dataset"])
     training = {k: v for k, v in whole["training"].items() if k not in {"retries", "checkpoints"}}
     minimum = dataset.pop("minimumExamples", None)
@@ -72,7 +74,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval"}
     }
     return {
-        TRAINING: {"baseModel": whole["baseModel"], "dataset": dataset, "training": training, "run": run_annotation},
+        TRAINING: {"baseModel": base_model, "dataset": dataset, "training": training, "run": run_annotation},
         PREFLIGHT: {**intent, "minimumExamples": minimum},
         EVALUATION: evaluation,
         RELEASE: deployment,

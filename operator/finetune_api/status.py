@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune_api import candidates as basemodels
 from finetune_api import job, model, reasons, serving
 
 Time = datetime.datetime
@@ -133,6 +134,10 @@ class MetricValue(Reported):
     high: str | None = Field(default=None, description="The upper end of its 95 % interval.")
 
 
+Missed = Literal["ByEvidence", "Undecided"]
+"""How a gate was missed."""
+
+
 class GateResult(Reported):
     """A gate, with what was measured."""
 
@@ -145,6 +150,11 @@ class GateResult(Reported):
     requirement: str = Field(description="The requirement as text.")
     observed: str = Field(description="The measured value as text.")
     passed: bool = Field(description="Whether the gate passed.")
+    missed: Missed | None = Field(
+        default=None,
+        description="ByEvidence: a model that meets the bound would seldom be measured like this (gate.confidence). Undecided: "
+        "it might meet it, or it was not measured. Absent: the gate passed.",
+    )
     power: str | None = Field(
         default=None,
         description="How good a model must truly be to pass so many test examples in 80 of 100 cases. Absent: the value alone "
@@ -189,6 +199,15 @@ class Evaluation(Reported):
         default=None,
         description="Whether more training rows would help, in a sentence. Absent: the training's losses are not known.",
     )
+    missed: Missed | None = Field(
+        default=None,
+        description="ByEvidence: the model is shown to miss a gate. Undecided: it may be good enough. Absent: it passed.",
+    )
+    remedy: str | None = Field(
+        default=None,
+        description="What may let the same base model pass: more rows or more steps, by the losses of its training. Absent: it "
+        "passed, or the losses show no such thing.",
+    )
     unanswered: list[str] = Field(
         default_factory=list,
         description="Models of evaluation.candidates that did not answer, or not all questions: why.",
@@ -210,6 +229,7 @@ class Deployment(Reported):
     endpoint: str = Field(description="The base URL inside the cluster; clients append /v1/chat/completions.")
     model: str = Field(description="The name that clients send as `model`.")
     revision: str = Field(description="The revision that serves.")
+    base_model: str | None = Field(default=None, description="Its base model. Absent in records of earlier versions.")
     release: str = Field(description="The name of the release that serves; of its Deployment, unless in a pool.")
     replicas: int = Field(default=0, description="Requested pods; an autoscaler may have changed the spec's number.")
     ready_replicas: int = Field(default=0, description="Ready pods; of a pool's, those whose server has the adapter.")
@@ -323,6 +343,11 @@ class Status(Reported):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     base_model: str | None = Field(default=None, description="The base model as resolved.")
+    candidates: list[basemodels.Candidate] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Each of spec.baseModel.candidates, the smallest first. Empty: the job has one base model.",
+    )
     revision: str | None = Field(
         default=None, description="The hash of everything that affects training: base model, dataset, training."
     )

@@ -25,12 +25,14 @@ The possible worlds, by the status (its stage, its conditions) and the children.
 Every world follows from the status and the children alone: no state is kept here.
 """
 
+import dataclasses
 import datetime
 from collections.abc import Mapping
 
+from finetune_api import candidates as basemodels
 from finetune_api import revision
 from finetune_api.reasons import Condition
-from finetune_operator import cache, cluster, conditions, kueue, settings
+from finetune_operator import cache, candidates, cluster, conditions, kueue, settings
 from finetune_operator.observe import observation, parents, projections, shared
 
 
@@ -45,10 +47,19 @@ class Gatherer:
         """The world of a job that can be read (all but scenario O)."""
         assert parent.spec is not None
         kinds = observation.by_kind(self._facts.children.get(parent.uid, {}))
-        name = parent.spec.base_model.name
+        choice = candidates.table(
+            parent.spec,
+            parent.run_annotation,
+            parent.records.inputs,
+            parent.status.candidates,
+            self._facts.catalogue,
+        )
+        spec = basemodels.of(parent.spec, candidates.current(choice).model) if choice else parent.spec
+        parent = dataclasses.replace(parent, spec=spec)
+        name = spec.base_model.name
         world = observation.Observation(
             parent=parent,
-            spec=parent.spec,
+            spec=spec,
             entry=self._facts.catalogue.get(name) if name else None,
             name_holder=self._facts.name_holder(parent.uid),
             service_taken=await self._service_taken(parent, kinds["Service"]),
@@ -62,6 +73,7 @@ class Gatherer:
             now=now,
             settings=self._settings,
             pools=self._pools(),
+            candidates=choice,
         )
         refusals = {job.name: await self._api.refusal(parent.namespace, job.uid) for job in _without_a_pod(world)}
         unprepared = {pod.name: await self._api.unprepared(parent.namespace, pod.name) for pod in world.unprepared}

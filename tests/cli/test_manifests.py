@@ -189,6 +189,22 @@ def test_a_missing_model_is_reported_with_what_to_do(tmp_path: pathlib.Path) -> 
     assert "--catalogue" in problem
 
 
+def test_of_several_base_models_the_smallest_is_taken_with_a_note_and_its_own_revision(tmp_path: pathlib.Path) -> None:
+    sized = [
+        ENTRY.replace("name: small", f"name: {name}").replace("{source", f"{{parameters: {size}, source")
+        for name, size in (("large", 7), ("tiny", 1))
+    ]
+    models = "".join(f"---\n{one}" for one in sized)
+    text = BY_NAME.replace("{name: small}", "{candidates: [large, tiny]}")
+    found, single = (
+        jobs.read(written(tmp_path, one + models)) for one in (text, BY_NAME.replace("name: small", "name: tiny"))
+    )
+    assert (found.base.name, found.run.revision) == ("tiny", single.run.revision)
+    assert any("about tiny alone" in note and "for large set baseModel.name" in note for note in found.notes)
+    [problem] = problems(written(tmp_path, text + "---\n" + sized[0]))
+    assert "spec.baseModel.candidates has tiny, and there is no BaseModel of that name" in problem
+
+
 def test_a_volume_of_the_cluster_needs_a_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = written(tmp_path, GOOD.replace("source: base", "source: pvc://claim/model"))
     assert "FINETUNE_MODEL_PATH" in problems(file)[0]

@@ -74,6 +74,7 @@ def test_a_job_with_every_field_is_accepted_without_pruning(dry):
 def test_the_example_with_every_field_has_every_field():
     exclusive = {
         "baseModel.name",
+        "baseModel.candidates",
         "dataset.validation.uris",
         "dataset.test.fraction",
         "training.maxSteps",

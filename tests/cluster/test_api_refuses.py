@@ -54,6 +54,32 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "baseModel.source",
     ),
     (
+        "several base models beside one",
+        {"baseModel.candidates": ["a", "b"]},
+        "baseModel",
+        "baseModel.candidates (several of them)",
+    ),
+    ("a single candidate", {"baseModel": {"candidates": ["a"]}}, "baseModel.candidates", "at least 2"),
+    ("a candidate twice", {"baseModel": {"candidates": ["a", "a"]}}, "baseModel.candidates", "name a BaseModel twice"),
+    (
+        "candidates without a gate",
+        {"baseModel": {"candidates": ["a", "b"]}, GATE: []},
+        "spec",
+        "baseModel.candidates needs gates",
+    ),
+    (
+        "candidates in a pool",
+        {"baseModel": {"candidates": ["a", "b"]}, "deployment": {"pool": "chat"}},
+        "spec",
+        "a ServingPool serves one base model",
+    ),
+    (
+        "a candidate's own name for the tuned model",
+        {"baseModel": {"candidates": ["a", "b"]}, "deployment": {"servedModelName": "b"}},
+        "metadata.name",
+        "must differ from each of baseModel.candidates",
+    ),
+    (
         "a model's name in capitals",
         {"baseModel.name": "Qwen2.5-7B"},
         "baseModel.name",

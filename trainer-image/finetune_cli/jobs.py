@@ -8,10 +8,10 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune_api import basemodel, job, revision, run
+from finetune_api import basemodel, candidates, job, revision, run
 from finetune_cli import answer, documents, manifests, rules
 
 URIS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -95,12 +95,30 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
         message = f"must contain exactly one FineTuneJob; found {found_kinds}"
         raise documents.Invalid([answer.Problem(file=str(file), message=message)])
     spec = manifests.check(jobs[0], job.FineTuneJobSpec)
-    name = spec.base_model.name
-    entry = None if name is None else _entry(name, jobs[0], in_file, catalogue)
+    entries = {name: _entry(name, jobs[0], in_file, catalogue) for name in _named(spec)}
+    spec, chosen = _smallest(spec, entries)
+    entry = entries.get(spec.base_model.name or "")
     base = _base(jobs[0], spec, entry)
     _claims(jobs[0], spec)
-    notes = [note for note in (rules.missing(),) if note]
+    notes = [note for note in (rules.missing(), chosen) if note]
     return Job(jobs[0], spec, base, tuple(notes), entry)
+
+
+def _named(spec: job.FineTuneJobSpec) -> list[str]:
+    return spec.base_model.candidates or [name for name in [spec.base_model.name] if name is not None]
+
+
+def _smallest(spec: job.FineTuneJobSpec, entries: Mapping[str, documents.Document]) -> tuple[job.FineTuneJobSpec, str]:
+    """The job with the smallest of its candidates, and a note on it; as it is where it has one base model."""
+    if not spec.base_model.candidates:
+        return spec, ""
+    sizes = {name: manifests.check(entry, basemodel.BaseModelSpec).parameters for name, entry in entries.items()}
+    first, *others = candidates.smallest_first(spec.base_model.candidates, sizes)
+    note = (
+        f"baseModel.candidates: this is about {first} alone, which a cluster trains first; for {' or '.join(others)} set "
+        "baseModel.name in place of candidates"
+    )
+    return candidates.of(spec, first), note
 
 
 def _base(
@@ -148,21 +166,22 @@ def _entry(
     name: str, document: documents.Document, in_file: list[documents.Document], catalogue: pathlib.Path | None
 ) -> documents.Document:
     """The BaseModel of that name: from the job's file, the catalogue, or a file next to the job's."""
-    candidates = [one for one in in_file if one.kind == "BaseModel"]
+    models = [one for one in in_file if one.kind == "BaseModel"]
     if catalogue is not None:
-        candidates += _models(catalogue, strict=True)
-    elif all(one.name != name for one in candidates):
-        candidates += _models(document.file.parent, strict=False)
-    for one in candidates:
+        models += _models(catalogue, strict=True)
+    elif all(one.name != name for one in models):
+        models += _models(document.file.parent, strict=False)
+    for one in models:
         if one.name == name:
             return one
-    known = ", ".join(sorted({one.name for one in candidates})) or "none"
+    known = ", ".join(sorted({one.name for one in models})) or "none"
+    listed = name in (document.data["spec"]["baseModel"].get("candidates") or [])
     message = (
-        f"is {name}, and there is no BaseModel of that name here (known: {known}). Write a manifest of kind BaseModel with "
-        f"metadata.name {name} and spec.source, a folder or hf://organisation/name, into the same file, or give a file of them "
-        "by --catalogue (`kubectl get basemodels -o yaml` prints a cluster's); or set baseModel.source instead"
+        f"{'has' if listed else 'is'} {name}, and there is no BaseModel of that name here (known: {known}). Write a manifest of "
+        f"kind BaseModel with metadata.name {name} and spec.source, a folder or hf://organisation/name, into the same file, or "
+        "give a file of them by --catalogue (from `kubectl get basemodels -o yaml`); or set baseModel.source instead"
     )
-    raise documents.Invalid([document.problem(("spec", "baseModel", "name"), message)])
+    raise documents.Invalid([document.problem(("spec", "baseModel", "candidates" if listed else "name"), message)])
 
 
 def _models(place: pathlib.Path, *, strict: bool) -> list[documents.Document]:

@@ -60,7 +60,7 @@ def of_job(wanted: jobs.Job) -> answer.Answer:
         )
         raise documents.Invalid([answer.Problem(file=str(wanted.document.file), message=message)])
     made = to_answer(found, spec.layout.evaluation(spec.evaluation_hash), answer.place(spec.layout.report))
-    return made.model_copy(update={"job": wanted.summary()})
+    return made.model_copy(update={"job": wanted.summary(), "notes": [*made.notes, *wanted.notes]})
 
 
 def document(spec: run.Run) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@
 - `pooled`: a release in a ServingPool: verified, traffic in steps, watched. `traffic`: whether it answers worse.
 - `servingpool`: the objects and the status of a ServingPool.
 - `approval`: what people say between verification and traffic; `switching`: all traffic to one release, and back.
+- `candidates`: several base models, the smallest first: whether the next one follows.
 - `attempts`: one Job for each attempt of a stage, until it is over; `endings`: how it ended, and what follows.
 - `gang`: the pods of an attempt together; `queue`: an attempt in a queue; `progress`: how far training is.
 - `diagnosis`: what is wrong with a pod, in the words of the API.

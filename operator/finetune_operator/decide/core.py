@@ -17,6 +17,7 @@ from finetune_api.reasons import Condition, Reason
 from finetune_operator import conditions
 from finetune_operator.decide import (
     baseline,
+    candidates,
     cost,
     drift,
     edits,
@@ -67,6 +68,7 @@ IN_EVERY_WORLD: tuple[Callable[[World], Verdict], ...] = (
     drift.settle,
     queue.settle,
     cost.settle,
+    candidates.settle,
     life.wake,
 )
 MOST = 2 * len(JOURNEY)

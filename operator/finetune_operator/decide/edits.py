@@ -12,6 +12,7 @@ from typing import Any
 from finetune_api import revision
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
+from finetune_operator.decide import candidates
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import ENDS, STAGES, World, remembered
 from finetune_operator.manifests import sidecar
@@ -54,7 +55,7 @@ def the_spec_asks_for_other_work(world: World) -> Verdict | None:
 
 
 def _subject(world: World) -> str:
-    return f"revision {world.wanted.revision} of base model {world.base_model.name}"
+    return f"revision {world.wanted.revision} of base model {world.base_model.name}{candidates.one_of(world)}"
 
 
 def _still_valid(world: World) -> str:
@@ -74,6 +75,7 @@ def recorded(world: World) -> dict[str, Any]:
         "evaluation_hash": world.wanted.evaluation_hash,
         "release": world.release_name if world.spec.deployment.enabled else None,
         "base_model": world.base_model.name,
+        "candidates": list(world.obs.candidates),
     }
 
 
@@ -85,7 +87,8 @@ def another_revision(world: World) -> Stale:
     forgotten = dict.fromkeys(
         ("micro_batch_scale", "preflight", "baseline", "progress", "checkpoint", "artifacts", "evaluation")
     )
-    why = world.wanted.why(revision.TRAINING)
+    missed = [one for one in world.obs.candidates if one.result == "Missed" and one.revision == old.revision]
+    why = f"{missed[0].model} missed: {missed[0].message}" if missed else world.wanted.why(revision.TRAINING)
     news = f"new {_subject(world)}: {why}" if why else ""
     return begin_again(world) + Stale(STAGES, superseded | forgotten, news)
 

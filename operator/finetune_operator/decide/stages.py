@@ -1,10 +1,11 @@
 """Rules of the stages: each starts when the previous one is done, and its outcome becomes its condition."""
 
 import dataclasses
+from typing import Any
 
 from finetune_api import job, outcome, status
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import attempts, progress, verdict
+from finetune_operator.decide import attempts, candidates, progress, verdict
 from finetune_operator.decide.attempts import Work
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World, fails
@@ -97,18 +98,34 @@ def _evaluated(world: World, answer: outcome.Outcome) -> Verdict:
             for g in found.gates
             if not g.passed
         )
+        if following := candidates.follows(world, found):
+            return _next_candidate(world, f"{missed}; {following.model} is trained next ({answer.report})", edits)
         failed = fails(
             world,
             Stage.EVALUATE,
             Reason.EVALUATION_BELOW_GATE,
-            f"{missed}. See the report ({answer.report}), then improve data or training, or change evaluation.gates.",
+            f"{missed}. See the report ({answer.report}), then improve data or training, or change evaluation.gates."
+            + candidates.what_helps(world, found),
         )
         return dataclasses.replace(failed, edits={**failed.edits, **edits})
     gates = f"{len(found.gates)} of {len(found.gates)} gates passed" if found.gates else "no gates"
     best = f"; the best baseline: {found.best_baseline}" if found.best_baseline else ""
     again = f", evaluation {found.tries} of this job on them" if (found.tries or 1) > 1 else ""
-    text = f"{gates} on {found.examples} test examples{again}{best}"
+    text = f"{gates} on {found.examples} test examples{again}{best}{candidates.skipped(world)}"
     return verdict.says(Condition.EVALUATED, "True", Reason.SUCCEEDED, text, edits=edits, proceed=True)
+
+
+def _next_candidate(world: World, text: str, edits: dict[str, Any]) -> Verdict:
+    """Evidence shows that this base model is not enough: its revision ends, and the next pass begins that of the next one."""
+    return verdict.says(
+        Condition.EVALUATED,
+        "False",
+        Reason.EVALUATION_BELOW_GATE,
+        text,
+        edits=edits,
+        outcome=Reason.EVALUATION_BELOW_GATE,
+        again=world.obs.now,
+    )
 
 
 def deployment_is_disabled(world: World) -> Verdict | None:

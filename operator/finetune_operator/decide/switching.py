@@ -80,6 +80,7 @@ def _deployed(world: World, release: Release, speed: int | None) -> status.Deplo
         endpoint=pool.endpoint if pool is not None else service.endpoint(parent, parent.name),
         model=release.served_model_name,
         revision=release.revision,
+        base_model=release.base_model.name,
         release=release.name,
         ready_replicas=held(world, release).ready if release.pool is not None else world.obs.ready(release.name),
         tokens_per_second=speed,

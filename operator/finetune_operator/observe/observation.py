@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api import basemodel, job
+from finetune_api import candidates as basemodels
 from finetune_operator import kueue, settings
 from finetune_operator.observe import containers, parents, projections, shared
 
@@ -21,6 +22,7 @@ class Observation:
 
     parent: parents.Parent
     spec: job.FineTuneJobSpec
+    """With the current one of baseModel.candidates as its base model."""
     entry: basemodel.BaseModelSpec | None
     jobs: Mapping[str, projections.StageJob]
     pods: tuple[projections.Pod, ...]
@@ -36,6 +38,8 @@ class Observation:
     settings: settings.Settings
     pools: Mapping[str, shared.Pool] = dataclasses.field(default_factory=dict)
     """NAMESPACE/NAME -> each ServingPool."""
+    candidates: tuple[basemodels.Candidate, ...] = ()
+    """The spec's baseModel.candidates, the smallest first; empty for a job of one base model."""
     name_holder: str = ""
     """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
     service_taken: bool = False

@@ -10,6 +10,7 @@
     metrics      answers against the expected ones, example by example
     evidence     how certain a figure is: intervals, bounds, paired tests
     gates        whether the measured values let the tuned model serve
+    missed       whether a missed gate was missed by evidence
     task_gates   the same for public benchmarks, and which of their gates make no sense
     power        how many examples a gate needs
     tries        how often models were evaluated on the same test examples

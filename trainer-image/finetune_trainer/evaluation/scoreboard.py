@@ -139,7 +139,12 @@ def results_of(
         best_alternative=head.alternative,
         candidates=found.candidates,
         evaluation=summary(spec, reported, gate_results, len(examples), saved, found).model_copy(
-            update={"more_data": more and more.text}
+            update={
+                "more_data": more and more.text,
+                "remedy": None
+                if all(one.passed for one in gate_results)
+                else learning_curve.remedy(more, provenance.history.get("validations", []), preflight),
+            }
         ),
         values=reported,
         comparisons=[
@@ -321,6 +326,7 @@ def summary(
         score = [one.rate for which, one in found.win_losses.items() if which is first.over and one.examples]
     return status.Evaluation(
         passed=all(one.passed for one in gate_results),
+        missed=missed_by(gate_results),
         score=f"{score[0]:.4f}" if score else None,
         examples=examples,
         metrics=[metric_value(one) for one in reported],
@@ -331,6 +337,13 @@ def summary(
         canary=f"{spec.layout.evaluation(spec.evaluation_hash)}/canary.json",
         tokens_saved_per_request=saved,
     )
+
+
+def missed_by(gate_results: list[status.GateResult]) -> status.Missed | None:
+    """By evidence if one of the gates is: all must be passed."""
+    if all(one.passed for one in gate_results):
+        return None
+    return "ByEvidence" if any(one.missed == "ByEvidence" for one in gate_results) else "Undecided"
 
 
 def metric_value(one: results.Value) -> status.MetricValue:

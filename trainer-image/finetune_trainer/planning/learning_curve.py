@@ -90,6 +90,27 @@ def estimate(seen: Sequence[float], losses: Sequence[float], rows: int) -> resul
     return results.MoreData(answer="MoreRows", text=text, rows=about, low=least, high=most)
 
 
+def remedy(
+    more: results.MoreData | None, validations: Sequence[dict[str, float]], preflight: dict[str, Any] | None
+) -> str | None:
+    """What may let a model pass that missed a gate, as a sentence; None where its losses show nothing.
+
+    Rows: not more than there are again lower the loss by GAIN. Steps: the loss was falling by as much between the last two of at
+    least three validations, so that the training ended early. validations: step and loss of each.
+    """
+    rows = (preflight or {}).get("examples", 0)
+    if more is not None and more.answer == "MoreRows" and more.rows is not None and more.rows <= rows:
+        return f"More data may be enough. {more.text}"
+    losses = [one["loss"] for one in validations if "loss" in one]
+    if len(losses) >= 3 and losses[-1] == min(losses) and losses[-1] <= (1 - GAIN) * losses[-2]:
+        fell = 100 * (1 - losses[-1] / losses[-2])
+        return (
+            f"More steps may be enough: the validation loss fell by {fell:.0f} % between the last two validations. Raise "
+            "training.epochs."
+        )
+    return None
+
+
 def _unknown(why: str) -> results.MoreData:
     return results.MoreData(answer="CannotTell", text=f"Cannot tell: {why}.")
 

@@ -30,12 +30,12 @@ from finetune_trainer.evaluation import (
     gates,
     judge,
     metrics,
+    missed,
     power,
     scoreboard,
     selection,
     server,
     structured,
-    task_gates,
     tries,
 )
 from finetune_trainer.harness import measures, play, tasks
@@ -170,11 +170,12 @@ def check_gates(spec: run.Run, found: scoreboard.Findings) -> list[status.GateRe
             update={
                 "requirement": one.requirement if stated else f"{one.requirement} (by default)",
                 "power": "; ".join(each.text for each in power.after(gate, found.values)) or None,
+                "missed": None if one.passed else missed.of_gate(gate, found.values, found.win_losses),
             }
         )
         for gate, one in zip(required, checked, strict=True)
     ]
-    return of_metrics + task_gates.check(on_benchmarks, found.benchmarks)
+    return of_metrics + missed.of_task_gates(on_benchmarks, found.benchmarks)
 
 
 # --- Every contender answers ---

@@ -1,0 +1,107 @@
+"""How a gate was missed: by evidence, which takes a job of several base models to the next one, or undecided."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_api import job, results
+from finetune_trainer.evaluation import evidence, gates, missed, task_gates
+from finetune_trainer.planning import learning_curve
+
+TUNED, BASE, FEW = job.Contender.TUNED, job.Contender.BASE, job.Contender.FEW_SHOT
+ACC = ("acc", "none")
+
+
+def share(hits: int, examples: int = 100) -> evidence.Column:
+    return evidence.mean([1.0] * hits + [0.0] * (examples - hits), share=True)
+
+
+def of(gate: dict[str, Any], tuned: evidence.Column | None, **others: evidence.Column) -> str:
+    made = job.Gate.model_validate(gate)
+    values: gates.Values = {TUNED: {made.metric: tuned} if tuned else {}}
+    values |= {job.Contender(name): {made.metric: column} for name, column in others.items()}
+    assert not gates.check([made], values)[0].passed, "only a gate that was missed is missed somehow"
+    return missed.of_gate(made, values, {})
+
+
+AT_LEAST: dict[str, Any] = {"metric": "ExactMatch", "minimum": 0.8}
+BEST: dict[str, Any] = {"metric": "ExactMatch", "over": "BestBaseline"}
+
+
+@pytest.mark.parametrize(
+    "gate, tuned, others, how",
+    [
+        (AT_LEAST, share(60), {}, "ByEvidence"),
+        (AT_LEAST, share(78), {}, "Undecided"),
+        (AT_LEAST, share(82), {}, "Undecided"),
+        (AT_LEAST, share(6, 10), {}, "Undecided"),
+        (AT_LEAST, None, {}, "Undecided"),
+        (AT_LEAST | {"confidence": 0.5}, share(79), {}, "ByEvidence"),
+        (AT_LEAST | {"minimum": 1.0}, share(99), {}, "ByEvidence"),
+        ({"metric": "InvalidLabels", "maximum": 0.1}, share(30), {}, "ByEvidence"),
+        ({"metric": "InvalidLabels", "maximum": 0.1}, share(12), {}, "Undecided"),
+        ({"metric": "Loss", "maximum": 1.5}, evidence.mean(1.6 + np.linspace(-0.1, 0.1, 100)), {}, "ByEvidence"),
+        (BEST, share(60), {"Base": share(10), "FewShot": share(90)}, "ByEvidence"),
+        (BEST, share(80), {"Base": share(10), "FewShot": share(80)}, "Undecided"),
+        (BEST | {"improvement": 0.2}, share(82), {"FewShot": share(80)}, "ByEvidence"),
+        (BEST | {"improvement": 0.05}, share(83), {"FewShot": share(80)}, "Undecided"),
+        (BEST, share(60), {}, "Undecided"),
+        ({"metric": "ExactMatch", "over": "Serving"}, share(60), {"Serving": share(90)}, "ByEvidence"),
+    ],
+)
+def test_a_miss_is_by_evidence_where_a_model_at_the_bound_would_seldom_look_like_this(
+    gate: dict[str, Any], tuned: evidence.Column | None, others: dict[str, evidence.Column], how: str
+) -> None:
+    assert of(gate, tuned, **others) == how
+
+
+def test_a_model_at_the_bound_is_seldom_found_to_miss_it_by_evidence() -> None:
+    draw = np.random.default_rng(1)
+    gate = job.Gate.model_validate(AT_LEAST)
+    columns = [share(int(draw.binomial(50, 0.8)), 50) for _ in range(400)]
+    found = [missed.of_gate(gate, {TUNED: {gate.metric: column}}, {}) for column in columns]
+    assert found.count("ByEvidence") <= 400 * 0.05 + 2 * (400 * 0.05 * 0.95) ** 0.5
+
+
+def test_pairwise_comparisons_are_lost_by_evidence_or_too_few() -> None:
+    gate = job.Gate.model_validate({"metric": "JudgeWinRate", "over": "Base"})
+    clear, few = evidence.WinLoss(10, 10, 60), evidence.WinLoss(2, 1, 3)
+    assert missed.of_gate(gate, {}, {BASE: clear}) == "ByEvidence"
+    assert missed.of_gate(gate, {}, {BASE: few}) == "Undecided"
+    bound = job.Gate.model_validate({"metric": "JudgeWinRate", "over": "Base", "minimum": 0.6})
+    assert missed.of_gate(bound, {}, {BASE: clear}) == "ByEvidence"
+    assert missed.of_gate(bound, {}, {BASE: evidence.WinLoss(30, 10, 30)}) == "Undecided"
+
+
+@pytest.mark.parametrize(
+    "gate, tuned, how",
+    [
+        ({"minimum": 0.5}, 20, "ByEvidence"),
+        ({"minimum": 0.5}, 48, "Undecided"),
+        ({"margin": 0.05}, 20, "ByEvidence"),
+        ({"margin": 0.05}, 56, "Undecided"),
+    ],
+)
+def test_a_benchmark_is_missed_by_evidence_or_undecided(gate: dict[str, Any], tuned: int, how: str) -> None:
+    made = job.TaskGate.model_validate({"task": "arc_easy", **gate})
+    one = task_gates.Measured(0.6, tuned / 100, (share(60), share(tuned)))
+    (found,) = missed.of_task_gates([made], {"arc_easy": {ACC: one}})
+    assert (found.passed, found.missed) == (False, how)
+
+
+def losses(*values: float) -> list[dict[str, float]]:
+    return [{"step": float(step), "loss": value} for step, value in enumerate(values)]
+
+
+def more(rows: int) -> results.MoreData:
+    return results.MoreData(answer="MoreRows", text=f"Probably: about {rows} more rows.", rows=rows)
+
+
+def test_more_rows_or_steps_are_a_remedy_where_the_losses_show_it() -> None:
+    flat, known = losses(1.0, 0.8, 0.79), {"examples": 500}
+    assert learning_curve.remedy(None, flat, known) is None
+    assert learning_curve.remedy(more(5000), flat, known) is None, "ten times the rows are no remedy"
+    assert "about 400 more rows" in (learning_curve.remedy(more(400), flat, known) or "")
+    assert "fell by 10 %" in (learning_curve.remedy(None, losses(1.0, 0.9, 0.81), known) or "")
+    assert learning_curve.remedy(None, losses(1.0, 0.7, 0.8), known) is None, "it rose again"
