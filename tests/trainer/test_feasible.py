@@ -58,6 +58,9 @@ SCHEMA = {"type": "object", "properties": {"a": {"maximum": 1}}}
             ["a.jsonl:2", "$.a: 2 is greater"],
         ),
         (PLAIN, {"metric": "ToolCallMatch", "minimum": 0.9}, {}, ["was not measured"]),
+        (PLAIN[:3], {"metric": "RougeL", "minimum": 0.5}, {}, ["n 3", "gets this far in 12 of 100 cases"]),
+        (PLAIN[:4], {"metric": "Bleu", "over": "Base"}, {}, ["n 4", "too few examples"]),
+        (OBJECTS[:10], {"metric": "FieldF1", "minimum": 0.9}, {}, ["n 10", "too few examples"]),
     ],
 )
 def test_a_gate_that_a_model_without_a_mistake_fails_is_named(
@@ -80,7 +83,8 @@ def test_a_gate_that_a_model_without_a_mistake_fails_is_named(
         (LABELS, {"metric": "InvalidLabels", "maximum": 0.1}, {"labels": ["a", "b", "c"]}),
         (OBJECTS, {"metric": "JsonSchema", "minimum": 0.3}, {"outputSchema": SCHEMA}),
         (OBJECTS, {"metric": "FieldF1", "minimum": 0.9}, {}),
-        (PLAIN[:2], {"metric": "RougeL", "minimum": 0.9}, {}),
+        (PLAIN[:30], {"metric": "RougeL", "minimum": 0.9}, {}),
+        (PLAIN[:3], {"metric": "Chrf", "minimum": 1}, {}),
         (PLAIN[:2], {"metric": "Loss", "over": "Base"}, {}),
         (PLAIN[:1], {"metric": "Forgetting", "maximum": 0.05}, {}),
     ],

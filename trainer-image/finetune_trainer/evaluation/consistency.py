@@ -1,5 +1,6 @@
 """Consistency: how often sampled answers to one question agree, of base and tuned model."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -36,4 +37,4 @@ def measure(
         decoded = (asked.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in samples)
         texts = [answers.without_reasoning(text, examples[place]) for text in decoded]
         values[place] = agreement(texts, folded)
-    return evidence.mean(values)
+    return dataclasses.replace(evidence.mean(values), bounded=True)

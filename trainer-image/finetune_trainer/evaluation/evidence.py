@@ -15,12 +15,13 @@ Without groups:
 
 - Interval of a share: Wilson (1927). Of anything else: percentiles of the bootstrap over examples (Efron 1979), widened by
   sqrt(n / (n - 1)) since few examples vary less than their population.
-- Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side.
+- Bound of a share: the exact binomial test (Clopper and Pearson 1934), which errs on the safe side. Of anything else: the
+  bootstrap, and what few examples hide (`means`).
 - Pairwise comparisons, won, tied or lost: the sign test of wins and losses (Dixon and Mood 1946); for bounds and intervals
   ties count half, with the spread of shares, which is never smaller than theirs.
 - Better than another contender, shares: the exact test of McNemar (1947), and with a margin the score test of Tango (1998) with
-  the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, and with a margin the
-  bootstrap.
+  the larger of the two probabilities. Anything else: a permutation test that swaps the contenders' answers, with a margin the
+  bootstrap, and what few examples hide.
 - Not worse by a margin or more: a margin below zero. Shares: Tango's test alone. Means: the bootstrap, and changes of the signs
   of what each example gains above the margin. Anything else: the bootstrap, and at least 0.5 to the power of the examples.
 """
@@ -32,6 +33,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from finetune_trainer.evaluation import means
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -49,6 +52,7 @@ class Column:
 
     parts: float [n, k], what each example adds to the sums; an example for which the metric is not defined adds zeros.
     of: the metric of sums [..., k] -> [...]. defined: bool [n]. share: whether it is a mean of zeros and ones in parts[:, 0].
+    bounded: whether its values are from 0 to 1.
     """
 
     parts: Array
@@ -57,6 +61,7 @@ class Column:
     share: bool = False
     clusters: Any = None
     """int [n]: the number of each example's group; None: every example counts for itself."""
+    bounded: bool = False
 
     @functools.cached_property
     def value(self) -> float:
@@ -128,7 +133,7 @@ def p_value_at_least(column: Column, minimum: float) -> float:
         number = math.floor(column.independent + ROUNDING)
         hits = math.floor(column.value * number + ROUNDING)
         return float(stats.binom.sf(hits - 1, number, min(minimum, 1.0)))
-    return float(np.mean(_resampled(column) < minimum)) if column.units > 1 else 1.0
+    return _p_value_beyond(column, minimum, 1.0)
 
 
 def p_value_at_most(column: Column, maximum: float) -> float:
@@ -139,7 +144,20 @@ def p_value_at_most(column: Column, maximum: float) -> float:
         number = math.floor(column.independent + ROUNDING)
         hits = math.ceil(column.value * number - ROUNDING)
         return float(stats.binom.cdf(hits, number, max(maximum, 0.0)))
-    return float(np.mean(_resampled(column) > maximum)) if column.units > 1 else 1.0
+    return _p_value_beyond(column, maximum, -1.0)
+
+
+def room_below(column: Column, bound: float, sign: float) -> float | None:
+    """How far one value can be on the wrong side of a bound: below it, or, with a sign of -1, above it. None: nobody knows."""
+    return max(0.0, bound if sign > 0 else 1 - bound) if column.bounded else None
+
+
+def _p_value_beyond(column: Column, bound: float, sign: float) -> float:
+    if column.units < 2:
+        return 1.0
+    by_chance = float(np.mean(sign * (_resampled(column) - bound) < 0))
+    hidden = means.unseen(sign * (column.value - bound), room_below(column, bound, sign), column.independent)
+    return max(by_chance, hidden, means.skewed(sign * (_single(column) - bound)))
 
 
 def wilson(share: float, number: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -203,6 +221,9 @@ def compare(one: Column, other: Column, *, lower_is_better: bool = False, margin
         elif margin < 0:
             # No test of signs is surer of so few units; the bootstrap is, where each of them gains more than the margin.
             p_value = max(p_value, 0.5**one.units)
+        if margin >= 0 and not (one.share and other.share):
+            hidden = means.unseen(gain - margin, 1 + margin if one.bounded else None, one.independent)
+            p_value = max(p_value, hidden, means.skewed(sign * (_single(one) - _single(other)) - margin))
     return Difference(gain, float(low), float(high), p_value)
 
 
@@ -324,6 +345,14 @@ def _units(column: Column) -> Array:
         return parts
     order = np.random.default_rng(SEED).permutation(len(parts))
     return np.stack([parts[group].sum(0) for group in np.array_split(order, UNITS)])
+
+
+def _single(column: Column) -> Array:
+    """float [units]: what the metric is of each example, or group of them; of a metric that is no mean, the pseudo-values of
+    the jackknife (Tukey 1958)."""
+    units = _units(column)
+    found: Array = len(units) * column.value - (len(units) - 1) * column.of(units.sum(0) - units)
+    return found
 
 
 @functools.lru_cache(maxsize=2)

@@ -6,6 +6,7 @@ pass is not passed by any: the examples are too few for its bound, or the expect
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from finetune_api import job, reasons, run
@@ -26,9 +27,16 @@ KNOWN = frozenset(
         job.Metric.INVALID_LABELS,
         job.Metric.TOOL_CALL_MATCH,
         job.Metric.TOOL_CALL_VALID,
+        job.Metric.ROUGE_L,
+        job.Metric.CHRF,
+        job.Metric.BLEU,
     }
 )
 """Metrics of which the value for the expected answers is a bound for every model."""
+
+
+OPEN = frozenset({job.Metric.LOSS, job.Metric.PERPLEXITY, job.Metric.LENGTH_RATIO})
+"""Metrics of answers to test examples that have no scale."""
 
 
 def check_frozen(spec: run.Run, store: storage.Storage) -> None:
@@ -71,7 +79,7 @@ def frozen(spec: run.Run, store: storage.Storage) -> list[dataset.Example]:
 
 def short(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> list[str]:
     """Each gate on a share for which these test examples are too few, with what they can show and how many it takes; of a job
-    that states no gates, the one that compares with the baselines."""
+    that states no gates, the one that compares with the baselines. Of losses those for which so few prove nothing."""
     answered = [one for one in examples if one.answer is not None]
     measured = metrics.measure([_answer(one, one.answer) for one in answered], rules, KNOWN | {job.Metric.STOPPED})
     if job.Metric.STOPPED not in measured:
@@ -90,10 +98,21 @@ def short(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> list[st
         elif gate.metric in job.PAIRWISE and rules.judge is not None:
             counted = min(every, rules.judge.maximum_examples)
         else:
+            least = _fewest(gate)
+            if every < least:
+                texts.append(f"{gates.requirement(gate)}: {every} {unit} prove nothing; it takes {least} at least")
             continue
         found = power.before(gate, counted, unit)
         texts += [f"{gates.requirement(gate)}: {one.text}" for one in found if not one.enough]
     return texts
+
+
+def _fewest(gate: job.Gate) -> int:
+    """The fewest test examples that prove anything of a metric without a scale; 0 where none are required."""
+    bounded = gate.minimum is not None or gate.maximum is not None
+    if gate.metric not in OPEN or gate.confidence <= gates.POINT or (gates.replaces(gate) and not bounded):
+        return 0
+    return math.ceil(math.log2(1 / (1 - gate.confidence)) - gates.TOLERANCE)
 
 
 def problem(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str | None:

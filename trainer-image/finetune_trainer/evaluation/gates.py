@@ -158,7 +158,7 @@ def above(gate: Bounds, column: evidence.Column) -> tuple[bool, str]:
         return True, ""
     if column.value < minimum - TOLERANCE:
         return False, ""
-    if gate.confidence <= POINT or (column.share and (minimum <= 0 or minimum >= 1)):
+    if gate.confidence <= POINT or (_is_share(column) and (minimum <= 0 or minimum >= 1)):
         return True, ""
     return sure(gate, evidence.p_value_at_least(column, minimum), f"a model at {minimum:g} gets this far")
 
@@ -170,9 +170,13 @@ def below(gate: Bounds, column: evidence.Column) -> tuple[bool, str]:
         return True, ""
     if column.value > maximum + TOLERANCE:
         return False, ""
-    if gate.confidence <= POINT or (column.share and (maximum <= 0 or maximum >= 1)):
+    if gate.confidence <= POINT or (_is_share(column) and (maximum <= 0 or maximum >= 1)):
         return True, ""
     return sure(gate, evidence.p_value_at_most(column, maximum), f"a model at {maximum:g} gets this low")
+
+
+def _is_share(column: evidence.Column) -> bool:
+    return column.share or column.bounded
 
 
 def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bool, str]:
@@ -184,7 +188,7 @@ def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bo
         return serving, f"; {gate.over} {'does not exist yet' if serving else 'was not measured'}"
     lower, margin = gate.metric in job.LOWER_IS_BETTER, gate.improvement or 0.0
     words = f", {gate.over} {other.value:.4f}"
-    if serving and not margin:
+    if replaces(gate):
         worse = evidence.compare(other, column, lower_is_better=lower)
         shown = worse.gain > TOLERANCE and worse.p_value <= 1 - max(gate.confidence, POINT)
         return not shown, words + (f"; worse, with a p-value of {worse.p_value:.2g}" if shown else "")
@@ -196,6 +200,11 @@ def _better(gate: job.Gate, column: evidence.Column, values: Values) -> tuple[bo
         return True, words
     good, doubt = sure(gate, found.p_value, "so large a gain comes by chance")
     return good, words + doubt
+
+
+def replaces(gate: job.Gate) -> bool:
+    """Whether all that the gate asks for is that a new model is not shown to be worse than the one that serves."""
+    return gate.over is job.Contender.SERVING and not gate.improvement
 
 
 def sure(gate: Bounds, p_value: float, event: str) -> tuple[bool, str]:

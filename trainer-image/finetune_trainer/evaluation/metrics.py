@@ -75,7 +75,7 @@ def measure(
         found |= calls(answers)
     clusters = evidence.clusters([one.group for one in answers])
     return {
-        metric: dataclasses.replace(found[metric], clusters=clusters)
+        metric: dataclasses.replace(found[metric], clusters=clusters, bounded=metric in job.SHARES)
         for metric in job.Metric
         if metric in found and metric in wanted and found[metric].examples
     }

@@ -9,8 +9,8 @@ preflight says it; the evaluation says it again for the examples that counted.
 - `over`: the probability of each pair of wins and losses, summed over those that pass McNemar's exact test and, with a margin,
   Tango's (Miettinen, Biometrics 24 (1968), 339-352: the power depends on how often the two models differ). Before training nobody
   knows that; LOSSES is an assumption.
-- What is no share has a spread that only answers show: the normal approximation with the spread of the bootstrap, in the
-  evaluation alone.
+- What is no share has a spread that only answers show: the normal approximation with the spread of the bootstrap, and
+  what few examples hide (`means`), in the evaluation alone.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from finetune_api import evaluation, job
-from finetune_trainer.evaluation import evidence, gates
+from finetune_trainer.evaluation import evidence, gates, means
 
 POWER = 0.8
 """The probability of passing that counts as enough: the usual one (Cohen 1988)."""
@@ -136,18 +136,33 @@ def after(gate: job.Gate, values: gates.Values, subject: job.Contender = job.Con
     if gate.confidence <= gates.POINT:
         return []
     reach, found = _reach(gate.confidence), []
-    spread = evidence.spread(column)
-    if gate.minimum is not None:
-        found.append(Power(counted, gate.minimum + reach * spread, unit=unit))
-    if gate.maximum is not None:
-        found.append(Power(counted, gate.maximum - reach * spread, unit=unit))
+    spread = reach * evidence.spread(column)
+    for bound, sign in ((gate.minimum, 1.0), (gate.maximum, -1.0)):
+        if bound is not None:
+            room = evidence.room_below(column, bound, sign)
+            gain = _least_gain(column, spread, room, 1 - gate.confidence)
+            least = None if gain is None else bound + sign * gain
+            found.append(Power(counted, None if column.bounded and not _fits(least) else least, unit=unit))
     others = [
         values[one][gate.metric] for one in evaluation.compared_with(gate.over, values) if gate.metric in values[one]
     ]
     if others and (gate.over is not job.Contender.SERVING or gate.improvement):
-        widest = max(evidence.spread(column, other) for other in others)
-        found.append(Power(counted, (gate.improvement or 0.0) + reach * widest, unit=unit, relative=True))
+        widest, margin = reach * max(evidence.spread(column, other) for other in others), gate.improvement or 0.0
+        gain = _least_gain(column, widest, 1 + margin if column.bounded else None, 1 - gate.confidence)
+        least = None if gain is None else margin + gain
+        found.append(Power(counted, None if column.bounded and not _fits(least) else least, unit=unit, relative=True))
     return found
+
+
+def _least_gain(column: evidence.Column, spread: float, room: float | None, level: float) -> float | None:
+    """The smallest true gain with which a model passes in POWER of all cases by the normal approximation, and that no failure
+    that the examples do not show could undo; None: none is enough."""
+    gain = max(spread, means.least_gain(room, column.independent, level))
+    return gain if math.isfinite(gain) else None
+
+
+def _fits(value: float | None) -> bool:
+    return value is not None and 0 <= value <= 1
 
 
 def independent(column: evidence.Column) -> tuple[int, str]:
