@@ -22,7 +22,18 @@ def metrics(job: Job) -> str:
         if metric["name"] not in names:
             names.append(metric["name"])
         values[metric["name"], metric["contender"]] = metric["value"]
-    everybody = ("Base", "Prompt", "FewShot", "Retrieved", "ManyShot", "RAG", "Structured", "Serving", "Tuned")
+    everybody = (
+        "Base",
+        "Prompt",
+        "FewShot",
+        "Retrieved",
+        "Optimized",
+        "ManyShot",
+        "RAG",
+        "Structured",
+        "Serving",
+        "Tuned",
+    )
     contenders = [c for c in everybody if any(c == contender for _, contender in values)]
     lines = [f"  {'metric':<14}" + "".join(f"{c:>12}" for c in contenders)]
     lines += [f"  {name:<14}" + "".join(f"{values.get((name, c), '-'):>12}" for c in contenders) for name in names]

@@ -110,6 +110,7 @@ class Contender(enum.StrEnum):
     PROMPT = "Prompt"
     FEW_SHOT = "FewShot"
     RETRIEVED = "Retrieved"
+    OPTIMIZED = "Optimized"
     MANY_SHOT = "ManyShot"
     RAG = "RAG"
     STRUCTURED = "Structured"
@@ -207,7 +208,8 @@ class Gate(model.Model):
         default=None,
         description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
         "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
-        "same with the training examples that are most similar to the question. ManyShot: the same with as many "
+        "same with the training examples that are most similar to the question. Optimized: the best of a few "
+        "written prompts, with or without examples. ManyShot: like FewShot, with as many "
         "examples as fit. RAG: like Prompt, with passages of intent.retrieval. Structured: the best of these prompts, its "
         "answers held to evaluation.outputSchema. BestBaseline: each of "
         "evaluation.baselines that was measured, and so the best of them. BestAlternative: the same, and each of "
@@ -369,6 +371,7 @@ Baseline = Literal[
     Contender.PROMPT,
     Contender.FEW_SHOT,
     Contender.RETRIEVED,
+    Contender.OPTIMIZED,
     Contender.MANY_SHOT,
     Contender.RAG,
     Contender.STRUCTURED,
@@ -376,6 +379,12 @@ Baseline = Literal[
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 """The alternatives to fine-tuning with the same base model, from cheap to costly."""
+
+FORMER_DEFAULTS: tuple[list[str], ...] = tuple(
+    [one.value for one in BASELINES if one not in later]
+    for later in ({Contender.OPTIMIZED}, {Contender.OPTIMIZED, Contender.STRUCTURED})
+)
+"""Defaults of evaluation.baselines in earlier releases."""
 
 
 def alternatives(found: Iterable[Contender]) -> list[Contender]:
@@ -429,10 +438,10 @@ class Evaluation(model.Model):
     }
     baselines: list[Baseline] = Field(
         default=list(BASELINES),
-        max_length=7,
+        max_length=8,
         description="What the tuned model is compared with. Prompt is included if intent.prompt.system is set, "
         "FewShot if intent.prompt.fewShot is not 0, RAG if intent.retrieval is set, Structured if outputSchema is set; "
-        "Retrieved, ManyShot and RAG within baselineBudget. Default: all seven.",
+        "Retrieved, Optimized, ManyShot and RAG within baselineBudget. Default: all eight.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     baseline_budget: float = Field(
@@ -440,7 +449,7 @@ class Evaluation(model.Model):
         ge=0,
         le=10,
         json_schema_extra={"x-message": "must be from 0 to 10: write 0.1 for 10 % of the training's time"},
-        description="The time that Retrieved, ManyShot, RAG and the candidates may take in the baseline and in the "
+        description="The time that Retrieved, Optimized, ManyShot, RAG and the candidates may take in the baseline and in the "
         "evaluation, as a share of the training's, on one device; at least 30 seconds, and as many for each candidate. What "
         "does not fit is left out and named. Default: 0.1.",
     )

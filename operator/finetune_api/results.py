@@ -159,6 +159,39 @@ class Tried(status.Reported):
     asked: int = Field(description="Validation examples that were asked.")
 
 
+Placement = Literal["System", "Question"]
+
+
+class TriedPrompt(status.Reported):
+    """A prompt that was tried on validation examples."""
+
+    instruction: str = Field(description="The instruction on the form of the answer.")
+    placement: Placement = Field(description="Where it stands: at the end of the system prompt, or after the question.")
+    examples: job.Contender = Field(
+        description="Whose examples come before the question: FewShot's or Retrieved's. Prompt: none."
+    )
+    value: float | None = Field(default=None, description="The value of `metric`.")
+    low: float | None = Field(default=None, description="Lower end of its 95 % interval.")
+    high: float | None = Field(default=None, description="Upper end of its 95 % interval.")
+    asked: int = Field(description="Validation examples that were asked.")
+
+
+class Optimized(status.Reported):
+    """How the contender Optimized was asked: with the prompt that did best on validation examples."""
+
+    instruction: str = Field(
+        description="The instruction on the form of the answer, beside intent.prompt.system or the examples' own system prompt."
+    )
+    placement: Placement = Field(description="Where it stands: at the end of the system prompt, or after the question.")
+    examples: job.Contender = Field(
+        description="Whose examples come before the question: FewShot's or Retrieved's. Prompt: none."
+    )
+    metric: job.Metric | None = Field(
+        default=None, description="The metric that chose the prompt. Absent: none was tried."
+    )
+    tried: list[TriedPrompt] = Field(default_factory=list)
+
+
 class Retrieved(status.Reported):
     """How the contender Retrieved was asked: by the number of examples that did best on validation examples."""
 
@@ -300,6 +333,7 @@ class Results(status.Reported):
     judgement: Judgement | None = Field(default=None, description="Absent: the job has no evaluation.judge.")
     harness: Harness | None = Field(default=None, description="Absent: the job has no evaluation.harness.")
     retrieved: Retrieved | None = Field(default=None, description="Absent: there was no contender Retrieved.")
+    optimized: Optimized | None = Field(default=None, description="Absent: there was no contender Optimized.")
     structured: job.Contender | None = Field(
         default=None,
         description="Whose prompt the contender Structured got: the one that did best without the schema, by another metric than "

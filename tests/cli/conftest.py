@@ -51,7 +51,12 @@ def job(tmp_path: pathlib.Path, base: pathlib.Path) -> Job:
             "storage": {"output": "out"},
             "training": {"lora": {"rank": 8, "alpha": 16}, "learningRate": 0.01, "batchSize": 8, "maxSteps": 12},
             "resources": {"gpus": 0},
-            "evaluation": {"maximumExamples": 4, "generation": {"maxNewTokens": 16}, "gates": []},
+            "evaluation": {
+                "baselines": tiny.SHORT,
+                "maximumExamples": 4,
+                "generation": {"maxNewTokens": 16},
+                "gates": [],
+            },
         }
         for key, value in changes.items():
             spec[key] = spec.get(key, {}) | value

@@ -20,6 +20,7 @@ def test_the_ladder_leads_from_the_base_model_to_pre_training() -> None:
         "Prompt",
         "Few-shot",
         "Retrieved",
+        "Optimized",
         "Many-shot",
         "RAG",
         "Structured",
@@ -54,6 +55,20 @@ def test_structured_decoding_says_whose_prompt_it_had_or_why_there_is_none() -> 
     values = [results.Value(metric=Metric.EXACT_MATCH, contender=Contender.STRUCTURED, value=0.7, examples=200)]
     asked = example.changed(found, structured=Contender.FEW_SHOT, values=[*found.values, *values])
     assert row(asked, "Structured").takes == "the JSON schema in each request; the prompt of Few-shot"
+
+
+def test_an_optimized_prompt_says_what_it_consists_of_and_its_text_is_shown() -> None:
+    found = example.everything()
+    text = "The answer is exactly one of these labels:\n- refund\n- praise"
+    chosen = results.Optimized(instruction=text, placement="Question", examples=Contender.FEW_SHOT)
+    values = [results.Value(metric=Metric.EXACT_MATCH, contender=Contender.OPTIMIZED, value=0.7, examples=200)]
+    asked = example.changed(found, optimized=chosen, values=[*found.values, *values])
+    assert row(asked, "Optimized").takes == (
+        "an instruction on the form of the answer after the question; the examples of Few-shot"
+    )
+    assert row(asked, "Optimized").reached == "ExactMatch 0.70"
+    assert "- refund\n- praise" in report.page(asked)
+    assert row(found, "Optimized").reached == "not measured"
 
 
 def test_one_baseline_that_is_not_beaten_is_named() -> None:

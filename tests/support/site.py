@@ -63,7 +63,12 @@ class Site:
             },
             "training": {"maxSteps": 8, "batchSize": 8, "learningRate": 0.01, "lora": {"rank": 8}},
             "resources": {"gpus": 0, "requests": {"cpu": "250m", "memory": "2Gi"}},
-            "evaluation": {"maximumExamples": 8, "generation": {"maxNewTokens": 8}, "gates": []},
+            "evaluation": {
+                "baselines": ["Base", "Prompt", "FewShot", "Retrieved", "ManyShot"],
+                "maximumExamples": 8,
+                "generation": {"maxNewTokens": 8},
+                "gates": [],
+            },
             "deployment": {"enabled": False},
         }
         return {**spec, **changes}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.trainer import tiny
 
-from finetune_api import job, reasons, results, run, status
+from finetune_api import evaluation, job, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import lora, model
 from finetune_trainer.evaluation import answers, consistency, contenders, evidence, in_process
@@ -234,6 +234,7 @@ def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> 
     schema = {"type": "object", "required": ["intent", "reply"]}
     refund, praise = ('{"intent": "refund", "reply": true}', '{"intent": "praise", "reply": false}')
     rules = {
+        "baselines": list(evaluation.BASELINES),
         "generation": {"maxNewTokens": 24},
         "outputSchema": schema,
         "labels": [refund, praise],
@@ -278,6 +279,9 @@ def test_an_evaluation_with_everything(world: World, tmp_path: pathlib.Path) -> 
     assert (job.Metric.GENERAL_ACCURACY, BASE) not in values, "questions of one's own have no wrong answers"
     asked = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert set(asked[0]["answers"]) == {str(which) for which in job.Contender}
+    assert scores.optimized is not None
+    assert len(scores.optimized.tried) == 9, "three instructions without, with few and with retrieved examples"
+    assert f"- {refund}" in scores.optimized.tried[0].instruction
 
 
 def test_an_adapter_of_another_model_is_not_compared_with(world: World, tmp_path: pathlib.Path) -> None:

@@ -115,6 +115,9 @@ def call(name: str, *, id: str = "", **arguments: Any) -> dict[str, Any]:
     return {"type": "function", "function": function} | ({"id": id} if id else {})
 
 
+SHORT = ["Base", "Prompt", "FewShot", "Retrieved", "ManyShot", "RAG", "Structured"]
+"""Baselines without a search among prompts, which takes seconds even of a tiny model."""
+
 TOOLS = [tool("refund", item="integer"), tool("thank")]
 
 
@@ -154,6 +157,7 @@ def run_document(base: str, train: list[str], output: str, **changes: Any) -> di
     for key, value in changes.items():
         merged = key in ("training", "dataset", "storage")
         document[key] = document[key] | value if merged else value
+    document["evaluation"] = {"baselines": SHORT} | document["evaluation"]
     return document
 
 

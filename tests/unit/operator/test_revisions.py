@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from finetune_api import basemodel, job, revision
+from finetune_api import basemodel, evaluation, job, revision
 from finetune_operator import revisions
 from support import manifests
 
@@ -106,6 +106,20 @@ def test_an_edit_means_just_this_work_and_so_does_its_return(edit: dict, section
 
 def test_a_new_value_of_the_run_annotation_means_a_new_revision() -> None:
     assert sections(record(), spec(), "again") == {"training"}
+
+
+@pytest.mark.parametrize("former", evaluation.FORMER_DEFAULTS, ids=len)
+def test_a_baseline_that_is_new_by_default_evaluates_nothing_again(former: list[str]) -> None:
+    """A manifest without baselines, replaced after an upgrade, has today's default."""
+    recorded = record()
+    recorded["evaluation"]["baselines"] = former
+    found = revisions.want(spec(), "", recorded)
+    assert not any(found.changed.values())
+    assert found.evaluation_hash == revision.evaluation_hash(recorded)
+    assert sections(recorded, spec(**{"evaluation.baselines": former})) == set(), "applied, it keeps what it had"
+    assert sections(recorded, spec(**{"evaluation.baselines": ["Base"]})) == {"evaluation"}
+    edited = revisions.want(spec(**{"evaluation.maximumExamples": 7}), "", recorded)
+    assert "Optimized" in edited.resolved["evaluation"]["baselines"], "the next evaluation has it"
 
 
 def test_the_judges_secret_may_be_renamed_without_judging_again() -> None:

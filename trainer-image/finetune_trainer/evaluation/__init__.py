@@ -2,6 +2,7 @@
 
     contenders   the same question put to each contender as it would be in use
     retrieval    the training examples that are most similar to a question
+    instructions the form of the training answers in words, for Optimized's prompt
     documents    the user's documents in passages
     engines      the seam: what answers, as any contender
     in_process   our own engine, in this process
@@ -25,6 +26,7 @@
     divergence   how far the tuned model has moved from the base model, on the task's prompts and on general ones
     headline     the metric that sums an evaluation up, and the baseline that is best by it
     selection    how many examples are retrieved for each question, chosen within a budget of time
+    optimized    which of a few written prompts is the best, within the same budget
     structured   whose prompt is asked again with answers that are held to the JSON schema
     prices       what requests cost, and when that has paid for the training
     scoreboard   from all of that to results.json and the status

@@ -5,11 +5,11 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, dialects, tokens, toolcalls
-from finetune_trainer.evaluation import contenders, documents, engines, metrics, retrieval, server
+from finetune_trainer.evaluation import contenders, documents, engines, instructions, metrics, retrieval, server
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import folders, sources, storage
 
@@ -94,7 +94,7 @@ def load(
 def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
     """How questions are written, with the examples that the baselines show before them within `room` tokens."""
     inline = not takes_system(encoder)
-    wanted = contenders.SHOWN.intersection(spec.evaluation.baselines)
+    wanted = (contenders.SHOWN | {job.Contender.OPTIMIZED}).intersection(spec.evaluation.baselines)
     if not wanted or not encoder.tokenizer.chat_template:
         return contenders.Script(spec.intent.prompt, inline=inline)
     training = list(dataset.stream(machine.work() / "data" / "train.jsonl"))
@@ -109,7 +109,25 @@ def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Scr
     if job.Contender.RETRIEVED in wanted and (chats := contenders.showable(training)):
         chosen = contenders.choose(chats, retrieval.INDEXED, seed)
         index = retrieval.Index(chosen, retrieval.question, functools.partial(contenders.size, encoder=encoder))
-    return contenders.Script(spec.intent.prompt, shots, inline, many, index, room=room)
+    made = contenders.Script(spec.intent.prompt, shots, inline, many, index, room=room)
+    if job.Contender.OPTIMIZED in wanted:
+        made = dataclasses.replace(made, variants=prompts(made, training, spec, encoder))
+    return made
+
+
+def prompts(
+    script: contenders.Script, training: Sequence[dataset.Example], spec: run.Run, encoder: tokens.Encoder
+) -> tuple[instructions.Variant, ...]:
+    """The prompts that Optimized may have: an instruction takes at most a quarter of the room."""
+    form = instructions.of(training, spec.evaluation.labels)
+    if form is None:
+        return ()
+    there = {job.Contender.FEW_SHOT: bool(script.shots), job.Contender.RETRIEVED: script.index is not None}
+
+    def fits(text: str) -> bool:
+        return len(encoder.tokenizer.encode(text, add_special_tokens=False)) <= script.room // 4
+
+    return instructions.variants(form, [which for which, shown in there.items() if shown], fits)
 
 
 def with_passages(script: contenders.Script, spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
@@ -163,6 +181,8 @@ def can_answer(runner: ModelRunner, which: job.Contender, examples: list[dataset
 
 def obstacle(runner: ModelRunner, which: job.Contender, examples: list[dataset.Example]) -> str | None:
     """Why the questions cannot be put to this contender; None where they can."""
+    if which is job.Contender.OPTIMIZED and any(example.tools for example in examples):
+        return "an instruction on the form of the answer does not suit an answer that may be a call"
     if which in contenders.SHOWN and any(example.tools for example in examples):
         return (
             "examples before a question would call tools without a result, or tools that the question does not have; put "
@@ -192,12 +212,13 @@ def ask(
     which: job.Contender,
     examples: list[dataset.Example],
     done: Callable[[float], None] = lambda share: None,
+    written: Sequence[dataset.Example] | None = None,
 ) -> Answers:
     """The contender's answer to each example, and its loss on the expected answer. `done` is called with the share that is
-    done."""
+    done. written: the examples as they are put to it; None: as the script does."""
     if any(example.tools for example in examples) and runner.encoder.tool_support.dialect is None:
         log.warning("tool calls are not measured: the model writes them in no known dialect", contender=which)
-    asked = [runner.script.ask(example, which) for example in examples]
+    asked = list(written or [runner.script.ask(example, which) for example in examples])
     places = [place for place, example in enumerate(examples) if example.answer is not None]
     prompts = [runner.encoder.prompt(asked[place]) for place in places]
     started = time.monotonic()

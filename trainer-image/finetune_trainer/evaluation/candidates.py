@@ -24,6 +24,7 @@ PROMPTS = (
     job.Contender.PROMPT,
     job.Contender.FEW_SHOT,
     job.Contender.RETRIEVED,
+    job.Contender.OPTIMIZED,
     job.Contender.RAG,
 )
 """Contenders whose prompt a candidate may get. ManyShot's thousands of tokens would be paid with every question."""

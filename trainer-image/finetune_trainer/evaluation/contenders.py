@@ -2,8 +2,8 @@
 
 Base and the tuned models are asked as the examples are written. Prompt is the base model with the system prompt of
 intent.prompt in place of the examples' own; RAG has passages of documents before the question, too. FewShot, Retrieved and
-ManyShot have examples of the training split before it: a few, those most similar to the question, or as many as fit. Structured
-is asked like the best of them.
+ManyShot have examples of the training split before it: a few, those most similar to the question, or as many as fit. Optimized
+has an instruction on the form of the answer, with or without such examples. Structured is asked like the best of them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from finetune_api import job
 from finetune_trainer.data import dataset, tokens
-from finetune_trainer.evaluation import documents, metrics, retrieval
+from finetune_trainer.evaluation import documents, instructions, metrics, retrieval
 
 CANDIDATES = 256
 """Training examples from which the few are chosen."""
@@ -33,7 +33,7 @@ DRAWN = 4096
 SHOWN = frozenset({job.Contender.FEW_SHOT, job.Contender.RETRIEVED, job.Contender.MANY_SHOT})
 """Contenders with examples before the question."""
 
-PROMPTED = SHOWN | {job.Contender.PROMPT, job.Contender.RAG}
+PROMPTED = SHOWN | {job.Contender.PROMPT, job.Contender.OPTIMIZED, job.Contender.RAG}
 """Contenders with the system prompt of intent.prompt."""
 
 
@@ -53,11 +53,17 @@ class Script:
     passages: retrieval.Index[str] | None = None
     """Of the documents of intent.retrieval; `looked_up` of them come before each question."""
     looked_up: int = 4
+    variants: tuple[instructions.Variant, ...] = ()
+    """The prompts among which Optimized's is chosen."""
+    optimized: instructions.Variant | None = None
+    """The one that was chosen; None: the first of them."""
     structured: job.Contender = job.Contender.PROMPT
     """Whose prompt Structured gets."""
 
     def shown(self, example: dataset.Example, which: job.Contender) -> Sequence[dataset.Example]:
         """The examples before a question."""
+        if which is job.Contender.OPTIMIZED:
+            return self.shown(example, self._variant.examples if self._variant else job.Contender.PROMPT)
         if which is job.Contender.RETRIEVED and self.index is not None:
             return self.index.nearest(retrieval.question(example), self.retrieved, self.room)
         return {job.Contender.FEW_SHOT: self.shots, job.Contender.MANY_SHOT: self.many}.get(which, ())
@@ -71,6 +77,8 @@ class Script:
         own = example.messages[0] if example.messages[0].role == "system" else None
         system = dataset.Message("system", self.prompt.system) if self.prompt.system else own
         turns = example.messages[1:] if own else example.messages
+        if which is job.Contender.OPTIMIZED and self._variant is not None:
+            system, turns = self._instructed(system, turns, self._variant)
         if which is job.Contender.RAG:
             turns = self._with_passages(turns, retrieval.question(example))
         shown = self.shown(example, which)
@@ -84,12 +92,32 @@ class Script:
 
     def _with_passages(self, turns: tuple[dataset.Message, ...], question: str) -> tuple[dataset.Message, ...]:
         """The turns with passages of the documents in the last question."""
-        last = max((place for place, turn in enumerate(turns[:-1]) if turn.role == "user"), default=None)
+        last = _last_question(turns)
         if last is None or self.passages is None:
             return turns
         found = self.passages.nearest(question, self.looked_up, self.room)
         asked = dataclasses.replace(turns[last], content=documents.before(turns[last].content, found))
         return (*turns[:last], asked, *turns[last + 1 :])
+
+    @property
+    def _variant(self) -> instructions.Variant | None:
+        return self.optimized or next(iter(self.variants), None)
+
+    def _instructed(
+        self, system: dataset.Message | None, turns: tuple[dataset.Message, ...], variant: instructions.Variant
+    ) -> tuple[dataset.Message | None, tuple[dataset.Message, ...]]:
+        """System turn and other turns with the variant's instruction in one of them."""
+        last = _last_question(turns)
+        if variant.placement == "Question" and last is not None:
+            asked = dataclasses.replace(turns[last], content=f"{turns[last].content}\n\n{variant.instruction}")
+            return system, (*turns[:last], asked, *turns[last + 1 :])
+        before = f"{system.content}\n\n" if system else ""
+        return dataset.Message("system", f"{before}{variant.instruction}"), turns
+
+
+def _last_question(turns: Sequence[dataset.Message]) -> int | None:
+    """The place of the user's last turn before the answer; None where there is none."""
+    return max((place for place, turn in enumerate(turns[:-1]) if turn.role == "user"), default=None)
 
 
 def choose(examples: list[T], maximum: int, seed: int) -> list[T]:
@@ -112,6 +140,7 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
         job.Contender.PROMPT: chats and script.prompt.system is not None,
         job.Contender.FEW_SHOT: chats and bool(script.shots),
         job.Contender.RETRIEVED: chats and script.index is not None,
+        job.Contender.OPTIMIZED: chats and bool(script.variants),
         job.Contender.MANY_SHOT: chats and len(script.many) > len(script.shots),
         job.Contender.RAG: chats and script.passages is not None,
         job.Contender.STRUCTURED: chats and spec.output_schema is not None,

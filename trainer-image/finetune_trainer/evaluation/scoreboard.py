@@ -33,6 +33,9 @@ IN_STATUS = (
 RETRIEVED = "retrieved"
 """Key in the manifest of the baseline before training: its `results.Retrieved`."""
 
+OPTIMIZED = "optimized"
+"""The same: its `results.Optimized`."""
+
 
 @dataclasses.dataclass
 class Findings:
@@ -52,6 +55,8 @@ class Findings:
     """The same as their gates need them."""
     retrieved: results.Retrieved | None = None
     """How Retrieved was asked."""
+    optimized: results.Optimized | None = None
+    """How Optimized was asked."""
     structured: job.Contender | None = None
     """Whose prompt Structured got."""
     tries: results.Tries | None = None
@@ -154,6 +159,7 @@ def results_of(
         judgement=judgement(spec, found),
         harness=found.harness,
         retrieved=found.retrieved,
+        optimized=found.optimized,
         structured=found.structured,
         tries=found.tries,
         left_out=found.left_out,
@@ -366,6 +372,12 @@ def retrieved_before_training(spec: run.Run, store: storage.Storage) -> results.
     """How the baseline stage asked Retrieved, where it did."""
     extra = _of_baseline(spec, store)
     return results.Retrieved.model_validate(extra[RETRIEVED]) if extra and extra.get(RETRIEVED) else None
+
+
+def optimized_before_training(spec: run.Run, store: storage.Storage) -> results.Optimized | None:
+    """How the baseline stage asked Optimized, where it did."""
+    extra = _of_baseline(spec, store)
+    return results.Optimized.model_validate(extra[OPTIMIZED]) if extra and extra.get(OPTIMIZED) else None
 
 
 def _of_baseline(spec: run.Run, store: storage.Storage) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How many training examples Retrieved gets before each question, chosen on validation examples, within a budget of time.
 
-Used by the baseline stage and by the evaluation. Retrieved, ManyShot and RAG have long prompts: what they would take is estimated
-from what was measured so far, and what the budget does not allow is left out and named.
+Used by the baseline stage and by the evaluation. Retrieved, Optimized, ManyShot and RAG have long prompts: what
+they would take is estimated from what was measured so far, and what the budget does not allow is left out and named.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from finetune_trainer.process import log
 
 Key = TypeVar("Key")
 
-BUDGETED = (job.Contender.RETRIEVED, job.Contender.MANY_SHOT, job.Contender.RAG)
+BUDGETED = (job.Contender.RETRIEVED, job.Contender.OPTIMIZED, job.Contender.MANY_SHOT, job.Contender.RAG)
 
 OPTIONS = (4, 16, 256)
 """Numbers of retrieved examples that are tried; the last one stands for as many as fit."""

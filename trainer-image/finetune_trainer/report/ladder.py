@@ -71,11 +71,23 @@ def _takes(found: results.Results, who: Contender) -> str:
         Contender.PROMPT: "a system prompt",
         Contender.FEW_SHOT: f"{words.count(found.intent.prompt.few_shot, 'examples')} in each request",
         Contender.RETRIEVED: f"an index of the training examples; {retrieved} in each request",
+        Contender.OPTIMIZED: _optimized(found),
         Contender.MANY_SHOT: "as many examples as fit, in each request",
         Contender.RAG: "documents, and an index of them; passages in each request",
         Contender.STRUCTURED: f"the JSON schema in each request{prompt}",
         Contender.TUNED: f"{training}; an adapter of your own to serve",
     }[who]
+
+
+def _optimized(found: results.Results) -> str:
+    if found.optimized is None:
+        return "an instruction on the form of the answer; a search among written prompts"
+    place = "after the question" if found.optimized.placement == "Question" else "in the system prompt"
+    examples = {
+        Contender.FEW_SHOT: "; the examples of Few-shot",
+        Contender.RETRIEVED: "; the examples of Retrieved",
+    }.get(found.optimized.examples, "")
+    return f"an instruction on the form of the answer {place}{examples}"
 
 
 def candidate(found: results.Results, who: Contender) -> results.Candidate:

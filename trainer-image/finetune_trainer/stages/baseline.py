@@ -21,6 +21,7 @@ from finetune_trainer.evaluation import (
     feasible,
     gates,
     metrics,
+    optimized,
     scoreboard,
     selection,
     server,
@@ -59,7 +60,8 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
     unanswered = [f"{one.which}: {one.problem}" for one in others if one.problem]
     left_out = [*rounds.limits.left_out, *unanswered]
     prompt = runner.script.structured if passing is job.Contender.STRUCTURED else None
-    found = summary(spec, rounds.asked, passing, len(examples), prompt).model_copy(update={"left_out": left_out})
+    found = summary(spec, rounds.asked, passing, len(examples), prompt, rounds.optimized)
+    found = found.model_copy(update={"left_out": left_out})
     deliver(spec, store, split, found, rounds, examples)
     reporter.end()
     return outcome_of(spec, found)
@@ -82,6 +84,7 @@ class Rounds:
     limits: selection.Budget = dataclasses.field(default_factory=lambda: selection.Budget(selection.LEAST))
     pace: selection.Pace = dataclasses.field(default_factory=selection.Pace)
     retrieved: results.Retrieved | None = None
+    optimized: results.Optimized | None = None
 
     @property
     def looks(self) -> list[int]:
@@ -100,6 +103,8 @@ class Rounds:
                 return False
             self.retrieved, self.asked[which] = choice.found, choice.given
             return True
+        if which is job.Contender.OPTIMIZED and which not in self.asked:
+            return self._choose_prompt(runner, fresh, gates)
         if which is job.Contender.STRUCTURED and which not in self.asked:
             values = {one: metrics.measure(given.answers, runner.rules) for one, given in self.asked.items()}
             structured.choose(runner, gates, values, fresh, self.limits, self.pace)
@@ -113,6 +118,17 @@ class Rounds:
         self.limits.spent += found.seconds if limited else 0.0
         self.asked[which] = self.asked[which].and_then(found) if which in self.asked else found
         self.pace = self.pace.after(found)
+        return True
+
+    def _choose_prompt(
+        self, runner: answers.ModelRunner, fresh: list[dataset.Example], required: list[job.Gate]
+    ) -> bool:
+        """Optimized's prompt, chosen on these examples; False: there is no time for any."""
+        retrieved = self.retrieved is not None
+        choice = optimized.choose(runner, fresh, self.limits, self.pace, required, retrieved=retrieved)
+        if choice is None or choice.given is None:
+            return False
+        self.optimized, self.asked[job.Contender.OPTIMIZED] = choice.found, choice.given
         return True
 
     def _ask_other(
@@ -141,7 +157,8 @@ def run_rounds(
     open_ = contenders.taking_part(spec.evaluation, runner.script, rounds.examples)
     open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples, rounds.limits.left_out)]
     open_ += [which for which, one in rounds.others.items() if one.problem is None]
-    strict = [bounds_only(gate, len(rounds.looks) * variants(open_)) for gate in spec.evaluation.absolute]
+    looks = len(rounds.looks) * variants(open_, len(runner.script.variants))
+    strict = [bounds_only(gate, looks) for gate in spec.evaluation.absolute]
     trained = training_tokens(spec, runner)
     for begun, look in itertools.pairwise([0, *rounds.looks]):
         for turn, which in enumerate(list(open_)):
@@ -162,13 +179,14 @@ def run_rounds(
     return None
 
 
-def variants(open_: Sequence[job.Contender]) -> int:
-    """In how many ways these contenders may be asked: with each number of retrieved examples, and Structured with each baseline's
-    prompt."""
+def variants(open_: Sequence[job.Contender], written: int = 0) -> int:
+    """In how many ways these contenders may be asked: with each number of retrieved examples, Optimized with each of so many
+    prompts, and Structured with each baseline's prompt."""
     retrieved = len(selection.OPTIONS) - 1 if job.Contender.RETRIEVED in open_ else 0
+    optimized = max(0, written - 1) if job.Contender.OPTIMIZED in open_ else 0
     prompts = [one for one in evaluation.BASELINES if one in open_ and one is not job.Contender.STRUCTURED]
     structured = max(0, len(prompts) - 1) if job.Contender.STRUCTURED in open_ else 0
-    return len(open_) + retrieved + structured
+    return len(open_) + retrieved + optimized + structured
 
 
 def training_tokens(spec: run.Run, runner: answers.ModelRunner) -> float:
@@ -209,10 +227,15 @@ def can_be_beaten(gate: job.Gate, values: gates.Values) -> bool:
 
 
 def summary(
-    spec: run.Run, asked: Asked, passing: job.Contender | None, available: int, prompt: job.Contender | None = None
+    spec: run.Run,
+    asked: Asked,
+    passing: job.Contender | None,
+    available: int,
+    prompt: job.Contender | None = None,
+    chosen: results.Optimized | None = None,
 ) -> status.Baseline:
     """The result. A prompt is enough if it meets every bound, and no gate requires more than a prompt can give. prompt: whose
-    Structured had."""
+    Structured had; chosen: Optimized's."""
     measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in asked.items()}
     left = [gate for gate in spec.evaluation.relative if can_be_beaten(gate, measured)]
     main = {gate.metric for gate in (*spec.evaluation.absolute, *spec.evaluation.relative)}
@@ -220,7 +243,7 @@ def summary(
         sufficient=None if left else passing,
         examples=max((len(one.answers) for one in asked.values()), default=0),
         metrics=[scoreboard.metric_value(one) for one in scoreboard.values(measured) if one.metric in main],
-        message=explanation(spec, passing, left, len(asked[passing].answers) if passing else available, prompt),
+        message=explanation(spec, passing, left, len(asked[passing].answers) if passing else available, prompt, chosen),
     )
 
 
@@ -230,6 +253,7 @@ def explanation(
     left: list[job.Gate],
     examples: int,
     prompt: job.Contender | None = None,
+    chosen: results.Optimized | None = None,
 ) -> str:
     how = {
         job.Contender.BASE: "the base model meets the gates' bounds as it is",
@@ -237,6 +261,8 @@ def explanation(
         job.Contender.FEW_SHOT: "the base model meets the gates' bounds with a few examples before the question",
         job.Contender.RETRIEVED: "the base model meets the gates' bounds with the training examples most similar to the "
         "question before it",
+        job.Contender.OPTIMIZED: f"an optimized prompt is enough: the base model meets the gates' bounds with "
+        f"{optimized.described(chosen)}",
         job.Contender.MANY_SHOT: "the base model meets the gates' bounds with as many examples as fit before the question",
         job.Contender.RAG: "the base model meets the gates' bounds with passages of the documents before the question",
         job.Contender.STRUCTURED: "structured decoding is enough: with evaluation.outputSchema in each request the base model "
@@ -282,7 +308,12 @@ def deliver(
             )
             file.write(json.dumps(line.wire(), ensure_ascii=False) + "\n")
     (folder / "results.json").write_text(json.dumps(found.wire(), indent=1, ensure_ascii=False), encoding="utf-8")
-    retrieved = rounds.retrieved and rounds.retrieved.wire()
-    extra = {"baseline": found.wire(), scoreboard.RETRIEVED: retrieved, folders.MADE_OF: split.sha256}
+    chosen = {
+        scoreboard.RETRIEVED: rounds.retrieved and rounds.retrieved.wire(),
+        scoreboard.OPTIMIZED: rounds.optimized and rounds.optimized.wire(),
+    }
+    if rounds.optimized is not None:
+        (folder / "prompt.json").write_text(json.dumps(rounds.optimized.wire(), indent=1, ensure_ascii=False), "utf-8")
+    extra = {"baseline": found.wire(), **chosen, folders.MADE_OF: split.sha256}
     folders.save(store, folder, spec.layout.baseline(spec.evaluation_hash), extra)
     log.info("baseline measured", sufficient=found.sufficient, examples=found.examples)

@@ -31,6 +31,7 @@ from finetune_trainer.evaluation import (
     judge,
     metrics,
     missed,
+    optimized,
     power,
     scoreboard,
     selection,
@@ -234,8 +235,8 @@ def measure_long_prompts(
     meter: Meter,
     trained: float | None,
 ) -> selection.Budget:
-    """Retrieved, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training; then Structured.
-    Returns what is left of it."""
+    """Retrieved, Optimized, ManyShot and RAG, as far as there is time for them: `trained` are the seconds of the training; then
+    Structured. Returns what is left of it."""
     limits = selection.budget(spec.evaluation, trained and trained * max(spec.gpus, 1) * spec.nodes)
     limits.left_out = found.left_out
     pace = functools.reduce(selection.Pace.after, found.asked.values(), selection.Pace())
@@ -247,11 +248,14 @@ def measure_long_prompts(
             spec, store, runner, examples, found, limits, pace
         ):
             continue
+        if which is job.Contender.OPTIMIZED and not choose_prompt(spec, store, runner, examples, found, limits, pace):
+            continue
         if which is job.Contender.STRUCTURED:
             found.structured = structured.choose(runner, spec.evaluation.stated, found.values, examples, limits, pace)
         limited = structured.is_limited(runner, which)
         if limited and not limits.allows(which, pace.seconds(runner, which, examples)):
             found.retrieved = None if which is job.Contender.RETRIEVED else found.retrieved
+            found.optimized = None if which is job.Contender.OPTIMIZED else found.optimized
             continue
         measure_contender(runner, which, examples, found, meter)
         limits.spent += found.asked[which].seconds if limited else 0.0
@@ -289,16 +293,43 @@ def choose_retrieved(
     """How many examples Retrieved gets: as before training where that was measured, else by trying. False: no time for any."""
     before = scoreboard.retrieved_before_training(spec, store)
     if before is None:
-        validation = dataset.stream(machine.work() / "data" / "validation.jsonl")
-        few = [one for one in validation if one.answer is not None]
-        few = contenders.choose(few, selection.EXAMPLES, spec.training.seed)
-        choice = selection.choose(runner, few, limits, pace, spec.evaluation.stated, examples)
+        choice = selection.choose(runner, few_of_validation(spec), limits, pace, spec.evaluation.stated, examples)
         before = choice.found if choice else None
     if before is None:
         return False
     runner.script = dataclasses.replace(runner.script, retrieved=before.examples)
     found.retrieved = before.model_copy(update={"copies": selection.copies(runner, examples)})
     return True
+
+
+def choose_prompt(
+    spec: run.Run,
+    store: storage.Storage,
+    runner: answers.ModelRunner,
+    examples: list[dataset.Example],
+    found: scoreboard.Findings,
+    limits: selection.Budget,
+    pace: selection.Pace,
+) -> bool:
+    """Which prompt Optimized gets: as before training where that was measured, else by trying. False: no time for any."""
+    retrieved = found.retrieved is not None
+    before = scoreboard.optimized_before_training(spec, store)
+    if before is None or (before.examples is job.Contender.RETRIEVED and not retrieved):
+        few, gates = few_of_validation(spec), spec.evaluation.stated
+        choice = optimized.choose(runner, few, limits, pace, gates, examples, retrieved=retrieved)
+        before = choice.found if choice else None
+    if before is None:
+        return False
+    optimized.again(runner, before)
+    found.optimized = before
+    return True
+
+
+def few_of_validation(spec: run.Run) -> list[dataset.Example]:
+    """The validation examples on which prompts are compared, drawn by the seed."""
+    validation = dataset.stream(machine.work() / "data" / "validation.jsonl")
+    few = [one for one in validation if one.answer is not None]
+    return contenders.choose(few, selection.EXAMPLES, spec.training.seed)
 
 
 def measure_consistency(
