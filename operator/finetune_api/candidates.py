@@ -10,6 +10,12 @@ from pydantic import Field
 
 from finetune_api import job, model
 
+LARGE = 20_000_000_000
+"""Parameters above which a base model is large: preflight asks whether a smaller one was measured."""
+
+RECORDS = 8
+"""Measurements of smaller models that preflight gets at most."""
+
 
 class Candidate(model.Model):
     """One of baseModel.candidates: what was measured of it on the job's data, and what it cost."""
@@ -27,6 +33,7 @@ class Candidate(model.Model):
         "misses a gate, so the next one follows. Undecided: it missed without such evidence, or more rows or steps may help. "
         "Failed: for another reason. Skipped: a smaller one is enough. Absent: not started.",
     )
+    data: str | None = Field(default=None, description="As in status.preflight. Absent: preflight has not passed.")
     message: str = Field(default="", description="The result in a sentence, with the gates' figures.")
     gpu_hours: str | None = Field(default=None, description="GPU-hours of its stages. Absent: none were used.")
     amount: str | None = Field(
@@ -38,6 +45,19 @@ class Candidate(model.Model):
         "to the parameters. Absent: not known.",
     )
     saved_amount: str | None = Field(default=None, description="The same of the cost.")
+
+
+class Measured(model.Model):
+    """What a model reached in a job of the same namespace, for preflight's advice."""
+
+    model_config = model.Model.model_config | {"extra": "ignore"}
+
+    job: str
+    model: str = Field(description="The BaseModel.")
+    parameters: int
+    data: str = Field(description="As in status.preflight.")
+    result: Literal["Passed", "Missed", "Undecided"]
+    message: str = ""
 
 
 def smallest_first(names: Sequence[str], parameters: Mapping[str, int | None]) -> list[str]:

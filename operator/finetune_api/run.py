@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_api import basemodel, job, layout, model
+from finetune_api import basemodel, candidates, job, layout, model
 
 PATH = "/etc/finetune/run.json"
 """Where the pods find the run file."""
@@ -146,6 +146,10 @@ class Run(model.Model):
     )
     currency: str = Field(default="USD", description="The currency of all prices.")
     served_model_name: str
+    measured: list[candidates.Measured] | None = Field(
+        default=None,
+        description="What smaller models reached in jobs of the namespace; only for preflight of a large base model.",
+    )
     progress_file: str | None = Field(
         default=None,
         description="A file of this machine that the trainer writes its progress to, an `outcome.ProgressReport`; absent in a "
@@ -159,7 +163,7 @@ class Run(model.Model):
 
     def without_later_stages(self) -> "Run":
         """The run file for all stages but preflight: an edit of what a later stage requests changes nothing for them."""
-        return self.model_copy(update={"evaluating": None, "serving": None})
+        return self.model_copy(update={"evaluating": None, "serving": None, "measured": None})
 
     @property
     def data(self) -> list[str]:

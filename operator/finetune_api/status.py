@@ -56,6 +56,10 @@ class Preflight(Reported):
     examples: int = Field(description="Training examples.")
     validation_examples: int = Field(default=0, description="Validation examples.")
     test_examples: int = Field(default=0, description="Test examples.")
+    data: str | None = Field(
+        default=None,
+        description="A hash of the data files by URI, size and tag: jobs that have the same read the same files.",
+    )
     tokens: int = Field(description="Tokens of the training examples.")
     trainable_tokens: int = Field(description="Tokens of the training examples that are learned.")
     learning_rate: str | None = Field(

@@ -5,11 +5,16 @@
 What was measured holds for one dataset, training and evaluation: an edit of these discards it. An edit of the list does not.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune_api import basemodel, candidates, job, revision
+from finetune_api.reasons import Condition
 from finetune_operator import revisions
+
+SHOWN = 400
+"""Characters of a result's sentence in the advice on another job."""
 
 
 def table(
@@ -40,6 +45,45 @@ def table(
 def current(found: Sequence[candidates.Candidate]) -> candidates.Candidate:
     """The smallest without evidence against it; the last one if there is evidence against all."""
     return next((one for one in found if one.result != "Missed"), found[-1])
+
+
+def measured(
+    jobs: Iterable[Mapping[str, Any]], below: int, catalogue: Mapping[str, basemodel.BaseModelSpec]
+) -> list[candidates.Measured]:
+    """What models of fewer than `below` parameters reached in these FineTuneJobs, by their statuses: the largest first."""
+    found = []
+    for raw in jobs:
+        for row in _reached(raw.get("status") or {}):
+            entry = catalogue.get(row.get("model") or "")
+            known = {
+                "parameters": entry.parameters if entry else None,
+                **row,
+                "job": raw["metadata"]["name"],
+                "message": str(row.get("message") or "")[:SHOWN],
+            }
+            with contextlib.suppress(ValueError):  # without data, result or size it is no record
+                found.append(candidates.Measured.model_validate(known))
+    smaller = [one for one in found if one.parameters < below]
+    return sorted(smaller, key=lambda one: (-one.parameters, one.job))[: candidates.RECORDS]
+
+
+def _reached(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidates of a status, or its one base model, in the form of `candidates.Measured`."""
+    if state.get("candidates"):
+        return list(state["candidates"])
+    evaluated, checked = state.get("evaluation"), state.get("preflight") or {}
+    if not evaluated:
+        return []
+    by_evidence = evaluated.get("missed") == "ByEvidence" and not evaluated.get("remedy")
+    texts = [one.get("message") for one in state.get("conditions", []) if one.get("type") == Condition.EVALUATED]
+    return [
+        {
+            "model": state.get("baseModel"),
+            "data": checked.get("data"),
+            "result": "Passed" if evaluated.get("passed") else "Missed" if by_evidence else "Undecided",
+            "message": texts[0] if texts else "",
+        }
+    ]
 
 
 def _discards(spec: job.FineTuneJobSpec, run_annotation: str, recorded: Mapping[str, Any]) -> bool:

@@ -74,6 +74,7 @@ class Gatherer:
             settings=self._settings,
             pools=self._pools(),
             candidates=choice,
+            measured=self._measured(parent, name),
         )
         refusals = {job.name: await self._api.refusal(parent.namespace, job.uid) for job in _without_a_pod(world)}
         unprepared = {pod.name: await self._api.unprepared(parent.namespace, pod.name) for pod in world.unprepared}
@@ -88,6 +89,15 @@ class Gatherer:
             return False
         found = await self._api.find("Service", parent.namespace, parent.name)
         return found is not None and projections.uid_of(found) is None
+
+    def _measured(self, parent: parents.Parent, name: str | None) -> tuple[basemodels.Measured, ...]:
+        """What smaller models reached in the namespace, for the preflight of a large one."""
+        entry = self._facts.catalogue.get(name or "")
+        size = entry.parameters if entry is not None else None
+        if size is None or size <= basemodels.LARGE or conditions.is_true(parent.status, Condition.PREFLIGHT_PASSED):
+            return ()
+        jobs = [one.raw for one in self._facts.parents.values() if one.namespace == parent.namespace]
+        return tuple(candidates.measured(jobs, size, self._facts.catalogue))
 
     def _pools(self) -> dict[str, shared.Pool]:
         """The ServingPools, with what their ready pods report."""

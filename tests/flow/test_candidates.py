@@ -89,12 +89,12 @@ async def test_a_miss_that_examples_rows_or_steps_may_cure_says_so_and_trains_no
     assert (played.phase, played.reason("Failed")) == (Phase.FAILED, Reason.EVALUATION_BELOW_GATE)
     assert trained(played) == [SMALL]
     assert table(played) == {SMALL: "Undecided", MIDDLE: None, LARGE: None}
-    said = played.condition("Failed").message
-    assert words in said
-    assert f"To train {MIDDLE}, {LARGE} anyway, take {SMALL} out of baseModel.candidates" in said
+    message = played.condition("Failed").message
+    assert words in message
+    assert f"To train {MIDDLE}, {LARGE} anyway, take {SMALL} out of baseModel.candidates" in message
 
 
-async def test_the_author_may_go_on_without_the_one_that_is_undecided() -> None:
+async def test_the_author_may_continue_without_the_one_that_is_undecided() -> None:
     played = start(missed("Undecided"), PASSED)
     await played.rest()
     played.apply(**job_of(MIDDLE, LARGE))
@@ -173,6 +173,27 @@ async def test_each_candidates_cost_is_counted_and_the_next_ones_is_estimated() 
     assert float(small.amount or 0) + float(middle.amount or 0) == pytest.approx(float(total.amount or 0), abs=1e-5)
     assert float(large.saved_gpu_hours or 0) == pytest.approx(float(middle.gpu_hours or 0) * 72 / 7.6, abs=1e-4)
     assert "GPU-hours not spent" in large.message
+
+
+async def test_preflight_of_a_large_model_gets_what_smaller_ones_reached_in_the_namespace() -> None:
+    checked = Ends(0, world.preflight(preflight=world.FOUND.model_copy(update={"data": "abc"})))
+    played = start(missed(), missed("Undecided"), PASSED)
+    played.script[Stage.PREFLIGHT] = [checked] * 4
+    played.apply("another", **{"spec.baseModel": {"name": MIDDLE}})
+    await played.rest()
+    assert table(played)[SMALL] in {"Missed", "Undecided", "Passed"}
+    played.apply("large", **{"spec.baseModel": {"name": LARGE}})
+    await played.rest()
+    [preflight] = [name for name in played.attempts(Stage.PREFLIGHT) if name.startswith("large-")]
+    records = played.run_file("Job", preflight)["measured"]
+    assert {(one["job"], one["model"], one["parameters"], one["data"]) for one in records} >= {
+        ("another", MIDDLE, SIZES[MIDDLE], "abc"),
+        (world.NAME, SMALL, SIZES[SMALL], "abc"),
+    }
+    small = [name for name in played.attempts(Stage.PREFLIGHT) if not name.startswith("large-")]
+    assert all("measured" not in played.run_file("Job", name) for name in small)
+    [train] = [name for name in played.attempts(Stage.TRAIN) if name.startswith("large-")]
+    assert "measured" not in played.run_file("Job", train)
 
 
 async def test_an_edit_of_the_catalogue_changes_no_order_while_a_candidate_trains() -> None:

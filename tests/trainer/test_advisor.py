@@ -236,3 +236,35 @@ def test_training_that_takes_days_is_a_note() -> None:
     (advice,) = spoke(changed(work=1e20), gpus=1, gpuType="nvidia-l4").values()
     assert advice.rule == "training_takes_days"
     assert advice.weight is advisor.Weight.NOTE
+
+
+# -- what smaller models reached on the same data --
+
+
+def measured(result: str, **changes: Any) -> dict[str, Any]:
+    one = {"job": "other", "model": "small", "parameters": 7_600_000_000, "data": "d", "result": result}
+    return {"message": "ExactMatch: observed 0.61", **one, **changes}
+
+
+def large(*records: dict[str, Any]) -> advisor.Advice:
+    return spoke(changed(parameters=72_000_000_000), measured=list(records))["base_model_is_large"]
+
+
+def test_a_large_model_without_a_record_of_a_smaller_one_is_a_caution_that_names_the_candidates_field() -> None:
+    found = large()
+    assert (found.weight, "baseModel.candidates" in found.text) == (advisor.Weight.CAUTION, True)
+    undecided = large(measured("Undecided"))
+    assert (undecided.weight, "not by evidence" in undecided.text) == (advisor.Weight.CAUTION, True)
+
+
+def test_evidence_that_a_smaller_model_misses_is_no_caution_against_a_large_one() -> None:
+    found = large(measured("Missed"))
+    assert (found.weight, "observed 0.61" in found.text) == (advisor.Weight.NOTE, True)
+
+
+def test_a_smaller_model_that_passed_speaks_against_a_large_one_unless_the_jobs_own_missed() -> None:
+    found = large(measured("Missed"), measured("Passed", model="tiny", parameters=1_500_000_000))
+    assert (found.weight, "tiny (1.5 billion, job other) passed" in found.text) == (advisor.Weight.CAUTION, True)
+    own = spec().name
+    found = large(measured("Missed", job=own), measured("Passed"))
+    assert (found.weight, f"job {own}" in found.text) == (advisor.Weight.NOTE, True)

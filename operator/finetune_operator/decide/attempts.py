@@ -258,7 +258,7 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         if world.spec.deployment.enabled and not world.placement.pool
         else None,
         **_price(world),
-    )
+    ).model_copy(update={"measured": list(world.obs.measured) or None})
 
 
 def _place(world: World, wanted: job.Resources, arguments: list[str] | None = None) -> run.Place | None:

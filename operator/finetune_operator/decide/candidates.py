@@ -81,6 +81,7 @@ def _measured(world: World, before: candidates.Candidate) -> candidates.Candidat
         update={
             "result": result,
             "message": message[:1024],
+            "data": world.state.preflight.data if world.state.preflight else None,
             "saved_gpu_hours": None,
             "saved_amount": None,
             **_cost(world, before),

@@ -40,6 +40,8 @@ class Observation:
     """NAMESPACE/NAME -> each ServingPool."""
     candidates: tuple[basemodels.Candidate, ...] = ()
     """The spec's baseModel.candidates, the smallest first; empty for a job of one base model."""
+    measured: tuple[basemodels.Measured, ...] = ()
+    """What smaller models reached in the namespace; only before the preflight of a large one."""
     name_holder: str = ""
     """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
     service_taken: bool = False

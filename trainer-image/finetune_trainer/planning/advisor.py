@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from finetune_api import job, run
+from finetune_api import candidates, job, run
 from finetune_api.reasons import Reason
 from finetune_trainer.planning import effort, measurements
 from finetune_trainer.process import progress
@@ -31,8 +31,8 @@ CONSTANT, ENOUGH = 0.99, 20
 FACTUAL = 0.5
 """Share of answers with facts from which the data look like knowledge."""
 
-LARGE, USUAL = 20_000_000_000, 8_000_000_000
-"""Parameters from which a base model is large, and of the usual one to start with."""
+USUAL = 8_000_000_000
+"""Parameters of the usual base model to start with."""
 
 DAY = 86_400.0
 
@@ -198,14 +198,30 @@ def requirements_change_monthly(spec: run.Run, measured: measurements.Measuremen
 
 
 def base_model_is_large(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
-    if measured.parameters is None or measured.parameters <= LARGE:
+    if measured.parameters is None or measured.parameters <= candidates.LARGE:
         return None
+    size = f"The base model has {measured.parameters / 1e9:.0f} billion parameters"
+    # The job's own candidates were measured by the same gates.
+    found = [one for one in spec.measured or [] if one.job == spec.name] or spec.measured or []
+    records = {result: [one for one in found if one.result == result] for result in ("Passed", "Missed", "Undecided")}
+    if enough := records["Passed"]:
+        text = f"{size}, and on the same data {_reached(enough[-1])} passed the gates of its job: use that one."
+        return Advice(text, Weight.CAUTION)
+    if missed := records["Missed"]:
+        return Advice(f"{size}. On the same data {_reached(missed[0])} was shown to miss a gate: {missed[0].message}")
+    undecided = "".join(
+        f" On the same data {_reached(one)} missed a gate, but not by evidence." for one in records["Undecided"][:1]
+    )
     text = (
-        f"The base model has {measured.parameters / 1e9:.0f} billion parameters: training and serving cost about "
-        f"{measured.parameters / USUAL:.0f} times those of one with 8. Start with 7-8B; go larger only after "
-        "measuring that the smaller one is not enough; then set intent.advice: Ignore."
+        f"{size}: training and serving cost about {measured.parameters / USUAL:.0f} times those of one with 8.{undecided} Go "
+        "larger only after measuring that a smaller one is not enough: list both in baseModel.candidates, and the smaller one "
+        "is trained first."
     )
     return Advice(text, Weight.CAUTION)
+
+
+def _reached(one: candidates.Measured) -> str:
+    return f"{one.model} ({one.parameters / 1e9:.1f} billion, job {one.job})"
 
 
 def experts_do_not_learn(spec: run.Run, measured: measurements.Measurements) -> Advice | None:

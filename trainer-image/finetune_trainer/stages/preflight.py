@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api import job, outcome, reasons, run, status
+from finetune_api import job, outcome, reasons, revision, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
 from finetune_trainer.data import corpus, dataset, rows, split, tokens
 from finetune_trainer.evaluation import contenders, documents, feasible, metrics, task_gates
@@ -142,12 +142,21 @@ def answer(
         short_gates=feasible.short(spec.evaluation, feasible.frozen(spec, store)),
         short_benchmarks=task_gates.short(rules, task_gates.of_record(found.benchmarks)) if rules else [],
     )
+    data = same_files(files)
+    spec = spec.model_copy(update={"measured": [one for one in spec.measured or [] if one.data == data]})
     result = verdict.decide(spec, found)
+    if result.preflight is not None:
+        result = result.model_copy(update={"preflight": result.preflight.model_copy(update={"data": data})})
     advice = [one.document() for one in advisor.advise(spec, found)]
     known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
     write(spec, store, known)
     log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
     return result
+
+
+def same_files(files: list[dict[str, Any]]) -> str:
+    """A hash of the data files by URI, size and tag, whatever the base model."""
+    return revision.digest(sorted([one["uri"], one["size"], one.get("etag", "")] for one in files), 16)
 
 
 def write(spec: run.Run, store: storage.Storage, document: dict[str, Any]) -> None:
