@@ -197,7 +197,8 @@ class Reason(enum.StrEnum):
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     """The revision took longer than activeDeadlineSeconds."""
     EVALUATION_BELOW_GATE = "EvaluationBelowGate"
-    """A gate did not pass; status.evaluation.gates has all gates with the measured values."""
+    """A gate did not pass; status.evaluation.gates has all gates with the measured values. With baseModel.candidates the next one
+    follows where that is shown by evidence; else the job ends."""
     JUDGE_FAILED = "JudgeFailed"
     """A gate needs evaluation.judge, and its endpoint is unreachable or refuses requests; the message quotes it. The stage is
     retried as often as training.retries allows."""

@@ -141,6 +141,8 @@ def test_another_evaluation_scores_the_same_adapter_again(scored: tuple[run.Run,
     assert answer.reason is None, "a gate that fails is no failure of the stage"
     assert not answer.evaluation.passed
     assert answer.message.startswith("1 of 2 gates failed: Loss at most 1e-06")
+    assert [gate.missed for gate in answer.evaluation.gates] == [None, "ByEvidence"]
+    assert answer.evaluation.missed == "ByEvidence"
     assert path_of(changed.layout.evaluation("e2")).is_dir()
 
 

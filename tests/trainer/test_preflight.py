@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 
-from finetune_api import outcome, reasons, run
+from finetune_api import candidates, outcome, reasons, run
 from finetune_trainer import __main__
 from finetune_trainer.data import dataset
+from finetune_trainer.planning import measurements
 from finetune_trainer.process import errors, signals
 from finetune_trainer.stages import preflight
 from finetune_trainer.store import folders, storage
@@ -103,6 +104,22 @@ def test_another_threshold_judges_the_same_frozen_split(world: World) -> None:
     assert answer.preflight is not None
     assert answer.preflight.examples == 51
     assert frozen(strict) == before
+
+
+def test_what_smaller_models_reached_counts_on_the_same_files_alone(world: World) -> None:
+    spec = world()
+    data = preflight.preflight(spec).preflight
+    assert data is not None
+    document = json.loads(pathlib.Path(spec.layout.preflight.removeprefix("file://")).read_text())
+    large = measurements.Measurements(**document["facts"] | {"parameters": 72_000_000_000})
+    one = {"job": "other", "model": "small", "parameters": 7_000_000_000, "result": "Missed", "message": "0.61"}
+    verdicts = {}
+    for hash_ in (data.data, "of other files"):
+        asked = spec.model_copy(update={"measured": [candidates.Measured.model_validate(one | {"data": hash_})]})
+        found = preflight.answer(asked, storage.Storage(), large, document["inputs"]).preflight
+        assert found is not None
+        verdicts[hash_] = found.verdict
+    assert verdicts == {data.data: "Recommended", "of other files": "Caution"}
 
 
 def test_an_attempt_that_died_before_its_end_is_repeated(world: World) -> None:
