@@ -93,7 +93,7 @@ chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and 
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator bench-gateway
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-scale
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -115,8 +115,11 @@ bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS=
 bench-evaluation: venv ## Compare generation in the evaluation with transformers', a quarter of an hour on a quiet machine
 	$(VENV)/python -m tests.bench.evaluation $(ARGS)
 
-bench-pool: venv ## Many adapters on one pod of a ServingPool on a real node, under change and kills, a quarter of an hour
+bench-pool: venv ## Many adapters on one pod of a ServingPool on a real node, under change and kills, half an hour
 	$(VENV)/python tests/bench/pool $(ARGS)
+
+bench-pool-scale: venv ## A pool with a thousand models on a real API server, with a double of the engine, 10 minutes
+	$(VENV)/python tests/bench/pool/scale.py $(ARGS)
 
 bench-operator: venv ## Measure the operator at scale, compared with a floor, an earlier revision and Kubeflow Trainer, 25 minutes on a quiet machine; ARGS="--before REV"
 	$(VENV)/python -m tests.bench.operator $(ARGS)

@@ -160,9 +160,7 @@ def peer(folder: pathlib.Path, python: str, engine: int, port: int) -> list[str]
 @contextlib.contextmanager
 def process(command: list[str], log: pathlib.Path) -> Iterator[None]:
     with log.open("wb") as output:
-        running = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | QUIET
-        )
+        running = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | QUIET)
     try:
         yield
     finally:
