@@ -236,7 +236,11 @@ GATEWAY = {
         "status",
     ),
     "running": _gauge("finetune_gateway_running_requests", "requests", "Requests that are being answered."),
-    "waiting": _gauge("finetune_gateway_waiting_requests", "requests", "Requests that wait for their adapter."),
+    "waiting": _gauge(
+        "finetune_gateway_waiting_requests",
+        "requests",
+        "Requests that wait for their adapter, or in an activator for a pod that can answer.",
+    ),
     "adapters": _gauge(
         "finetune_gateway_adapters", "adapters", "Adapters of the index on this pod, by state.", "state"
     ),

@@ -6,6 +6,7 @@
                ANY http://POD:DELIVERY_PORT/adapters/SHA256/v1/...        OpenAI's API with this adapter, before clients have it
     gateways:  GET http://POD:DELIVERY_PORT/adapters/SHA256               the same tar file, for a pod that lacks it
     clients:   ANY http://SERVICE:SERVER_PORT/v1/...                      OpenAI's API with the models of the client's key
+    activator: the same API and /state, without an engine: it holds requests until a pod of the pool can answer
 
 An adapter is named by the SHA-256 of its manifest, which lists the hash of every file: whoever delivers it proves by the content
 that it is the one in the index, so that a delivery needs no credentials, and nobody's storage credentials reach the pool.
@@ -155,7 +156,14 @@ class State(model.Model):
     etag: str = Field(description="Of the index that it follows; empty before the first.")
     engine_ready: bool
     running: int = Field(default=0, description="Requests that are being answered.")
-    waiting: int = 0
+    waiting: int = Field(default=0, description="Requests that wait for their adapter, or for a pod that can answer.")
+    idle_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Since the last request of a client ended, or else since the pod became ready; in an activator since the "
+        "last request came. Absent: neither was.",
+    )
     adapters: list[AdapterState] = Field(default_factory=list)
     traffic: list[Traffic] = Field(default_factory=list)
 

@@ -126,10 +126,11 @@ def _estimate(options: argparse.Namespace) -> int:
 
 def _gateway(options: argparse.Namespace) -> int:
     """Serves until SIGTERM."""
-    from finetune_trainer.gateway import pod, settings
+    from finetune_trainer.gateway import activator, pod, settings
 
     log.about(pool=options.pool)
-    pod.serve(settings.of(options))
+    serve = pod.serve if options.hold is None else activator.serve
+    serve(settings.of(options))
     return int(exits.Exit.DONE)
 
 

@@ -3,9 +3,13 @@
     clients   -> :8000  /v1/...                     tenants -> routing -> proxy -> engine on loopback
     stages    -> :8002  PUT /adapters/SHA256        archive -> volume -> loading -> engine
     operator  -> :8002  /state                      traffic
+    clients   -> :8000  /v1/...  of the activator   access -> a pod of the pool, once one can answer
     operator <-         /pools/NAMESPACE/NAME       index: long poll
 
 pod        the process: two servers, what runs beside them, its end
+activator  the process of a pod without an engine, which holds requests while no pod of the pool is ready
+listening  what both share: listening, probes, work beside the requests
+access     what a client may see and name
 proxy      one request to the engine, and its answer
 answers    the model's name put back; what the counters need to know
 traffic    counters by model and revision, for the operator and for Prometheus

@@ -15,6 +15,9 @@ from finetune_trainer.process import errors, log
 FRESH = 5.0
 """Seconds for which the addresses are not looked up again."""
 
+NONE = (socket.EAI_NONAME, socket.EAI_NODATA)
+"""Answers of DNS where there are no pods."""
+
 CONNECT_SECONDS, SILENT_SECONDS = 3.0, 30.0
 
 
@@ -35,6 +38,9 @@ class Peers:
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
                 self._addresses = {str(address[0]) for *_, address in found}
             except OSError as error:
+                if isinstance(error, socket.gaierror) and error.errno in NONE:
+                    self._addresses = set()
+                    return self._addresses
                 log.warning("the pods of the pool cannot be looked up", host=self._host, problem=str(error))
         return self._addresses
 

@@ -16,15 +16,16 @@ from aiohttp import web
 
 from finetune_api import serving
 from finetune_trainer.gateway import (
+    access,
     archive,
     engine,
     index,
+    listening,
     loading,
     peers,
     proxy,
     routing,
     settings,
-    tenants,
     traffic,
     volume,
 )
@@ -48,15 +49,17 @@ class Pod:
     def __init__(self, options: settings.Settings) -> None:
         self._options = options
         self._session: aiohttp.ClientSession
-        self._tenants = tenants.Tenants(options.keys, options.namespace)
         self._traffic = traffic.Traffic()
         self._volume = volume.Volume(options.adapters, options.model_path, options.max_rank)
         self._index = index.Follower(options.index, options.pool, options.adapters, self._changed)
+        self._access = access.Access(options, self._index)
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._was_ready = False
+        self._asked = 0.0
         self._begun = 0.0
         self._deliveries = 0
+        self._clients = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life ---
@@ -76,10 +79,7 @@ class Pod:
 
     async def start(self) -> list[web.AppRunner]:
         self._begun = asyncio.get_running_loop().time()
-        # No limit of connections: the engine's queue decides what waits.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, trust_env=False
-        )
+        self._session = listening.session()
         await asyncio.to_thread(self._volume.open)
         options = self._options
         self._peers = peers.Peers(options.peers, options.delivery_port, self._session)
@@ -95,10 +95,10 @@ class Pod:
             self._loading.copy,
             self._loading.sweep,
         ):
-            self._tasks.add(asyncio.create_task(_forever(work)))
+            self._tasks.add(asyncio.create_task(listening.forever(work)))
         return [
-            await _listen(self.clients(), options.host, options.port),
-            await _listen(self.deliveries(), options.host, options.delivery_port),
+            await listening.listen(self.clients(), options.host, options.port),
+            await listening.listen(self.deliveries(), options.host, options.delivery_port),
         ]
 
     async def _drain(self) -> None:
@@ -140,60 +140,44 @@ class Pod:
         late = asyncio.get_running_loop().time() - self._begun > READY_PATIENCE
         if not (self._was_ready or late or self._loading.all_ready()):
             return "adapters of models are not loaded yet; /state lists them"
-        self._was_ready = True
+        if not self._was_ready:
+            self._was_ready, self._asked = True, asyncio.get_running_loop().time()
         return ""
+
+    def _idle_seconds(self) -> float | None:
+        """Since the last request of a client, or since the pod became ready."""
+        if not self._was_ready:
+            return None
+        return 0.0 if self._clients else asyncio.get_running_loop().time() - self._asked
 
     # --- clients ---
 
     def clients(self) -> web.Application:
         app = web.Application(middlewares=[proxy.refusals(self._refused)], client_max_size=proxy.BODY_BYTES)
         paths = "|".join(map(re.escape, proxy.PATHS))
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_get("/v1/models/{name:.+}", self._model)
+        self._access.routes(app)
         app.router.add_post(f"/v1/{{path:{paths}}}", self._ask)
         return app
 
     def _refused(self, status: int) -> None:
         self._traffic.metrics["refused"].labels(str(status)).inc()
 
-    def _known(self, request: web.Request) -> tuple[frozenset[str], routing.Table]:
-        """The key's namespaces, and the index. Raises Refusal."""
-        try:
-            namespaces = self._tenants.namespaces(request.headers.get("Authorization"))
-        except tenants.Unknown as unknown:
-            raise proxy.Refusal(401, str(unknown), "invalid_api_key") from None
-        if self._index.table is None:
-            raise proxy.Refusal(
-                503, "this pod does not know its models yet; send the request again", "not_ready", after=5
-            )
-        return namespaces, self._index.table
-
-    async def _list(self, request: web.Request) -> web.Response:
-        namespaces, table = self._known(request)
-        entries = [_entry(name, model.namespace) for name, model in table.names(namespaces).items()]
-        if self._options.serve_base_model:
-            entries.append(_entry(self._options.base_model, self._options.namespace))
-        return web.json_response({"object": "list", "data": entries})
-
-    async def _model(self, request: web.Request) -> web.Response:
-        namespaces, table = self._known(request)
-        name = request.match_info["name"]
-        model = table.find(name, namespaces)
-        if model is None and not self._is_base(name):
-            raise proxy.unknown(name)
-        return web.json_response(_entry(name, model.namespace if model else self._options.namespace))
-
-    def _is_base(self, name: str) -> bool:
-        return self._options.serve_base_model and name == self._options.base_model
-
     async def _ask(self, request: web.Request) -> web.StreamResponse:
-        namespaces, table = self._known(request)
+        namespaces, table = self._access.known(request)
         sent = await proxy.document(request)
+        model = self._access.find(sent["model"], namespaces, table)
+        self._clients += 1
+        try:
+            return await self._answer(request, sent, model)
+        finally:
+            self._clients -= 1
+            self._asked = asyncio.get_running_loop().time()
+
+    async def _answer(
+        self, request: web.Request, sent: dict[str, Any], model: serving.Served | None
+    ) -> web.StreamResponse:
         name = sent["model"]
-        model = table.find(name, namespaces)
         if model is None:
-            if not self._is_base(name):
-                raise proxy.unknown(name)
             target = proxy.Target(name, name, is_adapter=False)
             return await self._proxy.answer(request, sent, target, self._base_ended)
         route = routing.choose(model, sticky(request, sent))
@@ -221,7 +205,7 @@ class Pod:
         app.router.add_get(f"/adapters/{SHA}/v1/models", self._verified_models)
         app.router.add_post(f"/adapters/{SHA}/v1/{{path:{paths}}}", self._verify)
         app.router.add_get("/state", self._state)
-        app.router.add_get("/healthz", _healthy)
+        app.router.add_get("/healthz", listening.healthy)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/drained", self._wait_drained)
@@ -291,7 +275,9 @@ class Pod:
         adapter = self._verified(request)
         names = [self._options.base_model] if self._loading.engine_ready else []
         names += [adapter.sha256] if adapter.sha256 in self._loading.loaded else []
-        return web.json_response({"object": "list", "data": [_entry(name, self._options.namespace) for name in names]})
+        return web.json_response(
+            {"object": "list", "data": [access.entry(name, self._options.namespace) for name in names]}
+        )
 
     async def _verify(self, request: web.Request) -> web.StreamResponse:
         """The adapter under its own name, and the base model under its name, for comparison."""
@@ -311,16 +297,14 @@ class Pod:
             engine_ready=self._loading.engine_ready,
             running=self._proxy.running,
             waiting=self._loading.waiting.total(),
+            idle_seconds=self._idle_seconds(),
             adapters=[self._loading.state_of(sha256) for sha256 in (table.held if table else ())],
             traffic=list(self._traffic.wire()),
         )
-        return web.Response(
-            body=state.model_dump_json(by_alias=True, exclude_none=True), content_type="application/json"
-        )
+        return listening.document(state)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        problem = self.ready()
-        return web.Response(text=problem or "ready", status=503 if problem else 200)
+        return listening.probed(self.ready())
 
     async def _metrics(self, _: web.Request) -> web.Response:
         body = prometheus_client.generate_latest(self._traffic.registry) + await self._engine.metrics()
@@ -360,34 +344,8 @@ def sticky(request: web.Request, sent: dict[str, Any]) -> str | None:
     return f"user={user}" if isinstance(user, str) and user else None
 
 
-def _entry(name: str, owner: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
-
-
 def _uncounted(*_: Any, **__: Any) -> None:
     """Verification is no traffic."""
-
-
-async def _healthy(_: web.Request) -> web.Response:
-    return web.Response(text="alive")
-
-
-async def _listen(app: web.Application, host: str | None, port: int) -> web.AppRunner:
-    # The handler of a client that leaves is cancelled, and with it the request to the engine.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=1024).start()
-    return runner
-
-
-async def _forever(work: Any) -> None:
-    """A defect in one of the parts that run beside the requests is logged, and the part starts again."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("a part of the gateway failed by a defect, and starts again")
-            await asyncio.sleep(1.0)
 
 
 def serve(options: settings.Settings) -> None:

@@ -12,6 +12,8 @@
         [--keys /etc/finetune/keys] the mounted Secret, only with spec.keysSecret; without it no key is needed, and only the
                                     pool's own namespace is served
         [--serve-base-model]        clients may use the base model as well
+        [--hold SECONDS]            no engine in this pod (activator): requests are held for at most so long, until a pod of the
+                                    pool can answer; 0: they are refused
         [--grace 50]                seconds that answers have to end after SIGTERM; the pod's terminationGracePeriodSeconds is
                                     to be 10 s longer
 
@@ -34,7 +36,7 @@ from finetune_api import run, serving
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The command line. `keys`: None where no key is needed."""
+    """The command line. `keys`: None where no key is needed. `hold`: None where there is an engine."""
 
     pool: str
     index: str
@@ -46,6 +48,7 @@ class Settings:
     in_memory: int = 64
     keys: pathlib.Path | None = None
     serve_base_model: bool = False
+    hold: float | None = None
     grace: float = 50.0
     host: str | None = None
     port: int = run.SERVER_PORT
@@ -75,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keys", type=pathlib.Path, help="folder with a file of keys for each namespace; default: none"
     )
     parser.add_argument("--serve-base-model", action="store_true", help="clients may use the base model, too")
+    parser.add_argument(
+        "--hold",
+        type=float,
+        metavar="SECONDS",
+        help="no engine here: requests are held for at most so long, until a pod of the pool can answer; 0: refused",
+    )
     parser.add_argument("--grace", type=float, default=50.0, help="seconds that answers have to end after SIGTERM")
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on; default: all")
     parser.add_argument("--port", type=int, default=run.SERVER_PORT, help="port for clients")
