@@ -114,6 +114,11 @@ class Reason(enum.StrEnum):
     """An admission controller or another manager changed fields of the server or its Service; they are left as they are."""
     STARTING = "Starting"
     """The server's pods are not ready yet: they are being scheduled, pull images or load the model."""
+    ASLEEP = "Asleep"
+    """The ServingPool, of the condition or of the job, has had no request for as long as its spec.idle says, and has no servers:
+    the next request starts them."""
+    WAKING = "Waking"
+    """The servers of a ServingPool that slept start, because of a request, or because a job's adapter is to be verified."""
     ROLLING_OUT = "RollingOut"
     """The new revision was verified and gets a part of the traffic; the message says which step, and what is missing."""
     ROLLOUT_HELD = "RolloutHeld"

@@ -3,11 +3,12 @@
 A FineTuneJob chooses one with spec.deployment.pool. What operator and gateways tell each other is in `serving`.
 """
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api import arguments, basemodel, model, status
+from finetune_api import arguments, basemodel, deployment, model, status
 from finetune_api import storage as stores
 from finetune_api.resources import ServerResources
 
@@ -106,6 +107,23 @@ class Ingress(model.Model):
     )
 
 
+class Idle(model.Model):
+    """A pool without requests has no servers, and no GPUs."""
+
+    after: deployment.Duration = Field(
+        default="30m", description="How long no client must have asked before the servers end. Default: 30m."
+    )
+    requests: Literal["Hold", "Refuse"] = Field(
+        default="Hold",
+        description="What a request gets while no server is ready; either way, it starts the servers. Hold: it waits, and is "
+        "answered by them. Refuse: 503 with Retry-After, at once. Default: Hold.",
+    )
+    hold_for: deployment.Duration = Field(
+        default="10m",
+        description="How long a request is held at most; then it gets 503 with Retry-After. Default: 10m.",
+    )
+
+
 class ServingPoolSpec(model.Model):
     """Servers of one base model, which serve the adapters of many jobs."""
 
@@ -118,6 +136,10 @@ class ServingPoolSpec(model.Model):
             (
                 "!has(self.ingress) || has(self.keysSecret)",
                 "ingress needs keysSecret: without keys whoever reaches the host could use the models",
+            ),
+            (
+                "!has(self.idle) || (has(self.adapters) && has(self.adapters.claimName))",
+                "idle needs adapters.claimName: adapters on the disks of pods are gone when all pods are",
             ),
             (
                 "!has(self.extraArgs) || !self.extraArgs.exists(a, a.replace('_', '-').startsWith('--max-model-len'))",
@@ -189,6 +211,11 @@ class ServingPoolSpec(model.Model):
         default=None,
         description="An address outside of the cluster. Needs keysSecret, and ingress.enabled in the chart. Default: none.",
     )
+    idle: Idle | None = Field(
+        default=None,
+        description="When the servers end because nobody uses them, and what a request gets that comes then. Needs "
+        "adapters.claimName. A pod without GPU (the activator) takes requests meanwhile. Default: they never end.",
+    )
     serve_base_model: bool = Field(
         default=False, description="Whether clients may use the base model itself, by its name. Default: false."
     )
@@ -258,7 +285,12 @@ class Status(status.Reported):
     )
     replicas: int | None = Field(default=None, description="Pods that exist.")
     ready_replicas: int | None = Field(default=None, description="Ready pods.")
-    pods: str | None = Field(default=None, description="Ready and requested pods, for example 2/2.")
+    pods: str | None = Field(
+        default=None, description="Ready and requested pods, for example 2/2; none is requested while the pool sleeps."
+    )
+    asleep_since: datetime.datetime | None = Field(
+        default=None, description="Since when there are no servers because of spec.idle. Absent: the pool is awake."
+    )
     selector: str | None = Field(
         default=None, description="Labels of the pods, for autoscalers that scale the ServingPool."
     )

@@ -264,8 +264,13 @@ class Cache:
             for job, part in self.members.get(known.key, {}).items():
                 if any(one.sha256 in changed for one in part.adapters):
                     self.child_changed(job)
-        if moved or before is None or before.problem != reading.problem or _rate(before) != _rate(reading):
+        rates = before is None or before.problem != reading.problem or _rate(before) != _rate(reading)
+        if moved or rates or (self._is_activator(uid, pod) and _asked(before, reading)):
             self.child_changed(uid)
+
+    def _is_activator(self, uid: str, pod: str) -> bool:
+        found = self.children[uid].get(("Pod", pod))
+        return isinstance(found, projections.Pod) and found.activator
 
     def _pod_of_pool_changed(self, uid: str) -> None:
         """Jobs that are being verified or rolled out depend on which pods are ready."""
@@ -480,6 +485,13 @@ async def follow(
 def _adapters(reading: pools.Reading | None) -> set[tuple[str, str, str]]:
     state = reading.state if reading is not None else None
     return {(one.sha256, one.state, one.message) for one in state.adapters} if state is not None else set()
+
+
+def _asked(before: pools.Reading | None, reading: pools.Reading) -> bool:
+    """Whether a client asked since. Times are computed from how long ago it was: they vary a little."""
+    known = before.last_request if before is not None else None
+    last = reading.last_request
+    return last is not None and (known is None or (last - known).total_seconds() > 0.5)
 
 
 def _rate(reading: pools.Reading) -> float:

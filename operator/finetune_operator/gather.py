@@ -111,9 +111,9 @@ class Gatherer:
             pods = tuple(
                 shared.Pod(one.name, readings[one.name].state if one.name in readings else None)
                 for one in self._facts.children.get(uid, {}).values()
-                if isinstance(one, projections.Pod) and one.ready and not one.deleting
+                if isinstance(one, projections.Pod) and one.ready and not (one.deleting or one.activator)
             )
-            found[pool.key] = shared.Pool(pool.key, pool.spec, base, pods)
+            found[pool.key] = shared.Pool(pool.key, pool.spec, base, pods, pool.sleeps)
         return found
 
     def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:

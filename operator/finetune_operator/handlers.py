@@ -70,7 +70,7 @@ class Controller:
         self.facts = cache.Cache(self._queue.add, self._queue.add_first, self._queue.add_soon)
         self._progress = progress.Reader(self.facts, chart.progress_seconds)
         self.indexes = index.Indexes(self.facts, lambda: self.leads and self._jobs_known)
-        self._states = poolstates.Reader(self.facts)
+        self._states = poolstates.Reader(self.facts, now=api.clock.now)
         self._pools = poolreconcile.Reconciler(api, self.facts, self.indexes, chart, api.clock.now)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api import revision, run, servingpool
-from finetune_api.reasons import Condition
+from finetune_api.reasons import Condition, Reason
 from finetune_operator import cache, cluster, conditions, index, pace, settings
 from finetune_operator.decide import servingpool as decide
 from finetune_operator.manifests import pool as manifests
@@ -75,15 +75,26 @@ class Reconciler:
             parent=parent,
             base=self._base(parent),
             server=kinds["Deployment"].get(parent.name),
+            activator=kinds["Deployment"].get(manifests.name_of_activator(parent.name)),
             services=kinds["Service"],
             budget=kinds["PodDisruptionBudget"].get(parent.name),
             ingress=kinds["Ingress"].get(parent.name),
             pods=tuple(kinds["Pod"].values()),
             readings=self._facts.pool_states.get(parent.uid, {}),
             index=self._indexes.of(parent),
+            needs=self._needs(parent),
             now=self._clock(),
             settings=self._settings,
         )
+
+    def _needs(self, parent: pools.Parent) -> str:
+        """Why one of the jobs of the pool needs its servers now."""
+        parts = self._facts.members.get(parent.key, {}).values()
+        spec = parent.spec
+        admitted = (
+            one for one in parts if spec and one.adapters and spec.admits(parent.namespace, one.adapters[0].namespace)
+        )
+        return next((one.needs for one in admitted if one.needs), "")
 
     def _base(self, parent: pools.Parent) -> run.ResolvedBaseModel | None:
         if parent.spec is None:
@@ -107,7 +118,7 @@ class Reconciler:
         return all([await self._api.may(verb, kind, namespace) for verb in ("patch", "create")])
 
     async def _write(self, parent: pools.Parent, state: servingpool.Status) -> None:
-        """Write the status if it differs, and an event if the pool became ready, stopped being it, or stalled."""
+        """Write the status if it differs, and an event if the pool became ready, stopped being it, fell asleep, or stalled."""
         changes = difference(dict(parent.written), state.wire())
         if not changes:
             return
@@ -125,9 +136,12 @@ class Reconciler:
             raise
         for kind in (Condition.READY, Condition.STALLED):
             before, after = conditions.get(parent.status, kind), conditions.get(state, kind)
-            if after is None or (before.status if before else "False") == after.status:
+            if after is None:
                 continue
-            good = kind is Condition.READY and after.status == "True"
+            sleeps = kind is Condition.READY and after.reason == Reason.ASLEEP != (before.reason if before else "")
+            if (before.status if before else "False") == after.status and not sleeps:
+                continue
+            good = kind is Condition.READY and (after.status == "True" or after.reason == Reason.WAKING)
             if kind is Condition.STALLED and after.status == "False":
                 continue
             with contextlib.suppress(cluster.Failure, *cluster.OUTAGES):

@@ -7,6 +7,7 @@ is limited in size and time, and is shown and compared, never executed.
 """
 
 import asyncio
+import datetime
 import time
 from collections.abc import Callable
 
@@ -21,10 +22,14 @@ READS = 10
 """Per second, for the whole operator."""
 PAUSE = 5.0
 """Seconds between two reads of a pod."""
+ACTIVATOR_PAUSE = 1.0
+"""The same for an activator: a client may wait."""
 TICK = 0.5
 WINDOW = 60.0
 """Seconds over which requests per second are averaged."""
 PATH = "/state"
+LONGEST = 365 * 86400.0
+"""Seconds since a request; more is not told apart."""
 
 Key = tuple[str, str]
 """uid of the ServingPool, name of the pod."""
@@ -39,8 +44,9 @@ class Reader:
         *,
         port: int = serving.DELIVERY_PORT,
         monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
-        self._facts, self._port, self._monotonic = facts, port, monotonic
+        self._facts, self._port, self._monotonic, self._now = facts, port, monotonic, now
         self._due: dict[Key, float] = {}
         self._counts: dict[Key, list[tuple[float, int]]] = {}
         """When a pod was read, and the requests that it had answered."""
@@ -75,9 +81,15 @@ class Reader:
             seen = f"{pod.address}: not a state: {error.errors()[0]['msg'][:100]}"
             found = pools.Reading(before.state, before.requests_per_second, seen)
         else:
-            found = pools.Reading(state, self._rate(key, state))
-        self._due[key] = self._monotonic() + PAUSE
+            found = pools.Reading(state, self._rate(key, state), last_request=self._last(state))
+        self._due[key] = self._monotonic() + (ACTIVATOR_PAUSE if pod.activator else PAUSE)
         self._facts.put_pool_state(*key, found)
+
+    def _last(self, state: serving.State) -> datetime.datetime | None:
+        """When a client's last request was; at most LONGEST ago, whatever a pod reports."""
+        if state.idle_seconds is None:
+            return None
+        return self._now() - datetime.timedelta(seconds=min(state.idle_seconds, LONGEST))
 
     def _rate(self, key: Key, state: serving.State) -> float:
         """Requests per second since WINDOW seconds ago, by the counts read since; counts that fell began again."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from finetune_api import metrics
-from finetune_api.reasons import Condition, Phase, Stage
+from finetune_api.reasons import Condition, Phase, Reason, Stage
 from finetune_operator.cache import Cache, Stored
 from finetune_operator.observe import projections
 
@@ -140,7 +140,9 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
     yield from measured(
         labels,
         {
-            metrics.REPLICAS: number(table(spec.get("deployment")).get("replicas", 1)),
+            metrics.REPLICAS: 0
+            if reason(state) == Reason.ASLEEP
+            else number(table(spec.get("deployment")).get("replicas", 1)),
             metrics.READY_REPLICAS: ready,
             metrics.SERVED_SPEED: number(deployed.get("tokensPerSecond")),
         },

@@ -65,7 +65,7 @@ def test_scrape_rules_put_the_labels_of_the_contract_onto_every_series_of_a_job(
 
 def test_scrape_rules_read_the_labels_that_the_operator_gives_its_pods() -> None:
     text = (CHART / "monitoring" / "scrape-configs.yaml").read_text()
-    for key in (label.JOB, label.REVISION, label.STAGE, label.POOL):
+    for key in (label.JOB, label.REVISION, label.STAGE, label.POOL, label.ACTIVATOR):
         assert "__meta_kubernetes_pod_label_" + re.sub(r"[./-]", "_", key) in text
     for key in (label.STAGE, label.RELEASE, label.POOL):
         assert f'label: "{key}"' in text

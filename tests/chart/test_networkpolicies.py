@@ -49,6 +49,7 @@ def stage(name: reasons.Stage, namespace: str = "ml") -> End:
 
 SERVER = End("ml", ((label.RELEASE, "a-1"), (label.JOB, "a")))
 POOL = End("ml", ((label.POOL, "chat"),))
+ACTIVATOR = End("ml", ((label.ACTIVATOR, "chat"), (label.POOL, "")))
 API_SERVER = End(address="10.0.0.1/32")
 STORAGE = End(address="10.1.0.0/16")
 ELSEWHERE = End(address="169.254.169.254/32")
@@ -191,6 +192,11 @@ def test_a_pool_is_reached_by_clients_and_by_what_delivers_reads_or_copies_adapt
     for one in (SHOP, STRANGER, stage(reasons.Stage.TRAIN), SERVER):
         assert not connects(rendered, one, POOL, serving.DELIVERY_PORT), one
     assert not connects(rendered, SHOP, POOL, serving.ENGINE_PORT)
+    assert connects(rendered, SHOP, ACTIVATOR, run.SERVER_PORT)
+    assert connects(rendered, operator, ACTIVATOR, serving.DELIVERY_PORT)
+    assert connects(rendered, ACTIVATOR, operator, serving.INDEX_PORT)
+    for port in (run.SERVER_PORT, serving.DELIVERY_PORT):
+        assert connects(rendered, ACTIVATOR, POOL, port), "where it sends what it held"
 
 
 def test_a_pool_fetches_asks_the_operator_for_its_index_and_has_no_other_egress(render: Render) -> None:

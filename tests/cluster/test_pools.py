@@ -61,6 +61,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("fewer adapters in memory than on the GPU", {"spec.adapters": {"onGpu": 8, "inMemory": 4}}, "must not be below"),
     ("a context length by the back door", {"spec.extraArgs": ["--max_model_len=10"]}, "set contextLength"),
     ("an argument that jobs may not set", {"spec.extraArgs": ["--max-loras=4"]}, "must not contain --max-loras"),
+    ("adapters that are gone with its pods", {"spec.idle": {"after": "30m"}}, "idle needs adapters.claimName"),
     ("no pod", {"spec.replicas": 0}, "should be greater than or equal to 1"),
 ]
 

@@ -6,13 +6,13 @@ Deployment, pods, what their gateways report, the index -> status
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from finetune_api import run, serving, servingpool
 from finetune_api.reasons import BY_SOMEBODY, Condition, Reason
 from finetune_operator import conditions, settings
-from finetune_operator.decide import diagnosis, drift
+from finetune_operator.decide import diagnosis, drift, idle
 from finetune_operator.manifests import meta
 from finetune_operator.manifests import pool as manifests
 from finetune_operator.observe import pools, projections
@@ -30,12 +30,15 @@ class World:
     parent: pools.Parent
     base: run.ResolvedBaseModel | None
     server: projections.Server | None
+    activator: projections.Server | None
     services: Mapping[str, projections.Service]
     budget: projections.Plain | None
     ingress: projections.Plain | None
     pods: tuple[projections.Pod, ...]
     readings: Mapping[str, pools.Reading]
     index: serving.Index
+    needs: str
+    """Why one of its jobs needs the servers now, whether clients ask or not."""
     now: datetime.datetime
     settings: settings.Settings
 
@@ -72,7 +75,7 @@ def decide(world: World) -> Decision:
     if world.base is None:
         text = f"BaseModel {spec.base_model.name} does not exist: see `kubectl get basemodels`, or create it"
         found = Verdict("False", False, True, Reason.BASE_MODEL_NOT_FOUND, text)
-        return Decision((), _summarized(_status(world, spec), found, world))
+        return Decision((), _summarized(_status(world, spec, spec.replicas), found, world))
     source = _source(world.base)
     if parent.status.source not in {None, source}:
         text = (
@@ -81,13 +84,41 @@ def decide(world: World) -> Decision:
             "move the jobs there"
         )
         found = Verdict("False", False, True, Reason.INVALID_SPEC, text)
-        return Decision((), _summarized(_status(world, spec), found, world))
-    wanted = manifests.build(parent, spec, world.base, world.settings)
+        return Decision((), _summarized(_status(world, spec, spec.replicas), found, world))
+    sleep = idle.find(_seen(world, spec))
+    requested = 0 if sleep.ends else spec.replicas
+    wanted = manifests.build(parent, spec, world.base, world.settings, requested, to_activator=sleep.activator)
     apply = tuple(made for manifest in wanted for made in _differing(world, manifest))
-    found = _verdict(world, spec, pending=any(one["kind"] == "Deployment" for one in apply))
-    closed = world.ingress is not None and all(one["kind"] != "Ingress" for one in wanted)
-    delete = (("Ingress", parent.name),) if closed else ()
-    return Decision(apply, _summarized(_status(world, spec), found, world), found.again, delete)
+    changed = {one["metadata"]["name"] for one in apply if one["kind"] == "Deployment"}
+    found = _verdict(world, spec, sleep, pending=parent.name in changed)
+    again = min((one for one in (found.again, sleep.again) if one is not None), default=None)
+    state = _status(world, spec, requested).model_copy(update={"asleep_since": sleep.asleep_since})
+    return Decision(apply, _summarized(state, found, world), again, _leftover(world, wanted))
+
+
+def _leftover(world: World, wanted: Sequence[meta.Manifest]) -> tuple[tuple[str, str], ...]:
+    """What the spec has wanted before."""
+    names = {(one["kind"], one["metadata"]["name"]) for one in wanted}
+    activator = manifests.name_of_activator(world.parent.name)
+    optional = ((world.ingress, ("Ingress", world.parent.name)), (world.activator, ("Deployment", activator)))
+    return tuple(place for present, place in optional if present is not None and place not in names)
+
+
+def _seen(world: World, spec: servingpool.ServingPoolSpec) -> idle.Seen:
+    def readings(pods: list[projections.Pod]) -> list[pools.Reading]:
+        return [world.readings.get(pod.name, pools.Reading()) for pod in pods]
+
+    servers, server = _ready_pods(world), world.server
+    return idle.Seen(
+        idle=spec.idle,
+        asleep_since=world.parent.status.asleep_since,
+        now=world.now,
+        servers=readings(servers),
+        activators=readings(_ready_activators(world)),
+        settled=server is not None and server.settled and len(servers) == server.replicas,
+        needs=world.needs,
+        etag=world.index.etag,
+    )
 
 
 def _source(base: run.ResolvedBaseModel) -> str:
@@ -111,7 +142,7 @@ def _differing(world: World, manifest: meta.Manifest) -> tuple[meta.Manifest, ..
     if kind in {"PodDisruptionBudget", "Ingress"}:
         present = world.budget if kind == "PodDisruptionBudget" else world.ingress
         return () if present is not None and present.hash == meta.hash_of(manifest) else (manifest,)
-    server, replicas = world.server, manifest["spec"]["replicas"]
+    server, replicas = world.server if name == world.parent.name else world.activator, manifest["spec"]["replicas"]
     if server is None:
         return (manifest,)
     scaled = server.requested != replicas
@@ -126,13 +157,18 @@ def _differing(world: World, manifest: meta.Manifest) -> tuple[meta.Manifest, ..
 # -- conditions --
 
 
-def _verdict(world: World, spec: servingpool.ServingPoolSpec, *, pending: bool) -> Verdict:
+def _verdict(world: World, spec: servingpool.ServingPoolSpec, sleep: idle.Found, *, pending: bool) -> Verdict:
     server, ready = world.server, _ready(world)
+    if sleep.asleep_since is not None:
+        return _sleeps(world, sleep)
     if server is None or pending or not server.settled or ready < spec.replicas:
         problem, since = _problem(world)
         if problem is None:
             what = "is being changed" if pending or server is None or not server.settled else "starts"
             text = f"{ready} of {spec.replicas} pods are ready, and the pool {what}"
+            if sleep.text or _reason(world) == Reason.WAKING:
+                why = sleep.text or "the pool wakes"
+                return Verdict("False", True, False, Reason.WAKING, f"{why}; {ready} of {spec.replicas} pods are ready")
             return Verdict("False", True, False, Reason.STARTING, text)
         wait = world.settings.stalled_after_seconds
         age = wait if since is None else (world.now - since).total_seconds()
@@ -153,13 +189,30 @@ def _verdict(world: World, spec: servingpool.ServingPoolSpec, *, pending: bool) 
     return Verdict("True", False, False, Reason.SERVING, text)
 
 
+def _sleeps(world: World, sleep: idle.Found) -> Verdict:
+    if _ready_activators(world):
+        return Verdict("True", False, False, Reason.ASLEEP, f"{sleep.text}: the next one starts the servers")
+    text = f"{sleep.text}; the pod that takes requests (Deployment {manifests.name_of_activator(world.parent.name)}) starts"
+    return Verdict("False", True, False, Reason.STARTING, text)
+
+
+def _reason(world: World) -> str:
+    """The reason of Ready so far."""
+    known = conditions.get(world.parent.status, Condition.READY)
+    return known.reason if known is not None else ""
+
+
 def _ready(world: World) -> int:
     """Ready pods: the Deployment and its pods are watched apart, and both must say so."""
     return min(world.server.ready if world.server else 0, len(_ready_pods(world)))
 
 
 def _ready_pods(world: World) -> list[projections.Pod]:
-    return [pod for pod in world.pods if pod.ready and not pod.deleting]
+    return [pod for pod in world.pods if pod.ready and not (pod.deleting or pod.activator)]
+
+
+def _ready_activators(world: World) -> list[projections.Pod]:
+    return [pod for pod in world.pods if pod.activator and pod.ready and not pod.deleting]
 
 
 def _problem(world: World) -> tuple[diagnosis.Problem | None, datetime.datetime | None]:
@@ -167,7 +220,7 @@ def _problem(world: World) -> tuple[diagnosis.Problem | None, datetime.datetime 
     if world.server is not None and world.server.refusal:
         return diagnosis.refused("the pods of the pool", world.server.refusal), None
     for pod in sorted(world.pods, key=lambda one: (one.created or world.now, one.name), reverse=True):
-        if not pod.ready and not pod.deleting and (problem := diagnosis.server(pod)):
+        if not (pod.ready or pod.deleting or pod.activator) and (problem := diagnosis.server(pod)):
             return problem, pod.created
     return None, None
 
@@ -204,11 +257,11 @@ def _summarized(state: servingpool.Status, found: Verdict, world: World) -> serv
 # -- numbers --
 
 
-def _status(world: World, spec: servingpool.ServingPoolSpec) -> servingpool.Status:
+def _status(world: World, spec: servingpool.ServingPoolSpec, requested: int) -> servingpool.Status:
     """Everything but the conditions, which stay as they were."""
     parent, ready = world.parent, _ready(world)
     readings = {pod.name: world.readings.get(pod.name, pools.Reading()) for pod in _ready_pods(world)}
-    gpus = spec.replicas * spec.resources.gpus
+    gpus = requested * spec.resources.gpus
     rate = sum(one.requests_per_second for one in readings.values())
     return servingpool.Status(
         observed_generation=parent.generation,
@@ -219,9 +272,10 @@ def _status(world: World, spec: servingpool.ServingPoolSpec) -> servingpool.Stat
         models=len(world.index.models),
         adapters=_counts(world.index, readings),
         problems=_problems(world.index, readings),
-        replicas=len([pod for pod in world.pods if not pod.deleting]),
+        replicas=len([pod for pod in world.pods if not (pod.deleting or pod.activator)]),
         ready_replicas=ready,
-        pods=f"{ready}/{spec.replicas}",
+        pods=f"{ready}/{requested}",
+        asleep_since=parent.status.asleep_since,
         selector=",".join(f"{name}={value}" for name, value in sorted(manifests.selector(parent).items())),
         requests_per_second=_steady(parent.status.requests_per_second, rate),
         gpus=gpus,

@@ -81,6 +81,10 @@ def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
 
 
 def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
+    pool = world.obs.pools.get(str(serving.pool))
+    if pool is not None and pool.sleeps:
+        text = f"ServingPool {serving.pool} sleeps, and requests start its servers"
+        return _kstatus("True", False, False, Reason.ASLEEP, text)
     found = switching.held(world, serving)
     reason = Reason.SERVING if serving.pool in world.obs.pools else Reason.POOL_NOT_FOUND
     watched = world.state.rollout.watched_until if world.state.rollout else None

@@ -1,4 +1,5 @@
-"""The objects of a ServingPool: a Deployment, two Services, a PodDisruptionBudget, and an Ingress where it wants one.
+"""The objects of a ServingPool: a Deployment, two Services, a PodDisruptionBudget, and where it wants them an Ingress, and a
+Deployment of the activator, which takes requests while no server is ready.
 
 A pod: `fetch` puts the base model into a volume; `server`, vLLM, listens on loopback; `gateway` is what clients, stages and other
 pods of the pool reach (finetune_trainer.gateway).
@@ -6,7 +7,8 @@ pods of the pool reach (finetune_trainer.gateway).
 
 from typing import Any
 
-from finetune_api import resources, run, serving, servingpool, storage
+from finetune_api import deployment, resources, run, serving, servingpool, storage
+from finetune_api.reasons import Stage
 from finetune_operator import podsettings, settings
 from finetune_operator.manifests import meta, modelcache, pods, vllm
 from finetune_operator.observe import label, pools
@@ -16,6 +18,7 @@ ADAPTERS, KEYS = "/adapters", "/etc/finetune/keys"
 GRACE_SECONDS = 290
 """That answers have to end when a pod stops: some 4,000 tokens at 15 tokens per second."""
 GATEWAY = resources.Resources(gpus=0, requests=resources.Requests(cpu="250m", memory="512Mi"))
+ACTIVATOR = resources.Resources(gpus=0, requests=resources.Requests(cpu="50m", memory="512Mi"))
 HEALTH = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{serving.ENGINE_PORT}/health', timeout=5)"
 """The kubelet's own requests go to the pod's address, at which the engine does not listen."""
 
@@ -25,23 +28,45 @@ def name_of_pods(name: str) -> str:
     return f"{name}-pods"
 
 
+def name_of_activator(name: str) -> str:
+    """The Deployment of what takes requests while no server is ready."""
+    return f"{name}-activator"
+
+
 def endpoint(parent: meta.Owner) -> str:
     return f"http://{parent.name}.{parent.namespace}.svc:{run.SERVER_PORT}"
 
 
 def build(
-    parent: pools.Parent, spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings
+    parent: pools.Parent,
+    spec: servingpool.ServingPoolSpec,
+    base: run.ResolvedBaseModel,
+    chart: settings.Settings,
+    replicas: int,
+    *,
+    to_activator: bool = False,
 ) -> list[meta.Manifest]:
-    """All objects, each with the digest of its spec; the Deployment's is without the replicas, which it has besides."""
-    deployment = _deployment(parent, spec, base, chart)
-    prescribed = {name: value for name, value in deployment["spec"].items() if name != "replicas"}
-    replicas = {label.REPLICAS: str(spec.replicas)}
-    others = [*_services(parent, chart), _budget(parent, chart)]
+    """All objects, each with the digest of its spec; a Deployment's is without the replicas, which it has besides.
+
+    replicas: of the servers; to_activator: whether clients reach the activator, and not the servers.
+    """
+    front = _of_activator(parent) if to_activator else selector(parent)
+    others = [*_services(parent, chart, front), _budget(parent, chart)]
     return [
-        meta.marked(deployment, prescribed, **replicas),
+        _scaled(_deployment(parent, spec, base, chart, replicas)),
+        *([_scaled(_activator(parent, spec, spec.idle, base, chart))] if spec.idle else []),
         *(meta.marked(one, one["spec"]) for one in others),
         *([_ingress(parent, spec.ingress, chart)] if spec.ingress and chart.ingress.enabled else []),
     ]
+
+
+def _scaled(made: meta.Manifest) -> meta.Manifest:
+    prescribed = {name: value for name, value in made["spec"].items() if name != "replicas"}
+    return meta.marked(made, prescribed, **{label.REPLICAS: str(made["spec"]["replicas"])})
+
+
+def _of_activator(parent: meta.Owner) -> dict[str, str]:
+    return {label.UID: parent.uid, label.ACTIVATOR: parent.name}
 
 
 def selector(parent: meta.Owner) -> dict[str, str]:
@@ -63,7 +88,11 @@ def _labels(parent: pools.Parent, chart: settings.Settings) -> dict[str, str]:
 
 
 def _deployment(
-    parent: pools.Parent, spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings
+    parent: pools.Parent,
+    spec: servingpool.ServingPoolSpec,
+    base: run.ResolvedBaseModel,
+    chart: settings.Settings,
+    replicas: int,
 ) -> meta.Manifest:
     layer = chart.pods_of(None, spec.resources.gpu_type)
     labels = {**_labels(parent, chart), **pods.gpu_labels(spec.resources)}
@@ -75,7 +104,7 @@ def _deployment(
         "kind": "Deployment",
         "metadata": _metadata(parent, chart, parent.name),
         "spec": {
-            "replicas": spec.replicas,
+            "replicas": replicas,
             "revisionHistoryLimit": 1,
             "progressDeadlineSeconds": 7200,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": _update(spec)},
@@ -93,6 +122,49 @@ def _deployment(
             ),
         },
     }
+
+
+def _activator(
+    parent: pools.Parent,
+    spec: servingpool.ServingPoolSpec,
+    idle: servingpool.Idle,
+    base: run.ResolvedBaseModel,
+    chart: settings.Settings,
+) -> meta.Manifest:
+    """One pod with the gateway's image, without GPU and engine, where the chart wants pods that need no GPU."""
+    hold = deployment.seconds(idle.hold_for) if idle.requests == "Hold" else 0
+    container = _gateway(parent, spec, base, chart, [f"--hold={hold}"])
+    amounts = pods.amounts(ACTIVATOR, podsettings.Pods(), {})
+    layer = chart.pods_of(Stage.VERIFY, None)
+    labels = {**_labels(parent, chart), **_of_activator(parent), label.POOL: ""}
+    pod = pods.pod(
+        chart,
+        namespace=parent.namespace,
+        service_account=spec.storage.service_account_name,
+        containers=[{**container, "resources": amounts}],
+        volumes=[{"name": "adapters", "emptyDir": {}}, *_keys(spec)],
+        terminationGracePeriodSeconds=GRACE_SECONDS + 10,
+        **pods.placement(resources.Resources(gpus=0), layer, _of_activator(parent)),
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(parent, chart, name_of_activator(parent.name)),
+        "spec": {
+            "replicas": 1,
+            "revisionHistoryLimit": 1,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": _of_activator(parent)},
+            "template": {
+                "metadata": {"labels": {**layer.labels, **labels}, "annotations": layer.annotations},
+                "spec": pod,
+            },
+        },
+    }
+
+
+def _keys(spec: servingpool.ServingPoolSpec) -> list[dict[str, Any]]:
+    return [{"name": "keys", "secret": {"secretName": spec.keys_secret, "optional": True}}] if spec.keys_secret else []
 
 
 def _connection(of: servingpool.Storage) -> storage.Connection:
@@ -122,18 +194,17 @@ def _pod(
     )
     claim = spec.adapters.claim_name
     volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
-    keys = [{"name": "keys", "secret": {"secretName": spec.keys_secret, "optional": True}}] if spec.keys_secret else []
     found = pods.pod(
         chart,
         namespace=parent.namespace,
         service_account=spec.storage.service_account_name,
-        containers=[_server(spec, base, chart, layer), _gateway(parent, spec, base, chart)],
+        containers=[_server(spec, base, chart, layer), _gateway(parent, spec, base, chart, [])],
         volumes=[
             pods.run_volume()[0],
             vllm.MODELS,
             vllm.shared_memory(chart.serving.shm_size),
             {"name": "adapters", **volume},
-            *keys,
+            *_keys(spec),
             *base_volumes,
             *authorities,
         ],
@@ -202,7 +273,11 @@ def _server(
 
 
 def _gateway(
-    parent: pools.Parent, spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings
+    parent: pools.Parent,
+    spec: servingpool.ServingPoolSpec,
+    base: run.ResolvedBaseModel,
+    chart: settings.Settings,
+    more: list[str],
 ) -> dict[str, Any]:
     def probe(path: str, period: int, failures: int) -> dict[str, Any]:
         get = {"path": path, "port": serving.DELIVERY_PORT}
@@ -226,6 +301,7 @@ def _gateway(
             f"--grace={GRACE_SECONDS}",
             *([f"--keys={KEYS}"] if keys else []),
             *(["--serve-base-model"] if spec.serve_base_model else []),
+            *more,
         ],
         "env": pods.environment({}),
         "resources": pods.amounts(GATEWAY, podsettings.Pods(), {}),
@@ -246,23 +322,25 @@ def _gateway(
     }
 
 
-def _services(parent: pools.Parent, chart: settings.Settings) -> list[meta.Manifest]:
-    def service(name: str, port: int, port_name: str, **spec: Any) -> meta.Manifest:
+def _services(parent: pools.Parent, chart: settings.Settings, front: dict[str, str]) -> list[meta.Manifest]:
+    """front: labels of the pods that clients reach."""
+
+    def service(name: str, port: int, port_name: str, pods_of: dict[str, str], **spec: Any) -> meta.Manifest:
         return {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": _metadata(parent, chart, name),
             "spec": {
                 **spec,
-                "selector": selector(parent),
+                "selector": pods_of,
                 "ports": [{"name": port_name, "port": port, "targetPort": port, "protocol": "TCP"}],
             },
         }
 
     headless = {"clusterIP": "None", "publishNotReadyAddresses": True}
     return [
-        service(parent.name, run.SERVER_PORT, "http"),
-        service(name_of_pods(parent.name), serving.DELIVERY_PORT, "delivery", **headless),
+        service(parent.name, run.SERVER_PORT, "http", front),
+        service(name_of_pods(parent.name), serving.DELIVERY_PORT, "delivery", selector(parent), **headless),
     ]
 
 

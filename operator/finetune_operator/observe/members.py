@@ -24,6 +24,8 @@ class Member:
     pool: str
     models: tuple[serving.Served, ...] = ()
     adapters: tuple[serving.Held, ...] = ()
+    needs: str = ""
+    """Why the job needs the pool's servers now, whether clients ask or not; empty: it does not."""
 
 
 def members(raw: projections.Raw) -> tuple[Member, ...]:
@@ -48,6 +50,7 @@ def members(raw: projections.Raw) -> tuple[Member, ...]:
             pool,
             tuple(served for at, served in models if at == pool),
             tuple({one.adapter.sha256: _held(place, one) for one in releases if one.pool == pool}.values()),
+            _needs(place, candidate, state.get("rollout") or {}) if candidate and candidate.pool == pool else "",
         )
         for pool in dict.fromkeys(str(one.pool) for one in releases)
     )
@@ -56,6 +59,14 @@ def members(raw: projections.Raw) -> tuple[Member, ...]:
 def step_name(rollout: dict[str, Any], serving_release: str) -> str:
     """Of the step that is under way: gateways start counting again when it changes."""
     return f"{rollout['release']}/{rollout['step']}" if rollout.get("step") else serving_release
+
+
+def _needs(place: dict[str, str], candidate: Release, rollout: dict[str, Any]) -> str:
+    """A verified candidate needs no server until a step of its rollout begins: a person may have to approve it first."""
+    who = f"revision {candidate.revision} of FineTuneJob {place['namespace']}/{place['job']}"
+    if rollout.get("release") != candidate.name:
+        return f"{who} is verified"
+    return f"{who} is in a step of its rollout" if rollout.get("step") else ""
 
 
 def _held(place: dict[str, str], release: Release) -> serving.Held:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pydantic
 
 from finetune_api import serving, servingpool
+from finetune_api.reasons import Condition, Reason
 from finetune_operator.observe import containers, projections
 
 
@@ -32,11 +33,17 @@ class Parent:
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has no servers because nobody uses them, or starts them again."""
+        reasons = {one.reason for one in self.status.conditions if one.type == Condition.READY}
+        return bool(reasons & {Reason.ASLEEP, Reason.WAKING})
+
     def serves_like(self, other: "Parent") -> bool:
         """Whether both are the same for jobs: an autoscaler that changes the replicas wakes none of them."""
 
         def for_jobs(parent: Parent) -> object:
-            return parent.spec and parent.spec.model_copy(update={"replicas": 1})
+            return parent.sleeps, parent.spec and parent.spec.model_copy(update={"replicas": 1})
 
         return for_jobs(self) == for_jobs(other)
 
@@ -48,6 +55,8 @@ class Reading:
     state: serving.State | None = None
     requests_per_second: float = 0.0
     problem: str = ""
+    last_request: datetime.datetime | None = None
+    """When a client's last request was, or the pod became ready; None: unknown, or neither was."""
 
 
 def parent(raw: projections.Raw) -> Parent:

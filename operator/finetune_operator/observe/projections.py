@@ -88,6 +88,8 @@ class Pod:
     unreachable: bool
     """Whether its node is unreachable: its container's state is the last known one."""
     deleting: bool
+    activator: bool = False
+    """Whether it holds the requests of a ServingPool, and is not one of its servers."""
 
     @property
     def preparing(self) -> bool:
@@ -239,6 +241,7 @@ def pod(raw: Raw) -> Pod:
         unready=containers.unready(state, ready),
         unreachable=containers.unreachable(state, ready),
         deleting=bool(meta.get("deletionTimestamp")),
+        activator=label.ACTIVATOR in _labels(raw),
     )
 
 

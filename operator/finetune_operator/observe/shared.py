@@ -21,6 +21,8 @@ class Pool:
     spec: servingpool.ServingPoolSpec
     base: run.ResolvedBaseModel | None
     pods: tuple[Pod, ...] = ()
+    sleeps: bool = False
+    """Whether it has no servers because nobody uses them, or starts them again: clients are answered."""
 
     @property
     def namespace(self) -> str:

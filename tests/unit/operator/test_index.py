@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import json
 import pathlib
 from collections.abc import AsyncIterator
@@ -243,6 +244,34 @@ async def test_the_states_of_a_pools_pods_are_read_and_their_requests_counted_pe
         assert problems[:3] == ["", "", ""]
         assert "HTTP 500" in problems[3]
         assert "not a state" in problems[4]
+
+
+async def test_an_activator_is_read_every_second_and_the_pool_looks_again_when_a_client_asked() -> None:
+    changed: list[str] = []
+    facts = cache.Cache(changed.append)
+    facts.put_pool(POOL)
+    server, other = pod("chat-0"), pod("chat-activator-0")
+    other["metadata"]["labels"] |= {label.POOL: "", label.ACTIVATOR: "chat"}
+    facts.put("Pod", [server, other])
+    now = datetime.datetime(2026, 5, 4, 12, tzinfo=datetime.UTC)
+    ago = [None, 100.0, 100.2, 3.0, "NaN", -1.0, 1e300]
+    answers = [web.json_response({**STATE, "idleSeconds": one}) for one in ago]
+    clock, found, asked = Clock(), [], []
+    async with gateway(answers) as port, progress.session() as http:
+        reader = poolstates.Reader(facts, port=port, monotonic=clock, now=lambda: now)
+        for _ in ago:
+            changed.clear()
+            (due,) = [one for one in reader.due() if one[1].activator]
+            await reader.read(http, *due)
+            reading = facts.pool_states["pool"]["chat-activator-0"]
+            found.append(reading.last_request and (now - reading.last_request).total_seconds())
+            asked.append("pool" in changed)
+            clock.now += 1
+        assert found == [None, 100.0, 100.2, 3.0, None, None, poolstates.LONGEST]
+        assert asked == [True, True, False, True, True, True, True], (
+            "the first, a request, none, a request, two problems, a state"
+        )
+        assert [one.name for _, one in reader.due()] == ["chat-activator-0"], "its servers are read less often"
 
 
 async def test_an_adapter_that_changes_its_state_wakes_its_job_and_the_pool_and_others_sleep() -> None:

@@ -30,7 +30,9 @@ def built(
     }
     parent = pools.parent(raw)
     assert parent.spec is not None, parent.unreadable
-    made = pool.build(parent, parent.spec, base, settings.Settings.model_validate(CHART | (chart or {})))
+    made = pool.build(
+        parent, parent.spec, base, settings.Settings.model_validate(CHART | (chart or {})), parent.spec.replicas
+    )
     return {(one["kind"], one["metadata"]["name"]): one for one in made}
 
 
@@ -188,3 +190,38 @@ def test_an_ingress_has_tls_and_leads_to_the_clients_port_alone() -> None:
     again = built(spec, chart={"ingress": {"enabled": True, "annotations": {"x/timeout": "301"}}})["Ingress", "chat"]
     assert meta.hash_of(again) != meta.hash_of(found), "an edit of the chart is applied"
     assert ("Ingress", "chat") not in built(spec)
+
+
+IDLE: dict[str, Any] = {"idle": {"holdFor": "90s"}, "adapters": {"claimName": "shared"}, "keysSecret": "keys"}
+
+
+def test_the_activator_is_the_gateway_without_an_engine_a_gpu_and_the_adapters() -> None:
+    made = built(IDLE, chart={"serving": {"nodeSelector": {"gpu": "l4"}}})["Deployment", "chat-activator"]["spec"]
+    pod = made["template"]["spec"]
+    (one,) = pod["containers"]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    gateway.add_arguments(parser)
+    assert gateway.of(parser.parse_args(one["args"][1:])).hold == 90
+    assert [(v["name"], set(v) - {"name"}) for v in pod["volumes"]] == [
+        ("tmp", {"emptyDir"}), ("adapters", {"emptyDir"}), ("keys", {"secret"}),
+    ]  # fmt: skip
+    assert set(one["resources"]["limits"]) == {"memory"}
+    assert "nodeSelector" not in pod
+    assert made["selector"]["matchLabels"].items() <= made["template"]["metadata"]["labels"].items()
+    servers = built(IDLE)["Deployment", "chat"]["spec"]["selector"]["matchLabels"]
+    assert not servers.items() <= made["template"]["metadata"]["labels"].items(), "it is not one of the servers"
+
+
+def test_an_owner_who_wants_requests_refused_has_none_held() -> None:
+    refusing = {**IDLE, "idle": {"requests": "Refuse"}}
+    assert (
+        "--hold=0"
+        in built(refusing)["Deployment", "chat-activator"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    )
+
+
+def test_a_pool_that_may_sleep_has_the_same_servers_as_one_that_may_not() -> None:
+    never, may = built({**IDLE, "idle": None}), built(IDLE)
+    assert ("Deployment", "chat-activator") not in never
+    for key, manifest in never.items():
+        assert meta.hash_of(manifest) == meta.hash_of(may[key]), key

@@ -78,6 +78,13 @@ def test_the_status_of_a_training_job_becomes_series() -> None:
     assert found[f"finetune_job_checkpoint_timestamp_seconds{{{train}}}"] == 1777896600
 
 
+def test_a_job_whose_pool_sleeps_has_no_replicas_that_an_alert_could_miss() -> None:
+    asleep = [{"type": "Ready", "status": "True", "reason": "Asleep"}]
+    found = shown({**JOB, "status": {**JOB["status"], "conditions": asleep}})
+    serving = 'namespace="ml",finetunejob="support-tone",revision="89abcdef",stage="serve"'
+    assert found[f"finetune_job_replicas{{{serving}}}"] == 0
+
+
 def test_evaluation_serving_and_cost_have_the_labels_of_their_own_stage_and_revision() -> None:
     found = shown(JOB)
     name = 'namespace="ml",finetunejob="support-tone"'
