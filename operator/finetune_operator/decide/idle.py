@@ -19,8 +19,8 @@ from finetune_operator.observe import pools
 SETTLE = datetime.timedelta(seconds=15)
 """Until the servers end: every node knows the Service's new pods by then, and the servers were read once more."""
 
-JITTER = datetime.timedelta(seconds=2)
-"""Between two computations of the same time: a pod reports how long ago it was."""
+JITTER = datetime.timedelta(seconds=5)
+"""Between two computations of the same time: a pod reports how long ago it was, and its answer takes up to two seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
