@@ -51,6 +51,7 @@ from finetune_api.training import (
     Objective,
     Precision,
     Training,
+    TrainingPrompt,
 )
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "TaskGate",
     "Toleration",
     "Training",
+    "TrainingPrompt",
     "TrainingResources",
     "Uri",
     "UriList",
@@ -151,6 +153,10 @@ class FineTuneJobSpec(model.Model):
                 "!has(self.evaluation.gates) || !self.evaluation.gates.exists(g, has(g.over) && g.over == 'RAG') || "
                 "has(self.intent.retrieval)",
                 "a gate over RAG needs intent.retrieval",
+            ),
+            (
+                "self.training.prompt != 'Prompt' || has(self.intent.prompt.system)",
+                "training.prompt Prompt needs intent.prompt.system, the prompt to train with",
             ),
             (
                 "self.training.batchSize >= self.resources.nodes * (self.resources.gpus > 0 ? self.resources.gpus : 1)",

@@ -281,6 +281,11 @@ class Training(status.Reported):
 
     history: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every step.")
     validations: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every validation.")
+    prompt: str | None = Field(
+        default=None,
+        description="The system prompt that the adapter was trained with, in place of the examples' own (training.prompt): "
+        "clients must send it. Absent: it was trained on the examples as they are.",
+    )
     learning_rate: float | None = Field(default=None, description="Its peak.")
     search: list[TriedRate] = Field(
         default_factory=list, description="The learning rates that were tried, in their order. Empty: one was trained."

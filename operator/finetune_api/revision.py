@@ -70,11 +70,19 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
         "retries": whole["training"].get("retries"),
     }
+    # Recorded only where it affects the weights, so that no other revision's hash has it.
+    prompt = {"prompt": spec.intent.prompt.system} if spec.training.prompt is job.TrainingPrompt.PROMPT else {}
     deployment = {
         k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval"}
     }
     return {
-        TRAINING: {"baseModel": base_model, "dataset": dataset, "training": training, "run": run_annotation},
+        TRAINING: {
+            "baseModel": base_model,
+            "dataset": dataset,
+            "training": training,
+            "run": run_annotation,
+            **prompt,
+        },
         PREFLIGHT: {**intent, "minimumExamples": minimum},
         EVALUATION: evaluation,
         RELEASE: deployment,
@@ -83,6 +91,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
 
 
 PLACES = {
+    (TRAINING, "prompt"): "spec.intent.prompt.system",
     (TRAINING, "run"): f"annotation {RUN_ANNOTATION}",
     (PREFLIGHT, "minimumExamples"): "spec.dataset.minimumExamples",
     (EVALUATION, "prompt"): "spec.intent.prompt",

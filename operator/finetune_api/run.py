@@ -158,12 +158,18 @@ class Run(model.Model):
 
     def without_judgement(self) -> "Run":
         """The run file for stages that do not evaluate: training, verification and the server's init container."""
-        update = {"intent": job.Intent(), "evaluation": job.Evaluation(gates=[]), "evaluation_hash": ""}
+        intent = job.Intent(prompt=job.Prompt(system=self.trained_prompt))
+        update = {"intent": intent, "evaluation": job.Evaluation(gates=[]), "evaluation_hash": ""}
         return self.without_later_stages().model_copy(update=update)
 
     def without_later_stages(self) -> "Run":
         """The run file for all stages but preflight: an edit of what a later stage requests changes nothing for them."""
         return self.model_copy(update={"evaluating": None, "serving": None, "measured": None})
+
+    @property
+    def trained_prompt(self) -> str | None:
+        """The system prompt that the adapter is trained and asked with in place of the examples' own; None: their own."""
+        return self.intent.prompt.system if self.training.prompt is job.TrainingPrompt.PROMPT else None
 
     @property
     def data(self) -> list[str]:

@@ -71,6 +71,11 @@ class Precision(enum.StrEnum):
     FLOAT32 = "Float32"
 
 
+class TrainingPrompt(enum.StrEnum):
+    AS_WRITTEN = "AsWritten"
+    PROMPT = "Prompt"
+
+
 class LossOn(enum.StrEnum):
     ASSISTANT = "Assistant"
     LAST_ASSISTANT = "LastAssistant"
@@ -198,6 +203,12 @@ class Training(model.Model):
         default=LossOn.ASSISTANT,
         description="Which tokens are learned: Assistant (all answers, the default), LastAssistant (the last answer "
         "of each chat) or All (prompts too).",
+    )
+    prompt: TrainingPrompt = Field(
+        default=TrainingPrompt.AS_WRITTEN,
+        description="The system prompt of the training examples. AsWritten (the default): their own. Prompt: "
+        "intent.prompt.system in place of it, for training and prompting together; the tuned model is then evaluated with it, "
+        "and clients must send it. An edit of intent.prompt.system then trains again.",
     )
     replay: Replay | None = Field(
         default=None,

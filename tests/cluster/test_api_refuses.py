@@ -144,6 +144,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("65 examples in a prompt", {"intent.prompt.fewShot": 65}, "intent.prompt.fewShot", "less than or equal to 64"),
     ("a budget of 1,000 %", {"evaluation.baselineBudget": 11}, "evaluation.baselineBudget", "write 0.1 for 10 %"),
     (
+        "to train with a prompt that is not there",
+        {"training.prompt": "Prompt"},
+        "",
+        "training.prompt Prompt needs intent.prompt.system",
+    ),
+    (
         "to be better than a prompt that is not there",
         {GATE: [{"metric": "Loss", "over": "Prompt"}]},
         "",

@@ -108,6 +108,20 @@ def test_a_new_value_of_the_run_annotation_means_a_new_revision() -> None:
     assert sections(record(), spec(), "again") == {"training"}
 
 
+def test_a_prompt_that_is_trained_with_belongs_to_the_weights() -> None:
+    plain = {"intent.prompt.system": "Sort."}
+    trained = plain | {"training.prompt": "Prompt"}
+    assert "prompt" not in record(**plain)["training"], "the hashes of other revisions stay as they are"
+    assert sections(record(**plain), spec(**{"intent.prompt.system": "Sort it."})) == {"evaluation"}
+    assert sections(record(**plain), spec(**trained)) == {"training"}
+    assert sections(record(**trained), spec(**plain)) == {"training"}
+    edited = spec(**trained | {"intent.prompt.system": "Sort it."})
+    found = revisions.want(edited, "", record(**trained))
+    assert {section for section, paths in found.changed.items() if paths} == {"training", "evaluation"}
+    assert found.why("training") == "spec.intent.prompt.system changed"
+    assert sections(record(**trained), spec(**trained)) == set()
+
+
 @pytest.mark.parametrize("former", evaluation.FORMER_DEFAULTS, ids=len)
 def test_a_baseline_that_is_new_by_default_evaluates_nothing_again(former: list[str]) -> None:
     """A manifest without baselines, replaced after an upgrade, has today's default."""

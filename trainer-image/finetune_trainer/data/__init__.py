@@ -9,10 +9,11 @@
     patterns   regular expressions of JSON Schemas, in bounded time
     values     JSON values: parsed strictly, compared by JSON's rules, checked against JSON Schemas
     split      train, validation and test, by groups of examples that share a prompt
+    prompted   examples with a system prompt in place of their own
     templates  the chat template of a model folder, and what it can render
     tokens     examples as token ids, and which of them are learned
     spans      texts as token ids, many at once, and where in them their prompts end
     corpus     a split as token ids in memory-mapped files: the input of training
 
-file -> rows -> shapes -> dataset -> split -> templates -> tokens, spans -> corpus
+file -> rows -> shapes -> dataset -> split -> prompted, templates -> tokens, spans -> corpus
 """

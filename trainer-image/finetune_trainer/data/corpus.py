@@ -272,10 +272,12 @@ def write(data: pathlib.Path, name: str, source: Corpus, encoder: tokens.Encoder
     writer.finish(made_of, pairs=source.pairs, template=encoder.tokenizer.chat_template)
 
 
-def load(store: storage.Storage, uri: str, base: pathlib.Path, training: job.Training) -> Splits:
+def load(
+    store: storage.Storage, uri: str, base: pathlib.Path, training: job.Training, system: str | None = None
+) -> Splits:
     """The training and validation examples of a frozen split that have something to learn. Raises Failure.
 
-    uri: the folder that preflight wrote; base: the local folder of the base model.
+    uri: the folder that preflight wrote; base: the local folder of the base model; system: as of `tokens.load`.
     """
     local = machine.work() / "data"
     names = ("train", "validation")
@@ -283,7 +285,7 @@ def load(store: storage.Storage, uri: str, base: pathlib.Path, training: job.Tra
         found = folders.manifest(store, uri)
         if found is None:
             raise errors.NotFound(uri)
-        identity = tokens.identity(tokens.files(base), tokens.limit(base, training), training.loss_on)
+        identity = tokens.identity(tokens.files(base), tokens.limit(base, training), training.loss_on, system)
         ready = found.extra.get("encoder") == identity
         wanted = {
             file.path
@@ -302,7 +304,7 @@ def load(store: storage.Storage, uri: str, base: pathlib.Path, training: job.Tra
         template = info(local / "corpus" / "train")["template"]
     else:
         log.info("encoding the examples again: tokenizer, settings or versions differ from preflight's")
-        encoder = tokens.load(base, training)
+        encoder = tokens.load(base, training, system)
         parts = {name: build(local / f"{name}.jsonl", encoder, machine.work() / "corpus") for name in names}
         template = encoder.tokenizer.chat_template
     if not len(parts["train"].taught()):

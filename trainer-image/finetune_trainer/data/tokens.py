@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer.data import dataset, spans, templates
+from finetune_trainer.data import dataset, prompted, spans, templates
 from finetune_trainer.store import origin
 
 
@@ -69,11 +69,13 @@ class Encoder:
     loss_on: job.LossOn = job.LossOn.ASSISTANT
     files: str = ""
     """The SHA-256 of the tokenizer's files."""
+    system: str | None = None
+    """The system prompt of training examples (`details`) in place of their own; None: their own."""
 
     @property
     def identity(self) -> str:
         """Encoders of equal identity encode equally."""
-        return identity(self.files, self.max_length, self.loss_on)
+        return identity(self.files, self.max_length, self.loss_on, self.system)
 
     def encode(self, example: dataset.Example) -> Encoded:
         """Ids and learned tokens of a whole example. Raises dataset.Wrong when the template cannot render it."""
@@ -89,6 +91,9 @@ class Encoder:
 
     def details(self, examples: Sequence[dataset.Example]) -> list[Details | dataset.Wrong]:
         """As `batch`, with more details."""
+        if (system := self.system) is not None:
+            inline = not self.takes_system
+            examples = [prompted.with_system(one, system, inline=inline) for one in examples]
         made: list[list[Script] | dataset.Wrong] = []
         for example in examples:
             try:
@@ -129,6 +134,15 @@ class Encoder:
     def tool_support(self) -> templates.ToolSupport:
         """What the chat template does with tools."""
         return templates.tool_support(self.tokenizer, json.dumps(self.tokenizer.chat_template), self.stop_texts)
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether the model's chat template renders a system turn."""
+        try:
+            self.render([dataset.Message("system", "s"), dataset.Message("user", "u")], answer=True)
+        except dataset.Wrong:
+            return False
+        return True
 
     @property
     def closed(self) -> bool:
@@ -341,14 +355,16 @@ def _details(found: Iterable[Details], omitted: tuple[str, ...]) -> Details:
     return Details(rows, any(side.merged for side in sides), any(side.unended for side in sides), omitted)
 
 
-def load(folder: pathlib.Path, training: job.Training) -> Encoder:
-    """The encoder of a model folder. Examples are cut where the spec says, or where the model's positions end."""
+def load(folder: pathlib.Path, training: job.Training, system: str | None = None) -> Encoder:
+    """The encoder of a model folder. Examples are cut where the spec says, or where the model's positions end. system: the system
+    prompt of training examples in place of their own."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     tokenizer.chat_template = templates.one(tokenizer.chat_template)
     tokenizer.chat_template = templates.closed(tokenizer)
-    return Encoder(tokenizer, stops(tokenizer, folder), limit(folder, training), training.loss_on, files(folder))
+    maximum = limit(folder, training)
+    return Encoder(tokenizer, stops(tokenizer, folder), maximum, training.loss_on, files(folder), system)
 
 
 def limit(folder: pathlib.Path, training: job.Training) -> int:
@@ -371,10 +387,11 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(files: str, max_length: int, loss_on: job.LossOn) -> str:
+def identity(files: str, max_length: int, loss_on: job.LossOn, system: str | None = None) -> str:
     """A hash of what an encoder's result depends on besides the example; computed without loading a tokenizer."""
     versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")]
-    return hashlib.sha256(json.dumps([FORMAT, files, max_length, loss_on, versions]).encode()).hexdigest()
+    parts = [FORMAT, files, max_length, loss_on, versions, *([] if system is None else [system])]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 FORMAT = 3

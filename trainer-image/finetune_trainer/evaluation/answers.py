@@ -93,7 +93,7 @@ def load(
 
 def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
     """How questions are written, with the examples that the baselines show before them within `room` tokens."""
-    inline = not takes_system(encoder)
+    inline = not encoder.takes_system
     wanted = (contenders.SHOWN | {job.Contender.OPTIMIZED}).intersection(spec.evaluation.baselines)
     if not wanted or not encoder.tokenizer.chat_template:
         return contenders.Script(spec.intent.prompt, inline=inline)
@@ -147,15 +147,6 @@ def with_passages(script: contenders.Script, spec: run.Run, encoder: tokens.Enco
 
     index = retrieval.Index(found, str, size) if found else None
     return dataclasses.replace(script, passages=index, looked_up=rules.passages, room=room)
-
-
-def takes_system(encoder: tokens.Encoder) -> bool:
-    """Whether the model's chat template renders a system turn."""
-    try:
-        encoder.render([dataset.Message("system", "s"), dataset.Message("user", "u")], answer=True)
-    except dataset.Wrong:
-        return False
-    return True
 
 
 def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Manifest:

@@ -1,19 +1,20 @@
 """Contenders, pure: the same question put to each as it would be in use.
 
-Base and the tuned models are asked as the examples are written. Prompt is the base model with the system prompt of
-intent.prompt in place of the examples' own; RAG has passages of documents before the question, too. FewShot, Retrieved and
-ManyShot have examples of the training split before it: a few, those most similar to the question, or as many as fit. Optimized
-has an instruction on the form of the answer, with or without such examples. Structured is asked like the best of them.
+Base and the tuned models are asked as the examples are written; a tuned one that was trained with a system prompt of the job gets
+that. Prompt is the base model with the system prompt of intent.prompt in place of the examples' own; RAG has passages of
+documents before the question, too. FewShot, Retrieved and ManyShot have examples of the training split before it: a few, those
+most similar to the question, or as many as fit. Optimized has an instruction on the form of the answer, with or without such
+examples. Structured is asked like the best of them.
 """
 
 import dataclasses
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from finetune_api import job
-from finetune_trainer.data import dataset, tokens
+from finetune_trainer.data import dataset, prompted, tokens
 from finetune_trainer.evaluation import documents, instructions, metrics, retrieval
 
 CANDIDATES = 256
@@ -57,6 +58,8 @@ class Script:
     """The prompts among which Optimized's is chosen."""
     optimized: instructions.Variant | None = None
     """The one that was chosen; None: the first of them."""
+    trained: Mapping[job.Contender, str] = dataclasses.field(default_factory=dict)
+    """The system prompts that adapters were trained with, and are asked with (training.prompt)."""
     structured: job.Contender = job.Contender.PROMPT
     """Whose prompt Structured gets."""
 
@@ -72,6 +75,8 @@ class Script:
         """The example as this contender gets it; only its last answer counts."""
         if which is job.Contender.STRUCTURED:
             return self.ask(example, self.structured)
+        if which in self.trained:
+            return prompted.with_system(example, self.trained[which], inline=self.inline)
         if which not in PROMPTED or not example.messages:
             return example
         own = example.messages[0] if example.messages[0].role == "system" else None

@@ -98,6 +98,8 @@ class Provenance:
     """What training recorded in the adapter's manifest."""
     history: dict[str, Any]
     """Losses of training's steps and validations."""
+    prompt: str | None = None
+    """The system prompt that the adapter was trained and asked with; None: the examples' own."""
     engine: engines.Kind = job.EvaluationEngine.IN_PROCESS
     """What answered."""
 
@@ -182,6 +184,7 @@ def results_of(
         training=results.Training(
             **provenance.history,
             more_data=more,
+            prompt=provenance.prompt,
             learning_rate=provenance.training.get("learning_rate"),
             seconds=took,
             tokens_per_second=provenance.training.get("tokens_per_second"),

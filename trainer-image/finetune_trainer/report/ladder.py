@@ -66,6 +66,7 @@ def _takes(found: results.Results, who: Contender) -> str:
     price = f", {words.price(found.training.cost, found.training.currency)}" if found.training.cost is not None else ""
     training = f"training ({words.duration(took)}{price})" if took else "training"
     prompt = f"; the prompt of {words.name(found.structured)}" if found.structured else ""
+    asked = "; the system prompt in each request" if found.training.prompt else ""
     return {
         Contender.BASE: "nothing",
         Contender.PROMPT: "a system prompt",
@@ -75,7 +76,7 @@ def _takes(found: results.Results, who: Contender) -> str:
         Contender.MANY_SHOT: "as many examples as fit, in each request",
         Contender.RAG: "documents, and an index of them; passages in each request",
         Contender.STRUCTURED: f"the JSON schema in each request{prompt}",
-        Contender.TUNED: f"{training}; an adapter of your own to serve",
+        Contender.TUNED: f"{training}; an adapter of your own to serve{asked}",
     }[who]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_api import job, outcome, reasons, results, run, status
 from finetune_trainer import report
-from finetune_trainer.data import dataset
+from finetune_trainer.data import dataset, prompted
 from finetune_trainer.evaluation import (
     answers,
     canary,
@@ -104,6 +104,7 @@ def evaluate(
     meter = Meter(progress.Progress(spec, "evaluate", attempt), parts, len(examples))
     meter.tell(0)
     runner = answers.load(spec, store, scale, sidecar)
+    ask_as_trained(runner, job.Contender.TUNED, manifest)
     found = measure(
         spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"), others
     )
@@ -125,10 +126,11 @@ def evaluate(
         time.monotonic() - begun,
         manifest.extra.get("training", {}),
         history(work / "tuned"),
+        runner.script.trained.get(job.Contender.TUNED),
         runner.engine.kind,
     )
     scores = scoreboard.results_of(spec, store, found, gate_results, examples, provenance)
-    deliver(spec, store, split, scores, found, examples, recorded)
+    deliver(spec, store, split, scores, found, examples, recorded, runner.script)
     meter.reporter.end()
     return outcome_of(spec, scores.evaluation)
 
@@ -149,6 +151,8 @@ def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     text = f"{len(failed)} of {len(found.gates)} gates failed: " + "; ".join(failed)
     if not failed:
         text = "every gate passed" if found.gates else "no gates"
+    if spec.trained_prompt is not None:
+        text += "; clients must send the system prompt of intent.prompt, with which it was trained and evaluated"
     text = "; ".join([text, *found.unanswered])
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
 
@@ -211,6 +215,7 @@ def measure(
     limits = measure_long_prompts(spec, store, runner, examples, found, meter, trained)
     measure_candidates(others, runner, examples, found, meter, limits)
     if serving is not None and add_serving_adapter(runner.engine, serving, store, spec):
+        ask_as_trained(runner, job.Contender.SERVING, folders.manifest(store, serving.uri))
         measure_contender(runner, job.Contender.SERVING, examples, found, meter)
     if problem := runner.engine.add_adapter(job.Contender.TUNED, machine.work() / "tuned"):
         raise errors.Failure(reasons.Reason.ADAPTER_INCOMPATIBLE, f"the tuned adapter cannot be evaluated: {problem}")
@@ -219,7 +224,8 @@ def measure(
     for which, columns in forgotten.items():
         if which in found.values:
             found.values[which] |= columns
-    prompts = {job.Metric.DIVERGENCE: examples, job.Metric.GENERAL_DIVERGENCE: questions.prompts}
+    as_asked = [runner.script.ask(one, job.Contender.TUNED) for one in examples]
+    prompts = {job.Metric.DIVERGENCE: as_asked, job.Metric.GENERAL_DIVERGENCE: questions.prompts}
     for metric, few in prompts.items():
         if (column := divergence.measure(runner, few, spec.training.seed)) is not None:
             found.values[job.Contender.TUNED][metric] = column
@@ -363,6 +369,12 @@ def measure_contender(
     found.prefill = max(found.prefill, found.asked[which].prefill)
 
 
+def ask_as_trained(runner: answers.ModelRunner, which: job.Contender, manifest: folders.Manifest | None) -> None:
+    """From now on an adapter is asked with the system prompt that its manifest names, if it was trained with one."""
+    if manifest is not None and (text := manifest.extra.get(prompted.KEY)):
+        runner.script = dataclasses.replace(runner.script, trained={**runner.script.trained, which: text})
+
+
 def add_serving_adapter(engine: engines.Engine, serving: ServingAdapter, store: storage.Storage, spec: run.Run) -> bool:
     """Whether the adapter that is served now answers as Serving; where it does not fit, the log says why.
 
@@ -414,6 +426,7 @@ def deliver(
     found: scoreboard.Findings,
     examples: list[dataset.Example],
     recorded: list[dict[str, Any]],
+    script: contenders.Script,
 ) -> None:
     """Everything into storage; the evaluation's manifest is last, after the report."""
     folder = machine.work() / "evaluation"
@@ -427,6 +440,7 @@ def deliver(
         (folder / "judge.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     # A server that cannot read calls must not pass because the first example has no tools.
     first = next((one for one in examples if one.tools), examples[0] if examples else None)
+    first = first and script.ask(first, job.Contender.TUNED)
     limit = spec.evaluation.generation.max_new_tokens
     document = canary.document(recorded, first, spec.served_model_name, spec.base_model.name, limit)
     (folder / "canary.json").write_text(json.dumps(document), encoding="utf-8")

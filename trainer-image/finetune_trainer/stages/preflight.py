@@ -245,7 +245,7 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             "loaded; copy the config.json that belongs to them",
         )
     try:
-        return tokens.load(folder, spec.training)
+        return tokens.load(folder, spec.training, spec.trained_prompt)
     except Exception as error:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from finetune_api import job, outcome, reasons, run
-from finetune_trainer.data import corpus
+from finetune_trainer.data import corpus, prompted
 from finetune_trainer.engine import devices, lora, model, passes, sharded
 from finetune_trainer.evaluation import feasible
 from finetune_trainer.planning import forecast, learning_rate, memory, parallelism, workload
@@ -61,7 +61,7 @@ def run_process(
     folder = sources.resolve(spec.base_model, store, processes.shared_folder() / "base")
     if not group.local:
         group.wait()
-    data = corpus.load(store, spec.layout.data, folder, spec.training)
+    data = corpus.load(store, spec.layout.data, folder, spec.training, spec.trained_prompt)
     planned = parallel(spec, folder, data, group, where)
     shares = planned is not None and planned.sharded
     quantised = spec.training.method is job.Method.QLORA
@@ -250,6 +250,8 @@ def identity(spec: run.Run, data: corpus.Splits, peak: float) -> str:
     )
     settings = {**selected, "peak": peak}
     parts = [data.sha256, spec.base_model.source, spec.base_model.revision, settings]
+    if spec.trained_prompt is not None:
+        parts.append(spec.trained_prompt)
     if data.replay is not None:
         parts.append(hashlib.sha256(data.replay.all_ids.tobytes()).hexdigest())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -286,7 +288,7 @@ def deliver(
     training_loop.saver.settle(60)
     curves = {"history": state.history, "validations": state.validations}
     (folder / "training.json").write_text(json.dumps(curves | ({"search": tried.trials} if tried else {})))
-    extra = {"training": numbers, folders.MADE_OF: training_loop.data.sha256}
+    extra = {"training": numbers, prompted.KEY: spec.trained_prompt, folders.MADE_OF: training_loop.data.sha256}
     described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)
     log.info("adapter uploaded", adapter=described.uri, bytes=described.bytes)
     left = remove_checkpoints(spec, store)
