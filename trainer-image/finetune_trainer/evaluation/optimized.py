@@ -17,7 +17,7 @@ from finetune_trainer.process import log
 FIRST = 16
 """Validation examples that every variant is asked."""
 
-KEPT = 3
+FINALISTS = 3
 """Variants that are asked the others."""
 
 SHARE = 0.5
@@ -68,15 +68,15 @@ def choose(
     tried = _ask(runner, taken, first)
     limits.spent += sum(one.given.seconds for one in tried)
     metric = selection.of(required, {one.variant: one.columns for one in tried})[1]
-    kept = sorted(tried, key=functools.partial(_rank, metric))[:KEPT]
+    finalists = sorted(tried, key=functools.partial(_rank, metric))[:FINALISTS]
     if others:
-        more = _ask(runner, [one.variant for one in kept], others)
+        more = _ask(runner, [one.variant for one in finalists], others)
         limits.spent += sum(one.given.seconds for one in more)
-        kept = [_together(runner, *pair) for pair in zip(kept, more, strict=True)]
-        metric = selection.of(required, {one.variant: one.columns for one in kept})[1]
-    best = min(kept, key=functools.partial(_rank, metric))
+        finalists = [_together(runner, *pair) for pair in zip(finalists, more, strict=True)]
+        metric = selection.of(required, {one.variant: one.columns for one in finalists})[1]
+    best = min(finalists, key=functools.partial(_rank, metric))
     use(runner, best.variant)
-    final = {one.variant: one for one in [*tried, *kept]}
+    final = {one.variant: one for one in [*tried, *finalists]}
     log.info("optimized prompt", metric=metric, tried=len(tried), placement=best.variant.placement)
     return Choice(_found(best.variant, metric, final), best.given)
 
