@@ -9,6 +9,7 @@
     server       a vLLM server beside it, with what will serve the adapter
     answers      one model, and every contender asked the same questions
     metrics      answers against the expected ones, example by example
+    means        what few examples hide of a mean
     evidence     how certain a figure is: intervals, bounds, paired tests
     gates        whether the measured values let the tuned model serve
     missed       whether a missed gate was missed by evidence
