@@ -1,5 +1,6 @@
 """Several base models, the smallest first: the next one only after evidence, and what each edit keeps."""
 
+import json
 from typing import Any
 
 import pytest
@@ -203,6 +204,31 @@ async def test_an_edit_of_the_catalogue_changes_no_order_while_a_candidate_train
     played.add_model(**{"metadata.name": LARGE, "spec.source": f"hf://Qwen/{LARGE}", "spec.parameters": 1})
     await played.rest()
     assert (played.state.base_model, [one.model for one in played.state.candidates]) == (SMALL, [SMALL, MIDDLE, LARGE])
+
+
+async def test_a_candidate_that_the_catalogue_lacks_is_waited_for_once_it_is_its_turn() -> None:
+    played = start(missed(), PASSED, names=(SMALL, "later"))
+    await played.settle(patience=100)
+    assert (played.phase, played.reason("Accepted")) == (Phase.PENDING, Reason.BASE_MODEL_NOT_FOUND)
+    assert "BaseModel later" in played.condition("Accepted").message
+    assert table(played) == {SMALL: "Missed", "later": None}
+    played.add_model(**{"metadata.name": "later", "spec.source": "hf://Qwen/later"})
+    await played.rest()
+    assert (played.phase, trained(played)) == (Phase.READY, [SMALL, "later"])
+    assert table(played) == {SMALL: "Missed", "later": "Passed"}
+
+
+async def test_each_candidate_is_placed_in_the_default_pool_of_its_base_model() -> None:
+    played = start(missed(), PASSED)
+    pool = {"baseModel": {"name": MIDDLE}, "replicas": 1, "default": True}
+    played.cluster.put({"kind": "ServingPool", "metadata": {"name": "chat"}, "spec": pool})
+    played.script[Stage.TRAIN] = [Hangs(), Hangs()]
+    placed = {}
+    for name in (SMALL, MIDDLE):
+        await played.settle(until=lambda name=name: played.runs(Stage.TRAIN)() and played.state.base_model == name)
+        placed[name] = json.loads(played.state.resolved or "{}").get("pool")
+        played.let_go(Stage.TRAIN)
+    assert placed == {SMALL: None, MIDDLE: {"name": "ml/chat"}}
 
 
 async def test_candidates_of_unknown_size_are_taken_as_listed() -> None:
