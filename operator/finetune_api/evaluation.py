@@ -338,7 +338,8 @@ class Candidate(model.Model):
     endpoint: Endpoint = Field(
         description="The base URL of an OpenAI-compatible API; /chat/completions is appended. The pods of baseline and "
         "evaluation send it the questions of validation and test examples, with the prompt that did best with the base "
-        "model: intent.prompt.system, training examples or passages of documents. Redirects are not followed."
+        "model: intent.prompt.system, the form of the answers (their labels or keys), training examples or passages of "
+        "documents. Redirects are not followed."
     )
     model: ServedName = Field(description="The model's name at the endpoint.")
     api_key_secret: SecretName | None = Field(

@@ -44,7 +44,8 @@ class Prompt(model.Model):
         min_length=1,
         max_length=32_768,
         description="The system prompt in use today. The baselines but Base get it in place of the examples' own "
-        "system turn; the tuned model gets the examples unchanged. Absent: there is no contender Prompt.",
+        "system turn; the tuned model gets the examples unchanged, unless training.prompt is Prompt. Absent: there is no "
+        "contender Prompt.",
     )
     few_shot: int = Field(
         default=3,

@@ -14,6 +14,7 @@ from finetune_api import evaluation, job, reasons, results, run
 from finetune_trainer.data import dataset, tokens
 from finetune_trainer.evaluation import (
     answers,
+    chosen,
     contenders,
     engines,
     in_process,
@@ -22,7 +23,7 @@ from finetune_trainer.evaluation import (
     scoreboard,
     selection,
 )
-from finetune_trainer.stages import baseline, evaluate, preflight
+from finetune_trainer.stages import baseline, preflight
 from finetune_trainer.store import storage
 
 World = Callable[..., run.Run]
@@ -265,14 +266,14 @@ def test_an_optimized_prompt_that_is_enough_ends_the_job(world: World, monkeypat
         found.message,
     )
     folder = pathlib.Path(spec.layout.baseline("e1").removeprefix("file://"))
-    chosen = results.Optimized.model_validate_json((folder / "prompt.json").read_text())
-    assert LISTED in chosen.instruction
+    best = results.Optimized.model_validate_json((folder / "prompt.json").read_text())
+    assert LISTED in best.instruction
 
     # The evaluation asks with the same prompt, and searches no more.
     store = storage.of(spec.storage)
     runner = answers.load(spec, store)
     measured, limits = scoreboard.Findings(), selection.Budget(30.0)
-    assert evaluate.choose_prompt(spec, store, runner, rows(4), measured, limits, selection.Pace())
-    assert measured.optimized == chosen
-    assert runner.script.optimized == instructions.Variant(chosen.instruction, chosen.placement, chosen.examples)
+    assert chosen.prompt(spec, store, runner, rows(4), measured, limits, selection.Pace())
+    assert measured.optimized == best
+    assert runner.script.optimized == instructions.Variant(best.instruction, best.placement, best.examples)
     assert engines_made[-1].asked == 0

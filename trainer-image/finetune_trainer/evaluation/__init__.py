@@ -30,6 +30,7 @@
     optimized    which of a few written prompts is the best, within the same budget
     structured   whose prompt is asked again with answers that are held to the JSON schema
     prices       what requests cost, and when that has paid for the training
+    chosen       how Retrieved and Optimized are asked in the evaluation
     scoreboard   from all of that to results.json and the status
 
 in_process or server -> answers -> metrics -> evidence -> gates -> scoreboard

@@ -20,6 +20,7 @@ from finetune_trainer.evaluation import (
     answers,
     canary,
     candidates,
+    chosen,
     consistency,
     contenders,
     divergence,
@@ -31,7 +32,6 @@ from finetune_trainer.evaluation import (
     judge,
     metrics,
     missed,
-    optimized,
     power,
     scoreboard,
     selection,
@@ -250,11 +250,11 @@ def measure_long_prompts(
     for which in [one for one in structured.LAST if one in taking_part]:
         if not answers.can_answer(runner, which, examples, found.left_out):
             continue
-        if which is job.Contender.RETRIEVED and not choose_retrieved(
+        if which is job.Contender.RETRIEVED and not chosen.retrieved(
             spec, store, runner, examples, found, limits, pace
         ):
             continue
-        if which is job.Contender.OPTIMIZED and not choose_prompt(spec, store, runner, examples, found, limits, pace):
+        if which is job.Contender.OPTIMIZED and not chosen.prompt(spec, store, runner, examples, found, limits, pace):
             continue
         if which is job.Contender.STRUCTURED:
             found.structured = structured.choose(runner, spec.evaluation.stated, found.values, examples, limits, pace)
@@ -285,57 +285,6 @@ def measure_candidates(
         if measured := metrics.measure(asked.answers, runner.rules):
             found.asked[one.which], found.values[one.which] = asked, measured
         found.candidates.append(one.described(found.asked.get(one.which)))
-
-
-def choose_retrieved(
-    spec: run.Run,
-    store: storage.Storage,
-    runner: answers.ModelRunner,
-    examples: list[dataset.Example],
-    found: scoreboard.Findings,
-    limits: selection.Budget,
-    pace: selection.Pace,
-) -> bool:
-    """How many examples Retrieved gets: as before training where that was measured, else by trying. False: no time for any."""
-    before = scoreboard.retrieved_before_training(spec, store)
-    if before is None:
-        choice = selection.choose(runner, few_of_validation(spec), limits, pace, spec.evaluation.stated, examples)
-        before = choice.found if choice else None
-    if before is None:
-        return False
-    runner.script = dataclasses.replace(runner.script, retrieved=before.examples)
-    found.retrieved = before.model_copy(update={"copies": selection.copies(runner, examples)})
-    return True
-
-
-def choose_prompt(
-    spec: run.Run,
-    store: storage.Storage,
-    runner: answers.ModelRunner,
-    examples: list[dataset.Example],
-    found: scoreboard.Findings,
-    limits: selection.Budget,
-    pace: selection.Pace,
-) -> bool:
-    """Which prompt Optimized gets: as before training where that was measured, else by trying. False: no time for any."""
-    retrieved = found.retrieved is not None
-    before = scoreboard.optimized_before_training(spec, store)
-    if before is None or (before.examples is job.Contender.RETRIEVED and not retrieved):
-        few, gates = few_of_validation(spec), spec.evaluation.stated
-        choice = optimized.choose(runner, few, limits, pace, gates, examples, retrieved=retrieved)
-        before = choice.found if choice else None
-    if before is None:
-        return False
-    optimized.again(runner, before)
-    found.optimized = before
-    return True
-
-
-def few_of_validation(spec: run.Run) -> list[dataset.Example]:
-    """The validation examples on which prompts are compared, drawn by the seed."""
-    validation = dataset.stream(machine.work() / "data" / "validation.jsonl")
-    few = [one for one in validation if one.answer is not None]
-    return contenders.choose(few, selection.EXAMPLES, spec.training.seed)
 
 
 def measure_consistency(
