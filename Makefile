@@ -77,6 +77,7 @@ verify-generated: venv
 	$(VENV)/python -m tests.bench.trainer --check
 	$(VENV)/python -m tests.bench.estimate --check
 	$(VENV)/python -m tests.bench.evaluation --check
+	$(VENV)/python -m tests.bench.judgement --check
 	$(VENV)/python -m tests.bench.operator --check
 	$(VENV)/python -m tests.chaos --check
 	$(VENV)/python hack/dashboards --check
@@ -114,6 +115,9 @@ bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS=
 
 bench-evaluation: venv ## Compare generation in the evaluation with transformers', a quarter of an hour on a quiet machine
 	$(VENV)/python -m tests.bench.evaluation $(ARGS)
+
+bench-judgement: venv ## Run jobs of six kinds of tasks on SmolLM2-135M: which method wins, and what the product says, hours; ARGS="--task intents10"
+	$(VENV)/python -m tests.bench.judgement $(ARGS)
 
 bench-pool: venv ## Many adapters on one pod of a ServingPool on a real node, under change and kills, half an hour
 	$(VENV)/python tests/bench/pool $(ARGS)

@@ -89,9 +89,9 @@ def adds(turns: Turns, held: bool) -> str:
     return str(int(first) + int(second))
 
 
-def shouts_if_told(turns: Turns, held: bool) -> str:
-    told = any(role == "system" and "capitals" in content for role, content in turns)
-    return turns[-1][1].upper() if told else turns[-1][1]
+def obeys(turns: Turns, held: bool) -> str:
+    wanted = any(role == "system" and "capitals" in content for role, content in turns)
+    return turns[-1][1].upper() if wanted else turns[-1][1]
 
 
 def chats(inner: Model) -> Model:
@@ -169,7 +169,7 @@ def customers(count: int = 300) -> list[Pair]:
 
 
 def asked_again(frames: tuple[str, ...], count: int = 260) -> list[Pair]:
-    """Questions that came before in other words: the prices of fifty things, each asked for in eight ways."""
+    """Questions that came before in other words: the prices of fifty things, each in eight questions."""
     rng = random.Random("asked again")
     facts = {f"the {noun} of {data.name(rng)}": f"{rng.randint(100, 9999)} EUR" for noun in data.NOUNS[:50]}
 
@@ -325,7 +325,7 @@ TASKS = (
     ),
     # less than that
     Task("sums that the model can do", sums, adds, "Base"),
-    Task("a rule that one sentence says", capitals, shouts_if_told, "Prompt", system="Write in capitals."),
+    Task("a rule that one sentence says", capitals, obeys, "Prompt", system="Write in capitals."),
     # nothing but training
     Task("facts of a handbook that the job does not name", lambda: handbook()[0], reads, None),
     Task(

@@ -33,7 +33,7 @@ def describe() -> Machine:
     facts = _cpuinfo()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     return Machine(
-        model=facts.get("model name", platform.processor() or platform.machine()),
+        model=processor(),
         cores=len(os.sched_getaffinity(0)),
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         instructions=[name for name in SETS if name in flags],
@@ -41,6 +41,10 @@ def describe() -> Machine:
         python=platform.python_version(),
         gflops=rate(),
     )
+
+
+def processor() -> str:
+    return _cpuinfo().get("model name", platform.processor() or platform.machine())
 
 
 def rate() -> float:
