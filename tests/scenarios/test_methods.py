@@ -84,8 +84,11 @@ def judged(task: methods.Task, encoder: tokens.Encoder, work: pathlib.Path) -> t
         script = dataclasses.replace(script, passages=passages, room=task.room)
     runner = answers.ModelRunner(cast(Any, Rules(encoder, task.model)), encoder, script, spec.evaluation)
     rounds = baseline.Rounds([dataset.from_record(one) for one in examples[-methods.QUESTIONS :]])
-    silent = cast(Any, types.SimpleNamespace(update=lambda share: None))
-    passing = baseline.run_rounds(spec, runner, rounds, silent)
+    shares: list[int] = []
+    reporter = cast(Any, types.SimpleNamespace(update=lambda known: shares.append(known.percent)))
+    passing = baseline.run_rounds(spec, runner, rounds, reporter)
+    assert sorted(shares) == shares
+    assert max(shares) <= 100
     found = baseline.summary(spec, rounds.asked, passing, len(rounds.examples), runner.script.structured)
     return found, rounds
 
@@ -101,6 +104,21 @@ def test_the_method_that_is_enough_is_found(task: methods.Task, encoder: tokens.
         assert rounds.retrieved is not None
         assert rounds.retrieved.examples >= task.at_least
     assert rounds.limits.left_out == []
+
+
+def test_what_there_is_no_time_for_is_named_and_the_others_are_asked(
+    encoder: tokens.Encoder, work: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty intents that retrieved examples would do for, and not a second for long prompts."""
+    monkeypatch.setattr(selection, "LEAST", 0.0)
+    monkeypatch.setattr(selection, "training_seconds", lambda pace, tokens: 0.0)
+    (task,) = (one for one in methods.TASKS if one.name == "forty intents")
+    more = dataclasses.replace(task, handbook=lambda: "nothing = 1", schema=methods.ORDER)
+    found, rounds = judged(more, encoder, work)
+    assert found.sufficient is None
+    assert {job.Contender.BASE, job.Contender.FEW_SHOT, job.Contender.STRUCTURED} <= set(rounds.asked)
+    assert not {job.Contender.RETRIEVED, job.Contender.MANY_SHOT} & set(rounds.asked)
+    assert any(line.startswith("Retrieved with 4 examples: it would take") for line in rounds.limits.left_out)
 
 
 def _right(given: answers.Answers) -> int:

@@ -1,7 +1,7 @@
 """Which method wins on tasks of many kinds, and what the product says: `python -m tests.bench.judgement` writes
 docs/benchmarks/judgement.*, a row as each task is done. It runs `finetune run`, so that what is judged is the product.
 
---task NAME      one of the tasks; may be repeated. without it all that have no row of this size yet
+--task NAME      one of the tasks; may be repeated. Without it all that have no row of this size yet
 --rows N, --epochs N    smaller jobs, for a trial: into out/benchmarks
 --render         writes the page again from judgement.json
 --check          only compares the page with judgement.json

@@ -161,8 +161,9 @@ def run_rounds(
     strict = [bounds_only(gate, looks) for gate in spec.evaluation.absolute]
     trained = training_tokens(spec, runner)
     for begun, look in itertools.pairwise([0, *rounds.looks]):
-        for turn, which in enumerate(list(open_)):
-            done = begun + (look - begun) * turn // len(open_)
+        asked = list(open_)
+        for turn, which in enumerate(asked):
+            done = begun + (look - begun) * turn // len(asked)
             reporter.update(progress.of(done, len(rounds.examples)))
             limits = selection.budget(spec.evaluation, selection.training_seconds(rounds.pace, trained))
             rounds.limits.seconds = max(rounds.limits.seconds, limits.seconds)
