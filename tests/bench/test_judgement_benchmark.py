@@ -49,9 +49,9 @@ def answer(tuned: float, gain: float, p_value: float, passed: bool) -> dict[str,
         (answer(0.9, 0.02, 0.4, True), False, False),
         ({"message": "no training is needed", "baseline": {"sufficient": "RAG"}}, False, True),
     ],
-    ids=["won", "not won, and said", "not won, and not said", "ended before"],
+    ids=["won", "not won, and it says so", "not won, and it serves", "ended before"],
 )
-def test_a_row_says_whether_the_product_said_so(
+def test_a_row_shows_a_product_that_praises_what_has_not_won(
     given: dict[str, Any], won: bool, honest: bool, tmp_path: pathlib.Path
 ) -> None:
     row = report.of(given, tasks.BY_NAME["intents10"], 100, 1.0, "make bench-judgement", "a machine")

@@ -136,7 +136,7 @@ def _words(one: Row) -> list[str]:
     honest = "" if one.honest else " **It let a model serve that has not won.**"
     size = f"{one.rows} rows, {one.epochs:g} epochs"
     return [
-        f"- **{one.task}** ({task.shape}; {size}). Expected: {task.expected}. Said: {one.says}.{honest}",
+        f"- **{one.task}** ({task.shape}; {size}). Expected: {task.expected}. The product: {one.says}.{honest}",
         *([f"  Enough before training: {one.sufficient}."] if one.sufficient else []),
         *([f"  Left out: {'; '.join(one.left_out)}."] if one.left_out else []),
         f"  `{one.command}`; {one.machine}.",
