@@ -110,7 +110,7 @@ def below_its_gate(author: Author) -> None:
 
 def asked_first(author: Author) -> None:
     """Has a baseline before its training, and a gate that it passes."""
-    author.apply(intent={}, evaluation={**EVALUATION, "gates": [{"metric": "Loss", "maximum": 50}]})
+    author.apply(intent={}, evaluation={**EVALUATION, "gates": [{"metric": "Loss", "maximum": 50, "confidence": 0.5}]})
     author.until_over()
 
 

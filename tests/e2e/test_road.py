@@ -29,7 +29,7 @@ def served(site: Site) -> Iterator[sites.Job]:
         evaluation={
             "maximumExamples": 8,
             "generation": {"maxNewTokens": 8},
-            "gates": [{"metric": "Loss", "over": "Serving"}, {"metric": "Loss", "maximum": 50}],
+            "gates": [{"metric": "Loss", "over": "Serving"}, {"metric": "Loss", "maximum": 50, "confidence": 0.5}],
         },
         deployment={
             "servedModelName": "colours",
