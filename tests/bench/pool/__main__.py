@@ -127,6 +127,7 @@ def measure(site: Site, base: pathlib.Path, work: pathlib.Path, count: int, requ
     delivered = time.monotonic() - begun
     print(f"{len(adapters)} adapters delivered in {delivered:.0f} s", flush=True)
     _learn(site, names, adapters, fleet)
+    fleet.known = {adapter.answer: name for name, adapter in zip(names, adapters, strict=True)}
     for name in names[count:]:
         fleet.remove(name)
     names, spare = names[:count], adapters[count:]

@@ -67,7 +67,7 @@ class Clients:
             with self._lock:
                 self._note(name, status, text, seconds, allowed)
             if status != 200:
-                time.sleep(0.2)
+                time.sleep(1)
                 with contextlib.suppress(Exception):
                     self._address = server(self._site)["status"].get("podIP", self._address)
 
@@ -79,4 +79,4 @@ class Clients:
         self.tally.answers += 1
         self.tally.seconds.append(seconds)
         if allowed is not None and text not in allowed:
-            self.tally.wrong.append(f"{name}: {text!r}")
+            self.tally.wrong.append(f"{name}: {text!r}, {self._fleet.whose(name, text)}")

@@ -68,6 +68,8 @@ class Fleet:
         self._lock = threading.Lock()
         self._valid: dict[str, list[tuple[float, Adapter]]] = {}
         self._changes = 0
+        self.known: dict[str, str] = {}
+        """Answer of each adapter -> the name that had it first."""
 
     def put(self, name: str, adapter: Adapter) -> None:
         """The job's status says that this adapter serves."""
@@ -111,6 +113,14 @@ class Fleet:
             return None
         recent = [adapter for since, adapter in known[:-1] if known[-1][0] + SETTLED > asked or since > asked]
         return {adapter.answer for adapter in (*recent, known[-1][1])}
+
+    def whose(self, name: str, text: str) -> str:
+        """Which adapter gives an answer that this name should not give."""
+        with self._lock:
+            since, former = time.monotonic(), list(self._valid.get(name, []))
+        if text in {adapter.answer for _, adapter in former}:
+            return f"its former adapter's, {since - former[-1][0]:.0f} s after the change"
+        return f"that of {self.known[text]}" if text in self.known else "no adapter's: this one's in another batch"
 
 
 def patch(url: str, body: Any) -> None:
