@@ -4,6 +4,7 @@ traffic decides about its next revisions."""
 import base64
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.error
@@ -15,13 +16,15 @@ import pytest
 
 from support import site as sites
 from support.site import NAMESPACE, Site, condition
+from toolbox import cache
 from trainer import tiny
 
 POOL, KEYS, NAME, MODEL = "shared", "shared-keys", "pooled", "mail"
+CLAIM = "shared-adapters"
 MINE, OTHERS = "key-of-this-namespace", "key-of-another-namespace"
 
 
-def pool(site: Site) -> dict[str, Any]:
+def pool(site: Site, **more: Any) -> dict[str, Any]:
     """Of the namespace of the jobs; another namespace has a key."""
     return {
         "apiVersion": "finetune.dev/v1alpha1",
@@ -35,33 +38,34 @@ def pool(site: Site) -> dict[str, Any]:
                 "region": site.store.region,
                 "credentialsSecret": sites.SECRET,
             },
-            "adapters": {"maxRank": 8, "onGpu": 2, "inMemory": 4},
+            "adapters": {"maxRank": 8, "onGpu": 2, "inMemory": 4, "claimName": CLAIM},
             "contextLength": 256,
             "keysSecret": KEYS,
             "allowedNamespaces": [NAMESPACE, "elsewhere"],
+            **more,
         },
     }
 
 
-def ask(url: str, path: str, key: str | None, body: Any = None) -> tuple[int, Any]:
+def ask(url: str, path: str, key: str | None, body: Any = None, seconds: float = 60) -> tuple[int, Any]:
     """Status and document of an answer."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"{url}{path}", body and json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"null")
 
 
-def chat(url: str, key: str | None, model: str = MODEL, item: int = 5) -> tuple[int, Any]:
+def chat(url: str, key: str | None, model: str = MODEL, item: int = 5, seconds: float = 60) -> tuple[int, Any]:
     """A customer thanks for an item."""
     messages = [
         {"role": "system", "content": "You sort mail."},
         {"role": "user", "content": f"Thank you for {item}, it is great!"},
     ]
     body = {"model": model, "messages": messages, "max_tokens": 32, "temperature": 0}
-    return ask(url, "/v1/chat/completions", key, body)
+    return ask(url, "/v1/chat/completions", key, body, seconds)
 
 
 def content(url: str, item: int = 5) -> str:
@@ -95,7 +99,35 @@ def spec(site: Site, data: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def served(site: Site) -> Iterator[sites.Job]:
+def claim(site: Site) -> Iterator[None]:
+    """The claim for the pool's adapters, on a volume of this machine, or as a given cluster provides it."""
+    folder = cache.folder("e2e") / CLAIM
+    wanted: dict[str, Any] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    if site.local:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        folder.chmod(0o777)
+        spec = {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "",
+            "capacity": {"storage": "1Gi"},
+            "hostPath": {"path": str(folder)},
+            "persistentVolumeReclaimPolicy": "Retain",
+        }
+        site.kube.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": CLAIM}, "spec": spec},
+        )
+        wanted |= {"storageClassName": "", "volumeName": CLAIM}
+    metadata = {"name": CLAIM, "namespace": NAMESPACE}
+    site.kube.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": wanted})
+    yield
+    site.kube.run("delete", "pvc", CLAIM, "--namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
+    site.kube.run("delete", "persistentvolume", CLAIM, "--ignore-not-found", "--wait=false")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def served(site: Site, claim: None) -> Iterator[sites.Job]:
     """A job that a pool serves."""
     keys = {
         namespace: base64.b64encode(key.encode()).decode()
@@ -246,3 +278,57 @@ def test_an_engine_that_is_killed_answers_for_its_adapters_again(site: Site, cli
         time.sleep(1)
         restarts = [one["restartCount"] for one in servers(site)[0]["status"]["containerStatuses"]]
     assert content(clients) == before
+
+
+def until_pool(site: Site, reason: str, seconds: float) -> dict[str, Any]:
+    """The pool once its condition Ready is True for this reason."""
+    end = time.monotonic() + seconds + sites.PATIENCE
+    while True:
+        found: dict[str, Any] = site.kube.get("servingpool", POOL, NAMESPACE) or {}
+        ready = condition(found, "Ready")
+        if (ready.get("status"), ready.get("reason")) == ("True", reason):
+            return found
+        assert time.monotonic() < end, found.get("status")
+        time.sleep(0.5)
+
+
+def test_a_pool_without_requests_has_no_server_and_the_next_request_is_held_and_answered(
+    site: Site, served: sites.Job, record_property: Callable[[str, object], None]
+) -> None:
+    with site.kube.forward(f"service/{POOL}", 8000, NAMESPACE) as url:
+        before = content(url)
+    site.kube.apply(pool(site, idle={"after": "10s", "holdFor": "10m"}))
+    until_pool(site, "Asleep", 120)
+    end = time.monotonic() + 60 + sites.PATIENCE
+    while len(left := servers(site)) > 1:
+        assert time.monotonic() < end, [one["metadata"]["name"] for one in left]
+        time.sleep(0.5)
+    assert left[0]["metadata"]["name"].startswith(f"{POOL}-activator-")
+    state = until_pool(site, "Asleep", 10)["status"]
+    assert (state["pods"], state["replicas"]) == ("0/0", 0)
+    assert condition(site.job(NAME), "Ready")["status"] == "True", "its model can be used"
+    with site.kube.forward(f"service/{POOL}", 8000, NAMESPACE) as url:
+        assert [one["id"] for one in ask(url, "/v1/models", MINE)[1]["data"]] == [MODEL]
+        assert (chat(url, "guessed")[0], chat(url, OTHERS)[0]) == (401, 404)
+        assert condition(site.kube.get("servingpool", POOL, NAMESPACE) or {}, "Ready")["reason"] == "Asleep"
+        begun = time.monotonic()
+        status, answer = chat(url, MINE, seconds=300)
+        seconds = time.monotonic() - begun
+    assert (status, answer.get("model")) == (200, MODEL), answer
+    assert answer["choices"][0]["message"]["content"] == before
+    record_property("seconds from nothing to an answer", round(seconds, 1))
+    print(f"held and answered after {seconds:.1f} s: {starts(site)}")
+    until_pool(site, "Serving", 60)
+    with site.kube.forward(f"service/{POOL}", 8000, NAMESPACE) as url:
+        assert content(url) == before
+
+
+def starts(site: Site) -> dict[str, str]:
+    """When each part of the server's pod started."""
+    (pod,) = [one for one in servers(site) if "activator" not in one["metadata"]["name"]]
+    state = pod["status"]
+    found = {one["type"]: one["lastTransitionTime"] for one in state["conditions"]}
+    for one in [*state.get("initContainerStatuses", []), *state["containerStatuses"]]:
+        at = one["state"].get("running") or one["state"].get("terminated") or {}
+        found[one["name"]] = f"{at.get('startedAt')} to {at.get('finishedAt', '')}"
+    return {"created": pod["metadata"]["creationTimestamp"], **found}
