@@ -7,7 +7,7 @@
 - `placement`: in which ServingPool a job is served, or on a server of its own.
 - `stages`, `baseline`, `rollout`: rules of the stages; what serves is kept serving.
 - `pooled`: a release in a ServingPool: verified, traffic in steps, watched. `traffic`: whether it answers worse.
-- `servingpool`: the objects and the status of a ServingPool.
+- `servingpool`: the objects and the status of a ServingPool. `idle`: when it sleeps and wakes.
 - `approval`: what people say between verification and traffic; `switching`: all traffic to one release, and back.
 - `candidates`: several base models, the smallest first: whether the next one follows.
 - `attempts`: one Job for each attempt of a stage, until it is over; `endings`: how it ended, and what follows.

@@ -51,7 +51,7 @@ def report(
         "# Many adapters on one pod",
         "",
         f"A ServingPool with one replica on the real node, vLLM's CPU build, {os.cpu_count()} cores, the tests' tiny model, "
-        f"{count} adapters of rank {RANK}; onGpu {ON_GPU}, inMemory {IN_MEMORY}. Written by `make bench-pool`.",
+        f"{count} adapters of rank {RANK}; onGpu {ON_GPU}, inMemory {IN_MEMORY}; in float32. Written by `make bench-pool`.",
         "",
         "| what | seen |",
         "|---|---|",
