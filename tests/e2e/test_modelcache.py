@@ -60,7 +60,7 @@ def job(site: Site, name: str) -> sites.Job:
 
 
 def until(site: Site, holds: Any, what: str, seconds: float) -> None:
-    end = time.monotonic() + seconds * sites.PATIENCE
+    end = time.monotonic() + seconds + sites.PATIENCE
     while not holds():
         states = {name: condition(job(site, name), "Ready") for name in NAMES}
         failed = {name: condition(job(site, name), "Failed") for name in NAMES}
@@ -139,7 +139,7 @@ def test_two_jobs_at_once_download_their_model_once_though_the_first_download_is
     bind(site, shared)
     if site.local:
         victim = None
-        end = time.monotonic() + 120
+        end = time.monotonic() + 120 + sites.PATIENCE  # pods of other tests may fill the node
         while victim is None:
             assert time.monotonic() < end, "nothing is downloaded"
             victim = downloading()
