@@ -28,7 +28,7 @@ def spec(site: Site) -> dict:
 
 def both(site: Site, name: str, attempt: int) -> list[dict]:
     """The two pods of an attempt by their number, once both run."""
-    end = time.monotonic() + 180
+    end = time.monotonic() + 180 + sites.PATIENCE
     while time.monotonic() < end:
         pods = site.pods(name, stage="train", attempt=str(attempt))
         pods.sort(key=lambda pod: pod["metadata"]["labels"][INDEX])

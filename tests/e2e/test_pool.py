@@ -194,7 +194,7 @@ def test_no_container_of_the_pool_has_credentials_of_the_job_or_a_token(site: Si
 
 
 def test_the_pool_says_what_it_serves(site: Site, served: sites.Job) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 60 + sites.PATIENCE
     while True:
         found = site.kube.get("servingpool", POOL, NAMESPACE) or {}
         counts = found.get("status", {}).get("adapters") or {}
@@ -312,7 +312,7 @@ def test_a_pool_without_requests_has_no_server_and_the_next_request_is_held_and_
         assert (chat(url, "guessed")[0], chat(url, OTHERS)[0]) == (401, 404)
         assert condition(site.kube.get("servingpool", POOL, NAMESPACE) or {}, "Ready")["reason"] == "Asleep"
         begun = time.monotonic()
-        status, answer = chat(url, MINE, seconds=300)
+        status, answer = chat(url, MINE, seconds=300 + sites.PATIENCE)
         seconds = time.monotonic() - begun
     assert (status, answer.get("model")) == (200, MODEL), answer
     assert answer["choices"][0]["message"]["content"] == before
