@@ -32,6 +32,8 @@ LONG = {
     "checkpoints": {"everyMinutes": 60, "keep": 1},
     "earlyStopping": {"patience": 100},
 }
+EVALUATION = {"maximumExamples": 8, "generation": {"maxNewTokens": 8}, "gates": []}
+"""With fields that the earlier commit has, and no others."""
 
 
 def checkout(folder: Path) -> Path:
@@ -107,10 +109,12 @@ def crossed(earlier: Site) -> dict[str, Any]:
     site = earlier
     data = site.upload_rows("upgrade/train.jsonl", sites.chats(160))
     server = {"gpus": 0, "requests": {"cpu": "250m", "memory": "3Gi"}}
-    serving = site.spec(data, deployment={"resources": server, "extraArgs": ["--max-model-len=256"]})
+    serving = site.spec(
+        data, evaluation=EVALUATION, deployment={"resources": server, "extraArgs": ["--max-model-len=256"]}
+    )
     site.apply(SERVES, serving)
     site.until_condition(SERVES, "Ready", seconds=400)
-    site.apply(TRAINS, site.spec(data, training=LONG))
+    site.apply(TRAINS, site.spec(data, training=LONG, evaluation=EVALUATION))
     site.until(TRAINS, lambda job: step(job) > 20, "training", 240)
     before = {
         "server": running(site, SERVES),
