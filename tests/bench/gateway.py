@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -56,7 +56,7 @@ async def measure(
     """Seconds of every request: {kind: {side: [...]}}."""
     adapters = [adapter(folder, number) for number in range(ADAPTERS)]
     engine, index, clients, deliveries = (free_port() for _ in range(4))
-    stack.enter_context(engine_process(engine))
+    stack.enter_context(engine_process(engine, serve_engine))
     stack.enter_context(process(gateway(folder, engine, index, clients, deliveries), folder / "gateway.log"))
     sides = {"direct": f"http://127.0.0.1:{engine}", "gateway": f"http://127.0.0.1:{clients}"}
     async with operator(index, adapters), aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
@@ -169,8 +169,8 @@ def process(command: list[str], log: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def engine_process(port: int) -> Iterator[None]:
-    running = multiprocessing.get_context("spawn").Process(target=serve_engine, args=(port,), daemon=True)
+def engine_process(port: int, serve: Callable[[int], None]) -> Iterator[None]:
+    running = multiprocessing.get_context("spawn").Process(target=serve, args=(port,), daemon=True)
     running.start()
     try:
         yield

@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -82,7 +81,7 @@ def measure(
     volume.mkdir()
     adapters = [gateway.adapter(volume, number) for number in range(wanted + CHANGES)]
     engine, clients = installed.free_port(), installed.free_port()
-    stack.enter_context(engine_process(engine))
+    stack.enter_context(gateway.engine_process(engine, serve_engine))
     command = gateway.gateway(volume, engine, replica.index_port, clients, serving.DELIVERY_PORT)
 
     def state() -> Raw:
@@ -202,17 +201,6 @@ def settled(log: pathlib.Path, user: str) -> Counter[str]:
         found = now
         time.sleep(5)
     return found
-
-
-@contextlib.contextmanager
-def engine_process(port: int) -> Any:
-    running = multiprocessing.get_context("spawn").Process(target=serve_engine, args=(port,), daemon=True)
-    running.start()
-    try:
-        yield
-    finally:
-        running.terminate()
-        running.join(30)
 
 
 def serve_engine(port: int) -> None:
