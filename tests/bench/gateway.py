@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import pathlib
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from aiohttp import web
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from tests.support import ports  # noqa: E402
 from tests.trainer.gateway import double  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "benchmarks" / "gateway.md"
@@ -55,14 +55,14 @@ async def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of every request: {kind: {side: [...]}}."""
     adapters = [adapter(folder, number) for number in range(ADAPTERS)]
-    engine, index, clients, deliveries = (free_port() for _ in range(4))
+    engine, index, clients, deliveries = (ports.free() for _ in range(4))
     stack.enter_context(engine_process(engine, serve_engine))
     stack.enter_context(process(gateway(folder, engine, index, clients, deliveries), folder / "gateway.log"))
     sides = {"direct": f"http://127.0.0.1:{engine}", "gateway": f"http://127.0.0.1:{clients}"}
     async with operator(index, adapters), aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
         await answers(session, f"http://127.0.0.1:{deliveries}/readyz", 300)
         if litellm:
-            port = free_port()
+            port = ports.free()
             stack.enter_context(process(peer(folder, litellm, engine, port), folder / "litellm.log"))
             sides["LiteLLM"] = f"http://127.0.0.1:{port}"
             await answers(session, f"{sides['LiteLLM']}/health/liveliness", 180)
@@ -219,12 +219,6 @@ async def answers(session: aiohttp.ClientSession, url: str, seconds: float) -> N
             except OSError:
                 pass
             await asyncio.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 # --- the page ---

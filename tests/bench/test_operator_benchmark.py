@@ -32,7 +32,7 @@ from tests.bench.operator import (
 from finetune_api import outcome
 from finetune_api.reasons import Stage
 from finetune_operator.observe import label
-from support import installed, manifests
+from support import manifests, ports
 from toolbox import cache, golang, say
 
 USER = next(iter(ours.SIDE.users))
@@ -247,7 +247,7 @@ def test_the_recorder_passes_requests_on_and_keeps_those_that_write(tmp_path: pa
         app.router.add_route("*", "/{path:.*}", answer)
         runner = web.AppRunner(app)
         await runner.setup()
-        server = web.TCPSite(runner, "127.0.0.1", installed.free_port())
+        server = web.TCPSite(runner, "127.0.0.1", ports.free())
         await server.start()
         given, through = tmp_path / "given", tmp_path / "through"
         clusters = [{"name": "c", "cluster": {"server": server.name}}]

@@ -2,7 +2,6 @@
 
 import http.server
 import runpy
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from typing import Any
 import pytest
 from tests.chart.conftest import CHART, Render
 from tests.chart.test_operator import violations
+
+from support import ports
 
 PROGRAM = CHART / "files" / "check.py"
 
@@ -98,9 +99,7 @@ def test_the_test_expects_exactly_one_leader(
 
 
 def test_an_operator_that_does_not_answer_is_named(program: dict[str, Any]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        closed = free.getsockname()[1]
+    closed = ports.free()
     with pytest.raises(SystemExit, match=f"http://127.0.0.1:{closed} does not answer"):
         program["operators"]("127.0.0.1", closed)
 

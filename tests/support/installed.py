@@ -10,7 +10,6 @@ import datetime
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ import yaml
 
 import finetune_api
 from finetune_operator.observe import label
-from support import controlplane
+from support import controlplane, ports
 
 SYSTEM = "finetune-system"
 LEASE = "finetune-operator"
@@ -124,15 +123,9 @@ class Replica:
         return self.process.wait(20)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def start(name: str, folder: Path, kubeconfig: Path, file: Path, environment: dict[str, str] | None = None) -> Replica:
     """A replica as a process; `environment` is added to the little that it gets."""
-    port, index_port = free_port(), free_port()
+    port, index_port = ports.free(), ports.free()
     log = folder / f"{name}.log"
     stored = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     home = {"HOME": str(folder), "KUBECONFIG": str(kubeconfig)}

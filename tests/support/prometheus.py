@@ -5,7 +5,6 @@ import dataclasses
 import http.server
 import json
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from support import ports
 from toolbox import debian, shell
 
 Series = dict[str, Any]
@@ -165,9 +165,7 @@ def discovering(pods: Callable[[str], list[dict[str, Any]]]) -> Iterator[str]:
 @contextlib.contextmanager
 def running(folder: Path, config: dict[str, Any]) -> Iterator[Prometheus]:
     """Prometheus with this configuration, on loopback; its data lies in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{ports.free()}"
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     with (folder / "prometheus.log").open("wb") as log:

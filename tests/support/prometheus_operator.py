@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from support import controlplane, installed
+from support import controlplane, installed, ports
 from toolbox import gotool
 
 TOOL, MODULE = "prometheus-operator", "github.com/prometheus-operator/prometheus-operator"
@@ -72,7 +72,7 @@ def running(plane: controlplane.ControlPlane, folder: Path) -> Iterator[Made]:
     installed.eventually(lambda: plane.run("create", "-f", "-", stdin=json.dumps(_PROMETHEUS)).returncode == 0, 30)
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "KUBECONFIG": str(plane.kubeconfig)}
     with (folder / "prometheus-operator.log").open("wb") as log:
-        address = f"--web.listen-address=127.0.0.1:{installed.free_port()}"
+        address = f"--web.listen-address=127.0.0.1:{ports.free()}"
         process = subprocess.Popen([program, address], env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield Made(plane)

@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 
 from localcluster import binaries
+from support import ports
 
 ROOT = ("root-of-tests", "root-secret-of-tests")
 
@@ -49,9 +50,7 @@ def versity(
 ) -> Iterator[Store]:
     """certificate: the files of a certificate and its key, for HTTPS. address: one of this machine."""
     program = binaries.ensure(["versitygw"]) / "versitygw"
-    with socket.socket() as free:
-        free.bind((address, 0))
-        port = free.getsockname()[1]
+    port = ports.free(address)
     for name in ("iam", "data"):
         (folder / name).mkdir(parents=True)
     command = [program, f"--port={address}:{port}", "--region=us-east-1", f"--iam-dir={folder / 'iam'}", "--quiet"]

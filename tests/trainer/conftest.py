@@ -13,6 +13,7 @@ from tests.trainer import tiny
 
 from finetune_api import run
 from finetune_trainer.store import storage
+from support import ports
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The URL of an S3 server of moto, in a process of its own so that its memory is not ours."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = ports.free()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(300):

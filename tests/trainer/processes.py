@@ -4,10 +4,10 @@ import json
 import multiprocessing
 import os
 import pathlib
-import socket
 from multiprocessing.process import BaseProcess
 
 from finetune_api import run
+from support import ports
 
 PRELOADED = [
     "torch",
@@ -55,9 +55,7 @@ def start(spec: run.Run, folder: pathlib.Path, **environment: str) -> BaseProces
 
 def together(spec: run.Run, folder: pathlib.Path, count: int, **more: str) -> list[BaseProcess]:
     """Several processes that train together, as the pods of several nodes would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = ports.free()
     started = []
     for node in range(count):
         place = folder / f"node{node}"

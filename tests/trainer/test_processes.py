@@ -3,7 +3,6 @@
 import datetime
 import os
 import pathlib
-import socket
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from tests.trainer import fake_gpu
 from finetune_api import exits, outcome, reasons, run
 from finetune_trainer.process import errors, machine
 from finetune_trainer.training import processes, rendezvous
+from support import ports
 
 ALONE = processes.SiblingProcesses([])
 
@@ -45,20 +45,13 @@ def come(rank: int, stores: list[Any]) -> None:
     stores.append(rendezvous.meet(at, rank, 2, 2, lambda: None, datetime.timedelta(seconds=30)))
 
 
-def a_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of the first process of a node; what the code sets in it is undone."""
     for name in (run.NODES, run.NODE, "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FINETUNE_SHARED"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setenv(run.RENDEZVOUS, f"127.0.0.1:{a_port()}")
+    monkeypatch.setenv(run.RENDEZVOUS, f"127.0.0.1:{ports.free()}")
     monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "1")
 
 
@@ -193,7 +186,7 @@ def test_a_node_that_still_pulls_its_image_is_waited_for(
 ) -> None:
     """Longer than for processes of this node; whichever comes last."""
     monkeypatch.setattr(rendezvous, "NODE", 0.1)
-    at = f"127.0.0.1:{a_port()}"
+    at = f"127.0.0.1:{ports.free()}"
     met: dict[int, Any] = {}
 
     def come_later(rank: int) -> None:
@@ -215,7 +208,7 @@ def test_a_node_that_never_comes_ends_the_attempt_as_sigterm_does(
     monkeypatch.setattr(rendezvous, "OTHERS", 1.0)
     monkeypatch.setattr(rendezvous, "ROUND", 0.5)
     with pytest.raises(errors.Stopped, match=rf"nodes \[{1 - rank}\] did not come"):
-        rendezvous.meet(f"127.0.0.1:{a_port()}", rank, 2, 1, lambda: None, datetime.timedelta(seconds=30))
+        rendezvous.meet(f"127.0.0.1:{ports.free()}", rank, 2, 1, lambda: None, datetime.timedelta(seconds=30))
 
 
 def test_an_outcome_of_an_earlier_attempt_is_not_reported_again(node: None) -> None:

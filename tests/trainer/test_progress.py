@@ -2,7 +2,6 @@
 
 import datetime
 import pathlib
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 from finetune_api import metrics, outcome, run, status
 from finetune_operator import progress as reader
 from finetune_trainer.process import progress
-from support import prometheus
+from support import ports, prometheus
 
 World = Callable[..., run.Run]
 
@@ -24,9 +23,7 @@ def at(step: int) -> status.Progress:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
     """A free port, at which the stage answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = int(free.getsockname()[1])
+    number = ports.free()
     monkeypatch.setenv("FINETUNE_METRICS_PORT", str(number))
     return number
 

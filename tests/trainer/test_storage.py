@@ -13,6 +13,7 @@ from finetune_api import job, reasons
 from finetune_trainer.process import errors
 from finetune_trainer.store import files, folders, objects, storage
 from finetune_trainer.store import s3 as s3_store
+from support import ports
 
 
 @pytest.fixture(params=["s3", "file"])
@@ -215,10 +216,7 @@ def test_refused_credentials_end_at_once_and_are_not_shown(s3_server: str, monke
 
 
 def test_an_unreachable_store_is_waited_for_and_then_reported() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    store = storage.Storage(f"http://127.0.0.1:{port}", patience=1)
+    store = storage.Storage(f"http://127.0.0.1:{ports.free()}", patience=1)
     with pytest.raises(errors.Failure, match=r"storage\.endpoint") as caught:
         store.read("s3://data/x")
     assert caught.value.reason is reasons.Reason.STORAGE_UNAVAILABLE

@@ -6,7 +6,6 @@
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 
 import torch
 from tests.bench.gpu import models, speed
+from tests.support import ports
 
 from finetune_api import run
 from finetune_trainer.engine import lora, model, passes, sharded
@@ -39,9 +39,7 @@ def measure(
 ) -> tuple[float, float, int, float]:
     """Tokens per second of both together, their sum of losses in the first step, peak bytes of the first, seconds to the end of
     the first step."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = ports.free()
     begun = time.monotonic()
     with tempfile.NamedTemporaryFile("r") as result:
         started = []

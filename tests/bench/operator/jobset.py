@@ -16,7 +16,7 @@ import yaml
 from tests.bench.operator import audit, peer, place
 
 from localcluster import pki
-from support import controlplane, installed
+from support import controlplane, installed, ports
 from toolbox import golang, gotool
 
 TOOL, MODULE = "jobset", "sigs.k8s.io/jobset"
@@ -41,7 +41,7 @@ def program() -> pathlib.Path:
 def controller(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterator[int]:
     """The running controller's pid. The CRD of JobSets is there already, by peer.controller."""
     source = gotool.source(TOOL, MODULE)
-    health, webhook = installed.free_port(), installed.free_port()
+    health, webhook = ports.free(), ports.free()
     kubeconfig = _account(plane, source, folder)
     certificates = folder / "jobset"
     pki.make(certificates, [pki.Identity("tls", "jobset", addresses=("IP:127.0.0.1",))])

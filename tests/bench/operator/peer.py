@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from tests.bench.operator import audit, place
 
-from support import controlplane, installed
+from support import controlplane, installed, ports
 from toolbox import golang, gotool
 
 MODULE, JOBSET = "github.com/kubeflow/trainer/v2", "sigs.k8s.io/jobset"
@@ -60,7 +60,7 @@ def controller(plane: controlplane.ControlPlane, folder: pathlib.Path) -> Iterat
     """The running controller's pid."""
     source = gotool.source(TOOL, MODULE)
     kubeconfig = _install(plane, source, folder)
-    health, webhook = installed.free_port(), installed.free_port()
+    health, webhook = ports.free(), ports.free()
     argv: list[str | pathlib.Path] = [
         program(),
         f"--health-probe-bind-address=127.0.0.1:{health}",

@@ -15,7 +15,7 @@ import yaml
 from tests.bench.operator import stages
 
 from localcluster import binaries, process
-from support import controlplane, installed
+from support import controlplane, installed, ports
 from toolbox import say
 
 NAMESPACE = "bench"
@@ -101,7 +101,7 @@ def nodes(plane: controlplane.ControlPlane, folder: pathlib.Path, played: list[d
     scheduler = [
         plane.bin / "kube-scheduler",
         kubeconfig,
-        f"--secure-port={installed.free_port()}",
+        f"--secure-port={ports.free()}",
         "--bind-address=127.0.0.1",
         "--kube-api-qps=500",
         "--kube-api-burst=1000",

@@ -14,7 +14,7 @@ import yaml
 from aiohttp import web
 from tests.bench.operator import bare
 
-from support import installed
+from support import ports
 
 LEASES = "/leases"
 PASSED_ON = ("Accept", "Content-Type", "Authorization")
@@ -60,7 +60,7 @@ class Recorder:
     @contextlib.asynccontextmanager
     async def open(self, file: pathlib.Path) -> AsyncIterator[None]:
         """As long as the block lasts, the kubeconfig `file` leads through here."""
-        port = installed.free_port()
+        port = ports.free()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust())) as session:
             app = web.Application()
             app.router.add_route("*", "/{path:.*}", self._handler(session))

@@ -32,7 +32,7 @@ from tests.trainer.gateway import double  # noqa: E402
 from finetune_api import serving  # noqa: E402
 from finetune_operator.observe import label  # noqa: E402
 from flow import world  # noqa: E402
-from support import audit, controlplane, installed, manifests  # noqa: E402
+from support import audit, controlplane, installed, manifests, ports  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "benchmarks" / "pool-scale.md"
 NAMESPACE, NAME, FIRST, CHANGES = "bench", "pool", "first", 20
@@ -80,7 +80,7 @@ def measure(
     volume = folder / "adapters"
     volume.mkdir()
     adapters = [gateway.adapter(volume, number) for number in range(wanted + CHANGES)]
-    engine, clients = installed.free_port(), installed.free_port()
+    engine, clients = ports.free(), ports.free()
     stack.enter_context(gateway.engine_process(engine, serve_engine))
     command = gateway.gateway(volume, engine, replica.index_port, clients, serving.DELIVERY_PORT)
 

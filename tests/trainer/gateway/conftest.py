@@ -16,6 +16,7 @@ from tests.trainer.gateway import double
 from finetune_api import serving
 from finetune_trainer.gateway import archive, delivery, index, loading, settings, tenants
 from finetune_trainer.gateway import pod as gateway
+from support import ports
 
 POOL = "ml/shared"
 
@@ -56,12 +57,6 @@ class Folder:
         return json.loads((self.path / "manifest.json").read_text())
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @dataclasses.dataclass
 class Running:
     """A gateway with its engine."""
@@ -81,7 +76,7 @@ class World:
         self.folder, self.http = folder, session
         self.operator = double.Operator()
         self.index_url = ""
-        self.port = free_port()
+        self.port = ports.free()
         self.addresses = ["127.0.0.1"]
         self.stack = contextlib.AsyncExitStack()
         self.models: list[dict[str, Any]] = []
@@ -101,7 +96,7 @@ class World:
         volume = options.pop("adapters", self.folder / f"volume-{host}")
         values = {
             "pool": POOL, "index": self.index_url, "adapters": volume, "peers": "pool-pods", "base_model": double.BASE,
-            "model_path": "/models/base", "max_rank": 16, "host": host, "port": free_port(), "delivery_port": self.port,
+            "model_path": "/models/base", "max_rank": 16, "host": host, "port": ports.free(), "delivery_port": self.port,
             "engine_port": engine_port, "grace": 5.0, **options,
         }  # fmt: skip
         made = gateway.Pod(settings.Settings(**values))

@@ -10,6 +10,7 @@ from tests.trainer.gateway import conftest, double
 
 from finetune_api import serving
 from finetune_trainer.gateway import activator, settings
+from support import ports
 
 HERE = "127.0.0.9"
 
@@ -24,7 +25,7 @@ class Front:
     """An activator on an address of its own, with the ports of the pool's pods, of which none is there yet."""
 
     def __init__(self, world: conftest.World) -> None:
-        self.world, self.port = world, conftest.free_port()
+        self.world, self.port = world, ports.free()
         self.clients, self.deliveries = f"http://{HERE}:{self.port}", f"http://{HERE}:{world.port}"
         world.addresses = []
 

@@ -15,12 +15,13 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.trainer.gateway import double
-from tests.trainer.gateway.conftest import POOL, Folder, World, free_port
+from tests.trainer.gateway.conftest import POOL, Folder, World
 
 from finetune_api import reasons
 from finetune_trainer.gateway import delivery, loading, volume
 from finetune_trainer.gateway import pod as gateway
 from finetune_trainer.process import errors
+from support import ports
 
 
 def hidden(folder: pathlib.Path) -> list[str]:
@@ -395,7 +396,7 @@ async def test_a_pod_is_not_ready_before_index_engine_and_adapters_are(
     desk, missing = world.adapter("x"), world.adapter("nowhere")
     world.serve("desk", (desk, 100))
     world.serve("lost", (missing, 100))
-    port = free_port()
+    port = ports.free()
     pod = await world.pod(engine_port=port)
     assert pod.pod.ready() == "the engine does not answer"
     await world.listen(pod.engine.app(), port=port)
@@ -461,9 +462,9 @@ async def test_a_gateway_killed_during_a_delivery_leaves_no_half_adapter(world: 
     world.hold(desk)
     await world.publish()
     engine, folder = double.Engine(), world.folder / "volume"
-    ports = (free_port(), free_port(), await world.listen(engine.app()))
-    base = f"http://127.0.0.1:{ports[1]}"
-    killed = process(world, folder, ports)
+    at = (ports.free(), ports.free(), await world.listen(engine.app()))
+    base = f"http://127.0.0.1:{at[1]}"
+    killed = process(world, folder, at)
     await answers(world, f"{base}/healthz")
     await world.until(lambda: (folder / ".index.json").exists())
     async with world.http.put(f"{base}/adapters/{whole.sha256}", data=whole.tar()) as answer:
@@ -482,12 +483,12 @@ async def test_a_gateway_killed_during_a_delivery_leaves_no_half_adapter(world: 
         await sending
     assert hidden(folder)
     assert not (folder / desk.sha256).exists()
-    again = process(world, folder, ports)
+    again = process(world, folder, at)
     try:
         await answers(world, f"{base}/readyz")
         assert not hidden(folder), "half deliveries are removed at the start"
         body = {"model": "desk", "messages": []}
-        async with world.http.post(f"http://127.0.0.1:{ports[0]}/v1/chat/completions", json=body) as answer:
+        async with world.http.post(f"http://127.0.0.1:{at[0]}/v1/chat/completions", json=body) as answer:
             assert (await answer.json())["choices"][0]["message"]["content"] == "whole"
         async with world.http.put(f"{base}/adapters/{desk.sha256}", data=desk.tar()) as answer:
             assert answer.status == 201
@@ -501,9 +502,9 @@ async def test_sigterm_ends_readiness_at_once_and_answers_in_their_time(world: W
     world.serve("desk", (desk, 100))
     await world.publish()
     engine, folder = double.Engine(), world.folder / "volume"
-    ports = (free_port(), free_port(), await world.listen(engine.app()))
-    base = f"http://127.0.0.1:{ports[1]}"
-    running = process(world, folder, ports)
+    at = (ports.free(), ports.free(), await world.listen(engine.app()))
+    base = f"http://127.0.0.1:{at[1]}"
+    running = process(world, folder, at)
     try:
         await answers(world, f"{base}/healthz")
         await world.until(lambda: (folder / ".index.json").exists())
@@ -514,7 +515,7 @@ async def test_sigterm_ends_readiness_at_once_and_answers_in_their_time(world: W
             assert answer.status == 409, "no request can make a pod leave"
         engine.gate.clear()
         body = {"model": "desk", "messages": [], "stream": True}
-        url = f"http://127.0.0.1:{ports[0]}/v1/chat/completions"
+        url = f"http://127.0.0.1:{at[0]}/v1/chat/completions"
         stream = await world.http.post(url, json=body)
         running.send_signal(signal.SIGTERM)
         await answers(world, f"{base}/readyz", 503)
