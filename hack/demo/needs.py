@@ -10,7 +10,7 @@ from toolbox import cache, say, shell
 
 GIB = 1024**3
 MEMORY = 8 * GIB
-DISK_COLD = 30 * GIB
+DISK_COLD = 35 * GIB
 DISK_WARM = 6 * GIB
 
 

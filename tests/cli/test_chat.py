@@ -156,6 +156,26 @@ def test_a_key_comes_from_a_file(server: Server, tmp_path: pathlib.Path, capsys:
     assert KEY not in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("url", ["http://192.0.2.1:9", "HTTP://chat.invalid/v1", "http://localhost.invalid"])
+def test_a_key_is_not_sent_unencrypted_to_another_machine_unless_it_is_asked_for(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(chat.KEY, KEY)
+    monkeypatch.setattr(chat.http.Server, "ask", lambda *_, **__: {"data": []})
+    assert run(url, "?") == exits.Exit.INVALID
+    said = capsys.readouterr().err
+    assert (chat.KEY in said, "--plain-http" in said, KEY in said) == (True, True, False)
+    for allowed in ([url, "--plain-http"], ["http://[::1]:9"], ["http://localhost:9"], ["https://chat.invalid"]):
+        run(*allowed, "?")
+        assert "the server has 0 models" in capsys.readouterr().err
+
+
+def test_a_mistyped_option_is_refused() -> None:
+    for words in (["job", "question", "more"], ["job", "--nonsense"], ["job", "-n", "ml", "question", "more"]):
+        with pytest.raises(SystemExit):
+            run(*words)
+
+
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("http://127.0.0.1:9", "?") == exits.Exit.INVALID
     assert "Connection refused" in capsys.readouterr().err

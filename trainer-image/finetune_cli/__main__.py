@@ -218,6 +218,11 @@ def _of_chat(made: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file with the key of a client; default: the environment variable FINETUNE_API_KEY",
     )
+    made.add_argument(
+        "--plain-http",
+        action="store_true",
+        help="send the key to another machine by http, without TLS; default: refuse to",
+    )
     made.add_argument("--system", metavar="TEXT", help="a system message, as the model was trained with")
     made.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer; default: the server's")
     made.add_argument(
@@ -229,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     secrets.trim()
     given = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(given)
+    options = _parsed(given)
     options.given = given
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -246,6 +251,17 @@ def main(arguments: list[str] | None = None) -> int:
         found = _defect(options, error)
         _print(options, found, None)
     return found.exit_code
+
+
+def _parsed(given: list[str]) -> argparse.Namespace:
+    """argparse would take a question only right after the name; here it may also follow the options."""
+    root = parser()
+    options, rest = root.parse_known_args(given)
+    if options.verb == "chat" and options.question is None and len(rest) == 1 and not rest[0].startswith("-"):
+        options.question, rest = rest[0], []
+    if rest:
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _print(options: argparse.Namespace, found: answer.Answer, table: str | None) -> None:

@@ -5,6 +5,7 @@ The model is named by its job, which `kubectl` finds and forwards a port to with
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import os
 import pathlib
@@ -48,7 +49,7 @@ def chat(options: argparse.Namespace) -> answer.Answer:
     with (
         _place(options) as (url, name),
         http.Server(
-            url, _key(options.key_file), seconds=ANSWER_SECONDS, size=BYTES, outside=_is_address(options.target)
+            url, _key(options, url), seconds=ANSWER_SECONDS, size=BYTES, outside=_is_address(options.target)
         ) as server,
     ):
         model = options.model or name or _only_model(server)
@@ -69,13 +70,32 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _key(file: pathlib.Path | None) -> str:
-    if file is None:
-        return os.environ.get(KEY, "").strip()
+def _key(options: argparse.Namespace, url: str) -> str:
+    """The key to send to this URL; empty without one."""
+    file: pathlib.Path | None = options.key_file
     try:
-        return file.read_text().strip()
+        key = (os.environ.get(KEY, "") if file is None else file.read_text()).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise _invalid(f"--key-file {file}: {error}") from None
+    if key and not options.plain_http and _in_the_clear(url):
+        source = f"the environment variable {KEY}" if file is None else f"--key-file {file}"
+        raise _invalid(
+            f"the key of {source} would cross the network unencrypted, to {url}: use an https:// address or the name of the job, "
+            "which kubectl reaches by TLS; or allow it by --plain-http, on a network that you trust"
+        )
+    return key
+
+
+def _in_the_clear(url: str) -> bool:
+    """Whether others on the network can read what is sent: without TLS, to another machine."""
+    address = urllib.parse.urlsplit(url)
+    if address.scheme.lower() == "https":
+        return False
+    host = address.hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def _only_model(server: http.Server) -> str:
