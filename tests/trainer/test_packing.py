@@ -100,6 +100,30 @@ def test_what_cannot_be_packed_stays_padded_and_says_so(kind: str, caplog: pytes
     learned(motor, tuned)
 
 
+@pytest.mark.parametrize(
+    "family, votes", [("llama 3", [True, False, True]), ("another attention", [False, False, True])]
+)
+def test_no_process_takes_passes_that_did_not_prove_themselves_in_another(
+    family: str, votes: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each asks the others once for its own passes and once for each way of packing, however they end here."""
+    tuned, asked = made(MIXED[family]()), []
+    total, wanted = decoders.one_by_one(tuned, decoders.rows())
+
+    def agreed(holds: bool) -> bool:
+        asked.append(holds)
+        return False
+
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU, agreed=agreed)
+    assert asked == votes
+    assert isinstance(motor, passes.Plain)
+    assert motor.pads
+    assert "padded" in (motor.note or "")
+    assert any("not packed" in line for line in caplog.messages)
+    assert objective.Supervised().learn(motor, decoders.rows(), 1) == pytest.approx(total, rel=1e-5)
+    decoders.close(lora.parameters(tuned), wanted)
+
+
 def test_a_comparison_that_fails_within_a_layer_leaves_a_sharded_model_as_it_was() -> None:
     tuned = made(LEFT_PADDED["a bias made of the mask"]())
     total, wanted = decoders.one_by_one(tuned, decoders.rows())

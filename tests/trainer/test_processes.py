@@ -33,6 +33,7 @@ if "FAILS":
     pathlib.Path(os.environ["FINETUNE_TERMINATION_PATH"]).write_text(reported.termination_message())
     os._exit(3)
 assert group.add([], [group.rank, 1.0]) == [1.0, 2.0]
+assert not group.every(True) and group.every(True)
 assert group.local == 1 and os.environ["FINETUNE_METRICS_PORT"] == "0"
 group.wait()
 processes.leave()
@@ -128,6 +129,8 @@ def test_one_process_runs_on_each_gpu_of_a_node(node: None) -> None:
     try:
         assert (group.rank, group.size, group.local) == (0, 2, 0)
         assert group.add([], [group.rank, 1.0]) == [1.0, 2.0]
+        assert not group.every(False), "one of both"
+        assert group.every(True), "both"
         group.wait()
     finally:
         processes.leave()

@@ -14,7 +14,7 @@ import contextlib
 import contextvars
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,18 +238,30 @@ def _attend_varlen(
 # -- whether a model can do it --
 
 
-def proven(tuned: Any, head: loss.Head, where: torch.device) -> Packing | None:
-    """Packed passes, where states and gradients of the adapter are those of padded ones; else None, and the log says why."""
-    for way in ([VARLEN] if _may_take_kernel(tuned, where) else []) + [EACH]:
-        try:
-            packing = Packing(tuned, head, where, way)
-            _compare(tuned, head, where, packing)
+def proven(tuned: Any, head: loss.Head, where: torch.device, agreed: Callable[[bool], bool] = bool) -> Packing | None:
+    """Packed passes, where states and gradients of the adapter are those of padded ones; else None, and the log says why.
+
+    agreed: whether something holds in all processes, which are asked once for each way: sharded ones run equally many passes.
+    """
+    for way in (VARLEN, EACH):
+        packing = _proven(tuned, head, where, way) if way == EACH or _may_take_kernel(tuned, where) else None
+        if agreed(packing is not None):
             return packing
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as problem:  # whatever a family's own code raises
-            log.warning("micro-batches are not packed in this way", way=way, differs=comparison.described(problem))
+        if packing is not None:
+            log.warning("micro-batches are not packed in this way", way=way, differs="in another process")
     return None
+
+
+def _proven(tuned: Any, head: loss.Head, where: torch.device, way: str) -> Packing | None:
+    try:
+        packing = Packing(tuned, head, where, way)
+        _compare(tuned, head, where, packing)
+        return packing
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # whatever a family's own code raises
+        log.warning("micro-batches are not packed in this way", way=way, differs=comparison.described(problem))
+        return None
 
 
 def _may_take_kernel(tuned: Any, where: torch.device) -> bool:

@@ -9,7 +9,7 @@ Plain     the modules of transformers with autograd, by `packing` where that pro
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from finetune_trainer.engine import decoder, layers, lora, loss, model, packing,
 from finetune_trainer.process import log
 
 STANDARD = "through transformers' passes"
+
+ELSEWHERE = "they did not prove themselves in another process"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +84,18 @@ class Plain:
 
     shares = False
 
-    def __init__(self, tuned: Any, head: loss.Head, where: torch.device, note: str = STANDARD) -> None:
+    def __init__(
+        self,
+        tuned: Any,
+        head: loss.Head,
+        where: torch.device,
+        note: str = STANDARD,
+        agreed: Callable[[bool], bool] = bool,
+    ) -> None:
         self.head = head
         self._tuned, self._where = tuned, where
         self._states = torch.empty(0)
-        self._packing = packing.proven(tuned, head, where)
+        self._packing = packing.proven(tuned, head, where, agreed)
         self.pads = self._packing is None
         self.note: str | None = note + (
             "; its micro-batches are padded, since packing them differed" if self.pads else ""
@@ -121,20 +130,30 @@ class Plain:
         lora.checkpoint_activations(self._tuned.get_base_model())
 
 
-def of(tuned: Any, head: loss.Head, where: torch.device, *, sharded: bool = False) -> Engine:
+def of(
+    tuned: Any,
+    head: loss.Head,
+    where: torch.device,
+    *,
+    sharded: bool = False,
+    agreed: Callable[[bool], bool] = bool,
+) -> Engine:
     """The fast engine where the model's family and its output head are known, else the plain one.
 
-    sharded: whether the frozen layers are, see `sharded`, which works through the modules of transformers.
+    sharded: whether the frozen layers are, see `sharded`, which works through the modules of transformers; agreed: whether
+    something holds in all processes, so that all train with the same passes.
     """
     if sharded:
-        return Plain(tuned, head, where, f"{STANDARD}, since its layers are sharded over the processes")
+        return Plain(tuned, head, where, f"{STANDARD}, since its layers are sharded over the processes", agreed)
+    inner, differs = None, ELSEWHERE
     try:
         if head.weight is None:
             raise layers.Unknown("its output head is of an unknown kind")
-        return Fast(decoder.of(model.decoder(tuned), where), head, where)
+        inner = decoder.of(model.decoder(tuned), where)
     except layers.Unknown as problem:
-        log.warning(
-            "the fast engine does not support this model; training uses transformers, more slowly", differs=str(problem)
-        )
-        seen = str(problem)[:300]
-        return Plain(tuned, head, where, f"{STANDARD}, since the trainer's own do not apply: {seen}")
+        differs = str(problem)
+    if agreed(inner is not None) and inner is not None:
+        return Fast(inner, head, where)
+    del inner
+    log.warning("the fast engine does not support this model; training uses transformers, more slowly", differs=differs)
+    return Plain(tuned, head, where, f"{STANDARD}, since the trainer's own do not apply: {differs[:300]}", agreed)

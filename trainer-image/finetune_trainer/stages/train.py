@@ -89,7 +89,7 @@ def run_process(
 
     # engine
     counted = None if quantised else sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
-    engine = passes.of(tuned, model.head(base), where, sharded=shares)
+    engine = passes.of(tuned, model.head(base), where, sharded=shares, agreed=group.every)
 
     # plan
     plan = batches.plan(data.train.examples, spec.training)

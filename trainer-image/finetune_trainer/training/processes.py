@@ -80,6 +80,10 @@ class ProcessGroup:
         torch.distributed.all_reduce(totals, torch.distributed.ReduceOp.MAX)
         return int(totals)
 
+    def every(self, holds: bool) -> bool:
+        """Whether it holds in all processes."""
+        return self.maximum(int(not holds)) == 0
+
     def wait(self) -> None:
         """Waits until all processes have come here."""
         self.add([], [0.0])
