@@ -17,6 +17,16 @@ Duration = Annotated[
 ]
 
 
+Host = Annotated[
+    str,
+    model.text(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        "must be a host name without scheme, port and wildcard, for example models.example.com",
+        253,
+    ),
+]
+
+
 def seconds(duration: str) -> int:
     """The seconds of a Duration."""
     return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
@@ -56,7 +66,7 @@ class Rollout(model.Model):
         max_length=10,
         description="The shares of the traffic that a verified revision gets before all of it, in growing order. Between two "
         "steps its answers are compared with those of the serving revision; one that is shown to be worse is rolled back "
-        "at once. Needs a ServingPool (deployment.pool). Default: all traffic at once.",
+        "at once. Needs a ServingPool (deployment.pool) or a route (deployment.route). Default: all traffic at once.",
     )
     minimum_requests: int = Field(
         default=50,
@@ -76,6 +86,12 @@ class Rollout(model.Model):
         description="Former revisions whose adapters a ServingPool keeps, so that the annotation finetune.dev/rollout can go "
         "back to the newest of them at once. Default: 1.",
     )
+
+
+class Route(model.Model):
+    """The way in through the platform's Gateway: an HTTPRoute to the job's own servers, for /v1 alone."""
+
+    host: Host = Field(description="The name under which clients reach the model through the Gateway: HOST/v1.")
 
 
 _POOLED = "!has(self.pool) || self.pool == 'Dedicated' || "
@@ -110,6 +126,11 @@ class Deployment(model.Model):
                 "rollout.strategy",
                 "!has(self.rollout) || !has(self.rollout.strategy) || self.rollout.strategy == 'BlueGreen'",
                 "remove it; a pool holds both revisions on the same GPU",
+            ),
+            _of_the_pool("route", "!has(self.route)", "remove it; the address of a pool is its spec.ingress"),
+            (
+                "!has(self.route) || has(self.apiKeySecret)",
+                "deployment.route needs deployment.apiKeySecret: without a key whoever reaches the host could use the model",
             ),
         )
     }
@@ -173,6 +194,12 @@ class Deployment(model.Model):
         "finetune.dev/approve with the name in status.release. None (the default): verified revisions are rolled out.",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision replaces the serving one.")
+    route: Route | None = Field(
+        default=None,
+        description="An address through the platform's Gateway (Gateway API), for a server of the job's own, by an HTTPRoute "
+        "whose weights also share the traffic in rollout.steps. Needs apiKeySecret, and gatewayAPI.enabled in the chart; such a "
+        "job is placed in no default pool. Default: none.",
+    )
     api_key_secret: model.Name | None = Field(
         default=None,
         description="The name of a Secret in the job's namespace whose key API_KEY clients must send as a bearer "

@@ -31,6 +31,9 @@ class Condition(enum.StrEnum):
     """The revision failed; it is not retried until the spec or the annotation finetune.dev/run changes."""
     SUSPENDED = "Suspended"
     """spec.suspend is true and no stage runs."""
+    ROUTED = "Routed"
+    """A Gateway leads requests for deployment.route.host to the revision that serves; during a rollout in steps the message has
+    the share of each. Absent: the job has no route."""
     OVERRIDDEN = "Overridden"
     """An admission controller or another manager changed fields of the server or its Service, such as the image or the number of
     replicas; the message names field and manager. They are left as they are. Absent: nobody did."""
@@ -141,6 +144,9 @@ class Reason(enum.StrEnum):
     POOL_UNFIT = "PoolUnfit"
     """The ServingPool of deployment.pool cannot serve the job: it does not allow its namespace, or base model, rank or context
     length do not fit; the message says what was seen, what would fit, and what to do."""
+    ROUTE_UNAVAILABLE = "RouteUnavailable"
+    """The job's HTTPRoute cannot be written (chart, CRDs of Gateway API), or the Gateway does not accept it; the message says
+    which, and what to do."""
     CREDENTIALS_MISSING = "CredentialsMissing"
     """A Secret, or the ConfigMap with certificate authorities, is absent or lacks a key. Create it in the job's namespace."""
     UNSCHEDULABLE = "Unschedulable"
@@ -227,6 +233,7 @@ WAITING = frozenset(
         Reason.SERVED_NAME_TAKEN,
         Reason.POOL_NOT_FOUND,
         Reason.POOL_UNFIT,
+        Reason.ROUTE_UNAVAILABLE,
         Reason.AWAITING_APPROVAL,
         Reason.ROLLOUT_HELD,
         Reason.CREDENTIALS_MISSING,

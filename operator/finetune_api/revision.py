@@ -73,7 +73,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     # Recorded only where it affects the weights, so that no other revision's hash has it.
     prompt = {"prompt": spec.intent.prompt.system} if spec.training.prompt is job.TrainingPrompt.PROMPT else {}
     deployment = {
-        k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval"}
+        k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval", "route"}
     }
     return {
         TRAINING: {

@@ -89,14 +89,7 @@ class Adapters(model.Model):
 class Ingress(model.Model):
     """The way in from outside of the cluster: an Ingress with TLS to the pool's Service, for /v1 alone."""
 
-    host: Annotated[
-        str,
-        model.text(
-            r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
-            "must be a host name without scheme, port and wildcard, for example models.example.com",
-            253,
-        ),
-    ] = Field(description="The name under which clients reach the pool: https://HOST/v1.")
+    host: deployment.Host = Field(description="The name under which clients reach the pool: https://HOST/v1.")
     class_name: model.Name | None = Field(
         default=None, description="The IngressClass, that is the controller. Absent: the cluster's default."
     )

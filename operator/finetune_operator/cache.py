@@ -17,18 +17,20 @@ import pydantic
 
 from finetune_api import basemodel, reasons
 from finetune_operator import cluster, kueue
-from finetune_operator.observe import label, members, pools, projections
+from finetune_operator.observe import label, members, pools, projections, shared
 
 LOG = logging.getLogger(__name__)
 OURS = f"{label.MANAGED_BY}={label.MANAGER},{label.UID}"
 SELECTORS = {"BaseModel": "", "ServingPool": "", "Workload": kueue.QUEUED_JOB}
 """Selectors of kinds without the operator's labels."""
-LONGEST_PAUSES = {"Workload": 60.0, "ServingPool": 60.0}
+LONGEST_PAUSES = {"Workload": 60.0, "ServingPool": 60.0, "HTTPRoute": 60.0}
 """Maximum seconds between two tries; 10 for built-in kinds."""
 
-
-NEWER = {"ServingPool"}
-"""Kinds of our own whose CRD an older cluster may lack, since Helm does not add CRDs in an upgrade: then there are none."""
+NEWER = {
+    "ServingPool": "apply the folder crds/ of this release to use it",
+    "HTTPRoute": "install the CRDs of Gateway API, which the chart's gatewayAPI.enabled needs",
+}
+"""Kinds whose CRD a cluster may lack (Helm adds none in an upgrade), and what to do: as long as it does, there are none."""
 AT_REST = frozenset({reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED})
 
 
@@ -43,6 +45,7 @@ class Stored:
     claim: "Claim | None" = None
     parts: tuple[members.Member, ...] = ()
     """Its parts in the indexes of ServingPools."""
+    compared: members.Compared | None = None
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -101,6 +104,12 @@ class Cache:
         """Called with NAMESPACE/NAME when the index of a pool changed."""
         self.pool_states: dict[str, dict[str, pools.Reading]] = {}
         """uid of a ServingPool -> what its pods reported last, by their name."""
+        self.lacking: set[str] = set()
+        """Kinds that the API server does not have."""
+        self._compared: dict[str, members.Compared] = {}
+        """uid of a FineTuneJob -> its releases with servers of their own that share the traffic."""
+        self.counted: dict[str, dict[str, shared.Counted]] = {}
+        """uid of a FineTuneJob -> what these servers' pods have counted, by their name."""
         self.workloads: dict[str, kueue.Workload] | None = None
         """By the uid of their Job, including Jobs of others; None until they were listed."""
         self.reporting: dict[str, projections.Pod] = {}
@@ -149,6 +158,7 @@ class Cache:
         before, after = self.parents.get(uid), keep(raw)
         self.parents[uid] = after
         self._keep_members(uid, before.parts if before else (), after.parts)
+        self._keep_compared(uid, after.compared)
         if before is None or before.claim != after.claim:
             self._release(uid, before, after)
             if after.claim is not None:
@@ -190,6 +200,7 @@ class Cache:
         before = self.parents.pop(uid, None)
         self._release(uid, before, None)
         self._keep_members(uid, before.parts if before else (), ())
+        self._keep_compared(uid, None)
         self.readings.pop(uid, None)
 
     # -- ServingPools --
@@ -279,7 +290,38 @@ class Cache:
             if job in self.parents and self.parents[job].phase not in AT_REST:
                 self.child_changed(job)
 
+    # -- servers of a job's own that are compared, from `servertraffic` --
+
+    def _keep_compared(self, uid: str, compared: members.Compared | None) -> None:
+        if compared is not None:
+            self._compared[uid] = compared
+        elif self._compared.pop(uid, None) is not None:
+            self.counted.pop(uid, None)
+
+    def compared_pods(self) -> dict[tuple[str, str], tuple[projections.Pod, members.Compared]]:
+        """(uid of the FineTuneJob, name) -> the ready pods whose traffic is to be read."""
+        return {
+            (uid, pod.name): (pod, compared)
+            for uid, compared in self._compared.items()
+            for pod in self.children.get(uid, {}).values()
+            if isinstance(pod, projections.Pod) and pod.ready and pod.address and pod.parent in dict(compared.revisions)
+        }
+
+    def put_counted(self, uid: str, pod: str, counted: shared.Counted) -> None:
+        """A server's answer; a job in a step looks often, and is not woken."""
+        if uid in self._compared and ("Pod", pod) in self.children.get(uid, {}):
+            self.counted.setdefault(uid, {})[pod] = counted
+
     # -- children and catalogue, from `follow` --
+
+    def lacks(self, kind: str, lacking: bool) -> None:
+        """Whether the API server has no such kind: jobs that need it look again."""
+        if (kind in self.lacking) == lacking:
+            return
+        (self.lacking.add if lacking else self.lacking.discard)(kind)
+        for uid, known in self.parents.items():
+            if kind == "HTTPRoute" and '"route":' in known.text:
+                self.changed(uid)
 
     def put(self, kind: str, items: Iterable[projections.Raw]) -> set[tuple[str, str]]:
         """Objects of a list, or of a page of it; returns their keys."""
@@ -385,6 +427,7 @@ class Cache:
         if kind == "Pod":
             self._forget_pod(uid, name)
             self.pool_states.get(uid, {}).pop(name, None)
+            self.counted.get(uid, {}).pop(name, None)
             self._pod_of_pool_changed(uid)
         self.changed(uid)
 
@@ -461,6 +504,7 @@ async def follow(
             found, reached = set[tuple[str, str]](), ""
             async for items, at in api.pages(kind, namespace, selector):
                 found, reached = found | cache.put(kind, items), at
+            cache.lacks(kind, False)
             cache.complete(kind, namespace, found, reached)
             listed()
             while True:
@@ -472,7 +516,8 @@ async def follow(
             continue
         except (cluster.Failure, *cluster.OUTAGES) as error:
             if kind in NEWER and isinstance(error, cluster.Failure) and error.status == 404:
-                LOG.warning("the cluster has no CRD of %s: apply the folder crds/ of this release to use it", kind)
+                LOG.warning("the cluster has no CRD of %s: %s", kind, NEWER[kind])
+                cache.lacks(kind, True)
                 cache.complete(kind, namespace, set(), "0")
                 listed()
                 await asyncio.sleep(LONGEST_PAUSES[kind])
@@ -506,7 +551,9 @@ def keep(raw: projections.Raw) -> Stored:
     meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
     phase = (raw.get("status") or {}).get("phase")
-    return Stored(version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw), members.members(raw))
+    return Stored(
+        version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw), members.members(raw), members.compared(raw)
+    )
 
 
 def is_behind(raw: projections.Raw, known: Stored) -> bool:
@@ -535,12 +582,14 @@ async def follow_all(
     *,
     queues: bool = False,
     ingresses: bool = False,
+    routes: bool = False,
 ) -> None:
-    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `ingresses`, also those;
-    with `queues`, also Kueue's Workloads, for which `synced` does not wait, since Kueue may be installed later."""
+    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `ingresses` and `routes`,
+    also those; with `queues`, also Kueue's Workloads, for which `synced` does not wait, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
-    kinds = [kind for kind in ("ServingPool", *projections.PROJECTIONS) if kind != "Ingress" or ingresses]
+    wanted = {"Ingress": ingresses, "HTTPRoute": routes}
+    kinds = [kind for kind in ("ServingPool", *projections.PROJECTIONS) if wanted.get(kind, True)]
     sources += [(kind, place) for kind in kinds for place in places]
     missing = set(sources)
     sources += [("Workload", place) for place in places if queues]

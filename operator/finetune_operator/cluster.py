@@ -29,6 +29,7 @@ PATHS = {
     "Event": ("api/v1", "events"),
     "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
     "Ingress": ("apis/networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": ("apis/gateway.networking.k8s.io/v1", "httproutes"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }

@@ -73,6 +73,9 @@ class Gatherer:
             now=now,
             settings=self._settings,
             pools=self._pools(),
+            routes=kinds["HTTPRoute"],
+            lacks_routes="HTTPRoute" in self._facts.lacking,
+            counted=self._facts.counted.get(parent.uid, {}),
             candidates=choice,
             measured=self._measured(parent, name),
         )

@@ -24,6 +24,7 @@ from finetune_operator import (
     poolstates,
     progress,
     reconcile,
+    servertraffic,
     settings,
     workqueue,
 )
@@ -71,6 +72,7 @@ class Controller:
         self._progress = progress.Reader(self.facts, chart.progress_seconds)
         self.indexes = index.Indexes(self.facts, lambda: self.leads and self._jobs_known)
         self._states = poolstates.Reader(self.facts, now=api.clock.now)
+        self._traffic = servertraffic.Reader(self.facts, now=api.clock.now)
         self._pools = poolreconcile.Reconciler(api, self.facts, self.indexes, chart, api.clock.now)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
@@ -185,7 +187,11 @@ class Controller:
 
     async def _follow(self, synced: asyncio.Event) -> None:
         chart = self._settings
-        also = {"queues": chart.kueue.enabled, "ingresses": chart.ingress.enabled}
+        also = {
+            "queues": chart.kueue.enabled,
+            "ingresses": chart.ingress.enabled,
+            "routes": chart.gateway_api.enabled,
+        }
         await cache.follow_all(self._api, self.facts, chart.namespaces, synced, **also)
 
     async def _unfinished_first(self) -> None:
@@ -231,7 +237,8 @@ class Controller:
             if synced.is_set():
                 LOG.info("the caches are filled: start reconciling")
                 self._lead(True)
-                parts = (self._hear(), self._queue.run(), self._confirm(), self._progress.run(), self._states.run())
+                readers = (self._progress.run(), self._states.run(), self._traffic.run())
+                parts = (self._hear(), self._queue.run(), self._confirm(), *readers)
                 tasks = {children, *(asyncio.create_task(part) for part in parts)}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:

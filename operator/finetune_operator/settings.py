@@ -70,6 +70,25 @@ class Ingress(model.Model):
     annotations: dict[str, str] = Field(default_factory=dict, description="Of every Ingress.")
 
 
+class Gateway(model.Model):
+    """The Gateway to which HTTPRoutes are attached."""
+
+    name: str = ""
+    namespace: str = ""
+    section_name: str | None = Field(default=None, description="One of its listeners. Absent: all that fit.")
+
+
+class GatewayApi(model.Model):
+    enabled: bool = Field(default=False, description="Whether the operator writes HTTPRoutes for FineTuneJobs.")
+    gateway: Gateway = Field(default_factory=Gateway)
+
+    @pydantic.model_validator(mode="after")
+    def _is_named(self) -> "GatewayApi":
+        if self.enabled and not (self.gateway.name and self.gateway.namespace):
+            raise ValueError("gatewayAPI.enabled needs gatewayAPI.gateway.name and gatewayAPI.gateway.namespace")
+        return self
+
+
 class Settings(model.Model):
     images: Images
     index_url: str = Field(
@@ -99,6 +118,7 @@ class Settings(model.Model):
     model_cache: ModelCache = Field(default_factory=ModelCache)
     kueue: Kueue = Field(default_factory=Kueue)
     ingress: Ingress = Field(default_factory=Ingress)
+    gateway_api: GatewayApi = Field(default_factory=GatewayApi)
     retry_backoff_seconds: float = Field(default=10, ge=0, description="Doubled with every retry, up to five minutes.")
     drain_seconds: float = Field(
         default=20, ge=0, description="How long the old release keeps running after the switch."

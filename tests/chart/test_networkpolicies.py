@@ -130,6 +130,15 @@ def test_the_operator_reaches_the_api_server_names_and_the_progress_of_stages_al
     assert not connects(rendered, imposter, stage(reasons.Stage.TRAIN), run.METRICS_PORT)
 
 
+def test_where_gateways_share_traffic_the_operator_reads_the_servers_that_are_compared(render: Render) -> None:
+    gateway = {"gatewayAPI": {"enabled": True, "gateway": {"name": "public", "namespace": "gateways"}}}
+    rendered = render(NARROW | gateway)
+    assert connects(rendered, operator_of(rendered), SERVER, run.SERVER_PORT)
+    for other in (POOL, STRANGER, stage(reasons.Stage.TRAIN)):
+        assert not connects(rendered, operator_of(rendered), other, run.SERVER_PORT)
+    assert not connects(rendered, STRANGER, SERVER, run.SERVER_PORT)
+
+
 def test_only_metrics_of_the_operator_are_reachable(render: Render, render_tests: Render) -> None:
     rendered = render(NARROW)
     operator = operator_of(rendered)

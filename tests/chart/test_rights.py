@@ -23,6 +23,7 @@ OWN: Rights = {
 }
 QUEUES: Rights = {("kueue.x-k8s.io", "workloads"): {"list", "watch"}}
 WAY_IN: Rights = {("networking.k8s.io", "ingresses"): {"list", "watch", "create", "patch", "delete"}}
+ROUTES: Rights = {("gateway.networking.k8s.io", "httproutes"): {"list", "watch", "create", "patch", "delete"}}
 CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"list", "watch"}}
 LEADER: Rights = {("coordination.k8s.io", "leases"): {"get", "create", "update", "patch"}}
 CLEANUP: Rights = {
@@ -77,6 +78,14 @@ def test_ingresses_are_written_where_the_chart_says_so_and_nowhere_else(render: 
     rendered = render(values | {"namespaces": ["ml"]})
     assert rights(rendered["ClusterRole"][NAME]) == CATALOGUE
     assert rights(rendered["Role"][f"ml/{NAME}"]) == OWN | WAY_IN
+
+
+def test_httproutes_are_written_where_the_chart_says_so_and_nowhere_else(render: Render) -> None:
+    values = {"gatewayAPI": {"enabled": True, "gateway": {"name": "public", "namespace": "gateways"}}}
+    assert rights(render(values)["ClusterRole"][NAME]) == OWN | ROUTES | CATALOGUE
+    rendered = render(values | {"namespaces": ["ml"]})
+    assert rights(rendered["ClusterRole"][NAME]) == CATALOGUE
+    assert rights(rendered["Role"][f"ml/{NAME}"]) == OWN | ROUTES
 
 
 def test_leases_are_only_reached_in_the_release_namespace(render: Render) -> None:
@@ -163,8 +172,8 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
 
 
 def documented() -> list[Rights]:
-    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, Ingresses, in the cluster, in the operator's, and
-    of what cleans up after an upgrade."""
+    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, Ingresses, HTTPRoutes, in the cluster, in the
+    operator's, and of what cleans up after an upgrade."""
     found: list[Rights] = []
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
         if line.startswith("| group |"):
@@ -176,7 +185,7 @@ def documented() -> list[Rights]:
 
 
 def test_the_page_on_security_lists_every_right() -> None:
-    assert documented() == [OWN, QUEUES, WAY_IN, CATALOGUE, LEADER, CLEANUP]
+    assert documented() == [OWN, QUEUES, WAY_IN, ROUTES, CATALOGUE, LEADER, CLEANUP]
 
 
 def test_every_test_that_the_page_on_security_names_exists() -> None:

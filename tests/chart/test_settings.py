@@ -43,6 +43,7 @@ def test_values_arrive_as_given(render: Render) -> None:
                     },
                     "kueue": {"enabled": True},
                     "ingress": {"enabled": True, "annotations": {"a/b": "c"}},
+                    "gatewayAPI": {"enabled": True, "gateway": {"name": "public", "namespace": "gateways"}},
                     "drainSeconds": 5,
                     "stalledAfterSeconds": 60,
                     "retryBackoffSeconds": 2,
@@ -63,6 +64,9 @@ def test_values_arrive_as_given(render: Render) -> None:
     assert read.serving.requests.memory == "4Gi"
     assert read.kueue.enabled
     assert (read.ingress.enabled, read.ingress.annotations) == (True, {"a/b": "c"})
+    gateway = read.gateway_api.gateway
+    assert (read.gateway_api.enabled, gateway.name, gateway.namespace) == (True, "public", "gateways")
+    assert gateway.section_name is None
     assert (read.drain_seconds, read.retry_backoff_seconds) == (5, 2)
     assert read.stalled_after_seconds == 60
     assert read.labels == {"cost-centre": "42"}

@@ -42,6 +42,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"networkPolicy": {"storage": {"ports": ["https"]}}}, "/networkPolicy/storage/ports/0"),
     ({"networkPolicy": {"clients": {"peers": {"podSelector": {}}}}}, "/networkPolicy/clients/peers"),
     ({"networkPolicy": {"namespaces": ["Team A"]}}, "/networkPolicy/namespaces/0"),
+    ({"gatewayAPI": {"enabled": True}}, "/gatewayAPI/gateway/name"),
     ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "/monitoring/podMonitor/enabled"),
 ]
 

@@ -120,6 +120,12 @@ any: true
     "size" (.Values.modelCache.size | default nil))
   "kueue" .Values.kueue
   "ingress" .Values.ingress
+  "gatewayApi" (dict
+    "enabled" .Values.gatewayAPI.enabled
+    "gateway" (dict
+      "name" .Values.gatewayAPI.gateway.name
+      "namespace" .Values.gatewayAPI.gateway.namespace
+      "sectionName" (.Values.gatewayAPI.gateway.sectionName | default nil)))
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds
   "drainSeconds" .Values.drainSeconds

@@ -39,6 +39,12 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
   resources: [ingresses]
   verbs: [list, watch, create, patch, delete]
 {{- end }}
+{{- if .Values.gatewayAPI.enabled }}
+# the address of a job's own servers at the platform's Gateway, and the shares of a rollout
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [list, watch, create, patch, delete]
+{{- end }}
 {{- if .Values.kueue.enabled }}
 # why a stage waits in its queue
 - apiGroups: [kueue.x-k8s.io]

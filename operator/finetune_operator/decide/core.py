@@ -26,6 +26,7 @@ from finetune_operator.decide import (
     pooled,
     queue,
     rollout,
+    routes,
     stages,
     summary,
     world,
@@ -63,6 +64,7 @@ JOURNEY: tuple[Rule, ...] = (
 IN_EVERY_WORLD: tuple[Callable[[World], Verdict], ...] = (
     pooled.settle,
     rollout.keep_serving,
+    routes.settle,
     leftovers.releases,
     leftovers.jobs,
     drift.settle,

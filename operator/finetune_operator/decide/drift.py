@@ -46,6 +46,16 @@ def service(present: projections.Service | None, manifest: meta.Manifest) -> tup
     return ()
 
 
+def route(present: projections.Route | None, manifest: meta.Manifest) -> tuple[meta.Manifest, ...]:
+    """The HTTPRoute, if it has to be applied. Where it leads is never others' to change: a comparison counts on the weights, and
+    a rollback has to hold. What else they add to it stays until the next weight."""
+    fresh = projections.route(manifest)
+    marked = meta.marked(manifest, fresh.guarded)
+    if present is None or present.hash != meta.hash_of(marked) or present.guarded != fresh.guarded:
+        return (marked,)
+    return ()
+
+
 def _differs(
     present: projections.Server | projections.Service,
     fresh: projections.Server | projections.Service,

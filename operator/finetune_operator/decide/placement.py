@@ -1,7 +1,7 @@
 """Where a job's model is served: by a ServingPool, or by a server of its own. Pure.
 
 deployment.pool: a name    that pool, or a problem: it does not exist, or does not fit
-                 Dedicated a server of its own
+                 Dedicated a server of its own, as with deployment.route
                  absent    where it was placed before, as long as that fits; or else the default pool that fits; or else a
                            server of its own
 """
@@ -32,13 +32,14 @@ def place(
     wanted: revisions.Wanted,
     base: run.ResolvedBaseModel | None,
     pools: Mapping[str, Pool],
+    no_route: str = "",
 ) -> Placement:
-    """The placement of the job as it is requested now."""
+    """The placement of the job as it is requested now. `no_route`: why it can have no HTTPRoute, if so."""
     assert parent.spec is not None
     spec, namespace = parent.spec, parent.namespace
     asked = spec.deployment.pool
-    if asked == servingpool.DEDICATED or base is None or not spec.deployment.enabled:
-        return _dedicated(spec)
+    if asked == servingpool.DEDICATED or base is None or not spec.deployment.enabled or spec.deployment.route:
+        return _dedicated(spec, no_route)
     if asked is not None:
         name = asked if "/" in asked else f"{namespace}/{asked}"
         pool = pools.get(name)
@@ -69,15 +70,25 @@ def _by_default(
     return Placement(found) if found else _dedicated(parent.spec)
 
 
-def _dedicated(spec: job.FineTuneJobSpec) -> Placement:
+def _dedicated(spec: job.FineTuneJobSpec, no_route: str = "") -> Placement:
     if not (spec.deployment.rollout.steps and spec.deployment.enabled):
         return Placement()
-    return Placement(
-        None,
-        Reason.POOL_NOT_FOUND,
-        "deployment.rollout.steps shares the traffic of a ServingPool, and this job has a server of its own: set deployment.pool "
-        "(no default pool fits the job), or remove the steps",
-    )
+    if spec.deployment.route is None:
+        return Placement(
+            None,
+            Reason.POOL_NOT_FOUND,
+            "deployment.rollout.steps shares the traffic of a ServingPool, and this job has a server of its own: set "
+            "deployment.pool (no default pool fits the job), deployment.route, so that a Gateway shares it, or remove the steps",
+        )
+    if spec.deployment.rollout.strategy == "Recreate":
+        text = (
+            "deployment.rollout.steps needs both revisions, and rollout.strategy Recreate stops one: remove one of them"
+        )
+        return Placement(None, Reason.ROUTE_UNAVAILABLE, text)
+    if no_route:
+        text = f"deployment.rollout.steps needs an HTTPRoute: {no_route}; or set deployment.pool, or remove the steps"
+        return Placement(None, Reason.ROUTE_UNAVAILABLE, text)
+    return Placement()
 
 
 def _missing(name: str, pools: Mapping[str, Pool]) -> tuple[Reason, str]:

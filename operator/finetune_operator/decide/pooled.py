@@ -12,18 +12,14 @@ import dataclasses
 import datetime
 import functools
 
-from finetune_api import deployment, job, outcome, status
+from finetune_api import deployment, job, outcome
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import approval, attempts, leftovers, switching, traffic, verdict
+from finetune_operator.decide import approval, attempts, leftovers, steps, switching, traffic, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
-from finetune_operator.decide.world import World, fails, written
-from finetune_operator.observe import members
+from finetune_operator.decide.world import World, written
 from finetune_operator.observe.records import Release
 from finetune_operator.observe.shared import Pool
 
-LONGEST = 6
-"""A step without enough requests, or with a comparison that shows nothing either way, ends after this many times its pause."""
-AGAIN = datetime.timedelta(seconds=15)
 LOOKS = datetime.timedelta(seconds=60)
 """In which every pod has been looked at."""
 
@@ -32,7 +28,7 @@ def rolls_out(world: World, candidate: Release) -> Verdict:
     """Scenarios P and Q."""
     pool = world.obs.pools[str(candidate.pool)]
     if approval.is_verified(world, candidate):
-        return _after_verification(world, candidate)
+        return steps.advance(world, candidate)
     if not pool.pods and attempts.name_of(world, Stage.VERIFY) not in world.obs.jobs:
         text = f"ServingPool {pool.name} has no ready pod: see its status"
         return verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text)
@@ -79,124 +75,6 @@ def _was_delivered(world: World, _: outcome.Outcome) -> Verdict:
     return Verdict(edits={"attempt": world.attempt + 1, "retry_at": world.now + LOOKS})
 
 
-# -- steps --
-
-
-def _after_verification(world: World, candidate: Release) -> Verdict:
-    """Scenario Q."""
-    rollout, steps = world.state.rollout, _steps(world, candidate)
-    assert rollout is not None
-    asked = approval.order(world, candidate).verb
-    if asked == "rollback":
-        return _refused(world, f"annotation {deployment.ROLLOUT} says {world.obs.parent.order}")
-    if rollout.step:
-        rollout, worse = _looked(world, candidate, rollout)
-        if worse:
-            return _refused(world, f"revision {candidate.revision} answers worse than the former one: {worse}")
-    if held := approval.waits(world, candidate):
-        return dataclasses.replace(held, edits={**held.edits, "rollout": rollout}, again=_next_look(world, rollout))
-    if asked == "promote" or rollout.step > len(steps) or (not rollout.step and not steps):
-        return switching.switch(world, candidate)
-    if rollout.step:
-        current = steps[rollout.step - 1]
-        missing, due = _missing(world, current, rollout)
-        if missing:
-            text = (
-                f"step {rollout.step} of {len(steps)}: revision {candidate.revision} answers {rollout.weight} % of the "
-                f"requests; {missing}"
-            )
-            return verdict.says(
-                Condition.DEPLOYED, "Unknown", Reason.ROLLING_OUT, text, edits={"rollout": rollout}, again=due
-            )
-    if rollout.step == len(steps):
-        return switching.switch(world, candidate)
-    following = steps[rollout.step]
-    rollout = rollout.model_copy(
-        update={"step": rollout.step + 1, "weight": following.weight, "since": world.now, "requests": 0, "findings": []}
-    )
-    return Verdict(edits={"rollout": rollout}, candidate=candidate, proceed=True)
-
-
-def _steps(world: World, candidate: Release) -> list[deployment.Step]:
-    """None where there is no traffic to share: no other revision under this name in this pool."""
-    shared = switching.share(world.serving, candidate)
-    return world.spec.deployment.rollout.steps if shared else []
-
-
-def _looked(world: World, candidate: Release, rollout: status.Rollout) -> tuple[status.Rollout, str]:
-    """The rollout after another look at the traffic, if one is due, and what the new revision was shown to be worse by."""
-    assert world.serving is not None
-    new, old = (_side(world, release, rollout) for release in (candidate, world.serving))
-    wanted = world.spec.deployment.rollout.minimum_requests
-    return _compared(rollout, new, old, traffic.IN_STEPS, wanted)
-
-
-def _compared(
-    rollout: status.Rollout, new: traffic.Side, old: traffic.Side, rules: traffic.Rules, wanted: int = 0
-) -> tuple[status.Rollout, str]:
-    # fewer than before: a gateway has started again and counts from there
-    looked = rollout.requests if new.requests >= rollout.requests else 0
-    if not (traffic.due(new.requests, looked) or looked < wanted <= new.requests):
-        return rollout, ""
-    look = rollout.looks + 1
-    found = traffic.findings(new, old, rules)
-    worse = traffic.worse(found, traffic.level(look))
-    seen = {"looks": look, "requests": new.requests, "findings": found}
-    return rollout.model_copy(update=seen), "; ".join(map(traffic.text, worse))
-
-
-def _side(world: World, release: Release, rollout: status.Rollout) -> traffic.Side:
-    """The traffic of a release in this step, of all pods."""
-    parent, step = world.obs.parent, members.step_name(rollout.wire(), "")
-    pool = world.obs.pools.get(str(release.pool))
-    found = pool.traffic(parent.namespace, parent.name) if pool is not None else []
-    return traffic.side(one for one in found if (one.revision, one.step) == (release.revision, step))
-
-
-def _missing(world: World, step: deployment.Step, rollout: status.Rollout) -> tuple[str, datetime.datetime | None]:
-    """What the next step waits for, and when to look again; empty if it may begin."""
-    assert rollout.since is not None
-    pause = datetime.timedelta(seconds=deployment.seconds(step.pause))
-    over, longest = rollout.since + pause, rollout.since + LONGEST * pause
-    if world.obs.now < over:
-        return f"the next step begins at {over:%H:%M:%S} UTC at the earliest{_seen(rollout)}", _soonest(world, over)
-    if world.obs.now >= longest:
-        return "", None
-    until = f", or {longest:%Y-%m-%d %H:%M} UTC{_seen(rollout)}"
-    wanted = world.spec.deployment.rollout.minimum_requests
-    if rollout.requests < wanted:
-        text = f"the next step waits for {wanted - rollout.requests} more requests of the new revision{until}"
-        return text, _soonest(world, longest)
-    if _is_suspicious(rollout):
-        more = int(rollout.requests * traffic.GROWTH) + 1 - rollout.requests
-        text = f"it may answer worse, but that is not shown: the next step waits for {more} more requests{until}"
-        return text, _soonest(world, longest)
-    return "", None
-
-
-def _is_suspicious(rollout: status.Rollout) -> bool:
-    """Whether the last comparison alone, without regard to those before it, would show the new revision to be worse."""
-    return any(one.p <= traffic.LEVEL for one in rollout.findings)
-
-
-def _seen(rollout: status.Rollout) -> str:
-    return f" ({rollout.requests} requests compared: {traffic.text(rollout.findings[0])})" if rollout.findings else ""
-
-
-def _soonest(world: World, time: datetime.datetime) -> datetime.datetime:
-    return min(time, world.obs.now + AGAIN)
-
-
-def _next_look(world: World, rollout: status.Rollout) -> datetime.datetime | None:
-    return world.obs.now + AGAIN if rollout.step else None
-
-
-def _refused(world: World, text: str) -> Verdict:
-    """Back to the former revision, which still serves; no other attempt until the spec changes."""
-    failed = fails(world, Stage.VERIFY, Reason.ROLLED_BACK, f"{text}. Its evaluation is in status.evaluation")
-    return dataclasses.replace(failed, edits={**failed.edits, "rollout": None})
-
-
 # -- the watch after the last step --
 
 
@@ -217,7 +95,7 @@ def the_former_revision_was_better(world: World) -> Verdict | None:
         over: dict[str, object] = {"watched_until": None, "former": None, "findings": []}
         return Verdict(edits={"rollout": rollout.model_copy(update=over)}, proceed=True)
     before = traffic.side([rollout.former] if rollout.former is not None else [])
-    looked, worse = _compared(rollout, _side(world, serves, rollout), before, traffic.AFTERWARDS)
+    looked, worse = steps.compared(rollout, steps.side(world, serves, rollout), before, traffic.AFTERWARDS)
     if worse:
         return switching.back(
             world, former, f"revision {serves.revision} answers worse than the former one did: {worse}"
@@ -236,7 +114,7 @@ def settle(world: World) -> Verdict:
             edits |= {"attempt": world.attempt + 1, "retry_at": None}  # its adapter leaves the pods
     former, again = _former(world)
     if rollout is not None and rollout.watched_until is not None:
-        again = [*again, min(rollout.watched_until, world.obs.now + AGAIN)]
+        again = [*again, min(rollout.watched_until, world.obs.now + steps.AGAIN)]
     previous = former if former != world.previous else None
     if not edits and previous is None and not again:
         return AS_IT_IS

@@ -8,7 +8,7 @@ import functools
 
 from finetune_api import job
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import approval, attempts, diagnosis, drift, pooled, switching, verdict
+from finetune_operator.decide import approval, attempts, diagnosis, drift, pooled, steps, switching, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
 from finetune_operator.decide.world import World, fails
 from finetune_operator.manifests import deployment, meta, release, service
@@ -45,7 +45,7 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
     if server is None or changing or not server.settled or world.obs.ready(candidate.name) < enough:
         found = _starting(world, candidate, server)
     elif approval.is_verified(world, candidate):
-        found = approval.waits(world, candidate) or switching.switch(world, candidate)
+        found = steps.advance(world, candidate)
     else:
         found = _verify(world, candidate)
     if found.outcome is not None:

@@ -129,7 +129,7 @@ def of(obs: observation.Observation) -> World:
     base = recorded.base_model if known else revision.resolve(obs.spec.base_model, obs.entry)
     if base is not None and not known:
         wanted = revisions.resolved(wanted, base)
-    placed = places.place(obs.parent, wanted, base, obs.pools)
+    placed = places.place(obs.parent, wanted, base, obs.pools, obs.no_route)
     return World(
         obs=obs,
         wanted=revisions.placed(wanted, placed.pool),

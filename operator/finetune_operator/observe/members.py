@@ -7,6 +7,7 @@ status.previous   held, to go back to; one that was reached under another name o
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,32 @@ def members(raw: projections.Raw) -> tuple[Member, ...]:
         )
         for pool in dict.fromkeys(str(one.pool) for one in releases)
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Compared:
+    """Two releases with servers of their own that share the traffic in a step of a rollout. `revisions`: by release."""
+
+    job: str
+    revisions: tuple[tuple[str, str], ...]
+    step: str
+
+
+def compared(raw: projections.Raw) -> Compared | None:
+    """The releases whose servers are compared now, if any."""
+    state = raw.get("status") or {}
+    rollout, text = state.get("rollout") or {}, state.get("serving")
+    if not (text and rollout.get("step") and 0 < int(rollout.get("weight") or 0) < 100) or state.get("candidate"):
+        return None
+    try:
+        serves = json.loads(text)
+        former = (str(serves["name"]), str(serves["revision"]))
+        if serves.get("pool"):
+            return None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    new = (str(rollout.get("release")), str(rollout.get("revision")))
+    return Compared(raw["metadata"]["name"], (former, new), step_name(rollout, ""))
 
 
 def step_name(rollout: dict[str, Any], serving_release: str) -> str:

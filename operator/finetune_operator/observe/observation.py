@@ -44,8 +44,27 @@ class Observation:
     """What smaller models reached in the namespace; only before the preflight of a large one."""
     name_holder: str = ""
     """Another job of the namespace that has this job's served name, and had it first; empty if there is none."""
+    routes: Mapping[str, projections.Route] = dataclasses.field(default_factory=dict)
+    lacks_routes: bool = False
+    """Whether the cluster has no HTTPRoutes: the CRDs of Gateway API are not installed."""
+    counted: Mapping[str, shared.Counted] = dataclasses.field(default_factory=dict)
+    """Pod of a server of the job's own -> what it has counted in the present step of a rollout."""
     service_taken: bool = False
     """A Service of the job's name exists, and is somebody else's: asked until the job is accepted."""
+
+    @property
+    def no_route(self) -> str:
+        """Why the job can have no HTTPRoute; empty if it can."""
+        if not self.settings.gateway_api.enabled:
+            return (
+                "the chart's gatewayAPI.enabled is false: ask the platform team to set it, and the Gateway to attach to"
+            )
+        if self.lacks_routes:
+            return (
+                "the cluster has no HTTPRoutes (gateway.networking.k8s.io/v1): ask the platform team to install the CRDs of "
+                "Gateway API; the operator looks again every minute"
+            )
+        return ""
 
     def pods_of(self, name: str) -> list[projections.Pod]:
         """Pods of a Job or Deployment, the newest last."""

@@ -163,7 +163,19 @@ class Service:
     """The managers from which the operator took such fields back before."""
 
 
-Child = StageJob | Pod | Server | Service | Plain
+@dataclasses.dataclass(frozen=True, slots=True)
+class Route:
+    """The HTTPRoute of a job. `guarded`: what leads requests to its servers. `accepted`: whether a Gateway's controller takes it,
+    as far as it has said last; None: none has said anything. `problem`: why it does not, in its words."""
+
+    name: str
+    guarded: Mapping[str, Any]
+    hash: str
+    accepted: bool | None
+    problem: str
+
+
+Child = StageJob | Pod | Server | Service | Plain | Route
 
 
 def _labels(raw: Raw) -> Mapping[str, str]:
@@ -301,6 +313,33 @@ def plain(raw: Raw) -> Plain:
     return Plain(name=raw["metadata"]["name"], hash=_annotation(raw, label.HASH))
 
 
+def route(raw: Raw) -> Route:
+    meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    every = [one for parent in state.get("parents") or [] for one in parent.get("conditions") or []]
+    found = [one for one in every if one.get("type") in {"Accepted", "ResolvedRefs"}]
+    refused = [f"{c.get('reason')}: {c.get('message')}" for c in found if c.get("status") == "False"]
+    accepted = [c for c in found if c.get("type") == "Accepted" and c.get("status") == "True"]
+    return Route(
+        name=meta["name"],
+        guarded={
+            "hosts": spec.get("hostnames"),
+            "parents": [
+                [p.get("namespace"), p.get("name"), p.get("sectionName")] for p in spec.get("parentRefs") or []
+            ],
+            "rules": [_rule(rule) for rule in spec.get("rules") or []],
+        },
+        hash=_annotation(raw, label.HASH),
+        accepted=False if refused else True if accepted else None,
+        problem=next(iter(refused), ""),
+    )
+
+
+def _rule(rule: Raw) -> dict[str, Any]:
+    paths = [match.get("path") for match in rule.get("matches") or []]
+    backends = [[b.get("name"), b.get("port"), b.get("weight")] for b in rule.get("backendRefs") or []]
+    return {"paths": paths, "backends": backends}
+
+
 PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Job": stage_job,
     "Pod": pod,
@@ -308,5 +347,6 @@ PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "Service": service,
     "PodDisruptionBudget": plain,
     "Ingress": plain,
+    "HTTPRoute": route,
 }
 """Kinds of watched children, and their projections."""

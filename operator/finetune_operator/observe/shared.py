@@ -52,4 +52,13 @@ class Pool:
         return [one for one in found if (one.namespace, one.job) == (namespace, job)]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """What a server of a job's own has counted in the present step of a rollout. It is not trusted. `problem`: why it could not
+    be read when it was last tried."""
+
+    traffic: serving.Traffic | None = None
+    problem: str = ""
+
+
 MISSING = serving.AdapterState(sha256="0" * 64, state="Missing")
