@@ -2,8 +2,8 @@
 
 - `job`, `basemodel`, `servingpool`, `status`: the Kubernetes resources; `model`: the base of every type; `schema`: their
   structural schemas.
-- `intent`, `dataset`, `storage`, `training`, `resources`, `evaluation` (with `benchmarks`), `deployment`: the
-  sections of a job's spec.
+- `intent`, `dataset`, `storage`, `training`, `resources`, `evaluation` (with `contenders`, `gates` and `benchmarks`),
+  `deployment`: the sections of a job's spec.
 - `candidates`: several base models for one job, and what was measured of each.
 - `reasons`: conditions, phases, stages and reasons; `checks`: the data checks; `arguments`: vLLM's arguments that jobs may set.
 - `revision`: what a revision consists of, and its name; `course`: the stages of a job, and what each gets on its command line.

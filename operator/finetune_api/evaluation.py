@@ -1,236 +1,60 @@
-"""How the tuned model is compared with its baselines, and the gates that it must pass."""
+"""How the tuned model is compared: the section `evaluation` of a job. Names of contenders and gates are available here, too."""
 
 import enum
-import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
 from finetune_api import model
 from finetune_api.benchmarks import Harness
+from finetune_api.contenders import (
+    BASELINES,
+    BEST,
+    BEST_ALTERNATIVE,
+    FORMER_DEFAULTS,
+    Baseline,
+    Candidate,
+    Contender,
+    Endpoint,
+    SecretName,
+    ServedName,
+    alternatives,
+    compared_with,
+)
 from finetune_api.dataset import UriList
+from finetune_api.gates import (
+    FORGOTTEN,
+    MEANINGS,
+    OF_TRAINING,
+    OVER_BASE,
+    PAIRWISE,
+    SHARES,
+    Gate,
+)
 from finetune_api.resources import Resources
 
-
-class Metric(enum.StrEnum):
-    EXACT_MATCH = "ExactMatch"
-    NORMALIZED_MATCH = "NormalizedMatch"
-    ACCURACY = "Accuracy"
-    MACRO_F1 = "MacroF1"
-    INVALID_LABELS = "InvalidLabels"
-    JSON_VALID = "JsonValid"
-    JSON_SCHEMA = "JsonSchema"
-    FIELD_F1 = "FieldF1"
-    TOOL_CALL_MATCH = "ToolCallMatch"
-    TOOL_CALL_VALID = "ToolCallValid"
-    ROUGE_L = "RougeL"
-    CHRF = "Chrf"
-    BLEU = "Bleu"
-    STOPPED = "Stopped"
-    REPETITION = "Repetition"
-    LENGTH_RATIO = "LengthRatio"
-    LOSS = "Loss"
-    PERPLEXITY = "Perplexity"
-    FORGETTING = "Forgetting"
-    GENERAL_ACCURACY = "GeneralAccuracy"
-    INSTRUCTION_FOLLOWING = "InstructionFollowing"
-    DIVERGENCE = "Divergence"
-    GENERAL_DIVERGENCE = "GeneralDivergence"
-    CONSISTENCY = "Consistency"
-    JUDGE_WIN_RATE = "JudgeWinRate"
-
-
-OVER_BASE = frozenset({Metric.FORGETTING, Metric.DIVERGENCE, Metric.GENERAL_DIVERGENCE})
-"""Metrics that compare the tuned model with the base model: only the tuned model has a value."""
-
-LOWER_IS_BETTER = OVER_BASE | {Metric.INVALID_LABELS, Metric.REPETITION, Metric.LOSS, Metric.PERPLEXITY}
-
-SHARES = frozenset(Metric) - OVER_BASE - {Metric.LENGTH_RATIO, Metric.LOSS, Metric.PERPLEXITY}
-"""Metrics from 0 to 1."""
-
-PAIRWISE = frozenset({Metric.JUDGE_WIN_RATE})
-"""Metrics of a pair of contenders, so that a gate must name the other one."""
-
-OF_TRAINING = (
-    PAIRWISE
-    | OVER_BASE
-    | {
-        Metric.GENERAL_ACCURACY,
-        Metric.INSTRUCTION_FOLLOWING,
-        Metric.CONSISTENCY,
-    }
-)
-"""Metrics that are not meaningful for a prompt, or that the baseline before training cannot measure."""
-
-MEANINGS = {
-    Metric.EXACT_MATCH: "share of answers equal to the expected one, ignoring surrounding white space",
-    Metric.NORMALIZED_MATCH: "the same, ignoring case, punctuation and repeated white space",
-    Metric.ACCURACY: "share of answers that are the expected label of evaluation.labels",
-    Metric.MACRO_F1: "F1 of each label of evaluation.labels that was expected, averaged",
-    Metric.INVALID_LABELS: "share of answers that are none of evaluation.labels",
-    Metric.JSON_VALID: "share of answers that parse as JSON",
-    Metric.JSON_SCHEMA: "share of answers that parse as JSON and conform to evaluation.outputSchema",
-    Metric.FIELD_F1: "F1 of the fields of a JSON answer: a field is right if it has the expected value at the "
-    "expected path; texts must be equal, numbers of equal value (1 and 1.0)",
-    Metric.TOOL_CALL_MATCH: "share of examples with tools whose calls are the expected ones: same names and "
-    "arguments, in any order; no call where none is expected",
-    Metric.TOOL_CALL_VALID: "share of the answers that should call tools and do, with only known tools and "
-    "arguments that match their parameters",
-    Metric.ROUGE_L: "F-measure of the longest common subsequence of words",
-    Metric.CHRF: "chrF, F-score of character n-grams",
-    Metric.BLEU: "sentence BLEU with smoothing, averaged",
-    Metric.STOPPED: "share of answers that ended before generation.maxNewTokens",
-    Metric.REPETITION: "share of word 4-grams of an answer that occur earlier in it",
-    Metric.LENGTH_RATIO: "characters of the answer divided by those of the expected one, averaged",
-    Metric.LOSS: "nats per token of the expected answers",
-    Metric.PERPLEXITY: "e to the power of Loss",
-    Metric.FORGETTING: "relative increase of the loss on general questions over the base model",
-    Metric.GENERAL_ACCURACY: "share of general questions whose right answer is the most probable of four",
-    Metric.INSTRUCTION_FOLLOWING: "share of general instructions on the form of an answer that the answer follows, as a program "
-    "checks",
-    Metric.DIVERGENCE: "KL divergence of the tuned model from the base model on the task's prompts, in nats per token",
-    Metric.GENERAL_DIVERGENCE: "the same on general prompts",
-    Metric.CONSISTENCY: "share of pairs of sampled answers to one question that agree: as NormalizedMatch compares, or as labels "
-    "where evaluation.labels is set",
-    Metric.JUDGE_WIN_RATE: "share of questions for which evaluation.judge prefers the tuned model's answer to the "
-    "other contender's; ties count half",
-}
-"""Each metric in a phrase, for the reference documentation."""
-
-
-CANDIDATE = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-"""The name of a model of evaluation.candidates: in lower case, so that it is none of the other contenders'."""
-
-
-class Contender(enum.StrEnum):
-    """Who answers. A model of evaluation.candidates is a contender by its name: a value, and no member of the list."""
-
-    BASE = "Base"
-    PROMPT = "Prompt"
-    FEW_SHOT = "FewShot"
-    RETRIEVED = "Retrieved"
-    OPTIMIZED = "Optimized"
-    MANY_SHOT = "ManyShot"
-    RAG = "RAG"
-    STRUCTURED = "Structured"
-    SERVING = "Serving"
-    TUNED = "Tuned"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "Contender | None":
-        """The contender of a candidate's name: one object for each name, as for the members."""
-        if not isinstance(value, str) or not re.fullmatch(CANDIDATE, value):
-            return None
-        made = str.__new__(cls, value)
-        made._name_ = made._value_ = value
-        found: Contender = cls._value2member_map_.setdefault(value, made)  # type: ignore[assignment]
-        return found
-
-    @property
-    def is_candidate(self) -> bool:
-        """Whether it is a model of evaluation.candidates."""
-        return self._name_ not in type(self).__members__
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
-        return {
-            "type": "string",
-            "maxLength": 63,
-        }  # of statuses: in their long lists a rule for each would cost too much
-
-
-BEST = "BestBaseline"
-"""What a gate names in `over` to require more than every baseline."""
-
-BEST_ALTERNATIVE = "BestAlternative"
-"""The same, of every baseline and every candidate."""
-
-FORGOTTEN = 0.05
-"""A rise of the general loss that counts as too much where no gate has a limit."""
-
-_NAMED = [*(one for one in Contender if one is not Contender.TUNED), BEST, BEST_ALTERNATIVE]
-_OVER = {
-    "type": "string",
-    "pattern": rf"^({'|'.join(_NAMED)}|{CANDIDATE})$",
-    "maxLength": 63,
-    "x-message": f"must be one of {', '.join(_NAMED)}, or the name of one of evaluation.candidates",
-}
-
-_SHARES = ", ".join(f"'{metric}'" for metric in Metric if metric in SHARES)
-_OVER_BASE = ", ".join(f"'{metric}'" for metric in Metric if metric in OVER_BASE)
-
-
-class Gate(model.Model):
-    """A condition that the tuned model must meet before it serves."""
-
-    model_config = model.Model.model_config | {
-        "json_schema_extra": model.rules(
-            (
-                "has(self.minimum) || has(self.maximum) || has(self.over)",
-                "a gate needs minimum, maximum or over",
-            ),
-            ("!has(self.improvement) || has(self.over)", "improvement needs over: the contender to compare with"),
-            (
-                "!(has(self.minimum) && has(self.maximum)) || self.minimum <= self.maximum",
-                "a gate's minimum must not be greater than its maximum",
-            ),
-            (
-                f"!(self.metric in [{_SHARES}]) || [has(self.minimum) ? self.minimum : 0.0, "
-                "has(self.maximum) ? self.maximum : 0.0, has(self.improvement) ? self.improvement : 0.0]"
-                ".all(share, share >= 0.0 && share <= 1.0)",
-                "this metric is a share from 0 to 1: write 0.8 for 80 %",
-            ),
-            (
-                f"!(self.metric in [{_OVER_BASE}]) || !has(self.over)",
-                "this metric already compares with the base model: set maximum, for example 0.05, in place of over",
-            ),
-            (
-                "!(self.metric in ['Loss', 'Perplexity', 'GeneralAccuracy', 'InstructionFollowing', 'Consistency']) || "
-                "!has(self.over) || !self.over.matches('^[a-z0-9]')",
-                "a model of evaluation.candidates has only metrics of its answers: name a baseline in over",
-            ),
-            (
-                "self.metric != 'JudgeWinRate' || (has(self.over) && !has(self.maximum) && !has(self.improvement))",
-                "JudgeWinRate compares two contenders: set over, which requires more wins than losses; to require "
-                "more set minimum, for example 0.6, in place of maximum and improvement",
-            ),
-        )
-    }
-    metric: Metric = Field(
-        description="The metric; docs/reference/evaluation.md says how each is measured. Accuracy, MacroF1 and "
-        "InvalidLabels need evaluation.labels, JsonSchema needs evaluation.outputSchema, Consistency needs "
-        "evaluation.consistency, JudgeWinRate needs evaluation.judge and over."
-    )
-    minimum: float | None = Field(default=None, description="The tuned model's value must be at least this.")
-    maximum: float | None = Field(default=None, description="The tuned model's value must be at most this.")
-    over: Annotated[Literal["BestBaseline", "BestAlternative"] | Contender, WithJsonSchema(_OVER)] | None = Field(
-        default=None,
-        description="The contender that the tuned model must beat. Base: the model without the adapter. Prompt: the "
-        "base model with intent.prompt.system. FewShot: the same with examples before each question. Retrieved: the "
-        "same with the training examples that are most similar to the question. Optimized: the best of a few "
-        "written prompts, with or without examples. ManyShot: like FewShot, with as many "
-        "examples as fit. RAG: like Prompt, with passages of intent.retrieval. Structured: the best of these prompts, its "
-        "answers held to evaluation.outputSchema. BestBaseline: each of "
-        "evaluation.baselines that was measured, and so the best of them. BestAlternative: the same, and each of "
-        "evaluation.candidates. The name of a candidate: that model. Serving: the revision that serves now; the gate passes "
-        "if none does.",
-    )
-    improvement: float | None = Field(
-        default=None,
-        ge=0,
-        description="With over: by how much the tuned model must be better, in the metric's unit. Absent: better by "
-        "any amount; over Serving: not worse.",
-    )
-    confidence: float = Field(
-        default=0.95,
-        ge=0.5,
-        le=0.9999,
-        json_schema_extra={"x-message": "must be from 0.5 to 0.9999: write 0.95 for 95 %"},
-        description="The statistical confidence required: a gate passes only if a model that just misses its bound "
-        "would get such a result with a probability of at most 1 - confidence. 0.5: the measured value alone "
-        "decides. Default: 0.95.",
-    )
+__all__ = [
+    "BASELINES",
+    "BEST",
+    "BEST_ALTERNATIVE",
+    "FORGOTTEN",
+    "FORMER_DEFAULTS",
+    "MEANINGS",
+    "OF_TRAINING",
+    "OVER_BASE",
+    "PAIRWISE",
+    "Consistency",
+    "Contender",
+    "Evaluation",
+    "EvaluationEngine",
+    "Forgetting",
+    "Generation",
+    "Judge",
+    "Label",
+    "SchemaObject",
+    "alternatives",
+    "compared_with",
+]
 
 
 class Generation(model.Model):
@@ -283,18 +107,6 @@ class Forgetting(model.Model):
     )
 
 
-Endpoint = Annotated[
-    str,
-    model.text(
-        r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~%/-]*)?$",
-        "must be an http or https URL without user, query and fragment, for example https://judge.example/v1",
-        512,
-    ),
-]
-ServedName = Annotated[str, model.text(r"^\S+$", "must be a model's name, without spaces", 256)]
-SecretName = model.Name
-
-
 class Judge(model.Model):
     """A language model that decides which of two answers is better: the tuned model's, or another contender's."""
 
@@ -321,84 +133,6 @@ class Judge(model.Model):
         description="The maximum number of test examples judged, chosen by the seed; each is judged twice for every "
         "contender. Default: 100.",
     )
-
-
-CandidateName = Annotated[
-    str,
-    model.text(
-        f"^{CANDIDATE}$", "must be lower-case letters, digits and '-', starting and ending with a letter or digit", 63
-    ),
-]
-
-
-class Candidate(model.Model):
-    """Another model that answers the same questions, with a prompt and without training."""
-
-    name: CandidateName = Field(description="Its name among the contenders, which gates may name in over.")
-    endpoint: Endpoint = Field(
-        description="The base URL of an OpenAI-compatible API; /chat/completions is appended. The pods of baseline and "
-        "evaluation send it the questions of validation and test examples, with the prompt that did best with the base "
-        "model: intent.prompt.system, the form of the answers (their labels or keys), training examples or passages of "
-        "documents. Redirects are not followed."
-    )
-    model: ServedName = Field(description="The model's name at the endpoint.")
-    api_key_secret: SecretName | None = Field(
-        default=None,
-        description="The name of a Secret in the job's namespace whose key API_KEY is sent as a bearer token. "
-        "Absent: no token is sent.",
-    )
-    price_per_million_prompt_tokens: float | None = Field(
-        default=None,
-        ge=0,
-        description="The price of a million tokens of prompts, in the chart's currency. Absent: unknown.",
-    )
-    price_per_million_answer_tokens: float | None = Field(
-        default=None,
-        ge=0,
-        description="The price of a million tokens of answers, in the chart's currency. Absent: unknown.",
-    )
-
-    def price(self, prompt: float, answer: float) -> float | None:
-        """Of a request of so many tokens; None where it is unknown."""
-        if self.price_per_million_prompt_tokens is None or self.price_per_million_answer_tokens is None:
-            return None
-        return (
-            self.price_per_million_prompt_tokens * prompt + self.price_per_million_answer_tokens * answer
-        ) / 1_000_000
-
-
-Baseline = Literal[
-    Contender.BASE,
-    Contender.PROMPT,
-    Contender.FEW_SHOT,
-    Contender.RETRIEVED,
-    Contender.OPTIMIZED,
-    Contender.MANY_SHOT,
-    Contender.RAG,
-    Contender.STRUCTURED,
-]
-
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-"""The alternatives to fine-tuning with the same base model, from cheap to costly."""
-
-FORMER_DEFAULTS: tuple[list[str], ...] = tuple(
-    [one.value for one in BASELINES if one not in later]
-    for later in ({Contender.OPTIMIZED}, {Contender.OPTIMIZED, Contender.STRUCTURED})
-)
-"""Defaults of evaluation.baselines in earlier releases."""
-
-
-def alternatives(found: Iterable[Contender]) -> list[Contender]:
-    """The baselines among these contenders, from cheap to costly, then the candidates."""
-    there = list(found)
-    return [*(one for one in BASELINES if one in there), *(one for one in there if one.is_candidate)]
-
-
-def compared_with(over: str | None, found: Iterable[Contender]) -> list[Contender]:
-    """The contenders among these that a gate's `over` means."""
-    if over == BEST:
-        return [one for one in alternatives(found) if not one.is_candidate]
-    return alternatives(found) if over == BEST_ALTERNATIVE else [one for one in found if one == over]
 
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]

@@ -11,22 +11,11 @@ from pydantic import Field
 from finetune_api import model
 from finetune_api.basemodel import BaseModelReference, StartingModel
 from finetune_api.benchmarks import Harness, Task, TaskGate
+from finetune_api.contenders import Candidate, Contender
 from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
-from finetune_api.evaluation import (
-    LOWER_IS_BETTER,
-    PAIRWISE,
-    SHARES,
-    Candidate,
-    Consistency,
-    Contender,
-    Evaluation,
-    EvaluationEngine,
-    Gate,
-    Generation,
-    Judge,
-    Metric,
-)
+from finetune_api.evaluation import Consistency, Evaluation, EvaluationEngine, Generation, Judge
+from finetune_api.gates import LOWER_IS_BETTER, PAIRWISE, SHARES, Gate, Metric
 from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
 from finetune_api.resources import (
     Labels,

@@ -163,8 +163,8 @@ def test_a_key_is_not_sent_unencrypted_to_another_machine_unless_it_is_asked_for
     monkeypatch.setenv(chat.KEY, KEY)
     monkeypatch.setattr(chat.http.Server, "ask", lambda *_, **__: {"data": []})
     assert run(url, "?") == exits.Exit.INVALID
-    said = capsys.readouterr().err
-    assert (chat.KEY in said, "--plain-http" in said, KEY in said) == (True, True, False)
+    shown = capsys.readouterr().err
+    assert (chat.KEY in shown, "--plain-http" in shown, KEY in shown) == (True, True, False)
     for allowed in ([url, "--plain-http"], ["http://[::1]:9"], ["http://localhost:9"], ["https://chat.invalid"]):
         run(*allowed, "?")
         assert "the server has 0 models" in capsys.readouterr().err

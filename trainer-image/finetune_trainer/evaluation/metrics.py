@@ -1,7 +1,7 @@
 """Metrics of answers, pure: a contender's answers against the expected ones, example by example.
 
 Each metric is a column of `evidence`, so that it comes with its interval and can be compared in pairs. Their meanings are
-in finetune_api.evaluation.MEANINGS.
+in finetune_api.gates.MEANINGS.
 """
 
 import collections
