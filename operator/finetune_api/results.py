@@ -280,7 +280,15 @@ class Training(status.Reported):
     """How the adapter was trained. Absent parts: the adapter was not trained by this job."""
 
     history: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every step.")
-    validations: list[dict[str, float]] = Field(default_factory=list, description="step and loss of every validation.")
+    validations: list[dict[str, float]] = Field(
+        default_factory=list,
+        description="step and loss of every validation, and the score of the answers where there is one.",
+    )
+    scored_by: job.Metric | None = Field(
+        default=None,
+        description="The metric of the scores: the adapter of the validation with the best one was kept. Absent: the one with "
+        "the lowest loss.",
+    )
     prompt: str | None = Field(
         default=None,
         description="The system prompt that the adapter was trained with, in place of the examples' own (training.prompt): "

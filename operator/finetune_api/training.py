@@ -89,8 +89,8 @@ class EarlyStopping(model.Model):
         default=3,
         ge=1,
         le=100,
-        description="The number of consecutive validations without a better loss after which training stops. "
-        "Default: 3.",
+        description="The number of consecutive validations with neither a lower loss nor better answers after which "
+        "training stops. Default: 3.",
     )
 
 

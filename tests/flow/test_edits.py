@@ -196,7 +196,7 @@ async def test_a_third_revision_takes_over_from_a_second_that_was_never_verified
     assert played.cluster.names("Deployment") == [played.serving()]
 
 
-async def test_an_edit_while_training_stops_the_old_revision_first() -> None:
+async def test_an_edit_validation_stops_the_old_revision_first() -> None:
     played = start({"train": [Hangs()]})
     await played.settle(until=played.runs("train"))
     played.apply(**DATA)

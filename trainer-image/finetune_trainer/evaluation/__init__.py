@@ -31,6 +31,7 @@
     structured   whose prompt is asked again with answers that are held to the JSON schema
     prices       what requests cost, and when that has paid for the training
     chosen       how Retrieved and Optimized are asked in the evaluation
+    validation   the score of answers while the adapter trains, which decides which one is kept
     scoreboard   from all of that to results.json and the status
 
 in_process or server -> answers -> metrics -> evidence -> gates -> scoreboard

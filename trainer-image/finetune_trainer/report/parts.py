@@ -27,10 +27,25 @@ def overfitting(validations: list[drawings.Point]) -> str:
     if last > RISEN * lowest:
         return (
             f"The model overfits: the validation loss rose from its minimum {lowest:.3f} at step {step:g} to {last:.3f} at "
-            f"step {last_step:g}, while the model memorised the training examples. The adapter of step {step:g} is the one that "
-            "is used; fewer epochs would save time, more examples would help."
+            f"step {last_step:g}, while the model memorised the training examples. Fewer epochs would save time, more examples "
+            "would help."
         )
     return f"No sign of overfitting: the validation loss is lowest, {lowest:.3f}, at step {step:g}, and ends at {last:.3f}."
+
+
+def chosen_adapter(training: results.Training) -> str:
+    """Which adapter is used, and why; empty where nothing was validated."""
+    scored = [one for one in training.validations if "score" in one]
+    if training.scored_by is None or not scored:
+        found = points(training.validations)
+        return f"The adapter of step {min(found, key=lambda point: point[1])[0]:g} is used." if found else ""
+    sign = -1 if training.scored_by in job.LOWER_IS_BETTER else 1
+    best = max(scored, key=lambda one: (sign * one["score"], -one["loss"]))
+    course = ", ".join(f"{one['score']:.3f} at step {one['step']:g}" for one in scored)
+    return (
+        f"{training.scored_by} of the answers to validation examples was {course}. The adapter of step {best['step']:g} is used: "
+        "the best answers, and of equal ones the lowest loss."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from finetune_api import job, outcome, reasons, run
-from finetune_trainer.data import corpus, prompted
+from finetune_trainer.data import corpus, prompted, tokens
 from finetune_trainer.engine import devices, lora, model, passes, sharded
-from finetune_trainer.evaluation import feasible
+from finetune_trainer.evaluation import feasible, validation
 from finetune_trainer.planning import forecast, learning_rate, memory, parallelism, workload
 from finetune_trainer.process import errors, log, machine, progress
 from finetune_trainer.store import folders, sources, storage
@@ -106,6 +106,7 @@ def run_process(
     rate = learning_rate.choose(spec, learning_rate.width(config), data.train.examples)
     fingerprint = identity(spec, data, rate.value)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, reporter.saved)
+    scored = None if shares else scorer(spec, store, folder, data, plan, tuned, engine, where)
     training_loop = loop.Loop(
         spec,
         data,
@@ -120,6 +121,7 @@ def run_process(
         reporter,
         rate.value,
         where,
+        score=scored,
         search=trials.of(spec.training, rate.value),
         sharded=shares,
     )
@@ -150,11 +152,30 @@ def run_process(
 
         # adapter
         if group.first:
-            result = deliver(spec, store, training_loop, tuned, base.dtype, resumed_from)
+            result = deliver(spec, store, training_loop, scored, tuned, base.dtype, resumed_from)
         else:
             result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {group.rank} of {group.size} is done")
     reporter.end()
     return result
+
+
+def scorer(
+    spec: run.Run,
+    store: storage.Storage,
+    folder: pathlib.Path,
+    data: corpus.Splits,
+    plan: batches.Plan,
+    tuned: Any,
+    engine: passes.Engine,
+    where: torch.device,
+) -> validation.Scorer | None:
+    """What scores the answers of the adapter while it trains; None where the validation loss alone decides which one is kept."""
+    if not len(data.validation):
+        return None
+    trained = plan.total * float(data.train.lengths.mean())
+    validations = plan.steps // loop.validation_interval(plan)
+    encoder = tokens.load(folder, spec.training)
+    return validation.of(spec, store, encoder, tuned, engine.head, where, trained, validations)
 
 
 def check_same_checkpoint(group: processes.ProcessGroup, step: int) -> None:
@@ -261,6 +282,7 @@ def deliver(
     spec: run.Run,
     store: storage.Storage,
     training_loop: loop.Loop,
+    scored: validation.Scorer | None,
     tuned: Any,
     dtype: torch.dtype,
     resumed_from: int | None,
@@ -286,7 +308,9 @@ def deliver(
         "passes": training_loop.engine.note,
     }
     training_loop.saver.settle(60)
-    curves = {"history": state.history, "validations": state.validations}
+    curves: dict[str, Any] = {"history": state.history, "validations": state.validations}
+    if scored is not None and state.best_score is not None:
+        curves |= scored.curve(state.validations)
     (folder / "training.json").write_text(json.dumps(curves | ({"search": tried.trials} if tried else {})))
     extra = {"training": numbers, prompted.KEY: spec.trained_prompt, folders.MADE_OF: training_loop.data.sha256}
     described = adapter.upload(store, folder, spec.layout.adapter, spec.training.lora.rank, extra)

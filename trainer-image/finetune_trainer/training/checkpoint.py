@@ -42,11 +42,22 @@ class State:
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """Of each step: step, loss, learningRate, gradientNorm."""
     validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    """Of each validation: step, loss."""
+    """Of each validation: step, loss, and the score of the answers where there is one."""
     best_loss: float | None = None
+    """The loss of the validation whose adapter is kept."""
     best_step: int = 0
     worse: int = 0
-    """Validations in a row without a better loss."""
+    """Validations in a row without a lower loss or a better score."""
+    best_score: float | None = None
+    """The score of the validation whose adapter is kept, higher is better."""
+
+    def is_better(self, loss: float, score: float | None) -> bool:
+        """Whether a validation is better than the one whose adapter is kept: by the score, then by the loss."""
+        if self.best_loss is None:
+            return True
+        if score is None or self.best_score is None or score == self.best_score:
+            return loss < self.best_loss
+        return score > self.best_score
 
     def copy(self) -> "State":
         return dataclasses.replace(self, history=list(self.history), validations=list(self.validations))

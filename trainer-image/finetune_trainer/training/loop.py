@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ def schedule(step: int, steps: int) -> float:
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, along)))
 
 
+def validation_interval(plan: batches.Plan) -> int:
+    """Steps from one validation to the next."""
+    return max(1, min(math.ceil(plan.examples / plan.batch_size), plan.steps // VALIDATIONS))
+
+
 @dataclasses.dataclass
 class Loop:
     """The steps of a run."""
@@ -67,6 +72,9 @@ class Loop:
     random: checkpoint.Tensors = dataclasses.field(default_factory=checkpoint.randomness)
     sharded: bool = False
     """Whether the frozen layers are sharded, so that the processes must run each pass together."""
+    score: Callable[[], float | None] | None = None
+    """How good the adapter's answers are now, higher is better: of several validations the best one is kept; None: the loss
+    decides."""
     search: trials.Search | None = None
     """The learning rates that are tried first."""
     start: checkpoint.Snapshot | None = None
@@ -360,29 +368,47 @@ class Loop:
         state = self.state
         if not len(self.data.validation) or state.step == 0:
             return False
-        every = max(1, min(math.ceil(self.plan.examples / self.plan.batch_size), self.plan.steps // VALIDATIONS))
+        every = validation_interval(self.plan)
         if state.validations and state.validations[-1]["step"] == state.step:
             return False
         return state.step % every == 0 or state.step == self.plan.steps
 
     def validate(self) -> None:
-        """The loss of the validation split; the best adapter so far is copied."""
+        """The loss of the validation split, and the score of the answers; the best adapter so far is copied."""
         begun = time.monotonic()
         value = self.mean(self.data.validation)
         state = self.state
         if not math.isfinite(value):
             watchdogs.check_step(state.step, value, 1.0, self.peak)
+        score = self.scored()
         with signals.held():
-            state.validations.append({"step": state.step, "loss": value})
-            if state.best_loss is None or value < state.best_loss:
-                state.best_loss, state.best_step, state.worse = value, state.step, 0
+            better = state.is_better(value, score)
+            lower = all(value < one["loss"] for one in state.validations)
+            state.validations.append({"step": state.step, "loss": value} | ({} if score is None else {"score": score}))
+            state.worse = 0 if better or lower else state.worse + 1
+            if better:
+                state.best_loss, state.best_score, state.best_step = value, score, state.step
                 self.best = checkpoint.copy(self.weights)
-            else:
-                state.worse += 1
             seconds = round(time.monotonic() - begun, 2)
-            log.info("validation", step=state.step, loss=round(value, 4), best_step=state.best_step, seconds=seconds)
+            log.info(
+                "validation",
+                step=state.step,
+                loss=round(value, 4),
+                score=None if score is None else round(score, 4),
+                best_step=state.best_step,
+                seconds=seconds,
+            )
             self.reporter.metrics.set(validation_loss=None if self.searching else value)
             self.report_progress((self.total - self.number) * self.pace)
+
+    def scored(self) -> float | None:
+        """The score of the answers; the first process asks, the others wait for it."""
+        if self.score is None:
+            return None
+        score = self.score() if self.group.first else None
+        checkpoint.restore_randomness(self.random)
+        known, value = self.group.add([], [float(score is not None), score or 0.0])
+        return value if known else None
 
     def mean(self, source: corpus.Corpus) -> float:
         """The objective's mean over all examples, each process taking every n-th."""
@@ -398,7 +424,7 @@ class Loop:
         return value / every
 
     def should_stop(self) -> bool:
-        """Whether the validation loss has not improved for too long."""
+        """Whether neither validation loss nor score has improved for too long."""
         stop = self.state.worse >= self.spec.training.early_stopping.patience
         if stop:
             log.info("early stop", step=self.state.step, best_step=self.state.best_step)

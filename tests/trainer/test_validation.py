@@ -1,0 +1,129 @@
+"""The adapter that is kept: that of the validation with the best answers, where a training is long enough to ask for them."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_api import evaluation, job, results, run
+from finetune_trainer.data import dataset
+from finetune_trainer.evaluation import validation
+from finetune_trainer.process import errors
+from finetune_trainer.report import parts
+from finetune_trainer.stages import preflight, train
+from finetune_trainer.training import checkpoint, loop
+
+World = Callable[..., run.Run]
+
+TRAINING = {"maxSteps": 10, "learningRate": 0.01, "lora": {"rank": 8, "alpha": 16, "dropout": 0.1}}
+RULES = {"gates": [{"metric": "RougeL", "minimum": 0.1}], "generation": {"maxNewTokens": 8}}
+
+
+@pytest.fixture(autouse=True)
+def enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny training is worth a few answers."""
+    monkeypatch.setattr(validation, "SHARE", 50.0)
+    monkeypatch.setattr(validation, "LEAST", 1)
+
+
+def curves(spec: run.Run) -> dict[str, Any]:
+    folder = pathlib.Path(spec.layout.adapter.removeprefix("file://"))
+    found: dict[str, Any] = json.loads((folder / "training.json").read_text())
+    return found
+
+
+def trained(spec: run.Run) -> dict[str, Any]:
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    return curves(spec)
+
+
+def test_a_better_score_wins_and_of_equal_ones_the_lower_loss() -> None:
+    kept = checkpoint.State(best_loss=0.5, best_score=0.8)
+    assert kept.is_better(0.9, 0.81)
+    assert not kept.is_better(0.1, 0.79)
+    assert kept.is_better(0.4, 0.8)
+    assert not kept.is_better(0.5, 0.8)
+    assert checkpoint.State().is_better(9.0, None)
+    assert checkpoint.State(best_loss=0.5).is_better(0.4, None), "without scores the loss decides"
+    assert checkpoint.State(best_loss=0.5).is_better(0.4, 0.0), "of a checkpoint of an earlier version too"
+
+
+def test_answers_are_asked_for_where_they_are_little_work() -> None:
+    # five validations, prompts of 300 tokens, answers of 256: 612 trained tokens each
+    assert validation.READ * 300 + validation.WRITTEN * 256 == 612
+    assert validation.affordable(1_000_000, 5, 612) == int(validation.SHARE * 1_000_000 / 3060)
+    assert validation.affordable(1000, 0, 612) < validation.affordable(1000, 0, 61.2)
+
+
+def example(answer: str, tools: str | None = None) -> dataset.Example:
+    return dataset.Example("x", (dataset.Message("user", "q"), dataset.Message("assistant", answer)), tools=tools)
+
+
+def deciding(*gates: dict[str, Any], **changes: Any) -> job.Metric | None:
+    rules = evaluation.Evaluation.model_validate({"gates": list(gates) or None, **changes})
+    return validation.deciding(rules, [example("red"), example("blue")])
+
+
+def test_the_first_gate_about_answers_decides_and_a_gate_on_the_loss_leaves_it_to_the_loss() -> None:
+    rouge = {"metric": "RougeL", "minimum": 0.5}
+    assert deciding(rouge) is job.Metric.ROUGE_L
+    assert deciding({"metric": "Forgetting", "maximum": 0.1}, rouge) is job.Metric.ROUGE_L
+    assert deciding({"metric": "Loss", "maximum": 1.0}, rouge) is None
+    assert deciding() is job.Metric.EXACT_MATCH
+    assert deciding(labels=["red", "blue"]) is job.Metric.ACCURACY
+
+
+def test_scores_leave_every_step_as_it_would_be_without_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_scores = trained(world(training=TRAINING, evaluation=RULES))
+    scores = [one["score"] for one in with_scores["validations"]]
+    assert len(scores) == 5
+    assert all(0 <= score <= 1 for score in scores)
+    assert with_scores["scored_by"] == "RougeL"
+    monkeypatch.setattr(train, "scorer", lambda *_: None)
+    spec = world(training=TRAINING, evaluation=RULES)
+    spec = spec.model_copy(update={"revision": "another"})
+    without = trained(spec)
+    assert [one["loss"] for one in without["history"]] == [one["loss"] for one in with_scores["history"]]
+    assert [one["loss"] for one in without["validations"]] == [one["loss"] for one in with_scores["validations"]]
+    assert "scored_by" not in without
+
+
+def test_the_adapter_with_the_best_answers_is_kept_also_after_a_stop(
+    world: World, fresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [0.1, 0.6, 0.3, 0.6, 0.2]
+    scores = iter(given)
+    monkeypatch.setattr(validation.Scorer, "__call__", lambda _: next(scores))
+    spec = world(training=TRAINING, evaluation=RULES)
+    preflight.preflight(spec)
+    step = loop.Loop.step
+
+    def stops(course: loop.Loop) -> None:
+        if course.state.step == 7:
+            raise errors.Stopped
+        step(course)
+
+    monkeypatch.setattr(loop.Loop, "step", stops)
+    with pytest.raises(errors.Stopped):
+        train.train(spec, 1, 1.0)
+    fresh()
+    monkeypatch.setattr(loop.Loop, "step", step)
+    result = train.train(spec, 2, 1.0).training
+    assert result is not None
+    assert result.resumed_from == 7
+    found = curves(spec)["validations"]
+    assert [one["score"] for one in found] == given
+    best = min((one for one in found if one["score"] == 0.6), key=lambda one: one["loss"])
+    assert (result.best_step, result.validation_loss) == (best["step"], best["loss"])
+
+
+def test_the_report_says_which_adapter_is_used_and_why() -> None:
+    points = [{"step": 2, "loss": 0.5, "score": 0.75}, {"step": 4, "loss": 0.6, "score": 0.875}]
+    by_score = parts.chosen_adapter(results.Training(validations=points, scored_by=job.Metric.EXACT_MATCH))
+    assert "0.750 at step 2, 0.875 at step 4. The adapter of step 4 is used" in by_score
+    by_loss = parts.chosen_adapter(results.Training(validations=[{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.6}]))
+    assert by_loss == "The adapter of step 2 is used."
+    assert parts.chosen_adapter(results.Training()) == ""
