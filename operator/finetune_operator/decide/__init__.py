@@ -6,7 +6,8 @@
 - `edits`: what an edit of the spec makes stale.
 - `placement`: in which ServingPool a job is served, or on a server of its own.
 - `stages`, `baseline`, `rollout`: rules of the stages; what serves is kept serving.
-- `pooled`: a release in a ServingPool: verified, traffic in steps, watched. `traffic`: whether it answers worse.
+- `pooled`: a release in a ServingPool: verified, then watched. `steps`: traffic in steps; `traffic`: whether it answers worse.
+- `routes`: the HTTPRoute of a job with servers of its own.
 - `servingpool`: the objects and the status of a ServingPool. `idle`: when it sleeps and wakes.
 - `approval`: what people say between verification and traffic; `switching`: all traffic to one release, and back.
 - `candidates`: several base models, the smallest first: whether the next one follows.

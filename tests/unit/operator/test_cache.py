@@ -416,6 +416,25 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
     assert facts.workloads is None
 
 
+async def test_without_the_crds_of_gateway_api_the_caches_are_filled_and_jobs_with_a_route_look_again() -> None:
+    class WithoutRoutes(Server):
+        async def pages(self, kind: str, namespace: str | None, selector: str) -> AsyncIterator[tuple[list[dict], str]]:
+            if kind == "HTTPRoute":
+                raise cluster.Failure(404, "the server could not find the requested resource")
+            yield [], "1"
+
+    facts, synced = Notified(), asyncio.Event()
+    for uid, deployment in (("routed", {"route": {"host": "a.b"}}), ("other", {})):
+        meta = {"name": uid, "namespace": "ml", "uid": uid, "resourceVersion": "1"}
+        facts.put_parent({"metadata": meta, "spec": {"deployment": deployment}})
+    facts.changes.clear()
+    task = asyncio.create_task(cache.follow_all(WithoutRoutes(), facts, [], synced, routes=True))
+    await asyncio.wait_for(synced.wait(), 30)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (facts.lacking, facts.changes) == ({"HTTPRoute"}, ["routed"])
+
+
 async def test_a_defect_in_a_watch_ends_all_of_them() -> None:
     with pytest.raises(KeyError):
         await cache.follow_all(Server(("list", KeyError("defect"))), Notified(), [], asyncio.Event())
