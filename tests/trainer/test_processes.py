@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.trainer import fake_gpu
+from tests.trainer import processes as started_processes
 
 from finetune_api import exits, outcome, reasons, run
 from finetune_trainer.process import errors, machine
@@ -212,6 +213,47 @@ def test_a_node_that_never_comes_ends_the_attempt_as_sigterm_does(
     monkeypatch.setattr(rendezvous, "ROUND", 0.5)
     with pytest.raises(errors.Stopped, match=rf"nodes \[{1 - rank}\] did not come"):
         rendezvous.meet(f"127.0.0.1:{ports.free()}", rank, 2, 1, lambda: None, datetime.timedelta(seconds=30))
+
+
+def wait_for_a_process_that_never_comes(folder: str) -> None:
+    """The first of three processes of a node, one of which is killed while this one waits within torch's own code."""
+    os.environ |= {"FINETUNE_WORK": folder, "FINETUNE_TERMINATION_PATH": f"{folder}/termination"}
+    body = "import os, time; time.sleep(600) if os.environ['LOCAL_RANK'] == '2' else os.kill(os.getpid(), 9)"
+    siblings = processes.start_siblings(3, [sys.executable, "-c", body])
+    pathlib.Path(folder, "other").write_text(str(siblings.started[1].pid))
+    siblings.watch()
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=3, timeout=processes.PATIENCE)
+
+
+def test_a_process_that_is_killed_ends_those_of_its_node_that_wait_for_it_in_silence(
+    node: None, tmp_path: pathlib.Path
+) -> None:
+    """As NCCL does; gloo raises when its peer ends."""
+    process = started_processes.context.Process(target=wait_for_a_process_that_never_comes, args=(str(tmp_path),))
+    process.start()
+    assert started_processes.ended(process, 120) == 1
+    reported = outcome.Outcome.model_validate_json((tmp_path / "termination").read_bytes())
+    assert reported.reason is reasons.Reason.TRAINER_ERROR
+    assert "training process 1 of this node failed: it ended with exit code -9 (SIGKILL)" in reported.message
+    other = pathlib.Path("/proc", (tmp_path / "other").read_text(), "stat")
+    assert not other.exists() or other.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("limit, ended", [(60.0, 0), (0.0, 1)])
+def test_a_process_that_saves_a_checkpoint_is_not_ended_before_its_time(
+    limit: float, ended: int, node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(processes, "WAITING", 0.0)
+    monkeypatch.setattr(processes, "SAVING", limit)
+    monkeypatch.setattr(processes, "_end", lambda *given: seen.append(given))
+    siblings = processes.start_siblings(2, [sys.executable, "-c", "raise SystemExit(3)"])
+    siblings.started[0].wait(60)
+    siblings.watch()
+    time.sleep(2)
+    siblings.stop()
+    assert len(seen) == ended
 
 
 def test_an_outcome_of_an_earlier_attempt_is_not_reported_again(node: None) -> None:

@@ -16,7 +16,7 @@ import pydantic
 
 from finetune_api import course, exits, outcome, reasons, resources, run
 from finetune_trainer.gateway import settings
-from finetune_trainer.process import errors, log, machine, secrets, signals, trust
+from finetune_trainer.process import errors, log, machine, secrets, signals, termination, trust
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation import server
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     result, code = _run(options)
     log.info("the stage ended", stage=options.stage, exit=int(code), seconds=round(time.monotonic() - begun, 1))
-    _answer(result)
+    termination.write(result)
     return int(code)
 
 
@@ -301,20 +301,6 @@ def _parsed(path: pathlib.Path, kind: type[R]) -> R:
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:5]
         )
         raise errors.Failure(reasons.Reason.INVALID_SPEC, f"the run file {path} is not valid: {problems}") from error
-
-
-def _answer(result: outcome.Outcome) -> None:
-    """Writes the outcome where the kubelet reads it; without a kubelet, to stdout."""
-    message = secrets.redact(result.termination_message())
-    named = os.environ.get("FINETUNE_TERMINATION_PATH")
-    path = pathlib.Path(named or outcome.TERMINATION_PATH)
-    if named or (path.is_file() and os.access(path, os.W_OK)):
-        try:
-            path.write_text(message)
-            return
-        except OSError as error:
-            log.warning("the outcome could not be written", path=str(path), problem=str(error))
-    print(message, flush=True)
 
 
 def entry() -> None:

@@ -34,6 +34,7 @@ def train(spec: run.Run, attempt: int, scale: float) -> outcome.Outcome:
     torch.set_num_threads(machine.threads())
     gpus = min(spec.gpus, devices.count())
     siblings = processes.start_siblings(gpus, [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]])
+    siblings.watch()
     where = devices.of(processes.number("LOCAL_RANK", 0))
     try:
         with processes.collectives(siblings):

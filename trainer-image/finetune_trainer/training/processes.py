@@ -14,6 +14,8 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ import pydantic
 import torch
 
 from finetune_api import exits, outcome, reasons, run
-from finetune_trainer.process import errors, log, machine
+from finetune_trainer.process import errors, log, machine, termination
 from finetune_trainer.training import rendezvous
 
 PATIENCE = datetime.timedelta(minutes=30)
@@ -39,6 +41,13 @@ PEER_GONE = (
 
 GRACE = 10.0
 """Seconds that another process of the node has to end."""
+
+WAITING, SAVING = 5.0, 60.0
+"""Seconds after the failure of another process of the node until this one is ended: where it waits in a collective, as NCCL's do
+without a word until PATIENCE is over, and where it does something else, such as saving a checkpoint."""
+
+COLLECTIVE = (f"{os.sep}torch{os.sep}distributed{os.sep}", __file__)
+"""Parts of the names of the files in which a process waits for others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +217,25 @@ class SiblingProcesses:
     """The further processes of this node, by their local rank from 1 on."""
 
     started: list[subprocess.Popen[Any]]
+    _stopped: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        """From now on, until `stop`: ends the processes of this node, this one too, when one has failed and this one does not
+        end of its own accord. The outcome is then the failure."""
+        if self.started:
+            threading.Thread(target=self._watch, name="siblings", daemon=True).start()
+
+    def _watch(self) -> None:
+        failed_at = None
+        while not self._stopped.wait(0.5):
+            if self._failed() is None:
+                continue
+            failed_at = failed_at or time.monotonic()
+            waited = time.monotonic() - failed_at
+            if waited > SAVING or (waited > WAITING and _in_collective()):
+                if failure := self.failure():
+                    _end(self.started, failure)
+                return
 
     def failure(self) -> errors.Failure | None:
         """Why one of them ended, where it failed: the pod reports this, since nobody else does."""
@@ -220,7 +248,9 @@ class SiblingProcesses:
         try:
             reported = outcome.Outcome.model_validate_json(outcome_of(machine.work(), local).read_bytes())
         except (OSError, pydantic.ValidationError):
-            reported = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"it ended with exit code {code}")
+            reported = outcome.Outcome(
+                stage=reasons.Stage.TRAIN, message=f"it ended with exit code {code}{_name(code)}"
+            )
         return errors.Failure(
             reported.reason or reasons.Reason.TRAINER_ERROR,
             f"training process {local} of this node failed: {reported.message}",
@@ -243,6 +273,7 @@ class SiblingProcesses:
 
     def stop(self) -> None:
         """Stops those that still run, and waits a few seconds for them."""
+        self._stopped.set()
         for process in self.started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -251,3 +282,28 @@ class SiblingProcesses:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _name(code: int) -> str:
+    """In brackets, the signal that an exit code stands for."""
+    known = {number.value: number.name for number in signal.Signals}
+    return f" ({known[-code]})" if -code in known else ""
+
+
+def _in_collective() -> bool:
+    """Whether the main thread is in a call that waits for other processes."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if any(part in frame.f_code.co_filename for part in COLLECTIVE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end(others: Sequence[subprocess.Popen[Any]], failure: errors.Failure) -> None:
+    """Ends the processes of this node at once; the main thread may never return from its call."""
+    log.warning(failure.message, reason=failure.reason)
+    for process in others:
+        process.kill()  # they have nothing to save
+    termination.write(outcome.Outcome(stage=reasons.Stage.TRAIN, reason=failure.reason, message=failure.message))
+    os._exit(failure.exit)
