@@ -5,6 +5,7 @@ import enum
 from pydantic import Field
 
 from finetune_api import model
+from finetune_api.contenders import Endpoint, SecretName, ServedName
 from finetune_api.dataset import UriList
 
 
@@ -36,6 +37,29 @@ class ChangeFrequency(enum.StrEnum):
     DAILY = "Daily"
 
 
+class Optimizer(model.Model):
+    """A language model that rewrites the instruction of the contender Optimized, by what the base model got wrong (GEPA)."""
+
+    endpoint: Endpoint = Field(
+        description="The base URL of an OpenAI-compatible API; /chat/completions is appended. The pod of the baseline, or of the "
+        "evaluation where there is none, sends it intent.prompt.system, instructions, and training examples with their expected "
+        "answers and the base model's. No validation or test example is sent. Redirects are not followed."
+    )
+    model: ServedName = Field(description="The model's name at the endpoint.")
+    api_key_secret: SecretName | None = Field(
+        default=None,
+        description="The name of a Secret in the job's namespace whose key API_KEY is sent as a bearer token. "
+        "Absent: no token is sent.",
+    )
+    calls: int = Field(
+        default=200,
+        ge=40,
+        le=2000,
+        description="Answers of the base model that the optimization may take, at most; evaluation.baselineBudget limits them, "
+        "too. Default: 200.",
+    )
+
+
 class Prompt(model.Model):
     """The prompt in use today: the baseline to beat."""
 
@@ -53,6 +77,11 @@ class Prompt(model.Model):
         le=64,
         description="How many examples of the training split the contender FewShot gets before each question, "
         "chosen by the seed. 0: there is no such contender. Default: 3.",
+    )
+    optimizer: Optimizer | None = Field(
+        default=None,
+        description="A language model that improves the best of Optimized's prompts, which are written by rules. Absent: those "
+        "alone are tried.",
     )
 
 

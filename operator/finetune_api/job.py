@@ -16,7 +16,7 @@ from finetune_api.dataset import Dataset, Format, Split, Uri, UriList
 from finetune_api.deployment import Deployment, Rollout
 from finetune_api.evaluation import Consistency, Evaluation, EvaluationEngine, Generation, Judge
 from finetune_api.gates import LOWER_IS_BETTER, PAIRWISE, SHARES, Gate, Metric
-from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Prompt
+from finetune_api.intent import Advice, ChangeFrequency, Goal, Intent, Optimizer, Prompt
 from finetune_api.resources import (
     Labels,
     LabelValue,
@@ -86,6 +86,7 @@ __all__ = [
     "Metric",
     "Modules",
     "Objective",
+    "Optimizer",
     "Precision",
     "Prompt",
     "Quantity",
@@ -142,6 +143,10 @@ class FineTuneJobSpec(model.Model):
                 "!has(self.evaluation.gates) || !self.evaluation.gates.exists(g, has(g.over) && g.over == 'RAG') || "
                 "has(self.intent.retrieval)",
                 "a gate over RAG needs intent.retrieval",
+            ),
+            (
+                "!has(self.intent.prompt.optimizer) || 'Optimized' in self.evaluation.baselines",
+                "intent.prompt.optimizer improves the prompts of Optimized: name it in evaluation.baselines, too",
             ),
             (
                 "self.training.prompt != 'Prompt' || has(self.intent.prompt.system)",

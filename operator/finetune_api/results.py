@@ -174,6 +174,19 @@ class TriedPrompt(status.Reported):
     low: float | None = Field(default=None, description="Lower end of its 95 % interval.")
     high: float | None = Field(default=None, description="Upper end of its 95 % interval.")
     asked: int = Field(description="Validation examples that were asked.")
+    by: str | None = Field(
+        default=None, description="The model of intent.prompt.optimizer that wrote the instruction. Absent: rules did."
+    )
+
+
+class Reflection(status.Reported):
+    """What intent.prompt.optimizer did."""
+
+    model: str = Field(description="Its name at the endpoint.")
+    endpoint: str
+    requests: int = Field(description="Instructions that were requested of it.")
+    calls: int = Field(description="Answers of the base model that the optimization took.")
+    problem: str | None = Field(default=None, description="Why it ended early.")
 
 
 class Optimized(status.Reported):
@@ -190,6 +203,9 @@ class Optimized(status.Reported):
         default=None, description="The metric that chose the prompt. Absent: none was tried."
     )
     tried: list[TriedPrompt] = Field(default_factory=list)
+    reflection: Reflection | None = Field(
+        default=None, description="Absent: the job names no intent.prompt.optimizer, or there was no time for it."
+    )
 
 
 class Retrieved(status.Reported):

@@ -53,6 +53,10 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         "prompt": intent.pop("prompt", None),
         "retrieval": intent.pop("retrieval", None),
     }
+    optimizer = dict((evaluation["prompt"] or {}).get("optimizer") or {})
+    optimizer_key = optimizer.pop("apiKeySecret", None)
+    if evaluation["prompt"]:
+        evaluation["prompt"] = {**evaluation["prompt"], "optimizer": optimizer or None}
     judge = dict(evaluation["judge"]) if evaluation.get("judge") else {}
     judge_key = judge.pop("apiKeySecret", None)
     if judge:
@@ -67,6 +71,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         "evaluationResources": evaluation.pop("resources", None),
         "judgeApiKeySecret": judge_key,
         "candidateApiKeySecrets": candidate_keys or None,
+        "optimizerApiKeySecret": optimizer_key,
         "activeDeadlineSeconds": whole["activeDeadlineSeconds"],
         "retries": whole["training"].get("retries"),
     }
@@ -100,6 +105,7 @@ PLACES = {
     (ENVIRONMENT, "evaluationResources"): "spec.evaluation.resources",
     (ENVIRONMENT, "judgeApiKeySecret"): "spec.evaluation.judge.apiKeySecret",
     (ENVIRONMENT, "candidateApiKeySecrets"): "spec.evaluation.candidates",
+    (ENVIRONMENT, "optimizerApiKeySecret"): "spec.intent.prompt.optimizer.apiKeySecret",
     (ENVIRONMENT, "retries"): "spec.training.retries",
 }
 """Where an input stands in the manifest, unless below its section's own object."""

@@ -57,6 +57,9 @@ CA_PATH = "/etc/finetune-ca/ca.crt"
 JUDGE_KEY = "JUDGE_API_KEY"
 """Environment of the evaluation's pod: the key of evaluation.judge."""
 
+OPTIMIZER_KEY = "OPTIMIZER_API_KEY"
+"""Environment of the pods of baseline and evaluation: the key of intent.prompt.optimizer."""
+
 CANDIDATE_KEYS = "CANDIDATE_API_KEY_"
 """Prefix of the environment of the pods of baseline and evaluation with the keys of evaluation.candidates."""
 

@@ -15,7 +15,7 @@ from finetune_api import job, model
 
 ENVIRONMENT = re.compile(
     r"^(HOME|TMPDIR|USER|((DATA|BASE_MODEL)_)?AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN)|HF_TOKEN"
-    r"|((JUDGE|VLLM)_)?API_KEY|CANDIDATE_API_KEY_.*|FINETUNE_.*)$"
+    r"|((JUDGE|OPTIMIZER|VLLM)_)?API_KEY|CANDIDATE_API_KEY_.*|FINETUNE_.*)$"
 )
 """Variables that the operator sets, or that would hold a secret."""
 NAMES = re.compile(

@@ -144,6 +144,15 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("65 examples in a prompt", {"intent.prompt.fewShot": 65}, "intent.prompt.fewShot", "less than or equal to 64"),
     ("a budget of 1,000 %", {"evaluation.baselineBudget": 11}, "evaluation.baselineBudget", "write 0.1 for 10 %"),
     (
+        "an optimizer of prompts that are not tried",
+        {
+            "intent.prompt.optimizer": {"endpoint": "https://models.example/v1", "model": "wise"},
+            "evaluation.baselines": ["Prompt"],
+        },
+        "",
+        "name it in evaluation.baselines, too",
+    ),
+    (
         "to train with a prompt that is not there",
         {"training.prompt": "Prompt"},
         "",

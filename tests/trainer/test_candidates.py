@@ -1,15 +1,13 @@
 """Other models, at endpoints that a job names: what they are asked, how they are scored, and how they fail, over real HTTP."""
 
-import http.server
 import json
 import pathlib
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.trainer import tiny
+from tests.trainer import endpoints, tiny
+from tests.trainer.endpoints import Model
 
 from finetune_api import evaluation, job, reasons, results, run, status
 from finetune_trainer.data import dataset, toolcalls
@@ -35,57 +33,14 @@ BASE, FEW, TUNED, LARGE = job.Contender.BASE, job.Contender.FEW_SHOT, job.Conten
 KEY = "candidate-canary-key-0815"
 
 
-class Model:
-    """A large model behind OpenAI's API: `answers` says what to the last question."""
-
-    def __init__(self) -> None:
-        self.answers: Callable[[str], dict[str, Any]] = lambda question: {"content": "good"}
-        self.refuses: Callable[[dict[str, Any]], tuple[int, str] | None] = lambda body: None
-        self.slow = 0.0
-        self.key: str | None = None
-        self.asked: list[dict[str, Any]] = []
-
-    def reply(self, path: str, body: dict[str, Any], authorization: str | None) -> tuple[int, dict[str, Any]]:
-        self.asked.append(body)
-        if self.key and authorization != f"Bearer {self.key}":
-            return 401, {"error": {"message": f"no such key: {authorization}"}}
-        if path != "/v1/chat/completions":
-            return 404, {"error": {"message": "no such path"}}
-        if refusal := self.refuses(body):
-            return refusal[0], {"error": {"message": refusal[1]}}
-        time.sleep(self.slow)
-        message = {"role": "assistant", **self.answers(body["messages"][-1]["content"])}
-        choice = {"message": message, "finish_reason": "stop"}
-        return 200, {"choices": [choice], "usage": {"prompt_tokens": 400, "completion_tokens": 20}}
-
-    @property
-    def questions(self) -> list[dict[str, Any]]:
-        return [body for body in self.asked if body["messages"] != candidates.CHECK]
-
-
 @pytest.fixture
 def large() -> Iterator[tuple[Model, str]]:
-    model = Model()
+    with endpoints.served() as made:
+        yield made
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            code, content = model.reply(self.path, body, self.headers.get("Authorization"))
-            text = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
 
-        def log_message(self, *_: Any) -> None: ...
-
-    class Listener(http.server.ThreadingHTTPServer):
-        request_queue_size = 64
-
-    listener = Listener(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    yield model, f"http://127.0.0.1:{listener.server_address[1]}/v1"
-    listener.shutdown()
+def questions(model: Model) -> list[dict[str, Any]]:
+    return [body for body in model.asked if body["messages"] != candidates.CHECK]
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +142,7 @@ def test_a_candidate_is_sent_the_prompt_as_chat_messages(large: tuple[Model, str
     one = made(world, url)
     one.prompt = FEW
     found = one.ask(SCRIPT, EXAMPLES, 30)
-    first = next(body for body in model.questions if body["messages"][-1]["content"] == "How are you?")
+    first = next(body for body in questions(model) if body["messages"][-1]["content"] == "How are you?")
     assert first["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Well?"},
@@ -195,7 +150,7 @@ def test_a_candidate_is_sent_the_prompt_as_chat_messages(large: tuple[Model, str
         {"role": "user", "content": "How are you?"},
     ], "with a system turn, whatever the base model's template has"
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("wise-70b", 0, 256)
-    assert len(model.questions) == 2, "plain text has no answer"
+    assert len(questions(model)) == 2, "plain text has no answer"
     assert metrics.measure(found.answers, job.Evaluation())[EXACT].value == 0.5
     assert (found.prompt_tokens, found.answer_tokens) == (400, 20)
     assert job.Metric.LOSS not in metrics.measure(found.answers, job.Evaluation())
@@ -226,7 +181,7 @@ def test_a_candidate_calls_tools_as_the_api_has_it(
     call = toolcalls.Call("refund", '{"item": 12}', "call00000")
     turns = (dataset.Message("user", "Refund 12"), dataset.Message("assistant", "", calls=(call,)))
     found = made(world, url).ask(contenders.Script(job.Prompt()), [dataset.Example("f:1", turns, tools=TOOLS)], 30)
-    assert model.questions[0]["tools"] == json.loads(TOOLS)
+    assert questions(model)[0]["tools"] == json.loads(TOOLS)
     assert metrics.measure(found.answers, job.Evaluation())[job.Metric.TOOL_CALL_MATCH].value == match
 
 

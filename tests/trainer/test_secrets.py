@@ -25,6 +25,7 @@ CANARIES = {
     "HF_TOKEN": "hf_canaryhubtoken42",
     "API_KEY": "canary-api-key-93ae",
     "JUDGE_API_KEY": "canary-judge-key-61d0",
+    "OPTIMIZER_API_KEY": "canary-optimizer-key-7c1e",
 }
 ABOUT = {"namespace": "ml", "job": "tiny", "revision": "r1"}
 

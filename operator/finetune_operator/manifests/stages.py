@@ -145,10 +145,12 @@ def run_file(content: run.Run, stage: Stage) -> run.Run:
 
 
 def endpoint_keys(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
-    """The keys of evaluation.candidates and evaluation.judge, for the stages that ask them."""
+    """The keys of evaluation.candidates, evaluation.judge and intent.prompt.optimizer, for the stages that ask them."""
     wanted = {}
     if stage in (Stage.BASELINE, Stage.EVALUATE):
         wanted = {run.candidate_key(one.name): one.api_key_secret for one in content.evaluation.others}
+        if content.intent.prompt.optimizer:
+            wanted[run.OPTIMIZER_KEY] = content.intent.prompt.optimizer.api_key_secret
     if stage is Stage.EVALUATE and content.evaluation.judge:
         wanted[run.JUDGE_KEY] = content.evaluation.judge.api_key_secret
     return [entry for name, secret in wanted.items() for entry in pods.secret_value(name, secret, "API_KEY")]

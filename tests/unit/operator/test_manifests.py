@@ -50,7 +50,8 @@ def base(source: str = "hf://Qwen/Qwen2.5-7B-Instruct", **more) -> run.ResolvedB
 def run_of(wanted: job.FineTuneJobSpec, of: run.ResolvedBaseModel) -> run.Run:
     return run.Run(
         name=NAME, namespace="ml", revision="12345678", evaluation_hash="abcdef12", base_model=of, dataset=wanted.dataset,
-        storage=wanted.storage, training=wanted.training, evaluation=wanted.evaluation, served_model_name=NAME,
+        storage=wanted.storage, training=wanted.training, evaluation=wanted.evaluation, intent=wanted.intent,
+        served_model_name=NAME,
     )  # fmt: skip
 
 
@@ -239,6 +240,14 @@ def test_the_keys_of_candidates_are_for_the_stages_that_ask_them() -> None:
         asks = one in (Stage.BASELINE, Stage.EVALUATE)
         keys = {name: value for name, value in seen.items() if name.startswith("CANDIDATE_API_KEY_")}
         assert keys == ({"CANDIDATE_API_KEY_GPT_LARGE": {"name": "models", "key": "API_KEY"}} if asks else {})
+
+
+def test_the_key_of_the_prompt_optimizer_is_for_the_stages_that_ask_it() -> None:
+    wise = {"endpoint": "https://models.example/v1", "model": "wise", "apiKeySecret": "models"}
+    for one in Stage:
+        seen = environment(containers(stage(one, **{"intent.prompt.optimizer": wise}))[0])
+        asks = one in (Stage.BASELINE, Stage.EVALUATE)
+        assert seen.get("OPTIMIZER_API_KEY") == ({"name": "models", "key": "API_KEY"} if asks else None)
 
 
 def test_the_server_gets_no_storage_keys_and_its_api_key_by_environment() -> None:

@@ -54,6 +54,7 @@ EVALUATES = [
     {"evaluation.generation.maxNewTokens": 7},
     {"evaluation.judge": {"endpoint": "https://judge.example/v1", "model": "wise"}},
     {"evaluation.candidates": [{"name": "large", "endpoint": "https://models.example/v1", "model": "wise"}]},
+    {"intent.prompt.optimizer": {"endpoint": "https://models.example/v1", "model": "wise"}},
 ]
 RELEASES = [
     {"deployment.image": "vllm:2"},
@@ -149,6 +150,14 @@ def test_a_candidates_secret_may_be_renamed_without_asking_it_again() -> None:
     edits = {"evaluation": {"pricePerMillionPromptTokens": 2.0}, "environment": {"apiKeySecret": "key"}}
     for section, edit in edits.items():
         before, after = {"evaluation.candidates": [large]}, {"evaluation.candidates": [large | edit]}
+        assert sections(record(**before), spec(**after)) == {section}
+
+
+def test_the_optimizers_secret_may_be_renamed_without_asking_it_again() -> None:
+    wise = {"endpoint": "https://models.example/v1", "model": "wise"}
+    edits = {"evaluation": {"calls": 300}, "environment": {"apiKeySecret": "key"}}
+    for section, edit in edits.items():
+        before, after = {"intent.prompt.optimizer": wise}, {"intent.prompt.optimizer": wise | edit}
         assert sections(record(**before), spec(**after)) == {section}
 
 

@@ -111,22 +111,26 @@ def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Scr
         index = retrieval.Index(chosen, retrieval.question, functools.partial(contenders.size, encoder=encoder))
     made = contenders.Script(spec.intent.prompt, shots, inline, many, index, room=room)
     if job.Contender.OPTIMIZED in wanted:
-        made = dataclasses.replace(made, variants=prompts(made, training, spec, encoder))
+        fits = functools.partial(fits_as_instruction, room, encoder)
+        improved_by = instructions.optimizer(spec.intent.prompt.optimizer, training, fits, seed)
+        made = dataclasses.replace(made, variants=prompts(made, training, spec, encoder), optimizer=improved_by)
     return made
+
+
+def fits_as_instruction(room: int, encoder: tokens.Encoder, text: str) -> bool:
+    """Whether an instruction takes at most a quarter of the room."""
+    return len(encoder.tokenizer.encode(text, add_special_tokens=False)) <= room // 4
 
 
 def prompts(
     script: contenders.Script, training: Sequence[dataset.Example], spec: run.Run, encoder: tokens.Encoder
 ) -> tuple[instructions.Variant, ...]:
-    """The prompts that Optimized may have: an instruction takes at most a quarter of the room."""
+    """The prompts that Optimized may have."""
     form = instructions.of(training, spec.evaluation.labels)
     if form is None:
         return ()
     there = {job.Contender.FEW_SHOT: bool(script.shots), job.Contender.RETRIEVED: script.index is not None}
-
-    def fits(text: str) -> bool:
-        return len(encoder.tokenizer.encode(text, add_special_tokens=False)) <= script.room // 4
-
+    fits = functools.partial(fits_as_instruction, script.room, encoder)
     return instructions.variants(form, [which for which, shown in there.items() if shown], fits)
 
 

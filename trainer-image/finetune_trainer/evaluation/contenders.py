@@ -58,6 +58,8 @@ class Script:
     """The prompts among which Optimized's is chosen."""
     optimized: instructions.Variant | None = None
     """The one that was chosen; None: the first of them."""
+    optimizer: instructions.Optimizer | None = None
+    """The model that improves the best of them."""
     trained: Mapping[job.Contender, str] = dataclasses.field(default_factory=dict)
     """The system prompts that adapters were trained with, and are asked with (training.prompt)."""
     structured: job.Contender = job.Contender.PROMPT

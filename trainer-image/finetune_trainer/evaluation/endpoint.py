@@ -1,7 +1,8 @@
-"""Chat requests to a language model behind an OpenAI-compatible endpoint that the job names: the judge, and candidates.
+"""Chat requests to a language model behind an OpenAI-compatible endpoint that the job names: the judge, candidates, and the
+prompt optimizer.
 
 The author of the job chooses the endpoint; it is reached from the pod, as far as the network allows. Its key comes from the
-environment. What both have in common is here: retries, several requests at a time, and parameters that an endpoint does not know.
+environment. What they have in common is here: retries, several requests at a time, and parameters that an endpoint does not know.
 """
 
 import concurrent.futures
@@ -58,7 +59,7 @@ class Endpoint:
 
     def __init__(
         self,
-        rules: job.Judge | job.Candidate,
+        rules: job.Judge | job.Candidate | job.Optimizer,
         key: str,
         body: Mapping[str, Any],
         failure: Callable[[str], errors.Failure],

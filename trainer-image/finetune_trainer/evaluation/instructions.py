@@ -7,6 +7,7 @@ stated. Nothing here knows the task; the texts are in English.
 import collections
 import dataclasses
 import json
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,9 @@ LABEL = 60
 
 KEYS = 32
 """Keys of JSON objects that are listed at most, the most frequent ones."""
+
+SEEN = 64
+"""Training examples that an optimizer may see."""
 
 LONG_WORD = 15
 """Characters of a word, on average, from which a text is taken for one without spaces between words."""
@@ -46,6 +50,28 @@ class Variant:
     placement: results.Placement
     examples: job.Contender = job.Contender.PROMPT
     """Prompt: none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The model that improves the best variant's instruction (`reflection`), and the training examples that it may see."""
+
+    rules: job.Optimizer
+    training: tuple[dataset.Example, ...]
+    fits: Callable[[str], bool]
+    """Whether there is room for an instruction."""
+    seed: int
+
+
+def optimizer(
+    rules: job.Optimizer | None, training: Sequence[dataset.Example], fits: Callable[[str], bool], seed: int
+) -> Optimizer | None:
+    """The job's optimizer with training examples drawn by the seed; None where it names none."""
+    if rules is None:
+        return None
+    usable = [one for one in training if one.messages and one.answer is not None]
+    drawn = random.Random(f"{seed}:optimizer").sample(usable, min(SEEN, len(usable)))  # noqa: S311
+    return Optimizer(rules, tuple(drawn), fits, seed)
 
 
 def variants(form: Form, shown: Sequence[job.Contender], fits: Callable[[str], bool]) -> tuple[Variant, ...]:

@@ -1,17 +1,19 @@
 """Optimized: which of a few written prompts is the best with the base model, chosen on validation examples.
 
 Each variant is an instruction on the form of the answer (`instructions`) with a choice of examples. All are asked a few
-validation examples at once, the best of them the others, within the budget of the long prompts. No other model writes prompts.
+validation examples at once, the best of them the others, within the budget of the long prompts. Where the job names
+intent.prompt.optimizer, that model then improves the best one's instruction (`reflection`).
 """
 
 import dataclasses
 import functools
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
 
 from finetune_api import job, results
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, evidence, instructions, metrics, selection
+from finetune_trainer.evaluation import answers, evidence, instructions, metrics, reflection, selection
 from finetune_trainer.process import log
 
 FIRST = 16
@@ -41,6 +43,8 @@ class _Tried:
     variant: instructions.Variant
     given: answers.Answers
     columns: metrics.Columns
+    by: str | None = None
+    """The optimizer's model, where that wrote the instruction."""
 
 
 def choose(
@@ -75,10 +79,43 @@ def choose(
         finalists = [_together(runner, *pair) for pair in zip(finalists, more, strict=True)]
         metric = selection.of(required, {one.variant: one.columns for one in finalists})[1]
     best = min(finalists, key=functools.partial(_rank, metric))
+    improved, done = _improved(runner, best, examples, later, limits, pace, metric)
+    best = min([best, *improved], key=functools.partial(_rank, metric))
     use(runner, best.variant)
-    final = {one.variant: one for one in [*tried, *finalists]}
-    log.info("optimized prompt", metric=metric, tried=len(tried), placement=best.variant.placement)
-    return Choice(_found(best.variant, metric, final), best.given)
+    final = {one.variant: one for one in [*tried, *finalists, *improved]}
+    log.info("optimized prompt", metric=metric, tried=len(final), placement=best.variant.placement, by=best.by)
+    return Choice(_found(best.variant, metric, final).model_copy(update={"reflection": done}), best.given)
+
+
+def _improved(
+    runner: answers.ModelRunner,
+    best: _Tried,
+    examples: Sequence[dataset.Example],
+    later: Sequence[dataset.Example],
+    limits: selection.Budget,
+    pace: selection.Pace,
+    metric: job.Metric | None,
+) -> tuple[list[_Tried], results.Reflection | None]:
+    """What the optimizer makes of the best prompt within SHARE of the time that is left; nothing where the job names none."""
+    optimizer = runner.script.optimizer
+    if optimizer is None or metric is None:
+        return [], None
+    reserved = pace.seconds(runner, job.Contender.OPTIMIZED, later)
+    seconds = max(selection.LEAST, SHARE * (limits.seconds - limits.spent - reserved))
+    an_answer = best.given.seconds / max(1, len(best.given.answers))
+    if not reflection.time_for(examples, limits, seconds, an_answer):
+        return [], None
+
+    def ask(variant: instructions.Variant, asked: Sequence[dataset.Example]) -> answers.Answers:
+        return _ask(runner, [variant], asked)[0].given
+
+    search = reflection.Search(optimizer, runner, ask, examples, metric, seconds, an_answer)
+    begun = time.monotonic()
+    search.run(best.variant, best.given)
+    limits.spent += time.monotonic() - begun
+    by, rules = optimizer.rules.model, runner.rules
+    made = [_Tried(one, given, metrics.measure(given.answers, rules), by) for one, given in search.found.items()]
+    return made, reflection.finished(search, limits)
 
 
 def described(found: results.Optimized | None) -> str:
@@ -190,4 +227,5 @@ def _value(one: _Tried, metric: job.Metric | None) -> results.TriedPrompt:
         low=low,
         high=high,
         asked=len(one.given.answers),
+        by=one.by,
     )

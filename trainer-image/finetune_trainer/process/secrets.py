@@ -13,7 +13,7 @@ from finetune_api import run
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 VARIABLES = (
     *(prefix + name for prefix in ("", run.DATA_KEYS, run.BASE_MODEL_KEYS) for name in KEYS),
-    *("HF_TOKEN", "API_KEY", run.JUDGE_KEY),
+    *("HF_TOKEN", "API_KEY", run.JUDGE_KEY, run.OPTIMIZER_KEY),
 )
 """The environment variables by which a pod gets the contents of its Secrets."""
 SENT = re.compile(

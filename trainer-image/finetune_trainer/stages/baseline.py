@@ -22,6 +22,7 @@ from finetune_trainer.evaluation import (
     gates,
     metrics,
     optimized,
+    reflection,
     scoreboard,
     selection,
     server,
@@ -157,7 +158,8 @@ def run_rounds(
     open_ = contenders.taking_part(spec.evaluation, runner.script, rounds.examples)
     open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples, rounds.limits.left_out)]
     open_ += [which for which, one in rounds.others.items() if one.problem is None]
-    looks = len(rounds.looks) * variants(open_, len(runner.script.variants))
+    written = len(runner.script.variants) + (reflection.MOST if runner.script.optimizer else 0)
+    looks = len(rounds.looks) * variants(open_, written)
     strict = [bounds_only(gate, looks) for gate in spec.evaluation.absolute]
     trained = training_tokens(spec, runner)
     for begun, look in itertools.pairwise([0, *rounds.looks]):
