@@ -28,6 +28,7 @@
     headline     the metric that sums an evaluation up, and the baseline that is best by it
     selection    how many examples are retrieved for each question, chosen within a budget of time
     optimized    which of a few written prompts is the best, within the same budget
+    reflection   a model that the job names rewrites the best of them (GEPA)
     structured   whose prompt is asked again with answers that are held to the JSON schema
     prices       what requests cost, and when that has paid for the training
     chosen       how Retrieved and Optimized are asked in the evaluation
