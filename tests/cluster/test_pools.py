@@ -80,6 +80,7 @@ ALONE: list[tuple[str, dict[str, Any]]] = [
     ("extraArgs", {"extraArgs": ["--seed=1"]}),
     ("apiKeySecret", {"apiKeySecret": "key"}),
     ("rollout.strategy", {"rollout": {"strategy": "Recreate"}}),
+    ("route", {"route": {"host": "tone.example.com"}, "apiKeySecret": "key"}),
 ]
 
 

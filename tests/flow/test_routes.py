@@ -33,8 +33,8 @@ class Played:
     def _accept(self) -> None:
         for raw in self.world.cluster.of("HTTPRoute"):
             if not raw.get("status"):
-                said = {"type": "Accepted", "status": "True", "reason": "Accepted", "message": ""}
-                state = {"status": {"parents": [{"conditions": [said]}]}}
+                answer = {"type": "Accepted", "status": "True", "reason": "Accepted", "message": ""}
+                state = {"status": {"parents": [{"conditions": [answer]}]}}
                 self.world.cluster.edit("HTTPRoute", raw["metadata"]["name"], lambda one, new=state: one.update(new))
 
     def _count(self) -> None:
@@ -118,13 +118,13 @@ def without_route(raw: Raw) -> None:
 
 async def test_a_gateway_that_refuses_a_route_is_quoted() -> None:
     played = await Played().served(**ROUTE)
-    said = {
+    answer = {
         "type": "Accepted",
         "status": "False",
         "reason": "NotAllowedByListeners",
         "message": "no listener admits it",
     }
-    state = {"status": {"parents": [{"conditions": [said]}]}}
+    state = {"status": {"parents": [{"conditions": [answer]}]}}
     played.world.cluster.edit("HTTPRoute", world.NAME, lambda raw: raw.update(state))
     await played.world.wait(30)
     status, reason, message = played.routed()

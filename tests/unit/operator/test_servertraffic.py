@@ -176,7 +176,7 @@ class Server:
         return web.Response(text=self.text, status=self.status)
 
 
-async def test_servers_are_read_one_after_the_other_and_what_they_say_is_kept_through_failures(
+async def test_servers_are_read_one_after_the_other_and_the_last_counts_stay_through_failures(
     facts: cache.Cache,
 ) -> None:
     now = [0.0]
