@@ -157,7 +157,7 @@ def test_a_key_comes_from_a_file(server: Server, tmp_path: pathlib.Path, capsys:
 
 
 @pytest.mark.parametrize("url", ["http://192.0.2.1:9", "HTTP://chat.invalid/v1", "http://localhost.invalid"])
-def test_a_key_is_not_sent_unencrypted_to_another_machine_unless_it_is_asked_for(
+def test_a_key_is_not_sent_unencrypted_to_another_machine_unless_it_is_allowed(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(chat.KEY, KEY)

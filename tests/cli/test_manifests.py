@@ -111,10 +111,27 @@ def test_problems_name_file_line_and_field(tmp_path: pathlib.Path) -> None:
     ]
 
 
-def test_fields_that_contradict_each_other_are_named_with_the_line_of_their_object(tmp_path: pathlib.Path) -> None:
+def test_fields_that_contradict_each_other_are_named_with_the_line_of_the_first(tmp_path: pathlib.Path) -> None:
     text = GOOD + "    epochs: 1\n    maxSteps: 1\n"
     assert problems(written(tmp_path, text)) == [
-        "job.yaml:13: spec.training set at most one of training.epochs and training.maxSteps"
+        "job.yaml:15: spec.training: set at most one of training.epochs and training.maxSteps"
+    ]
+    text = GOOD + "    prompt: Prompt\n"
+    assert problems(written(tmp_path, text)) == [
+        "job.yaml:15: spec: training.prompt Prompt needs intent.prompt.system, the prompt to train with"
+    ]
+    text = GOOD + "  evaluation:\n    gates: [{metric: JsonValid}]\n"
+    assert problems(written(tmp_path, text)) == [
+        "job.yaml:16: spec.evaluation.gates[0]: a gate needs minimum, maximum or over"
+    ]
+
+
+def test_lists_are_refused_in_plain_words(tmp_path: pathlib.Path) -> None:
+    evaluation = "  evaluation:\n    baselines: Base\n    labels: [one]\n    harness: {tasks: []}\n"
+    assert problems(written(tmp_path, GOOD + evaluation)) == [
+        'job.yaml:16: spec.evaluation.baselines must be a list; found "Base"',
+        'job.yaml:17: spec.evaluation.labels must have at least 2 items; found ["one"]',
+        "job.yaml:18: spec.evaluation.harness.tasks must have at least 1 item; found []",
     ]
 
 

@@ -64,6 +64,14 @@ def test_good_data_with_a_suitable_goal_has_no_findings() -> None:
     ]
 
 
+def test_what_no_baseline_measures_is_not_promised() -> None:
+    intent = {"prompt": {"system": "Be brief."}, "retrieval": {"uris": ["file:///handbook.md"]}}
+    for baselines, unmeasured in ((["Prompt", "RAG"], 0), (["Base"], 2)):
+        answer = verdict.decide(spec(intent=intent, evaluation={"baselines": baselines}), FOUND)
+        assert answer.preflight is not None
+        assert sum("is not measured" in one for one in answer.preflight.advice) == unmeasured
+
+
 @pytest.mark.parametrize(
     "every, weight", [("Rarely", None), ("Monthly", "CAUTION"), ("Weekly", "AGAINST"), ("Daily", "AGAINST")]
 )

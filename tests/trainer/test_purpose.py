@@ -46,6 +46,16 @@ def case(name: str) -> list[Any]:
         (case("53-constant-prompt.jsonl"), {}, ["have the same prompt", "dataset.test.uris"]),
         (ONE_PROMPT[:3], {"evaluation": GATE}, ["the gate on ExactMatch needs test examples", "all 3 examples"]),
         (tiny.examples(3), {"evaluation": GATE}, ["needs test examples", "3 different prompts"]),
+        (
+            [{**row, "customer": "a"} for row in tiny.examples(40)],
+            {"dataset": {"groupBy": "customer"}},
+            ["the 40 examples have 1 group by dataset.groupBy (customer)", "a field with more values"],
+        ),
+        (
+            TEXTS,
+            {"training": {"prompt": "Prompt"}, "intent": {"prompt": {"system": "Be brief."}}},
+            ["training.prompt Prompt", "plain text", "remove training.prompt"],
+        ),
     ],
 )
 def test_examples_of_another_kind_than_the_job_needs_are_refused(

@@ -59,6 +59,32 @@ def test_a_document_that_is_too_large_says_what_to_do(
         documents.find(store_of(world()), [f"file://{folder}/a.md"])
 
 
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        (
+            "scan.pdf",
+            "%PDF",
+            r"^intent\.retrieval: .*scan\.pdf is no document that can be read: .*\.txt or \.md.*convert it",
+        ),
+        ("nothing.md", "", r"^intent\.retrieval: the documents \(.*nothing\.md\) are empty; name files with text"),
+    ],
+)
+def test_documents_without_text_to_read_are_refused(
+    folder: pathlib.Path, world: World, name: str, content: str, words: str
+) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(errors.Failure, match=words):
+        documents.find(store_of(world()), [f"file://{folder}/{name}"])
+
+
+def test_a_pattern_may_match_documents_of_every_kind(folder: pathlib.Path, world: World) -> None:
+    for name in ("_SUCCESS", ".hidden", "nothing.md"):
+        (folder / name).touch()
+    found = documents.find(store_of(world()), [f"file://{folder}/*"])
+    assert [entry.uri.rsplit("/", 1)[-1] for entry in found] == ["a.md", "b.jsonl", "nothing.md"]
+
+
 def test_passages_come_before_the_last_question_under_the_prompt_of_today() -> None:
     index = retrieval.Index(["Refunds take ten days.", "Parcels are sent on Mondays."], str, len)
     script = contenders.Script(job.Prompt(system="Be short."), passages=index, looked_up=1, room=100)

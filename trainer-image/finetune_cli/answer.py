@@ -39,6 +39,10 @@ class Exit(enum.IntEnum):
     """Ctrl-C or SIGTERM; `run` saved a checkpoint, and the same command resumes from it."""
 
 
+VERBS = ("must ", "is ", "has ", "needs ", "contains ", "cannot ")
+"""How the messages begin that have the field as their subject."""
+
+
 class Problem(status.Reported):
     """What is wrong with the input, and where."""
 
@@ -49,9 +53,10 @@ class Problem(status.Reported):
 
     @property
     def text(self) -> str:
-        """As one line: job.yaml:7: spec.training.epochs must be ..."""
+        """As one line: job.yaml:7: spec.training.epochs must be ...; a sentence of its own comes after a colon."""
         place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        return f"{place}{self.path + ' ' if self.path else ''}{self.message}"
+        between = " " if self.message.startswith(VERBS) else ": "
+        return f"{place}{self.path + between if self.path else ''}{self.message}"
 
 
 class Finding(status.Reported):

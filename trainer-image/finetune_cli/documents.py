@@ -99,8 +99,16 @@ class Document:
         return node
 
     def problem(self, path: Path, message: str) -> answer.Problem:
-        message = message.removeprefix(f"{dotted(path)} ")  # some rules of the API name their field
+        message = message.removeprefix(f"{dotted(path)} ").removeprefix(
+            f"{dotted(path[1:])} "
+        )  # some rules name their field
         return answer.Problem(file=str(self.file), line=self.line(path), path=dotted(path), message=message)
+
+    def contradiction(self, path: Path, message: str) -> answer.Problem:
+        """Of the fields of an object: with the line of the first one that the message names and the document has."""
+        named = (("spec", *name.split(".")) for name in re.findall(r"[a-z]\w*(?:\.\w+)+", message))
+        present = (found for found in named if self.line(found) != self.line(found[:-1]))
+        return self.problem(path, message).model_copy(update={"line": self.line(next(present, path))})
 
 
 def _child(node: Any, key: str | int) -> tuple[Any, int] | None:

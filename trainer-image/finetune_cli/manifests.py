@@ -42,7 +42,7 @@ def check(document: documents.Document, model: type[Spec]) -> Spec:
         raise documents.Invalid(sorted(problems, key=lambda problem: problem.line or 0))
     broken = rules.broken(schema(document.kind), _filled(schema(document.kind), document.data))
     if broken:
-        raise documents.Invalid([document.problem(path, message) for path, message in broken])
+        raise documents.Invalid([document.contradiction(path, message) for path, message in broken])
     return spec
 
 
@@ -141,6 +141,12 @@ def _problem(document: documents.Document, found: Any) -> answer.Problem:
     message = str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if kind == "missing":
         message = "is required"
+    elif kind == "list_type":
+        message = "must be a list"
+    elif kind in ("too_short", "too_long"):
+        words, limit = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
+        count = found["ctx"][limit]
+        message = f"must have {words} {count} item{'s' if count > 1 else ''}"
     elif kind == "string_type":
         return document.problem(path, _not_text(found["input"]))
     elif (

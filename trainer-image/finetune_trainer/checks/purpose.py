@@ -45,10 +45,20 @@ def objective(spec: run.Run, pairs: bool | None) -> str | None:
 
 def evaluation(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:
     """place, int8 [rows]: the split of each example: 0 train, 1 validation, 2 test, -1 none."""
-    return _no_validation(spec, place) or _no_test(spec, columns, place) or _no_answers(spec, columns, place)
+    checks = (_no_turns, _no_validation, _no_test, _no_answers)
+    return next(filter(None, (check(spec, columns, place) for check in checks)), None)
 
 
-def _no_validation(spec: run.Run, place: table.Array) -> str | None:
+def _no_turns(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:
+    if spec.training.prompt is not job.TrainingPrompt.PROMPT or columns.answer[place >= 0].any():
+        return None
+    return (
+        "training.prompt Prompt puts intent.prompt.system before each chat, and these examples are plain text, which has no "
+        f"turns; remove training.prompt, or write rows such as {dataset.EXPECTED[job.Format.PROMPT_COMPLETION]}"
+    )
+
+
+def _no_validation(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:
     if spec.training.search is None or (place == 1).any():
         return None
     return (
@@ -64,6 +74,14 @@ def _no_test(spec: run.Run, columns: table.Table, place: table.Array) -> str | N
         return None
     needs = f"the gate on {gates[0]} needs test examples" if gates else "the evaluation needs test examples"
     prompts = len(np.unique(columns.prompts.last[place >= 0]))
+    if spec.dataset.group_by is not None:
+        groups = len(np.unique(columns.group[place >= 0]))
+        return (
+            f"{needs}, and none can be held out: the {rows} examples have {groups} group{'s' if groups > 1 else ''} by "
+            f"dataset.groupBy ({spec.dataset.group_by}) and {prompts} different prompts, and examples that share either stay in "
+            "one split. Group by a field with more values, add examples of other groups, or name test files of your own "
+            "(dataset.test.uris)."
+        )
     if prompts == 1:
         found = f"all {rows} examples have the same prompt"
     else:

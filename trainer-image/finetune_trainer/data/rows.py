@@ -68,14 +68,18 @@ def find(store: storage.Storage, patterns: list[str]) -> list[objects.Entry]:
         except errors.NotFound:
             raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, _missing(store, pattern)) from None
         if re.search(r"[*?]", pattern):
-            # As Spark and Hive do: names such as _SUCCESS are the writer's markers, not data.
-            entries = [entry for entry in entries if not entry.uri.rsplit("/", 1)[-1].startswith(("_", "."))]
+            entries = [entry for entry in entries if not is_marker(entry.uri)]
         if not entries:
             raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, _missing(store, pattern))
         for entry in entries:
             kind(entry.uri)
             found[entry.uri] = entry
     return list(found.values())
+
+
+def is_marker(uri: str) -> bool:
+    """Whether a pattern leaves the file out, as Spark and Hive do: names such as _SUCCESS are a writer's markers, not data."""
+    return uri.rsplit("/", 1)[-1].startswith(("_", "."))
 
 
 def _missing(store: storage.Storage, pattern: str) -> str:
@@ -121,6 +125,15 @@ def kind(uri: str) -> tuple[str, str]:
             f"{uri}: the name must end with .jsonl, .json, .csv or .parquet, each also with .gz or .zst",
         )
     return ("jsonl" if suffix == "ndjson" else suffix), compression
+
+
+def is_known(uri: str) -> bool:
+    """Whether the name is that of a file with rows."""
+    try:
+        kind(uri)
+    except errors.Failure:
+        return False
+    return True
 
 
 def read(store: storage.Storage, uri: str) -> Iterator[Row | Bad]:

@@ -21,29 +21,39 @@ INTRODUCTION = "Use these passages where they help:"
 
 
 def find(store: storage.Storage, uris: Sequence[str]) -> list[objects.Entry]:
-    """The files. Raises Failure when a pattern matches none, or a file is of another kind or too large."""
-    found: list[objects.Entry] = []
-    for uri in uris:
-        if not uri.lower().endswith(PLAIN):
-            found += rows.find(store, [uri])
-            continue
-        try:
-            entries = store.glob(uri)
-        except errors.NotFound:
-            entries = []
-        if not entries:
-            raise errors.Failure(
-                reasons.Reason.DATASET_NOT_FOUND,
-                f"intent.retrieval: {uri} matches no file; correct it, or upload the file",
-            )
-        found += entries
+    """The files. Raises Failure when a pattern matches none, one is of another kind or too large, or all are empty."""
+    found = [entry for uri in uris for entry in _matching(store, uri)]
     for entry in found:
-        if entry.uri.lower().endswith(PLAIN) and entry.size > BYTES:
-            raise errors.Failure(
-                reasons.Reason.DATASET_INVALID,
-                f"intent.retrieval: {entry.uri} has {entry.size} bytes, at most {BYTES} are read; split it into several files",
+        if entry.uri.lower().endswith(PLAIN):
+            if entry.size > BYTES:
+                raise _refused(
+                    f"{entry.uri} has {entry.size} bytes, at most {BYTES} are read; split it into several files"
+                )
+        elif not rows.is_known(entry.uri):
+            raise _refused(
+                f"{entry.uri} is no document that can be read: the name must end with .txt or .md, or, with a field `text` in "
+                "each row, with .jsonl, .json, .csv or .parquet (also .gz or .zst); convert it to text, or name other files"
             )
+    if not any(entry.size for entry in found):
+        raise _refused(f"the documents ({', '.join(uris)}) are empty; name files with text, or remove intent.retrieval")
     return found
+
+
+def _matching(store: storage.Storage, uri: str) -> list[objects.Entry]:
+    try:
+        found = store.glob(uri)
+    except errors.NotFound:
+        found = []
+    if "*" in uri or "?" in uri:
+        found = [entry for entry in found if not rows.is_marker(entry.uri)]
+    if not found:
+        message = f"intent.retrieval: {uri} matches no file; correct it, or upload the file"
+        raise errors.Failure(reasons.Reason.DATASET_NOT_FOUND, message)
+    return list(found)
+
+
+def _refused(message: str) -> errors.Failure:
+    return errors.Failure(reasons.Reason.DATASET_INVALID, f"intent.retrieval: {message}")
 
 
 def passages(store: storage.Storage, uris: Sequence[str]) -> Iterator[str]:

@@ -304,6 +304,8 @@ RULES: tuple[Rule, ...] = (
 
 
 def did_you_try_a_prompt(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if spec.intent.prompt.system and job.Contender.PROMPT not in spec.evaluation.baselines:
+        return Advice("Tried a prompt? It is not measured alone: evaluation.baselines leaves Prompt out.")
     if spec.intent.prompt.system:
         return Advice("Tried a prompt? The evaluation compares the tuned model with the prompt of intent.prompt.")
     return Advice(
@@ -313,6 +315,11 @@ def did_you_try_a_prompt(spec: run.Run, measured: measurements.Measurements) -> 
 
 
 def can_retrieval_solve_it(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if spec.intent.retrieval is not None and job.Contender.RAG not in spec.evaluation.baselines:
+        return Advice(
+            "Can retrieval (RAG) solve it? It is not measured: evaluation.baselines leaves RAG out, so that nothing uses "
+            "intent.retrieval."
+        )
     if spec.intent.retrieval is not None:
         return Advice(
             "Can retrieval (RAG) solve it? The evaluation measures it with the documents of intent.retrieval."
