@@ -1,5 +1,6 @@
 """The benchmark of judgement itself: its tasks, and what a row says. Nothing is trained."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -63,3 +64,14 @@ def test_a_row_shows_a_product_that_praises_what_has_not_won(
     (tmp_path / report.PAGE).write_text("something else")
     assert __main__.check(again, tmp_path) == 1
     assert ("has not won" in report.page([row])) is not honest
+
+
+def test_a_row_of_a_larger_job_stays() -> None:
+    small, large = (
+        report.of(answer(0.9, 0.2, 0.001, True), tasks.BY_NAME["style"], rows, 3.0, "make", "a machine")
+        for rows in (80, 600)
+    )
+    assert report.kept({"style": large}, small) == {"style": large}
+    assert report.kept({"style": small}, large) == {"style": large}
+    again = dataclasses.replace(small, says="again")
+    assert report.kept({"style": small}, again) == {"style": again}

@@ -1,8 +1,8 @@
 """Which method wins on tasks of many kinds, and what the product says: `python -m tests.bench.judgement` writes
 docs/benchmarks/judgement.*, a row as each task is done. It runs `finetune run`, so that what is judged is the product.
 
---task NAME      one of the tasks; may be repeated. Without it all that have no row of this size yet
---rows N, --epochs N    smaller jobs, for a trial: into out/benchmarks
+--task NAME      one of the tasks; may be repeated. Without it all that have no row of this size or a larger one yet
+--rows N, --epochs N    smaller jobs; a row of a larger one stays
 --render         writes the page again from judgement.json
 --check          only compares the page with judgement.json
 """
@@ -23,7 +23,6 @@ from tests.bench.trainer import machine, models
 from toolbox import cache, say
 
 COMMITTED = cache.REPOSITORY / "docs" / "benchmarks"
-PARTIAL = cache.REPOSITORY / "out" / "benchmarks"
 ROWS, EPOCHS = 600, 3.0
 ENDED = (0, 6)
 """Exit codes of `finetune run` for a job that was judged: done, or a gate that did not pass."""
@@ -37,23 +36,23 @@ def main() -> int:
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    folder = PARTIAL if options.rows or options.epochs else COMMITTED
-    found = report.read(folder)
+    found = report.read(COMMITTED)
     if options.check:
-        return check(found, folder)
+        return check(found, COMMITTED)
     if not options.render:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         text = f"{machine.processor()}, {len(os.sched_getaffinity(0))} cores, {memory / 2**30:.0f} GiB"
         command = " ".join(["make bench-judgement", *([f'ARGS="{" ".join(sys.argv[1:])}"'] if sys.argv[1:] else [])])
         model = str(models.prepare(models.SMALL))
         count, epochs = options.rows or ROWS, options.epochs or EPOCHS
-        done = [name for name, row in found.items() if (row.rows, row.epochs) == (count, epochs)]
+        done = [name for name, row in found.items() if row.size >= (count, epochs)]
         for name in options.task or [name for name in tasks.BY_NAME if name not in done]:
             answer = run(tasks.BY_NAME[name], count, model, epochs)
-            found[name] = report.of(answer, tasks.BY_NAME[name], count, epochs, command, text)
-            report.write(found, folder)
-            say.line(f"    {name}: {found[name].says}")
-    report.write(found, folder)
+            made = report.of(answer, tasks.BY_NAME[name], count, epochs, command, text)
+            found = report.kept(found, made)
+            report.write(found, COMMITTED)
+            say.line(f"    {name}: {made.says}")
+    report.write(found, COMMITTED)
     return 0 if all(one.honest for one in found.values()) else 1
 
 

@@ -113,7 +113,7 @@ class Search:
         try:
             given = self._answers(candidate[COMPONENT], examples, validation=all(held for _, held in batch))
         except Exception as error:
-            self._failed = error  # GEPA would go on
+            self._failed = error  # GEPA continues after an exception
             raise
         traces = list(zip(examples, given.answers, strict=True))
         scores = [self._score(one) for one in given.answers]
