@@ -32,7 +32,7 @@ class Condition(enum.StrEnum):
     SUSPENDED = "Suspended"
     """spec.suspend is true and no stage runs."""
     ROUTED = "Routed"
-    """A Gateway leads requests for deployment.route.host to the revision that serves; during a rollout in steps the message has
+    """A Gateway leads requests for deployment.route.host to the release that serves; during a rollout in steps the message has
     the share of each. Absent: the job has no route."""
     OVERRIDDEN = "Overridden"
     """An admission controller or another manager changed fields of the server or its Service, such as the image or the number of

@@ -179,10 +179,9 @@ async def test_a_job_with_a_route_is_not_placed_in_the_default_pool() -> None:
 async def test_a_revision_that_answers_as_well_gets_the_traffic_step_by_step() -> None:
     played, former, new = await rolling()
     assert played.weights == {former: 90, new: 10}
-    assert f"90 % to revision {former}, 10 % to revision {new}" in played.routed()[2]
-    service = played.world.serving()
-    assert service is not None
-    assert former in service  # the job's own Service changes at the end
+    service, candidate = played.world.serving(), played.world.state.release
+    assert f"gateways/public: 90 % to {service}, 10 % to {candidate}" in played.routed()[2]
+    assert former in str(service)  # the job's own Service changes at the end
     await played.world.wait(900)
     assert played.weights == {former: 90, new: 10}
     assert "waits for 50 more requests" in played.world.condition("Deployed").message  # type: ignore[union-attr]

@@ -43,7 +43,7 @@ def settle(world: World) -> Verdict:
     if present is None or present.accepted is None:
         text = f"HTTPRoute {name} waits for {place}: no controller has accepted it yet"
         return _says("Unknown", Reason.STARTING, text, apply=missing)
-    shares = ", ".join(f"{weight} % to revision {one.revision}" for one, weight in weights)
+    shares = ", ".join(f"{weight} % to {one.name}" for one, weight in weights)
     return _says("True", Reason.SERVING, f"requests for {wanted.host}/v1 go by {place}: {shares}", apply=missing)
 
 
