@@ -5,6 +5,7 @@ from finetune_api import intent, status
 from finetune_api.evaluation import Evaluation
 from finetune_api.exits import Exit
 from finetune_api.reasons import Reason, Stage
+from finetune_api.training import Training
 
 LOADING = frozenset({Stage.BASELINE, Stage.TRAIN, Stage.EVALUATE})
 """Stages that load the model: they report progress, and can work with smaller batches."""
@@ -19,6 +20,11 @@ REASONS = {
     Exit.STORAGE: Reason.STORAGE_UNAVAILABLE,
 }
 """The meaning of an exit code if a stage could not report more."""
+
+
+def has_baseline(why: intent.Intent, how: Evaluation, trained: Training) -> bool:
+    """Whether there is a baseline stage before training: if a baseline is measured, or a teacher writes the answers."""
+    return trained.teacher is not None or measures_a_baseline(why, how)
 
 
 def measures_a_baseline(why: intent.Intent, how: Evaluation) -> bool:

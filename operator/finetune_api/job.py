@@ -39,6 +39,7 @@ from finetune_api.training import (
     Modules,
     Objective,
     Precision,
+    Teacher,
     Training,
     TrainingPrompt,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "Storage",
     "Task",
     "TaskGate",
+    "Teacher",
     "Toleration",
     "Training",
     "TrainingPrompt",
@@ -151,6 +153,24 @@ class FineTuneJobSpec(model.Model):
             (
                 "self.training.prompt != 'Prompt' || has(self.intent.prompt.system)",
                 "training.prompt Prompt needs intent.prompt.system, the prompt to train with",
+            ),
+            (
+                "!has(self.training.teacher) || has(self.intent.prompt.system)",
+                "training.teacher Prompt needs intent.prompt.system, the prompt with which the base model answers",
+            ),
+            (
+                "!has(self.training.teacher) || self.dataset.format in ['Chat', 'PromptCompletion', 'Instruction', 'Auto']",
+                "training.teacher needs questions: set dataset.format to Chat, PromptCompletion, Instruction or Auto",
+            ),
+            (
+                "!has(self.training.teacher) || 'Base' in self.evaluation.baselines",
+                "with training.teacher the tuned model is compared with Base: add it to evaluation.baselines",
+            ),
+            (
+                "!has(self.training.teacher) || !has(self.evaluation.gates) || self.evaluation.gates.all(g, !has(g.over) || "
+                "!(g.over in ['Prompt', 'FewShot', 'Retrieved', 'Optimized', 'ManyShot', 'RAG', 'Structured']))",
+                "with training.teacher the answers with the prompt are the reference, which nothing can beat: compare with "
+                "Base or BestBaseline, or set a minimum",
             ),
             (
                 "self.training.batchSize >= self.resources.nodes * (self.resources.gpus > 0 ? self.resources.gpus : 1)",

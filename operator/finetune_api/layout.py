@@ -33,6 +33,11 @@ class Layout:
         return f"{self.root}/data"
 
     @property
+    def taught(self) -> str:
+        """Folder of the same files as `data` with the answers of training.teacher."""
+        return f"{self.root}/taught"
+
+    @property
     def replay(self) -> str:
         """Folder of the general examples of training.replay, as token ids."""
         return f"{self.root}/replay"

@@ -368,6 +368,12 @@ class Results(status.Reported):
         description="Whose prompt the contender Structured got: the one that did best without the schema, by another metric than "
         "JsonValid and JsonSchema. Absent: there was no such contender.",
     )
+    teacher: job.Teacher | None = Field(
+        default=None,
+        description="Of training.teacher: the expected answers are those of the base model with intent.prompt.system. The "
+        "tokens of Prompt are then those of the teacher, and the saved ones are the difference to them. Absent: the answers "
+        "of the rows.",
+    )
     tries: Tries | None = Field(default=None, description="Absent: there are no test examples.")
     left_out: list[str] = Field(
         default_factory=list,

@@ -76,7 +76,8 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
         "retries": whole["training"].get("retries"),
     }
     # Recorded only where it affects the weights, so that no other revision's hash has it.
-    prompt = {"prompt": spec.intent.prompt.system} if spec.training.prompt is job.TrainingPrompt.PROMPT else {}
+    learned = spec.training.prompt is job.TrainingPrompt.PROMPT or spec.training.teacher is not None
+    prompt = {"prompt": spec.intent.prompt.system} if learned else {}
     deployment = {
         k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval", "route"}
     }

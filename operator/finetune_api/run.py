@@ -161,7 +161,8 @@ class Run(model.Model):
 
     def without_judgement(self) -> "Run":
         """The run file for stages that do not evaluate: training, verification and the server's init container."""
-        intent = job.Intent(prompt=job.Prompt(system=self.trained_prompt))
+        system = self.intent.prompt.system if self.training.teacher else self.trained_prompt
+        intent = job.Intent(prompt=job.Prompt(system=system))
         update = {"intent": intent, "evaluation": job.Evaluation(gates=[]), "evaluation_hash": ""}
         return self.without_later_stages().model_copy(update=update)
 
@@ -185,6 +186,11 @@ class Run(model.Model):
         for task in self.evaluation.harness.tasks if self.evaluation.harness else []:
             asked += [*(task.uris or []), *(task.few_shot_uris or [])]
         return [*self.dataset.train, *held_out, *asked]
+
+    @property
+    def examples(self) -> str:
+        """Folder of the examples with the answers that are learned and tested: the frozen split, or the teacher's copy of it."""
+        return self.layout.taught if self.training.teacher else self.layout.data
 
     @property
     def layout(self) -> layout.Layout:

@@ -76,6 +76,10 @@ class TrainingPrompt(enum.StrEnum):
     PROMPT = "Prompt"
 
 
+class Teacher(enum.StrEnum):
+    PROMPT = "Prompt"
+
+
 class LossOn(enum.StrEnum):
     ASSISTANT = "Assistant"
     LAST_ASSISTANT = "LastAssistant"
@@ -146,6 +150,16 @@ class Training(model.Model):
                 "!has(self.dpo) || self.objective == 'DPO'",
                 "training.dpo needs training.objective DPO: set it, or remove training.dpo",
             ),
+            (
+                "!has(self.teacher) || self.objective == 'SFT'",
+                "training.teacher needs training.objective SFT: a teacher writes one answer to each prompt; remove "
+                "training.teacher",
+            ),
+            (
+                "!has(self.teacher) || self.prompt == 'AsWritten'",
+                "training.teacher puts intent.prompt.system into the weights, and training.prompt Prompt keeps it in each "
+                "request: remove one of them",
+            ),
         )
     }
     objective: Objective = Field(
@@ -209,6 +223,13 @@ class Training(model.Model):
         description="The system prompt of the training examples. AsWritten (the default): their own. Prompt: "
         "intent.prompt.system in place of it, for training and prompting together; the tuned model is then evaluated with it, "
         "and clients must send it. An edit of intent.prompt.system then trains again.",
+    )
+    teacher: Teacher | None = Field(
+        default=None,
+        description="Who writes the answers that are learned. Prompt: the base model with intent.prompt.system, before "
+        "training, so that the tuned model answers without the prompt as the base model does with it; rows need no answers, "
+        "and the last answer of rows that have one is not used, in test files neither: the teacher's answers are the "
+        "reference. An edit of intent.prompt.system then trains again. Absent: the answers of the rows.",
     )
     replay: Replay | None = Field(
         default=None,

@@ -159,6 +159,18 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "training.prompt Prompt needs intent.prompt.system",
     ),
     (
+        "a teacher without a prompt",
+        {"training.teacher": "Prompt"},
+        "",
+        "training.teacher Prompt needs intent.prompt.system",
+    ),
+    (
+        "to be better than the teacher",
+        {"training.teacher": "Prompt", "intent.prompt.system": "Sort.", GATE: [{"metric": "Loss", "over": "FewShot"}]},
+        "",
+        "the answers with the prompt are the reference",
+    ),
+    (
         "to be better than a prompt that is not there",
         {GATE: [{"metric": "Loss", "over": "Prompt"}]},
         "",

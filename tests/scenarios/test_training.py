@@ -15,7 +15,8 @@ import torch
 from tests.bench.trainer import models
 from tests.trainer import tiny
 
-from finetune_api import job, reasons, run, status
+from finetune_api import job, reasons, results, run, status
+from finetune_trainer import report
 from finetune_trainer.engine import lora, model
 from finetune_trainer.process import errors
 from finetune_trainer.stages import baseline, evaluate, preflight, train
@@ -28,6 +29,7 @@ BASE, FEW, TUNED = job.Contender.BASE, job.Contender.FEW_SHOT, job.Contender.TUN
 RIGHT = {"metric": "ExactMatch", "minimum": 0.8}
 BETTER = {"metric": "ExactMatch", "over": "FewShot"}
 QUICK = {"maxNewTokens": 24}
+THANKS = {"role": "assistant", "content": "Thank you!"}
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +64,16 @@ def world(base: pathlib.Path, folder: pathlib.Path, rows: Rows, **changes: Any) 
 
 @pytest.fixture(scope="module")
 def schooled(fresh: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A base model that sorts mail already: the fresh one with what it learned written into its weights."""
-    place = tmp_path_factory.mktemp("schooled")
+    """A base model that sorts mail already."""
+    return school(fresh, tmp_path_factory.mktemp("schooled"), tiny.examples(120))
+
+
+def school(fresh: pathlib.Path, place: pathlib.Path, rows: Rows) -> pathlib.Path:
+    """The fresh base model with what it learned from these rows written into its weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETUNE_WORK", str(place / "work"))
         patch.setenv("FINETUNE_METRICS_PORT", "0")
-        spec = world(fresh, place, tiny.examples(120))
+        spec = world(fresh, place, rows)
         preflight.preflight(spec)
         train.train(spec, 1, 1.0)
     tuned = lora.add(model.load(fresh, job.Precision.FLOAT32, torch.device("cpu")), spec.training.lora, "tiny-base")
@@ -151,6 +157,41 @@ def test_a_format_is_learned_even_where_the_content_is_not(fresh: pathlib.Path, 
     gates = [{"metric": "JsonSchema", "minimum": 0.8}, {"metric": "ExactMatch", "minimum": 0.8}]
     found, _ = judged(world(fresh, tmp_path, rows, evaluation={"outputSchema": schema, "gates": gates}))
     assert [gate.passed for gate in found.gates] == [True, False]
+
+
+def test_a_prompt_moves_into_the_weights_without_an_answer_in_the_data(
+    fresh: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The base model sorts mail only when its prompt says so; the tuned one without it, for fewer tokens."""
+    plain = [{"messages": [row["messages"][1], THANKS]} for row in tiny.examples(120)]
+    obedient = school(fresh, tmp_path / "school", tiny.examples(120) + plain)
+    rows = [{"prompt": row["messages"][1]["content"]} for row in tiny.examples(160, start=200)]
+    spec = world(
+        obedient,
+        tmp_path / "job",
+        rows,
+        training={"teacher": "Prompt"},
+        intent={"goals": ["TokenReduction"], "prompt": {"system": "You sort mail."}},
+        evaluation={
+            "gates": [RIGHT, {"metric": "ExactMatch", "over": "BestBaseline"}],
+            "forgetting": {"maximumQuestions": 8},
+        },
+    )
+    before = asked(spec)
+    assert before.sufficient is None
+    assert before.message.startswith("the base model answered with intent.prompt.system, to learn from; without it: ")
+    found, values = judged(spec)
+    assert found.passed, found.gates
+    assert values["ExactMatch", TUNED] > 0.9 > 0.1 > values["ExactMatch", BASE]
+    folder = pathlib.Path(spec.layout.evaluation(spec.evaluation_hash).removeprefix("file://"))
+    scores = results.Results.model_validate_json((folder / "results.json").read_text())
+    spent = {one.contender: one.prompt for one in scores.tokens}
+    assert found.tokens_saved_per_request == round(spent[job.Contender.PROMPT] - spent[TUNED]) > 0
+    assert {json.loads(one.expected or "")["intent"] for one in scores.samples} == {"refund", "praise"}
+    page = report.page(scores)
+    assert "The expected answers are those of the base model with intent.prompt.system" in page
+    assert f"{found.tokens_saved_per_request} fewer" in page
+    assert "the reference: it wrote the expected answers" in page
 
 
 def test_what_the_model_knew_is_forgotten_and_reported(schooled: pathlib.Path, tmp_path: pathlib.Path) -> None:

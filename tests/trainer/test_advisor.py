@@ -157,7 +157,8 @@ def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
     wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}
     advice = spoke(bad, intent={"goals": ["GeneralCapability"], "changeFrequency": "Weekly"}, **wanted)
     advice |= spoke(bad, intent={"goals": ["Knowledge"], "changeFrequency": "Monthly"}, **wanted)
-    advice |= spoke(changed(train=3), **wanted)
+    taught = {"intent": {"prompt": {"system": "Sort."}}, "training": {"teacher": "Prompt"}}
+    advice |= spoke(changed(train=3), **wanted, **taught)
     assert set(advice) == {rule.__name__ for rule in advisor.RULES}
     for one in advice.values():
         assert one.text[-1] == "."

@@ -169,4 +169,4 @@ def cache(spec: run.Run) -> pathlib.Path:
 
 def needed(stage: Stage, spec: run.Run) -> bool:
     """Whether the job has this stage: a baseline is measured only where it can matter."""
-    return stage is not Stage.BASELINE or course.measures_a_baseline(spec.intent, spec.evaluation)
+    return stage is not Stage.BASELINE or course.has_baseline(spec.intent, spec.evaluation, spec.training)

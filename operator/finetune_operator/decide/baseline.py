@@ -35,7 +35,7 @@ def baseline_is_not_done(world: World) -> Verdict | None:
 
 
 def _decides(world: World) -> bool:
-    return course.measures_a_baseline(world.spec.intent, world.spec.evaluation)
+    return course.has_baseline(world.spec.intent, world.spec.evaluation, world.spec.training)
 
 
 def _is_settled(world: World) -> bool:

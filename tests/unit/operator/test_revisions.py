@@ -109,9 +109,10 @@ def test_a_new_value_of_the_run_annotation_means_a_new_revision() -> None:
     assert sections(record(), spec(), "again") == {"training"}
 
 
-def test_a_prompt_that_is_trained_with_belongs_to_the_weights() -> None:
+@pytest.mark.parametrize("field", ["prompt", "teacher"])
+def test_a_prompt_that_is_trained_with_belongs_to_the_weights(field: str) -> None:
     plain = {"intent.prompt.system": "Sort."}
-    trained = plain | {"training.prompt": "Prompt"}
+    trained = plain | {f"training.{field}": "Prompt"}
     assert "prompt" not in record(**plain)["training"], "the hashes of other revisions stay as they are"
     assert sections(record(**plain), spec(**{"intent.prompt.system": "Sort it."})) == {"evaluation"}
     assert sections(record(**plain), spec(**trained)) == {"training"}

@@ -4,6 +4,7 @@
     rows       raw rows of JSONL, JSON, CSV and Parquet files, one at a time
     shapes     rows in one form, whatever dialect they are written in; which of their fields nothing reads
     dataset    examples: the meaning of rows, and the frozen split in storage
+    questions  rows of which only the question is read, for a teacher to answer
     toolcalls  tools and tool calls, as rows and requests have them
     dialects   the dialects in which models write tool calls, and their parsers
     patterns   regular expressions of JSON Schemas, in bounded time

@@ -297,7 +297,8 @@ def load(
     except errors.NotFound:
         raise errors.Failure(
             reasons.Reason.DATASET_NOT_FOUND,
-            f"{uri} has no frozen split; run the preflight stage of this revision first",
+            f"{uri} has no frozen split; run the preflight stage of this revision first, and with training.teacher the "
+            "baseline stage",
         ) from None
     if ready:
         parts = {name: read(local / "corpus" / name) for name in names}

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
@@ -123,8 +123,8 @@ class Example:
 
     @property
     def answer(self) -> str | None:
-        """The last answer, its calls in JSON; plain text has none."""
-        return self.messages[-1].text if self.messages else None
+        """The last answer, its calls in JSON; None for plain text, and for a question that a teacher will answer."""
+        return (self.messages[-1].text or None) if self.messages else None
 
     @property
     def size(self) -> int:
@@ -499,17 +499,21 @@ def _turn_from_record(turn: dict[str, Any]) -> Message:
 
 
 def parse(
-    found: Iterator[rows.Row | rows.Bad], kind: job.Format, group_by: str | None = None
+    found: Iterator[rows.Row | rows.Bad],
+    kind: job.Format,
+    group_by: str | None = None,
+    read: Callable[[Any, job.Format, str], Example] | None = None,
 ) -> Iterator[Example | rows.Bad]:
-    """Examples of one file; Auto decides the format by the first row. group_by: the field with a row's group."""
+    """Examples of one file; Auto decides the format by the first row. group_by: the field with a row's group. read: instead of
+    `example`, for every format."""
     for row in found:
         if isinstance(row, rows.Bad):
             yield row
             continue
         try:
-            if kind is job.Format.AUTO:
+            if kind is job.Format.AUTO and read is None:
                 kind = detect(row.value)
-            made = example(row.value, kind, row.source)
+            made = (read or example)(row.value, kind, row.source)
             yield made if group_by is None else grouped(made, row.value, group_by)
         except Wrong as wrong:
             yield rows.Bad(row.source, str(wrong), wrong.rule)

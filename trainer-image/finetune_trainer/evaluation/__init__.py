@@ -4,6 +4,7 @@
     retrieval    the training examples that are most similar to a question
     instructions the form of the training answers in words, for Optimized's prompt
     documents    the user's documents in passages
+    teacher      the base model with its prompt answers the examples before training (training.teacher)
     engines      the seam: what answers, as any contender
     in_process   our own engine, in this process
     server       a vLLM server beside it, with what will serve the adapter

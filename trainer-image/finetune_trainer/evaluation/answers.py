@@ -94,6 +94,8 @@ def load(
 def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
     """How questions are written, with the examples that the baselines show before them within `room` tokens."""
     inline = not encoder.takes_system
+    if spec.training.teacher is not None:
+        return contenders.Script(spec.intent.prompt, inline=inline, taught=True)
     wanted = (contenders.SHOWN | {job.Contender.OPTIMIZED}).intersection(spec.evaluation.baselines)
     if not wanted or not encoder.tokenizer.chat_template:
         return contenders.Script(spec.intent.prompt, inline=inline)
@@ -137,7 +139,7 @@ def prompts(
 def with_passages(script: contenders.Script, spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
     """The script with the documents of intent.retrieval, where RAG takes part. Raises Failure when they cannot be read."""
     rules = spec.intent.retrieval
-    if rules is None or job.Contender.RAG not in spec.evaluation.baselines:
+    if rules is None or script.taught or job.Contender.RAG not in spec.evaluation.baselines:
         return script
     found = list(documents.passages(storage.of_data(spec), rules.uris))
     if not found:
@@ -157,11 +159,11 @@ def fetch(spec: run.Run, store: storage.Storage, names: set[str]) -> folders.Man
     """Files of the frozen split into the working folder; the whole split's manifest. Raises Failure when preflight did not write
     it."""
     try:
-        return folders.load(store, spec.layout.data, machine.work() / "data", only=names)
+        return folders.load(store, spec.examples, machine.work() / "data", only=names)
     except errors.NotFound:
         raise errors.Failure(
             reasons.Reason.DATASET_NOT_FOUND,
-            f"{spec.layout.data} has no frozen split; run the preflight stage of this revision first",
+            f"{spec.examples} has no frozen split; run the preflight stage of this revision first",
         ) from None
 
 

@@ -62,6 +62,8 @@ class Script:
     """The model that improves the best of them."""
     trained: Mapping[job.Contender, str] = dataclasses.field(default_factory=dict)
     """The system prompts that adapters were trained with, and are asked with (training.prompt)."""
+    taught: bool = False
+    """Whether the answers with the system prompt are the reference (training.teacher): Base alone is compared with."""
     structured: job.Contender = job.Contender.PROMPT
     """Whose prompt Structured gets."""
 
@@ -152,7 +154,8 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
         job.Contender.RAG: chats and script.passages is not None,
         job.Contender.STRUCTURED: chats and spec.output_schema is not None,
     }
-    return [which for which in job.Contender if which in spec.baselines and possible[which]]
+    wanted = [which for which in job.Contender if which in spec.baselines and possible[which]]
+    return [which for which in wanted if which is job.Contender.BASE] if script.taught else wanted
 
 
 def showable(training: Sequence[dataset.Example]) -> list[dataset.Example]:

@@ -70,7 +70,7 @@ def frozen(spec: run.Run, store: storage.Storage) -> list[dataset.Example]:
     """The test examples that the evaluation will choose of the frozen split; empty where there is none: the stage itself says
     what is missing."""
     try:
-        lines = store.read(f"{spec.layout.data}/test.jsonl").splitlines()
+        lines = store.read(f"{spec.examples}/test.jsonl").splitlines()
     except errors.NotFound:
         return []
     chosen = contenders.choose(lines, spec.evaluation.maximum_examples, spec.training.seed)

@@ -49,6 +49,8 @@ class Findings:
     """The group of each example by dataset.groupBy."""
     judged: pairwise.Judged | None = None
     """What the judge decided; None without one."""
+    reference: answers.Answers | None = None
+    """With training.teacher: its prompts and answers, whose tokens are those that training saves; no contender."""
     harness: results.Harness | None = None
     """The results of the benchmarks; None without any."""
     benchmarks: task_gates.Found = dataclasses.field(default_factory=dict)
@@ -117,8 +119,10 @@ def results_of(
     others = [which for which in found.asked if which is not tuned]
     head = found.headline(spec)
     saved = None
-    if head.baseline is not None and found.asked[tuned].prompts:
-        saved = round(found.asked[head.baseline].prompt_tokens - found.asked[tuned].prompt_tokens)
+    replaced = found.reference or (found.asked[head.baseline] if head.baseline is not None else None)
+    if replaced is not None and found.asked[tuned].prompts:
+        saved = round(replaced.prompt_tokens - found.asked[tuned].prompt_tokens)
+    spent = found.asked | ({job.Contender.PROMPT: found.reference} if found.reference else {})
     reported = values(found.values)
     gpus = spec.gpus * spec.nodes
     took = provenance.training.get("seconds")
@@ -163,6 +167,7 @@ def results_of(
         retrieved=found.retrieved,
         optimized=found.optimized,
         structured=found.structured,
+        teacher=spec.training.teacher,
         tries=found.tries,
         left_out=found.left_out,
         tokens=[
@@ -171,9 +176,9 @@ def results_of(
                 prompt=round(one.prompt_tokens, 1),
                 answer=round(one.answer_tokens, 1),
                 seconds=round(one.seconds / len(one.prompts), 4) if one.seconds and one.prompts else None,
-                cost=priced[which],
+                cost=priced.get(which),
             )
-            for which, one in found.asked.items()
+            for which, one in spent.items()
             if one.prompts or one.usage
         ],
         break_even_requests=prices.break_even(saved, took and took * max(gpus, spec.nodes), found.prefill),
@@ -385,7 +390,7 @@ def optimized_before_training(spec: run.Run, store: storage.Storage) -> results.
 
 def _of_baseline(spec: run.Run, store: storage.Storage) -> dict[str, Any]:
     manifest = folders.manifest(store, spec.layout.baseline(spec.evaluation_hash))
-    return manifest.extra if manifest is not None and folders.made_of(store, manifest, spec.layout.data) else {}
+    return manifest.extra if manifest is not None and folders.made_of(store, manifest, spec.examples) else {}
 
 
 def shown(samples: list[results.Sample], baseline: job.Contender | None) -> list[results.Sample]:

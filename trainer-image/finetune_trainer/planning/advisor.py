@@ -281,6 +281,15 @@ def _short(gates: list[str], remedy: str) -> Advice | None:
     return Advice(f"A good model may miss a gate by chance. {gates[0]}{others}. {remedy}")
 
 
+def answers_are_the_teachers(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if spec.training.teacher is None:
+        return None
+    return Advice(
+        "training.teacher: the base model with intent.prompt.system writes the answers before training; those of the rows are "
+        "not used. Tokens and memory are of the questions alone."
+    )
+
+
 RULES: tuple[Rule, ...] = (
     examples_are_too_few,
     examples_are_near_copies,
@@ -297,6 +306,7 @@ RULES: tuple[Rule, ...] = (
     training_takes_days,
     test_examples_are_too_few,
     benchmark_questions_are_too_few,
+    answers_are_the_teachers,
 )
 
 

@@ -46,6 +46,9 @@ class Reason:
     """Whether it is a goal of the job."""
 
 
+TAUGHT = "The expected answers are those of the base model with intent.prompt.system (training.teacher)."
+
+
 def verdict(found: results.Results) -> Verdict:
     """Whether the model passed, why, and what a reader must not miss."""
     return Verdict(found.evaluation.passed, _decided(found), _evidence(found), tuple(_cautions(found)))
@@ -72,7 +75,8 @@ def _evidence(found: results.Results) -> str:
         pairwise = reading.judged_against(found, found.best_baseline)
         return _judged(found, pairwise) if pairwise else ""
     tuned = reading.value(found, metric, Contender.TUNED) if metric else None
-    return f"{words.capital(_against(found, tuned))}." if tuned else ""
+    taught = f" {TAUGHT}" if found.teacher else ""
+    return f"{words.capital(_against(found, tuned))}.{taught}" if tuned else ""
 
 
 def _against(found: results.Results, tuned: results.Value) -> str:
@@ -301,7 +305,7 @@ def unpaid(found: results.Results) -> str:
     """Why there is no break-even."""
     if not found.training.seconds:
         return "the duration of the training is unknown"
-    ours, theirs = (reading.tokens(found, who) if who else None for who in (Contender.TUNED, found.best_baseline))
+    ours, theirs = (reading.tokens(found, who) if who else None for who in (Contender.TUNED, reading.replaced(found)))
     if ours is None or theirs is None:
         return "no baseline's tokens per request are known"
     return (
@@ -312,7 +316,7 @@ def unpaid(found: results.Results) -> str:
 
 
 def _fewer(found: results.Results) -> Reason:
-    title, other = "Fewer tokens", found.best_baseline
+    title, other = "Fewer tokens", reading.replaced(found)
     ours = reading.tokens(found, Contender.TUNED)
     theirs = reading.tokens(found, other) if other else None
     if ours is None or theirs is None or other is None:

@@ -65,6 +65,11 @@ def alternatives(found: results.Results) -> list[Contender]:
     return [*BASELINES, *(Contender(one.name) for one in found.candidates)]
 
 
+def replaced(found: results.Results) -> Contender | None:
+    """Whose prompt the tuned model does without: the teacher's, or that of the best baseline."""
+    return Contender.PROMPT if found.teacher else found.best_baseline
+
+
 def best(metric: Metric) -> Callable[[Iterable[results.Value]], results.Value]:
     """max or min of values, by the metric's direction; the first of equals."""
     sign = -1 if metric in job.LOWER_IS_BETTER else 1

@@ -1,4 +1,4 @@
-"""The baseline stage, before training: does a prompt alone pass the gates?
+"""The baseline stage, before training: does a prompt alone pass the gates? With training.teacher it first writes the answers.
 
 The base model is asked with the prompt in use today, and with examples of the training split before the question, on
 validation examples; the test examples stay unseen. A contender is asked in growing rounds, until it has passed or can no longer
@@ -27,6 +27,7 @@ from finetune_trainer.evaluation import (
     selection,
     server,
     structured,
+    teacher,
 )
 from finetune_trainer.planning import epoch_count
 from finetune_trainer.process import log, machine, progress
@@ -43,29 +44,43 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
     store = storage.of(spec.storage)
     folder = spec.layout.baseline(spec.evaluation_hash)
     manifest = folders.manifest(store, folder)
-    if manifest is not None and folders.made_of(store, manifest, spec.layout.data):
+    if manifest is not None and folders.made_of(store, manifest, spec.examples):
         log.info("the baseline was measured before", baseline=folder)
         return outcome_of(spec, status.Baseline.model_validate(manifest.extra["baseline"]))
+    reporter = progress.Progress(spec, "baseline", attempt)
+    runner: answers.ModelRunner | None = None
+    if spec.training.teacher is not None and not teacher.written(spec, store):
+        runner = answers.load(spec, store, scale, sidecar)
+        teacher.write(spec, store, runner, lambda done, total: reporter.update(progress.of(done, total)))
     feasible.check_frozen(spec, store)
     split = answers.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
     random.Random(f"{spec.training.seed}:baseline").shuffle(examples)  # noqa: S311
-    reporter = progress.Progress(spec, "baseline", attempt)
+    if spec.training.teacher is not None and not course.measures_a_baseline(spec.intent, spec.evaluation):
+        examples = []
     others = candidates.of(spec, deciding=False) if examples else []
     rounds = Rounds(examples[: spec.evaluation.maximum_examples], {one.which: one for one in others})
     passing = None
     if examples:
-        runner = answers.load(spec, store, scale, sidecar)
+        runner = runner or answers.load(spec, store, scale, sidecar)
         log.info("measuring the baseline", engine=runner.engine.kind)
         passing = run_rounds(spec, runner, rounds, reporter)
     unanswered = [f"{one.which}: {one.problem}" for one in others if one.problem]
     left_out = [*rounds.limits.left_out, *unanswered]
-    prompt = runner.script.structured if passing is job.Contender.STRUCTURED else None
+    prompt = runner.script.structured if runner and passing is job.Contender.STRUCTURED else None
     found = summary(spec, rounds.asked, passing, len(examples), prompt, rounds.optimized)
     found = found.model_copy(update={"left_out": left_out})
+    if spec.training.teacher is not None:
+        found = found.model_copy(update={"message": of_teacher(spec, store, found)})
     deliver(spec, store, split, found, rounds, examples)
     reporter.end()
     return outcome_of(spec, found)
+
+
+def of_teacher(spec: run.Run, store: storage.Storage, found: status.Baseline) -> str:
+    """The message of a job with training.teacher."""
+    measured = found.message if found.examples else "no baseline was measured"
+    return f"the base model answered with intent.prompt.system, to learn from{teacher.note(spec, store)}; without it: {measured}"
 
 
 def outcome_of(spec: run.Run, found: status.Baseline) -> outcome.Outcome:

@@ -37,6 +37,7 @@ from finetune_trainer.evaluation import (
     selection,
     server,
     structured,
+    teacher,
     tries,
 )
 from finetune_trainer.harness import measures, play, tasks
@@ -108,6 +109,8 @@ def evaluate(
     found = measure(
         spec, store, runner, examples, serving, meter, manifest.extra.get("training", {}).get("seconds"), others
     )
+    if runner.script.taught:
+        found.reference = teacher.reference(runner, examples)
     if rules is not None:
         found.harness, found.benchmarks = play.measure(runner, benchmarks, problems, rules, meter.tell)
     if arbiter is not None:
@@ -140,7 +143,7 @@ def finished(spec: run.Run, store: storage.Storage, sha256: str) -> outcome.Outc
     manifest = folders.manifest(store, spec.layout.evaluation(spec.evaluation_hash))
     if manifest is None or manifest.extra.get("adapter") != sha256:
         return None
-    if not folders.made_of(store, manifest, spec.layout.data):
+    if not folders.made_of(store, manifest, spec.examples):
         return None
     log.info("the evaluation was done before", evaluation=spec.layout.evaluation(spec.evaluation_hash))
     return outcome_of(spec, status.Evaluation.model_validate(manifest.extra["evaluation"]))

@@ -17,7 +17,7 @@ import numpy as np
 
 from finetune_api import job, outcome, reasons, revision, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, sample, variety
-from finetune_trainer.data import corpus, dataset, rows, split, tokens
+from finetune_trainer.data import corpus, dataset, questions, rows, split, tokens
 from finetune_trainer.evaluation import contenders, documents, feasible, metrics, task_gates
 from finetune_trainer.planning import (
     advisor,
@@ -316,8 +316,9 @@ def read_all(spec: run.Run, store: storage.Storage, encoder: tokens.Encoder, wor
 
 
 def read(spec: run.Run, store: storage.Storage, entries: list[objects.Entry]) -> Iterator[dataset.Example | rows.Bad]:
+    asked = questions.example if spec.training.teacher else None
     for entry in entries:
-        yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format, spec.dataset.group_by)
+        yield from dataset.parse(rows.read(store, entry.uri), spec.dataset.format, spec.dataset.group_by, asked)
 
 
 def no_examples(name: str, entries: list[objects.Entry]) -> errors.Failure:
@@ -384,7 +385,10 @@ def check_policies(
 
 
 def impossible_gates(spec: run.Run, reviewed: review.Reviewed, place: split.Array) -> str | None:
-    """Why a gate could not be passed by any model, on the test examples that the evaluation will choose."""
+    """Why a gate could not be passed by any model, on the test examples that the evaluation will choose; not known yet where a
+    teacher will answer them."""
+    if spec.training.teacher is not None:
+        return None
     chosen = contenders.choose(rule.rows(place == 2).tolist(), spec.evaluation.maximum_examples, spec.training.seed)
     if not spec.evaluation.stated or not chosen:
         return None

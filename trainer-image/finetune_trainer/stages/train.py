@@ -62,7 +62,7 @@ def run_process(
     folder = sources.resolve(spec.base_model, store, processes.shared_folder() / "base")
     if not group.local:
         group.wait()
-    data = corpus.load(store, spec.layout.data, folder, spec.training, spec.trained_prompt)
+    data = corpus.load(store, spec.examples, folder, spec.training, spec.trained_prompt)
     planned = parallel(spec, folder, data, group, where)
     shares = planned is not None and planned.sharded
     quantised = spec.training.method is job.Method.QLORA
@@ -191,7 +191,7 @@ def check_same_checkpoint(group: processes.ProcessGroup, step: int) -> None:
 def finished(spec: run.Run, store: storage.Storage) -> outcome.Outcome | None:
     """The outcome of an earlier attempt that uploaded the whole adapter."""
     manifest = folders.manifest(store, spec.layout.adapter)
-    if manifest is None or "training" not in manifest.extra or not folders.made_of(store, manifest, spec.layout.data):
+    if manifest is None or "training" not in manifest.extra or not folders.made_of(store, manifest, spec.examples):
         return None
     described = adapter.described(spec.layout.adapter, manifest, spec.training.lora.rank)
     log.info("the adapter was trained before", adapter=spec.layout.adapter)
