@@ -71,7 +71,7 @@ def test_a_row_of_a_larger_job_stays() -> None:
         report.of(answer(0.9, 0.2, 0.001, True), tasks.BY_NAME["style"], rows, 3.0, "make", "a machine")
         for rows in (80, 600)
     )
-    assert report.kept({"style": large}, small) == {"style": large}
-    assert report.kept({"style": small}, large) == {"style": large}
+    assert report.with_row({"style": large}, small) == {"style": large}
+    assert report.with_row({"style": small}, large) == {"style": large}
     again = dataclasses.replace(small, says="again")
-    assert report.kept({"style": small}, again) == {"style": again}
+    assert report.with_row({"style": small}, again) == {"style": again}

@@ -93,7 +93,7 @@ def read(folder: pathlib.Path) -> dict[str, Row]:
     return {one["task"]: Row(**one | {"gain": one["gain"] and tuple(one["gain"])}) for one in found}
 
 
-def kept(found: dict[str, Row], made: Row) -> dict[str, Row]:
+def with_row(found: dict[str, Row], made: Row) -> dict[str, Row]:
     """The rows with a new one, unless there is one of a larger job."""
     there = found.get(made.task)
     return found if there is not None and there.size > made.size else {**found, made.task: made}

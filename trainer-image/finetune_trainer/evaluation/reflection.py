@@ -180,12 +180,12 @@ class Search:
         if not written or not self.optimizer.fits(written):
             self._useless += 1
             if self._useless >= USELESS:
-                said = (
+                fault = (
                     "longer than a quarter of the room for examples"
                     if written
                     else "not to be found between ``` and ```"
                 )
-                self.problem = f"{USELESS} replies in a row were of no use: the instruction was {said}"
+                self.problem = f"{USELESS} replies in a row were of no use: the instruction was {fault}"
             raise ValueError("a reply of no use")
         self._useless = 0
         return f"```\n{written}\n```"
