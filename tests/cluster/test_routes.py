@@ -88,6 +88,8 @@ def test_a_route_is_written_repaired_weighted_in_steps_and_removed(
         return weights() == [90, 10]
 
     eventually(in_a_step, 60)
+    # no vLLM is behind the pods' address: the operator has tried to read it, and says so
+    eventually(lambda: "requests cannot be counted (127.0.0.1: " in stage.condition(NAME, "Deployed")["message"], 40)
     revision = stage.job(NAME)["status"]["revision"]
     stage.edit(NAME, {"metadata": {"annotations": {"finetune.dev/rollout": f"promote {revision}"}}})
     eventually(lambda: weights() == [100])
