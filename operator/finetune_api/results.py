@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from finetune_api import candidates as basemodels
 from finetune_api import job, status
 
 
@@ -367,6 +368,11 @@ class Results(status.Reported):
         default=None,
         description="Whose prompt the contender Structured got: the one that did best without the schema, by another metric than "
         "JsonValid and JsonSchema. Absent: there was no such contender.",
+    )
+    smaller_models: list[basemodels.Candidate] = Field(
+        default_factory=list,
+        description="Those of baseModel.candidates that were trained and evaluated before this one, as status.candidates "
+        "has them: their figures, their cost, and the evidence by which the next one followed.",
     )
     teacher: job.Teacher | None = Field(
         default=None,

@@ -153,6 +153,11 @@ class Run(model.Model):
         default=None,
         description="What smaller models reached in jobs of the namespace; only for preflight of a large base model.",
     )
+    smaller: list[candidates.Candidate] | None = Field(
+        default=None,
+        description="Those of baseModel.candidates that were evaluated before and missed a gate; only for the evaluation, whose "
+        "report shows them.",
+    )
     progress_file: str | None = Field(
         default=None,
         description="A file of this machine that the trainer writes its progress to, an `outcome.ProgressReport`; absent in a "
@@ -168,7 +173,7 @@ class Run(model.Model):
 
     def without_later_stages(self) -> "Run":
         """The run file for all stages but preflight: an edit of what a later stage requests changes nothing for them."""
-        return self.model_copy(update={"evaluating": None, "serving": None, "measured": None})
+        return self.model_copy(update={"evaluating": None, "serving": None, "measured": None, "smaller": None})
 
     @property
     def trained_prompt(self) -> str | None:

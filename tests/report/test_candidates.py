@@ -2,7 +2,7 @@
 
 from tests.report import example
 
-from finetune_api import job, results
+from finetune_api import candidates, job, results
 from finetune_trainer import report
 from finetune_trainer.report import judgement, ladder
 
@@ -85,3 +85,23 @@ def test_quality_per_money_is_against_the_best_alternative() -> None:
     assert "paid back after 12,000 requests, on busy GPUs" in text
     assert "money never pays" in cost_of(example.changed(priced, paid_back_requests=None))
     assert "to serve" not in cost_of(found), "a price is unknown"
+
+
+def test_smaller_base_models_that_were_tried_are_named_with_their_result_and_cost() -> None:
+    tried = [
+        candidates.Candidate(
+            model="tiny-1b",
+            parameters=1_500_000_000,
+            result="Missed",
+            message="1 of 2 gates failed: ExactMatch at least 0.8: 0.61 <b>",
+            gpu_hours="0.250000",
+            amount="0.500000",
+        ),
+        candidates.Candidate(model="own", result="Missed", message="missed"),
+    ]
+    page = report.page(example.changed(example.everything(), smaller_models=tried, currency="USD"))
+    assert "tiny-1b (1.5 billion parameters)" in page
+    assert "ExactMatch at least 0.8: 0.61 &lt;b&gt;" in page
+    assert "0.25 GPU-hours, 0.50 USD" in page
+    assert "no GPU" in page
+    assert "Smaller base models" not in report.page(example.everything())

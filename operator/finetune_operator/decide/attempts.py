@@ -2,10 +2,11 @@
 
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-from finetune_api import course, job, outcome, revision, run, status
+from finetune_api import candidates, course, job, outcome, revision, run, status
 from finetune_api.reasons import Reason, Stage
 from finetune_operator import conditions
 from finetune_operator.decide import diagnosis, drift, endings, gang, queue, verdict
@@ -258,7 +259,13 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         if world.spec.deployment.enabled and not world.placement.pool
         else None,
         **_price(world),
-    ).model_copy(update={"measured": list(world.obs.measured) or None})
+    ).model_copy(update={"measured": list(world.obs.measured) or None, "smaller": _smaller(world, base.name) or None})
+
+
+def _smaller(world: World, name: str) -> list[candidates.Candidate]:
+    """The base models that were evaluated before this one; their results change no more."""
+    before = itertools.takewhile(lambda one: one.model != name, world.obs.candidates)
+    return [one for one in before if one.result == "Missed"]
 
 
 def _place(world: World, wanted: job.Resources, arguments: list[str] | None = None) -> run.Place | None:

@@ -140,7 +140,9 @@ def run_file(content: run.Run, stage: Stage) -> run.Run:
     """The run file of a stage. Stages that do not evaluate get no evaluation settings, so that an edit of these does not
     requeue their Job."""
     if stage is Stage.PREFLIGHT:
-        return content
+        return content.model_copy(update={"smaller": None})
+    if stage is Stage.EVALUATE:
+        return content.without_later_stages().model_copy(update={"smaller": content.smaller})
     return content.without_later_stages() if stage in JUDGING else content.without_judgement()
 
 

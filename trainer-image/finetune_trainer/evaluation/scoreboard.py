@@ -141,6 +141,7 @@ def results_of(
         revision=spec.revision,
         base_model=spec.base_model.name,
         base_model_revision=spec.base_model.revision,
+        smaller_models=spec.smaller or [],
         served_model_name=spec.served_model_name,
         rank=spec.training.lora.rank,
         adapter=provenance.sha256,

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
-from finetune_api import job, results
+from finetune_api import candidates, job, results
 from finetune_trainer.report import drawings, judgement, reading, words
 
 Contender = job.Contender
@@ -46,6 +46,12 @@ def chosen_adapter(training: results.Training) -> str:
         f"{training.scored_by} of the answers to validation examples was {course}. The adapter of step {best['step']:g} is used: "
         "the best answers, and of equal ones the lowest loss."
     )
+
+
+def spent(one: candidates.Candidate, currency: str | None) -> str:
+    """GPU-hours and cost of a base model that was tried."""
+    hours = [f"{float(one.gpu_hours):.2f} GPU-hours"] if one.gpu_hours else []
+    return ", ".join([*hours, *([words.price(float(one.amount), currency)] if one.amount else [])]) or "no GPU"
 
 
 @dataclasses.dataclass(frozen=True)
