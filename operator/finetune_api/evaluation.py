@@ -185,8 +185,8 @@ class Evaluation(model.Model):
         le=10,
         json_schema_extra={"x-message": "must be from 0 to 10: write 0.1 for 10 % of the training's time"},
         description="The time that Retrieved, Optimized, ManyShot, RAG and the candidates may take in the baseline and in the "
-        "evaluation, as a share of the training's, on one device; at least 30 seconds, and as many for each candidate. What "
-        "does not fit is left out and named. Default: 0.1.",
+        "evaluation, as a share of the training's, on one device; at least 30 seconds, and as many for each candidate and for "
+        "intent.prompt.optimizer. What does not fit is left out and named. Default: 0.1.",
     )
     candidates: list[Candidate] | None = Field(
         default=None,
