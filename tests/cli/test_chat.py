@@ -14,6 +14,7 @@ import pytest
 
 from finetune_api import exits
 from finetune_cli import __main__, chat
+from finetune_trainer.process import http as client
 
 KEY = "key-of-support"
 
@@ -161,7 +162,7 @@ def test_a_key_is_not_sent_unencrypted_to_another_machine_unless_it_is_allowed(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(chat.KEY, KEY)
-    monkeypatch.setattr(chat.http.Server, "ask", lambda *_, **__: {"data": []})
+    monkeypatch.setattr(client.Server, "ask", lambda *_, **__: {"data": []})
     assert run(url, "?") == exits.Exit.INVALID
     shown = capsys.readouterr().err
     assert (chat.KEY in shown, "--plain-http" in shown, KEY in shown) == (True, True, False)

@@ -5,6 +5,7 @@
     shapes     rows in one form, whatever dialect they are written in; which of their fields nothing reads
     dataset    examples: the meaning of rows, and the frozen split in storage
     questions  rows of which only the question is read, for a teacher to answer
+    chats      turns of chats, their order, and the links between calls and results
     toolcalls  tools and tool calls, as rows and requests have them
     dialects   the dialects in which models write tool calls, and their parsers
     patterns   regular expressions of JSON Schemas, in bounded time
@@ -16,5 +17,5 @@
     spans      texts as token ids, many at once, and where in them their prompts end
     corpus     a split as token ids in memory-mapped files: the input of training
 
-file -> rows -> shapes -> dataset -> split -> prompted, templates -> tokens, spans -> corpus
+file -> rows -> shapes -> chats -> dataset -> split -> prompted, templates -> tokens, spans -> corpus
 """

@@ -12,22 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from finetune_api import job
-from finetune_trainer.data import rows, shapes, toolcalls, values
+from finetune_trainer.data import chats, rows, shapes, toolcalls, values
 
 SPLITS = ("train", "validation", "test")
 
-ROLES = ("system", "user", "assistant", "tool")
-
-MOST_TURNS = 2000
-"""Turns of a chat: every answer is learned after a prompt of its own, so that the work grows with their square."""
-
-ORDER = "roleOrder"
-"""The data check for turns in the wrong order."""
-
+ORDER = chats.ORDER
 TOOLS = shapes.TOOLS
 
 Wrong = shapes.Wrong
 """A row, or an example, that cannot be learned."""
+
+Message = chats.Message
 
 EXPECTED = {
     job.Format.PREFERENCE: '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts or lists of messages)',
@@ -53,49 +48,6 @@ READ = {
     job.Format.TEXT: ("text",),
 }
 """The fields that are read of a row, in the names of `shapes`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Message:
-    """A turn of a chat. `learned` is False for answers that only give context."""
-
-    role: str
-    content: str
-    learned: bool = True
-    calls: tuple[toolcalls.Call, ...] = ()
-    """Of the assistant: the tools that it calls after its text."""
-    call: str = ""
-    """Of a tool: the id of the call that this is the result of."""
-    name: str = ""
-    """Of a tool, or of who speaks, where the data have it."""
-    reasoning: str = ""
-    """Of the assistant: what it thinks before it answers, for the template to render; no part of the answer."""
-
-    @property
-    def text(self) -> str:
-        """Content and calls as one text."""
-        return toolcalls.written(self.content, self.calls)
-
-    @property
-    def key(self) -> list[Any]:
-        """Equal for turns of the same content and calls; the calls' ids do not count."""
-        parts: list[Any] = [self.role, self.content.strip()]
-        if self.reasoning:
-            parts.append(self.reasoning.strip())
-        return [*parts, [call.key for call in self.calls]] if self.calls else parts
-
-    def wire(self, *, opened: bool = False) -> dict[str, Any]:
-        """As OpenAI's API has it; `opened`: as chat templates need it, see `toolcalls.Call.wire`."""
-        made: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.calls:
-            made["tool_calls"] = [call.wire(opened=opened) for call in self.calls]
-        if self.reasoning:
-            made["reasoning_content"] = self.reasoning
-        if self.role == "tool":
-            made["tool_call_id"] = self.call
-        if self.name:
-            made["name"] = self.name
-        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +143,7 @@ def digest(value: Any) -> int:
 def detect(value: Any) -> job.Format:
     """The format, by a row's fields. Raises Wrong."""
     if not isinstance(value, dict):
-        raise Wrong(f"expected a JSON object, found {_name(value)}")
+        raise Wrong(f"expected a JSON object, found {chats.kind_of(value)}")
     fields = shapes.shape(value).fields
     for kind, wanted in FIELDS.items():
         if all(field in fields for field in wanted):
@@ -202,7 +154,7 @@ def detect(value: Any) -> job.Format:
 def example(value: Any, kind: job.Format, source: str) -> Example:
     """A row of a known format as an example. Raises Wrong."""
     if not isinstance(value, dict):
-        raise Wrong(f"expected a JSON object, found {_name(value)}")
+        raise Wrong(f"expected a JSON object, found {chats.kind_of(value)}")
     shaped = shapes.shape(value)
     fields = shaped.fields
     missing = [field for field in FIELDS[kind] if field not in fields]
@@ -217,34 +169,34 @@ def example(value: Any, kind: job.Format, source: str) -> Example:
 
 def _example(fields: dict[str, Any], kind: job.Format, source: str) -> Example:
     if kind is job.Format.TEXT:
-        return Example(source, text=_text(fields["text"], "text"))
+        return Example(source, text=chats.text_of(fields["text"], "text"))
     if kind is job.Format.PREFERENCE:
         return _preference(fields, source)
     if kind is job.Format.CHAT:
-        turns = _turns(fields["messages"], "messages")
+        turns = chats.turns(fields["messages"], "messages")
     elif kind is job.Format.INSTRUCTION:
-        asked = shapes.request(_text(fields["instruction"], "instruction"), fields.get("input"))
+        asked = shapes.request(chats.text_of(fields["instruction"], "instruction"), fields.get("input"))
         turns = (
             *_history(fields.get("history")),
             Message("user", asked),
-            Message("assistant", _text(fields["output"], "output")),
+            Message("assistant", chats.text_of(fields["output"], "output")),
         )
     else:
         turns = _prompt(fields["prompt"]) + _completion(fields["completion"])
     turns = _with_system(turns, fields.get("system"))
-    _check(turns)
+    chats.check(turns)
     try:
         tools = toolcalls.tools(fields.get("tools"))
     except toolcalls.Unusable as wrong:
         raise Wrong(str(wrong), TOOLS) from None
-    return Example(source, messages=_linked(turns, tools), tools=tools)
+    return Example(source, messages=chats.linked(turns, tools), tools=tools)
 
 
 def _with_system(turns: tuple[Message, ...], value: Any) -> tuple[Message, ...]:
     """The turns after the system prompt of the row's field `system`."""
     if value is None or value == "":
         return turns
-    text = _text(value, "system", empty=True)
+    text = chats.text_of(value, "system", empty=True)
     if not text.strip():
         return turns
     if turns and turns[0].role == "system":
@@ -267,8 +219,8 @@ def _history(value: Any) -> tuple[Message, ...]:
     turns: list[Message] = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise Wrong(f"history[{index}] must be a pair of question and answer, found {_name(pair)}")
-        question, reply = (_text(one, f"history[{index}]") for one in pair)
+            raise Wrong(f"history[{index}] must be a pair of question and answer, found {chats.kind_of(pair)}")
+        question, reply = (chats.text_of(one, f"history[{index}]") for one in pair)
         turns += [Message("user", question), Message("assistant", reply)]
     return tuple(turns)
 
@@ -292,7 +244,7 @@ def _preference(value: dict[str, Any], source: str) -> Example:
     else:
         raise Wrong("'chosen' and 'rejected' must be of the same kind: both texts, or both lists of messages")
     turns = _with_system((*prompt_turns, Message("assistant", better)), value.get("system"))
-    _check(turns)
+    chats.check(turns)
     if better == worse:
         raise Wrong("'chosen' and 'rejected' are the same answer, so that there is nothing to prefer")
     return Example(source, turns, rejected=worse)
@@ -303,8 +255,8 @@ def _side(value: Any, field: str) -> str | tuple[Message, ...] | None:
     if value is None or (field == "prompt" and value in ("", [])):
         return None
     if isinstance(value, str):
-        return _text(value, field)
-    return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, field))
+        return chats.text_of(value, field)
+    return tuple(dataclasses.replace(turn, learned=False) for turn in chats.turns(value, field))
 
 
 def _ending(prompt_turns: tuple[Message, ...], side: tuple[Message, ...], field: str) -> str:
@@ -338,136 +290,21 @@ def _prompt_turns(
 
 def _prompt(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
-        return (Message("user", _text(value, "prompt")),)
+        return (Message("user", chats.text_of(value, "prompt")),)
     _text_or_turns(value, "prompt")
-    return tuple(dataclasses.replace(turn, learned=False) for turn in _turns(value, "prompt"))
+    return tuple(dataclasses.replace(turn, learned=False) for turn in chats.turns(value, "prompt"))
 
 
 def _completion(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
-        return (Message("assistant", _text(value, "completion")),)
+        return (Message("assistant", chats.text_of(value, "completion")),)
     _text_or_turns(value, "completion")
-    return _turns(value, "completion")
+    return chats.turns(value, "completion")
 
 
 def _text_or_turns(value: Any, field: str) -> None:
     if not isinstance(value, list):
-        raise Wrong(f"'{field}' must be text, or a list of {{role, content}}, found {_name(value)}")
-
-
-def _turns(value: Any, field: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise Wrong(f"'{field}' must be a list of {{role, content}}, found {_name(value)}")
-    return tuple(_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
-
-
-def _turn(value: Any, place: str) -> Message:
-    if not isinstance(value, dict) or "role" not in value:
-        raise Wrong(f"{place} must be an object with role and content, found {_name(value)}")
-    role = value["role"]
-    if role not in ROLES:
-        raise Wrong(f"{place} has the role {role!r}; supported are the roles {', '.join(ROLES[:-1])} and {ROLES[-1]}")
-    try:
-        calls = toolcalls.calls(value.get("tool_calls"), f"{place}.tool_calls")
-    except toolcalls.Unusable as wrong:
-        raise Wrong(str(wrong), TOOLS) from None
-    if calls and role != "assistant":
-        raise Wrong(f"{place} has the role {role} and calls tools; only the assistant may", TOOLS)
-    content = value.get("content")
-    if content is None and calls:
-        content = ""
-    text = _text(content, f"{place}.content", empty=role != "assistant" or bool(calls))
-    reasoning = _text(value.get("reasoning_content", ""), f"{place}.reasoning_content", empty=True)
-    call = _word(value, "tool_call_id") if role == "tool" else ""
-    return Message(role, text, value.get("weight") != 0, calls, call, _word(value, "name"), reasoning)
-
-
-def _word(value: dict[str, Any], field: str) -> str:
-    return value[field] if isinstance(value.get(field), str) else ""
-
-
-def _check(turns: tuple[Message, ...]) -> None:
-    if len(turns) > MOST_TURNS:
-        raise Wrong(f"a chat of {len(turns)} turns, at most {MOST_TURNS} are possible; cut it into several rows")
-    if turns[-1].role != "assistant":
-        raise Wrong(f"the last turn has the role {turns[-1].role}; an example ends with the assistant's answer", ORDER)
-    if not any(turn.role == "user" for turn in turns):
-        raise Wrong("there is no turn of the user before the answer", ORDER)
-    if any(turn.role == "system" for turn in turns[1:]):
-        raise Wrong("a system turn comes after the first turn; only the first may be one", ORDER)
-    chat = turns[1:] if turns[0].role == "system" else turns
-    expected: tuple[str, ...] = ("user",)
-    for index, turn in enumerate(chat):
-        seen = f"turn {index + 1} of the chat has the role {turn.role}"
-        if turn.role == "tool" and "tool" not in expected:
-            raise Wrong(f"{seen}, but there is no call before it", TOOLS)
-        if turn.role not in expected:
-            why = "a call is followed by its result" if "tool" in expected else "they alternate"
-            raise Wrong(f"{seen}, expected {' or '.join(expected)}: {why}", ORDER)
-        if turn.role == "assistant":
-            expected = ("tool",) if turn.calls else ("user",)
-        else:
-            expected = ("tool", "assistant") if turn.role == "tool" else ("assistant",)
-
-
-def _linked(turns: tuple[Message, ...], tools: str | None) -> tuple[Message, ...]:
-    """The turns, each call with an id and each result with the id of its call. Raises Wrong for a call or result without the
-    other."""
-    made: list[Message] = []
-    waiting: list[toolcalls.Call] = []
-    count = 0
-    for index, turn in enumerate(turns):
-        place = f"messages[{index}]"
-        if turn.role == "tool":
-            made.append(_result_of(turn, waiting, place))
-            continue
-        if waiting:
-            names = ", ".join(f"{call.name!r}" for call in waiting)
-            raise Wrong(f"{place} comes before the result of {names}; each call needs its result", TOOLS)
-        waiting = list(toolcalls.numbered(turn.calls, count))
-        count += len(waiting)
-        for call in waiting:
-            if tools is None:
-                raise Wrong(f"{place} calls {call.name!r}, but the row has no 'tools'", TOOLS)
-            if call.name not in toolcalls.functions(tools):
-                raise Wrong(f"{place} {toolcalls.problem(call, tools)}", TOOLS)
-        if len({call.id for call in waiting}) < len(waiting):
-            raise Wrong(f"{place} has two calls with the same id", TOOLS)
-        made.append(dataclasses.replace(turn, calls=tuple(waiting)))
-    return tuple(made)
-
-
-def _result_of(turn: Message, waiting: list[toolcalls.Call], place: str) -> Message:
-    """A result with the id of its call, which is no longer pending; without an id in the data it is the first call of that
-    name."""
-    for call in waiting:
-        if call.id == turn.call if turn.call else turn.name in ("", call.name):
-            waiting.remove(call)
-            return dataclasses.replace(turn, call=call.id)
-    parts = f"with the tool_call_id {turn.call!r}" if turn.call else f"of {turn.name!r}" if turn.name else "more"
-    raise Wrong(f"{place} is a result {parts}, which matches no call before it", TOOLS)
-
-
-def _text(value: Any, field: str, *, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise Wrong(f"'{field}' must be text, found {_name(value)}")
-    if not value.strip() and not empty:
-        raise Wrong(f"'{field}' is empty", "emptyAnswers")
-    return value
-
-
-def _name(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-        bytes: "binary data",
-    }
-    if value == []:
-        return "an empty list"
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+        raise Wrong(f"'{field}' must be text, or a list of {{role, content}}, found {chats.kind_of(value)}")
 
 
 def frozen(path: pathlib.Path) -> list[Example]:
@@ -483,19 +320,9 @@ def stream(path: pathlib.Path) -> Iterator[Example]:
 
 
 def from_record(record: dict[str, Any]) -> Example:
-    turns = tuple(_turn_from_record(turn) for turn in record.get("messages", ()))
+    turns = tuple(chats.from_record(turn) for turn in record.get("messages", ()))
     tools = json.dumps(record["tools"], ensure_ascii=False) if "tools" in record else None
     return Example(record["source"], turns, record.get("text"), record.get("rejected"), tools, record.get("group"))
-
-
-def _turn_from_record(turn: dict[str, Any]) -> Message:
-    calls = tuple(
-        toolcalls.Call(call["function"]["name"], call["function"]["arguments"], call["id"])
-        for call in turn.get("tool_calls", ())
-    )
-    learned, result = turn.get("weight", 1) != 0, turn.get("tool_call_id", "")
-    reasoning = turn.get("reasoning_content", "")
-    return Message(turn["role"], turn["content"], learned, calls, result, turn.get("name", ""), reasoning)
 
 
 def parse(
@@ -529,7 +356,7 @@ def grouped(made: Example, value: dict[str, Any], group_by: str) -> Example:
     usable = isinstance(found, str | int | float) and not isinstance(found, bool)
     text = str(found).strip() if usable else ""
     if text in ("", "nan"):
-        seen = "is missing" if found is None else "is empty" if usable else f"is {_name(found)}"
+        seen = "is missing" if found is None else "is empty" if usable else f"is {chats.kind_of(found)}"
         raise Wrong(
             f"the field {group_by!r} {seen} (found: {shapes.keys(value)}); dataset.groupBy needs text or a number in every row"
         )
