@@ -41,17 +41,17 @@ def trained(spec: run.Run) -> dict[str, Any]:
 
 
 def test_a_better_score_wins_and_of_equal_ones_the_lower_loss() -> None:
-    kept = checkpoint.State(best_loss=0.5, best_score=0.8)
-    assert kept.is_better(0.9, 0.81)
-    assert not kept.is_better(0.1, 0.79)
-    assert kept.is_better(0.4, 0.8)
-    assert not kept.is_better(0.5, 0.8)
+    state = checkpoint.State(best_loss=0.5, best_score=0.8)
+    assert state.is_better(0.9, 0.81)
+    assert not state.is_better(0.1, 0.79)
+    assert state.is_better(0.4, 0.8)
+    assert not state.is_better(0.5, 0.8)
     assert checkpoint.State().is_better(9.0, None)
     assert checkpoint.State(best_loss=0.5).is_better(0.4, None), "without scores the loss decides"
     assert checkpoint.State(best_loss=0.5).is_better(0.4, 0.0), "of a checkpoint of an earlier version too"
 
 
-def test_answers_are_asked_for_where_they_are_little_work() -> None:
+def test_answers_are_requested_where_they_are_little_work() -> None:
     # five validations, prompts of 300 tokens, answers of 256: 612 trained tokens each
     assert validation.READ * 300 + validation.WRITTEN * 256 == 612
     assert validation.affordable(1_000_000, 5, 612) == int(validation.SHARE * 1_000_000 / 3060)
@@ -91,7 +91,7 @@ def test_scores_leave_every_step_as_it_would_be_without_them(world: World, monke
     assert "scored_by" not in without
 
 
-def test_the_adapter_with_the_best_answers_is_kept_also_after_a_stop(
+def test_the_adapter_with_the_best_answers_wins_also_after_a_stop(
     world: World, fresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [0.1, 0.6, 0.3, 0.6, 0.2]
