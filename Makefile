@@ -94,7 +94,7 @@ chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and 
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-scale
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-base bench-pool-scale
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -121,6 +121,9 @@ bench-judgement: venv ## Run jobs of six kinds of tasks on SmolLM2-135M: which m
 
 bench-pool: venv ## Many adapters on one pod of a ServingPool on a real node, under change and kills, half an hour
 	$(VENV)/python tests/bench/pool $(ARGS)
+
+bench-pool-base: venv ## What LoRA costs the requests for a pool's base model, on a real node, 5 minutes
+	$(VENV)/python -m tests.bench.pool.base $(ARGS)
 
 bench-pool-scale: venv ## A pool with a thousand models on a real API server, with a double of the engine, 10 minutes
 	$(VENV)/python tests/bench/pool/scale.py $(ARGS)

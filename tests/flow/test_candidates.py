@@ -69,8 +69,8 @@ async def test_evidence_that_it_misses_a_gate_takes_the_job_to_the_next_one() ->
     accepted = played.condition("Accepted").message
     assert f"base model {MIDDLE}, candidate 2 of 3: {SMALL} missed: ExactMatch" in accepted
     assert len({one.revision for one in played.state.candidates[:2]}) == 2
-    message = [played.run_file("Job", name).get("smaller") for name in played.attempts(Stage.EVALUATE)]
-    assert [one and [each["model"] for each in one] for one in message] == [None, [SMALL]], (
+    listed = [played.run_file("Job", name).get("smaller") for name in played.attempts(Stage.EVALUATE)]
+    assert [one and [each["model"] for each in one] for one in listed] == [None, [SMALL]], (
         "the report shows what was tried"
     )
     assert all("smaller" not in played.run_file("Job", name) for name in played.attempts(Stage.TRAIN))
