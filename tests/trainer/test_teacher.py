@@ -1,6 +1,8 @@
 """training.teacher: rows without answers, and what a job with them may say. The whole course: tests/scenarios."""
 
 import json
+import pathlib
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ from tests.trainer import tiny
 
 from finetune_api import course, job, run
 from finetune_trainer.data import dataset, questions
-from finetune_trainer.evaluation import contenders
+from finetune_trainer.evaluation import contenders, teacher
 from finetune_trainer.process import errors
 from finetune_trainer.stages import preflight
 
@@ -95,3 +97,47 @@ def test_a_row_says_the_same_with_and_without_its_answer() -> None:
     lines = {questions.example(one, job.Format.AUTO, "f:1").line() for one in (row, without)}
     assert len(lines) == 1
     assert json.loads(lines.pop())["messages"][-1]["content"] == ""
+
+
+STOP, LIMIT = 0, 4
+
+
+def runner(given: list[list[int]]) -> Any:
+    """A base model that gives these ids, one for each letter, with a prompt that it must have been asked with."""
+
+    def greedy(which: job.Contender, prompts: list[str], ending: Any, done: Any) -> list[list[int]]:
+        assert which is job.Contender.PROMPT
+        assert prompts == ["system Be brief. user Is it broken?"] * len(given)
+        return given
+
+    tokenizer = types.SimpleNamespace(decode=lambda ids, **_: "".join(chr(id) for id in ids if id != STOP))
+    encoder = types.SimpleNamespace(
+        tokenizer=tokenizer,
+        stops=frozenset({STOP}),
+        prompt=lambda one: " ".join(f"{turn.role} {turn.content}" for turn in one.prompt),
+    )
+    script = contenders.Script(job.Prompt(system="Be brief."), taught=True)
+    engine = types.SimpleNamespace(greedy=greedy)
+    return types.SimpleNamespace(encoder=encoder, script=script, engine=engine, ending=lambda which: None)
+
+
+def test_answers_that_were_cut_or_are_empty_are_left_out_and_the_prompt_is_not_learned() -> None:
+    whole, cut, empty = [*map(ord, "Yes."), STOP], [*map(ord, "Yes,")], [ord(" "), STOP]
+    questions_ = [questions.example({"messages": [USER]}, job.Format.CHAT, f"f:{line}") for line in range(4)]
+    found = teacher.answer(runner([whole, cut, empty, []]), questions_)
+    assert [(one.source, one.answer) for one in found] == [("f:0", "Yes.")]
+    assert [turn.role for turn in found[0].messages] == ["user", "assistant"], "the student is asked without the prompt"
+
+
+@pytest.mark.parametrize(("taught", "answered", "ends"), [(5, 10, False), (4, 10, True), (0, 0, True)])
+def test_a_teacher_that_seldom_ends_its_answers_ends_the_job(
+    world: Callable[..., run.Run], tmp_path: pathlib.Path, taught: int, answered: int, ends: bool
+) -> None:
+    line = questions.example({"messages": [USER]}, job.Format.CHAT, "f:1").line()
+    spec = world(evaluation={"generation": {"maxNewTokens": LIMIT}})
+    (tmp_path / "train.jsonl").write_text(line * taught)
+    if not ends:
+        return teacher.check(spec, tmp_path, answered, taught)
+    with pytest.raises(errors.Failure, match=f"{answered - taught} of {answered} answers .* longer than 4 tokens"):
+        teacher.check(spec, tmp_path, answered, taught)
+    return None

@@ -44,7 +44,7 @@ def note(spec: run.Run, store: storage.Storage) -> str:
 
 def write(spec: run.Run, store: storage.Storage, runner: answers.ModelRunner, done: Callable[[int, int], None]) -> None:
     """Answers every example of the frozen split and stores the result. done: called with answered and all examples. Raises
-    Failure where a split has no usable answer."""
+    Failure where too few answers are usable."""
     raw, local = machine.work() / "questions", machine.work() / "taught"
     split = folders.load(store, spec.layout.data, raw, only={f"{name}.jsonl" for name in dataset.SPLITS})
     local.mkdir(parents=True, exist_ok=True)
