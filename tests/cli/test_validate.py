@@ -54,6 +54,13 @@ def test_good_data_pass_and_the_rules_that_need_a_model_are_named(tmp_path: path
     assert all(rule in found["notes"][0] for rule in validate.TOKENS)
 
 
+def test_pairs_are_good_data_of_another_kind_of_job(tmp_path: pathlib.Path, finetune) -> None:
+    pairs = [{"prompt": f"Is {n} late?", "chosen": f"{n} is on time.", "rejected": f"No idea: {n}."} for n in range(20)]
+    (tmp_path / "pairs.jsonl").write_text(tiny.jsonl(pairs))
+    code, found = finetune("validate", tmp_path / "pairs.jsonl")
+    assert (code, found["notes"][1:]) == (0, [validate.PAIRS])
+
+
 def test_tools_and_calls_are_checked_without_a_model(tmp_path: pathlib.Path, finetune) -> None:
     rows = tiny.calling(30)
     rows[4]["messages"][1]["tool_calls"] = [tiny.call("gift")]

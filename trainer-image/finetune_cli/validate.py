@@ -17,6 +17,9 @@ from finetune_cli import answer, documents, jobs
 TOKENS = ("template", "untrainable", "truncation", "stopToken", "promptPrefix", "doubleBos", "specialTokens")
 """Rules that need the model's tokenizer."""
 
+PAIRS = "these are preference pairs (chosen and rejected): a job that learns from them sets training.objective: DPO"
+"""A note: the rows are good, and the default objective would refuse them."""
+
 
 class ByteTokenizer:
     """The tokenizer where there is no model: text as its bytes, turns one after the other."""
@@ -91,6 +94,8 @@ def apply_rules(request: Request, spec: run.Run, store: Any, encoder: Any, work:
         trainable_tokens=int(train.trainable.sum()) if with_model else None,
     )
     notes = [] if with_model else [f"without --model these rules are not checked: {', '.join(TOKENS)}"]
+    if found.pairs:
+        notes.append(PAIRS)
     message = f"{len(failing)} of the rules that fired would fail a job" if failing else "nothing that would fail a job"
     return answer.Answer(
         command="validate",

@@ -50,8 +50,7 @@ def evaluation(spec: run.Run, columns: table.Table, place: table.Array) -> str |
 
 
 def _no_turns(spec: run.Run, columns: table.Table, place: table.Array) -> str | None:
-    prompted = spec.training.prompt is job.TrainingPrompt.PROMPT and spec.training.teacher is None
-    if not prompted or columns.answer[place >= 0].any():
+    if spec.training.prompt is not job.TrainingPrompt.PROMPT or columns.answer[place >= 0].any():
         return None
     return (
         "training.prompt Prompt puts intent.prompt.system before each chat, and these examples are plain text, which has no "

@@ -215,8 +215,8 @@ class Encoder:
                 if reasoning and reasoning.strip() not in text[begin:end]:
                     raise dataset.Wrong(
                         f"the model's chat template does not render the {place} of turn {index + 1}, so that it would not be "
-                        "learned; remove it, write it where the template renders it (reasoning_content, or <think> in the "
-                        "content), or try training.lossOn: LastAssistant"
+                        "learned; remove it, choose a base model whose template renders it (as reasoning_content, or as <think> "
+                        "in the content), or try training.lossOn: LastAssistant"
                     )
             content = turn.content[within.end() :] if within else turn.content
             if not turn.calls and content.strip() not in text[begin:end]:  # beside calls some templates omit it
