@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 
-from finetune_api import course, job, run
+from finetune_api import course, job, run, status
 from finetune_trainer.data import dataset, questions
 from finetune_trainer.evaluation import contenders, teacher
 from finetune_trainer.process import errors
-from finetune_trainer.stages import preflight
+from finetune_trainer.stages import evaluate, preflight
 
 USER = {"role": "user", "content": "Is it broken?"}
 ANSWER = {"role": "assistant", "content": "Yes."}
@@ -141,3 +141,11 @@ def test_a_teacher_that_seldom_ends_its_answers_ends_the_job(
     with pytest.raises(errors.Failure, match=f"{answered - taught} of {answered} answers .* longer than 4 tokens"):
         teacher.check(spec, tmp_path, answered, taught)
     return None
+
+
+def test_the_evaluation_says_whose_answers_were_expected_and_what_is_saved(world: Callable[..., run.Run]) -> None:
+    found = status.Evaluation(passed=True, examples=30, tokens_saved_per_request=412)
+    taught = world(intent={"prompt": {"system": "Sort."}}, training={"teacher": "Prompt"})
+    message = evaluate.outcome_of(taught, found).message
+    assert message.endswith("the base model with intent.prompt.system; 412 prompt tokens saved a request")
+    assert "saved" not in evaluate.outcome_of(world(), found).message
