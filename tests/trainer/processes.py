@@ -1,10 +1,12 @@
 """Training in processes of their own that start in a moment: forked from one that has torch and transformers loaded."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import pathlib
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from finetune_api import run
 from support import ports
@@ -21,6 +23,9 @@ PRELOADED = [
 CGROUP = "TEST_CGROUP"
 """A folder that stands for the process's cgroup, with its limit of memory."""
 
+DIFFERS = "TEST_DIFFERS"
+"""Set: the plan is that each process holds the base, and the trainer's own passes do not prove themselves."""
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
 
@@ -33,8 +38,27 @@ def _main(run_file: str, environment: dict[str, str]) -> None:
     if limit := os.environ.get(CGROUP):
         machine.CGROUP = pathlib.Path(limit)
 
+    if os.environ.get(DIFFERS):
+        _differ()
     code = __main__.main(["train", "--run", run_file])
     os._exit(code)
+
+
+def _differ() -> None:
+    from finetune_trainer.engine import comparison, layers
+    from finetune_trainer.stages import train
+
+    planned = train.parallel
+
+    def whole(*given: Any) -> Any:
+        plan = planned(*given)
+        case = dataclasses.replace(plan.case, device=dataclasses.replace(plan.case.device, shards=1))
+        return dataclasses.replace(plan, case=case)
+
+    def refuse(*_: Any) -> None:
+        raise layers.Unknown("states differ by 1")
+
+    train.parallel, comparison.precision = whole, refuse  # type: ignore[assignment]
 
 
 def start(spec: run.Run, folder: pathlib.Path, **environment: str) -> BaseProcess:

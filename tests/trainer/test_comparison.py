@@ -135,13 +135,33 @@ def test_an_error_in_the_comparison_only_disables_the_fast_path(
     assert "that we do not know" in caplog.records[-1].fields["differs"]  # type: ignore[attr-defined]
 
 
-def test_memory_that_is_short_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_short_for_the_comparison_only_disables_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(decoder.Decoder, "_layer_backward", short)
-    with pytest.raises(torch.OutOfMemoryError):
-        decoder.of(model.decoder(made("llama 3")), CPU)
+    assert "memory was short" in refusal(made("llama 3"))
+
+
+@pytest.mark.parametrize("room", [1, 0])
+def test_a_device_that_is_short_of_memory_compares_one_layer_at_a_time(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def short(small: Any, *_: Any) -> None:
+        compared.append(len(small.layers))
+        if len(small.layers) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoder, "compare_on_device", short)
+    inner = model.decoder(made("llama 3"))
+    if room:
+        decoder._compare_form(inner, torch.device("cuda"))
+        assert compared == [2, 1, 1]
+    else:
+        with pytest.raises(layers.Unknown, match="memory was short"):
+            decoder.of(inner, torch.device("cuda"))
 
 
 def test_answers_past_the_window_are_compared(

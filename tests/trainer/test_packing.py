@@ -1,5 +1,6 @@
 """Transformers' passes without padding, against the same passes one example at a time; and who does not take them."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,20 @@ def test_a_comparison_that_fails_within_a_layer_leaves_a_sharded_model_as_it_was
         decoders.close(lora.parameters(tuned), wanted)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_memory_that_is_short_while_packing_is_compared_means_padding_where_no_other_process_waits(
+    shards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(packing, "_compare", short)
+    monkeypatch.setattr(packing, "_is_sharded", lambda _: shards)
+    tuned = made(decoders.UNKNOWN["another attention"]())
+    with pytest.raises(torch.OutOfMemoryError) if shards else contextlib.nullcontext():
+        assert plain(tuned).pads
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -1,13 +1,17 @@
 """The plan of a training: whether every process holds the base model or a part of it, as a table of the catalogue's models."""
 
+import dataclasses
 import pathlib
+import types
 from typing import Any
 
 import pytest
 import yaml
 
-from finetune_api import job, run
+from finetune_api import job, reasons, run
 from finetune_trainer.planning import architecture, parallelism, workload
+from finetune_trainer.process import errors
+from finetune_trainer.stages import train
 
 CHART = pathlib.Path(__file__).parents[2] / "charts/finetune-operator/values.yaml"
 CATALOGUE: dict[str, Any] = yaml.safe_load(CHART.read_text())["catalogue"]
@@ -62,6 +66,40 @@ def test_a_plan_that_shards_counts_the_passes_of_transformers() -> None:
 @pytest.mark.parametrize("model", CATALOGUE)
 def test_every_model_of_the_catalogue_has_a_plan_that_fits_two_gpus_of_80_gib(model: str) -> None:
     assert any(parallelism.choose(case_of(model, method, 2), 80 * GIB).fits for method in ("LoRA", "QLoRA"))
+
+
+@pytest.mark.parametrize("processes, other", [(1, None), (2, "Sharded")])
+def test_a_plan_is_made_again_where_the_trainers_own_passes_did_not_prove_themselves(
+    processes: int, other: str | None
+) -> None:
+    """On GPUs that hold the model under these passes alone."""
+    case = case_of("llama-3.1-8b-instruct", "LoRA", processes)
+    training = case.training.model_copy(update={"gradient_checkpointing": job.GradientCheckpointing.DISABLED})
+    case = dataclasses.replace(case, training=training)
+    unproven = dataclasses.replace(case, chosen=False)
+    kinds = {
+        gib: (parallelism.choose(case, gib * GIB), parallelism.choose(unproven, gib * GIB)) for gib in range(20, 80)
+    }
+    gib = next(
+        gib
+        for gib, (own, standard) in kinds.items()
+        if own.fits and not own.sharded and (standard.sharded and standard.fits if other else not standard.fits)
+    )
+    planned, _ = kinds[gib]
+    data: Any = None
+    note = "through transformers' passes, since states differ"
+    proven: Any = types.SimpleNamespace(shares=True, note=None)
+    failed: Any = types.SimpleNamespace(shares=False, note=note)
+    assert train.reconsidered(planned, train.Prepared(None, proven, data, case), gib * GIB) is None
+    prepared = train.Prepared(None, failed, data, unproven)
+    if other:
+        plan = train.reconsidered(planned, prepared, gib * GIB)
+        assert plan is not None
+        assert (plan.parallelism, plan.fits) == (other, True)
+        return
+    with pytest.raises(errors.Failure, match=r"states differ.*gradientCheckpointing Auto") as reported:
+        train.reconsidered(planned, prepared, gib * GIB)
+    assert reported.value.reason is reasons.Reason.INSUFFICIENT_GPU_MEMORY
 
 
 def test_processes_on_cpus_follow_the_same_rule() -> None:

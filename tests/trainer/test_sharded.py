@@ -3,6 +3,7 @@
 Real processes of the training stage over gloo, whose memory is limited so that the plan shards.
 """
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -53,12 +54,13 @@ def made(folder: pathlib.Path, base: pathlib.Path, revision: str, **training: An
     return spec
 
 
-def limit(spec: run.Run, base: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
-    """The environment of processes whose memory holds the model only when two share it."""
+def limit(spec: run.Run, base: pathlib.Path, folder: pathlib.Path, chosen: bool | None = None) -> dict[str, str]:
+    """The environment of processes whose memory holds the model only when two share it; chosen: as of a workload."""
     data = corpus.load(storage.of(spec.storage), spec.layout.data, base, spec.training)
     examples = forecast.examples(data.train, spec.training.batch_size)
     case = forecast.of_folder(base, spec.training, examples, workload.Device("cpu", 4, 2))
     assert case is not None
+    case = dataclasses.replace(case, chosen=chosen)
     mib = next(
         size for size in range(2048, 512, -1) if parallelism.choose(case, size << 20).sharded
     )  # the largest memory
@@ -97,6 +99,16 @@ def test_two_processes_that_share_the_base_learn_what_one_learns_that_holds_it(
     assert "padded" not in note(shared)
     assert note(whole) == ""
     assert processes.losses(shared) == pytest.approx(processes.losses(whole), rel=TOLERANCE)
+
+
+def test_a_base_that_was_planned_whole_is_sharded_when_the_trainers_own_passes_do_not_prove_themselves(
+    layered: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    spec = made(tmp_path, layered, "planned", maxSteps=2)
+    limited = limit(spec, layered, tmp_path, chosen=False)
+    assert end(processes.together(spec, tmp_path, 2, **limited, **{processes.DIFFERS: "yes"})) == [0, 0]
+    assert "sharded over the processes" in note(spec)
+    assert "states differ by 1" in note(spec)
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])

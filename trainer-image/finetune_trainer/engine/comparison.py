@@ -46,10 +46,13 @@ unit roundoff, 2**-8 in bfloat16: that is 0.010, measured 0.009 to 0.015; the bo
 # -- form --
 
 
-def miniature(inner: Any) -> Any:
-    """A few layers of a model below its head as a model of their own: float32, on the CPU, with a short window."""
+def miniature(inner: Any, chosen: list[int] | None = None) -> Any:
+    """A few layers of a model below its head as a model of their own: float32, on the CPU, with a short window.
+
+    chosen: the numbers of the layers; default: those of `representative`.
+    """
     config = copy.deepcopy(inner.config.get_text_config())
-    chosen = _chosen(inner, config)
+    chosen = chosen or representative(inner)
     config.num_hidden_layers = len(chosen)
     config._attn_implementation = "eager"
     if getattr(config, "layer_types", None):
@@ -74,9 +77,9 @@ def miniature(inner: Any) -> Any:
     return small.eval()
 
 
-def _chosen(inner: Any, config: Any) -> list[int]:
+def representative(inner: Any) -> list[int]:
     """The numbers of the first layer of each kind, and of the last one."""
-    types = getattr(config, "layer_types", None) or [None] * len(inner.layers)
+    types = getattr(inner.config.get_text_config(), "layer_types", None) or [None] * len(inner.layers)
     first: dict[Any, int] = {}
     for number, layer in enumerate(inner.layers):
         window = getattr(layer.self_attn, "sliding_window", None) is None

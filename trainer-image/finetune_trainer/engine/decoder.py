@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.engine import attention, buffers, comparison, elementwise, fused, layers, prefix_tree, sizes
+from finetune_trainer.process import errors, log
 
 
 @dataclasses.dataclass
@@ -345,8 +346,8 @@ def of(inner: Any, where: torch.device) -> Decoder:
         _compare_form(inner, where)  # a function of its own, so that the copy is freed before the weights are fused
         built = Decoder(inner, where)
         comparison.precision(built, inner, where)
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as problem:
+        raise layers.Unknown(f"memory was short while they were compared: {comparison.described(problem)}") from problem
     except Exception as problem:
         raise layers.Unknown(comparison.described(problem)) from problem
     return built
@@ -356,8 +357,18 @@ def _compare_form(inner: Any, where: torch.device) -> None:
     """Raises Unknown when the passes differ."""
     small = comparison.miniature(inner)
     comparison.form(Decoder(small, comparison.CPU), small)
-    if where.type != "cpu":
-        compare_on_device(small, where, inner.embed_tokens.weight.dtype)
+    if where.type == "cpu":
+        return
+    dtype = inner.embed_tokens.weight.dtype
+    try:
+        return compare_on_device(small, where, dtype)
+    except torch.OutOfMemoryError as problem:
+        log.warning(
+            "memory is short for the comparison at start; one layer at a time", problem=errors.describe(problem)
+        )
+    del small
+    for number in comparison.representative(inner):
+        compare_on_device(comparison.miniature(inner, [number]), where, dtype)
 
 
 def compare_on_device(small: Any, where: torch.device, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.tensor
 
 from finetune_trainer.engine import comparison, layers, lora, loss, model, prefix_tree
 from finetune_trainer.process import log
@@ -257,11 +258,15 @@ def _proven(tuned: Any, head: loss.Head, where: torch.device, way: str) -> Packi
         packing = Packing(tuned, head, where, way)
         _compare(tuned, head, where, packing)
         return packing
-    except torch.OutOfMemoryError:
-        raise
     except Exception as problem:  # whatever a family's own code raises
+        if isinstance(problem, torch.OutOfMemoryError) and _is_sharded(tuned):
+            raise  # other processes wait for this one within the pass
         log.warning("micro-batches are not packed in this way", way=way, differs=comparison.described(problem))
         return None
+
+
+def _is_sharded(tuned: Any) -> bool:
+    return any(isinstance(weight, torch.distributed.tensor.DTensor) for weight in tuned.parameters())
 
 
 def _may_take_kernel(tuned: Any, where: torch.device) -> bool:

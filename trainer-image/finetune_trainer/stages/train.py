@@ -5,6 +5,7 @@ k steps, a kill, and N - k steps of the next attempt.
 """
 
 import dataclasses
+import gc
 import hashlib
 import json
 import pathlib
@@ -64,41 +65,28 @@ def run_process(
         group.wait()
     data = corpus.load(store, spec.examples, folder, spec.training, spec.trained_prompt)
     planned = parallel(spec, folder, data, group, where)
-    shares = planned is not None and planned.sharded
-    quantised = spec.training.method is job.Method.QLORA
-    base = model.load(folder, spec.training.precision, torch.device("cpu") if shares else where, quantised)
-
-    # general examples, before there is an adapter
-    if shares and spec.training.replay is not None:
-        raise errors.Failure(
-            reasons.Reason.INVALID_SPEC,
-            "training.replay lets the base model answer general prompts in one process, and no GPU holds this one; remove "
-            "training.replay, and add general examples of your own to dataset.train",
-        )
-    general = replay.load(spec, store, group, base, folder, where, data.train.examples)
-    data = dataclasses.replace(data, replay=general)
-
-    # adapter and optimizer
-    torch.manual_seed(spec.training.seed)
-    tuned = lora.add(base, spec.training.lora, spec.base_model.name)
-    if shares:
-        sharded.shard(tuned, where)
-    for weight in lora.parameters(tuned).values():
-        weight.data = weight.data.to(where)
+    prepared = prepare(spec, store, group, folder, where, data, planned)
+    if planned is not None and (again := reconsidered(planned, prepared, -group.maximum(-model.memory(where)))):
+        planned, data, whole = again, prepared.data, prepared.engine.note
+        del prepared
+        gc.collect()
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("each process held the base model, and these passes do not fit so; it is sharded", passes=whole)
+        prepared = prepare(spec, store, group, folder, where, data, planned)
+        prepared.engine.note = f"{prepared.engine.note}; whole, it would not fit {whole}"
+    data, tuned, engine, case, shares = (
+        prepared.data,
+        prepared.tuned,
+        prepared.engine,
+        prepared.case,
+        planned is not None and planned.sharded,
+    )
     weights = lora.parameters(tuned)
     optimizer = torch.optim.AdamW(weights.values(), lr=0.0, weight_decay=0.0, fused=True)
 
-    # engine
-    counted = None if quantised else sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
-    engine = passes.of(tuned, model.head(base), where, sharded=shares, agreed=group.every)
-
     # plan
     plan = batches.plan(data.train.examples, spec.training)
-    case = None
-    if planned is not None:
-        case = dataclasses.replace(
-            planned.case, counted=counted, chosen=engine.shares, examples=measured(data, spec.training.batch_size)
-        )
     setup = micro_batch(spec.training, data, case, model.memory(where), scale)
     if setup.checkpointing:
         engine.checkpoint()
@@ -153,7 +141,7 @@ def run_process(
 
         # adapter
         if group.first:
-            result = deliver(spec, store, training_loop, scored, tuned, base.dtype, resumed_from)
+            result = deliver(spec, store, training_loop, scored, tuned, tuned.get_base_model().dtype, resumed_from)
         else:
             result = outcome.Outcome(stage=reasons.Stage.TRAIN, message=f"process {group.rank} of {group.size} is done")
     reporter.end()
@@ -238,6 +226,79 @@ def parallel(
             memory=memory.text(available),
         )
     return plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The model with its adapter and its passes, as planned."""
+
+    tuned: Any
+    engine: passes.Engine
+    data: corpus.Splits
+    """With the general examples."""
+    case: workload.Workload | None
+    """What is known now of the memory that it needs."""
+
+
+def prepare(
+    spec: run.Run,
+    store: storage.Storage,
+    group: processes.ProcessGroup,
+    folder: pathlib.Path,
+    where: torch.device,
+    data: corpus.Splits,
+    planned: parallelism.Plan | None,
+) -> Prepared:
+    """Loads the base model, adds the adapter, and compares the passes. Raises Failure."""
+    shares = planned is not None and planned.sharded
+    quantised = spec.training.method is job.Method.QLORA
+    base = model.load(folder, spec.training.precision, torch.device("cpu") if shares else where, quantised)
+
+    # general examples, before there is an adapter
+    if data.replay is None:
+        if shares and spec.training.replay is not None:
+            raise errors.Failure(
+                reasons.Reason.INVALID_SPEC,
+                "training.replay lets the base model answer general prompts in one process, and no GPU holds this one; remove "
+                "training.replay, and add general examples of your own to dataset.train",
+            )
+        general = replay.load(spec, store, group, base, folder, where, data.train.examples)
+        data = dataclasses.replace(data, replay=general)
+
+    # adapter
+    torch.manual_seed(spec.training.seed)
+    tuned = lora.add(base, spec.training.lora, spec.base_model.name)
+    if shares:
+        sharded.shard(tuned, where)
+    for weight in lora.parameters(tuned).values():
+        weight.data = weight.data.to(where)
+
+    # engine
+    counted = None if quantised else sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
+    engine = passes.of(tuned, model.head(base), where, sharded=shares, agreed=group.every)
+    examples = measured(data, spec.training.batch_size)
+    case = None
+    if planned is not None:
+        case = dataclasses.replace(planned.case, counted=counted, chosen=engine.shares, examples=examples)
+    return Prepared(tuned, engine, data, case)
+
+
+def reconsidered(planned: parallelism.Plan, prepared: Prepared, available: int) -> parallelism.Plan | None:
+    """Another plan, where the trainer's own passes were planned and did not prove themselves, and those of transformers do not
+    fit as planned; else None.
+
+    available: bytes of the smallest device. Raises Failure(InsufficientGpuMemory) when they fit in no way.
+    """
+    if prepared.case is None or prepared.engine.shares or not planned.case.fast:
+        return None
+    plan = parallelism.choose(prepared.case, available)
+    if not plan.fits and not plan.case.device.cpu:
+        raise errors.Failure(
+            reasons.Reason.INSUFFICIENT_GPU_MEMORY,
+            f"training goes {prepared.engine.note}, and these need more memory: "
+            f"{forecast.advice(prepared.case, available)}",
+        )
+    return plan if plan.sharded else None
 
 
 def measured(data: corpus.Splits, batch_size: int) -> workload.Examples:
