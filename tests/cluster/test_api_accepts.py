@@ -80,6 +80,7 @@ def test_the_example_with_every_field_has_every_field():
         "training.maxSteps",
         "training.replay",
         "training.replay.share",
+        "training.teacher",
     }
 
     def paths(schema: dict[str, Any], at: str = "") -> Iterator[str]:
