@@ -154,8 +154,8 @@ def taking_part(spec: job.Evaluation, script: Script, examples: Sequence[dataset
         job.Contender.RAG: chats and script.passages is not None,
         job.Contender.STRUCTURED: chats and spec.output_schema is not None,
     }
-    wanted = [which for which in job.Contender if which in spec.baselines and possible[which]]
-    return [which for which in wanted if which is job.Contender.BASE] if script.taught else wanted
+    allowed = {job.Contender.BASE} if script.taught else set(possible)
+    return [which for which in job.Contender if which in allowed.intersection(spec.baselines) and possible[which]]
 
 
 def showable(training: Sequence[dataset.Example]) -> list[dataset.Example]:
