@@ -5,6 +5,8 @@ against the parser of the serving image. Catalogue and chart belong to the platf
 those that the operator sets itself.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -70,6 +72,27 @@ def _rules_of_jobs() -> dict[str, Any]:
     listed = model.rules((f"self.all(a, {good})", f"must contain only these arguments: {others}"), _JOINED)
     listed["x-kubernetes-validations"][0]["messageExpression"] = f'"must not contain " + {first} + ": {others}"'
     return listed
+
+
+def value(given: Sequence[str], name: str) -> str | None:
+    """The value of vLLM's last argument of this name: --name=value, or in two."""
+    found = re.findall(rf"(?:^|\s)--{name}[=\s](\S+)", " ".join(given))
+    return found[-1] if found else None
+
+
+def replicas(given: Sequence[str]) -> int:
+    """Copies of the model in one server (--data-parallel-size)."""
+    return _size(given, "data")
+
+
+def tensor_parallel(gpus: int, given: Sequence[str]) -> int:
+    """Over how many of a server's GPUs a layer is split, after the copies and pipeline stages that its arguments request."""
+    return max(1, gpus // (replicas(given) * _size(given, "pipeline")))
+
+
+def _size(given: Sequence[str], kind: str) -> int:
+    found = value(given, f"{kind}-parallel-size") or ""
+    return max(1, int(found)) if found.isdigit() else 1
 
 
 Items = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=32)]

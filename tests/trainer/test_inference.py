@@ -115,6 +115,15 @@ def test_an_8b_serves_on_a_small_gpu_with_a_shorter_context(world: World) -> Non
     assert short(world, case("llama-3.1-8b-instruct"), serving=shorter) == []
 
 
+def test_every_copy_of_a_model_needs_gpus_of_its_own(world: World) -> None:
+    place = {"gpus": 4, "memory": "80Gi", "arguments": ["--max-model-len=4096"]}
+    copies = {**place, "arguments": ["--max-model-len=4096", "--data-parallel-size=4"]}
+    model = case("llama-3.1-70b-instruct", "QLoRA")
+    assert short(world, model, serving=place) == []
+    (found,) = short(world, model, serving=copies)
+    assert found.fatal
+
+
 def test_a_server_whose_weights_do_not_fit_is_refused_whatever_the_context(world: World) -> None:
     serving = {"gpus": 1, "memory": "22Gi", "arguments": ["--max-model-len", "1024"]}
     (found,) = short(world, case("gemma-2-27b-it"), serving=serving)

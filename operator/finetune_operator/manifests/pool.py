@@ -7,6 +7,7 @@ pods of the pool reach (finetune_trainer.gateway).
 
 from typing import Any
 
+from finetune_api import arguments as vllm_arguments
 from finetune_api import deployment, resources, run, serving, servingpool, storage
 from finetune_api.reasons import Stage
 from finetune_operator import podsettings, settings
@@ -232,13 +233,15 @@ def rank(spec: servingpool.ServingPoolSpec) -> int:
 
 def arguments(spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings) -> list[str]:
     """vLLM's command line; later arguments override earlier ones."""
-    gpus = spec.resources.gpus
+    split = vllm_arguments.tensor_parallel(
+        spec.resources.gpus, [*chart.serving.args, *base.extra_args, *spec.extra_args]
+    )
     return [
         f"--model={run.MODEL_PATH}",
         f"--served-model-name={base.name}",
         "--host=127.0.0.1",
         f"--port={serving.ENGINE_PORT}",
-        *([f"--tensor-parallel-size={gpus}"] if gpus > 1 else []),
+        *([f"--tensor-parallel-size={split}"] if split > 1 else []),
         *chart.serving.args,
         *base.extra_args,
         "--enable-lora",

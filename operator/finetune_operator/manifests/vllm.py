@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api import arguments as vllm_arguments
 from finetune_api import job, run
 from finetune_operator import settings
 from finetune_operator.manifests import pods
@@ -28,6 +29,8 @@ def arguments(
     then: tuple[str, ...] = (),
 ) -> list[str]:
     """vLLM's command line; later arguments override earlier ones. `first` and `then`: before and after the adapters' rank."""
+    given = [*chart.serving.args, *base.extra_args, *extra]
+    split = vllm_arguments.tensor_parallel(gpus, given)
     return [
         f"--model={run.MODEL_PATH}",
         f"--served-model-name={base.name}",
@@ -36,10 +39,8 @@ def arguments(
         *first,
         f"--max-lora-rank={next(allowed for allowed in RANKS if allowed >= rank)}",
         *then,
-        *([f"--tensor-parallel-size={gpus}"] if gpus > 1 else []),
-        *chart.serving.args,
-        *base.extra_args,
-        *extra,
+        *([f"--tensor-parallel-size={split}"] if split > 1 else []),
+        *given,
     ]
 
 

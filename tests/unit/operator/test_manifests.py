@@ -522,6 +522,20 @@ def test_the_command_line_of_the_server() -> None:
     assert environment(vllm)["VLLM_LOG"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("given", "split"),
+    [
+        ([], "--tensor-parallel-size=4"),
+        (["--data-parallel-size=2"], "--tensor-parallel-size=2"),
+        (["--pipeline-parallel-size", "2"], "--tensor-parallel-size=2"),
+        (["--data-parallel-size=2", "--pipeline-parallel-size=2"], None),
+    ],
+)
+def test_copies_and_pipeline_stages_share_the_gpus_of_the_pod(given: list[str], split: str | None) -> None:
+    vllm = containers(server(**{"deployment.extraArgs": given, "deployment.resources.gpus": 4}))[1]
+    assert [one for one in vllm["args"] if one.startswith("--tensor-parallel-size")] == ([split] if split else [])
+
+
 def test_the_catalogues_arguments_stand_between_the_operators_and_the_jobs() -> None:
     made = containers(server(of=base(extra_args=["--dtype=half"]), **{"deployment.extraArgs": ["--dtype=auto"]}))[1]
     assert made["args"][-3:] == ["--max-num-seqs=8", "--dtype=half", "--dtype=auto"]

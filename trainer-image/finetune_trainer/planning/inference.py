@@ -4,10 +4,9 @@ workload -> weights, keys and values of a context -> what is short, and what to 
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator
 
-from finetune_api import job, run
+from finetune_api import arguments, job, run
 from finetune_trainer.planning import forecast, memory, workload
 
 UTILIZATION = 0.9
@@ -76,7 +75,7 @@ def _evaluation(spec: run.Run, case: workload.Workload) -> Shortage | None:
 
 def _asked_server(on: run.Place, case: workload.Workload) -> Shortage | None:
     """Of the server beside baseline and evaluation, whose context is as long as there is room for."""
-    if _argument(on.arguments, "quantization"):
+    if arguments.value(on.arguments, "quantization"):
         return None
     each, usable = weights(case) / on.gpus, usable_of(on)
     if each <= usable:
@@ -98,15 +97,13 @@ def evaluation_gpus(spec: run.Run, case: workload.Workload) -> int | None:
         return None
     if not spec.evaluation.asks_a_server(spec.gpus):
         return 1
-    arguments = spec.evaluating.arguments if spec.evaluating else []
-    if _argument(arguments, "quantization"):
+    given = spec.evaluating.arguments if spec.evaluating else []
+    if arguments.value(given, "quantization"):
         return None
     asked = spec.training.max_sequence_length + spec.evaluation.generation.max_new_tokens
     keys = AT_ONCE * cache(case) * min(asked, case.shape.numbers.max_positions)
     for count in SPLITS:
-        fits = (weights(case) + keys) / count <= usable_of(
-            run.Place(gpus=count, memory=spec.memory, arguments=arguments)
-        )
+        fits = (weights(case) + keys) / count <= usable_of(run.Place(gpus=count, memory=spec.memory, arguments=given))
         if fits and count <= spec.gpus and case.shape.numbers.attention_heads % count == 0:
             return count
     return None
@@ -114,7 +111,7 @@ def evaluation_gpus(spec: run.Run, case: workload.Workload) -> int | None:
 
 def usable_of(on: run.Place) -> float:
     """Bytes of each GPU that a server may use for weights, keys and values."""
-    share = float(_argument(on.arguments, "gpu-memory-utilization") or UTILIZATION)
+    share = float(arguments.value(on.arguments, "gpu-memory-utilization") or UTILIZATION)
     return share * forecast.size(on.memory or "0") - memory.LIBRARIES["cuda"]
 
 
@@ -124,10 +121,11 @@ def _where(on: run.Place) -> str:
 
 def _serving(spec: run.Run, case: workload.Workload) -> Shortage | None:
     on = spec.serving
-    if on is None or not on.gpus or on.memory is None or _argument(on.arguments, "quantization"):
+    if on is None or not on.gpus or on.memory is None or arguments.value(on.arguments, "quantization"):
         return None
-    context = int(_argument(on.arguments, "max-model-len") or case.shape.numbers.max_positions)
-    each, usable = weights(case) / on.gpus, usable_of(on)
+    context = int(arguments.value(on.arguments, "max-model-len") or case.shape.numbers.max_positions)
+    split = max(1, on.gpus // arguments.replicas(on.arguments))
+    each, usable = weights(case) / split, usable_of(on)
     need = f"serving needs {memory.text(int(each))} for weights"
     where = _where(on)
     change = "a larger deployment.resources.gpuType, more deployment.resources.gpus, or a smaller base model"
@@ -135,19 +133,13 @@ def _serving(spec: run.Run, case: workload.Workload) -> Shortage | None:
         return Shortage(
             f"{need} {where}, and may use {memory.text(int(max(0, usable)))} of {on.memory}: choose {change}.", True
         )
-    fitting = int((usable - each) * on.gpus / cache(case)) // STEP * STEP
+    fitting = int((usable - each) * split / cache(case)) // STEP * STEP
     if fitting >= context:
         return None
-    keys = memory.text(int(cache(case) * context / on.gpus))
+    keys = memory.text(int(cache(case) * context / split))
     shorter = f"--max-model-len={fitting} in deployment.extraArgs, " if fitting else ""
     return Shortage(
         f"{need} and {keys} for the keys and values of one context of {context} tokens {where}, and may use "
         f"{memory.text(int(usable))} of {on.memory}: set {shorter}{change}.",
         fatal=not fitting,
     )
-
-
-def _argument(arguments: list[str], name: str) -> str | None:
-    """The value of vLLM's last argument of this name: --name=value, or in two."""
-    found = re.findall(rf"(?:^|\s)--{name}[=\s](\S+)", " ".join(arguments))
-    return found[-1] if found else None
