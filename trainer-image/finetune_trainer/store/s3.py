@@ -5,6 +5,7 @@ Errors that a retry with the same credentials cannot change fail at once; everyt
 
 import contextlib
 import functools
+import http
 import io
 import os
 import pathlib
@@ -22,6 +23,10 @@ T = TypeVar("T")
 
 READ, WRITE, LIST, DELETE = "s3:GetObject", "s3:PutObject", "s3:ListBucket", "s3:DeleteObject"
 """The rights that requests need. Uploads in parts also use s3:AbortMultipartUpload, when they fail."""
+
+CLASH = 10.0
+"""Seconds in which a request that was refused with 409 is repeated. Stores answer so to one of two requests that meet: VersityGW
+does when it removes an empty folder for one key while another key is written into it."""
 
 
 class S3:
@@ -123,8 +128,10 @@ class S3:
             except Exception as error:
                 now = time.monotonic()
                 failure = self._explain(uri, error, now - begun, right)
-                late = now + pause > min(begun + self._patience, objects.deadline())
-                if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE or late:
+                clash = refusals.status_of(error) == http.HTTPStatus.CONFLICT
+                patience = min(self._patience, CLASH) if clash else self._patience
+                late = now + pause > min(begun + patience, objects.deadline())
+                if (failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE and not clash) or late:
                     raise failure from error
                 if not warned:
                     log.warning("the store does not answer; retrying", uri=uri, error=errors.describe(error))
