@@ -1,76 +1,22 @@
 """The last known state of the API server, as small facts: FineTuneJobs (through Kopf), ServingPools, the children of both, and
 the catalogue.
 
-Children are listed and watched with a server-side label selector. Kopf would watch every Pod and Job of the cluster and
-filter here, at some milliseconds each (see docs/adr/0002-children-by-label.md).
+watches keeps it current; stored says how a job is kept.
 """
 
-import asyncio
 import contextlib
-import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import pydantic
 
 from finetune_api import basemodel, reasons
-from finetune_operator import cluster, kueue
-from finetune_operator.observe import label, members, pools, projections, shared
+from finetune_operator import kueue
+from finetune_operator.observe import members, pools, projections, shared
+from finetune_operator.stored import Claim, Stored, is_behind, keep, key, number, version
 
 LOG = logging.getLogger(__name__)
-OURS = f"{label.MANAGED_BY}={label.MANAGER},{label.UID}"
-SELECTORS = {"BaseModel": "", "ServingPool": "", "Workload": kueue.QUEUED_JOB}
-"""Selectors of kinds without the operator's labels."""
-LONGEST_PAUSES = {"Workload": 60.0, "ServingPool": 60.0, "HTTPRoute": 60.0}
-"""Maximum seconds between two tries; 10 for built-in kinds."""
-
-NEWER = {
-    "ServingPool": "apply the folder crds/ of this release to use it",
-    "HTTPRoute": "install the CRDs of Gateway API, which the chart's gatewayAPI.enabled needs",
-}
-"""Kinds whose CRD a cluster may lack (Helm adds none in an upgrade), and what to do: as long as it does, there are none."""
 AT_REST = frozenset({reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
-    """A FineTuneJob, as text, which takes a quarter of the memory of its object."""
-
-    version: str
-    namespace: str
-    phase: str | None
-    text: str
-    claim: "Claim | None" = None
-    parts: tuple[members.Member, ...] = ()
-    """Its parts in the indexes of ServingPools."""
-    compared: members.Compared | None = None
-
-    @property
-    def raw(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.text)
-        return found
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
-    """A FineTuneJob that answers, or will, under a served name."""
-
-    served: str
-    job: str
-    created: str
-    accepted: bool
-
-    @classmethod
-    def of(cls, raw: projections.Raw) -> "Claim | None":
-        meta, wanted = raw["metadata"], (raw.get("spec") or {}).get("deployment") or {}
-        if wanted.get("enabled") is False:
-            return None
-        conditions = (raw.get("status") or {}).get("conditions") or []
-        accepted = any(c["type"] == reasons.Condition.ACCEPTED and c["status"] == "True" for c in conditions)
-        name = str(meta.get("name", ""))
-        return cls(str(wanted.get("servedModelName") or name), name, str(meta.get("creationTimestamp", "")), accepted)
 
 
 class Cache:
@@ -493,40 +439,6 @@ class Cache:
             self.changed(uid)
 
 
-async def follow(
-    api: cluster.Cluster, cache: Cache, kind: str, namespace: str | None, listed: Callable[[], None]
-) -> None:
-    """Keep the cache of one kind current, through outages and expired versions. `listed` is called after each full list."""
-    selector = SELECTORS.get(kind, OURS)
-    pause = 0.1
-    while True:
-        try:
-            found, reached = set[tuple[str, str]](), ""
-            async for items, at in api.pages(kind, namespace, selector):
-                found, reached = found | cache.put(kind, items), at
-            cache.lacks(kind, False)
-            cache.complete(kind, namespace, found, reached)
-            listed()
-            while True:
-                async for event, raw in api.watch(kind, namespace, selector, reached):
-                    pause = 0.1
-                    reached = version(raw)
-                    cache.receive(kind, namespace, event, raw)
-        except cluster.Expired:
-            continue
-        except (cluster.Failure, *cluster.OUTAGES) as error:
-            if kind in NEWER and isinstance(error, cluster.Failure) and error.status == 404:
-                LOG.warning("the cluster has no CRD of %s: %s", kind, NEWER[kind])
-                cache.lacks(kind, True)
-                cache.complete(kind, namespace, set(), "0")
-                listed()
-                await asyncio.sleep(LONGEST_PAUSES[kind])
-                continue
-            LOG.warning("the watch of %s was interrupted, retrying in %.1f s: %s", kind, pause, error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSES.get(kind, 10.0))
-
-
 def _adapters(reading: pools.Reading | None) -> set[tuple[str, str, str]]:
     state = reading.state if reading is not None else None
     return {(one.sha256, one.state, one.message) for one in state.adapters} if state is not None else set()
@@ -541,73 +453,3 @@ def _asked(before: pools.Reading | None, reading: pools.Reading) -> bool:
 
 def _rate(reading: pools.Reading) -> float:
     return float(f"{reading.requests_per_second:.1g}")
-
-
-UNREAD = {"managedFields"}
-"""Metadata that the operator does not use, which is half of an object's size."""
-
-
-def keep(raw: projections.Raw) -> Stored:
-    meta = {name: value for name, value in raw["metadata"].items() if name not in UNREAD}
-    text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
-    phase = (raw.get("status") or {}).get("phase")
-    return Stored(
-        version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw), members.members(raw), members.compared(raw)
-    )
-
-
-def is_behind(raw: projections.Raw, known: Stored) -> bool:
-    """Of two versions of one object; resourceVersions are ordered numbers (KEP-5504)."""
-    return number(version(raw)) < number(known.version)
-
-
-def version(raw: projections.Raw) -> str:
-    return str(raw["metadata"]["resourceVersion"])
-
-
-def number(text: str) -> int:
-    """A resourceVersion to compare; those of aggregated API servers may not be numbers, and then never count as newer."""
-    return int(text) if text.isdecimal() else 0
-
-
-def key(raw: projections.Raw) -> tuple[str, str]:
-    return raw["metadata"].get("namespace", ""), raw["metadata"]["name"]
-
-
-async def follow_all(
-    api: cluster.Cluster,
-    cache: Cache,
-    namespaces: Iterable[str],
-    synced: asyncio.Event,
-    *,
-    queues: bool = False,
-    ingresses: bool = False,
-    routes: bool = False,
-) -> None:
-    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `ingresses` and `routes`,
-    also those; with `queues`, also Kueue's Workloads, for which `synced` does not wait, since Kueue may be installed later."""
-    places: list[str | None] = list(namespaces) or [None]
-    sources: list[tuple[str, str | None]] = [("BaseModel", None)]
-    wanted = {"Ingress": ingresses, "HTTPRoute": routes}
-    kinds = [kind for kind in ("ServingPool", *projections.PROJECTIONS) if wanted.get(kind, True)]
-    sources += [(kind, place) for kind in kinds for place in places]
-    missing = set(sources)
-    sources += [("Workload", place) for place in places if queues]
-
-    def listed(source: tuple[str, str | None]) -> Callable[[], None]:
-        def mark() -> None:
-            missing.discard(source)
-            if not missing:
-                synced.set()
-
-        return mark
-
-    tasks: list[asyncio.Task[Any]] = [
-        asyncio.create_task(follow(api, cache, kind, place, listed((kind, place)))) for kind, place in sources
-    ]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -26,6 +26,7 @@ from finetune_operator import (
     reconcile,
     servertraffic,
     settings,
+    watches,
     workqueue,
 )
 from finetune_operator.observe import label, members
@@ -192,7 +193,7 @@ class Controller:
             "ingresses": chart.ingress.enabled,
             "routes": chart.gateway_api.enabled,
         }
-        await cache.follow_all(self._api, self.facts, chart.namespaces, synced, **also)
+        await watches.follow_all(self._api, self.facts, chart.namespaces, synced, **also)
 
     async def _unfinished_first(self) -> None:
         """Load unfinished jobs, and those in ServingPools, before Kopf has gone through thousands of finished ones. Kopf reports

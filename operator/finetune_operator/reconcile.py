@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api import status
 from finetune_api.reasons import Condition
-from finetune_operator import cache, cluster, conditions, gather, metrics, pace, settings
+from finetune_operator import cache, cluster, conditions, gather, metrics, pace, settings, stored
 from finetune_operator.decide import core, diagnosis, verdict
 from finetune_operator.observe import observation, parents, projections
 
@@ -103,7 +103,7 @@ class Reconciler:
         if decision.remove_parent:
             LOG.info("time to live is over: the job is deleted", extra=about(parent, decision.status))
             with _conflicts():
-                await self._api.delete("FineTuneJob", parent.namespace, parent.name, cache.version(raw))
+                await self._api.delete("FineTuneJob", parent.namespace, parent.name, stored.version(raw))
             return True
         # Its deletion may have been missed, for example while the watch was broken. If the status is to be written,
         # that write fails before any Job is created; children created before it are removed by the garbage collector.
@@ -184,7 +184,7 @@ class Reconciler:
             return raw
         try:
             with _conflicts(), self._facts.writing("FineTuneJob", parent.namespace, parent.name):
-                fresh = await self._api.patch_status(parent.namespace, parent.name, cache.version(raw), changes)
+                fresh = await self._api.patch_status(parent.namespace, parent.name, stored.version(raw), changes)
                 self._facts.wrote_parent(fresh)
         except cluster.Failure as failure:
             if failure.status == 404:

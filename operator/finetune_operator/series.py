@@ -13,8 +13,9 @@ from typing import Any
 
 from finetune_api import metrics
 from finetune_api.reasons import Condition, Phase, Reason, Stage
-from finetune_operator.cache import Cache, Stored
+from finetune_operator.cache import Cache
 from finetune_operator.observe import projections
+from finetune_operator.stored import Stored
 
 Sample = tuple[metrics.Metric, tuple[str, ...], float]
 """A metric, the values of its labels, and its value."""

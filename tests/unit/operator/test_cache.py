@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from finetune_operator import cache, cluster, kueue
+from finetune_operator import cache, cluster, kueue, stored, watches
 from finetune_operator.observe import label, projections
 from support import manifests
 
@@ -256,7 +256,7 @@ def test_what_we_wrote_does_not_bring_a_deleted_job_back() -> None:
 )
 def test_versions_are_compared_as_numbers(known: str, received: str, behind: bool) -> None:
     first, second = ({"metadata": {"resourceVersion": text}} for text in (known, received))
-    assert cache.is_behind(second, cache.keep(first)) is behind
+    assert stored.is_behind(second, stored.keep(first)) is behind
 
 
 @pytest.mark.parametrize("phase, woken", [(None, True), ("Pending", True), ("Training", False), ("Ready", False)])
@@ -320,7 +320,7 @@ class Server:
 async def follow(server: Server, facts: cache.Cache, listed: Callable[[], None] = lambda: None) -> None:
     """Until the server's script is at its end."""
     tasks = [
-        asyncio.ensure_future(cache.follow(server, facts, "Job", None, listed)),
+        asyncio.ensure_future(watches.follow(server, facts, "Job", None, listed)),
         asyncio.ensure_future(server.hangs.wait()),
     ]
     done, _ = await asyncio.wait(tasks, timeout=30, return_when=asyncio.FIRST_COMPLETED)
@@ -388,7 +388,7 @@ async def test_all_kinds_are_listed_before_anything_is_decided() -> None:
 
     gate, synced = asyncio.Event(), asyncio.Event()
     server = Everything()
-    task = asyncio.create_task(cache.follow_all(server, Notified(), ["ml", "other"], synced))
+    task = asyncio.create_task(watches.follow_all(server, Notified(), ["ml", "other"], synced))
     await asyncio.sleep(0.05)
     assert not synced.is_set()
     gate.set()
@@ -407,7 +407,7 @@ async def test_nothing_waits_for_a_kueue_that_is_not_installed() -> None:
             yield [], "1"
 
     server, facts, synced = WithoutKueue(), Notified(), asyncio.Event()
-    task = asyncio.create_task(cache.follow_all(server, facts, [], synced, queues=True))
+    task = asyncio.create_task(watches.follow_all(server, facts, [], synced, queues=True))
     await asyncio.wait_for(synced.wait(), 30)
     await asyncio.sleep(0.2)
     task.cancel()
@@ -428,7 +428,7 @@ async def test_without_the_crds_of_gateway_api_the_caches_are_filled_and_jobs_wi
         meta = {"name": uid, "namespace": "ml", "uid": uid, "resourceVersion": "1"}
         facts.put_parent({"metadata": meta, "spec": {"deployment": deployment}})
     facts.changes.clear()
-    task = asyncio.create_task(cache.follow_all(WithoutRoutes(), facts, [], synced, routes=True))
+    task = asyncio.create_task(watches.follow_all(WithoutRoutes(), facts, [], synced, routes=True))
     await asyncio.wait_for(synced.wait(), 30)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -437,7 +437,7 @@ async def test_without_the_crds_of_gateway_api_the_caches_are_filled_and_jobs_wi
 
 async def test_a_defect_in_a_watch_ends_all_of_them() -> None:
     with pytest.raises(KeyError):
-        await cache.follow_all(Server(("list", KeyError("defect"))), Notified(), [], asyncio.Event())
+        await watches.follow_all(Server(("list", KeyError("defect"))), Notified(), [], asyncio.Event())
 
 
 def pod(version: int, name: str = "a", **status: Any) -> dict:
