@@ -10,8 +10,8 @@ out. Python keeps no state between two reconciles: all state is in the FineTuneJ
 - `decide/`: the next step, as an ordered list of rules; `manifests/`: the desired objects.
 - `conditions`: named edits of a status, and which of them are events; `revisions`: which edit of a spec causes which work.
 - `candidates`: which of several base models is the job's now.
-- `cluster`: the only client of the Kubernetes API; `cache`: what it last said, as `stored` keeps it and `watches` bring it; `clock`: its time;
-  `lease`: leader election.
+- `cluster`: the only client of the Kubernetes API; `cache`: what it last said, as `stored` keeps it and `watches` bring it;
+  `clock`: its time; `lease`: leader election.
 - `kueue`: a Job's state in its queue; `progress`: how far trainings are, read from their pods; `servertraffic`: what servers that
   are compared in a rollout have answered.
 - `poolreconcile`: one ServingPool, one pass; `poolstates`: what its pods report; `index`: what its gateways are to hold.
