@@ -1,5 +1,7 @@
 import json
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -338,6 +340,30 @@ def test_failures_become_outcomes_and_exit_codes(
     answer = outcome.Outcome.model_validate_json((tmp_path / "termination").read_text())
     assert answer.reason is reason
     assert len(answer.message) > 40
+
+
+ONE_STAGE = """
+import sys
+from finetune_trainer import __main__
+from finetune_trainer.process import imports
+imports.one_stage()
+code = __main__.main(["preflight", "--run", sys.argv[1]])
+print([name for name in ("torch", "transformers") if sys.modules.get(name)])
+sys.exit(code)
+"""
+
+
+def test_a_process_of_its_own_finds_the_same_without_torch(world: World, tmp_path: pathlib.Path) -> None:
+    spec = world()
+    (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
+    words = [sys.executable, "-c", ONE_STAGE, str(tmp_path / "run.json")]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "['transformers']"
+    assert [line for line in ended.stderr.splitlines() if not line.startswith("{")] == [], "a log of JSON lines only"
+    alone = stored(spec)
+    here = spec.model_copy(update={"revision": "here"})
+    preflight.preflight(here)
+    assert json.loads(json.dumps(stored(here)).replace("/here", f"/{spec.revision}")) == alone
 
 
 def test_the_run_file_itself_is_checked(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

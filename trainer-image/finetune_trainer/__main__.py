@@ -16,7 +16,7 @@ import pydantic
 
 from finetune_api import course, exits, outcome, reasons, resources, run
 from finetune_trainer.gateway import settings
-from finetune_trainer.process import errors, log, machine, secrets, signals, termination, trust
+from finetune_trainer.process import errors, imports, log, machine, secrets, signals, termination, trust
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation import server
@@ -306,6 +306,7 @@ def _parsed(path: pathlib.Path, kind: type[R]) -> R:
 def entry() -> None:
     """Ends the process at once: threads that wait for a dead store must not delay it."""
     machine.return_freed_memory()
+    imports.one_stage()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,5 +1,6 @@
 """The base model in memory: loading from a local folder, and the hidden states of a batch."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from finetune_api import job, reasons
 from finetune_trainer.engine import devices, loss
-from finetune_trainer.process import errors, log, machine
+from finetune_trainer.process import errors, imports, log, machine
 
 IGNORED = -1
 """Target of a position that is not learned."""
@@ -18,6 +19,8 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
 
     Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid), and as `devices.dtype`.
     """
+    if not quantised and "quantization_config" not in json.loads((folder / "config.json").read_text()):
+        imports.leave_out("bitsandbytes", "peft")  # which would import it, and torch's compiler with it
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -8,6 +8,7 @@ same.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from finetune_trainer.planning import (
     verdict,
     workload,
 )
-from finetune_trainer.process import errors, log, machine
+from finetune_trainer.process import errors, imports, log, machine
 from finetune_trainer.store import folders, objects, sources, storage
 
 PATIENCE = 20.0
@@ -226,11 +227,12 @@ def check_benchmarks(spec: run.Run, store: storage.Storage, encoder: tokens.Enco
 
 def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
     """The encoder, after checking that the model can be trained. Raises Failure(ModelInvalid)."""
-    from transformers.models.auto import modeling_auto
-
     config = sources.check(folder, spec.base_model.source, weights=False)
     kind = config.get("model_type")
-    if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind in architecture.FAST:
+        if imports.leave_out("torch", "transformers"):  # a tokenizer needs none
+            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would advise to install torch
+    elif not is_causal(kind):
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
             f"{spec.base_model.source}: config.json says model_type {kind!r}, which is not a causal language model that "
@@ -252,6 +254,13 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             f"{spec.base_model.source}: the tokenizer cannot be loaded ({errors.describe(error)}); the folder needs "
             "tokenizer.json and tokenizer_config.json",
         ) from error
+
+
+def is_causal(kind: object) -> bool:
+    """Whether transformers has a causal language model of this model_type."""
+    from transformers.models.auto import modeling_auto
+
+    return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def adapted_layers(spec: run.Run, folder: pathlib.Path) -> dict[str, Any]:
