@@ -30,6 +30,7 @@ from finetune_api.resources import (
 from finetune_api.storage import Addressing, CaBundle, Checksums, Connection, Encryption, Storage
 from finetune_api.training import (
     DPO,
+    PROMPTED,
     Checkpoints,
     EarlyStopping,
     GradientCheckpointing,
@@ -51,6 +52,7 @@ __all__ = [
     "NAME_RULES",
     "PAIRWISE",
     "PRINTER_COLUMNS",
+    "PROMPTED",
     "SHARES",
     "Addressing",
     "Advice",
@@ -155,21 +157,33 @@ class FineTuneJobSpec(model.Model):
                 "training.prompt Prompt needs intent.prompt.system, the prompt to train with",
             ),
             (
-                "!has(self.training.teacher) || has(self.intent.prompt.system)",
+                "!has(self.training.teacher) || self.training.teacher != 'Prompt' || has(self.intent.prompt.system)",
                 "training.teacher Prompt needs intent.prompt.system, the prompt with which the base model answers",
+            ),
+            (
+                "!has(self.training.teacher) || self.training.teacher == 'Prompt' || (has(self.evaluation.candidates) && "
+                "self.evaluation.candidates.exists(c, c.name == self.training.teacher))",
+                "training.teacher must be Prompt or the name of one of evaluation.candidates",
             ),
             (
                 "!has(self.training.teacher) || self.dataset.format in ['Chat', 'PromptCompletion', 'Instruction', 'Auto']",
                 "training.teacher needs questions: set dataset.format to Chat, PromptCompletion, Instruction or Auto",
             ),
             (
-                "!has(self.training.teacher) || 'Base' in self.evaluation.baselines",
-                "with training.teacher the tuned model is compared with Base: add it to evaluation.baselines",
+                "!has(self.training.teacher) || self.training.teacher != 'Prompt' || 'Base' in self.evaluation.baselines",
+                "with training.teacher Prompt the tuned model is compared with Base: add it to evaluation.baselines",
             ),
             (
                 "!has(self.training.teacher) || !has(self.evaluation.gates) || self.evaluation.gates.all(g, !has(g.over) || "
+                "self.training.teacher != g.over)",
+                "a gate cannot be over training.teacher: its answers are the reference, which nothing can beat: compare with a "
+                "baseline or BestBaseline, or set a minimum",
+            ),
+            (
+                "!has(self.training.teacher) || self.training.teacher != 'Prompt' || !has(self.evaluation.gates) || "
+                "self.evaluation.gates.all(g, !has(g.over) || "
                 "!(g.over in ['Prompt', 'FewShot', 'Retrieved', 'Optimized', 'ManyShot', 'RAG', 'Structured']))",
-                "with training.teacher the answers with the prompt are the reference, which nothing can beat: compare with "
+                "with training.teacher Prompt the answers with it are the reference, which nothing can beat: compare with "
                 "Base or BestBaseline, or set a minimum",
             ),
             (

@@ -374,11 +374,11 @@ class Results(status.Reported):
         description="Those of baseModel.candidates that were trained and evaluated before this one, as status.candidates "
         "has them: their figures, their cost, and the evidence by which the next one followed.",
     )
-    teacher: job.Teacher | None = Field(
+    teacher: str | None = Field(
         default=None,
-        description="Of training.teacher: the expected answers are those of the base model with intent.prompt.system. The "
-        "tokens of Prompt are then those of the teacher, and the saved ones are the difference to them. Absent: the answers "
-        "of the rows.",
+        description="Of training.teacher: the expected answers are those of this model. Prompt: the base model with "
+        "intent.prompt.system; the tokens of Prompt are then those of the teacher, and the saved ones are the difference to "
+        "them. Another: this one of evaluation.candidates. Absent: the answers of the rows.",
     )
     tries: Tries | None = Field(default=None, description="Absent: there are no test examples.")
     left_out: list[str] = Field(

@@ -77,7 +77,9 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     }
     # Recorded only where it affects the weights, so that no other revision's hash has it.
     learned = spec.training.prompt is job.TrainingPrompt.PROMPT or spec.training.teacher is not None
-    prompt = {"prompt": spec.intent.prompt.system} if learned else {}
+    prompt: dict[str, Any] = {"prompt": spec.intent.prompt.system} if learned else {}
+    taught = next((one for one in spec.evaluation.others if one.name == spec.training.teacher), None)
+    teacher = {"teacher": {"endpoint": taught.endpoint, "model": taught.model}} if taught else {}
     deployment = {
         k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval", "route"}
     }
@@ -88,6 +90,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
             "training": training,
             "run": run_annotation,
             **prompt,
+            **teacher,
         },
         PREFLIGHT: {**intent, "minimumExamples": minimum},
         EVALUATION: evaluation,
@@ -98,6 +101,7 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
 
 PLACES = {
     (TRAINING, "prompt"): "spec.intent.prompt.system",
+    (TRAINING, "teacher"): "spec.evaluation.candidates",
     (TRAINING, "run"): f"annotation {RUN_ANNOTATION}",
     (PREFLIGHT, "minimumExamples"): "spec.dataset.minimumExamples",
     (EVALUATION, "prompt"): "spec.intent.prompt",

@@ -181,6 +181,16 @@ class Run(model.Model):
         return self.intent.prompt.system if self.training.prompt is job.TrainingPrompt.PROMPT else None
 
     @property
+    def teaching(self) -> job.Candidate | None:
+        """The candidate that writes the answers (training.teacher); None: the base model does, or they are those of the rows."""
+        return next((one for one in self.evaluation.others if one.name == self.training.teacher), None)
+
+    @property
+    def contending(self) -> list[job.Candidate]:
+        """The candidates that the tuned model is compared with."""
+        return [one for one in self.evaluation.others if one.name != self.training.teacher]
+
+    @property
     def data(self) -> list[str]:
         """The URIs of all data files: of the splits, and of the evaluation."""
         held_out = [*(self.dataset.validation.uris or []), *(self.dataset.test.uris or [])]

@@ -1,11 +1,12 @@
 """How a job's adapter is trained."""
 
 import enum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune_api import model
+from finetune_api.contenders import CANDIDATE
 
 
 class Objective(enum.StrEnum):
@@ -76,8 +77,13 @@ class TrainingPrompt(enum.StrEnum):
     PROMPT = "Prompt"
 
 
-class Teacher(enum.StrEnum):
-    PROMPT = "Prompt"
+PROMPTED = "Prompt"
+"""training.teacher: the base model with intent.prompt.system."""
+
+Teacher = Annotated[
+    str,
+    model.text(f"^({PROMPTED}|{CANDIDATE})$", f"must be {PROMPTED} or the name of one of evaluation.candidates", 63),
+]
 
 
 class LossOn(enum.StrEnum):
@@ -156,8 +162,8 @@ class Training(model.Model):
                 "training.teacher",
             ),
             (
-                "!has(self.teacher) || self.prompt == 'AsWritten'",
-                "training.teacher puts intent.prompt.system into the weights, and training.prompt Prompt keeps it in each "
+                "!has(self.teacher) || self.teacher != 'Prompt' || self.prompt == 'AsWritten'",
+                "training.teacher Prompt puts intent.prompt.system into the weights, and training.prompt Prompt keeps it in each "
                 "request: remove one of them",
             ),
         )
@@ -229,7 +235,9 @@ class Training(model.Model):
         description="Who writes the answers that are learned. Prompt: the base model with intent.prompt.system, before "
         "training, so that the tuned model answers without the prompt as the base model does with it; rows need no answers, "
         "and the last answer of rows that have one is not used, in test files neither: the teacher's answers are the "
-        "reference. An edit of intent.prompt.system then trains again. Absent: the answers of the rows.",
+        "reference. The name of one of evaluation.candidates: that model, with intent.prompt.system where it is set; the "
+        "questions of all training, validation and test examples are sent to its endpoint, and it is no contender. An edit of "
+        "intent.prompt.system, or of the candidate's endpoint or model, then trains again. Absent: the answers of the rows.",
     )
     replay: Replay | None = Field(
         default=None,

@@ -168,7 +168,23 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "to be better than the teacher",
         {"training.teacher": "Prompt", "intent.prompt.system": "Sort.", GATE: [{"metric": "Loss", "over": "FewShot"}]},
         "",
-        "the answers with the prompt are the reference",
+        "the answers with it are the reference",
+    ),
+    (
+        "a teacher that is nobody",
+        {"training.teacher": "large"},
+        "",
+        "training.teacher must be Prompt or the name of one of evaluation.candidates",
+    ),
+    (
+        "to be better than the candidate that teaches",
+        {
+            "training.teacher": "large",
+            "evaluation.candidates": [{"name": "large", "endpoint": "https://models.example/v1", "model": "wise-70b"}],
+            GATE: [{"metric": "ExactMatch", "over": "large"}],
+        },
+        "",
+        "a gate cannot be over training.teacher",
     ),
     (
         "to be better than a prompt that is not there",

@@ -29,7 +29,7 @@ class Model:
             return refusal[0], {"error": {"message": refusal[1]}}
         time.sleep(self.slow)
         message = {"role": "assistant", **self.answers(body["messages"][-1]["content"])}
-        choice = {"message": message, "finish_reason": "stop"}
+        choice = {"message": message, "finish_reason": message.pop("ended", "stop")}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": 400, "completion_tokens": 20}}
 
 

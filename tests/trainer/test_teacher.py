@@ -3,17 +3,19 @@
 import json
 import pathlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from tests.trainer import tiny
+from tests.support import ports
+from tests.trainer import endpoints, tiny
 
-from finetune_api import course, job, run, status
-from finetune_trainer.data import dataset, questions
-from finetune_trainer.evaluation import contenders, teacher
-from finetune_trainer.process import errors
-from finetune_trainer.stages import evaluate, preflight
+from finetune_api import course, job, reasons, run, status
+from finetune_trainer.data import dataset, questions, tokens
+from finetune_trainer.evaluation import candidates, contenders, endpoint, teacher
+from finetune_trainer.process import errors, machine
+from finetune_trainer.stages import baseline, evaluate, preflight
+from finetune_trainer.store import folders, storage
 
 USER = {"role": "user", "content": "Is it broken?"}
 ANSWER = {"role": "assistant", "content": "Yes."}
@@ -65,7 +67,7 @@ def test_rows_that_ask_nothing_are_refused(row: Any, kind: job.Format, message: 
 
 def test_with_a_teacher_there_is_a_baseline_stage_even_without_advice() -> None:
     ignoring, rules = job.Intent(advice=job.Advice.IGNORE), job.Evaluation()
-    assert course.has_baseline(ignoring, rules, job.Training(teacher=job.Teacher.PROMPT))
+    assert course.has_baseline(ignoring, rules, job.Training(teacher="Prompt"))
     assert not course.has_baseline(ignoring, rules, job.Training())
 
 
@@ -124,7 +126,7 @@ def runner(given: list[list[int]]) -> Any:
 def test_answers_that_were_cut_or_are_empty_are_left_out_and_the_prompt_is_not_learned() -> None:
     whole, cut, empty = [*map(ord, "Yes."), STOP], [*map(ord, "Yes,")], [ord(" "), STOP]
     questions_ = [questions.example({"messages": [USER]}, job.Format.CHAT, f"f:{line}") for line in range(4)]
-    found = teacher.answer(runner([whole, cut, empty, []]), questions_)
+    found = teacher.with_answers(questions_, teacher.prompted(runner([whole, cut, empty, []]))(questions_))
     assert [(one.source, one.answer) for one in found] == [("f:0", "Yes.")]
     assert [turn.role for turn in found[0].messages] == ["user", "assistant"], "the student is asked without the prompt"
 
@@ -141,6 +143,97 @@ def test_a_teacher_that_seldom_ends_its_answers_ends_the_job(
     with pytest.raises(errors.Failure, match=f"{answered - taught} of {answered} answers .* longer than 4 tokens"):
         teacher.check(spec, tmp_path, answered, taught)
     return None
+
+
+def candidate_of(url: str) -> dict[str, Any]:
+    return {
+        "candidates": [{"name": "large", "endpoint": url, "model": "wise-70b"}],
+        "generation": {"maxNewTokens": LIMIT},
+    }
+
+
+def test_a_candidate_answers_with_the_prompt_and_what_it_refuses_or_does_not_end_is_left_out(
+    world: Callable[..., run.Run],
+) -> None:
+    answers = {"0": {"content": "<think>hm</think>Yes."}, "1": {"content": "Yes,", "ended": "length"}}
+    with endpoints.served() as (model, url):
+        model.answers = lambda question: answers.get(question, {"content": "four"})
+        model.refuses = lambda body: (400, "no") if body["messages"][-1]["content"] == "2" else None
+        spec = world(
+            intent={"prompt": {"system": "Be brief."}}, training={"teacher": "large"}, evaluation=candidate_of(url)
+        )
+        assert spec.contending == [], "it would equal its own answers"
+        asked = spec.teaching
+        assert asked is not None
+        rows = [{"messages": [{"role": "user", "content": str(line)}]} for line in range(3)]
+        examples = [questions.example(row, job.Format.CHAT, f"f:{line}") for line, row in enumerate(rows)]
+        found = teacher.with_answers(examples, teacher.candidate(spec, asked)(examples))
+    assert [(one.source, one.answer) for one in found] == [("f:0", "Yes.")]
+    assert [turn.role for turn in found[0].messages] == ["user", "assistant"]
+    about_the_rows = [body for body in model.asked if body["messages"] != candidates.CHECK]
+    assert {len(body["messages"]) for body in about_the_rows} == {2}
+    assert all(body["messages"][0] == {"role": "system", "content": "Be brief."} for body in about_the_rows)
+    assert model.asked[-1]["max_tokens"] == LIMIT
+
+
+def test_a_candidate_that_does_not_answer_ends_the_stage(
+    world: Callable[..., run.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "PATIENCE", 0.1)
+    spec = world(training={"teacher": "large"}, evaluation=candidate_of(f"http://127.0.0.1:{ports.free()}"))
+    assert spec.teaching is not None
+    with pytest.raises(errors.Failure, match=r"evaluation\.candidates: large") as caught:
+        teacher.candidate(spec, spec.teaching)
+    assert caught.value.reason is reasons.Reason.CANDIDATE_FAILED
+
+
+def test_answers_are_stored_as_they_come_and_are_not_requested_again(
+    world: Callable[..., run.Run], base: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [{"messages": row["messages"][:-1]} for row in tiny.examples(60)]
+    spec = world(asked, intent={"prompt": {"system": "You sort mail."}}, training={"teacher": "Prompt"})
+    preflight.preflight(spec)
+    monkeypatch.setattr(teacher, "TOGETHER", 16)
+    store, encoder = storage.of(spec.storage), tokens.load(base, spec.training)
+    calls: list[int] = []
+
+    def dying(examples: Sequence[dataset.Example]) -> list[str]:
+        calls.append(len(examples))
+        if len(calls) == 3:
+            raise RuntimeError("the pod ends")
+        return ["good"] * len(examples)
+
+    with pytest.raises(RuntimeError):
+        teacher.write(spec, store, dying, encoder, lambda answered, total: None)
+    teacher.write(spec, store, dying, encoder, lambda answered, total: None)
+    assert sum(calls) - 16 == 60, "only the batch that was under way is requested twice"
+    assert teacher.written(spec, store)
+    assert not list(store.entries(f"{spec.layout.taught}-parts/"))
+
+
+def test_a_job_that_a_candidate_teaches_asks_it_before_training_and_no_more(world: Callable[..., run.Run]) -> None:
+    rows = [{"prompt": row["messages"][-2]["content"]} for row in tiny.examples(60)]
+    with endpoints.served() as (model, url):
+        rules = candidate_of(url)
+        training = {"maxSteps": 2, "teacher": "large"}
+        checked = preflight.preflight(world(rows, training=training, evaluation=rules)).preflight
+        assert checked is not None
+        assert any(f"sent to {url}, where the model wise-70b writes the answers" in one for one in checked.advice)
+        spec = world(rows, intent={"advice": "Ignore"}, training=training, evaluation=rules)
+        found = baseline.baseline(spec, 1)
+        asked = len(model.asked)
+        assert baseline.baseline(spec, 2).message == found.message
+        assert len(model.asked) == asked, "answered once"
+    assert found.message.startswith(
+        "the answers to learn are those of the candidate large (wise-70b); without training:"
+    )
+    store, into = storage.of(spec.storage), machine.work() / "seen"
+    folders.load(store, spec.examples, into)
+    answered = [one.answer for name in dataset.SPLITS for one in dataset.stream(into / f"{name}.jsonl")]
+    assert set(answered) == {"good"}
+    assert len(answered) > 50
+    reached = status.Evaluation(passed=True, examples=30)
+    assert evaluate.outcome_of(spec, reached).message.endswith("the answers of the candidate large (wise-70b)")
 
 
 def test_the_evaluation_says_whose_answers_were_expected_and_what_is_saved(world: Callable[..., run.Run]) -> None:

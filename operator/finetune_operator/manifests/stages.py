@@ -150,7 +150,8 @@ def endpoint_keys(content: run.Run, stage: Stage) -> list[dict[str, Any]]:
     """The keys of evaluation.candidates, evaluation.judge and intent.prompt.optimizer, for the stages that ask them."""
     wanted = {}
     if stage in (Stage.BASELINE, Stage.EVALUATE):
-        wanted = {run.candidate_key(one.name): one.api_key_secret for one in content.evaluation.others}
+        asked = content.evaluation.others if stage is Stage.BASELINE else content.contending
+        wanted = {run.candidate_key(one.name): one.api_key_secret for one in asked}
         if content.intent.prompt.optimizer:
             wanted[run.OPTIMIZER_KEY] = content.intent.prompt.optimizer.api_key_secret
     if stage is Stage.EVALUATE and content.evaluation.judge:

@@ -124,6 +124,21 @@ def test_a_prompt_that_is_trained_with_belongs_to_the_weights(field: str) -> Non
     assert sections(record(**trained), spec(**trained)) == set()
 
 
+def test_a_candidate_that_teaches_belongs_to_the_weights() -> None:
+    def named(**more: Any) -> dict[str, Any]:
+        large = {"name": "large", "endpoint": "https://models.example/v1", "model": "wise-70b", **more}
+        return {"evaluation.candidates": [large]}
+
+    compared, taught = named(), named() | {"training.teacher": "large"}
+    assert "teacher" not in record(**compared)["training"], "the hashes of other revisions stay as they are"
+    assert sections(record(**compared), spec(**taught)) == {"training"}
+    found = revisions.want(spec(**taught | named(model="wise-400b")), "", record(**taught))
+    assert found.why("training") == "spec.evaluation.candidates.model changed"
+    priced = spec(**taught | named(pricePerMillionPromptTokens=2.5))
+    assert sections(record(**taught), priced) == {"evaluation"}
+    assert sections(record(**taught), spec(**taught | named(apiKeySecret="another"))) == {"environment"}
+
+
 @pytest.mark.parametrize("former", evaluation.FORMER_DEFAULTS, ids=len)
 def test_a_baseline_that_is_new_by_default_evaluates_nothing_again(former: list[str]) -> None:
     """A manifest without baselines, replaced after an upgrade, has today's default."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -75,14 +76,13 @@ def load(
     """The base model without an adapter, in this process or in the server beside it, and the frozen split's training examples for
     FewShot. Raises Failure."""
     engine: engines.Engine
+    folder = base_folder(spec, store, sidecar)
+    encoder = tokens.load(folder, spec.training)
     if sidecar is not None:
-        encoder = tokens.load(sidecar.base, spec.training)
         engine = server.Server(sidecar, spec.base_model.name)
     else:
         from finetune_trainer.evaluation import in_process  # the only one that needs torch
 
-        folder = sources.resolve(spec.base_model, store, machine.work() / "base")
-        encoder = tokens.load(folder, spec.training)
         engine = in_process.load(spec, folder, encoder.tokenizer, scale)
     positions = engine.positions or spec.training.max_sequence_length
     room = round(contenders.MARGIN * (positions - spec.evaluation.generation.max_new_tokens))
@@ -91,10 +91,15 @@ def load(
     return ModelRunner(engine, encoder, script, spec.evaluation)
 
 
+def base_folder(spec: run.Run, store: storage.Storage, sidecar: server.Sidecar | None) -> pathlib.Path:
+    """The files of the base model. Raises Failure."""
+    return sidecar.base if sidecar is not None else sources.resolve(spec.base_model, store, machine.work() / "base")
+
+
 def written(spec: run.Run, encoder: tokens.Encoder, room: int) -> contenders.Script:
     """How questions are written, with the examples that the baselines show before them within `room` tokens."""
     inline = not encoder.takes_system
-    if spec.training.teacher is not None:
+    if spec.training.teacher == job.PROMPTED:
         return contenders.Script(spec.intent.prompt, inline=inline, taught=True)
     wanted = (contenders.SHOWN | {job.Contender.OPTIMIZED}).intersection(spec.evaluation.baselines)
     if not wanted or not encoder.tokenizer.chat_template:

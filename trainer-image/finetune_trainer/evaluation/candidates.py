@@ -43,13 +43,19 @@ def of(spec: run.Run, *, deciding: bool) -> list["Candidate"]:
     """The job's candidates; each has answered once, or has a problem. deciding: whether gates are decided now, so that one that a
     gate needs has to answer: Failure is raised if it does not."""
     made = []
-    for rules in spec.evaluation.others:
+    for rules in spec.contending:
         needed = deciding and any(
             gate.over in (rules.name, evaluation.BEST_ALTERNATIVE) for gate in spec.evaluation.stated
         )
-        key = os.environ.get(run.candidate_key(rules.name), "").strip()
-        made.append(Candidate(rules, spec, key, needed=needed))
-        made[-1].check()
+        made.append(connected(spec, rules, needed=needed))
+    return made
+
+
+def connected(spec: run.Run, rules: job.Candidate, *, needed: bool) -> "Candidate":
+    """The candidate, with its key; it has answered once, or has a problem. Raises Failure where it is needed."""
+    key = os.environ.get(run.candidate_key(rules.name), "").strip()
+    made = Candidate(rules, spec, key, needed=needed)
+    made.check()
     return made
 
 
@@ -117,6 +123,20 @@ class Candidate:
             seconds=time.monotonic() - begun,
             usage=usage([one.tokens for one in replies.values() if one.tokens]),
         )
+
+    def texts(self, script: contenders.Script, examples: Sequence[dataset.Example]) -> list[str]:
+        """Its answers as a teacher, empty where it refused, or ended by the limit of tokens. Raises Failure, Stopped."""
+        script = dataclasses.replace(script, inline=False)
+        calls = {place: functools.partial(self._answer, script, one) for place, one in enumerate(examples)}
+        given: dict[int, endpoint.Reply | None] = {}
+        try:
+            self._endpoint.all(calls, LONGEST, given)
+        except TimeoutError:
+            raise self._failure(
+                f"{len(calls) - len(given)} of {len(calls)} answers took more than {LONGEST:.0f} s"
+            ) from None
+        replies = [given[place] for place in calls]
+        return [REASONING.sub("", one.text) if one is not None and one.finished else "" for one in replies]
 
     def _answer(self, script: contenders.Script, example: dataset.Example) -> endpoint.Reply | None:
         asked = script.ask(example, self.prompt or job.Contender.PROMPT)

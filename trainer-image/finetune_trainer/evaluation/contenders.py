@@ -63,7 +63,7 @@ class Script:
     trained: Mapping[job.Contender, str] = dataclasses.field(default_factory=dict)
     """The system prompts that adapters were trained with, and are asked with (training.prompt)."""
     taught: bool = False
-    """Whether the answers with the system prompt are the reference (training.teacher): Base alone is compared with."""
+    """Whether the answers with the system prompt are the reference (training.teacher Prompt): Base alone is compared with."""
     structured: job.Contender = job.Contender.PROMPT
     """Whose prompt Structured gets."""
 

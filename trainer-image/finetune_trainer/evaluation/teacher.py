@@ -1,24 +1,30 @@
-"""The base model with its prompt answers every example, before training (training.teacher): sequence-level distillation.
+"""A teacher answers every example before training (training.teacher): sequence-level distillation.
 
-frozen split without answers -> greedy answers with intent.prompt.system -> the same split with them in `taught/`, which training,
-baseline and evaluation read in place of it. Written once; the manifest names split, prompt and limit.
+frozen split without answers -> answers of the base model with intent.prompt.system, or of one of evaluation.candidates -> the
+same split with them in `taught/`, which training, baseline and evaluation read in place of it. Written once; the manifest names
+split, prompt and limit. Answers are stored as they come, so that an attempt that ended does not ask, or pay, for them again.
 
 An answer that was cut or is empty teaches nothing, and is left out of all splits.
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from finetune_api import job, reasons, run
-from finetune_trainer.data import corpus, dataset
-from finetune_trainer.evaluation import answers
+from finetune_trainer.data import corpus, dataset, tokens
+from finetune_trainer.evaluation import answers, candidates, contenders
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import folders, storage
 
-TOGETHER = 512
-"""Examples that are answered at once."""
+Teacher = Callable[[Sequence[dataset.Example]], list[str]]
+"""Its answer to each question; empty where it gives none, or does not end it."""
+
+TOGETHER = 128
+"""Examples that are answered, and stored, at once."""
 
 LEFT_OUT, EXAMPLES = "leftOut", "examples"
 """In the manifest: how many answers were cut or empty, of how many."""
@@ -37,26 +43,67 @@ def note(spec: run.Run, store: storage.Storage) -> str:
     if not left:
         return ""
     return (
-        f"; {left} of {number} answers with the prompt are empty or longer than {spec.evaluation.generation.max_new_tokens} "
+        f"; {left} of {number} answers are empty or longer than {spec.evaluation.generation.max_new_tokens} "
         "tokens and are left out: raise evaluation.generation.maxNewTokens (and then run again)"
     )
 
 
-def write(spec: run.Run, store: storage.Storage, runner: answers.ModelRunner, done: Callable[[int, int], None]) -> None:
+def named(spec: run.Run) -> str:
+    """Whose answers these are, for messages."""
+    if (candidate := spec.teaching) is None:
+        return "the base model with intent.prompt.system"
+    prompt = " with intent.prompt.system" if spec.intent.prompt.system else ""
+    return f"the candidate {candidate.name} ({candidate.model}){prompt}"
+
+
+def prompted(runner: answers.ModelRunner) -> Teacher:
+    """The base model with intent.prompt.system."""
+
+    def texts(examples: Sequence[dataset.Example]) -> list[str]:
+        asked = [runner.script.ask(one, job.Contender.PROMPT) for one in examples]
+        found = runner.engine.greedy(
+            job.Contender.PROMPT,
+            [runner.encoder.prompt(one) for one in asked],
+            runner.ending(job.Contender.PROMPT),
+            lambda count: None,
+        )
+        ended = [bool(ids) and ids[-1] in runner.encoder.stops for ids in found]
+        return [
+            answers.decode_answer(runner.encoder, one, ids)[0] if whole else ""
+            for one, ids, whole in zip(examples, found, ended, strict=True)
+        ]
+
+    return texts
+
+
+def candidate(spec: run.Run, rules: job.Candidate) -> Teacher:
+    """A model of evaluation.candidates. Raises Failure where it does not answer."""
+    other = candidates.connected(spec, rules, needed=True)
+    script = contenders.Script(spec.intent.prompt)
+    return lambda examples: other.texts(script, examples)
+
+
+def write(
+    spec: run.Run,
+    store: storage.Storage,
+    teacher: Teacher,
+    encoder: tokens.Encoder,
+    done: Callable[[int, int], None],
+) -> None:
     """Answers every example of the frozen split and stores the result. done: called with answered and all examples. Raises
     Failure where too few answers are usable."""
     raw, local = machine.work() / "questions", machine.work() / "taught"
     split = folders.load(store, spec.layout.data, raw, only={f"{name}.jsonl" for name in dataset.SPLITS})
     local.mkdir(parents=True, exist_ok=True)
-    encoder = runner.encoder
     total = sum(1 for name in dataset.SPLITS for _ in dataset.stream(raw / f"{name}.jsonl"))
-    log.info("the base model answers with the prompt", examples=total)
+    log.info("a teacher answers", teacher=named(spec), examples=total)
+    parts = Parts(spec, store, split.sha256, teacher)
     answered = taught = 0
     for name in dataset.SPLITS:
         with (local / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             stream = dataset.stream(raw / f"{name}.jsonl")
             while batch := list(itertools.islice(stream, TOGETHER)):
-                usable = answer(runner, batch)
+                usable = with_answers(batch, parts.answers(batch))
                 file.writelines(one.line() for one in usable)
                 answered, taught = answered + len(batch), taught + len(usable)
                 done(answered, total)
@@ -71,23 +118,42 @@ def write(spec: run.Run, store: storage.Storage, runner: answers.ModelRunner, do
         folders.MADE_OF: split.sha256,
     }
     folders.save(store, local, spec.layout.taught, extra)
+    parts.discard()
 
 
-def answer(runner: answers.ModelRunner, examples: list[dataset.Example]) -> list[dataset.Example]:
-    """The examples with the base model's answer to each, without those that it does not end, or gives none to."""
-    asked = [runner.script.ask(one, job.Contender.PROMPT) for one in examples]
-    found = runner.engine.greedy(
-        job.Contender.PROMPT,
-        [runner.encoder.prompt(one) for one in asked],
-        runner.ending(job.Contender.PROMPT),
-        lambda count: None,
-    )
-    made = []
-    for one, ids in zip(examples, found, strict=True):
-        text, _ = answers.decode_answer(runner.encoder, one, ids)
-        if text.strip() and ids[-1] in runner.encoder.stops:
-            made.append(dataclasses.replace(one, messages=(*one.prompt, dataset.Message("assistant", text))))
-    return made
+class Parts:
+    """The answers to one batch after another, each stored below `taught-parts/` as soon as it is there."""
+
+    def __init__(self, spec: run.Run, store: storage.Storage, split: str, teacher: Teacher) -> None:
+        asked = spec.teaching
+        who = [asked.endpoint, asked.model] if asked else []
+        made_of = [split, spec.intent.prompt.system, spec.evaluation.generation.max_new_tokens, TOGETHER, *who]
+        self._folder = f"{spec.layout.taught}-parts/{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}"
+        self._store, self._teacher, self._number = store, teacher, 0
+
+    def answers(self, batch: Sequence[dataset.Example]) -> list[str]:
+        """The answers to the next batch: those of an earlier attempt, or the teacher's."""
+        self._number += 1
+        uri = f"{self._folder}/{self._number:06}.json"
+        try:
+            found: list[str] = json.loads(self._store.read(uri))
+        except errors.NotFound:
+            found = self._teacher(batch)
+            self._store.write(uri, json.dumps(found).encode())
+        return found
+
+    def discard(self) -> None:
+        for number in range(1, self._number + 1):
+            folders.discard(self._store, f"{self._folder}/{number:06}.json")
+
+
+def with_answers(examples: Sequence[dataset.Example], texts: Sequence[str]) -> list[dataset.Example]:
+    """The examples with the answer to each, without those that have none."""
+    return [
+        dataclasses.replace(one, messages=(*one.prompt, dataset.Message("assistant", text)))
+        for one, text in zip(examples, texts, strict=True)
+        if text.strip()
+    ]
 
 
 def check(spec: run.Run, local: pathlib.Path, answered: int, taught: int) -> None:
@@ -97,9 +163,9 @@ def check(spec: run.Run, local: pathlib.Path, answered: int, taught: int) -> Non
         return
     raise errors.Failure(
         reasons.Reason.DATASET_INVALID,
-        f"training.teacher: {answered - taught} of {answered} answers of the base model with intent.prompt.system are empty or "
+        f"training.teacher: {answered - taught} of {answered} answers of {named(spec)} are empty or "
         f"longer than {spec.evaluation.generation.max_new_tokens} tokens, so that there is not enough to learn; ask for short "
-        "answers in the prompt, raise evaluation.generation.maxNewTokens, or choose a larger base model",
+        "answers in the prompt, raise evaluation.generation.maxNewTokens, or choose a larger model",
     )
 
 

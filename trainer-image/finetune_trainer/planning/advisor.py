@@ -285,9 +285,15 @@ def answers_are_the_teachers(spec: run.Run, measured: measurements.Measurements)
     if spec.training.teacher is None:
         return None
     return Advice(
-        "training.teacher: the base model with intent.prompt.system writes the answers before training; those of the rows are "
-        "not used. Tokens and memory are of the questions alone."
+        f"training.teacher: {_teacher(spec)} before training; those of the rows are not used. Tokens and memory are of the "
+        "questions alone."
     )
+
+
+def _teacher(spec: run.Run) -> str:
+    if (asked := spec.teaching) is None:
+        return "the base model with intent.prompt.system writes the answers"
+    return f"all questions are sent to {asked.endpoint}, where the model {asked.model} writes the answers,"
 
 
 RULES: tuple[Rule, ...] = (

@@ -46,7 +46,7 @@ class Reason:
     """Whether it is a goal of the job."""
 
 
-TAUGHT = "The expected answers are those of the base model with intent.prompt.system (training.teacher)."
+TAUGHT = "The expected answers are those of {} (training.teacher)."
 
 
 def verdict(found: results.Results) -> Verdict:
@@ -75,8 +75,16 @@ def _evidence(found: results.Results) -> str:
         pairwise = reading.judged_against(found, found.best_baseline)
         return _judged(found, pairwise) if pairwise else ""
     tuned = reading.value(found, metric, Contender.TUNED) if metric else None
-    taught = f" {TAUGHT}" if found.teacher else ""
+    taught = f" {TAUGHT.format(_teacher(found.teacher))}" if found.teacher else ""
     return f"{words.capital(_against(found, tuned))}.{taught}" if tuned else ""
+
+
+def _teacher(name: str) -> str:
+    return (
+        "the base model with intent.prompt.system"
+        if name == job.PROMPTED
+        else f"the model {name} of evaluation.candidates"
+    )
 
 
 def _against(found: results.Results, tuned: results.Value) -> str:

@@ -114,9 +114,9 @@ def _reached(found: results.Results, who: Contender) -> str | None:
 def _missing(found: results.Results, who: Contender) -> str:
     if who.is_candidate:
         return candidate(found, who).problem or "not measured"
-    if found.teacher is not None:
+    if found.teacher == job.PROMPTED:
         reference = "the reference: it wrote the expected answers"
-        return reference if who is Contender.PROMPT else "not compared: with training.teacher only Base is"
+        return reference if who is Contender.PROMPT else "not compared: with training.teacher Prompt only Base is"
     named = [text for text in found.left_out if text.startswith(str(who))]
     if named:
         late = any("it would take" in text for text in named)

@@ -67,7 +67,7 @@ def alternatives(found: results.Results) -> list[Contender]:
 
 def replaced(found: results.Results) -> Contender | None:
     """Whose prompt the tuned model does without: the teacher's, or that of the best baseline."""
-    return Contender.PROMPT if found.teacher else found.best_baseline
+    return Contender.PROMPT if found.teacher == job.PROMPTED else found.best_baseline
 
 
 def best(metric: Metric) -> Callable[[Iterable[results.Value]], results.Value]:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from finetune_api import course, evaluation, job, outcome, reasons, results, run, status
-from finetune_trainer.data import dataset
+from finetune_trainer.data import dataset, tokens
 from finetune_trainer.evaluation import (
     answers,
     candidates,
@@ -50,8 +50,7 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
     reporter = progress.Progress(spec, "baseline", attempt)
     runner: answers.ModelRunner | None = None
     if spec.training.teacher is not None and not teacher.written(spec, store):
-        runner = answers.load(spec, store, scale, sidecar)
-        teacher.write(spec, store, runner, lambda done, total: reporter.update(progress.of(done, total)))
+        runner = write_answers(spec, store, scale, sidecar, reporter)
     feasible.check_frozen(spec, store)
     split = answers.fetch(spec, store, {"validation.jsonl", "train.jsonl"})
     examples = [one for one in dataset.stream(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
@@ -77,10 +76,28 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
     return outcome_of(spec, found)
 
 
+def write_answers(
+    spec: run.Run, store: storage.Storage, scale: float, sidecar: server.Sidecar | None, reporter: progress.Progress
+) -> answers.ModelRunner | None:
+    """The teacher's answers to all examples; returns the base model where it wrote them, since it is asked next."""
+
+    def done(answered: int, total: int) -> None:
+        reporter.update(progress.of(answered, total))
+
+    if (candidate := spec.teaching) is not None:
+        asked = teacher.candidate(spec, candidate)
+        encoder = tokens.load(answers.base_folder(spec, store, sidecar), spec.training)
+        teacher.write(spec, store, asked, encoder, done)
+        return None
+    runner = answers.load(spec, store, scale, sidecar)
+    teacher.write(spec, store, teacher.prompted(runner), runner.encoder, done)
+    return runner
+
+
 def of_teacher(spec: run.Run, store: storage.Storage, found: status.Baseline) -> str:
     """The message of a job with training.teacher."""
     measured = found.message if found.examples else "no baseline was measured"
-    return f"the base model answered with intent.prompt.system, to learn from{teacher.note(spec, store)}; without it: {measured}"
+    return f"the answers to learn are those of {teacher.named(spec)}{teacher.note(spec, store)}; without training: {measured}"
 
 
 def outcome_of(spec: run.Run, found: status.Baseline) -> outcome.Outcome:

@@ -157,8 +157,9 @@ def outcome_of(spec: run.Run, found: status.Evaluation) -> outcome.Outcome:
     if spec.trained_prompt is not None:
         text += "; clients must send the system prompt of intent.prompt, with which it was trained and evaluated"
     if spec.training.teacher is not None:
-        saved = f"{found.tokens_saved_per_request or 0} prompt tokens saved a request"
-        text += f"; expected are the answers of the base model with intent.prompt.system; {saved}"
+        text += f"; expected are the answers of {teacher.named(spec)}"
+    if spec.training.teacher == job.PROMPTED:
+        text += f"; {found.tokens_saved_per_request or 0} prompt tokens saved a request"
     text = "; ".join([text, *found.unanswered])
     return outcome.Outcome(stage=reasons.Stage.EVALUATE, message=text, evaluation=found, report=spec.layout.report)
 
