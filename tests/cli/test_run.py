@@ -1,12 +1,15 @@
 """`finetune run`: all stages of a real, tiny job, again, stopped in the middle, resumed; and its report."""
 
 import json
+import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,9 +20,21 @@ from finetune_api import exits, outcome, reasons, run
 from finetune_cli import __main__, answer, jobs, show, stages
 from finetune_cli import run as verb
 from finetune_trainer.process import errors
+from support import warm
 
 
-def ended(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, Any, str]:
+@pytest.fixture
+def started(tmp_path: pathlib.Path) -> Callable[..., warm.Forked]:
+    """As `conftest.start`, at once, its stages too."""
+
+    def make(*words: Any) -> warm.Forked:
+        place = pathlib.Path(tempfile.mkdtemp(dir=tmp_path))
+        return warm.start("finetune_cli", [*map(str, words)], dict(os.environ), place / "out", place / "err")
+
+    return make
+
+
+def ended(process: "subprocess.Popen[str] | warm.Forked", seconds: float = 600) -> tuple[int, Any, str]:
     """The exit code, the document, and what was told on the way."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, json.loads(out) if out else None, err
@@ -50,10 +65,10 @@ GATE = {"metric": "Loss", "maximum": 100, "confidence": 0.5}
 
 @pytest.mark.slow
 def test_a_job_goes_through_all_stages_and_what_is_done_is_not_done_again(
-    job, finetune, tmp_path: pathlib.Path
+    job, finetune, started, tmp_path: pathlib.Path
 ) -> None:
     file = job(evaluation={"gates": [GATE]})
-    code, first, progress = ended(conftest.start("run", file, "--output", "json"))
+    code, first, progress = ended(started("run", file, "--output", "json"))
     assert (code, first["passed"]) == (0, True), progress
     assert [one["exitCode"] for one in first["stages"]] == [0] * len(first["stages"])
     names = [one["stage"] for one in first["stages"]]
@@ -64,7 +79,7 @@ def test_a_job_goes_through_all_stages_and_what_is_done_is_not_done_again(
     assert "train: 100% step 12/12 loss" in progress
     assert steps(file) == list(range(1, 13))
 
-    code, again, _ = ended(conftest.start("run", file, "--output", "json"))
+    code, again, _ = ended(started("run", file, "--output", "json"))
     assert (code, again["gates"], again["contenders"]) == (0, first["gates"], first["contenders"])
     assert steps(file) == list(range(1, 13)), "no training is needed twice"
 
@@ -74,20 +89,20 @@ def test_a_job_goes_through_all_stages_and_what_is_done_is_not_done_again(
     assert (code, found["report"]) == (0, first["report"])
 
     file = job(evaluation={"gates": [GATE | {"maximum": 0.0001}]})
-    code, found, _ = ended(conftest.start("run", file, "--output", "json"))
+    code, found, _ = ended(started("run", file, "--output", "json"))
     assert (code, found["passed"], found["reason"]) == (answer.Exit.GATES, False, "EvaluationBelowGate")
     assert steps(file) == list(range(1, 13)), "a new gate trains nothing"
 
 
 @pytest.mark.slow
-def test_a_stopped_training_resumes_from_its_checkpoint(job) -> None:
+def test_a_stopped_training_resumes_from_its_checkpoint(job, started) -> None:
     """Ctrl-C first, SIGTERM later, and then to the end: no step is lost, none is done twice."""
     last = 300
     file = job(tiny.examples(200), training={"maxSteps": last, "earlyStopping": {"patience": 100}})
     text = file.read_text()
     done = 0
     for number in (signal.SIGINT, signal.SIGTERM):
-        process = conftest.start("run", file, "--output", "json")
+        process = started("run", file, "--output", "json")
         deadline = time.monotonic() + 300
         while not ((cache_of(file) / "train.log").is_file() and len(steps(file)) >= done + 3):
             assert process.poll() is None, process.communicate()
@@ -103,7 +118,7 @@ def test_a_stopped_training_resumes_from_its_checkpoint(job) -> None:
         assert steps(file)[-1] == saved, "what was done is saved"
         done = saved
 
-    code, found, _ = ended(conftest.start("run", file, "--output", "json"))
+    code, found, _ = ended(started("run", file, "--output", "json"))
     assert code == 0
     assert file.read_text() == text
     assert steps(file) == list(range(1, last + 1)), "no step is lost, none is done twice"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import pathlib
 from multiprocessing.process import BaseProcess
@@ -10,24 +9,13 @@ from typing import Any
 
 from finetune_api import run
 from support import ports
-
-PRELOADED = [
-    "torch",
-    "peft",
-    "transformers.models.llama.modeling_llama",
-    "finetune_trainer.__main__",
-    "finetune_trainer.stages.train",
-    "finetune_trainer.stages.preflight",
-]
+from support.warm import context
 
 CGROUP = "TEST_CGROUP"
 """A folder that stands for the process's cgroup, with its limit of memory."""
 
 DIFFERS = "TEST_DIFFERS"
 """Set: the plan is that each process holds the base, and the trainer's own passes do not prove themselves."""
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(PRELOADED)
 
 
 def _main(run_file: str, environment: dict[str, str]) -> None:

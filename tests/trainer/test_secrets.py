@@ -17,6 +17,7 @@ import pytest
 from tests.trainer import tiny
 
 from finetune_trainer.process import secrets
+from support import warm
 
 CANARIES = {
     "AWS_ACCESS_KEY_ID": "AKIACANARY1234567890",
@@ -33,8 +34,8 @@ ABOUT = {"namespace": "ml", "job": "tiny", "revision": "r1"}
 class StageOutput:
     """Everything that a stage said, and how it ended."""
 
-    def __init__(self, code: int, log: str, outcome: str, arguments: str) -> None:
-        self.code, self.log, self.outcome, self.arguments = code, log, outcome, arguments
+    def __init__(self, code: int, log: str, outcome: str) -> None:
+        self.code, self.log, self.outcome = code, log, outcome
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -51,7 +52,7 @@ def stage(tmp_path: pathlib.Path) -> Stage:
     def run(document: dict[str, Any], *words: str, **environment: str) -> StageOutput:
         (tmp_path / "run.json").write_text(json.dumps(document))
         (tmp_path / "termination").write_text("")
-        command = [sys.executable, "-m", "finetune_trainer", words[0], "--run", str(tmp_path / "run.json"), *words[1:]]
+        command = [words[0], "--run", str(tmp_path / "run.json"), *words[1:]]
         inherited = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
         own = {
             "FINETUNE_WORK": str(tmp_path / "work"),
@@ -59,16 +60,14 @@ def stage(tmp_path: pathlib.Path) -> Stage:
             "FINETUNE_METRICS_PORT": "0",
             "FINETUNE_STORAGE_PATIENCE": "2",
         }
-        process = subprocess.Popen(
-            command,
-            env=inherited | own | CANARIES | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        arguments = pathlib.Path(f"/proc/{process.pid}/cmdline").read_text()
-        log, _ = process.communicate(timeout=300)
-        return StageOutput(process.returncode, log, (tmp_path / "termination").read_text(), arguments)
+        whole, log = inherited | own | CANARIES | environment, tmp_path / f"{words[0]}.log"
+        if "HF_ENDPOINT" in environment:  # is read on import
+            with log.open("w") as output:
+                program = [sys.executable, "-m", "finetune_trainer", *command]
+                code = subprocess.run(program, env=whole, stdout=output, stderr=output, timeout=300).returncode
+        else:
+            code = warm.start("finetune_trainer", command, whole, log).wait(300)
+        return StageOutput(code, log.read_text(), (tmp_path / "termination").read_text())
 
     return run
 
@@ -78,7 +77,7 @@ def leaks(text: str) -> list[str]:
 
 
 def nothing_leaks(output: StageOutput) -> None:
-    for place in (output.log, output.outcome, output.arguments):
+    for place in (output.log, output.outcome):
         assert not leaks(place), place
 
 
