@@ -19,6 +19,7 @@ OPERATORS = f"/api/v1/namespaces/{install.SYSTEM}/pods"
 SELECTOR = "app.kubernetes.io/name=finetune-operator"
 WORD = "finetune_operator"
 STORE = "s3"
+CLOCK = "operator's clock"
 POOLS = "pool's pod"
 """The fault of fleets that have a pool."""
 PATIENT = 15.0
@@ -202,7 +203,7 @@ FAULTS: dict[str, Strike] = {
     "S3": _process(STORE, 30),
     "stage's pod": _stage_pod,
     "eviction": _eviction,
-    "operator's clock": _clock,
+    CLOCK: _clock,
     POOLS: _server,
 }
 ANYWHERE = ("operator", "stage's pod", "eviction")

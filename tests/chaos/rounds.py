@@ -80,8 +80,10 @@ class Result:
 
 
 @contextlib.contextmanager
-def ready(site: sites.Site, prefix: str, policy: str = "") -> Iterator[tuple[faults.World, fleet.Fleet]]:
-    """The fleet on a site, watched, and the operator's clock movable where that is possible."""
+def ready(
+    site: sites.Site, prefix: str, policy: str = "", *, clocks: bool = True
+) -> Iterator[tuple[faults.World, fleet.Fleet]]:
+    """The fleet on a site, watched. clocks: with the operator's clock movable where that is possible."""
     data = fleet.prepare(site)
     local = report.running(sites.NAME) if site.local else None
     audit = Path(local.summary()["auditLog"]) if local else None  # type: ignore[arg-type]
@@ -89,7 +91,7 @@ def ready(site: sites.Site, prefix: str, policy: str = "") -> Iterator[tuple[fau
         if policy:
             stack.enter_context(policies.in_force(site.kube, POLICIES[policy](site)))
         host = stack.enter_context(site.kube.proxy(quiet=True))
-        if local:
+        if local and clocks:
             stack.enter_context(clock.movable(site.kube))
         server = api.Api(host, fleet.NAMESPACE)
         seen = stack.enter_context(watch.Watch(server, audit))

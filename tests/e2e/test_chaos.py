@@ -15,7 +15,7 @@ def test_a_fleet_of_jobs_lives_through_faults(site: Site) -> None:
     others = sorted(set(faults.FAULTS) - {*faults.ANYWHERE, faults.POOLS})
     names = (*faults.ANYWHERE, *random.Random(seed).sample(others, OTHERS if site.local else 0))
     wanted = rounds.Plan("short", seed, len(names), 4, fleet.SHORT, names)
-    with rounds.ready(site, "") as (world, jobs):
+    with rounds.ready(site, "", clocks=faults.CLOCK in names) as (world, jobs):
         result = rounds.run(world, jobs, wanted, lambda _: None)
     assert not result.violations, f"seed {seed} (CHAOS_SEED): {result.violations}"
     assert len(result.rounds) == len(names)
