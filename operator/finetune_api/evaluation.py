@@ -219,7 +219,8 @@ class Evaluation(model.Model):
     output_schema: SchemaObject | None = Field(
         default=None,
         description="A JSON Schema that answers must conform to. References to other documents are not followed. "
-        "The baseline Structured is held to it while it answers; the tuned model is not. Absent: none.",
+        "The baseline Structured is held to it while it answers, and with that baseline so are candidates whose endpoint takes a "
+        "schema; the tuned model is not. Absent: none.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     consistency: Consistency | None = Field(

@@ -236,6 +236,11 @@ class Candidate(status.Reported):
     )
     answered: int = Field(description="Test examples that it answered.")
     problem: str | None = Field(default=None, description="Why it did not answer, or not all of them.")
+    structured: bool = Field(
+        default=False,
+        description="Whether its requests had evaluation.outputSchema as response_format: an endpoint that refuses it is asked "
+        "without it.",
+    )
 
 
 class Tries(status.Reported):

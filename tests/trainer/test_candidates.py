@@ -185,6 +185,27 @@ def test_a_candidate_calls_tools_as_the_api_has_it(
     assert metrics.measure(found.answers, job.Evaluation())[job.Metric.TOOL_CALL_MATCH].value == match
 
 
+@pytest.mark.parametrize(
+    ("baselines", "refuses", "sent"),
+    [(["Structured"], False, True), (["Structured"], True, False), (["Base"], False, False)],
+)
+def test_a_candidate_is_held_to_the_schema_as_the_base_model_is(
+    large: tuple[Model, str], world: World, baselines: list[str], refuses: bool, sent: bool
+) -> None:
+    model, url = large
+    if refuses:
+        model.refuses = lambda body: (400, "response_format is not supported") if "response_format" in body else None
+    schema = {"type": "object", "required": ["total"]}
+    rules = {"candidates": [named(url)], "outputSchema": schema, "baselines": baselines}
+    (one,) = candidates.of(world(evaluation=rules), deciding=True)
+    found = one.ask(SCRIPT, EXAMPLES, 30)
+    formats = [body.get("response_format") for body in questions(model)]
+    assert formats == (
+        [{"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}] * 2 if sent else [None] * 2
+    )
+    assert one.described(found).structured is sent
+
+
 def test_parameters_that_an_endpoint_does_not_know_are_left_out(large: tuple[Model, str], world: World) -> None:
     model, url = large
     unknown = {

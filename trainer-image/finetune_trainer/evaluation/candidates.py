@@ -75,7 +75,11 @@ class Candidate:
         """Whose prompt it gets, once that is known."""
         self.problem: str | None = None
         self._seed = spec.training.seed
-        body = {"temperature": 0, "seed": self._seed, "max_tokens": spec.evaluation.generation.max_new_tokens}
+        limit = spec.evaluation.generation.max_new_tokens
+        body: dict[str, Any] = {"temperature": 0, "seed": self._seed, "max_tokens": limit}
+        if job.Contender.STRUCTURED in spec.evaluation.baselines and spec.evaluation.output_schema is not None:
+            schema = {"name": "answer", "schema": spec.evaluation.output_schema}
+            body |= {"response_format": {"type": "json_schema", "json_schema": schema}}
         self._endpoint = endpoint.Endpoint(rules, key, body, self._failure)
 
     def check(self) -> None:
@@ -161,6 +165,7 @@ class Candidate:
             prompt=self.prompt,
             answered=sum(one.expected is not None for one in found.answers) if found else 0,
             problem=self.problem,
+            structured=self._endpoint.sends("response_format"),
         )
 
     def _failure(self, problem: str) -> errors.Failure:

@@ -73,6 +73,10 @@ class Endpoint:
         self._last_answer = 0.0
         """When the endpoint last answered, by the monotonic clock."""
 
+    def sends(self, parameter: str) -> bool:
+        """Whether requests have this parameter; `first` drops what the endpoint does not know."""
+        return parameter in self._body
+
     def first(self, messages: list[dict[str, Any]]) -> Reply:
         """The first answer; parameters that the endpoint does not know are dropped from all later requests. Raises Failure."""
         while True:
