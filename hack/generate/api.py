@@ -76,6 +76,7 @@ def measures() -> dict[str, str]:
         "trainer": _metrics_table(metrics.TRAINER.values()),
         "gateway": _metrics_table(metrics.GATEWAY.values()),
         "engine_load": _names(metrics.ENGINE_LOAD),
+        "endpoint_picker": _names(metrics.ENDPOINT_PICKER[len(metrics.ENGINE_LOAD) :]),
         "vllm": _metrics_table(metrics.VLLM),
     }
 

@@ -275,3 +275,6 @@ VLLM = (
 """The labels of JOB come from the scrape rules; vLLM adds model_name (the base model) and engine."""
 ENGINE_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 """What the gateway of a pool's pod passes on of its engine, for autoscalers."""
+ENDPOINT_PICKER = (*ENGINE_LOAD, "vllm:lora_requests_info", "vllm:cache_config_info")
+"""What it passes on for an endpoint picker of Gateway API's inference extension, at /engine/metrics of the same port: apart,
+since vLLM has a time series of lora_requests_info for each set of adapters that were ever in use together."""

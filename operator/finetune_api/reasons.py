@@ -33,7 +33,8 @@ class Condition(enum.StrEnum):
     """spec.suspend is true and no stage runs."""
     ROUTED = "Routed"
     """A Gateway leads requests for deployment.route.host to the release that serves; during a rollout in steps the message has
-    the share of each. Absent: the job has no route."""
+    the share of each. Of a ServingPool: it leads requests for route.host to the pod that the endpoint picker picks. Absent: there
+    is no route."""
     OVERRIDDEN = "Overridden"
     """An admission controller or another manager changed fields of the server or its Service, such as the image or the number of
     replicas; the message names field and manager. They are left as they are. Absent: nobody did."""
@@ -145,8 +146,8 @@ class Reason(enum.StrEnum):
     """The ServingPool of deployment.pool cannot serve the job: it does not allow its namespace, or base model, rank or context
     length do not fit; the message says what was seen, what would fit, and what to do."""
     ROUTE_UNAVAILABLE = "RouteUnavailable"
-    """The job's HTTPRoute cannot be written (chart, CRDs of Gateway API), or the Gateway does not accept it; the message says
-    which, and what to do."""
+    """The HTTPRoute, or a ServingPool's InferencePool, cannot be written (chart, CRDs), or the Gateway does not accept it; the
+    message says which, and what to do."""
     CREDENTIALS_MISSING = "CredentialsMissing"
     """A Secret, or the ConfigMap with certificate authorities, is absent or lacks a key. Create it in the job's namespace."""
     UNSCHEDULABLE = "Unschedulable"

@@ -80,6 +80,10 @@ class Index(model.Model):
     etag: str = Field(description="A hash of the rest.")
     models: list[Served] = Field(default_factory=list)
     adapters: list[Held] = Field(default_factory=list)
+    rewritten: bool | None = Field(
+        default=None,
+        description="Whether an endpoint picker may have put an adapter's SHA-256 in place of a model's name. Absent: no.",
+    )
 
 
 class Histogram(model.Model):

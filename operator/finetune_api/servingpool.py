@@ -100,6 +100,29 @@ class Ingress(model.Model):
     )
 
 
+class EndpointPicker(model.Model):
+    """What picks a pod for each request: an endpoint picker of Gateway API's inference extension, for this pool alone."""
+
+    service: model.Name = Field(
+        description="The name of its Service, in the pool's namespace. The platform team installs it."
+    )
+    port: int = Field(default=9002, ge=1, le=65535, description="The Service's port for the Gateway. Default: 9002.")
+    failure_mode: Literal["FailClose", "FailOpen"] = Field(
+        default="FailClose",
+        description="What the Gateway does while the endpoint picker does not answer. FailClose: it refuses requests. FailOpen: "
+        "it picks a pod itself. Default: FailClose.",
+    )
+
+
+class Route(model.Model):
+    """The way in through the platform's Gateway: an HTTPRoute to an InferencePool of the pool's servers, for /v1 alone."""
+
+    host: deployment.Host = Field(
+        description="The name under which clients reach the pool through the Gateway: HOST/v1."
+    )
+    endpoint_picker: EndpointPicker = Field(description="Which service picks the pod that answers.")
+
+
 class Idle(model.Model):
     """A pool without requests has no servers, and no GPUs."""
 
@@ -129,6 +152,15 @@ class ServingPoolSpec(model.Model):
             (
                 "!has(self.ingress) || has(self.keysSecret)",
                 "ingress needs keysSecret: without keys whoever reaches the host could use the models",
+            ),
+            (
+                "!has(self.route) || has(self.keysSecret)",
+                "route needs keysSecret: without keys whoever reaches the host could use the models",
+            ),
+            (
+                "!has(self.route) || !has(self.idle)",
+                "route cannot be set together with idle: the endpoint picker knows servers alone, so a request to a pool without "
+                "any would be refused, and would not start them; remove one of them",
             ),
             (
                 "!has(self.idle) || (has(self.adapters) && has(self.adapters.claimName))",
@@ -204,6 +236,11 @@ class ServingPoolSpec(model.Model):
         default=None,
         description="An address outside of the cluster. Needs keysSecret, and ingress.enabled in the chart. Default: none.",
     )
+    route: Route | None = Field(
+        default=None,
+        description="An address at the platform's Gateway, with an endpoint picker that picks pods by their load. Needs "
+        "keysSecret, and gatewayAPI.inference.enabled in the chart. Not together with idle. Default: none.",
+    )
     idle: Idle | None = Field(
         default=None,
         description="When the servers end because nobody uses them, and what a request gets that comes then. Needs "
@@ -222,6 +259,12 @@ class ServingPoolSpec(model.Model):
         default=False,
         description="Whether jobs that name no pool use this one, if it fits and they may. Default: false.",
     )
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether an endpoint picker may know the adapters behind its models' names. Not those of several tenants: the answers
+        would tell each which names the others' models have."""
+        return self.route is not None and not self.allowed_namespaces
 
     def admits(self, own: str, namespace: str) -> bool:
         """Whether jobs of `namespace` may use the pool, which is in the namespace `own`."""
@@ -259,7 +302,7 @@ class Status(status.Reported):
     )
     conditions: list[status.Condition] = Field(
         default_factory=list,
-        description="Ready (every requested pod is ready), Reconciling and Stalled.",
+        description="Ready (every requested pod is ready), Reconciling and Stalled; Routed, with spec.route.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     base_model: str | None = Field(default=None, description="The base model as resolved.")

@@ -16,6 +16,8 @@ from finetune_operator.observe import members, pools, projections, shared
 from finetune_operator.stored import Claim, Stored, is_behind, keep, key, number, version
 
 LOG = logging.getLogger(__name__)
+OF_GATEWAYS = ("HTTPRoute", "InferencePool", "InferenceModelRewrite")
+"""Kinds of Gateway API, its inference extension, and llm-d."""
 AT_REST = frozenset({reasons.Phase.COMPLETE, reasons.Phase.READY, reasons.Phase.FAILED, reasons.Phase.SUSPENDED})
 
 
@@ -51,7 +53,7 @@ class Cache:
         self.pool_states: dict[str, dict[str, pools.Reading]] = {}
         """uid of a ServingPool -> what its pods reported last, by their name."""
         self.lacking: set[str] = set()
-        """Kinds that the API server does not have."""
+        """Kinds that the API server does not have, of those that are followed."""
         self._compared: dict[str, members.Compared] = {}
         """uid of a FineTuneJob -> its releases with servers of their own that share the traffic."""
         self.counted: dict[str, dict[str, shared.Counted]] = {}
@@ -261,12 +263,15 @@ class Cache:
     # -- children and catalogue, from `follow` --
 
     def lacks(self, kind: str, lacking: bool) -> None:
-        """Whether the API server has no such kind: jobs that need it look again."""
+        """Whether the API server has no such kind: jobs and pools that need it look again."""
         if (kind in self.lacking) == lacking:
             return
         (self.lacking.add if lacking else self.lacking.discard)(kind)
         for uid, known in self.parents.items():
             if kind == "HTTPRoute" and '"route":' in known.text:
+                self.changed(uid)
+        for uid, pool in self.pools.items():
+            if kind in OF_GATEWAYS and pool.spec and pool.spec.route:
                 self.changed(uid)
 
     def put(self, kind: str, items: Iterable[projections.Raw]) -> set[tuple[str, str]]:

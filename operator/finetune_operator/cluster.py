@@ -30,6 +30,8 @@ PATHS = {
     "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
     "Ingress": ("apis/networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": ("apis/gateway.networking.k8s.io/v1", "httproutes"),
+    "InferencePool": ("apis/inference.networking.k8s.io/v1", "inferencepools"),
+    "InferenceModelRewrite": ("apis/llm-d.ai/v1alpha2", "inferencemodelrewrites"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Workload": ("apis/kueue.x-k8s.io", "workloads"),
 }

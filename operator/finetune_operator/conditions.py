@@ -59,7 +59,7 @@ def put(
     return state.model_copy(update={"conditions": ordered})
 
 
-def drop(state: status.Status, *kinds: Condition) -> status.Status:
+def drop(state: S, *kinds: Condition) -> S:
     if not kinds:
         return state
     return state.model_copy(update={"conditions": [c for c in state.conditions if c.type not in kinds]})

@@ -192,6 +192,8 @@ class Controller:
             "queues": chart.kueue.enabled,
             "ingresses": chart.ingress.enabled,
             "routes": chart.gateway_api.enabled,
+            "inference": chart.gateway_api.inference.enabled,
+            "rewrites": chart.gateway_api.inference.model_rewrites,
         }
         await watches.follow_all(self._api, self.facts, chart.namespaces, synced, **also)
 

@@ -37,8 +37,10 @@ def build(pool: pools.Parent, parts: Iterable[members.Member]) -> serving.Index:
         if spec and spec.admits(pool.namespace, one.namespace)
     }
     adapters = [held[key] for key in sorted(held)]
+    rewritten = True if spec and spec.rewritten else None
     rest = {"models": [one.wire() for one in models], "adapters": [one.wire() for one in adapters]}
-    return serving.Index(pool=pool.key, etag=revision.digest(rest, 16), models=models, adapters=adapters)
+    etag = revision.digest(rest | {"rewritten": True} if rewritten else rest, 16)
+    return serving.Index(pool=pool.key, etag=etag, models=models, adapters=adapters, rewritten=rewritten)
 
 
 class Indexes:

@@ -79,6 +79,8 @@ class Reconciler:
             services=kinds["Service"],
             budget=kinds["PodDisruptionBudget"].get(parent.name),
             ingress=kinds["Ingress"].get(parent.name),
+            at_gateway={kind: kinds[kind] for kind in cache.OF_GATEWAYS},
+            lacking=self._facts.lacking,
             pods=tuple(kinds["Pod"].values()),
             readings=self._facts.pool_states.get(parent.uid, {}),
             index=self._indexes.of(parent),

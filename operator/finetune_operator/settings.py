@@ -78,14 +78,30 @@ class Gateway(model.Model):
     section_name: str | None = Field(default=None, description="One of its listeners. Absent: all that fit.")
 
 
+class Inference(model.Model):
+    """Gateway API's inference extension."""
+
+    enabled: bool = Field(
+        default=False, description="Whether the operator writes InferencePools, and HTTPRoutes to them."
+    )
+    model_rewrites: bool = Field(default=False, description="Whether it writes InferenceModelRewrites of llm-d, too.")
+
+
 class GatewayApi(model.Model):
-    enabled: bool = Field(default=False, description="Whether the operator writes HTTPRoutes for FineTuneJobs.")
+    enabled: bool = Field(default=False, description="Whether the operator writes HTTPRoutes.")
     gateway: Gateway = Field(default_factory=Gateway)
+    inference: Inference = Field(default_factory=Inference)
 
     @pydantic.model_validator(mode="after")
     def _is_named(self) -> "GatewayApi":
         if self.enabled and not (self.gateway.name and self.gateway.namespace):
             raise ValueError("gatewayAPI.enabled needs gatewayAPI.gateway.name and gatewayAPI.gateway.namespace")
+        if self.inference.enabled and not self.enabled:
+            raise ValueError(
+                "gatewayAPI.inference.enabled needs gatewayAPI.enabled: an HTTPRoute leads to an InferencePool"
+            )
+        if self.inference.model_rewrites and not self.inference.enabled:
+            raise ValueError("gatewayAPI.inference.modelRewrites needs gatewayAPI.inference.enabled")
         return self
 
 

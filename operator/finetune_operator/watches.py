@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from finetune_operator import cluster, kueue, stored
-from finetune_operator.cache import Cache
+from finetune_operator.cache import OF_GATEWAYS, Cache
 from finetune_operator.observe import label, projections
 
 LOG = logging.getLogger(__name__)
 OURS = f"{label.MANAGED_BY}={label.MANAGER},{label.UID}"
 SELECTORS = {"BaseModel": "", "ServingPool": "", "Workload": kueue.QUEUED_JOB}
 """Selectors of kinds without the operator's labels."""
-LONGEST_PAUSES = {"Workload": 60.0, "ServingPool": 60.0, "HTTPRoute": 60.0}
+LONGEST_PAUSES = {"Workload": 60.0, "ServingPool": 60.0, **dict.fromkeys(OF_GATEWAYS, 60.0)}
 """Maximum seconds between two tries; 10 for built-in kinds."""
 
 NEWER = {
     "ServingPool": "apply the folder crds/ of this release to use it",
     "HTTPRoute": "install the CRDs of Gateway API, which the chart's gatewayAPI.enabled needs",
+    "InferencePool": "install the CRDs of Gateway API's inference extension, which gatewayAPI.inference.enabled needs",
+    "InferenceModelRewrite": "install the CRDs of llm-d's router, which gatewayAPI.inference.modelRewrites needs",
 }
 """Kinds whose CRD a cluster may lack (Helm adds none in an upgrade), and what to do: as long as it does, there are none."""
 
@@ -36,12 +38,16 @@ async def follow_all(
     queues: bool = False,
     ingresses: bool = False,
     routes: bool = False,
+    inference: bool = False,
+    rewrites: bool = False,
 ) -> None:
-    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `ingresses` and `routes`,
-    also those; with `queues`, also Kueue's Workloads, for which `synced` does not wait, since Kueue may be installed later."""
+    """Follow all kinds of children and the catalogue; `synced` is set once each has been listed. With `ingresses`, `routes`,
+    `inference` (InferencePools) and `rewrites` (InferenceModelRewrites), also those; with `queues`, also Kueue's Workloads, for
+    which `synced` does not wait, since Kueue may be installed later."""
     places: list[str | None] = list(namespaces) or [None]
     sources: list[tuple[str, str | None]] = [("BaseModel", None)]
-    wanted = {"Ingress": ingresses, "HTTPRoute": routes}
+    of_gateways = zip(OF_GATEWAYS, (routes, inference, rewrites), strict=True)
+    wanted = {"Ingress": ingresses, **dict(of_gateways)}
     kinds = [kind for kind in ("ServingPool", *projections.PROJECTIONS) if wanted.get(kind, True)]
     sources += [(kind, place) for kind in kinds for place in places]
     missing = set(sources)

@@ -24,6 +24,10 @@ OWN: Rights = {
 QUEUES: Rights = {("kueue.x-k8s.io", "workloads"): {"list", "watch"}}
 WAY_IN: Rights = {("networking.k8s.io", "ingresses"): {"list", "watch", "create", "patch", "delete"}}
 ROUTES: Rights = {("gateway.networking.k8s.io", "httproutes"): {"list", "watch", "create", "patch", "delete"}}
+INFERENCE: Rights = {
+    ("inference.networking.k8s.io", "inferencepools"): {"list", "watch", "create", "patch", "delete"},
+    ("llm-d.ai", "inferencemodelrewrites"): {"list", "watch", "create", "patch", "delete"},
+}
 CATALOGUE: Rights = {("finetune.dev", "basemodels"): {"list", "watch"}}
 LEADER: Rights = {("coordination.k8s.io", "leases"): {"get", "create", "update", "patch"}}
 CLEANUP: Rights = {
@@ -86,6 +90,15 @@ def test_httproutes_are_written_where_the_chart_says_so_and_nowhere_else(render:
     rendered = render(values | {"namespaces": ["ml"]})
     assert rights(rendered["ClusterRole"][NAME]) == CATALOGUE
     assert rights(rendered["Role"][f"ml/{NAME}"]) == OWN | ROUTES
+
+
+def test_inferencepools_and_rewrites_are_written_where_the_chart_says_so_and_nowhere_else(render: Render) -> None:
+    gateway = {"name": "public", "namespace": "gateways"}
+    values = {"gatewayAPI": {"enabled": True, "gateway": gateway, "inference": {"enabled": True}}}
+    pools, _ = ({key: verbs} for key, verbs in INFERENCE.items())
+    assert rights(render(values)["ClusterRole"][NAME]) == OWN | ROUTES | pools | CATALOGUE
+    values["gatewayAPI"]["inference"] = {"enabled": True, "modelRewrites": True}
+    assert rights(render(values)["ClusterRole"][NAME]) == OWN | ROUTES | INFERENCE | CATALOGUE
 
 
 def test_leases_are_only_reached_in_the_release_namespace(render: Render) -> None:
@@ -172,8 +185,8 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
 
 
 def documented() -> list[Rights]:
-    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, Ingresses, HTTPRoutes, in the cluster, in the
-    operator's, and of what cleans up after an upgrade."""
+    """The tables of docs/security.md: in the namespaces of jobs, with Kueue, Ingresses, HTTPRoutes, InferencePools, in the
+    cluster, in the operator's, and of what cleans up after an upgrade."""
     found: list[Rights] = []
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
         if line.startswith("| group |"):
@@ -185,7 +198,7 @@ def documented() -> list[Rights]:
 
 
 def test_the_page_on_security_lists_every_right() -> None:
-    assert documented() == [OWN, QUEUES, WAY_IN, ROUTES, CATALOGUE, LEADER, CLEANUP]
+    assert documented() == [OWN, QUEUES, WAY_IN, ROUTES, INFERENCE, CATALOGUE, LEADER, CLEANUP]
 
 
 def test_every_test_that_the_page_on_security_names_exists() -> None:

@@ -43,7 +43,11 @@ def test_values_arrive_as_given(render: Render) -> None:
                     },
                     "kueue": {"enabled": True},
                     "ingress": {"enabled": True, "annotations": {"a/b": "c"}},
-                    "gatewayAPI": {"enabled": True, "gateway": {"name": "public", "namespace": "gateways"}},
+                    "gatewayAPI": {
+                        "enabled": True,
+                        "gateway": {"name": "public", "namespace": "gateways"},
+                        "inference": {"enabled": True, "modelRewrites": True},
+                    },
                     "drainSeconds": 5,
                     "stalledAfterSeconds": 60,
                     "retryBackoffSeconds": 2,
@@ -67,6 +71,8 @@ def test_values_arrive_as_given(render: Render) -> None:
     gateway = read.gateway_api.gateway
     assert (read.gateway_api.enabled, gateway.name, gateway.namespace) == (True, "public", "gateways")
     assert gateway.section_name is None
+    inference = read.gateway_api.inference
+    assert (inference.enabled, inference.model_rewrites) == (True, True)
     assert (read.drain_seconds, read.retry_backoff_seconds) == (5, 2)
     assert read.stalled_after_seconds == 60
     assert read.labels == {"cost-centre": "42"}

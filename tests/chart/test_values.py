@@ -43,6 +43,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"networkPolicy": {"clients": {"peers": {"podSelector": {}}}}}, "/networkPolicy/clients/peers"),
     ({"networkPolicy": {"namespaces": ["Team A"]}}, "/networkPolicy/namespaces/0"),
     ({"gatewayAPI": {"enabled": True}}, "/gatewayAPI/gateway/name"),
+    ({"gatewayAPI": {"inference": {"enabled": True}}}, "/gatewayAPI/inference/enabled"),
+    ({"gatewayAPI": {"inference": {"modelRewrites": True}}}, "/gatewayAPI/inference/enabled"),
     ({"monitoring": {"podMonitor": {"enabled": "yes"}}}, "/monitoring/podMonitor/enabled"),
 ]
 

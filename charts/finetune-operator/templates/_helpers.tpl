@@ -125,7 +125,8 @@ any: true
     "gateway" (dict
       "name" .Values.gatewayAPI.gateway.name
       "namespace" .Values.gatewayAPI.gateway.namespace
-      "sectionName" (.Values.gatewayAPI.gateway.sectionName | default nil)))
+      "sectionName" (.Values.gatewayAPI.gateway.sectionName | default nil))
+    "inference" .Values.gatewayAPI.inference)
   "retryBackoffSeconds" .Values.retryBackoffSeconds
   "progressSeconds" .Values.progressSeconds
   "drainSeconds" .Values.drainSeconds

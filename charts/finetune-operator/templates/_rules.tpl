@@ -40,9 +40,21 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
   verbs: [list, watch, create, patch, delete]
 {{- end }}
 {{- if .Values.gatewayAPI.enabled }}
-# the address of a job's own servers at the platform's Gateway, and the shares of a rollout
+# the address of a job's own servers at the platform's Gateway, and the shares of a rollout; or that of a pool
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
+  verbs: [list, watch, create, patch, delete]
+{{- end }}
+{{- if .Values.gatewayAPI.inference.enabled }}
+# the pods of a pool, for an endpoint picker
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [list, watch, create, patch, delete]
+{{- end }}
+{{- if .Values.gatewayAPI.inference.modelRewrites }}
+# the adapters behind the names of a pool's models, and their shares, for llm-d's endpoint picker
+- apiGroups: [llm-d.ai]
+  resources: [inferencemodelrewrites]
   verbs: [list, watch, create, patch, delete]
 {{- end }}
 {{- if .Values.kueue.enabled }}

@@ -47,9 +47,11 @@ def service(present: projections.Service | None, manifest: meta.Manifest) -> tup
 
 
 def route(present: projections.Route | None, manifest: meta.Manifest) -> tuple[meta.Manifest, ...]:
-    """The HTTPRoute, if it has to be applied. Where it leads is never others' to change: a comparison counts on the weights, and
-    a rollback has to hold. What else they add to it stays until the next weight."""
-    fresh = projections.route(manifest)
+    """The HTTPRoute, InferencePool or InferenceModelRewrite, if it has to be applied. Where it leads is never others' to
+    change: a comparison counts on the weights, and a rollback has to hold. What else they add to it stays until the next
+    weight."""
+    fresh = projections.PROJECTIONS[manifest["kind"]](manifest)
+    assert isinstance(fresh, projections.Route)
     marked = meta.marked(manifest, fresh.guarded)
     if present is None or present.hash != meta.hash_of(marked) or present.guarded != fresh.guarded:
         return (marked,)

@@ -6,13 +6,13 @@ Deployment, pods, what their gateways report, the index -> status
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from finetune_api import run, serving, servingpool
 from finetune_api.reasons import BY_SOMEBODY, Condition, Reason
 from finetune_operator import conditions, settings
-from finetune_operator.decide import diagnosis, drift, idle
+from finetune_operator.decide import diagnosis, drift, idle, inference
 from finetune_operator.manifests import meta
 from finetune_operator.manifests import pool as manifests
 from finetune_operator.observe import pools, projections
@@ -34,6 +34,10 @@ class World:
     services: Mapping[str, projections.Service]
     budget: projections.Plain | None
     ingress: projections.Plain | None
+    at_gateway: Mapping[str, Mapping[str, projections.Route]]
+    """Kind -> name -> its objects of Gateway API, inference extension and llm-d."""
+    lacking: Collection[str]
+    """Kinds that the API server does not have."""
     pods: tuple[projections.Pod, ...]
     readings: Mapping[str, pools.Reading]
     index: serving.Index
@@ -93,7 +97,29 @@ def decide(world: World) -> Decision:
     found = _verdict(world, spec, sleep, pending=parent.name in changed)
     again = min((one for one in (found.again, sleep.again) if one is not None), default=None)
     state = _status(world, spec, requested).model_copy(update={"asleep_since": sleep.asleep_since})
-    return Decision(apply, _summarized(state, found, world), again, _leftover(world, wanted))
+    routed = inference.find(_routed(world, spec))
+    state = _says(state, routed, world)
+    delete = (*_leftover(world, wanted), *routed.delete)
+    return Decision((*apply, *routed.apply), _summarized(state, found, world), again, delete)
+
+
+def _routed(world: World, spec: servingpool.ServingPoolSpec) -> inference.Seen:
+    return inference.Seen(
+        parent=world.parent,
+        spec=spec,
+        index=world.index,
+        children=world.at_gateway,
+        lacking=world.lacking,
+        settings=world.settings,
+    )
+
+
+def _says(state: servingpool.Status, routed: inference.Found, world: World) -> servingpool.Status:
+    """The status with the condition Routed, or without it."""
+    if routed.value is None:
+        return conditions.drop(state, Condition.ROUTED)
+    generation, now = world.parent.generation, world.now
+    return conditions.put(state, Condition.ROUTED, routed.value, routed.reason, routed.message, generation, now)
 
 
 def _leftover(world: World, wanted: Sequence[meta.Manifest]) -> tuple[tuple[str, str], ...]:

@@ -2,9 +2,9 @@
 
 - `stages`: the Job of one attempt of a stage; `pods`: what its pods and a server's have in common.
 - `vllm`: the command and containers of a server, of a Deployment or, as `sidecar`, beside baseline and evaluation.
-- `pool`: all objects of a ServingPool.
+- `pool`: all objects of a ServingPool; `inference`: those of Gateway API's inference extension, and llm-d's.
 - `release`: the record of a candidate; `deployment`: its server; `service`: the Services of a job, a release, several nodes;
-  `route`: its HTTPRoute.
+  `route`: its HTTPRoute, and a pool's.
 - `modelcache`: the claim on which pods share base models, put into a finished pod.
 - `meta`: names, labels and owners of all of them.
 """

@@ -74,7 +74,8 @@ def selector(parent: meta.Owner) -> dict[str, str]:
     return {label.UID: parent.uid, label.POOL: parent.name}
 
 
-def _metadata(parent: pools.Parent, chart: settings.Settings, name: str) -> dict[str, Any]:
+def metadata(parent: pools.Parent, chart: settings.Settings, name: str) -> dict[str, Any]:
+    """Of an object of the pool."""
     return meta.owned(parent, name, _labels(parent, chart), KIND)
 
 
@@ -103,7 +104,7 @@ def _deployment(
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(parent, chart, parent.name),
+        "metadata": metadata(parent, chart, parent.name),
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 1,
@@ -150,7 +151,7 @@ def _activator(
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(parent, chart, name_of_activator(parent.name)),
+        "metadata": metadata(parent, chart, name_of_activator(parent.name)),
         "spec": {
             "replicas": 1,
             "revisionHistoryLimit": 1,
@@ -332,7 +333,7 @@ def _services(parent: pools.Parent, chart: settings.Settings, front: dict[str, s
         return {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": _metadata(parent, chart, name),
+            "metadata": metadata(parent, chart, name),
             "spec": {
                 **spec,
                 "selector": pods_of,
@@ -352,7 +353,7 @@ def _budget(parent: pools.Parent, chart: settings.Settings) -> meta.Manifest:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(parent, chart, parent.name),
+        "metadata": metadata(parent, chart, parent.name),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(parent)}},
     }
 
@@ -369,6 +370,6 @@ def _ingress(parent: pools.Parent, wanted: servingpool.Ingress, chart: settings.
         ],
     }
     annotations = chart.ingress.annotations
-    metadata = {**_metadata(parent, chart, parent.name), "annotations": annotations}
-    manifest = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec}
+    about = {**metadata(parent, chart, parent.name), "annotations": annotations}
+    manifest = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": about, "spec": spec}
     return meta.marked(manifest, {"spec": spec, "annotations": annotations})

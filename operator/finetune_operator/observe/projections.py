@@ -165,8 +165,9 @@ class Service:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """The HTTPRoute of a job. `guarded`: what leads requests to its servers. `accepted`: whether a Gateway's controller takes it,
-    as far as it has said last; None: none has said anything. `problem`: why it does not, in its words."""
+    """An HTTPRoute, or a pool's InferencePool or InferenceModelRewrite. `guarded`: what leads requests to the servers.
+    `accepted`: whether a Gateway's controller takes it, as far as it has said last; None: none has said anything. `problem`:
+    why it does not, in its words."""
 
     name: str
     guarded: Mapping[str, Any]
@@ -314,20 +315,47 @@ def plain(raw: Raw) -> Plain:
 
 
 def route(raw: Raw) -> Route:
-    meta, spec, state = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    every = [one for parent in state.get("parents") or [] for one in parent.get("conditions") or []]
-    found = [one for one in every if one.get("type") in {"Accepted", "ResolvedRefs"}]
-    refused = [f"{c.get('reason')}: {c.get('message')}" for c in found if c.get("status") == "False"]
-    accepted = [c for c in found if c.get("type") == "Accepted" and c.get("status") == "True"]
-    return Route(
-        name=meta["name"],
-        guarded={
+    spec = raw.get("spec") or {}
+    return _answered(
+        raw,
+        {
             "hosts": spec.get("hostnames"),
             "parents": [
                 [p.get("namespace"), p.get("name"), p.get("sectionName")] for p in spec.get("parentRefs") or []
             ],
             "rules": [_rule(rule) for rule in spec.get("rules") or []],
         },
+    )
+
+
+def inference_pool(raw: Raw) -> Route:
+    spec = raw.get("spec") or {}
+    picker = spec.get("endpointPickerRef") or {}
+    return _answered(
+        raw,
+        {
+            "selector": (spec.get("selector") or {}).get("matchLabels"),
+            "ports": [one.get("number") for one in spec.get("targetPorts") or []],
+            "picker": [picker.get("name"), (picker.get("port") or {}).get("number"), picker.get("failureMode")],
+        },
+    )
+
+
+def model_rewrite(raw: Raw) -> Route:
+    spec = raw.get("spec") or {}
+    return _answered(raw, {"pool": (spec.get("poolRef") or {}).get("name"), "rules": spec.get("rules")})
+
+
+def _answered(raw: Raw, guarded: dict[str, Any]) -> Route:
+    """With what the controllers of Gateways say of it, all together."""
+    meta, state = raw["metadata"], raw.get("status") or {}
+    every = [one for parent in state.get("parents") or [] for one in parent.get("conditions") or []]
+    found = [one for one in every if one.get("type") in {"Accepted", "ResolvedRefs"}]
+    refused = [f"{c.get('reason')}: {c.get('message')}" for c in found if c.get("status") == "False"]
+    accepted = [c for c in found if c.get("type") == "Accepted" and c.get("status") == "True"]
+    return Route(
+        name=meta["name"],
+        guarded=guarded,
         hash=_annotation(raw, label.HASH),
         accepted=False if refused else True if accepted else None,
         problem=next(iter(refused), ""),
@@ -348,5 +376,7 @@ PROJECTIONS: dict[str, Callable[[Raw], Child]] = {
     "PodDisruptionBudget": plain,
     "Ingress": plain,
     "HTTPRoute": route,
+    "InferencePool": inference_pool,
+    "InferenceModelRewrite": model_rewrite,
 }
 """Kinds of watched children, and their projections."""

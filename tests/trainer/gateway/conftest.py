@@ -81,6 +81,7 @@ class World:
         self.stack = contextlib.AsyncExitStack()
         self.models: list[dict[str, Any]] = []
         self.adapters: list[dict[str, Any]] = []
+        self.rewritten = False
         self._etag = 0
 
     async def listen(self, app: web.Application, host: str = "127.0.0.1", port: int = 0) -> int:
@@ -154,7 +155,13 @@ class World:
 
     async def publish(self) -> str:
         self._etag += 1
-        document = {"pool": POOL, "etag": str(self._etag), "models": self.models, "adapters": self.adapters}
+        document: dict[str, Any] = {
+            "pool": POOL,
+            "etag": str(self._etag),
+            "models": self.models,
+            "adapters": self.adapters,
+        }
+        document |= {"rewritten": True} if self.rewritten else {}
         await self.operator.set(json.loads(json.dumps(document)))
         return str(self._etag)
 

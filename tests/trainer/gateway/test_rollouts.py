@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trainer.gateway.conftest import World
 
-from finetune_api import serving
+from finetune_api import metrics, serving
 from finetune_trainer.gateway import answers, routing
 from finetune_trainer.gateway import pod as gateway
 
@@ -137,10 +137,49 @@ async def test_metrics_have_name_namespace_and_revision_and_end_with_the_model(w
     assert 'vllm:num_requests_waiting{engine="0",model_name="tiny-base"} 7.0' in text, "the engine's load is passed on"
     assert "# TYPE vllm:kv_cache_usage_perc gauge" in text
     assert "by_reason" not in text
+    assert "lora_requests_info" not in text
     assert "process_open_fds 41" not in text
     world.models = []
     await world.delivered(pod)
     assert 'model="desk"' not in await scraped()
+
+
+async def test_an_endpoint_picker_gets_the_adapters_in_use_besides_the_load_and_nothing_of_the_jobs(
+    world: World,
+) -> None:
+    desk = world.adapter("x")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    await world.ask(pod, "desk")
+    async with world.http.get(f"{pod.deliveries}/engine/metrics") as answer:
+        names = {line.split()[2] for line in (await answer.text()).splitlines() if line.startswith("# TYPE")}
+    assert names == set(metrics.ENDPOINT_PICKER) - {"vllm:num_requests_running"}, "the double has no more of them"
+
+
+async def test_an_adapter_in_place_of_the_name_answers_as_its_model_while_it_has_a_share(world: World) -> None:
+    """As llm-d's endpoint picker sends it."""
+    old, new, other = world.adapter("old"), world.adapter("new"), world.adapter("other", namespace="secret")
+    world.serve("desk", (new, 10), (old, 90))
+    world.serve("hidden", (other, 100), namespace="secret")
+    pod = await world.pod()
+    await world.delivered(pod, old, new, other)
+    assert (await world.ask(pod, new.sha256)).status == 404, "the pool's models are not rewritten"
+    world.rewritten = True
+    await world.delivered(pod)
+    for adapter, text in ((old, "old"), (new, "new")) * 3:
+        answer = await world.ask(pod, adapter.sha256)
+        assert (answer.says, answer.json["model"]) == (text, "desk")
+    assert {one.revision: one.requests for one in (await world.state(pod)).traffic} == {
+        old.held["revision"]: 3,
+        new.held["revision"]: 3,
+    }
+    assert (await world.ask(pod, other.sha256)).status == 404, "of a namespace that the client may not use"
+    world.models = []
+    world.serve("desk", (new, 0), (old, 100))
+    world.hold(new)
+    await world.delivered(pod)
+    assert (await world.ask(pod, new.sha256)).says == "old", "rolled back, before the endpoint picker knows"
 
 
 async def test_a_thousand_adapters_fit_the_state(world: World) -> None:

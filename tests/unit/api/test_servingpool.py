@@ -16,6 +16,8 @@ POOL: dict[str, Any] = {
     "spec": {"baseModel": {"name": "llama"}},
 }
 
+ROUTE = {"host": "models.example.com", "endpointPicker": {"service": "chat-epp"}}
+
 
 def broken(manifest: dict[str, Any]) -> list[str]:
     filled = {**manifest, "spec": servingpool.ServingPoolSpec.model_validate(manifest["spec"]).wire()}
@@ -30,7 +32,7 @@ def test_the_smallest_pool_and_the_example_are_good() -> None:
 def test_the_example_has_every_field() -> None:
     example = yaml.safe_load((manifests.REPOSITORY / "examples" / "serving-pool.yaml").read_text())["spec"]
     fields = schema.schema_of(servingpool.ServingPoolSpec)["properties"]
-    assert set(example) == set(fields)
+    assert set(example) == set(fields) - {"route"}, "which excludes idle"
     for name in ("resources", "storage", "adapters"):
         assert set(example[name]) == set(fields[name]["properties"]), name
 
@@ -42,6 +44,16 @@ def test_the_example_has_every_field() -> None:
         ({"metadata.name": "a.b"}, "must not contain a dot"),
         ({"spec.allowedNamespaces": ["*"]}, "allowedNamespaces needs keysSecret"),
         ({"spec.ingress": {"host": "models.example.com"}}, "ingress needs keysSecret"),
+        ({"spec.route": ROUTE}, "route needs keysSecret"),
+        (
+            {
+                "spec.route": ROUTE,
+                "spec.keysSecret": "keys",
+                "spec.idle": {},
+                "spec.adapters": {"claimName": "adapters"},
+            },
+            "route cannot be set together with idle",
+        ),
         ({"spec.adapters": {"onGpu": 8, "inMemory": 4}}, "must not be below adapters.onGpu"),
         ({"spec.extraArgs": ["--max_model_len=10"]}, "set contextLength"),
         ({"spec.extraArgs": ["--max-loras=4"]}, "must not contain --max-loras"),

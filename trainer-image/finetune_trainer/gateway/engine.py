@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 import aiohttp
 
@@ -9,7 +10,6 @@ from finetune_api import metrics
 from finetune_trainer.process import errors
 
 SECONDS, LOAD_SECONDS = 5.0, 120.0
-_LOAD = re.compile(rf"(# (HELP|TYPE) )?({'|'.join(map(re.escape, metrics.ENGINE_LOAD))})[ {{]")
 
 
 class Away(Exception):
@@ -45,15 +45,16 @@ class Engine:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
             raise Away(errors.describe(error)) from None
 
-    async def metrics(self) -> bytes:
-        """Its metrics.ENGINE_LOAD, as Prometheus reads them; none where it does not answer."""
+    async def metrics(self, names: Sequence[str] = metrics.ENGINE_LOAD) -> bytes:
+        """Those of its metrics, as Prometheus reads them; none where it does not answer."""
+        wanted = re.compile(rf"(# (HELP|TYPE) )?({'|'.join(map(re.escape, names))})[ {{]")
         timeout, plain = aiohttp.ClientTimeout(SECONDS), {"Accept-Encoding": "identity"}
         try:
             async with self.session.get(f"{self.url}/metrics", headers=plain, timeout=timeout) as answer:
                 lines = (await answer.text()).splitlines()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return b""
-        return "".join(f"{line}\n" for line in lines if _LOAD.match(line)).encode()
+        return "".join(f"{line}\n" for line in lines if wanted.match(line)).encode()
 
     async def load(self, sha256: str, folder: pathlib.Path) -> None:
         """Raises Refused or Away. One that is loaded already (400) is: adapters never change under their name."""

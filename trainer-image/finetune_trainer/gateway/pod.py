@@ -14,7 +14,7 @@ import aiohttp
 import prometheus_client
 from aiohttp import web
 
-from finetune_api import serving
+from finetune_api import metrics, serving
 from finetune_trainer.gateway import (
     access,
     archive,
@@ -168,22 +168,22 @@ class Pod:
         model = self._access.find(sent["model"], namespaces, table)
         self._clients += 1
         try:
-            return await self._answer(request, sent, model)
+            return await self._answer(request, sent, model, table)
         finally:
             self._clients -= 1
             self._asked = asyncio.get_running_loop().time()
 
     async def _answer(
-        self, request: web.Request, sent: dict[str, Any], model: serving.Served | None
+        self, request: web.Request, sent: dict[str, Any], model: serving.Served | None, table: routing.Table
     ) -> web.StreamResponse:
         name = sent["model"]
         if model is None:
             target = proxy.Target(name, name, is_adapter=False)
             return await self._proxy.answer(request, sent, target, self._base_ended)
-        route = routing.choose(model, sticky(request, sent))
+        route = routing.choose(model, sticky(request, sent), name)
         adapter = self._volume.adapters.get(route.sha256)
         template = adapter.template if adapter else None
-        target = proxy.Target(route.sha256, name, True, template, model.json_schema)
+        target = proxy.Target(route.sha256, table.called(name, model), True, template, model.json_schema)
         count = self._traffic.count(model, route.revision)
 
         def ended(reading: Any, *, failed: bool, seconds: float, first: float | None) -> None:
@@ -208,6 +208,7 @@ class Pod:
         app.router.add_get("/healthz", listening.healthy)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/engine/metrics", self._engine_metrics)
         app.router.add_get("/drained", self._wait_drained)
         return app
 
@@ -308,6 +309,10 @@ class Pod:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         body = prometheus_client.generate_latest(self._traffic.registry) + await self._engine.metrics()
+        return web.Response(body=body, headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
+
+    async def _engine_metrics(self, _: web.Request) -> web.Response:
+        body = await self._engine.metrics(metrics.ENDPOINT_PICKER)
         return web.Response(body=body, headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
 
     def _gauges(self) -> None:

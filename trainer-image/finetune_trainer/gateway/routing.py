@@ -17,6 +17,9 @@ class Table:
         self._models: dict[str, dict[str, serving.Served]] = {}
         for model in index.models:
             self._models.setdefault(model.namespace, {})[model.name] = model
+        jobs = {(model.namespace, model.job): model for model in index.models} if index.rewritten else {}
+        of_adapters = ((one, jobs.get((one.namespace, one.job))) for one in index.adapters)
+        self._by_adapter = {(one.namespace, one.sha256): model for one, model in of_adapters if model is not None}
 
     def names(self, namespaces: frozenset[str]) -> dict[str, serving.Served]:
         """What clients send, and the model that it means: NAME, or NAMESPACE/NAME where two of the namespaces have one."""
@@ -29,20 +32,32 @@ class Table:
         return found
 
     def find(self, name: str, namespaces: frozenset[str]) -> serving.Served | None:
-        """The model of this name in the namespaces; None where there is none, or several."""
+        """The model of this name in the namespaces, or with this adapter, where an endpoint picker may have put it in place of
+        the name (Index.rewritten); None where there is none, or several."""
         found = [models[name] for one in namespaces if name in (models := self._models.get(one, {}))]
         if len(found) == 1:
             return found[0]
         namespace, _, rest = name.partition("/")
-        return self._models.get(namespace, {}).get(rest) if namespace in namespaces else None
+        if namespace in namespaces and rest in self._models.get(namespace, {}):
+            return self._models[namespace][rest]
+        adapters = [self._by_adapter[one, name] for one in namespaces if (one, name) in self._by_adapter]
+        return adapters[0] if len(adapters) == 1 else None
+
+    def called(self, name: str, model: serving.Served) -> str:
+        """How clients call the model that they, or an endpoint picker, named so."""
+        return model.name if name in self.held else name
 
 
-def choose(model: serving.Served, value: str | None) -> serving.Route:
-    """The revision that answers a request: by weight, and the same for the same value of `value`.
+def choose(model: serving.Served, value: str | None, name: str = "") -> serving.Route:
+    """The revision that answers a request: that whose adapter is `name`, if it has a share of the traffic; else by weight, and
+    the same for the same value of `value`.
 
     Weighted rendezvous hashing: each revision draws a number from value and revision, its weight scales it, the highest wins. A
     revision whose weight grows only wins values, and the others only lose them, in whatever order the index lists them.
     """
+    for route in model.routes:
+        if route.sha256 == name and route.weight:
+            return route
     if len(model.routes) == 1:
         return model.routes[0]
     value = value or uuid.uuid4().hex
