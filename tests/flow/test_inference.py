@@ -31,8 +31,8 @@ def routed(world: World) -> tuple[str, str, str]:
 
 
 def answer(world: World, kind: str, value: str, message: str = "") -> None:
-    said = {"type": "Accepted", "status": value, "reason": "NotAllowed", "message": message}
-    world.cluster.edit(kind, "chat", lambda one: one.update({"status": {"parents": [{"conditions": [said]}]}}))
+    condition = {"type": "Accepted", "status": value, "reason": "NotAllowed", "message": message}
+    world.cluster.edit(kind, "chat", lambda one: one.update({"status": {"parents": [{"conditions": [condition]}]}}))
 
 
 async def test_a_route_is_an_inferencepool_of_the_servers_and_a_host_at_the_gateway() -> None:
@@ -74,6 +74,13 @@ async def test_what_others_change_or_delete_is_written_again_and_all_goes_with_t
     assert present(world) == list(KINDS)
     assert world.cluster.get("InferencePool", "chat")["spec"]["endpointPickerRef"]["name"] == "chat-epp"
     assert rules(world) == {}
+
+    def fewer(raw: Raw) -> None:
+        raw["spec"]["selector"]["matchLabels"]["app"] = "other"
+
+    world.cluster.edit("InferencePool", "chat", fewer)
+    await world.settle()
+    assert "app" not in world.cluster.get("InferencePool", "chat")["spec"]["selector"]["matchLabels"]
     world.cluster.put(servingpool())
     await world.settle()
     assert present(world) == []
@@ -109,7 +116,7 @@ async def test_the_condition_says_what_the_gateway_says_of_both_and_the_pool_is_
     ],
     ids=["chart", "InferencePool", "HTTPRoute", "InferenceModelRewrite"],
 )
-async def test_what_the_chart_or_the_cluster_lacks_is_said(
+async def test_the_condition_names_what_the_chart_or_the_cluster_lacks(
     chart: Raw, lacking: str, words: str, left: list[str]
 ) -> None:
     world = World(chart=chart)
@@ -164,7 +171,7 @@ async def test_models_are_rewritten_to_their_adapters_with_the_shares_of_a_step(
 
 
 async def test_a_pool_of_several_namespaces_is_not_rewritten() -> None:
-    """A name that only another tenant has would be refused with the adapter in place of it, and so be told from others."""
+    """A name that only another tenant has would be refused with the adapter in place of it, and so show that it is there."""
     world = await world_of(servingpool(**ROUTE | {"spec.allowedNamespaces": ["other"]}), chart=CHART)
     assert present(world) == ["HTTPRoute", "InferencePool"]
     assert "allowedNamespaces" in routed(world)[2]

@@ -7,7 +7,7 @@ from finetune_api import serving, servingpool
 from finetune_api.reasons import Reason
 from finetune_operator import conditions, settings
 from finetune_operator.decide import drift
-from finetune_operator.manifests import inference, meta, route
+from finetune_operator.manifests import inference, meta, pool, route
 from finetune_operator.observe import pools, projections
 
 
@@ -43,8 +43,10 @@ def find(seen: Seen) -> Found:
         return Found((), (), "False", Reason.ROUTE_UNAVAILABLE, f"there is no InferencePool: {problem}")
     unwritten = _unwritten(seen)
     made = inference.build(seen.parent, wanted, seen.index, seen.settings, rewrites=not unwritten)
-    apply = tuple(one for manifest in made for one in _differing(seen, manifest))
-    delete = _leftover(seen, [one["kind"] for one in made])
+    narrowed = _narrowed(seen)
+    kinds = [one["kind"] for one in made if one["kind"] not in narrowed]
+    apply = tuple(one for manifest in made if manifest["kind"] in kinds for one in _differing(seen, manifest))
+    delete = _leftover(seen, kinds)
     value, reason, text = _answered(seen, wanted)
     return Found(apply, delete, value, reason, f"{text}. {unwritten}" if unwritten else text)
 
@@ -81,6 +83,14 @@ def _unwritten(seen: Seen) -> str:
 
 def _differing(seen: Seen, manifest: meta.Manifest) -> tuple[meta.Manifest, ...]:
     return drift.route(seen.children.get(manifest["kind"], {}).get(seen.parent.name), manifest)
+
+
+def _narrowed(seen: Seen) -> tuple[str, ...]:
+    """The InferencePool, if others added labels to its selector: server-side apply does not remove them, so it is written again
+    once it is gone."""
+    present = seen.children.get(inference.POOL, {}).get(seen.parent.name)
+    more = present is not None and (present.guarded["selector"] or {}).keys() - pool.selector(seen.parent).keys()
+    return (inference.POOL,) if more else ()
 
 
 def _leftover(seen: Seen, wanted: Collection[str]) -> tuple[tuple[str, str], ...]:
