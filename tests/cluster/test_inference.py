@@ -126,7 +126,7 @@ def test_a_pool_is_written_for_an_endpoint_picker_repaired_and_removed(
     }, "nothing is written without need"
     other = {"spec": {"selector": {"matchLabels": {"app": "other"}}}}
     custom.patch_namespaced_custom_object(*KINDS["inferencepools"], stage.namespace, "inferencepools", "chat", other)
-    eventually(lambda: of("inferencepools")["spec"]["selector"] == spec["selector"])
+    eventually(lambda: (found := of("inferencepools")) and found["spec"]["selector"] == spec["selector"])
 
     pool()
     eventually(lambda: not any(of(kind) for kind in KINDS))
