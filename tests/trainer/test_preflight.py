@@ -348,17 +348,21 @@ from finetune_trainer import __main__
 from finetune_trainer.process import imports
 imports.one_stage()
 code = __main__.main(["preflight", "--run", sys.argv[1]])
-print([name for name in ("torch", "transformers") if sys.modules.get(name)])
+print([name for name in ("torch", "scipy.stats", "transformers") if sys.modules.get(name)])
 sys.exit(code)
 """
 
 
 def test_a_process_of_its_own_finds_the_same_without_torch(world: World, tmp_path: pathlib.Path) -> None:
-    spec = world()
+    gates = [
+        {"metric": "JsonSchema", "minimum": 0.5},
+        {"metric": "Loss", "over": "Base"},
+    ]  # what they can show needs scipy
+    spec = world(evaluation={"gates": gates, "outputSchema": {"type": "object"}, "generation": {"maxNewTokens": 24}})
     (tmp_path / "run.json").write_text(spec.model_dump_json(by_alias=True, exclude_none=True))
     words = [sys.executable, "-c", ONE_STAGE, str(tmp_path / "run.json")]
     ended = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines()[-1] == "['transformers']"
+    assert ended.stdout.splitlines()[-1] == "['scipy.stats', 'transformers']"
     assert [line for line in ended.stderr.splitlines() if not line.startswith("{")] == [], "a log of JSON lines only"
     alone = stored(spec)
     here = spec.model_copy(update={"revision": "here"})

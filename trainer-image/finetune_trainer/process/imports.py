@@ -4,7 +4,9 @@ Importing torch takes seconds of a core, and bitsandbytes imports torch's compil
 libraries remember for good that a package is not there.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import cast
 
@@ -26,3 +28,14 @@ def leave_out(name: str, importer: str) -> bool:
         return False
     sys.modules[name] = _ABSENT
     return True
+
+
+@contextlib.contextmanager
+def without(name: str, importer: str) -> Iterator[bool]:
+    """As `leave_out`, for as long as the importer is loaded: it remembers, and others may ask for the package afterwards."""
+    absent = leave_out(name, importer)
+    try:
+        yield absent
+    finally:
+        if absent:
+            del sys.modules[name]

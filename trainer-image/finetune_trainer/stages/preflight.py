@@ -5,6 +5,7 @@ stages; estimates memory; gives a verdict with advice. Runs on a CPU without the
 same.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -229,10 +230,8 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
     """The encoder, after checking that the model can be trained. Raises Failure(ModelInvalid)."""
     config = sources.check(folder, spec.base_model.source, weights=False)
     kind = config.get("model_type")
-    if kind in architecture.FAST:
-        if imports.leave_out("torch", "transformers"):  # a tokenizer needs none
-            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would advise to install torch
-    elif not is_causal(kind):
+    known = kind in architecture.FAST
+    if not known and not is_causal(kind):
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
             f"{spec.base_model.source}: config.json says model_type {kind!r}, which is not a causal language model that "
@@ -247,7 +246,12 @@ def load(spec: run.Run, folder: pathlib.Path) -> tokens.Encoder:
             "loaded; copy the config.json that belongs to them",
         )
     try:
-        return tokens.load(folder, spec.training, spec.trained_prompt)
+        with imports.without("torch", "transformers") if known else contextlib.nullcontext(False) as absent:
+            if absent:
+                os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = (
+                    "1"  # it would advise to install torch; a tokenizer needs none
+                )
+            return tokens.load(folder, spec.training, spec.trained_prompt)
     except Exception as error:
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID,
