@@ -3,11 +3,14 @@
 Real processes of the training stage over gloo, whose memory is limited so that the plan shards.
 """
 
+import bisect
 import dataclasses
 import json
 import pathlib
 import random
+import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -61,9 +64,11 @@ def limit(spec: run.Run, base: pathlib.Path, folder: pathlib.Path, chosen: bool 
     case = forecast.of_folder(base, spec.training, examples, workload.Device("cpu", 4, 2))
     assert case is not None
     case = dataclasses.replace(case, chosen=chosen)
-    mib = next(
-        size for size in range(2048, 512, -1) if parallelism.choose(case, size << 20).sharded
-    )  # the largest memory
+    # the largest memory that holds only a part
+    mib = (
+        bisect.bisect_left(range(2048), True, 512, key=lambda size: not parallelism.choose(case, size << 20).sharded)
+        - 1
+    )
     assert parallelism.choose(case, mib << 20).fits
     (folder / "cgroup").mkdir(exist_ok=True)
     (folder / "cgroup" / "memory.max").write_text(str(mib << 20))
@@ -87,18 +92,57 @@ def again(spec: run.Run, revision: str) -> run.Run:
     return other
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
-def test_two_processes_that_share_the_base_learn_what_one_learns_that_holds_it(
-    method: str, layered: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    whole = made(tmp_path, layered, "whole", method=method)
-    assert end([processes.start(whole, tmp_path)]) == [exits.Exit.DONE]
-    shared = again(whole, "shared")
-    assert end(processes.together(shared, tmp_path, 2, **limit(shared, layered, tmp_path))) == [0, 0]
-    assert "sharded over the processes" in note(shared)
-    assert "padded" not in note(shared)
-    assert note(whole) == ""
-    assert processes.losses(shared) == pytest.approx(processes.losses(whole), rel=TOLERANCE)
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The same training by one process that holds the base, and by two that share it."""
+
+    folder: pathlib.Path
+    whole: run.Run
+    shared: run.Run
+    limited: dict[str, str]
+    seconds: float
+    """What the two took."""
+
+
+@pytest.fixture(scope="module", params=["LoRA", "QLoRA"])
+def trained(
+    request: pytest.FixtureRequest, layered: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trained]:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_WORK", str(folder / "work"))
+        patch.setenv("FINETUNE_METRICS_PORT", "0")
+        whole = made(folder, layered, "whole", method=request.param)
+        assert end([processes.start(whole, folder)]) == [exits.Exit.DONE]
+        shared, limited = again(whole, "shared"), limit(whole, layered, folder)
+        begun = time.monotonic()
+        assert end(processes.together(shared, folder, 2, **limited)) == [0, 0]
+        yield Trained(folder, whole, shared, limited, time.monotonic() - begun)
+
+
+def test_two_processes_that_share_the_base_learn_what_one_learns_that_holds_it(trained: Trained) -> None:
+    assert "sharded over the processes" in note(trained.shared)
+    assert "padded" not in note(trained.shared)
+    assert note(trained.whole) == ""
+    assert processes.losses(trained.shared) == pytest.approx(processes.losses(trained.whole), rel=TOLERANCE)
+
+
+def test_a_sharded_run_that_is_killed_resumes_with_two_processes_or_with_one(trained: Trained) -> None:
+    """Both resume from what the same kill left."""
+    killed, folder = again(trained.whole, "killed"), trained.folder
+    both = processes.together(killed, folder, 2, **trained.limited)
+    time.sleep(random.Random(2).uniform(0.6, 0.9) * trained.seconds)
+    both[1].kill()
+    codes = end(both)
+    assert codes[0] in (exits.Exit.DONE, exits.Exit.STOPPED), codes
+    shutil.copytree(folder / "out", folder / "left")
+    for count in (2, 1):
+        shutil.rmtree(folder / "out")
+        shutil.copytree(folder / "left", folder / "out")
+        second = processes.together(killed, folder, count, **(trained.limited if count > 1 else {}))
+        assert end(second) == [0] * count
+        exact = {"rel": 0.0, "abs": 0.0} if count == 2 else {"rel": TOLERANCE}
+        assert processes.losses(killed) == pytest.approx(processes.losses(trained.shared), **exact)
 
 
 def test_a_base_that_was_planned_whole_is_sharded_when_the_trainers_own_passes_do_not_prove_themselves(
@@ -109,25 +153,3 @@ def test_a_base_that_was_planned_whole_is_sharded_when_the_trainers_own_passes_d
     assert end(processes.together(spec, tmp_path, 2, **limited, **{processes.DIFFERS: "yes"})) == [0, 0]
     assert "sharded over the processes" in note(spec)
     assert "states differ by 1" in note(spec)
-
-
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
-def test_a_sharded_run_that_is_killed_resumes_with_two_processes_or_with_one(
-    method: str, layered: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    alone = made(tmp_path, layered, "alone", method=method)
-    limited = limit(alone, layered, tmp_path)
-    begun = time.monotonic()
-    assert end(processes.together(alone, tmp_path, 2, **limited)) == [0, 0]
-    seconds = time.monotonic() - begun
-    for count in (2, 1):
-        killed = again(alone, f"killed{count}")
-        both = processes.together(killed, tmp_path, 2, **limited)
-        time.sleep(random.Random(count).uniform(0.6, 0.9) * seconds)
-        both[1].kill()
-        codes = end(both)
-        assert codes[0] in (exits.Exit.DONE, exits.Exit.STOPPED), codes
-        second = processes.together(killed, tmp_path, count, **(limited if count > 1 else {}))
-        assert end(second) == [0] * count
-        exact = {"rel": 0.0, "abs": 0.0} if count == 2 else {"rel": TOLERANCE}
-        assert processes.losses(killed) == pytest.approx(processes.losses(alone), **exact)

@@ -5,8 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +21,7 @@ from finetune_trainer.process import errors, signals
 from finetune_trainer.stages import preflight, train
 from finetune_trainer.store import folders, storage
 from finetune_trainer.training import adapter, checkpoint, loop
+from support import warm
 
 World = Callable[..., run.Run]
 
@@ -336,23 +335,25 @@ def test_a_stop_during_the_last_upload_loses_nothing(
     assert len(losses(spec)) == 12
 
 
-def start(folder: pathlib.Path, run_file: pathlib.Path) -> "subprocess.Popen[str]":
+def start(folder: pathlib.Path, run_file: pathlib.Path) -> warm.Forked:
     environment = os.environ | {
         "FINETUNE_WORK": str(folder / f"work-{time.monotonic_ns()}"),
         "FINETUNE_TERMINATION_PATH": str(folder / "termination"),
     }
-    command = [sys.executable, "-m", "finetune_trainer", "train", "--run", str(run_file)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = folder / f"log-{time.monotonic_ns()}"
+    return warm.start("finetune_trainer", ["train", "--run", str(run_file)], environment, log)
 
 
-def until(process: "subprocess.Popen[str]", message: str, step: int) -> None:
+def until(process: warm.Forked, message: str, step: int) -> None:
     """Reads the log until this message at or after this step."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("{"):
-            record = json.loads(line)
-            if record["message"] == message and record.get("step", 0) >= step:
-                return
+    while process.poll() is None:
+        text = process.err.read_text() if process.err.exists() else ""
+        for line in text.rpartition("\n")[0].splitlines():
+            if line.startswith("{"):
+                record = json.loads(line)
+                if record["message"] == message and record.get("step", 0) >= step:
+                    return
+        time.sleep(0.02)
     raise AssertionError("the process ended early")
 
 
@@ -387,8 +388,6 @@ def test_sigterm_and_sigkill_lose_nothing(world: World, tmp_path: pathlib.Path) 
     assert checkpoint.complete(storage.Storage(), other.layout)[-1] >= steps[-1] + 5
 
     last = start(tmp_path, run_file)
-    assert last.stderr is not None
-    last.stderr.read()
     assert last.wait(60) == exits.Exit.DONE
     answer = outcome.Outcome.model_validate_json((tmp_path / "termination").read_text())
     assert answer.training is not None
