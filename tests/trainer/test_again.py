@@ -20,7 +20,11 @@ World = Callable[..., run.Run]
 
 CHANGES: dict[str, Any] = {
     "training": {"maxSteps": 4},
-    "evaluation": {"gates": [{"metric": "ExactMatch", "minimum": 0.9, "confidence": 0.5}], "maximumExamples": 4},
+    "evaluation": {
+        "gates": [{"metric": "ExactMatch", "minimum": 0.9, "confidence": 0.5}],
+        "maximumExamples": 4,
+        "generation": {"maxNewTokens": 24},
+    },
 }
 
 

@@ -196,6 +196,7 @@ def test_a_judge_that_repeats_its_key_is_not_quoted_with_it(
     rules = {
         "judge": {"endpoint": echo, "model": "wise", "apiKeySecret": "judge"},
         "gates": [{"metric": "JudgeWinRate", "over": "Base"}],
+        "generation": {"maxNewTokens": 24},
     }
     document = tiny.run_document(
         f"file://{base}", [f"file://{tmp_path}/train.jsonl"], f"file://{tmp_path}/out", evaluation=rules

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
 """Of a loss in float32, relative: the sums of two processes in another order, and passes through autograd instead of our own."""
 
-STEPS = 12
+STEPS = 8
 
 TRAINING: dict[str, Any] = {
     "precision": "Float32",
@@ -43,7 +43,7 @@ TRAINING: dict[str, Any] = {
 def layered(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A base model whose layers are most of it."""
     folder = tmp_path_factory.mktemp("layered") / "base"
-    tiny.make_tiny_model(folder, hidden=256, layers=12)
+    tiny.make_tiny_model(folder, hidden=256, layers=8)
     return folder
 
 
@@ -65,13 +65,13 @@ def limit(spec: run.Run, base: pathlib.Path, folder: pathlib.Path, chosen: bool 
     assert case is not None
     case = dataclasses.replace(case, chosen=chosen)
     # the largest memory that holds only a part
-    mib = (
-        bisect.bisect_left(range(2048), True, 512, key=lambda size: not parallelism.choose(case, size << 20).sharded)
-        - 1
+    kib = bisect.bisect_left(
+        range(2 << 20), True, 1 << 19, key=lambda size: not parallelism.choose(case, size << 10).sharded
     )
-    assert parallelism.choose(case, mib << 20).fits
+    kib -= 1
+    assert parallelism.choose(case, kib << 10).fits
     (folder / "cgroup").mkdir(exist_ok=True)
-    (folder / "cgroup" / "memory.max").write_text(str(mib << 20))
+    (folder / "cgroup" / "memory.max").write_text(str(kib << 10))
     return {processes.CGROUP: str(folder / "cgroup")}
 
 
