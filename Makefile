@@ -94,7 +94,7 @@ chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and 
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-base bench-pool-scale
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check gateway-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-base bench-pool-scale
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -109,6 +109,9 @@ bench-trainer-profile: venv ## Measure where a step of the trainer spends its ti
 
 gpu-check: venv ## On a machine with a GPU: check the trainer's passes there and measure them, 5 minutes; without one, shrunk on the CPU
 	$(VENV)/python -m tests.bench.gpu $(ARGS)
+
+gateway-check: venv ## A real Gateway and Ingress controller in front of real servers on a real node: shares, rollouts, keys; 20 minutes
+	$(VENV)/python -m tests.bench.routed $(ARGS)
 
 bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS="--only short" for a part
 	$(VENV)/python -m tests.bench.estimate $(ARGS)

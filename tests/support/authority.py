@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 
 def issue(folder: pathlib.Path, name: str = "127.0.0.1") -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-    """Files of the authority's certificate, a certificate for an address, and its key."""
+    """Files of the authority's certificate, a certificate for an address or a host's name, and its key."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Company CA")])
@@ -43,7 +43,7 @@ def issue(folder: pathlib.Path, name: str = "127.0.0.1") -> tuple[pathlib.Path, 
         "tls.crt": certificate(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
             key.public_key(),
-            (x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))]), False),
+            (x509.SubjectAlternativeName([_subject(name)]), False),
             (above, False),
         ),
         "tls.key": key.private_bytes(
@@ -55,3 +55,10 @@ def issue(folder: pathlib.Path, name: str = "127.0.0.1") -> tuple[pathlib.Path, 
         (folder / file).write_bytes(content)
     ca, crt, private = (folder / file for file in files)
     return ca, crt, private
+
+
+def _subject(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
