@@ -1,6 +1,12 @@
 """`make gpu-check`, shrunk on the CPU: it runs where there is a GPU once in a while, and must not rot until then."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +14,7 @@ from tests.bench.gpu import equality, models, report, speed, together
 from tests.trainer import decoders
 
 from finetune_api import job
+from support import warm
 
 CPU = torch.device("cpu")
 
@@ -23,9 +30,25 @@ def test_every_workload_is_measured_with_both_engines(monkeypatch: pytest.Monkey
     assert len(json.loads(report.document("a device", 1e12, [], cells))["cells"]) == 12
 
 
+def _forked(words: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.argv = words
+    together.main()
+
+
+def start(command: list[str], env: dict[str, str]) -> Any:
+    """One of the two processes: executed for the first workload, replicated; else forked from one that has torch loaded."""
+    if command[4:6] == [speed.WORKLOADS[0].name, "replicated"]:
+        return subprocess.Popen(command, env=env)
+    process = warm.context.Process(target=_forked, args=(command[2:], env))
+    process.start()
+    return warm.Forked(process, pathlib.Path(os.devnull), pathlib.Path(os.devnull))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 3])
-def test_two_processes_have_the_same_loss_sharded_and_replicated(number: int) -> None:
+def test_two_processes_have_the_same_loss_sharded_and_replicated(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "subprocess", types.SimpleNamespace(Popen=start))
     work = speed.WORKLOADS[number]
     found = [together.measure("Llama 3.1 8B", work, way, on_gpu=False, seconds=0.0) for way in together.WAYS]
     assert found[0][1] == pytest.approx(found[1][1], rel=0.01), "in bfloat16"

@@ -11,6 +11,7 @@ from tests.trainer import tiny
 from toolbox import cache, uv
 
 LOCK = cache.REPOSITORY / "requirements" / "dev.txt"
+CHECKOUT = cache.REPOSITORY.as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return made
 
 
-def installed(what: str, folder: pathlib.Path) -> pathlib.Path:
-    """The program `finetune` in an environment of its own."""
-    uv.run("venv", "--quiet", folder / "environment")
-    python = folder / "environment" / "bin" / "python"
-    uv.run("pip", "install", "--quiet", "--python", python, "--constraint", LOCK, what)
+@pytest.fixture(scope="module")
+def finetune(wheel: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The program `finetune` of the wheel in an environment of its own."""
+    python = tmp_path_factory.mktemp("clean") / "environment" / "bin" / "python"
+    uv.run("venv", "--quiet", python.parents[1])
+    install(python, f"finetune-operator[cli] @ {wheel.as_uri()}")
     return python.with_name("finetune")
+
+
+def install(python: pathlib.Path, *what: str) -> None:
+    uv.run("pip", "install", "--quiet", "--python", python, "--constraint", LOCK, *what)
 
 
 def ended(folder: pathlib.Path, *words: str | pathlib.Path) -> tuple[int, str]:
@@ -40,9 +46,8 @@ def ended(folder: pathlib.Path, *words: str | pathlib.Path) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_a_wheel_runs_a_whole_job_in_a_clean_environment(wheel: pathlib.Path, job, tmp_path: pathlib.Path) -> None:
-    finetune = installed(f"finetune-operator[cli] @ {wheel.as_uri()}", tmp_path)
-    file = job()
+def test_a_wheel_runs_a_whole_job_in_a_clean_environment(finetune: pathlib.Path, job, tmp_path: pathlib.Path) -> None:
+    file = job(training={"maxSteps": 2}, evaluation={"baselines": ["Base"]})
     code, printed = ended(file.parent, finetune, "run", file, "--output", "json")
     assert code == 0, printed
     assert list((file.parent / "out").rglob("report.html")), "templates and data files are in the wheel"
@@ -52,8 +57,12 @@ def test_a_wheel_runs_a_whole_job_in_a_clean_environment(wheel: pathlib.Path, jo
 
 
 @pytest.mark.slow
-def test_a_checkout_is_installed_with_its_extra(tmp_path: pathlib.Path) -> None:
-    finetune = installed(f"{cache.REPOSITORY}[cli]", tmp_path)
+def test_a_checkout_is_installed_with_its_extra(finetune: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """In the place of the wheel: torch and all else that it needs are there."""
+    finetune.unlink()
+    install(
+        finetune.with_name("python"), "--reinstall-package", "finetune-operator", f"finetune-operator[cli] @ {CHECKOUT}"
+    )
     (tmp_path / "train.jsonl").write_text(tiny.jsonl(tiny.examples(30)))
     code, printed = ended(tmp_path, finetune, "validate", "train.jsonl", "--output", "json")
     assert code == 0, printed

@@ -28,6 +28,10 @@ PRELOADED = [
     "finetune_trainer.stages.baseline",
     "finetune_trainer.stages.train",
     "finetune_trainer.stages.evaluate",
+    "scipy.stats",
+    "sacrebleu",
+    "rapidfuzz.distance",
+    "bm25s",
 ]
 
 context = multiprocessing.get_context("forkserver")
