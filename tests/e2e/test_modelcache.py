@@ -56,17 +56,17 @@ def shared(site: Site) -> Iterator[Path]:
 
 
 def job(site: Site, name: str) -> sites.Job:
-    return site.kube.get("finetunejob", name, CACHED) or {}
+    return site.read(f"{sites.API}/{CACHED}/finetunejobs/{name}")
 
 
 def until(site: Site, holds: Any, what: str, seconds: float) -> None:
     end = time.monotonic() + seconds + sites.PATIENCE
     while not holds():
-        states = {name: condition(job(site, name), "Ready") for name in NAMES}
-        failed = {name: condition(job(site, name), "Failed") for name in NAMES}
+        jobs = {name: job(site, name) for name in NAMES}
+        failed = {name: condition(one, "Failed") for name, one in jobs.items()}
         assert not any(one.get("status") == "True" for one in failed.values()), failed
-        assert time.monotonic() < end, f"not {what}: {states}"
-        time.sleep(0.2)
+        assert time.monotonic() < end, f"not {what}: {[condition(one, 'Ready') for one in jobs.values()]}"
+        time.sleep(0.5)
 
 
 def bind(site: Site, folder: Path) -> None:
@@ -142,6 +142,7 @@ def test_two_jobs_at_once_download_their_model_once_though_the_first_download_is
         end = time.monotonic() + 120 + sites.PATIENCE  # pods of other tests may fill the node
         while victim is None:
             assert time.monotonic() < end, "nothing is downloaded"
+            time.sleep(0.05)
             victim = downloading()
         os.kill(victim, signal.SIGKILL)
         assert [path.name for path in shared.iterdir()] == [".state"], "a part counts as nothing"

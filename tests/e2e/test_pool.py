@@ -150,6 +150,11 @@ def clients(site: Site, served: sites.Job) -> Iterator[str]:
         yield url
 
 
+def current(site: Site) -> dict[str, Any]:
+    """The pool."""
+    return site.read(f"{sites.API}/{NAMESPACE}/servingpools/{POOL}")
+
+
 def servers(site: Site) -> list[dict[str, Any]]:
     found = json.loads(site.raw(f"/api/v1/namespaces/{NAMESPACE}/pods"))["items"]
     return [pod for pod in found if pod["metadata"]["name"].startswith(f"{POOL}-")]
@@ -196,7 +201,7 @@ def test_no_container_of_the_pool_has_credentials_of_the_job_or_a_token(site: Si
 def test_the_pool_says_what_it_serves(site: Site, served: sites.Job) -> None:
     end = time.monotonic() + 60 + sites.PATIENCE
     while True:
-        found = site.kube.get("servingpool", POOL, NAMESPACE) or {}
+        found = current(site)
         counts = found.get("status", {}).get("adapters") or {}
         if counts.get("ready") == 1:
             break
@@ -284,7 +289,7 @@ def until_pool(site: Site, reason: str, seconds: float) -> dict[str, Any]:
     """The pool once its condition Ready is True for this reason."""
     end = time.monotonic() + seconds + sites.PATIENCE
     while True:
-        found: dict[str, Any] = site.kube.get("servingpool", POOL, NAMESPACE) or {}
+        found = current(site)
         ready = condition(found, "Ready")
         if (ready.get("status"), ready.get("reason")) == ("True", reason):
             return found
@@ -304,13 +309,13 @@ def test_a_pool_without_requests_has_no_server_and_the_next_request_is_held_and_
         assert time.monotonic() < end, [one["metadata"]["name"] for one in left]
         time.sleep(0.5)
     assert left[0]["metadata"]["name"].startswith(f"{POOL}-activator-")
-    state = until_pool(site, "Asleep", 10)["status"]
-    assert (state["pods"], state["replicas"]) == ("0/0", 0)
+    asleep = until_pool(site, "Asleep", 10)["status"]
+    assert (asleep["pods"], asleep["replicas"]) == ("0/0", 0)
     assert condition(site.job(NAME), "Ready")["status"] == "True", "its model can be used"
     with site.kube.forward(f"service/{POOL}", 8000, NAMESPACE) as url:
         assert [one["id"] for one in ask(url, "/v1/models", MINE)[1]["data"]] == [MODEL]
         assert (chat(url, "guessed")[0], chat(url, OTHERS)[0]) == (401, 404)
-        assert condition(site.kube.get("servingpool", POOL, NAMESPACE) or {}, "Ready")["reason"] == "Asleep"
+        assert condition(current(site), "Ready")["reason"] == "Asleep"
         begun = time.monotonic()
         status, answer = chat(url, MINE, seconds=300 + sites.PATIENCE)
         seconds = time.monotonic() - begun

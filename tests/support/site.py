@@ -27,7 +27,8 @@ from toolbox import cache, lock
 _HARNESS = cache.REPOSITORY / "hack" / "localcluster"
 NAME = "e2e"
 NAMESPACE = "ml"
-JOBS = f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
+API = "/apis/finetune.dev/v1alpha1/namespaces"
+JOBS = f"{API}/{NAMESPACE}/finetunejobs"
 CACHED, CLAIM = "ml-cached", "models"
 """A namespace whose pods share base models, and the claim in it; a test makes both."""
 BUCKET = "finetune-e2e"
@@ -94,13 +95,17 @@ class Site:
             raise
         return text
 
+    def read(self, path: str) -> dict[str, Any]:
+        """An object."""
+        found: dict[str, Any] = json.loads(self.raw(path))
+        return found
+
     def items(self, path: str, selector: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.raw(path, labelSelector=selector))["items"]
         return found
 
     def job(self, name: str) -> Job:
-        found: Job = json.loads(self.raw(f"{JOBS}/{name}"))
-        return found
+        return self.read(f"{JOBS}/{name}")
 
     def until(self, name: str, holds: Callable[[Job], bool], what: str, seconds: float = 300) -> Job:
         """The job, once `holds` is true of it; fails with its status when that takes more than `seconds` and PATIENCE."""
