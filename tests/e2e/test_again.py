@@ -37,7 +37,8 @@ def results(site: Site, job: sites.Job) -> dict[str, Any]:
 
 
 def pruned(site: Site) -> None:
-    site.kube.run("delete", "finetunejob", NAME, "--namespace", NAMESPACE, "--timeout=60s")
+    patience = f"--timeout={60 + sites.PATIENCE}s"
+    site.kube.run("delete", "finetunejob", NAME, "--namespace", NAMESPACE, patience, timeout=None)
 
 
 def trained(site: Site, job: sites.Job) -> bool:

@@ -128,7 +128,7 @@ def test_a_jobs_series_end_with_the_job(site: Site, observed: tuple[prometheus.P
     assert server.now(f'vllm:num_requests_running{{finetunejob="{NAME}"}}')
     for name in (NAME, BROKEN):
         site.delete(name)
-    end = time.monotonic() + 150
+    end = time.monotonic() + 150 + sites.PATIENCE
     while server.now(f'{{finetunejob=~"{NAME}|{BROKEN}"}}'):
         assert time.monotonic() < end, server.now(f'count by (__name__) ({{finetunejob=~"{NAME}|{BROKEN}"}})')
         time.sleep(1)

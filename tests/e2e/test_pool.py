@@ -247,7 +247,7 @@ def test_a_revision_that_passes_its_gate_and_answers_clients_with_invalid_json_i
     assert condition(failed, "Evaluated")["status"] == "True", "its gate was passed, and stays in the status"
     assert state["deployment"]["revision"] == before != state["revision"]
     assert state["history"][0]["outcome"] == "RolledBack"
-    end, in_a_row, item = time.monotonic() + 60, 0, 300
+    end, in_a_row, item = time.monotonic() + 60 + sites.PATIENCE, 0, 300
     while in_a_row < 10:  # the gateway learns of it a moment later
         assert time.monotonic() < end, "the former revision answers everybody"
         in_a_row = in_a_row + 1 if content(clients, item).startswith('{"intent": "praise"') else 0

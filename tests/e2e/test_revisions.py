@@ -14,7 +14,7 @@ import json, time, urllib.request
 URL = "http://revised.ml.svc.cluster.local.:8000/v1/chat/completions"
 body = json.dumps({"model": "revised", "messages": [{"role": "user", "content": "Which colour?"}], "max_tokens": 2}).encode()
 good = bad = 0
-patience = time.time() + 60
+patience = time.time() + 300
 while True:
     begun = time.time()
     try:
@@ -57,7 +57,8 @@ def probe(site: Site) -> None:
     }
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": NAMESPACE}, "spec": spec}
     site.kube.apply(pod)
-    site.kube.run("wait", "--for=condition=Ready", "pod/probe", "--namespace", NAMESPACE, "--timeout=60s")
+    patience = f"--timeout={60 + sites.PATIENCE}s"
+    site.kube.run("wait", "--for=condition=Ready", "pod/probe", "--namespace", NAMESPACE, patience, timeout=None)
     site.until(NAME, lambda _: counts(site)["good"] > 0, "answering its probe", 90)
 
 

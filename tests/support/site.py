@@ -167,7 +167,7 @@ class Site:
         return uri
 
     def python(self, image: str, code: str, seconds: int = 60) -> str:
-        """What a program prints in one of our images, in a restricted pod of its own."""
+        """What a program prints in one of our images, in a restricted pod of its own. `seconds`: as in `until`."""
         name = f"python-{image}"
         container = {
             "name": "python",
@@ -191,7 +191,8 @@ class Site:
         self.kube.apply(pod)
         try:
             ended = "--for=jsonpath={.status.phase}=Succeeded"
-            self.kube.run("wait", ended, f"pod/{name}", "--namespace", NAMESPACE, f"--timeout={seconds}s")
+            patience = f"--timeout={seconds + PATIENCE}s"
+            self.kube.run("wait", ended, f"pod/{name}", "--namespace", NAMESPACE, patience, timeout=None)
             return self.logs(name)
         finally:
             self.kube.run("delete", "pod", name, "--namespace", NAMESPACE, "--wait=false")
