@@ -66,6 +66,12 @@ def test_a_rollout_goes_through_its_steps_and_one_that_is_rolled_back_returns() 
     assert not report.weights("bad", there, None).passed
 
 
+def test_a_stream_comes_in_parts() -> None:
+    assert report.streamed([0.1, 0.2, 0.3, 0.4]).passed
+    assert not report.streamed([0.4, 0.4, 0.4, 0.4]).passed
+    assert report.streamed([]) == report.Finding("a streamed answer there", "0 events", False)
+
+
 def test_a_comparison_is_shown_with_its_likelihood() -> None:
     found = report.look("good", 2, {"step": 1, "requests": 35, "findings": [{"p": 0.3, "seen": "errors: 1 of 35"}]})
     assert found.seen == "step 1, 35 requests of the new revision: errors: 1 of 35 (p = 0.3)"

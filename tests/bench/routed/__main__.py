@@ -126,9 +126,7 @@ def ways_in(host: clients.Host, key: str, wrong: str, status: int, model: str, w
     }
     text = ", ".join(f"{name} {got}" for name, (got, _) in seen.items())
     yield report.Finding(f"https://{host.name}/v1 {what}", text, all(got == wanted for got, wanted in seen.values()))
-    events = host.stream(key, model)
-    text = f"{len(events)} events, the first after {events[0]:.2f} s, the last after {events[-1]:.2f} s"
-    yield report.Finding("a streamed answer there", text, len(events) > 3 and events[0] < events[-1])
+    yield report.streamed(host.stream(key, model))
 
 
 def pool(site: Site, gateway: clients.Host, ingress: clients.Host) -> Iterator[report.Finding]:

@@ -20,7 +20,8 @@ DOMAIN = "gateway.example.com"
 INGRESS_HOST, INGRESS_SECRET = "models.example.com", "models-tls"
 VALUES = {
     "gatewayAPI": {"enabled": True, "gateway": {"name": "public", "namespace": SPACE, "sectionName": "https"}},
-    "ingress": {"enabled": True},
+    # Traefik takes only the certificates from an Ingress's `tls`; whether its router answers over TLS is said apart.
+    "ingress": {"enabled": True, "annotations": {f"{NAME}.ingress.kubernetes.io/router.tls": "true"}},
 }
 ARGUMENTS = [
     f"--entrypoints.websecure.address=:{PORT}",

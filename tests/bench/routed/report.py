@@ -28,6 +28,14 @@ def share(rollout: str, seen: shares.Share) -> Finding:
     return Finding(f"{rollout}: weights {wanted}", text + chance, seen.chance >= LEVEL and total > 0)
 
 
+def streamed(events: Sequence[float]) -> Finding:
+    """`events`: seconds until each came."""
+    text = f"{len(events)} events"
+    if events:
+        text += f", the first after {events[0]:.2f} s, the last after {events[-1]:.2f} s"
+    return Finding("a streamed answer there", text, len(events) > 3 and events[0] < events[-1])
+
+
 def weights(rollout: str, seen: Sequence[shares.Share], steps: Sequence[int] | None) -> Finding:
     """`steps`: the shares of the new revision that a promoted rollout goes through; None: of one that goes back."""
     found = [list(one.weights.values()) for one in seen]
