@@ -7,14 +7,12 @@ is written into the pod's status as a kubelet would.
 import dataclasses
 import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from finetune_api import run
 from finetune_operator.observe import label
-from support import installed
+from support import installed, warm
 
 Raw = dict[str, Any]
 
@@ -35,21 +33,16 @@ class Machine:
         home.mkdir()
         (home / "run.json").write_text(pod["metadata"]["annotations"][label.RUN_FILE])
         words = [str(home / "run.json") if word == run.PATH else word for word in spec["containers"][0]["args"]]
-        with (home / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer", *words],
-                env={
-                    "PATH": os.environ["PATH"],
-                    "HOME": str(home),
-                    "OMP_NUM_THREADS": "1",
-                    "FINETUNE_WORK": str(home / "work"),
-                    "FINETUNE_METRICS_PORT": str(self.port),
-                    "FINETUNE_TERMINATION_PATH": str(home / "termination"),
-                    **self.environment,
-                },
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            "FINETUNE_WORK": str(home / "work"),
+            "FINETUNE_METRICS_PORT": str(self.port),
+            "FINETUNE_TERMINATION_PATH": str(home / "termination"),
+            **self.environment,
+        }
+        process = warm.start("finetune_trainer", words, environment, home / "log")
         self.scene.run(pod)
         return Process(self.scene, pod, process, home)
 
@@ -60,17 +53,17 @@ class Process:
 
     scene: installed.Stage
     pod: Raw
-    process: "subprocess.Popen[bytes]"
+    process: warm.Forked
     home: Path
 
     def end(self, seconds: float = 240) -> int:
         """Waits for its end and tells the API server, as a kubelet does; the exit code."""
-        deadline = time.monotonic() + seconds
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it does not end: {self.log[-2000:]}"
-            time.sleep(0.1)
-        self.scene.end(self.pod, self.process.returncode, self.termination_message)
-        return self.process.returncode
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.log[-2000:]}") from None
+        self.scene.end(self.pod, code, self.termination_message)
+        return code
 
     @property
     def log(self) -> str:
