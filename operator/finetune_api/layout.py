@@ -38,6 +38,11 @@ class Layout:
         return f"{self.root}/taught"
 
     @property
+    def answers(self) -> str:
+        """Folder of what another model answered as the teacher of any revision of the job."""
+        return f"{self.output.rstrip('/')}/{self.namespace}/{self.name}/answers"
+
+    @property
     def replay(self) -> str:
         """Folder of the general examples of training.replay, as token ids."""
         return f"{self.root}/replay"

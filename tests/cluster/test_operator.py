@@ -16,6 +16,7 @@ import kubernetes.client
 import pytest
 
 from finetune_api import run, schema
+from finetune_operator import lease
 from finetune_operator.observe import label
 from flow import world
 from support import controlplane, installed, manifests
@@ -54,6 +55,12 @@ class Pair:
     def alive(self) -> list[installed.Replica]:
         return [replica for replica in self.all if replica.process.poll() is None]
 
+    def whole(self) -> None:
+        """Starts again what ended, as the Deployment's controller would."""
+        while len(self.alive()) < 2:
+            self.add()
+        self.leader()
+
     def leader(self) -> installed.Replica:
         return eventually(lambda: next((r for r in self.alive() if r.leads()), None), 25)
 
@@ -91,7 +98,8 @@ def stage(control_plane: controlplane.ControlPlane, operator: Pair) -> Iterator[
 
 
 @pytest.fixture
-def scene(stage: Callable[[], installed.Stage]) -> installed.Stage:
+def scene(stage: Callable[[], installed.Stage], operator: Pair) -> installed.Stage:
+    operator.whole()
     return stage()
 
 
@@ -459,20 +467,25 @@ def test_an_api_server_that_restarts_costs_a_moment(
     eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))
     leader = operator.leader()
     begun = datetime.datetime.now(datetime.UTC).isoformat()
+    stopped = time.monotonic()
     controlplane.harness("restart", "--name", control_plane.name, "kube-apiserver")
+    away = time.monotonic() - stopped
     scene.play(NAME, "Evaluating", 45)
     operator.away = (begun, datetime.datetime.now(datetime.UTC).isoformat())
     # the status says which Job is next before it exists
     eventually(lambda: len(scene.names("Job")) == 3)
-    assert leader.process.poll() is None, "a short outage is no reason to end"
-    assert operator.leader() is leader
+    if (
+        away < lease.RENEW_SECONDS - 2 * lease.RETRY_SECONDS
+    ):  # a busy machine takes longer to start it; then the lease is lost
+        assert leader.process.poll() is None, "a short outage is no reason to end"
+        assert operator.leader() is leader
 
 
 def test_the_other_replica_takes_over_at_once_when_the_leader_stops(scene: installed.Stage, operator: Pair) -> None:
     leader = operator.leader()
     other = next(replica for replica in operator.alive() if replica is not leader)
     assert not other.leads()
-    assert other.logged("waiting for the lease")
+    eventually(lambda: other.logged("waiting for the lease"))
     scene.apply(finetunejob())
     pod = eventually(lambda: scene.pods(**{label.STAGE: "preflight"}))[0]
     begun = time.monotonic()

@@ -179,7 +179,9 @@ def test_a_prompt_moves_into_the_weights_without_an_answer_in_the_data(
     )
     before = asked(spec)
     assert before.sufficient is None
-    assert before.message.startswith("the base model answered with intent.prompt.system, to learn from; without it: ")
+    assert before.message.startswith(
+        "the answers to learn are those of the base model with intent.prompt.system; without training: "
+    )
     found, values = judged(spec)
     assert found.passed, found.gates
     assert values["ExactMatch", TUNED] > 0.9 > 0.1 > values["ExactMatch", BASE]

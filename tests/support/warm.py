@@ -4,6 +4,7 @@ A process of its own otherwise: environment, signals, output and exit code. Only
 of the first one, for example HF_ENDPOINT and FINETUNE_STORAGE_PATIENCE: a test of these executes the program, at 6 s of a core.
 """
 
+import atexit
 import contextlib
 import importlib
 import multiprocessing
@@ -33,6 +34,16 @@ PRELOADED = [
     "rapidfuzz.distance",
     "bm25s",
 ]
+
+_started_here: list[BaseProcess] = []
+
+
+@atexit.register  # before that of multiprocessing, which waits for them
+def _end() -> None:
+    for process in _started_here:
+        if process.is_alive():
+            process.kill()
+
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
@@ -74,6 +85,7 @@ def start(
     """`python -m program words`; out, err: files for its output, without err both in one."""
     process = context.Process(target=_started, args=(program, list(words), environment, str(out), str(err or out)))
     process.start()
+    _started_here.append(process)
     return Forked(process, out, err or out)
 
 

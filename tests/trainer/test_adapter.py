@@ -8,7 +8,7 @@ import torch
 
 from finetune_api import job, reasons
 from finetune_trainer.engine import lora, model
-from finetune_trainer.process import errors
+from finetune_trainer.process import errors, imports
 from finetune_trainer.training import adapter, checkpoint
 
 CPU = torch.device("cpu")
@@ -20,6 +20,24 @@ def tuned(base: pathlib.Path) -> Any:
     for weight in lora.parameters(made).values():
         torch.nn.init.normal_(weight)
     return made
+
+
+@pytest.mark.parametrize(
+    ("config", "left_out"), [({}, True), ({"quantization_config": {"quant_method": "bitsandbytes"}}, False)]
+)
+def test_a_model_that_is_not_in_4_bits_needs_no_bitsandbytes(
+    base: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], left_out: bool
+) -> None:
+    """Every process of a stage would import it, and torch's compiler with it."""
+
+    def note(*names: str) -> None:
+        raise InterruptedError(*names)
+
+    monkeypatch.setattr(imports, "leave_out", note)
+    (tmp_path / "config.json").write_text(json.dumps({**json.loads((base / "config.json").read_text()), **config}))
+    with pytest.raises(Exception) as caught:  # there are no weights
+        model.load(tmp_path, job.Precision.FLOAT32, CPU)
+    assert (caught.type is InterruptedError) is left_out
 
 
 @pytest.fixture

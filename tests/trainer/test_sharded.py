@@ -7,7 +7,6 @@ import bisect
 import dataclasses
 import json
 import pathlib
-import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ from typing import Any
 import pytest
 from tests.trainer import processes, tiny
 
-from finetune_api import exits, run
+from finetune_api import exits, outcome, run
 from finetune_trainer.data import corpus
 from finetune_trainer.planning import forecast, parallelism, workload
 from finetune_trainer.stages import preflight, train
 from finetune_trainer.store import storage
+from finetune_trainer.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -131,16 +131,22 @@ def test_a_sharded_run_that_is_killed_resumes_with_two_processes_or_with_one(tra
     """Both resume from what the same kill left."""
     killed, folder = again(trained.whole, "killed"), trained.folder
     both = processes.together(killed, folder, 2, **trained.limited)
-    time.sleep(random.Random(2).uniform(0.6, 0.9) * trained.seconds)
+    limit = time.monotonic() + 300
+    while not checkpoint.complete(storage.of(killed.storage), killed.layout):
+        assert time.monotonic() < limit, "there is no checkpoint"
+        time.sleep(0.02)
     both[1].kill()
-    codes = end(both)
-    assert codes[0] in (exits.Exit.DONE, exits.Exit.STOPPED), codes
+    assert end(both)[0] == exits.Exit.STOPPED
+    assert checkpoint.complete(storage.of(killed.storage), killed.layout)[-1] < TRAINING["maxSteps"]
     shutil.copytree(folder / "out", folder / "left")
     for count in (2, 1):
         shutil.rmtree(folder / "out")
         shutil.copytree(folder / "left", folder / "out")
         second = processes.together(killed, folder, count, **(trained.limited if count > 1 else {}))
         assert end(second) == [0] * count
+        done = outcome.Outcome.model_validate_json((folder / "node0" / "termination").read_text()).training
+        assert done is not None
+        assert done.resumed_from is not None
         exact = {"rel": 0.0, "abs": 0.0} if count == 2 else {"rel": TOLERANCE}
         assert processes.losses(killed) == pytest.approx(processes.losses(trained.shared), **exact)
 

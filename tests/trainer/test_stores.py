@@ -19,7 +19,7 @@ from tests.trainer import tiny
 from finetune_api import job, reasons, run
 from finetune_trainer.data import rows
 from finetune_trainer.process import errors, secrets
-from finetune_trainer.store import folders, objects, sources, storage
+from finetune_trainer.store import folders, objects, s3, sources, storage
 
 KEYS = (
     "a b.jsonl", " a.jsonl", "a+b.jsonl", "a%20b.jsonl", "ü 漢 e\u0301.jsonl", "q&a=1;(2)'!*.jsonl", "~t@:,$.jsonl",
@@ -155,14 +155,31 @@ def test_an_answer_that_is_cut_off_or_is_none_is_an_outage(answer: bytes) -> Non
         assert caught.value.reason is reasons.Reason.STORAGE_UNAVAILABLE
 
 
-CLASH = b"<Error><Code>ExistingObjectIsDirectory</Code><Message>Existing Object is a directory.</Message></Error>"
-REFUSED = b"HTTP/1.1 409 Conflict\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(CLASH), CLASH)
+def conflict(code: bytes) -> bytes:
+    body = b"<Error><Code>%s</Code><Message>Existing Object is a directory.</Message></Error>" % code
+    return b"HTTP/1.1 409 Conflict\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+REFUSED = conflict(b"ExistingObjectIsDirectory")
 DONE = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 def test_a_request_that_met_another_is_repeated() -> None:
     with answering(REFUSED, REFUSED, DONE) as endpoint:
         storage.Storage(endpoint, patience=30).write("s3://data/x", b"")
+
+
+def test_a_conflict_that_a_store_itself_calls_passing_has_all_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "CLASH", 0.0)
+    with answering(conflict(b"OperationAborted"), DONE) as endpoint:
+        storage.Storage(endpoint, patience=30).write("s3://data/x", b"")
+
+
+def test_a_conflict_after_an_outage_is_repeated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "CLASH", 2.0)
+    down = b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    with answering(*[down] * 9, REFUSED, DONE) as endpoint:
+        storage.Storage(endpoint, patience=60).write("s3://data/x", b"")
 
 
 def test_a_conflict_that_stays_is_refused_in_the_stores_words() -> None:

@@ -187,6 +187,44 @@ def test_a_candidate_that_does_not_answer_ends_the_stage(
     assert caught.value.reason is reasons.Reason.CANDIDATE_FAILED
 
 
+def test_a_question_that_an_outage_leaves_without_an_answer_is_requested_again(
+    world: Callable[..., run.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is no question that the teacher refused."""
+    monkeypatch.setattr(endpoint, "PATIENCE", 1.0)
+    with endpoints.served() as (model, url):
+        spec = world(training={"teacher": "large"}, evaluation=candidate_of(url))
+        assert spec.teaching is not None
+        answers = teacher.candidate(spec, spec.teaching)
+        model.refuses = lambda body: (503, "busy") if body["messages"][-1]["content"] == "1" else None
+        examples = [questions.example({"prompt": str(line)}, job.Format.AUTO, f"f:{line}") for line in range(2)]
+        with pytest.raises(errors.Failure, match="busy"):
+            answers(examples)
+
+
+def test_what_another_model_answered_is_there_for_later_revisions_and_the_evaluations_schema_does_not_shape_it(
+    world: Callable[..., run.Run],
+) -> None:
+    examples = [questions.example({"prompt": str(line)}, job.Format.AUTO, f"f:{line}") for line in range(3)]
+    with endpoints.served() as (model, url):
+        spec = world(
+            training={"teacher": "large"}, evaluation={**candidate_of(url), "outputSchema": {"type": "object"}}
+        )
+        assert spec.teaching is not None
+        store, asking = storage.of(spec.storage), teacher.candidate(spec, spec.teaching)
+        parts = teacher.Parts(spec, store, asking)
+        assert parts.answers(examples) == ["good"] * 3
+        parts.discard()
+        asked = len(model.asked)
+        later = spec.model_copy(update={"revision": "later"})
+        assert teacher.Parts(later, store, asking).answers(examples) == ["good"] * 3
+        assert len(model.asked) == asked
+        assert not [body for body in model.asked if "response_format" in body]
+        prompted = later.model_copy(update={"intent": job.Intent(prompt=job.Prompt(system="Be brief."))})
+        teacher.Parts(prompted, store, asking).answers(examples)
+        assert len(model.asked) == asked + 3, "another prompt, other answers"
+
+
 def test_answers_are_stored_as_they_come_and_are_not_requested_again(
     world: Callable[..., run.Run], base: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

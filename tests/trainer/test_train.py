@@ -369,9 +369,6 @@ def test_sigterm_and_sigkill_lose_nothing(world: World, tmp_path: pathlib.Path) 
 
     killed = start(tmp_path, run_file)
     until(killed, "checkpoint saved", 1)
-    mapped = pathlib.Path(f"/proc/{killed.pid}/maps").read_text()
-    assert "libtorch_cpu" in mapped
-    assert "libbitsandbytes" not in mapped, "nothing is in 4 bits"
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(30) == -signal.SIGKILL
     steps = checkpoint.complete(storage.Storage(), other.layout)

@@ -67,7 +67,10 @@ def _unavailable(seen: Seen) -> str:
 def _unwritten(seen: Seen) -> str:
     """Why models are not rewritten to their adapters; empty if they are."""
     if not seen.settings.gateway_api.inference.model_rewrites:
-        return "The endpoint picker does not know adapters: the chart's gatewayAPI.inference.modelRewrites is false"
+        return (
+            "The endpoint picker does not know adapters: the chart's gatewayAPI.inference.modelRewrites is false; an "
+            f"{inference.REWRITE} that was written while it was true still holds: delete it"
+        )
     if not seen.spec.rewritten:
         return (
             "The endpoint picker does not know adapters: of a pool with allowedNamespaces it would tell each tenant which names "

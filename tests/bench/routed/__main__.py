@@ -106,6 +106,9 @@ def rollout(
         end = time.time()
     text = f"{asking.answers} answers, {len(asking.failures)} others: {'; '.join(asking.failures[:5]) or 'none'}"
     yield report.Finding(f"{data}: requests", text, not asking.failures)
+    yield report.Finding(
+        f"{data}: looks at route and job", "; ".join(sorted(seen.problems)) or "no error", not seen.problems
+    )
     found = shares.shares(seen.weights, end, controller.log(site), seen.pods)
     for one in found:
         yield report.share(data, one)

@@ -182,6 +182,37 @@ async def test_an_adapter_in_place_of_the_name_answers_as_its_model_while_it_has
     assert (await world.ask(pod, new.sha256)).says == "old", "rolled back, before the endpoint picker knows"
 
 
+@pytest.mark.parametrize("names", [("mood", "tone"), ("tone", "mood")])
+def test_while_a_former_name_drains_each_adapter_is_that_of_its_own_name(names: tuple[str, str]) -> None:
+    """The index has two models of the job."""
+    adapters = [
+        {"namespace": "ml", "job": "job", "revision": one, "sha256": one * 64, "rank": 8, "bytes": 9} for one in "abc"
+    ]
+    models = [
+        {
+            "namespace": "ml",
+            "job": "job",
+            "name": name,
+            "routes": [{"revision": one, "sha256": one * 64, "weight": 100}],
+        }
+        for name, one in zip(names, "ab", strict=True)
+    ]
+    document = {
+        "pool": "ml/p",
+        "etag": "e",
+        "adapters": adapters,
+        "models": sorted(models, key=lambda one: str(one["name"])),
+        "rewritten": True,
+    }
+    table = routing.Table(serving.Index.model_validate(document))
+    for name, one in zip(names, "ab", strict=True):
+        found = table.find(one * 64, frozenset({"ml"}))
+        assert found is not None
+        assert found.name == name
+        assert routing.choose(found, None, one * 64).sha256 == one * 64
+    assert table.find("c" * 64, frozenset({"ml"})) is not None, "rolled back: one of the job's"
+
+
 async def test_a_thousand_adapters_fit_the_state(world: World) -> None:
     held = [
         {"namespace": "ml", "job": "job", "revision": f"r{n}", "sha256": f"{n:064x}", "rank": 8, "bytes": 9}

@@ -77,9 +77,12 @@ class Candidate:
         self._seed = spec.training.seed
         limit = spec.evaluation.generation.max_new_tokens
         body: dict[str, Any] = {"temperature": 0, "seed": self._seed, "max_tokens": limit}
-        if job.Contender.STRUCTURED in spec.evaluation.baselines and spec.evaluation.output_schema is not None:
-            schema = {"name": "answer", "schema": spec.evaluation.output_schema}
-            body |= {"response_format": {"type": "json_schema", "json_schema": schema}}
+        schema = spec.evaluation.output_schema if job.Contender.STRUCTURED in spec.evaluation.baselines else None
+        if (
+            schema is not None and rules.name != spec.training.teacher
+        ):  # what a teacher writes is no matter of the evaluation
+            wanted = {"name": "answer", "schema": schema}
+            body |= {"response_format": {"type": "json_schema", "json_schema": wanted}}
         self._endpoint = endpoint.Endpoint(rules, key, body, self._failure)
 
     def check(self) -> None:
@@ -131,16 +134,27 @@ class Candidate:
     def texts(self, script: contenders.Script, examples: Sequence[dataset.Example]) -> list[str]:
         """Its answers as a teacher, empty where it refused, or ended by the limit of tokens. Raises Failure, Stopped."""
         script = dataclasses.replace(script, inline=False)
-        calls = {place: functools.partial(self._answer, script, one) for place, one in enumerate(examples)}
-        given: dict[int, endpoint.Reply | None] = {}
+        calls = {place: functools.partial(self._taught, script, one) for place, one in enumerate(examples)}
+        given: dict[int, str] = {}
         try:
             self._endpoint.all(calls, LONGEST, given)
         except TimeoutError:
             raise self._failure(
                 f"{len(calls) - len(given)} of {len(calls)} answers took more than {LONGEST:.0f} s"
             ) from None
-        replies = [given[place] for place in calls]
-        return [REASONING.sub("", one.text) if one is not None and one.finished else "" for one in replies]
+        return [given[place] for place in calls]
+
+    def _taught(self, script: contenders.Script, example: dataset.Example) -> str:
+        try:
+            reply = self._endpoint.ask([turn.wire() for turn in script.ask(example, job.Contender.PROMPT).prompt])
+        except endpoint.Refused as refused:
+            if refused.passing:
+                raise self._failure(str(refused)) from None
+            log.warning(
+                "the teacher refused a question, which is left out", example=example.source, problem=str(refused)
+            )
+            return ""
+        return REASONING.sub("", reply.text) if reply.finished else ""
 
     def _answer(self, script: contenders.Script, example: dataset.Example) -> endpoint.Reply | None:
         asked = script.ask(example, self.prompt or job.Contender.PROMPT)

@@ -37,7 +37,11 @@ Result = TypeVar("Result")
 
 
 class Refused(Exception):
-    """This one request gets no answer; another may."""
+    """This one request gets no answer; another may. passing: it may get one later."""
+
+    def __init__(self, problem: str, *, passing: bool = False) -> None:
+        super().__init__(problem)
+        self.passing = passing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,8 @@ class Endpoint:
                 raise self.failure(f"no answer in {PATIENCE:.0f} s; the last: {failed}") from None
             if not failed.transient:
                 self._last_answer = time.monotonic()
-            raise Refused(f"{failed}; {BASE_URL}" if failed.status == 200 else str(failed)) from None
+            problem = f"{failed}; {BASE_URL}" if failed.status == 200 else str(failed)
+            raise Refused(problem, passing=failed.transient) from None
         except (LookupError, TypeError, AttributeError):
             raise Refused(f"the answer is not a chat completion; {BASE_URL}") from None
         self._last_answer = time.monotonic()

@@ -43,8 +43,9 @@ def note(spec: run.Run, store: storage.Storage) -> str:
     if not left:
         return ""
     return (
-        f"; {left} of {number} answers are empty or longer than {spec.evaluation.generation.max_new_tokens} "
-        "tokens and are left out: raise evaluation.generation.maxNewTokens (and then run again)"
+        f"; {left} of {number} answers are refused, empty or longer than "
+        f"{spec.evaluation.generation.max_new_tokens} tokens and are left out: raise evaluation.generation.maxNewTokens "
+        "(and then run again)"
     )
 
 
@@ -97,7 +98,7 @@ def write(
     local.mkdir(parents=True, exist_ok=True)
     total = sum(1 for name in dataset.SPLITS for _ in dataset.stream(raw / f"{name}.jsonl"))
     log.info("a teacher answers", teacher=named(spec), examples=total)
-    parts = Parts(spec, store, split.sha256, teacher)
+    parts = Parts(spec, store, teacher)
     answered = taught = 0
     for name in dataset.SPLITS:
         with (local / f"{name}.jsonl").open("w", encoding="utf-8") as file:
@@ -122,19 +123,24 @@ def write(
 
 
 class Parts:
-    """The answers to one batch after another, each stored below `taught-parts/` as soon as it is there."""
+    """The answers to one batch after another, each stored as soon as it is there, under a name made of all that it depends on.
 
-    def __init__(self, spec: run.Run, store: storage.Storage, split: str, teacher: Teacher) -> None:
+    Those of another model stay for later revisions of the job, which then pay for none of them again.
+    """
+
+    def __init__(self, spec: run.Run, store: storage.Storage, teacher: Teacher) -> None:
         asked = spec.teaching
+        self._stays = asked is not None
+        self._folder = spec.layout.answers if asked else f"{spec.layout.taught}-parts"
         who = [asked.endpoint, asked.model] if asked else []
-        made_of = [split, spec.intent.prompt.system, spec.evaluation.generation.max_new_tokens, TOGETHER, *who]
-        self._folder = f"{spec.layout.taught}-parts/{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}"
-        self._store, self._teacher, self._number = store, teacher, 0
+        self._made_of = [spec.intent.prompt.system, spec.evaluation.generation.max_new_tokens, *who]
+        self._store, self._teacher, self._uris = store, teacher, list[str]()
 
     def answers(self, batch: Sequence[dataset.Example]) -> list[str]:
         """The answers to the next batch: those of an earlier attempt, or the teacher's."""
-        self._number += 1
-        uri = f"{self._folder}/{self._number:06}.json"
+        made_of = [*self._made_of, *(one.line() for one in batch)]
+        uri = f"{self._folder}/{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.json"
+        self._uris.append(uri)
         try:
             found: list[str] = json.loads(self._store.read(uri))
         except errors.NotFound:
@@ -143,8 +149,9 @@ class Parts:
         return found
 
     def discard(self) -> None:
-        for number in range(1, self._number + 1):
-            folders.discard(self._store, f"{self._folder}/{number:06}.json")
+        """Removes those of the base model: the split has them now."""
+        for uri in [] if self._stays else self._uris:
+            folders.discard(self._store, uri)
 
 
 def with_answers(examples: Sequence[dataset.Example], texts: Sequence[str]) -> list[dataset.Example]:
@@ -163,7 +170,7 @@ def check(spec: run.Run, local: pathlib.Path, answered: int, taught: int) -> Non
         return
     raise errors.Failure(
         reasons.Reason.DATASET_INVALID,
-        f"training.teacher: {answered - taught} of {answered} answers of {named(spec)} are empty or "
+        f"training.teacher: {answered - taught} of {answered} answers of {named(spec)} are refused, empty or "
         f"longer than {spec.evaluation.generation.max_new_tokens} tokens, so that there is not enough to learn; ask for short "
         "answers in the prompt, raise evaluation.generation.maxNewTokens, or choose a larger model",
     )

@@ -17,9 +17,7 @@ class Table:
         self._models: dict[str, dict[str, serving.Served]] = {}
         for model in index.models:
             self._models.setdefault(model.namespace, {})[model.name] = model
-        jobs = {(model.namespace, model.job): model for model in index.models} if index.rewritten else {}
-        of_adapters = ((one, jobs.get((one.namespace, one.job))) for one in index.adapters)
-        self._by_adapter = {(one.namespace, one.sha256): model for one, model in of_adapters if model is not None}
+        self._by_adapter = _by_adapter(index) if index.rewritten else {}
 
     def names(self, namespaces: frozenset[str]) -> dict[str, serving.Served]:
         """What clients send, and the model that it means: NAME, or NAMESPACE/NAME where two of the namespaces have one."""
@@ -46,6 +44,18 @@ class Table:
     def called(self, name: str, model: serving.Served) -> str:
         """How clients call the model that they, or an endpoint picker, named so."""
         return model.name if name in self.held else name
+
+
+def _by_adapter(index: serving.Index) -> dict[tuple[str, str], serving.Served]:
+    """(namespace, adapter) -> the model for which it answers; without a share of the traffic, one of its job's.
+
+    A job has two models while a former name drains.
+    """
+    jobs = {(model.namespace, model.job): model for model in index.models}
+    of_jobs = ((one, jobs.get((one.namespace, one.job))) for one in index.adapters)
+    found = {(one.namespace, one.sha256): model for one, model in of_jobs if model is not None}
+    routed = ((model, route) for model in index.models for route in model.routes if route.weight)
+    return found | {(model.namespace, route.sha256): model for model, route in routed}
 
 
 def choose(model: serving.Served, value: str | None, name: str = "") -> serving.Route:

@@ -121,17 +121,20 @@ class S3:
 
     def _call(self, right: str, uri: str, request: Callable[[], T]) -> T:
         """Repeats a request until it is answered; errors that a retry cannot change are raised at once. right: what it needs."""
-        begun, pause, warned = time.monotonic(), 0.5, False
+        begun, pause, warned, clashed = time.monotonic(), 0.5, False, 0.0
         while True:
             try:
                 return request()
             except Exception as error:
                 now = time.monotonic()
                 failure = self._explain(uri, error, now - begun, right)
-                clash = refusals.status_of(error) == http.HTTPStatus.CONFLICT
-                patience = min(self._patience, CLASH) if clash else self._patience
-                late = now + pause > min(begun + patience, objects.deadline())
-                if (failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE and not clash) or late:
+                end = begun + self._patience
+                if failure.reason is not reasons.Reason.STORAGE_UNAVAILABLE:
+                    if refusals.status_of(error) != http.HTTPStatus.CONFLICT:
+                        raise failure from error
+                    clashed, pause = clashed or now, min(pause, 1.0)
+                    end = clashed + min(self._patience, CLASH)
+                if now + pause > min(end, objects.deadline()):
                     raise failure from error
                 if not warned:
                     log.warning("the store does not answer; retrying", uri=uri, error=errors.describe(error))
