@@ -125,7 +125,7 @@ bench-judgement: venv ## Run jobs of six kinds of tasks on SmolLM2-135M: which m
 bench-pool: venv ## Many adapters on one pod of a ServingPool on a real node, under change and kills, half an hour
 	$(VENV)/python tests/bench/pool $(ARGS)
 
-bench-pool-base: venv ## What LoRA costs the requests for a pool's base model, on a real node (no table yet)
+bench-pool-base: venv ## What LoRA costs the requests for a pool's base model, on a real node; ARGS="--rounds 2" for a short run
 	$(VENV)/python -m tests.bench.pool.base $(ARGS)
 
 bench-pool-scale: venv ## A pool with a thousand models on a real API server, with a double of the engine, 10 minutes
