@@ -1,5 +1,7 @@
 import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -38,6 +40,25 @@ def test_a_model_that_is_not_in_4_bits_needs_no_bitsandbytes(
     with pytest.raises(Exception) as caught:  # there are no weights
         model.load(tmp_path, job.Precision.FLOAT32, CPU)
     assert (caught.type is InterruptedError) is left_out
+    assert not left_out or caught.value.args == ("bitsandbytes", "peft")
+
+
+LEAN = """
+import pathlib, sys, torch
+from finetune_api import job
+from finetune_trainer.process import imports
+imports.one_stage()
+from finetune_trainer.engine import lora, model
+lora.add(model.load(pathlib.Path(sys.argv[1]), job.Precision.FLOAT32, torch.device("cpu")), job.LoRA(rank=8), "tiny-base")
+maps = pathlib.Path("/proc/self/maps").read_text()
+assert "libtorch_cpu" in maps
+assert "libbitsandbytes" not in maps
+"""
+
+
+def test_a_process_of_one_stage_has_an_adapter_and_no_bitsandbytes(base: pathlib.Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", LEAN, str(base)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.fixture

@@ -77,10 +77,11 @@ class Candidate:
         self._seed = spec.training.seed
         limit = spec.evaluation.generation.max_new_tokens
         body: dict[str, Any] = {"temperature": 0, "seed": self._seed, "max_tokens": limit}
-        schema = spec.evaluation.output_schema if job.Contender.STRUCTURED in spec.evaluation.baselines else None
-        if (
-            schema is not None and rules.name != spec.training.teacher
-        ):  # what a teacher writes is no matter of the evaluation
+        schema = spec.evaluation.output_schema
+        compared = (
+            rules.name != spec.training.teacher
+        )  # an edit of the evaluation changes nothing of what a teacher writes
+        if schema is not None and compared and job.Contender.STRUCTURED in spec.evaluation.baselines:
             wanted = {"name": "answer", "schema": schema}
             body |= {"response_format": {"type": "json_schema", "json_schema": wanted}}
         self._endpoint = endpoint.Endpoint(rules, key, body, self._failure)
