@@ -59,6 +59,8 @@ class Pair:
         """Starts again what ended, as the Deployment's controller would."""
         while len(self.alive()) < 2:
             self.add()
+        for replica in self.alive():
+            eventually(replica.log.read_text)  # before its first line, it does not yet end in order
         self.leader()
 
     def leader(self) -> installed.Replica:
