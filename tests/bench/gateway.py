@@ -2,7 +2,9 @@
 
 An engine that answers at once (tests/trainer/gateway/double.py) runs as a process of its own, and so does the gateway, with 200
 adapters and a key. Requests come 50 in a second, at random moments, in turn to the engine itself and through the gateway: what
-else the machine does meets both alike. With --litellm PYTHON, of an environment with litellm[proxy], LiteLLM's proxy is a third.
+else the machine does meets both alike. With --litellm PYTHON, of an environment with litellm[proxy], LiteLLM's proxy is a
+third, at 5 requests in a second: at 50 it is overloaded on one core, and its queue would be measured. How many requests a
+second each can answer at most is measured by clients that ask one after the other.
 """
 
 import argparse
@@ -32,7 +34,9 @@ from tests.support import ports  # noqa: E402
 from tests.trainer.gateway import double  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "benchmarks" / "gateway.md"
-RATE, ADAPTERS, TOKENS, WORDS = 50.0, 200, 32, " ".join(["word"] * 400)
+RATE, LOW_RATE, CLIENTS = 50.0, 5.0, 16
+"""Requests in a second for each side, the lower rate with LiteLLM; clients that ask one after the other."""
+ADAPTERS, TOKENS, WORDS = 200, 32, " ".join(["word"] * 400)
 KEY, POOL = "a-key-of-the-benchmark", "bench/pool"
 QUIET = {"FINETUNE_LOG_LEVEL": "WARNING", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 MESSAGES = [{"role": "system", "content": WORDS}, {"role": "user", "content": "hello"}]
@@ -46,14 +50,14 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         results = asyncio.run(measure(pathlib.Path(folder), chosen.seconds, chosen.litellm, stack))
-    chosen.output.write_text(page(results, chosen.seconds))
+    chosen.output.write_text(page(*results, chosen.seconds))
     print(chosen.output.read_text())
 
 
 async def measure(
     folder: pathlib.Path, seconds: float, litellm: str | None, stack: contextlib.ExitStack
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every request: {kind: {side: [...]}}."""
+) -> tuple[dict[tuple[str, float], dict[str, list[float]]], dict[str, float]]:
+    """Seconds of every request: {(kind, rate): {side: [...]}}; whole answers a second: {side: ...}."""
     adapters = [adapter(folder, number) for number in range(ADAPTERS)]
     engine, index, clients, deliveries = (ports.free() for _ in range(4))
     stack.enter_context(engine_process(engine, serve_engine))
@@ -68,25 +72,44 @@ async def measure(
             await answers(session, f"{sides['LiteLLM']}/health/liveliness", 180)
         for url in sides.values():  # connections, caches
             await asyncio.gather(*(ask(session, url, number, stream=True) for number in range(20)))
+        own = {side: url for side, url in sides.items() if side != "LiteLLM"}
+        loads = [(RATE, own)] if own == sides else [(LOW_RATE, sides), (RATE, own)]
         return {
-            kind: await load(session, sides, seconds, stream=kind != "whole answer")
+            (kind, rate): await load(session, asked, seconds, rate, stream=kind != "whole answer")
+            for rate, asked in loads
             for kind in ("whole answer", "stream")
-        }
+        }, {side: await most(session, url, seconds / 4) for side, url in sides.items()}
+
+
+async def most(session: aiohttp.ClientSession, url: str, seconds: float) -> float:
+    """Whole answers a second that CLIENTS get who ask one after the other."""
+    begun = time.perf_counter()
+
+    async def client(first: int) -> int:
+        answered = 0
+        while time.perf_counter() < begun + seconds:
+            await ask(session, url, first + answered, stream=False)
+            answered += 1
+        return answered
+
+    answered = sum(await asyncio.gather(*(client(number * ADAPTERS // CLIENTS) for number in range(CLIENTS))))
+    return answered / (time.perf_counter() - begun)
 
 
 async def load(
-    session: aiohttp.ClientSession, sides: dict[str, str], seconds: float, *, stream: bool
+    session: aiohttp.ClientSession, sides: dict[str, str], seconds: float, rate: float, *, stream: bool
 ) -> dict[str, list[float]]:
-    """Requests at random moments, RATE a second for each side, whatever the answers take."""
-    chance, found = random.Random(1), {side: [] for side in sides}
+    """Requests at random moments, `rate` a second for each side, whatever the answers take."""
+    chance = random.Random(1)
+    found: dict[str, list[float]] = {side: [] for side in sides}
     tasks: list[asyncio.Task[None]] = []
 
     async def one(side: str, number: int) -> None:
         found[side].append(await ask(session, sides[side], number, stream=stream))
 
     next_at = time.perf_counter()
-    for number in range(int(seconds * RATE) * len(sides)):
-        next_at += chance.expovariate(RATE * len(sides))
+    for number in range(int(seconds * rate) * len(sides)):
+        next_at += chance.expovariate(rate * len(sides))
         if (wait := next_at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         tasks.append(asyncio.create_task(one(list(sides)[number % len(sides)], number)))
@@ -223,10 +246,12 @@ async def answers(session: aiohttp.ClientSession, url: str, seconds: float) -> N
 
 # --- the page ---
 
+NAMES = {"direct": "the engine's double itself"}
 
-def page(results: dict[str, dict[str, list[float]]], seconds: float) -> str:
+
+def page(results: dict[tuple[str, float], dict[str, list[float]]], rates: dict[str, float], seconds: float) -> str:
     lines = []
-    for kind, sides in results.items():
+    for (kind, rate), sides in results.items():
         base = sides["direct"]
         for side, found in sides.items():
             added = (
@@ -234,21 +259,26 @@ def page(results: dict[str, dict[str, list[float]]], seconds: float) -> str:
                 if side == "direct"
                 else [f"{at(found, share) - at(base, share):.1f}" for share in (0.5, 0.99)]
             )
-            name = "the engine's double itself" if side == "direct" else side
-            lines.append(
-                f"| {kind} | {name} | {at(found, 0.5):.1f} | {at(found, 0.99):.1f} | {added[0]} | {added[1]} |"
-            )
+            measured = f"{at(found, 0.5):.1f} | {at(found, 0.99):.1f} | {added[0]} | {added[1]}"
+            lines.append(f"| {kind} | {rate:.0f} | {NAMES.get(side, side)} | {measured} |")
+    most = [f"| {NAMES.get(side, side)} | {rate:.0f} | {rate / rates['gateway']:.2f} |" for side, rate in rates.items()]
     return f"""# What the gateway adds to a request
 
 Written by `make bench-gateway`; `ARGS="--litellm PYTHON"` adds LiteLLM's proxy, from an environment with `litellm[proxy]`.
-{ADAPTERS} models behind one engine's double that answers at once, {RATE:.0f} requests a second for each side at random
+{ADAPTERS} models behind one engine's double that answers at once, requests for each side at random
 moments, in turn, for {seconds:.0f} s, {os.cpu_count()} cores for all of it: load generator, double and proxies. Times in
 milliseconds; of streams to the first token. LiteLLM runs with one process, a master key and no database: it checks less than
-with a key for each tenant.
+with a key for each tenant. It is asked {LOW_RATE:.0f} times a second: at {RATE:.0f} its queue would be measured.
 
-| request | through | p50 | p99 | added p50 | added p99 |
-|---|---|---|---|---|---|
+| request | a second | through | p50 | p99 | added p50 | added p99 |
+|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
+
+Whole answers a second, at most: {CLIENTS} clients who ask one after the other, for {seconds / 4:.0f} s, one side after the other.
+
+| through | answers a second | to the gateway's |
+|---|---|---|
+{chr(10).join(most)}
 """
 
 
