@@ -65,6 +65,9 @@ class Task:
     documents: Callable[[int], str] | None = None
 
 
+BUDGET = 10
+"""Times the training's time, for the baselines: every one is to be measured here, whatever it takes."""
+
 EXTRACTED = {
     "type": "object",
     "properties": {
@@ -137,6 +140,7 @@ def manifest(task: Task, count: int, model: str, folder: str, epochs: float) -> 
     """The job and its base model, as for `finetune run` beside data.jsonl and, with documents, handbook.md."""
     evaluation: dict[str, Any] = {
         "maximumExamples": 100,
+        "baselineBudget": BUDGET,
         "generation": {"maxNewTokens": task.answer},
         "gates": [{"metric": task.metric, "minimum": task.minimum}, {"metric": task.metric, "over": "BestBaseline"}],
     }
