@@ -122,7 +122,7 @@ def page(found: list[Row]) -> str:
             "|---|---|---|---|---|---|---|---|---|",
             *map(_line, found),
             "",
-            f"The baselines may take {tasks.BUDGET} times the training's time (those of a user's job a tenth, unless it says more). "
+            f"The baselines may take {tasks.BUDGET} times the training's time (a user's a tenth, unless the job says more). "
             "A row that names what was left out had 30 s for them. Times depend on what else the machine did.",
             "",
             "## What was expected, and what the product says",
