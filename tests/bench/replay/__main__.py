@@ -69,12 +69,12 @@ def dates(number: int, draw: random.Random) -> dict[str, str]:
     }
 
 
-def examples(task: str) -> list[dict[str, Any]]:
+def examples(task: str, count: int = TRAIN + TEST) -> list[dict[str, Any]]:
     if task == "desk":
-        return [json.loads(line) for line in DESK.read_text().splitlines()[: TRAIN + TEST]]
+        return [json.loads(line) for line in DESK.read_text().splitlines()[:count]]
     make = {"intents": intents, "dates": dates}[task]
     draw = random.Random(f"replay:{task}")
-    return [make(number, draw) for number in range(TRAIN + TEST)]
+    return [make(number, draw) for number in range(count)]
 
 
 def measure(task: str, share: float, model: pathlib.Path) -> dict[str, Any]:
