@@ -76,7 +76,7 @@ def child(work: pathlib.Path, base: pathlib.Path) -> dict[str, Any]:
     from finetune_api import run
     from finetune_trainer.checks import review
     from finetune_trainer.data import tokens
-    from finetune_trainer.stages import preflight
+    from finetune_trainer.stages import collect, preflight
     from finetune_trainer.store import storage
 
     document = {
@@ -97,7 +97,7 @@ def child(work: pathlib.Path, base: pathlib.Path) -> dict[str, Any]:
     timed(tokens.Encoder, "details", clocks, "encode")
     timed(review.Review, "take", clocks, "review")
     begun = time.perf_counter()
-    gathered = preflight.read_all(spec, storage.Storage(), encoder, work)
+    gathered = collect.read_all(spec, storage.Storage(), encoder, work)
     read = time.perf_counter()
     judgement = gathered.review.apply_rules(gathered.corpus, gathered.examples)
     place = judgement.after_split(preflight.assign(spec, judgement))

@@ -66,9 +66,9 @@ def validate(request: Request) -> answer.Answer:
     else:
         if problem := jobs.missing_folder(spec.base_model.source, str(request.model)):
             raise documents.Invalid([answer.Problem(message=f"--model {problem}")])
-        from finetune_trainer.stages import preflight
+        from finetune_trainer.stages import prerequisites
 
-        encoder = preflight.load(spec, request.model)
+        encoder = prerequisites.load(spec, request.model)
     with temporary() as work:
         return apply_rules(request, spec, store, encoder, work)
 
@@ -77,9 +77,9 @@ def apply_rules(request: Request, spec: run.Run, store: Any, encoder: Any, work:
     """The answer for the files of a spec."""
     import numpy as np
 
-    from finetune_trainer.stages import preflight
+    from finetune_trainer.stages import collect
 
-    found = preflight.read_all(spec, store, encoder, work)
+    found = collect.read_all(spec, store, encoder, work)
     reviewed = found.review.apply_rules(found.corpus, found.examples)
     part = np.where(reviewed.keep, reviewed.columns.part.astype(np.int8), np.int8(-1))
     place = reviewed.after_split(part)

@@ -1,6 +1,7 @@
 """Stages: each is one process, from the run file to the outcome, to be read from top to bottom.
 
     preflight  is everything available and correct, before an accelerator is requested?
+               (prerequisites: the output, base model, documents, benchmarks; collect: every row)
     baseline   before training: does a prompt alone pass the gates?
     train      data -> model -> adapter -> steps -> adapter in storage
     evaluate   every contender on the same held-out examples; gates, report
