@@ -192,9 +192,9 @@ def damage(path: pathlib.Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
-def test_a_damaged_cache_is_made_again(
-    split: pathlib.Path, real: tokens.Encoder, tmp_path: pathlib.Path, how: str
-) -> None:
+def test_a_damaged_cache_is_made_again(real: tokens.Encoder, tmp_path: pathlib.Path, how: str) -> None:
+    few = [dataset.example(row, job.Format.CHAT, "x") for row in tiny.examples(50)]
+    split = written(tmp_path / "train.jsonl", few)
     first = list(corpus.build(split, real, tmp_path / "cache"))
     for name in ("ids.bin", "learned.bin", "ends.npy", "trainable.npy", "truncated.npy", corpus.INFO):
         (path,) = (tmp_path / "cache").glob(f"*/{name}")
