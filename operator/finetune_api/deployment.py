@@ -94,6 +94,23 @@ class Route(model.Model):
     host: Host = Field(description="The name under which clients reach the model through the Gateway: HOST/v1.")
 
 
+class Idle(model.Model):
+    """Without requests there are no servers, and no GPUs."""
+
+    after: Duration = Field(
+        default="30m", description="How long no client must have asked before the servers end. Default: 30m."
+    )
+    requests: Literal["Hold", "Refuse"] = Field(
+        default="Hold",
+        description="What a request gets while no server is ready; either way, it starts the servers. Hold: it waits, and is "
+        "answered by them. Refuse: 503 with Retry-After, at once. Default: Hold.",
+    )
+    hold_for: Duration = Field(
+        default="10m",
+        description="How long a request is held at most; then it gets 503 with Retry-After. Default: 10m.",
+    )
+
+
 _POOLED = "!has(self.pool) || self.pool == 'Dedicated' || "
 
 
@@ -128,6 +145,7 @@ class Deployment(model.Model):
                 "remove it; a pool holds both revisions on the same GPU",
             ),
             _of_the_pool("route", "!has(self.route)", "remove it; the address of a pool is its spec.ingress"),
+            _of_the_pool("idle", "!has(self.idle)", "remove it; a pool goes to zero by its own spec.idle"),
             (
                 "!has(self.route) || has(self.apiKeySecret)",
                 "deployment.route needs deployment.apiKeySecret: without a key whoever reaches the host could use the model",
@@ -199,6 +217,11 @@ class Deployment(model.Model):
         description="An address through the platform's Gateway (Gateway API), for a server of the job's own, by an HTTPRoute "
         "whose weights also share the traffic in rollout.steps. Needs apiKeySecret, and gatewayAPI.enabled in the chart; such a "
         "job is placed in no default pool. Default: none.",
+    )
+    idle: Idle | None = Field(
+        default=None,
+        description="Servers of the job's own end when no request has come for a while; the next one starts them, and is held or "
+        "refused meanwhile. Such a job is placed in no default pool. Absent: they always run.",
     )
     api_key_secret: model.Name | None = Field(
         default=None,

@@ -80,9 +80,8 @@ def inputs(spec: job.FineTuneJobSpec, run_annotation: str, *, chosen: bool = Fal
     prompt: dict[str, Any] = {"prompt": spec.intent.prompt.system} if learned else {}
     taught = next((one for one in spec.evaluation.others if one.name == spec.training.teacher), None)
     teacher = {"teacher": {"endpoint": taught.endpoint, "model": taught.model}} if taught else {}
-    deployment = {
-        k: v for k, v in whole["deployment"].items() if k not in {"replicas", "rollout", "enabled", "approval", "route"}
-    }
+    of_no_release = {"replicas", "rollout", "enabled", "approval", "route", "idle"}
+    deployment = {k: v for k, v in whole["deployment"].items() if k not in of_no_release}
     return {
         TRAINING: {
             "baseModel": base_model,

@@ -123,23 +123,6 @@ class Route(model.Model):
     endpoint_picker: EndpointPicker = Field(description="Which service picks the pod that answers.")
 
 
-class Idle(model.Model):
-    """A pool without requests has no servers, and no GPUs."""
-
-    after: deployment.Duration = Field(
-        default="30m", description="How long no client must have asked before the servers end. Default: 30m."
-    )
-    requests: Literal["Hold", "Refuse"] = Field(
-        default="Hold",
-        description="What a request gets while no server is ready; either way, it starts the servers. Hold: it waits, and is "
-        "answered by them. Refuse: 503 with Retry-After, at once. Default: Hold.",
-    )
-    hold_for: deployment.Duration = Field(
-        default="10m",
-        description="How long a request is held at most; then it gets 503 with Retry-After. Default: 10m.",
-    )
-
-
 class ServingPoolSpec(model.Model):
     """Servers of one base model, which serve the adapters of many jobs."""
 
@@ -241,7 +224,7 @@ class ServingPoolSpec(model.Model):
         description="An address at the platform's Gateway, with an endpoint picker that picks pods by their load. Needs "
         "keysSecret, and gatewayAPI.inference.enabled in the chart. Not together with idle. Default: none.",
     )
-    idle: Idle | None = Field(
+    idle: deployment.Idle | None = Field(
         default=None,
         description="When the servers end because nobody uses them, and what a request gets that comes then. Needs "
         "adapters.claimName. A pod without GPU (the activator) takes requests meanwhile. Default: they never end.",

@@ -244,6 +244,10 @@ class Deployment(Reported):
         default=None, description="Tokens per second of a single request during verification."
     )
     switched_at: Time | None = Field(default=None, description="When all traffic switched to this release.")
+    asleep_since: Time | None = Field(
+        default=None,
+        description="Since when servers of the job's own sleep, because no client asked (deployment.idle). Absent: they do not.",
+    )
 
 
 class Finding(Reported):

@@ -51,7 +51,9 @@ class Cache:
         self.index_changed: Callable[[str], None] = lambda pool: None
         """Called with NAMESPACE/NAME when the index of a pool changed."""
         self.pool_states: dict[str, dict[str, pools.Reading]] = {}
-        """uid of a ServingPool -> what its pods reported last, by their name."""
+        """uid of a ServingPool, or of a FineTuneJob whose servers may sleep -> what its pods reported last, by their name."""
+        self._sleepers: dict[str, str] = {}
+        """uid of a FineTuneJob -> its release whose servers may sleep."""
         self.lacking: set[str] = set()
         """Kinds that the API server does not have, of those that are followed."""
         self._compared: dict[str, members.Compared] = {}
@@ -107,6 +109,7 @@ class Cache:
         self.parents[uid] = after
         self._keep_members(uid, before.parts if before else (), after.parts)
         self._keep_compared(uid, after.compared)
+        self._keep_sleeper(uid, after.sleeper)
         if before is None or before.claim != after.claim:
             self._release(uid, before, after)
             if after.claim is not None:
@@ -149,6 +152,7 @@ class Cache:
         self._release(uid, before, None)
         self._keep_members(uid, before.parts if before else (), ())
         self._keep_compared(uid, None)
+        self._keep_sleeper(uid, None)
         self.readings.pop(uid, None)
 
     # -- ServingPools --
@@ -203,22 +207,18 @@ class Cache:
 
     def pods_of_pools(self) -> dict[tuple[str, str], projections.Pod]:
         """(uid of the ServingPool, name) -> its pods whose state can be read."""
-        return {
-            (uid, pod.name): pod
-            for uid in self.pools
-            for pod in self.children.get(uid, {}).values()
-            if isinstance(pod, projections.Pod) and pod.address and pod.phase == "Running" and not pod.unreachable
-        }
+        return dict(_running(self._pods_of(self.pools)))
 
     def put_pool_state(self, uid: str, pod: str, reading: pools.Reading) -> None:
-        """A pod's answer: jobs whose adapter has another state there look again, and the pool itself."""
+        """A pod's answer: jobs whose adapter has another state there look again, and the pool itself, or the job whose servers
+        may sleep."""
         known = self.pools.get(uid)
-        if known is None or ("Pod", pod) not in self.children.get(uid, {}):
+        if (known is None and uid not in self._sleepers) or ("Pod", pod) not in self.children.get(uid, {}):
             return
         before = self.pool_states.setdefault(uid, {}).get(pod)
         self.pool_states[uid][pod] = reading
-        moved = _adapters(before) ^ _adapters(reading)
-        if moved:
+        moved = _adapters(before) ^ _adapters(reading) if known is not None else set()
+        if known is not None and moved:
             changed = {sha256 for sha256, _, _ in moved}
             for job, part in self.members.get(known.key, {}).items():
                 if any(one.sha256 in changed for one in part.adapters):
@@ -237,6 +237,29 @@ class Cache:
         for job in self.members.get(known.key, {}) if known else ():
             if job in self.parents and self.parents[job].phase not in AT_REST:
                 self.child_changed(job)
+
+    # -- servers of a job's own that may sleep, from `poolstates` and `servertraffic` --
+
+    def _keep_sleeper(self, uid: str, release: str | None) -> None:
+        if release is not None:
+            self._sleepers[uid] = release
+        elif self._sleepers.pop(uid, None) is not None:
+            self.pool_states.pop(uid, None)
+
+    def activators(self) -> dict[tuple[str, str], projections.Pod]:
+        """(uid of the FineTuneJob, name) -> the activators whose state can be read."""
+        return {key: pod for key, pod in _running(self._pods_of(self._sleepers)) if pod.activator}
+
+    def sleepers(self) -> dict[tuple[str, str], projections.Pod]:
+        """(uid of the FineTuneJob, name) -> the ready servers that may sleep."""
+        found = self._pods_of(self._sleepers)
+        return {key: pod for key, pod in found if pod.ready and pod.parent == self._sleepers[key[0]]}
+
+    def _pods_of(self, uids: Iterable[str]) -> "Pods":
+        for uid in uids:
+            for pod in self.children.get(uid, {}).values():
+                if isinstance(pod, projections.Pod) and pod.address:
+                    yield (uid, pod.name), pod
 
     # -- servers of a job's own that are compared, from `servertraffic` --
 
@@ -442,6 +465,13 @@ class Cache:
                 self.changed(uid)
         for uid in self.pools:
             self.changed(uid)
+
+
+Pods = Iterator[tuple[tuple[str, str], projections.Pod]]
+
+
+def _running(found: Pods) -> Pods:
+    return (one for one in found if one[1].phase == "Running" and not one[1].unreachable)
 
 
 def _adapters(reading: pools.Reading | None) -> set[tuple[str, str, str]]:

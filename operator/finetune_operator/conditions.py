@@ -158,7 +158,8 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
     for condition in new.conditions:
         was = before.get(condition.type)
         if condition.type == Condition.READY:
-            if (was is not None and was.status == "True") != (condition.status == "True"):
+            changed = (was is not None and was.status == "True") != (condition.status == "True")
+            if changed or (_asleep(new) and not _asleep(old)):
                 found.append(condition)
         elif condition.type == Condition.STALLED:
             if condition.status == "True" and new.waiting is not None and (was is None or was.status != "True"):
@@ -173,6 +174,10 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
     return [
         c for c in found if c in ends or not ((c.type == Condition.READY and ends) or (c.reason, c.message) in messages)
     ]
+
+
+def _asleep(state: status.Status) -> bool:
+    return state.deployment is not None and state.deployment.asleep_since is not None
 
 
 def _is_expected(condition: status.Condition, was: status.Condition | None) -> bool:
@@ -197,6 +202,7 @@ GOOD_NEWS = {
     Reason.ROLLOUT_HELD,
     Reason.AWAITING_APPROVAL,
     Reason.RESUMED,
+    Reason.WAKING,
 }
 
 

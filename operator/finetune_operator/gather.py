@@ -76,6 +76,7 @@ class Gatherer:
             routes=kinds["HTTPRoute"],
             lacks_routes="HTTPRoute" in self._facts.lacking,
             counted=self._facts.counted.get(parent.uid, {}),
+            asked=self._facts.pool_states.get(parent.uid, {}),
             candidates=choice,
             measured=self._measured(parent, name),
         )

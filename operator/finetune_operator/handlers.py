@@ -74,6 +74,7 @@ class Controller:
         self.indexes = index.Indexes(self.facts, lambda: self.leads and self._jobs_known)
         self._states = poolstates.Reader(self.facts, now=api.clock.now)
         self._traffic = servertraffic.Reader(self.facts, now=api.clock.now)
+        self._asked = servertraffic.Asked(self.facts, now=api.clock.now)
         self._pools = poolreconcile.Reconciler(api, self.facts, self.indexes, chart, api.clock.now)
         self._reconciler = reconcile.Reconciler(api, self.facts, chart, api.clock.now)
         self._failures: dict[str, int] = {}
@@ -240,7 +241,7 @@ class Controller:
             if synced.is_set():
                 LOG.info("the caches are filled: start reconciling")
                 self._lead(True)
-                readers = (self._progress.run(), self._states.run(), self._traffic.run())
+                readers = (self._progress.run(), self._states.run(), self._traffic.run(), self._asked.run())
                 parts = (self._hear(), self._queue.run(), self._confirm(), *readers)
                 tasks = {children, *(asyncio.create_task(part) for part in parts)}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

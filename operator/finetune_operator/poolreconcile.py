@@ -10,6 +10,7 @@ from finetune_api import revision, run, servingpool
 from finetune_api.reasons import Condition, Reason
 from finetune_operator import cache, cluster, conditions, index, pace, settings
 from finetune_operator.decide import servingpool as decide
+from finetune_operator.manifests import gateway
 from finetune_operator.manifests import pool as manifests
 from finetune_operator.observe import observation, pools
 from finetune_operator.reconcile import FORBIDDEN, REFUSALS, RESYNC, Conflict, difference
@@ -75,7 +76,7 @@ class Reconciler:
             parent=parent,
             base=self._base(parent),
             server=kinds["Deployment"].get(parent.name),
-            activator=kinds["Deployment"].get(manifests.name_of_activator(parent.name)),
+            activator=kinds["Deployment"].get(gateway.name_of_activator(parent.name)),
             services=kinds["Service"],
             budget=kinds["PodDisruptionBudget"].get(parent.name),
             ingress=kinds["Ingress"].get(parent.name),

@@ -1,6 +1,6 @@
-"""The states of ServingPools' pods: read from their gateways by IP address, and put into the cache.
+"""The states of ServingPools' pods, and of jobs' activators: read from their gateways by IP address, and put into the cache.
 
-    cache: running pods of pools -> those that are due -> GET http://ADDRESS:8002/state -> cache.pool_states
+    cache: running pods -> those that are due -> GET http://ADDRESS:8002/state -> cache.pool_states
 
 As with the progress of trainings (`progress`), at most READS requests per second are sent, and a pod is not trusted: its answer
 is limited in size and time, and is shown and compared, never executed.
@@ -32,7 +32,7 @@ LONGEST = 365 * 86400.0
 """Seconds since a request; more is not told apart."""
 
 Key = tuple[str, str]
-"""uid of the ServingPool, name of the pod."""
+"""uid of the ServingPool or FineTuneJob, name of the pod."""
 
 
 class Reader:
@@ -61,7 +61,7 @@ class Reader:
 
     def due(self) -> list[tuple[Key, projections.Pod]]:
         """The pods to read now, those that wait longest first; each is then under way."""
-        running, now = self._facts.pods_of_pools(), self._monotonic()
+        running, now = {**self._facts.pods_of_pools(), **self._facts.activators()}, self._monotonic()
         self._due = {key: self._due.get(key, 0.0) for key in running}
         self._counts = {key: counts for key, counts in self._counts.items() if key in running}
         chosen = sorted((due, key) for key, due in self._due.items() if due <= now)[: int(READS * TICK)]

@@ -142,7 +142,7 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
         labels,
         {
             metrics.REPLICAS: 0
-            if reason(state) == Reason.ASLEEP
+            if reason(state) in {Reason.ASLEEP, Reason.WAKING}
             else number(table(spec.get("deployment")).get("replicas", 1)),
             metrics.READY_REPLICAS: ready,
             metrics.SERVED_SPEED: number(deployed.get("tokensPerSecond")),

@@ -1,4 +1,5 @@
-"""The traffic of servers of a job's own in a step of a rollout: read from vLLM's metrics by IP address, and put into the cache.
+"""The traffic of servers of a job's own: in a step of a rollout, and whether there is any where they may sleep. Read from vLLM's
+metrics by IP address, and put into the cache.
 
     cache: ready pods of both releases -> those that are due -> GET http://ADDRESS:8000/metrics -> what was added since the pod's
     first answer in this step -> cache.counted
@@ -16,7 +17,7 @@ import datetime
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -24,7 +25,7 @@ from prometheus_client import parser
 
 from finetune_api import run, serving
 from finetune_operator import cache, progress
-from finetune_operator.observe import members, projections, shared
+from finetune_operator.observe import members, pools, projections, shared
 
 READS = 10
 """Per second, for the whole operator."""
@@ -38,7 +39,8 @@ MOST = 1e12
 
 FINISHED, ANSWERED = "vllm:request_success_total", "http_requests_total"
 SECONDS, FIRST_TOKEN = "vllm:e2e_request_latency_seconds_bucket", "vllm:time_to_first_token_seconds_bucket"
-NAMES = (FINISHED, ANSWERED, SECONDS, FIRST_TOKEN)
+UNDER_WAY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+NAMES = (FINISHED, ANSWERED, SECONDS, FIRST_TOKEN, *UNDER_WAY)
 
 Key = tuple[str, str]
 """uid of the FineTuneJob, name of the pod."""
@@ -48,10 +50,12 @@ Buckets = Mapping[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a server has counted since it started. `finished`: by reason; `failed`: answers with 5xx on /v1."""
+    """What a server has counted since it started. `finished`: by reason; `failed`: answers with 5xx on /v1; `under_way`: requests
+    that have no answer yet."""
 
     finished: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failed: float = 0.0
+    under_way: float = 0.0
     seconds: Buckets = dataclasses.field(default_factory=dict)
     first_token: Buckets = dataclasses.field(default_factory=dict)
 
@@ -66,6 +70,7 @@ class Counts:
         return Counts(
             _less(self.finished, before.finished),
             max(self.failed - before.failed, 0.0),
+            self.under_way,
             _less(self.seconds, before.seconds),
             _less(self.first_token, before.first_token),
         )
@@ -73,6 +78,78 @@ class Counts:
 
 def _less(now: Mapping[Any, float], before: Mapping[Any, float]) -> dict[Any, float]:
     return {key: max(count - before.get(key, 0.0), 0.0) for key, count in now.items()}
+
+
+class Rounds:
+    """Which pods to read now: at most READS per second, each after a PAUSE, those that wait longest first."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._due: dict[Key, float] = {}
+
+    def next(self, running: Iterable[Key]) -> list[Key]:
+        """Those to read now; each is then under way."""
+        now = self._monotonic()
+        self._due = {key: self._due.get(key, 0.0) for key in running}
+        chosen = [key for _, key in sorted((due, key) for key, due in self._due.items() if due <= now)]
+        for key in (chosen := chosen[: int(READS * TICK)]):
+            self._due[key] = math.inf
+        return chosen
+
+    def over(self, key: Key) -> None:
+        """It was read."""
+        self._due[key] = self._monotonic() + PAUSE
+
+
+class Asked:
+    """When clients last asked the servers of jobs that may sleep (deployment.idle): requests are under way, or more have ended
+    than at the last look. One that is read for the first time, as after a start of the operator, counts as asked just now."""
+
+    def __init__(
+        self,
+        facts: cache.Cache,
+        *,
+        port: int = run.SERVER_PORT,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+    ) -> None:
+        self._facts, self._port, self._now = facts, port, now
+        self._rounds = Rounds(monotonic)
+        self._last: dict[Key, tuple[float, datetime.datetime]] = {}
+        """How many requests had ended at the last look, and when clients last asked."""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with progress.session() as http, asyncio.TaskGroup() as reads:
+            while True:
+                for key, pod in self.due():
+                    reads.create_task(self.read(http, key, pod))
+                await asyncio.sleep(TICK)
+
+    def due(self) -> list[tuple[Key, projections.Pod]]:
+        """The pods to read now."""
+        running = self._facts.sleepers()
+        self._last = {key: last for key, last in self._last.items() if key in running}
+        return [(key, running[key]) for key in self._rounds.next(running)]
+
+    async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
+        """Read a pod once, and note when it was asked."""
+        try:
+            text = await progress.get(http, progress.url(pod.address, self._port, PATH), BYTES)
+            found = pools.Reading(last_request=self._asked(key, counts(text or b"")))
+        except progress.Unread as unread:
+            found = pools.Reading(problem=f"{pod.address}: {unread}")
+        except ValueError as error:
+            found = pools.Reading(problem=f"{pod.address}: not metrics: {str(error)[:100]}")
+        self._rounds.over(key)
+        self._facts.put_pool_state(*key, found)
+
+    def _asked(self, key: Key, seen: Counts) -> datetime.datetime:
+        before, asked = self._last.get(key, (None, self._now()))
+        if seen.under_way or seen.total != before:
+            asked = self._now()
+        self._last[key] = (seen.total, asked)
+        return asked
 
 
 class Reader:
@@ -86,8 +163,8 @@ class Reader:
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
-        self._facts, self._port, self._monotonic, self._now = facts, port, monotonic, now
-        self._due: dict[Key, float] = {}
+        self._facts, self._port, self._now = facts, port, now
+        self._rounds = Rounds(monotonic)
         self._first: dict[Key, tuple[str, datetime.datetime, Counts]] = {}
         """The step, when the pod was first read in it, and what it had counted by then."""
 
@@ -100,14 +177,10 @@ class Reader:
                 await asyncio.sleep(TICK)
 
     def due(self) -> list[tuple[Key, projections.Pod, members.Compared]]:
-        """The pods to read now, those that wait longest first; each is then under way."""
-        running, now = self._facts.compared_pods(), self._monotonic()
-        self._due = {key: self._due.get(key, 0.0) for key in running}
+        """The pods to read now."""
+        running = self._facts.compared_pods()
         self._first = {key: first for key, first in self._first.items() if key in running}
-        chosen = sorted((due, key) for key, due in self._due.items() if due <= now)[: int(READS * TICK)]
-        for _, key in chosen:
-            self._due[key] = math.inf
-        return [(key, *running[key]) for _, key in chosen]
+        return [(key, *running[key]) for key in self._rounds.next(running)]
 
     async def read(
         self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod, compared: members.Compared
@@ -121,7 +194,7 @@ class Reader:
             found = shared.Counted(before.traffic, f"{pod.address}: {unread}")
         except ValueError as error:
             found = shared.Counted(before.traffic, f"{pod.address}: not metrics: {str(error)[:100]}")
-        self._due[key] = self._monotonic() + PAUSE
+        self._rounds.over(key)
         self._facts.put_counted(*key, found)
 
     def _traffic(self, key: Key, pod: projections.Pod, compared: members.Compared, seen: Counts) -> serving.Traffic:
@@ -151,20 +224,22 @@ class Reader:
 
 def counts(text: bytes) -> Counts:
     """What vLLM has counted, from its metrics in Prometheus' text format. Raises ValueError."""
-    finished, failed = collections.defaultdict[str, float](float), 0.0
+    finished, failed, under_way = collections.defaultdict[str, float](float), 0.0, 0.0
     buckets = {name: collections.defaultdict[float, float](float) for name in (SECONDS, FIRST_TOKEN)}
     found = False
     for name, labels, value in _samples(text):
         if name == FINISHED:
             found = True
             finished[labels.get("finished_reason", "")] += value
+        elif name in UNDER_WAY:
+            under_way += value
         elif name in buckets:
             buckets[name][float(labels.get("le", "nan"))] += value
         elif labels.get("handler", "").startswith("/v1/") and labels.get("status", "").startswith("5"):
             failed += value
     if not found:
         raise ValueError(f"no {FINISHED}, which vLLM has")
-    return Counts(finished, failed, buckets[SECONDS], buckets[FIRST_TOKEN])
+    return Counts(finished, failed, under_way, buckets[SECONDS], buckets[FIRST_TOKEN])
 
 
 def _samples(text: bytes) -> Iterator[tuple[str, Mapping[str, str], float]]:

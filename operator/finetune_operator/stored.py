@@ -20,6 +20,8 @@ class Stored:
     parts: tuple[members.Member, ...] = ()
     """Its parts in the indexes of ServingPools."""
     compared: members.Compared | None = None
+    sleeper: str | None = None
+    """Its release whose servers may sleep."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -56,7 +58,14 @@ def keep(raw: projections.Raw) -> Stored:
     text = json.dumps({**raw, "metadata": meta}, separators=(",", ":"))
     phase = (raw.get("status") or {}).get("phase")
     return Stored(
-        version(raw), meta.get("namespace", ""), phase, text, Claim.of(raw), members.members(raw), members.compared(raw)
+        version(raw),
+        meta.get("namespace", ""),
+        phase,
+        text,
+        Claim.of(raw),
+        members.members(raw),
+        members.compared(raw),
+        members.sleeper(raw),
     )
 
 

@@ -120,7 +120,6 @@ def test_the_operator_reaches_the_api_server_names_and_the_progress_of_stages_al
     assert not connects(rendered, operator, API_SERVER, 443)
     assert not connects(rendered, operator, STORAGE, 9000)
     assert not connects(rendered, operator, ELSEWHERE, 80)
-    assert not connects(rendered, operator, SERVER, run.SERVER_PORT)
     for name in STAGES:
         for namespace in ("ml", "research", "elsewhere"):
             assert connects(rendered, operator, stage(name, namespace), run.METRICS_PORT)
@@ -130,13 +129,15 @@ def test_the_operator_reaches_the_api_server_names_and_the_progress_of_stages_al
     assert not connects(rendered, imposter, stage(reasons.Stage.TRAIN), run.METRICS_PORT)
 
 
-def test_where_gateways_share_traffic_the_operator_reads_the_servers_that_are_compared(render: Render) -> None:
-    gateway = {"gatewayAPI": {"enabled": True, "gateway": {"name": "public", "namespace": "gateways"}}}
-    rendered = render(NARROW | gateway)
-    assert connects(rendered, operator_of(rendered), SERVER, run.SERVER_PORT)
-    for other in (POOL, STRANGER, stage(reasons.Stage.TRAIN)):
-        assert not connects(rendered, operator_of(rendered), other, run.SERVER_PORT)
-    assert not connects(rendered, STRANGER, SERVER, run.SERVER_PORT)
+def test_the_operator_and_activators_reach_servers_and_nothing_else_there(render: Render) -> None:
+    rendered = render(NARROW)
+    for one in (operator_of(rendered), ACTIVATOR):
+        assert connects(rendered, one, SERVER, run.SERVER_PORT)
+        assert not connects(rendered, one, SERVER, serving.DELIVERY_PORT)
+        for other in (STRANGER, stage(reasons.Stage.TRAIN)):
+            assert not connects(rendered, one, other, run.SERVER_PORT)
+    assert not connects(rendered, operator_of(rendered), POOL, run.SERVER_PORT)
+    assert not connects(rendered, End("research", ACTIVATOR.labels), SERVER, run.SERVER_PORT)
 
 
 def test_only_metrics_of_the_operator_are_reachable(render: Render, render_tests: Render) -> None:
@@ -179,7 +180,7 @@ def test_a_server_is_reachable_by_clients_the_verification_and_prometheus(render
     rendered = render(NARROW)
     for one in (SHOP, stage(reasons.Stage.VERIFY), PROMETHEUS):
         assert connects(rendered, one, SERVER, run.SERVER_PORT), one
-    for one in (STRANGER, stage(reasons.Stage.TRAIN), stage(reasons.Stage.VERIFY, "research"), operator_of(rendered)):
+    for one in (STRANGER, stage(reasons.Stage.TRAIN), stage(reasons.Stage.VERIFY, "research"), POOL):
         assert not connects(rendered, one, SERVER, run.SERVER_PORT), one
 
 

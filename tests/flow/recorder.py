@@ -60,8 +60,17 @@ def _serving(cluster: Any, raw: Raw) -> frozenset[str]:
                 c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", [])
             )
             if ready and wanted <= pod["metadata"]["labels"].items():
-                found.add(str(pod["metadata"]["labels"][label.REVISION]))
+                found.add(_revision(meta, pod, objects))
     return frozenset(found | pooled.get(cluster, set()))
+
+
+def _revision(meta: Raw, pod: Raw, objects: Raw) -> str:
+    """Of a server; of an activator, that which its Service of servers leads to."""
+    labels = pod["metadata"]["labels"]
+    if label.ACTIVATOR not in labels:
+        return str(labels[label.REVISION])
+    servers = objects.get(("Service", meta["namespace"], f"{meta['name']}-servers"))
+    return str(servers["spec"]["selector"][label.RELEASE].split("-")[-2]) if servers else ""
 
 
 def _done(cluster: Any, raw: Raw) -> frozenset[str]:

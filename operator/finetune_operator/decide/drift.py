@@ -35,6 +35,13 @@ def server(present: projections.Server | None, manifest: meta.Manifest, replicas
     return (marked,)
 
 
+def activator(present: projections.Server | None, marked: meta.Manifest) -> tuple[meta.Manifest, ...]:
+    """The Deployment of an activator, if it has to be applied: all of its spec is prescribed, but the replicas."""
+    if present is None or not (present.deleting or present.hash == meta.hash_of(marked)):
+        return (marked,)
+    return ()
+
+
 def service(present: projections.Service | None, manifest: meta.Manifest) -> tuple[meta.Manifest, ...]:
     """The Service, if it has to be applied."""
     fresh = projections.service(manifest)

@@ -1,4 +1,5 @@
-"""Whether a ServingPool with spec.idle sleeps, and where its clients' Service leads. Pure.
+"""Whether the servers of a ServingPool (spec.idle) or of one job (deployment.idle) sleep, and where their clients' Service leads.
+Pure.
 
     awake ── no request for idle.after, no job needs the servers ──> asleep: the Service leads to the activator
       ^                                                                        │ SETTLE seconds later, in which nobody asked
@@ -6,14 +7,14 @@
       └── a request at the activator, or a job that needs the servers ── asleep: no servers
 
 Whenever no server is ready, the Service leads to the activator, also when the pool is created or its servers crash.
-The memory is status.asleepSince; when clients asked is what the pods report.
+The memory is asleepSince in the status; when clients asked is what the pods report.
 """
 
 import dataclasses
 import datetime
 from collections.abc import Sequence
 
-from finetune_api import deployment, servingpool
+from finetune_api import deployment
 from finetune_operator.observe import pools
 
 SETTLE = datetime.timedelta(seconds=15)
@@ -26,9 +27,9 @@ JITTER = datetime.timedelta(seconds=5)
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What is decided by. servers, activators: the readings of their ready pods. settled: all servers that were requested are
-    ready, and none is being replaced. needs: why a job needs the servers now."""
+    ready, and none is being replaced. needs: why a job needs the servers now. whose: who sleeps, in texts."""
 
-    idle: servingpool.Idle | None
+    idle: deployment.Idle | None
     asleep_since: datetime.datetime | None
     now: datetime.datetime
     servers: Sequence[pools.Reading]
@@ -36,6 +37,7 @@ class Seen:
     settled: bool
     needs: str
     etag: str
+    whose: str = "the pool"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ def find(seen: Seen) -> Found:
     return _asleep(seen, seen.idle, seen.now)
 
 
-def _asleep(seen: Seen, idle: servingpool.Idle, since: datetime.datetime) -> Found:
+def _asleep(seen: Seen, idle: deployment.Idle, since: datetime.datetime) -> Found:
     if seen.needs:
         return _awake(seen, seen.needs)
     before = since - _after(idle) + JITTER
@@ -73,7 +75,7 @@ def _asleep(seen: Seen, idle: servingpool.Idle, since: datetime.datetime) -> Fou
     return Found(since, settles <= 0, True, text, settles if settles > 0 else None)
 
 
-def _after(idle: servingpool.Idle) -> datetime.timedelta:
+def _after(idle: deployment.Idle) -> datetime.timedelta:
     return datetime.timedelta(seconds=deployment.seconds(idle.after))
 
 
@@ -82,10 +84,10 @@ def _asked(readings: Sequence[pools.Reading], since: datetime.datetime) -> bool:
 
 
 def _awake(seen: Seen, why: str) -> Found:
-    return Found(activator=bool(seen.activators) and not seen.servers, text=f"the pool wakes: {why}")
+    return Found(activator=bool(seen.activators) and not seen.servers, text=f"{seen.whose} wakes: {why}")
 
 
-def _due(seen: Seen, idle: servingpool.Idle) -> datetime.datetime | None:
+def _due(seen: Seen, idle: deployment.Idle) -> datetime.datetime | None:
     """When the servers have been idle for long enough; None where nobody can say, or somebody needs them."""
     last = [one.last_request for one in seen.servers]
     if seen.needs or not seen.settled or not last or any(one.problem for one in seen.servers):

@@ -4,11 +4,13 @@ import datetime
 
 from finetune_operator.decide.verdict import Ref, Verdict
 from finetune_operator.decide.world import World
+from finetune_operator.manifests import activator, gateway
 
 
 def releases(world: World) -> Verdict:
     """Failed candidates and Services without a release are deleted at once, the previous release after draining."""
     needed = {release.name for release in (world.serving, world.candidate) if release is not None}
+    needed |= _of_activator(world)
     drained, due, delete = drained_at(world), None, list[Ref]()
     for name, server in world.obs.servers.items():
         if name in needed or server.deleting:
@@ -23,6 +25,14 @@ def releases(world: World) -> Verdict:
     needed |= {world.nodes_service} if world.nodes_service else set()
     unused = [name for name in world.obs.services if name not in needed and name not in world.obs.servers]
     return Verdict(delete=(*delete, *(Ref("Service", name) for name in unused)), again=due)
+
+
+def _of_activator(world: World) -> set[str]:
+    """The Deployment and Service that servers which may sleep have besides."""
+    serves, name = world.serving, world.obs.parent.name
+    if serves is None or serves.pool is not None or world.spec.deployment.idle is None:
+        return set()
+    return {gateway.name_of_activator(name), activator.name_of_servers(name)}
 
 
 def drained_at(world: World) -> datetime.datetime:

@@ -1,7 +1,7 @@
 """Where a job's model is served: by a ServingPool, or by a server of its own. Pure.
 
 deployment.pool: a name    that pool, or a problem: it does not exist, or does not fit
-                 Dedicated a server of its own, as with deployment.route
+                 Dedicated a server of its own, as with deployment.route and deployment.idle
                  absent    where it was placed before, as long as that fits; or else the default pool that fits; or else a
                            server of its own
 """
@@ -37,8 +37,8 @@ def place(
     """The placement of the job as it is requested now. `no_route`: why it can have no HTTPRoute, if so."""
     assert parent.spec is not None
     spec, namespace = parent.spec, parent.namespace
-    asked = spec.deployment.pool
-    if asked == servingpool.DEDICATED or base is None or not spec.deployment.enabled or spec.deployment.route:
+    asked, own = spec.deployment.pool, spec.deployment.route or spec.deployment.idle
+    if asked == servingpool.DEDICATED or base is None or not spec.deployment.enabled or own:
         return _dedicated(spec, no_route)
     if asked is not None:
         name = asked if "/" in asked else f"{namespace}/{asked}"

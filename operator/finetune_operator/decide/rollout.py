@@ -8,7 +8,7 @@ import functools
 
 from finetune_api import job
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import approval, attempts, diagnosis, drift, pooled, steps, switching, verdict
+from finetune_operator.decide import approval, attempts, diagnosis, drift, pooled, sleep, steps, switching, verdict
 from finetune_operator.decide.verdict import AS_IT_IS, Verdict
 from finetune_operator.decide.world import World, fails
 from finetune_operator.manifests import deployment, meta, release, service
@@ -140,18 +140,20 @@ def keep_serving(world: World) -> Verdict:
     if serving.pool is not None:
         return _counted_in_pool(world, serving)
     makes_room = world.candidate is not None and _recreates(world)
+    found = sleep.find(world, serving)
     apply = (
-        *keep(world, serving, 0 if makes_room else world.spec.deployment.replicas),
-        *expose(world, world.obs.parent.name, serving.name),
+        *keep(world, serving, 0 if makes_room or found.ends else world.spec.deployment.replicas),
+        *sleep.front(world, serving, found),
     )
     server, deployed = world.obs.servers.get(serving.name), world.state.deployment
     counted = {
         "replicas": server.replicas if server else 0,
         "ready_replicas": world.obs.ready(serving.name),
         "selector": f"{label.UID}={world.obs.parent.uid},{label.RELEASE}={serving.name}",
+        "asleep_since": found.asleep_since,
     }
     edits = {"deployment": deployed.model_copy(update=counted)} if deployed is not None else {}
-    return Verdict(apply=apply, edits=edits)
+    return Verdict(apply=apply, edits=edits, again=sleep.again(world, found))
 
 
 def _counted_in_pool(world: World, serving: Release) -> Verdict:

@@ -31,9 +31,8 @@ def settle(world: World) -> Verdict:
     if serves is None or serves.pool is not None:
         return _says("False", Reason.WAITING, "no server of the job's own serves yet", delete=remove)
     weights = _weights(world, serves)
-    manifest = route.build(
-        world.obs.parent, world.obs.settings, wanted.host, [(one.name, weight) for one, weight in weights]
-    )
+    places = [(_service(world, one), weight) for one, weight in weights]
+    manifest = route.build(world.obs.parent, world.obs.settings, wanted.host, places)
     missing = drift.route(present, manifest)
     gateway = world.obs.settings.gateway_api.gateway
     place = f"Gateway {gateway.namespace}/{gateway.name}"
@@ -45,6 +44,13 @@ def settle(world: World) -> Verdict:
         return _says("Unknown", Reason.STARTING, text, apply=missing)
     shares = ", ".join(f"{weight} % to {one.name}" for one, weight in weights)
     return _says("True", Reason.SERVING, f"requests for {wanted.host}/v1 go by {place}: {shares}", apply=missing)
+
+
+def _service(world: World, release: Release) -> str:
+    """The Service by which the Gateway reaches a release: of what serves and may sleep, the job's, which then leads to the
+    activator."""
+    sleeps = world.spec.deployment.idle is not None and release is world.serving
+    return world.obs.parent.name if sleeps else release.name
 
 
 def _weights(world: World, serves: Release) -> list[tuple[Release, int]]:

@@ -13,7 +13,7 @@ from finetune_api import run, serving, servingpool
 from finetune_api.reasons import BY_SOMEBODY, Condition, Reason
 from finetune_operator import conditions, settings
 from finetune_operator.decide import diagnosis, drift, idle, inference
-from finetune_operator.manifests import meta
+from finetune_operator.manifests import gateway, meta
 from finetune_operator.manifests import pool as manifests
 from finetune_operator.observe import pools, projections
 
@@ -125,7 +125,7 @@ def _says(state: servingpool.Status, routed: inference.Found, world: World) -> s
 def _leftover(world: World, wanted: Sequence[meta.Manifest]) -> tuple[tuple[str, str], ...]:
     """What the spec has wanted before."""
     names = {(one["kind"], one["metadata"]["name"]) for one in wanted}
-    activator = manifests.name_of_activator(world.parent.name)
+    activator = gateway.name_of_activator(world.parent.name)
     optional = ((world.ingress, ("Ingress", world.parent.name)), (world.activator, ("Deployment", activator)))
     return tuple(place for present, place in optional if present is not None and place not in names)
 
@@ -218,7 +218,9 @@ def _verdict(world: World, spec: servingpool.ServingPoolSpec, sleep: idle.Found,
 def _sleeps(world: World, sleep: idle.Found) -> Verdict:
     if _ready_activators(world):
         return Verdict("True", False, False, Reason.ASLEEP, f"{sleep.text}: the next one starts the servers")
-    text = f"{sleep.text}; the pod that takes requests (Deployment {manifests.name_of_activator(world.parent.name)}) starts"
+    text = (
+        f"{sleep.text}; the pod that takes requests (Deployment {gateway.name_of_activator(world.parent.name)}) starts"
+    )
     return Verdict("False", True, False, Reason.STARTING, text)
 
 

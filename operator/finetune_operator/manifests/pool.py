@@ -8,18 +8,13 @@ pods of the pool reach (finetune_trainer.gateway).
 from typing import Any
 
 from finetune_api import arguments as vllm_arguments
-from finetune_api import deployment, resources, run, serving, servingpool, storage
-from finetune_api.reasons import Stage
+from finetune_api import deployment, run, serving, servingpool, storage
 from finetune_operator import podsettings, settings
-from finetune_operator.manifests import meta, modelcache, pods, vllm
+from finetune_operator.manifests import gateway, meta, modelcache, pods, vllm
 from finetune_operator.observe import label, pools
 
 KIND = "ServingPool"
-ADAPTERS, KEYS = "/adapters", "/etc/finetune/keys"
-GRACE_SECONDS = 290
-"""That answers have to end when a pod stops: some 4,000 tokens at 15 tokens per second."""
-GATEWAY = resources.Resources(gpus=0, requests=resources.Requests(cpu="250m", memory="512Mi"))
-ACTIVATOR = resources.Resources(gpus=0, requests=resources.Requests(cpu="50m", memory="512Mi"))
+ADAPTERS = "/adapters"
 HEALTH = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{serving.ENGINE_PORT}/health', timeout=5)"
 """The kubelet's own requests go to the pod's address, at which the engine does not listen."""
 
@@ -27,11 +22,6 @@ HEALTH = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{serving.ENGI
 def name_of_pods(name: str) -> str:
     """The headless Service of all pods of a pool."""
     return f"{name}-pods"
-
-
-def name_of_activator(name: str) -> str:
-    """The Deployment of what takes requests while no server is ready."""
-    return f"{name}-activator"
 
 
 def endpoint(parent: meta.Owner) -> str:
@@ -51,23 +41,14 @@ def build(
 
     replicas: of the servers; to_activator: whether clients reach the activator, and not the servers.
     """
-    front = _of_activator(parent) if to_activator else selector(parent)
+    front = gateway.selector_of_activator(parent) if to_activator else selector(parent)
     others = [*_services(parent, chart, front), _budget(parent, chart)]
     return [
-        _scaled(_deployment(parent, spec, base, chart, replicas)),
-        *([_scaled(_activator(parent, spec, spec.idle, base, chart))] if spec.idle else []),
+        gateway.scaled(_deployment(parent, spec, base, chart, replicas)),
+        *([gateway.scaled(_activator(parent, spec, spec.idle, base, chart))] if spec.idle else []),
         *(meta.marked(one, one["spec"]) for one in others),
         *([_ingress(parent, spec.ingress, chart)] if spec.ingress and chart.ingress.enabled else []),
     ]
-
-
-def _scaled(made: meta.Manifest) -> meta.Manifest:
-    prescribed = {name: value for name, value in made["spec"].items() if name != "replicas"}
-    return meta.marked(made, prescribed, **{label.REPLICAS: str(made["spec"]["replicas"])})
-
-
-def _of_activator(parent: meta.Owner) -> dict[str, str]:
-    return {label.UID: parent.uid, label.ACTIVATOR: parent.name}
 
 
 def selector(parent: meta.Owner) -> dict[str, str]:
@@ -129,40 +110,18 @@ def _deployment(
 def _activator(
     parent: pools.Parent,
     spec: servingpool.ServingPoolSpec,
-    idle: servingpool.Idle,
+    idle: deployment.Idle,
     base: run.ResolvedBaseModel,
     chart: settings.Settings,
 ) -> meta.Manifest:
-    """One pod with the gateway's image, without GPU and engine, where the chart wants pods that need no GPU."""
-    hold = deployment.seconds(idle.hold_for) if idle.requests == "Hold" else 0
-    container = _gateway(parent, spec, base, chart, [f"--hold={hold}"])
-    amounts = pods.amounts(ACTIVATOR, podsettings.Pods(), {})
-    layer = chart.pods_of(Stage.VERIFY, None)
-    labels = {**_labels(parent, chart), **_of_activator(parent), label.POOL: ""}
-    pod = pods.pod(
+    return gateway.activator(
+        parent,
         chart,
-        namespace=parent.namespace,
-        service_account=spec.storage.service_account_name,
-        containers=[{**container, "resources": amounts}],
-        volumes=[{"name": "adapters", "emptyDir": {}}, *_keys(spec)],
-        terminationGracePeriodSeconds=GRACE_SECONDS + 10,
-        **pods.placement(resources.Resources(gpus=0), layer, _of_activator(parent)),
+        metadata(parent, chart, gateway.name_of_activator(parent.name)),
+        _gateway(parent, spec, base, chart, [gateway.hold(idle)]),
+        [{"name": "adapters", "emptyDir": {}}, *_keys(spec)],
+        spec.storage.service_account_name,
     )
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata(parent, chart, name_of_activator(parent.name)),
-        "spec": {
-            "replicas": 1,
-            "revisionHistoryLimit": 1,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "selector": {"matchLabels": _of_activator(parent)},
-            "template": {
-                "metadata": {"labels": {**layer.labels, **labels}, "annotations": layer.annotations},
-                "spec": pod,
-            },
-        },
-    }
 
 
 def _keys(spec: servingpool.ServingPoolSpec) -> list[dict[str, Any]]:
@@ -211,7 +170,7 @@ def _pod(
             *authorities,
         ],
         **({} if mounted else {"initContainers": [fetch]}),
-        terminationGracePeriodSeconds=GRACE_SECONDS + 10,
+        terminationGracePeriodSeconds=gateway.GRACE_SECONDS + 10,
         **pods.placement(spec.resources, layer, selector(parent)),
     )
     return {"topologySpreadConstraints": [_spread(parent)], **found}
@@ -283,17 +242,10 @@ def _gateway(
     chart: settings.Settings,
     more: list[str],
 ) -> dict[str, Any]:
-    def probe(path: str, period: int, failures: int) -> dict[str, Any]:
-        get = {"path": path, "port": serving.DELIVERY_PORT}
-        return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
-
-    keys = [{"name": "keys", "mountPath": KEYS, "readOnly": True}] if spec.keys_secret else []
-    return {
-        "name": label.GATEWAY,
-        "image": chart.images.fetch,
-        "imagePullPolicy": chart.image_pull_policy,
-        "args": [
-            "gateway",
+    keys = [{"name": "keys", "mountPath": gateway.KEYS, "readOnly": True}] if spec.keys_secret else []
+    return gateway.container(
+        chart,
+        [
             f"--pool={parent.key}",
             f"--index={chart.index_url}",
             f"--adapters={ADAPTERS}",
@@ -302,28 +254,13 @@ def _gateway(
             f"--model-path={run.MODEL_PATH}",
             f"--max-rank={rank(spec)}",
             f"--in-memory={spec.adapters.in_memory}",
-            f"--grace={GRACE_SECONDS}",
-            *([f"--keys={KEYS}"] if keys else []),
+            f"--grace={gateway.GRACE_SECONDS}",
+            *([f"--keys={gateway.KEYS}"] if keys else []),
             *(["--serve-base-model"] if spec.serve_base_model else []),
             *more,
         ],
-        "env": pods.environment({}),
-        "resources": pods.amounts(GATEWAY, podsettings.Pods(), {}),
-        "securityContext": pods.security(),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "ports": [
-            {"name": "http", "containerPort": run.SERVER_PORT},
-            {"name": "delivery", "containerPort": serving.DELIVERY_PORT},
-        ],
-        "startupProbe": probe("/healthz", 2, 60),
-        "readinessProbe": probe("/readyz", 5, 2),
-        "livenessProbe": probe("/healthz", 15, 4),
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "adapters", "mountPath": ADAPTERS},
-            *keys,
-        ],
-    }
+        [{"name": "adapters", "mountPath": ADAPTERS}, *keys],
+    )
 
 
 def _services(parent: pools.Parent, chart: settings.Settings, front: dict[str, str]) -> list[meta.Manifest]:

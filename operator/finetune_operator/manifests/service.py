@@ -9,12 +9,17 @@ from finetune_operator.observe import label, parents
 
 def build(parent: parents.Parent, chart: settings.Settings, name: str, release: str) -> meta.Manifest:
     """A Service `name` for the pods of `release`."""
+    return to(parent, chart, name, {label.UID: parent.uid, label.RELEASE: release})
+
+
+def to(parent: parents.Parent, chart: settings.Settings, name: str, selector: dict[str, str]) -> meta.Manifest:
+    """A Service `name` for the pods with these labels."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": meta.owned(parent, name, meta.labels(parent, chart.labels)),
         "spec": {
-            "selector": {label.UID: parent.uid, label.RELEASE: release},
+            "selector": selector,
             "ports": [{"name": "http", "port": run.SERVER_PORT, "targetPort": run.SERVER_PORT, "protocol": "TCP"}],
         },
     }

@@ -83,6 +83,18 @@ def compared(raw: projections.Raw) -> Compared | None:
     return Compared(raw["metadata"]["name"], (former, new), step_name(rollout, ""))
 
 
+def sleeper(raw: projections.Raw) -> str | None:
+    """The release with servers of the job's own that serves and may sleep (deployment.idle); None if there is none."""
+    wanted, text = (raw.get("spec") or {}).get("deployment") or {}, (raw.get("status") or {}).get("serving")
+    if not text or not wanted.get("idle"):
+        return None
+    try:
+        serves = json.loads(text)
+        return None if serves.get("pool") else str(serves["name"])
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
 def step_name(rollout: dict[str, Any], serving_release: str) -> str:
     """Of the step that is under way: gateways start counting again when it changes."""
     return f"{rollout['release']}/{rollout['step']}" if rollout.get("step") else serving_release

@@ -9,6 +9,7 @@ from finetune_api import basemodel, job
 from finetune_api import candidates as basemodels
 from finetune_operator import kueue, settings
 from finetune_operator.observe import containers, parents, projections, shared
+from finetune_operator.observe import pools as of_pools
 
 PATIENCE = 3.0
 """Seconds without a pod after which the Job controller's events are read."""
@@ -49,6 +50,8 @@ class Observation:
     """Whether the cluster has no HTTPRoutes: the CRDs of Gateway API are not installed."""
     counted: Mapping[str, shared.Counted] = dataclasses.field(default_factory=dict)
     """Pod of a server of the job's own -> what it has counted in the present step of a rollout."""
+    asked: Mapping[str, of_pools.Reading] = dataclasses.field(default_factory=dict)
+    """Pod of a server of the job's own that may sleep, or of its activator -> when clients last asked it."""
     service_taken: bool = False
     """A Service of the job's name exists, and is somebody else's: asked until the job is accepted."""
 

@@ -1,5 +1,6 @@
-"""The activator: requests that come while no pod of the pool can answer are held and answered, or refused."""
+"""The activator: requests that come while no server of the pool, or of the job, can answer are held and answered, or refused."""
 
+import argparse
 import asyncio
 import json
 from typing import Any
@@ -39,8 +40,12 @@ class Front:
         made = activator.Activator(wanted)
         world.stack.push_async_callback(made.stop, await made.start())
         await world.publish()
-        await world.until(lambda: made._index.table is not None)
+        await world.until(lambda: not made._behind.lacks)
         return self
+
+    async def of_job(self, hold: float = 10.0, **options: Any) -> "Front":
+        """It stands before the servers of one job, `mail`, without an index."""
+        return await self.start(hold, models=("mail",), **options)
 
     async def ask(self, model: str = "mail", **more: Any) -> conftest.Answer:
         return await self.world.ask(self, model, **more)  # type: ignore[arg-type]
@@ -196,3 +201,78 @@ async def test_a_pod_says_how_long_no_client_asked(world: conftest.World, mail: 
     after = (await world.state(pod)).idle_seconds
     assert after is not None
     assert after < again
+
+
+class Server:
+    """vLLM of one job: its /health, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.healthy, self.asked = False, list[tuple[str, str, str]]()
+
+    async def start(self, world: conftest.World, port: int) -> "Server":
+        app = web.Application()
+        app.router.add_get("/health", self._health)
+        app.router.add_post("/v1/{path:.*}", self._answer)
+        await world.listen(app, "127.0.0.3", port)
+        world.addresses = ["127.0.0.3"]
+        return self
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(status=200 if self.healthy else 503)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.asked.append((request.path, request.headers.get("Authorization", ""), await request.text()))
+        return web.json_response({"says": "tuned"})
+
+
+async def test_a_request_for_servers_of_one_job_is_held_until_one_is_healthy_and_comes_as_it_was_sent(
+    world: conftest.World,
+) -> None:
+    front = await Front(world).of_job()
+    asked = [asyncio.create_task(front.ask(key="k")), asyncio.create_task(front.ask(double.BASE))]
+    await front.held(2)
+    server = await Server().start(world, front.port)
+    await asyncio.sleep(0.1)
+    assert not server.asked, "it starts"
+    server.healthy = True
+    assert [(await one).json for one in asked] == [{"says": "tuned"}] * 2
+    path, key, body = server.asked[0]
+    assert (path, key, json.loads(body)["model"]) == ("/v1/chat/completions", "Bearer k", "mail")
+    async with world.http.post(f"{front.clients}/v1/responses", data=b'{"input": "hello"}') as answer:
+        assert answer.status == 200, "vLLM's other paths, and a request without a name, are its own servers' to judge"
+    assert (await front.state()).idle_seconds is not None
+
+
+async def test_whoever_lacks_the_jobs_key_or_names_another_model_or_only_looks_wakes_nobody(
+    world: conftest.World,
+) -> None:
+    keys = world.folder / "keys"
+    keys.mkdir()
+    (keys / "ml").write_text("mine\n")
+    front = await Front(world).of_job(hold=0, keys=keys)
+    assert (await front.ask(key="guessed")).status == 401
+    assert (await front.ask()).error["message"].startswith("a key is needed")
+    assert (await front.ask("unknown", key="mine")).status == 404
+    mine = {"Authorization": "Bearer mine"}
+    async with world.http.post(f"{front.clients}/v1/completions", data=b"{", headers=mine) as answer:
+        assert answer.status == 400
+    async with world.http.get(f"{front.clients}/v1/models", headers=mine) as answer:
+        assert [one["id"] for one in (await answer.json())["data"]] == ["mail", double.BASE]
+    for path, status in (("/health", 200), ("/v1/models", 401), ("/metrics", 404), ("/v1/../metrics", 404)):
+        async with world.http.get(front.clients + path) as answer:
+            assert answer.status == status, path
+    assert (await front.state()).idle_seconds is None
+    refused = await front.ask(key="mine")
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "20")
+    assert (await front.state()).idle_seconds is not None
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    parser = argparse.ArgumentParser()
+    settings.add_arguments(parser)
+    common = ["--pool=ml/mail", "--peers=mail-servers.ml.svc", "--base-model=base"]
+    made = settings.of(parser.parse_args([*common, "--model=mail", "--hold=0"]))
+    assert (made.models, made.hold, made.namespace) == (("mail",), 0, "ml")
+    for more in ([], ["--model=mail"], ["--hold=5"], ["--index=http://operator:9500"]):
+        with pytest.raises(SystemExit, match="gateway: "):
+            settings.of(parser.parse_args([*common, *more]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 from finetune_api import serving
 from finetune_operator import cache, progress, servertraffic
 from finetune_operator.decide import traffic
-from finetune_operator.observe import label, members, shared
+from finetune_operator.observe import label, members, pools, shared
 
 STATUS = {
     "serving": '{"name":"tone-aaaa-1111","revision":"aaaa","pool":null}',
@@ -219,3 +219,81 @@ def test_many_servers_are_read_at_the_operators_pace() -> None:
     reader = servertraffic.Reader(facts, monotonic=lambda: 0.0)
     assert len(reader.due()) == servertraffic.READS * servertraffic.TICK
     assert len(reader.due()) == servertraffic.READS * servertraffic.TICK, "and then the next ones"
+
+
+# -- servers that may sleep --
+
+IDLE = {"deployment": {"idle": {"after": "30m"}}}
+
+
+def sleeper(version: int = 1, spec: dict[str, Any] = IDLE, **changes: Any) -> dict[str, Any]:
+    return {**job(version, rollout=None, **changes), "spec": spec}
+
+
+def activator(name: str = "holds") -> dict[str, Any]:
+    made = pod(name, "")
+    made["metadata"]["labels"] |= {label.ACTIVATOR: "tone", label.POOL: ""}
+    return made
+
+
+@pytest.fixture
+def sleeping() -> cache.Cache:
+    made = cache.Cache(lambda uid: None)
+    made.put_parent(sleeper())
+    made.listed("Pod", None, [pod("old", "tone-aaaa-1111"), pod("new", "tone-bbbb-2222"), activator()], "10")
+    return made
+
+
+def test_the_servers_that_may_sleep_and_their_activators_are_read_as_long_as_the_job_wants_it(
+    sleeping: cache.Cache,
+) -> None:
+    assert [name for _, name in sleeping.sleepers()] == ["old"]
+    assert [name for _, name in sleeping.activators()] == ["holds"]
+    sleeping.put_pool_state("u", "old", pools.Reading(problem="x"))
+    assert sleeping.pool_states == {"u": {"old": pools.Reading(problem="x")}}
+    for version, state in enumerate(
+        (sleeper(spec={}), sleeper(serving='{"name":"a","pool":"ml/chat"}'), sleeper(serving="[")), 2
+    ):
+        state["metadata"]["resourceVersion"] = str(version)
+        sleeping.put_parent(state)
+        assert (sleeping.sleepers(), sleeping.activators(), sleeping.pool_states) == ({}, {}, {})
+        sleeping.put_pool_state("u", "old", pools.Reading())
+        assert sleeping.pool_states == {}
+
+
+async def test_a_server_was_asked_when_requests_are_under_way_or_have_ended_since(sleeping: cache.Cache) -> None:
+    shown, clock = {"text": metrics(5)}, itertools.count()
+    start = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=shown["text"])
+
+    app = web.Application()
+    app.router.add_get("/metrics", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    asked = servertraffic.Asked(
+        sleeping,
+        port=runner.addresses[0][1],
+        monotonic=lambda: 0.0,
+        now=lambda: start + datetime.timedelta(minutes=next(clock)),
+    )
+    ((key, server),) = asked.due()
+    assert asked.due() == [], "it is under way"
+
+    async def read(text: str) -> pools.Reading:
+        shown["text"] = text
+        async with progress.session() as http:
+            await asked.read(http, key, server)
+        return sleeping.pool_states["u"]["old"]
+
+    first = (await read(metrics(5))).last_request
+    assert (await read(metrics(5))).last_request == first, "nobody asked since"
+    running = metrics(5) + '\nvllm:num_requests_running{engine="0"} 1.0'
+    times = [(await read(text)).last_request for text in (running, metrics(5), metrics(5, aborted=1), metrics(1))]
+    assert times[0] != first
+    assert times[1] == times[0]
+    assert len({first, *times}) == 4, "a broken-off request, and a server that started again, count"
+    assert "not metrics" in (await read("hello")).problem
+    await runner.cleanup()

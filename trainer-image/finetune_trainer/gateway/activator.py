@@ -1,24 +1,23 @@
-"""The process of a pod without an engine: clients reach it while no pod of the pool is ready, as when the pool sleeps.
+"""The process of a pod without an engine: clients reach it while no server of the pool, or of the job, is ready, as when they
+sleep.
 
-    request -> access -> held -> a pod's /state says that it can answer -> sent there as it came -> its answer, as it comes
+    request -> key and model -> held -> a server says that it can answer -> sent there as it came -> its answer, as it comes
 
-It checks keys and names as the pods do, which check them again. The operator reads in /state that a request came, and starts the
-servers; this process knows nothing of that: it looks for a pod that can answer, in DNS, while it holds requests.
+It checks keys and names as the servers do, which check them again (`behind`). The operator reads in /state that a request came,
+and starts the servers; this process knows nothing of that: it looks for one that can answer, in DNS, while it holds requests.
 """
 
 import asyncio
 import contextlib
-import re
 import signal
 from collections.abc import Iterator
 
 import aiohttp
 import prometheus_client
-import pydantic
 from aiohttp import web
 
 from finetune_api import serving
-from finetune_trainer.gateway import access, index, listening, peers, proxy, settings, traffic
+from finetune_trainer.gateway import behind, listening, peers, proxy, settings, traffic
 from finetune_trainer.process import errors, log
 
 HELD, HELD_BYTES = 1000, 64 << 20
@@ -26,9 +25,6 @@ HELD, HELD_BYTES = 1000, 64 << 20
 
 LOOK = 0.25
 """Seconds between two looks at the pods, while requests are held."""
-
-LOOK_SECONDS = 2.0
-"""For one look at a pod."""
 
 REFUSING = 1.0
 """Seconds for a look at the pods where requests are not held."""
@@ -54,11 +50,10 @@ class Activator:
         self._session: aiohttp.ClientSession
         self._peers: peers.Peers
         self._traffic = traffic.Traffic()
-        self._index = index.Follower(options.index, options.pool, options.adapters, lambda: None)
-        self._access = access.Access(options, self._index)
+        self._behind: behind.Behind = behind.Job(options) if options.models else behind.Pool(options)
         self._seconds = max(options.hold or 0.0, REFUSING)
         self._states: dict[str, serving.State] = {}
-        """Address -> what a pod of the pool reported at the last look."""
+        """Address -> what a server was found to be at the last look."""
         self._looked = asyncio.Condition()
         self._some = asyncio.Event()
         """Whether requests are held."""
@@ -91,9 +86,7 @@ class Activator:
         self._peers = peers.Peers(options.peers, options.delivery_port, self._session)
         self._traffic.metrics["running"].set_function(lambda: self._sending)
         self._traffic.metrics["waiting"].set_function(lambda: self._held)
-        await asyncio.to_thread(options.adapters.mkdir, parents=True, exist_ok=True)
-        self._index.restore()
-        for work in (self._index.follow, self._look):
+        for work in (*self._behind.work, self._look):
             self._tasks.add(asyncio.create_task(listening.forever(work)))
         return [
             await listening.listen(self._clients(), options.host, options.port),
@@ -110,9 +103,8 @@ class Activator:
 
     def _clients(self) -> web.Application:
         app = web.Application(middlewares=[proxy.refusals(self._refused)], client_max_size=proxy.BODY_BYTES)
-        paths = "|".join(map(re.escape, proxy.PATHS))
-        self._access.routes(app)
-        app.router.add_post(f"/v1/{{path:{paths}}}", self._ask)
+        self._behind.routes(app)
+        app.router.add_post(f"/v1/{{path:{self._behind.paths}}}", self._ask)
         return app
 
     def _others(self) -> web.Application:
@@ -129,13 +121,10 @@ class Activator:
     # --- a request ---
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
-        namespaces, table = self._access.known(request)
+        known = self._behind.known(request)
         with self._room(request):
-            sent = await proxy.document(request)
-            model = self._access.find(sent["model"], namespaces, table)
-            del sent  # it is held as it came
+            wanted = await self._behind.wanted(request, known)
             self._asked = asyncio.get_running_loop().time()
-            wanted = frozenset(route.sha256 for route in model.routes if route.weight) if model else frozenset()
             return await self._answer(request, await request.read(), wanted)
 
     @contextlib.contextmanager
@@ -242,28 +231,15 @@ class Activator:
             await asyncio.sleep(LOOK)
 
     async def _read(self, address: str) -> serving.State | None:
-        host = f"[{address}]" if ":" in address else address
-        url, timeout = f"http://{host}:{self._options.delivery_port}/state", aiohttp.ClientTimeout(LOOK_SECONDS)
-        try:
-            async with self._session.get(url, timeout=timeout, allow_redirects=False) as answer:
-                content = bytearray()
-                async for piece in answer.content.iter_chunked(1 << 16):
-                    content += piece
-                    if len(content) > serving.STATE_BYTES:
-                        return None
-                state = serving.State.model_validate_json(bytes(content), extra="ignore")
-                # the address may be another pod's by now
-                return state if state.pool == self._options.pool else None
-        except (aiohttp.ClientError, TimeoutError, OSError, pydantic.ValidationError):
-            return None
+        return await self._behind.look(self._session, f"[{address}]" if ":" in address else address)
 
     # --- for the operator and the kubelet ---
 
     async def _state(self, _: web.Request) -> web.Response:
-        table, now = self._index.table, asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
         state = serving.State(
             pool=self._options.pool,
-            etag=table.index.etag if table else "",
+            etag=self._behind.etag,
             engine_ready=False,
             running=self._sending,
             waiting=self._held,
@@ -272,8 +248,7 @@ class Activator:
         return listening.document(state)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        leaving = "the pod is leaving" if self._leaving.is_set() else ""
-        return listening.probed(leaving or ("" if self._index.table else "there is no index yet"))
+        return listening.probed("the pod is leaving" if self._leaving.is_set() else self._behind.lacks)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         body = prometheus_client.generate_latest(self._traffic.registry)

@@ -5,7 +5,6 @@ SERVER_PORT is for clients, DELIVERY_PORT for stages, the operator, the other po
 
 import asyncio
 import hmac
-import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -154,9 +153,8 @@ class Pod:
 
     def clients(self) -> web.Application:
         app = web.Application(middlewares=[proxy.refusals(self._refused)], client_max_size=proxy.BODY_BYTES)
-        paths = "|".join(map(re.escape, proxy.PATHS))
         self._access.routes(app)
-        app.router.add_post(f"/v1/{{path:{paths}}}", self._ask)
+        app.router.add_post(f"/v1/{{path:{proxy.PATTERN}}}", self._ask)
         return app
 
     def _refused(self, status: int) -> None:
@@ -199,11 +197,10 @@ class Pod:
 
     def deliveries(self) -> web.Application:
         app = web.Application(middlewares=[proxy.refusals(lambda _: None)], client_max_size=proxy.BODY_BYTES)
-        paths = "|".join(map(re.escape, proxy.PATHS))
         app.router.add_put(f"/adapters/{SHA}", self._take)
         app.router.add_get(f"/adapters/{SHA}", self._give, allow_head=False)
         app.router.add_get(f"/adapters/{SHA}/v1/models", self._verified_models)
-        app.router.add_post(f"/adapters/{SHA}/v1/{{path:{paths}}}", self._verify)
+        app.router.add_post(f"/adapters/{SHA}/v1/{{path:{proxy.PATTERN}}}", self._verify)
         app.router.add_get("/state", self._state)
         app.router.add_get("/healthz", listening.healthy)
         app.router.add_get("/readyz", self._readyz)

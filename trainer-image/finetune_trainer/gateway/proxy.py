@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from finetune_trainer.process import errors, log
 PATHS = ("chat/completions", "completions")
 """What may be posted, below /v1/. Not vLLM's other paths: some change the engine, and /v1/responses has identifiers by which one
 tenant could read what another one was answered."""
+
+PATTERN = "|".join(map(re.escape, PATHS))
 
 BODY_BYTES, ANSWER_BYTES = 32 << 20, 256 << 20
 
@@ -71,9 +74,9 @@ async def document(request: web.Request) -> dict[str, Any]:
         body = await request.read()
         found = json.loads(body)
     except web.HTTPRequestEntityTooLarge:
-        raise Refusal(413, f"the request has more than {BODY_BYTES} bytes", "request_too_large") from None
+        raise too_large() from None
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the request is not JSON: {error}", "invalid_json") from None
+        raise no_json(error) from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), str) or not found["model"]:
         raise Refusal(400, "name the model in `model`; GET /v1/models lists them", "missing_model", param="model")
     given = found.get("chat_template_kwargs")
@@ -83,6 +86,14 @@ async def document(request: web.Request) -> dict[str, Any]:
         )
         raise Refusal(400, message, "unsupported_parameter", param="chat_template")
     return found
+
+
+def too_large() -> Refusal:
+    return Refusal(413, f"the request has more than {BODY_BYTES} bytes", "request_too_large")
+
+
+def no_json(error: Exception) -> Refusal:
+    return Refusal(400, f"the request is not JSON: {error}", "invalid_json")
 
 
 def unknown(name: str) -> Refusal:

@@ -14,6 +14,9 @@
         [--serve-base-model]        clients may use the base model as well
         [--hold SECONDS]            no engine in this pod (activator): requests are held for at most so long, until a pod of the
                                     pool can answer; 0: they are refused
+        [--model NAME] ...          an activator before the servers of one job, which have these names besides the base model's:
+                                    --pool is the job, --peers the Service of its servers, --keys has a file of its key; there is
+                                    no index, and so no --index, --max-rank and --adapters
         [--grace 50]                seconds that answers have to end after SIGTERM; the pod's terminationGracePeriodSeconds is
                                     to be 10 s longer
 
@@ -36,7 +39,7 @@ from finetune_api import run, serving
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The command line. `keys`: None where no key is needed. `hold`: None where there is an engine."""
+    """The command line. `keys`: None where no key is needed. `hold`: None where there is an engine. `models`: of one job."""
 
     pool: str
     index: str
@@ -49,6 +52,7 @@ class Settings:
     keys: pathlib.Path | None = None
     serve_base_model: bool = False
     hold: float | None = None
+    models: tuple[str, ...] = ()
     grace: float = 50.0
     host: str | None = None
     port: int = run.SERVER_PORT
@@ -67,12 +71,12 @@ class Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     parser.add_argument("--pool", required=True, type=_pool, metavar="NAMESPACE/NAME", help="the ServingPool")
-    parser.add_argument("--index", required=True, metavar="URL", help="the operator's index, without a path")
+    parser.add_argument("--index", default="", metavar="URL", help="the operator's index, without a path")
     parser.add_argument("--adapters", type=pathlib.Path, default=pathlib.Path("/adapters"), help="volume of adapters")
     parser.add_argument("--peers", required=True, metavar="HOST", help="DNS name of all pods of the pool")
     parser.add_argument("--base-model", required=True, metavar="NAME", help="the engine's --served-model-name")
     parser.add_argument("--model-path", default=run.MODEL_PATH, help="the engine's --model")
-    parser.add_argument("--max-rank", required=True, type=int, help="the largest rank that the engine accepts")
+    parser.add_argument("--max-rank", default=0, type=int, help="the largest rank that the engine accepts")
     parser.add_argument("--in-memory", type=int, default=64, help="the engine's --max-cpu-loras")
     parser.add_argument(
         "--keys", type=pathlib.Path, help="folder with a file of keys for each namespace; default: none"
@@ -84,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="no engine here: requests are held for at most so long, until a pod of the pool can answer; 0: refused",
     )
+    parser.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        metavar="NAME",
+        help="with --hold: before the servers of one job, which have this name; there is no index",
+    )
     parser.add_argument("--grace", type=float, default=50.0, help="seconds that answers have to end after SIGTERM")
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on; default: all")
     parser.add_argument("--port", type=int, default=run.SERVER_PORT, help="port for clients")
@@ -94,7 +105,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def of(options: argparse.Namespace) -> Settings:
-    return Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
+    """Raises SystemExit for options that do not go together."""
+    found = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
+    made = Settings(**found | {"models": tuple(options.models or ())})
+    if made.models and made.hold is None:
+        raise SystemExit("gateway: --model is of an activator: add --hold")
+    if not made.models and not (made.index and made.max_rank):
+        raise SystemExit("gateway: the gateway of a pool needs --index and --max-rank")
+    return made
 
 
 def _pool(text: str) -> str:

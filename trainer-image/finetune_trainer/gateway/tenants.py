@@ -37,13 +37,13 @@ class Tenants:
         self._reread()
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise Unknown("this pool needs a key: send it as `Authorization: Bearer KEY`")
+            raise Unknown("a key is needed: send it as `Authorization: Bearer KEY`")
         presented = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found: frozenset[str] = frozenset()
         for known, namespaces in self._keys.items():  # all of them, whichever matches
             found |= namespaces if hmac.compare_digest(known, presented) else frozenset()
         if not found:
-            raise Unknown("the key is not known to this pool: ask whoever manages its Secret of keys")
+            raise Unknown("the key is not known here: ask whoever manages the Secret of keys")
         return found
 
     def _reread(self) -> None:

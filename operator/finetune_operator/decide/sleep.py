@@ -1,0 +1,75 @@
+"""A job's own servers that end while no client asks (deployment.idle), by the rules of `idle`.
+
+While they sleep, or whenever none is ready, the job's Service leads to the activator, which reaches them by a Service of their
+own.
+"""
+
+import datetime
+
+from finetune_operator.decide import drift, idle
+from finetune_operator.decide.world import World
+from finetune_operator.manifests import activator, gateway, meta, service
+from finetune_operator.observe import label, pools, projections
+from finetune_operator.observe.records import Release
+
+
+def find(world: World, serves: Release) -> idle.Found:
+    """Whether the servers of this release, which serves, sleep."""
+    server, ready = world.obs.servers.get(serves.name), _ready(world.obs.pods_of(serves.name))
+    deployed = world.state.deployment
+    return idle.find(
+        idle.Seen(
+            idle=world.spec.deployment.idle,
+            asleep_since=deployed.asleep_since if deployed is not None else None,
+            now=world.now,
+            servers=_readings(world, ready),
+            activators=_readings(world, activators(world)),
+            settled=server is not None and server.settled and 0 < server.replicas == len(ready),
+            needs=_needs(world),
+            etag="",
+            whose="the job's server",
+        )
+    )
+
+
+def again(world: World, found: idle.Found) -> datetime.datetime | None:
+    """When to look again."""
+    return world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
+
+
+def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manifest, ...]:
+    """What clients reach, as far as it has to be applied: the job's Service, and with deployment.idle the activator."""
+    parent, chart, wanted = world.obs.parent, world.obs.settings, world.spec.deployment.idle
+    selector = {label.UID: parent.uid, label.RELEASE: serves.name}
+    if found.activator:
+        selector = gateway.selector_of_activator(parent)
+    clients = service.to(parent, chart, parent.name, selector)
+    mine = drift.service(world.obs.services.get(parent.name), clients)
+    if wanted is None:
+        return mine
+    made, servers = activator.build(parent, chart, serves, wanted)
+    name = servers["metadata"]["name"]
+    present = world.obs.servers.get(made["metadata"]["name"])
+    return (*drift.activator(present, made), *drift.service(world.obs.services.get(name), servers), *mine)
+
+
+def activators(world: World) -> list[projections.Pod]:
+    """The ready pods that take requests while no server is ready."""
+    return [pod for pod in _ready(world.obs.pods) if pod.activator]
+
+
+def _ready(found: "list[projections.Pod] | tuple[projections.Pod, ...]") -> list[projections.Pod]:
+    return [pod for pod in found if pod.ready and not pod.deleting]
+
+
+def _readings(world: World, found: list[projections.Pod]) -> list[pools.Reading]:
+    return [world.obs.asked.get(pod.name, pools.Reading()) for pod in found]
+
+
+def _needs(world: World) -> str:
+    """In a step of a rollout the former release answers its share of the requests. A verification needs the candidate's servers
+    alone."""
+    candidate, rollout = world.candidate, world.state.rollout
+    if candidate is None or rollout is None or rollout.release != candidate.name or not rollout.step:
+        return ""
+    return f"revision {candidate.revision} is in a step of its rollout"

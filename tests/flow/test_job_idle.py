@@ -1,0 +1,275 @@
+"""Servers of one job that go to zero and come back, in the in-memory cluster, with pods that say when clients asked."""
+
+import datetime
+from typing import Any
+
+import pytest
+
+from finetune_api import serving
+from finetune_api.reasons import Phase
+from finetune_operator.observe import label, pools
+from flow import test_routes, world
+from flow.fakecluster import Hangs, Raw
+
+AFTER = 3 * 60
+IDLE: dict[str, Any] = {"spec.deployment.idle": {"after": "3m"}}
+NEW = test_routes.NEW
+ACTIVATOR, SERVERS = f"{world.NAME}-activator", f"{world.NAME}-servers"
+
+
+class Played(test_routes.Played):
+    """A job whose servers may sleep. `asked`: the last request at the servers; `knocked`: at the activator."""
+
+    def __init__(self, script: dict[str, Any] | None = None, chart: dict[str, Any] | None = None) -> None:
+        super().__init__(chart)
+        self.world.script.update(script or {})
+        self.since: dict[str, datetime.datetime] = {}
+        self.asked: datetime.datetime | None = None
+        self.knocked: datetime.datetime | None = None
+        self.problem_of_servers = ""
+        self.world.cluster.controllers.append(self._read)
+
+    def _read(self) -> None:
+        facts, now = self.world.cache, self.world.cluster.now
+        for (uid, name), _ in facts.activators().items():
+            state = serving.State(pool=f"ml/{world.NAME}", etag="", engine_ready=False)
+            facts.put_pool_state(uid, name, pools.Reading(state, last_request=self.knocked))
+        for (uid, name), _ in facts.sleepers().items():
+            last = max(filter(None, (self.since.setdefault(name, now), self.asked)))
+            facts.put_pool_state(uid, name, pools.Reading(last_request=last, problem=self.problem_of_servers))
+
+    async def awake(self, **changes: Any) -> "Played":
+        await self.served(**IDLE | changes)
+        assert self.says() == ("True", "Serving")
+        assert self.leads_to(self.release)
+        return self
+
+    async def asleep(self, **changes: Any) -> "Played":
+        await self.awake(**changes)
+        await self.passes(AFTER + 30)
+        assert (self.says(), self.replicas) == (("True", "Asleep"), 0)
+        return self
+
+    async def passes(self, seconds: float) -> None:
+        """Time goes by, in which pods are read."""
+        end = self.world.cluster.now + datetime.timedelta(seconds=seconds)
+        while (left := (end - self.world.cluster.now).total_seconds()) > 0:
+            self._read()
+            await self.world.wait(min(left, 5.0 if left < 60 else 60.0))
+        self._read()
+        await self.world.wait(1)
+
+    async def knock(self) -> None:
+        """A client asks while the servers sleep, and the operator reads it."""
+        self.knocked = self.world.cluster.now
+        self._read()
+        await self.world.wait(2)
+
+    def says(self) -> tuple[str, str]:
+        found = self.world.condition("Ready")
+        return (found.status, found.reason) if found is not None else ("", "")
+
+    @property
+    def release(self) -> str:
+        deployed = self.world.state.deployment
+        assert deployed is not None
+        return deployed.release
+
+    @property
+    def replicas(self) -> int:
+        return int(self.world.cluster.get("Deployment", self.release)["spec"]["replicas"])
+
+    def leads_to(self, release: str, service: str = world.NAME) -> bool:
+        return self._selector(service).get(label.RELEASE) == release
+
+    def holds(self) -> bool:
+        """Whether clients reach the activator."""
+        return self._selector(world.NAME).get(label.ACTIVATOR) == world.NAME
+
+    def _selector(self, service: str) -> Raw:
+        found: Raw = self.world.cluster.get("Service", service)["spec"]["selector"]
+        return found
+
+    def events(self) -> list[tuple[str, str]]:
+        return [(level, reason) for level, reason, _ in self.world.cluster.events]
+
+
+async def test_servers_sleep_once_requests_have_somewhere_to_go_and_a_request_starts_them() -> None:
+    played = await Played().asleep()
+    assert played.holds()
+    assert played.leads_to(played.release, SERVERS)
+    assert played.world.state.deployment is not None
+    assert played.world.state.deployment.asleep_since is not None
+    assert (played.world.state.deployment.replicas, played.world.phase) == (0, Phase.READY)
+    assert world.kstatus(played.world.job) == "Current"
+    assert played.events()[-1] == ("Normal", "Asleep")
+    await played.world.nothing_is_left_to_do()
+    played.world.script["server"] = [Hangs()]
+    await played.knock()
+    assert (played.says(), played.replicas, played.holds()) == (("False", "Waking"), 1, True)
+    assert "asleepSince" not in played.world.job["status"]["deployment"]
+    played.world.let_go("server")
+    await played.passes(60)
+    assert (played.says(), played.leads_to(played.release)) == (("True", "Serving"), True)
+    assert played.events()[-2:] == [("Normal", "Waking"), ("Normal", "Serving")]
+    await played.passes(AFTER + 30)
+    assert (played.says(), played.replicas) == (("True", "Asleep"), 0), "and again"
+
+
+async def test_a_request_in_the_last_moment_keeps_the_servers() -> None:
+    for where in ("asked", "knocked"):
+        played = await Played().awake()
+        while not played.holds():
+            await played.passes(5)
+        assert played.replicas == 1, "the servers answer who still reaches them"
+        setattr(played, where, played.world.cluster.now + datetime.timedelta(seconds=1))
+        await played.passes(20)
+        assert (played.replicas, played.says()) == (1, ("True", "Serving")), where
+        assert played.leads_to(played.release)
+
+
+async def test_servers_that_are_used_or_cannot_be_read_stay_awake() -> None:
+    played = await Played().awake()
+    for _ in range(4):
+        played.asked = played.world.cluster.now
+        await played.passes(AFTER / 2)
+    assert (played.replicas, played.says()) == (1, ("True", "Serving"))
+    played.problem_of_servers = "10.0.0.1: no answer"
+    await played.passes(2 * AFTER)
+    assert played.replicas == 1
+    ready = played.world.condition("Ready")
+    assert ready is not None
+    assert "10.0.0.1: no answer" in ready.message
+    assert "8000 and 8002" in ready.message
+
+
+async def test_without_an_activator_nothing_sleeps() -> None:
+    played = Played()
+    played.world.cluster.refused_pods[ACTIVATOR] = "exceeded quota"
+    await played.awake()
+    await played.passes(2 * AFTER)
+    assert (played.replicas, played.leads_to(played.release)) == (1, True)
+
+
+async def test_an_operator_that_starts_again_lets_the_servers_sleep_on() -> None:
+    played = await Played().asleep()
+    played.world.boot()
+    await played.passes(60)
+    assert (played.says(), played.replicas) == (("True", "Asleep"), 0)
+    await played.knock()
+    await played.passes(60)
+    assert played.says() == ("True", "Serving")
+
+
+async def test_requests_are_held_while_all_servers_are_away() -> None:
+    played = await Played().awake()
+    played.world.script["server"] = [Hangs()]
+    (name,) = [p["metadata"]["name"] for p in played.world.pods("server") if label.RELEASE in p["metadata"]["labels"]]
+    played.world.cluster.remove("Pod", name)
+    await played.world.wait(5)
+    assert (played.holds(), played.says()) == (True, ("False", "Serving"))
+    played.world.let_go("server")
+    await played.passes(30)
+    assert played.leads_to(played.release)
+
+
+async def test_replicas_are_their_owners() -> None:
+    played = await Played().asleep()
+    played.world.apply(**IDLE | {"spec.deployment.replicas": 2})
+    await played.passes(60)
+    assert (played.replicas, played.says()) == (0, ("True", "Asleep"))
+    await played.knock()
+    await played.passes(30)
+    assert (played.replicas, played.says()) == (2, ("True", "Serving"))
+
+
+async def test_without_the_field_the_servers_are_awake_and_nothing_of_the_activator_is_left() -> None:
+    played = await Played().asleep()
+    release = played.release
+    played.world.apply()
+    await played.passes(60)
+    assert (played.release, played.says()) == (release, ("True", "Serving"))
+    assert played.world.cluster.names("Deployment") == [release]
+    assert sorted(played.world.cluster.names("Service")) == [world.NAME, release]
+    await played.world.nothing_is_left_to_do()
+
+
+async def test_a_suspended_job_sleeps_and_one_that_is_not_served_any_more_has_no_activator() -> None:
+    played = await Played().asleep()
+    played.world.apply(**IDLE | {"spec.suspend": True})
+    await played.passes(30)
+    assert (played.says(), played.replicas) == (("True", "Asleep"), 0)
+    played.world.apply(**IDLE | {"spec.deployment.enabled": False})
+    await played.passes(30)
+    assert played.world.cluster.names("Deployment") == []
+    assert played.world.cluster.names("Service") == []
+
+
+@pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
+async def test_a_new_revision_is_verified_while_the_former_one_sleeps_and_serves_awake(strategy: str) -> None:
+    changes: dict[str, Any] = {"spec.deployment.rollout.strategy": strategy}
+    played = await Played().asleep(**changes)
+    former = played.release
+    played.world.apply(**IDLE | changes | NEW)
+    await played.world.settle(until=lambda: len(played.world.attempts("verify")) == 2)
+    assert (played.release, played.replicas, played.holds()) == (former, 0, True)
+    await played.world.settle(until=lambda: played.release != former)
+    await played.passes(60)
+    assert (played.says(), played.replicas) == (("True", "Serving"), 1)
+    assert played.leads_to(played.release)
+    assert played.leads_to(played.release, SERVERS)
+    await played.passes(AFTER + 30)
+    assert played.says() == ("True", "Asleep")
+    assert sorted(played.world.cluster.names("Deployment")) == sorted([ACTIVATOR, played.release])
+
+
+async def test_requests_are_held_while_a_release_makes_room_for_the_next() -> None:
+    changes: dict[str, Any] = {"spec.deployment.rollout.strategy": "Recreate"}
+    played = await Played().awake(**changes)
+    former = played.release
+    played.world.apply(**IDLE | changes | NEW)
+    await played.world.settle(until=lambda: played.world.runs("verify")())
+    assert (played.release, played.holds()) == (former, True)
+    await played.world.settle(until=lambda: played.release != former)
+    await played.passes(30)
+    assert played.leads_to(played.release, SERVERS)
+
+
+async def test_a_step_of_a_rollout_wakes_the_former_revision_and_a_route_leads_to_the_activator() -> None:
+    changes = test_routes.STEPS
+    played = await Played(chart=test_routes.CHART).asleep(**changes)
+    assert _backends(played) == {world.NAME: 100}
+    former = played.release
+    played.world.apply(**IDLE | changes | NEW)
+    await played.world.settle(until=lambda: len(_backends(played)) == 2)
+    await played.passes(30)
+    assert (played.release, played.replicas, played.leads_to(former)) == (former, 1, True)
+    assert _backends(played)[world.NAME] == 90
+    await played.passes(AFTER + 30)
+    assert played.replicas == 1, "it answers its share"
+
+
+def _backends(played: Played) -> dict[str, int]:
+    (rule,) = played.world.cluster.get("HTTPRoute", world.NAME)["spec"]["rules"]
+    return {one["name"]: one["weight"] for one in rule["backendRefs"]}
+
+
+@pytest.mark.parametrize(("requests", "hold"), [("Hold", 120), ("Refuse", 0)])
+async def test_the_activator_has_the_key_and_the_names_of_the_servers(requests: str, hold: int) -> None:
+    changes: dict[str, Any] = {
+        "spec.deployment.idle": {"requests": requests, "holdFor": "2m"},
+        "spec.deployment.apiKeySecret": "key",
+        "spec.deployment.servedModelName": "tone",
+    }
+    played = await Played().served(**changes)
+    for kind, name in (("Deployment", ACTIVATOR), ("Service", SERVERS)):
+        (owner,) = played.world.cluster.get(kind, name)["metadata"]["ownerReferences"]
+        assert owner["uid"] == played.world.job["metadata"]["uid"], "it goes with its job"
+    spec = played.world.cluster.get("Deployment", ACTIVATOR)["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert {f"--hold={hold}", "--model=tone", f"--peers={SERVERS}.ml.svc", "--keys=/etc/finetune/keys"} <= set(
+        container["args"]
+    )
+    assert container["image"] == "registry/fetch:1"
+    (keys,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "keys"]
+    assert keys == {"secretName": "key", "items": [{"key": "API_KEY", "path": "ml"}]}
