@@ -421,6 +421,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("no replicas", {"deployment.replicas": 0}, "deployment.replicas", "greater than or equal to 1"),
     ("an image with a space", {"deployment.image": "vllm :1"}, "deployment.image", "vllm/vllm-openai:v0.20.0"),
     ("a route without a key", {"deployment.route": {"host": "a.b"}}, "deployment", "needs deployment.apiKeySecret"),
+    ("a pool's job with its own sleep", {"deployment": {"pool": "chat", "idle": {}}}, "deployment", "by its own spec.idle"),
     ("a URL as host", {"deployment": {"route": {"host": "https://a.b"}, "apiKeySecret": "key"}}, "deployment.route.host",
      "without scheme, port"),
     ("a served name with a space", {"deployment.servedModelName": "my model"}, "deployment.servedModelName", "letters, digits"),

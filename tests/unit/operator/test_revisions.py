@@ -338,7 +338,9 @@ def test_every_field_of_the_spec_belongs_to_one_section_or_to_none_on_purpose() 
     assert set(whole["intent"]) - set(inputs["preflight"]) == {"prompt", "retrieval"}
     assert inputs["evaluation"]["prompt"] == whole["intent"]["prompt"]
     assert set(whole["training"]) - set(inputs["training"]["training"]) == {"retries", "checkpoints"}
-    assert set(whole["deployment"]) - set(inputs["release"]) == {"enabled", "replicas", "rollout", "approval", "route"}
+    assert set(whole["deployment"]) - set(inputs["release"]) == {
+        "enabled", "replicas", "rollout", "approval", "route", "idle",
+    }  # fmt: skip
     assert set(whole["evaluation"]) - set(inputs["evaluation"]) == {"resources"}
     assert set(whole["dataset"]) - set(inputs["training"]["dataset"]) == {"minimumExamples", "storage"}
 

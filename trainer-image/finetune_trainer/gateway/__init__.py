@@ -7,7 +7,7 @@
     operator <-         /pools/NAMESPACE/NAME       index: long poll
 
 pod        the process: two servers, what runs beside them, its end
-activator  the process of a pod without an engine, which holds requests while no pod of the pool is ready
+activator  the process of a pod without an engine, which holds requests while no server of the pool or job is ready
 behind     what an activator stands before: a pool, or the servers of one job
 listening  what both share: listening, probes, work beside the requests
 access     what a client may see and name
