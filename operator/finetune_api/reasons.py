@@ -119,8 +119,8 @@ class Reason(enum.StrEnum):
     STARTING = "Starting"
     """The server's pods are not ready yet: they are being scheduled, pull images or load the model."""
     ASLEEP = "Asleep"
-    """The ServingPool, of the condition or of the job, has had no request for as long as its spec.idle says, or the job's own servers
-    as its deployment.idle says, and there are none: the next request starts them."""
+    """The ServingPool, of the condition or of the job, has had no request for as long as its spec.idle says, or the job's own
+    servers as its deployment.idle says, and there are none: the next request starts them."""
     WAKING = "Waking"
     """The servers of a ServingPool or of a job that slept start, because of a request, or because a job's revision needs them."""
     ROLLING_OUT = "RollingOut"
