@@ -8,8 +8,8 @@
 - `stages`, `baseline`, `rollout`: rules of the stages; what serves is kept serving.
 - `pooled`: a release in a ServingPool: verified, then watched. `steps`: traffic in steps; `traffic`: whether it answers worse.
 - `routes`: the HTTPRoute of a job with servers of its own.
-- `servingpool`: the objects and the status of a ServingPool. `idle`: when it sleeps and wakes; `inference`: its way in
-  through a Gateway.
+- `servingpool`: the objects and the status of a ServingPool. `inference`: its way in through a Gateway.
+- `idle`: when servers sleep and wake, of a pool, or of one job by `sleep`.
 - `approval`: what people say between verification and traffic; `switching`: all traffic to one release, and back.
 - `candidates`: several base models, the smallest first: whether the next one follows.
 - `attempts`: one Job for each attempt of a stage, until it is over; `endings`: how it ended, and what follows.
