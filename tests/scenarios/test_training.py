@@ -57,7 +57,11 @@ def world(base: pathlib.Path, folder: pathlib.Path, rows: Rows, **changes: Any) 
         "checks": {"contradictions": "Ignore", "constantAnswers": "Ignore"},
         **changes.get("dataset", {}),
     }
-    changes["evaluation"] = {"generation": QUICK, **changes.get("evaluation", {})}
+    changes["evaluation"] = {
+        "generation": QUICK,
+        "baselines": ["Base", "Prompt", "FewShot"],
+        **changes.get("evaluation", {}),
+    }
     document = tiny.run_document(f"file://{base}", [f"file://{folder}/train.jsonl"], f"file://{folder}/out", **changes)
     return run.Run.model_validate_json(json.dumps(document))
 
@@ -106,7 +110,7 @@ def answers(words: list[str], count: int) -> Rows:
 
 
 def test_fine_tuning_helps_where_the_base_knows_nothing(fresh: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    spec = world(fresh, tmp_path, tiny.examples(160), evaluation={"gates": [RIGHT, BETTER]})
+    spec = world(fresh, tmp_path, tiny.examples(160), evaluation={"baselines": tiny.SHORT, "gates": [RIGHT, BETTER]})
     assert asked(spec).sufficient is None
     found, values = judged(spec)
     assert found.passed, found.gates
@@ -270,7 +274,12 @@ def test_smollm2_repeats_a_word_after_a_few_examples_and_needs_no_training(
         tmp_path,
         rows,
         intent={"advice": "Enforce", "prompt": {"system": "Repeat the word.", "fewShot": 6}},
-        evaluation={"generation": {"maxNewTokens": 12}, "gates": [{"metric": "ExactMatch", "minimum": 0.3}]},
+        training={"precision": "Float32"},
+        evaluation={
+            "generation": {"maxNewTokens": 12},
+            "gates": [{"metric": "ExactMatch", "minimum": 0.3}],
+            "maximumExamples": 12,
+        },
     )
     found = asked(spec)
     assert found.sufficient is FEW, found.metrics
