@@ -8,7 +8,7 @@ import pytest
 from finetune_api import serving
 from finetune_api.reasons import Phase
 from finetune_operator.observe import label, pools
-from flow import test_routes, world
+from flow import test_rollouts, test_routes, world
 from flow.fakecluster import Hangs, Raw
 
 AFTER = 3 * 60
@@ -171,6 +171,24 @@ async def test_requests_are_held_while_all_servers_are_away() -> None:
     played.world.let_go("server")
     await played.passes(30)
     assert played.leads_to(played.release)
+
+
+async def test_servers_that_do_not_start_are_an_outage_once_requests_are_not_held_any_more() -> None:
+    played = await Played().asleep(**{"spec.deployment.idle": {"after": "3m", "holdFor": "2m"}})
+    played.world.script["server"] = [Hangs()]
+    await played.knock()
+    await played.passes(60)
+    assert played.says() == ("False", "Waking")
+    await played.passes(90)
+    assert played.says() == ("False", "Serving")
+
+
+async def test_a_job_whose_servers_may_sleep_is_placed_in_no_default_pool() -> None:
+    played = Played()
+    played.world.cluster.put(test_rollouts.servingpool(**{"spec.default": True}))
+    await played.awake()
+    assert played.world.state.deployment is not None
+    assert played.world.state.deployment.pool is None
 
 
 async def test_replicas_are_their_owners() -> None:

@@ -27,7 +27,7 @@ JITTER = datetime.timedelta(seconds=5)
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What is decided by. servers, activators: the readings of their ready pods. settled: all servers that were requested are
-    ready, and none is being replaced. needs: why a job needs the servers now. whose: who sleeps, in texts."""
+    ready, and none is being replaced. needs: why a job needs the servers now."""
 
     idle: deployment.Idle | None
     asleep_since: datetime.datetime | None
@@ -37,7 +37,6 @@ class Seen:
     settled: bool
     needs: str
     etag: str
-    whose: str = "the pool"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _asked(readings: Sequence[pools.Reading], since: datetime.datetime) -> bool:
 
 
 def _awake(seen: Seen, why: str) -> Found:
-    return Found(activator=bool(seen.activators) and not seen.servers, text=f"{seen.whose} wakes: {why}")
+    return Found(activator=bool(seen.activators) and not seen.servers, text=f"the pool wakes: {why}")
 
 
 def _due(seen: Seen, idle: deployment.Idle) -> datetime.datetime | None:

@@ -6,6 +6,8 @@ own.
 
 import datetime
 
+from finetune_api import deployment
+from finetune_api.reasons import Condition, Reason
 from finetune_operator.decide import drift, idle
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import activator, gateway, meta, service
@@ -27,14 +29,25 @@ def find(world: World, serves: Release) -> idle.Found:
             settled=server is not None and server.settled and 0 < server.replicas == len(ready),
             needs=_needs(world),
             etag="",
-            whose="the job's server",
         )
     )
 
 
 def again(world: World, found: idle.Found) -> datetime.datetime | None:
     """When to look again."""
-    return world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
+    due = world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
+    held = waking_until(world) if found.asleep_since is None else None
+    return min((time for time in (due, held) if time is not None), default=None)
+
+
+def waking_until(world: World) -> datetime.datetime | None:
+    """Until when the first requests after a sleep are held; None: it is over, or there was none."""
+    ready, wanted = world.condition(Condition.READY), world.spec.deployment.idle
+    if wanted is None or ready is None or ready.reason not in {Reason.ASLEEP, Reason.WAKING}:
+        return None
+    began = ready.last_transition_time if ready.reason == Reason.WAKING else world.now
+    until = began + datetime.timedelta(seconds=deployment.seconds(wanted.hold_for))
+    return until if world.now < until else None
 
 
 def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manifest, ...]:

@@ -1,12 +1,10 @@
 """The summary of a status: Ready, Reconciling and Stalled by kstatus' rules, then the phase for people."""
 
-import datetime
-
-from finetune_api import deployment, run, status
+from finetune_api import run, status
 from finetune_api import serving as api
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, drift, switching
+from finetune_operator.decide import diagnosis, drift, sleep, switching
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
 from finetune_operator.manifests import gateway
@@ -83,8 +81,10 @@ def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
         return _kstatus("False", True, False, Reason.CHANGED_BY_OTHERS, elsewhere)
     if asleep := _sleeps(world, serving):
         return asleep
-    if not ready and _wakes(world):
-        return _kstatus("False", True, False, Reason.WAKING, f"requests are held until a server is ready: {text}")
+    if not ready and sleep.waking_until(world):
+        return _kstatus(
+            "False", True, False, Reason.WAKING, f"a request or a step of a rollout starts the servers: {text}"
+        )
     if unread := [one.problem for one in world.obs.asked.values() if one.problem]:
         text += (
             f". The servers do not sleep (deployment.idle), since when clients asked cannot be read ({unread[0]}): allow the "
@@ -103,19 +103,10 @@ def _sleeps(world: World, serving: records.Release) -> tuple[Say, ...]:
         f"revision {serving.revision} sleeps since {deployed.asleep_since:%Y-%m-%d %H:%M:%S} UTC, after {wanted.after} without a "
         "request: the next one starts its servers"
     )
-    if any(pod.activator and pod.ready and not pod.deleting for pod in world.obs.pods):
+    if sleep.activators(world):
         return _kstatus("True", False, False, Reason.ASLEEP, text)
     name = gateway.name_of_activator(world.obs.parent.name)
     return _kstatus("False", True, False, Reason.STARTING, f"{text}; the pod that takes it (Deployment {name}) starts")
-
-
-def _wakes(world: World) -> bool:
-    """Whether the servers start after a sleep, and the first requests may still be held."""
-    before, wanted = world.condition(Condition.READY), world.spec.deployment.idle
-    if wanted is None or before is None or before.reason not in {Reason.ASLEEP, Reason.WAKING}:
-        return False
-    held = datetime.timedelta(seconds=deployment.seconds(wanted.hold_for))
-    return before.reason == Reason.ASLEEP or world.now - before.last_transition_time < held
 
 
 def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
