@@ -204,7 +204,8 @@ def _verdict(world: World, spec: servingpool.ServingPoolSpec, sleep: idle.Found,
         stalled = problem.ends or (by_somebody and age >= wait)
         again = wait - age if by_somebody and not stalled else None
         return Verdict("False", not stalled, stalled, problem.reason, _in_a_pool(problem.message), again)
-    text = f"{ready} of {spec.replicas} pods are ready; {len(world.index.models)} models"
+    models = len(world.index.models)
+    text = f"{ready} of {spec.replicas} pods are ready; {models} model{'' if models == 1 else 's'}"
     if spec.ingress and not world.settings.ingress.enabled:
         text += ". There is no Ingress: the chart's ingress.enabled is false"
     if unread := [one for one in world.readings.values() if one.problem]:
