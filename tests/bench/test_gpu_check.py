@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-import subprocess
+import runpy
 import sys
 import types
 from typing import Any
@@ -30,17 +30,16 @@ def test_every_workload_is_measured_with_both_engines(monkeypatch: pytest.Monkey
     assert len(json.loads(report.document("a device", 1e12, [], cells))["cells"]) == 12
 
 
-def _forked(words: list[str], environment: dict[str, str]) -> None:
+def _forked(command: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    sys.argv = words
-    together.main()
+    assert command[:2] == [sys.executable, "-m"]
+    sys.argv = command[2:]
+    runpy.run_module(command[2], run_name="__main__")
 
 
 def start(command: list[str], env: dict[str, str]) -> Any:
-    """One of the two processes: executed for the first workload, replicated; else forked from one that has torch loaded."""
-    if command[4:6] == [speed.WORKLOADS[0].name, "replicated"]:
-        return subprocess.Popen(command, env=env)
-    process = warm.context.Process(target=_forked, args=(command[2:], env))
+    """One of the two processes, forked from one that has torch loaded."""
+    process = warm.context.Process(target=_forked, args=(command, env))
     process.start()
     return warm.Forked(process, pathlib.Path(os.devnull), pathlib.Path(os.devnull))
 
