@@ -141,9 +141,7 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
     yield from measured(
         labels,
         {
-            metrics.REPLICAS: 0
-            if reason(state) in {Reason.ASLEEP, Reason.WAKING}
-            else number(table(spec.get("deployment")).get("replicas", 1)),
+            metrics.REPLICAS: 0 if _sleeps(state) else number(table(spec.get("deployment")).get("replicas", 1)),
             metrics.READY_REPLICAS: ready,
             metrics.SERVED_SPEED: number(deployed.get("tokensPerSecond")),
         },
@@ -151,6 +149,14 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
     resources = table(record.get("resources"))
     if each := number(resources.get("gpus")):
         yield metrics.GPUS, (*labels, str(resources.get("gpuType") or "")), ready * each
+
+
+def _sleeps(state: Mapping[str, Any]) -> bool:
+    """Whether no server is to be ready, also while another revision is in progress or has failed. One whose activator is not
+    ready (Starting) is an outage."""
+    deployed, why = table(state.get("deployment")), reason(state)
+    outage = why == Reason.STARTING and deployed.get("revision") == state.get("revision")
+    return why in {Reason.ASLEEP, Reason.WAKING} or (bool(deployed.get("asleepSince")) and not outage)
 
 
 def gpus(revision: tuple[str, ...], held: Held) -> Iterator[Sample]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from finetune_api import serving
+from finetune_api import metrics, serving
 from finetune_api.reasons import Phase
+from finetune_operator import series
 from finetune_operator.observe import label, pools
 from flow import test_rollouts, test_routes, world
-from flow.fakecluster import Hangs, Raw
+from flow.fakecluster import Ends, Hangs, Raw
 
 AFTER = 3 * 60
 IDLE: dict[str, Any] = {"spec.deployment.idle": {"after": "3m"}}
@@ -78,6 +79,12 @@ class Played(test_routes.Played):
     @property
     def replicas(self) -> int:
         return int(self.world.cluster.get("Deployment", self.release)["spec"]["replicas"])
+
+    @property
+    def requested(self) -> float:
+        """The servers that FineTuneEndpointDown expects."""
+        (found,) = [value for metric, _, value in series.samples(self.world.job, ()) if metric is metrics.REPLICAS]
+        return found
 
     def leads_to(self, release: str, service: str = world.NAME) -> bool:
         return self._selector(service).get(label.RELEASE) == release
@@ -221,6 +228,28 @@ async def test_a_suspended_job_sleeps_and_one_that_is_not_served_any_more_has_no
     await played.passes(30)
     assert played.world.cluster.names("Deployment") == []
     assert played.world.cluster.names("Service") == []
+
+
+async def test_servers_that_sleep_are_no_outage_while_another_revision_trains_and_after_it_failed() -> None:
+    played = await Played().asleep()
+    played.world.script["train"] = [Hangs()]
+    played.world.script["evaluate"] = [Ends(0, world.evaluate(passed=False))]
+    played.world.apply(**IDLE | NEW)
+    await played.world.settle(until=lambda: played.world.phase == Phase.TRAINING)
+    assert (played.says()[1], played.replicas, played.requested) == ("Running", 0, 0)
+    played.world.let_go("train")
+    await played.world.settle(until=lambda: played.world.is_true("Failed"))
+    assert (played.says()[1], played.replicas, played.requested) == ("EvaluationBelowGate", 0, 0)
+
+
+async def test_servers_that_sleep_are_an_outage_while_no_activator_is_ready() -> None:
+    played = await Played().asleep()
+    played.world.cluster.refused_pods[ACTIVATOR] = "exceeded quota"
+    for pod in played.world.cluster.of("Pod"):
+        if label.ACTIVATOR in pod["metadata"]["labels"]:
+            played.world.cluster.remove("Pod", pod["metadata"]["name"])
+    await played.world.wait(5)
+    assert (played.says(), played.requested) == (("False", "Starting"), 1)
 
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
