@@ -159,7 +159,7 @@ def flips(old: status.Status, new: status.Status) -> list[status.Condition]:
         was = before.get(condition.type)
         if condition.type == Condition.READY:
             changed = (was is not None and was.status == "True") != (condition.status == "True")
-            if changed or (_asleep(new) and not _asleep(old)):
+            if changed or (condition.reason == Reason.ASLEEP and _asleep(new) and not _asleep(old)):
                 found.append(condition)
         elif condition.type == Condition.STALLED:
             if condition.status == "True" and new.waiting is not None and (was is None or was.status != "True"):

@@ -240,6 +240,12 @@ async def test_servers_that_sleep_are_no_outage_while_another_revision_trains_an
     played.world.let_go("train")
     await played.world.settle(until=lambda: played.world.is_true("Failed"))
     assert (played.says()[1], played.replicas, played.requested) == ("EvaluationBelowGate", 0, 0)
+    events = played.events()
+    await played.knock()
+    await played.passes(30)
+    assert played.replicas == 1
+    await played.passes(AFTER + 30)
+    assert (played.says()[1], played.replicas, played.events()) == ("EvaluationBelowGate", 0, events)
 
 
 async def test_servers_that_sleep_are_an_outage_while_no_activator_is_ready() -> None:
