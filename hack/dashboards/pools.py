@@ -2,7 +2,8 @@
 
 from dashboards.grafana import Dashboard, Panel, Variable, quantiles
 
-POOL = 'pool=~"$pool"'
+POOL = 'pool!="",pool=~"$pool"'
+"""The activators of jobs, which have no pool, are no part of it."""
 BY_MODEL = "namespace, model"
 BY_REVISION = "namespace, model, revision"
 REVISION = "{{namespace}}/{{model}} {{revision}}"

@@ -72,6 +72,23 @@ def test_scrape_rules_read_the_labels_that_the_operator_gives_its_pods() -> None
     assert run.METRICS_PORT == 9400
 
 
+@pytest.mark.parametrize(
+    ("pod", "labels"),
+    [
+        ({label.POOL: "chat"}, {"pool": "chat"}),
+        ({label.POOL: "", label.ACTIVATOR: "chat"}, {"pool": "chat"}),
+        ({label.POOL: "", label.ACTIVATOR: "tone", label.JOB: "tone"}, {"finetunejob": "tone"}),
+    ],
+)
+def test_the_series_of_gateways_have_their_pool_or_their_job(pod: dict[str, str], labels: dict[str, str]) -> None:
+    known = {"__meta_kubernetes_pod_label_" + re.sub(r"[./-]", "_", key): value for key, value in pod.items()}
+    for rule in scrape_configs()["finetune-pools"]["relabel_configs"]:
+        seen = ";".join(known.get(name, "") for name in rule["source_labels"])
+        if rule.get("action") != "keep" and (found := re.fullmatch(rule.get("regex", "(.*)"), seen)):
+            known[rule["target_label"]] = found[1]
+    assert {name: known[name] for name in ("pool", "finetunejob") if known.get(name)} == labels
+
+
 def test_pod_monitors_look_where_the_jobs_are(render: Render) -> None:
     everywhere, somewhere = render(ON)["PodMonitor"], render(ON | {"namespaces": ["ml"]})["PodMonitor"]
     for name in ("finetune-operator-stages", "finetune-operator-servers"):

@@ -17,8 +17,8 @@ RELEASE = "finetune.dev/release"
 POOL = "finetune.dev/pool"
 """The ServingPool that an object belongs to, by name."""
 ACTIVATOR = "finetune.dev/activator"
-"""The ServingPool whose requests a pod holds while no server is ready, by name. Such a pod has POOL as well, without a value: it
-is not one of the servers, and has their network policy and monitoring."""
+"""The ServingPool, or the FineTuneJob (the pod has JOB then), whose requests a pod holds while no server is ready, by name. Such
+a pod has POOL as well, without a value: it is not one of the servers, and has their network policy and monitoring."""
 ATTEMPT = "finetune.dev/attempt"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Label and annotation that the Job controller sets on the pods of an Indexed Job."""

@@ -89,7 +89,7 @@ class Pod:
     """Whether its node is unreachable: its container's state is the last known one."""
     deleting: bool
     activator: bool = False
-    """Whether it holds the requests of a ServingPool, and is not one of its servers."""
+    """Whether it holds the requests of a ServingPool, or of a job, and is not one of its servers."""
 
     @property
     def preparing(self) -> bool:
