@@ -345,6 +345,7 @@ def test_another_model_that_passes_the_bounds_is_found_before_training(large: tu
             "baselines": ["Base"],
             "candidates": [named(url)],
             "gates": [{"metric": "ExactMatch", "minimum": 0.8}],
+            "generation": {"maxNewTokens": 24},
         },
     )
     known = right_answers(spec)
