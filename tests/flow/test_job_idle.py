@@ -180,8 +180,9 @@ async def test_requests_are_held_while_all_servers_are_away() -> None:
     assert played.leads_to(played.release)
 
 
-async def test_servers_that_do_not_start_are_an_outage_once_requests_are_not_held_any_more() -> None:
-    played = await Played().asleep(**{"spec.deployment.idle": {"after": "3m", "holdFor": "2m"}})
+@pytest.mark.parametrize("how", [{"holdFor": "2m"}, {"requests": "Refuse"}])
+async def test_servers_that_do_not_start_are_an_outage_once_requests_are_not_held_any_more(how: dict[str, str]) -> None:
+    played = await Played().asleep(**{"spec.deployment.idle": {"after": "3m", **how}})
     played.world.script["server"] = [Hangs()]
     await played.knock()
     await played.passes(60)

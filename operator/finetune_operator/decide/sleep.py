@@ -14,6 +14,9 @@ from finetune_operator.manifests import activator, gateway, meta, service
 from finetune_operator.observe import label, pools, projections
 from finetune_operator.observe.records import Release
 
+STARTS = datetime.timedelta(minutes=2)
+"""How long servers usually take to start."""
+
 
 def find(world: World, serves: Release) -> idle.Found:
     """Whether the servers of this release, which serves, sleep."""
@@ -41,12 +44,13 @@ def again(world: World, found: idle.Found) -> datetime.datetime | None:
 
 
 def waking_until(world: World) -> datetime.datetime | None:
-    """Until when the first requests after a sleep are held; None: it is over, or there was none."""
+    """Until when the first requests after a sleep are held, or refused as usual; None: it is over, or there was none."""
     ready, wanted = world.condition(Condition.READY), world.spec.deployment.idle
     if wanted is None or ready is None or ready.reason not in {Reason.ASLEEP, Reason.WAKING}:
         return None
     began = ready.last_transition_time if ready.reason == Reason.WAKING else world.now
-    until = began + datetime.timedelta(seconds=deployment.seconds(wanted.hold_for))
+    held = datetime.timedelta(seconds=deployment.seconds(wanted.hold_for)) if wanted.requests == "Hold" else STARTS
+    until = began + held
     return until if world.now < until else None
 
 
