@@ -11,6 +11,7 @@ from finetune_api import status
 from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, gather, metrics, pace, settings, stored
 from finetune_operator.decide import core, diagnosis, verdict
+from finetune_operator.manifests import activator
 from finetune_operator.observe import observation, parents, projections
 
 LOG = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ RESYNC = 600.0
 AFTERWARDS = observation.PATIENCE + 0.2
 """Seconds after which a changed job is reconciled again if nothing happens: the operator's own writes trigger no reconcile."""
 AT_ONCE = 0.05
+REFUSED = 60.0
+"""Seconds after which an object without which the job serves is tried again."""
 WAITED_FOR = {"Deployment", "Service"}
 """Kinds whose existence is the condition of a next step."""
 REFUSALS = {400, 403, 409, 422}
@@ -73,8 +76,9 @@ class Reconciler:
             moved = await self._act(parent, raw, decision, now)
         except Gone:
             return None
-        again = [AFTERWARDS if moved else RESYNC, *held]
-        again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in decision.apply) else []
+        again = [AFTERWARDS if moved.any else RESYNC, *held]
+        again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in moved.applied) else []
+        again += [REFUSED] if moved.missing else []
         return min(again if decision.requeue is None else [*again, decision.requeue])
 
     def _paced(
@@ -98,13 +102,12 @@ class Reconciler:
 
     async def _act(
         self, parent: parents.Parent, raw: projections.Raw, decision: verdict.Decision, now: datetime.datetime
-    ) -> bool:
-        """Whether there was anything to do."""
+    ) -> "Moved":
         if decision.remove_parent:
             LOG.info("time to live is over: the job is deleted", extra=about(parent, decision.status))
             with _conflicts():
                 await self._api.delete("FineTuneJob", parent.namespace, parent.name, stored.version(raw))
-            return True
+            return Moved(any=True)
         # Its deletion may have been missed, for example while the watch was broken. If the status is to be written,
         # that write fails before any Job is created; children created before it are removed by the garbage collector.
         asks = decision.apply and not difference(raw.get("status") or {}, decision.status.wire())
@@ -112,7 +115,9 @@ class Reconciler:
             self._facts.drop_parent(parent.uid)
             raise Gone
         state, before = decision.status, raw
-        refusal = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"], now)
+        refusal, missing = await self._apply(parent, state, [m for m in decision.apply if m["kind"] != "Job"], now)
+        for one in missing:
+            state = one.added_to(state)
         if refusal is None:
             # Jobs after the status: each is recorded before it exists, and none is created for an outdated spec. A Job that was
             # refused before is recorded already; its status would change twice in each try.
@@ -120,7 +125,7 @@ class Reconciler:
             recorded = bool(jobs) and only_summary(parent.status, state)
             if not recorded:
                 raw = await self._write(parent, raw, state)
-            refusal = await self._apply(parent, state, jobs, now)
+            refusal, _ = await self._apply(parent, state, jobs, now)
             state = parent.status if recorded and refusal is not None else state
         else:
             state = parent.status
@@ -139,12 +144,15 @@ class Reconciler:
             metrics.waited(decision.waited)
             for stage, reason in decision.retried:
                 metrics.retries.labels(stage, reason).inc()
-        return raw is not before or bool(decision.apply or decision.delete)
+        lacks = {one.child for one in missing}
+        applied = tuple(m for m in decision.apply if child_of(m) not in lacks)
+        return Moved(raw is not before or bool(applied or decision.delete), applied, bool(missing))
 
     async def _apply(
         self, parent: parents.Parent, state: status.Status, wanted: list[dict[str, Any]], now: datetime.datetime
-    ) -> "Refusal | None":
-        """Apply in this order, until the API server refuses one."""
+    ) -> "tuple[Refusal | None, list[Refusal]]":
+        """Apply in this order, until the API server refuses one; and the refusals of objects without which the job serves."""
+        missing = list[Refusal]()
         for manifest in wanted:
             LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
             place = place_of(parent, manifest)
@@ -157,8 +165,11 @@ class Reconciler:
                     raise
                 if failure.status == FORBIDDEN and not await self._may_write(manifest):
                     raise
-                return Refusal(f"{manifest['kind']} {manifest['metadata']['name']}", failure)
-        return None
+                refusal = Refusal(child_of(manifest), failure)
+                if not activator.is_of(parent, manifest):
+                    return refusal, missing
+                missing.append(refusal)
+        return None, missing
 
     async def _put(self, parent: parents.Parent, manifest: dict[str, Any]) -> dict[str, Any]:
         """A Job is created once: a queue may then suspend and change it. Everything else is applied."""
@@ -224,16 +235,37 @@ class Refusal:
         self, state: status.Status, parent: parents.Parent, now: datetime.datetime, patience: float
     ) -> status.Status:
         """The status that reports it, otherwise unchanged."""
-        problem = diagnosis.refused(self.child, str(self.failure))
-        text = f"{problem.message} It is retried automatically."
-        if self.failure.status == 409 or "field is immutable" in str(self.failure):
-            text = (
-                f"{self.child} exists and is not this job's: rename the job, or delete that object. If it is left of a deleted "
-                "job, wait: it disappears automatically"
-            )
+        problem, text = self._problem()
         state = state.model_copy(update={"waiting": parent.status.waiting})
         state = conditions.waits(state, problem.reason, text, parent.generation, now, patience)
         return state.model_copy(update={"phase": conditions.phase(state)})
+
+    def added_to(self, state: status.Status) -> status.Status:
+        """The status of a job that serves without it, with the refusal in Ready's message."""
+        ready = conditions.get(state, Condition.READY)
+        if ready is None:
+            return state
+        fresh = ready.model_copy(update={"message": f"{ready.message}. deployment.idle: {self._problem()[1]}"})
+        return state.model_copy(update={"conditions": [fresh if one is ready else one for one in state.conditions]})
+
+    def _problem(self) -> tuple[diagnosis.Problem, str]:
+        problem = diagnosis.refused(self.child, str(self.failure))
+        if self.failure.status == 409 or "field is immutable" in str(self.failure):
+            return problem, (
+                f"{self.child} exists and is not this job's: rename the job, or delete that object. If it is left of a deleted "
+                "job, wait: it disappears automatically"
+            )
+        return problem, f"{problem.message} It is retried automatically."
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What a pass did. any: whether there was anything to do. missing: whether an object without which the job serves was
+    refused."""
+
+    any: bool
+    applied: tuple[dict[str, Any], ...] = ()
+    missing: bool = False
 
 
 SUMMARY = {Condition.READY, Condition.RECONCILING, Condition.STALLED}
@@ -252,6 +284,11 @@ def only_summary(old: status.Status, new: status.Status) -> bool:
 def place_of(parent: parents.Parent, manifest: dict[str, Any]) -> tuple[str, str, str]:
     """Kind, namespace and name of a child."""
     return manifest["kind"], parent.namespace, manifest["metadata"]["name"]
+
+
+def child_of(manifest: dict[str, Any]) -> str:
+    """Kind and name of a child."""
+    return f"{manifest['kind']} {manifest['metadata']['name']}"
 
 
 def about(parent: parents.Parent, state: status.Status) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api import metrics, serving
 from finetune_api.reasons import Phase
-from finetune_operator import series
+from finetune_operator import cluster, series
 from finetune_operator.observe import label, pools
 from flow import test_rollouts, test_routes, world
 from flow.fakecluster import Ends, Hangs, Raw
@@ -156,6 +156,41 @@ async def test_without_an_activator_nothing_sleeps() -> None:
     await played.awake()
     await played.passes(2 * AFTER)
     assert (played.replicas, played.leads_to(played.release)) == (1, True)
+
+
+async def test_an_activator_that_the_api_server_refuses_keeps_the_servers_awake_and_reachable() -> None:
+    played = Played()
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(403, "policy: replicas") if (verb, name) == ("apply", ACTIVATOR) else None
+    )
+    await played.awake()
+    ready = played.world.condition("Ready")
+    assert ready is not None
+    assert f"Deployment {ACTIVATOR}" in ready.message
+    assert "policy: replicas" in ready.message
+    await played.passes(AFTER + 30)
+    assert (played.replicas, played.leads_to(played.release)) == (1, True)
+    tries = len(played.world.cluster.requests)
+    await played.passes(60)
+    assert len(played.world.cluster.requests) - tries < 30, "and is not asked all the time"
+    played.world.cluster.refuse = lambda verb, kind, name: None
+    await played.passes(2 * AFTER)
+    assert played.says() == ("True", "Asleep")
+
+
+async def test_a_candidate_that_the_api_server_refuses_does_not_keep_the_servers_asleep() -> None:
+    played = await Played().asleep()
+    former = played.release
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(422, "policy: no more servers")
+        if (verb, kind) == ("apply", "Deployment") and name not in {former, ACTIVATOR}
+        else None
+    )
+    played.world.apply(**IDLE | NEW)
+    await played.world.settle(until=lambda: "no more servers" in str(played.world.condition("Ready")))
+    await played.knock()
+    await played.passes(30)
+    assert (played.release, played.replicas, played.leads_to(former)) == (former, 1, True)
 
 
 async def test_an_operator_that_starts_again_lets_the_servers_sleep_on() -> None:

@@ -33,6 +33,7 @@ from finetune_operator.decide import (
 )
 from finetune_operator.decide.verdict import Decision, Verdict
 from finetune_operator.decide.world import World
+from finetune_operator.manifests import meta
 from finetune_operator.observe import observation, parents
 
 Rule = Callable[[World], Verdict | None]
@@ -91,10 +92,12 @@ def decide(obs: observation.Observation) -> Decision:
     reached, found = steps[-1].reached, [step.verdict for step in steps]
     if found[-1].remove_parent:
         return Decision(status=reached.state, remove_parent=True)
+    serving: tuple[meta.Manifest, ...] = ()
     for always in IN_EVERY_WORLD:
         found.append(always(reached))
         reached = reached.settled(found[-1])
-    return _decision(obs, summary.sum_up(reached), found)
+        serving = found[-1].apply if always is rollout.keep_serving else serving
+    return _decision(obs, summary.sum_up(reached), found, serving)
 
 
 def journey(obs: observation.Observation) -> list[Step]:
@@ -109,18 +112,26 @@ def journey(obs: observation.Observation) -> list[Step]:
     raise RuntimeError("the rules of a pass do not terminate: " + ", ".join(step.rule.__name__ for step in steps))
 
 
-def _decision(obs: observation.Observation, state: status.Status, found: Sequence[Verdict]) -> Decision:
-    applied = [manifest for verdict in found for manifest in verdict.apply]
+def _decision(
+    obs: observation.Observation, state: status.Status, found: Sequence[Verdict], serving: Sequence[meta.Manifest]
+) -> Decision:
+    """What serves is applied first: a candidate that the API server refuses does not keep it from that."""
+    first = {_place(manifest) for manifest in serving}
+    applied = {_place(manifest): manifest for verdict in found for manifest in verdict.apply}
     due = min((verdict.again for verdict in found if verdict.again is not None), default=None)
     return Decision(
         status=state,
-        apply=tuple({(m["kind"], m["metadata"]["name"]): m for m in applied}.values()),
+        apply=tuple(sorted(applied.values(), key=lambda manifest: _place(manifest) not in first)),
         delete=tuple(dict.fromkeys(ref for verdict in found for ref in verdict.delete)),
         requeue=None if due is None else max((due - obs.now).total_seconds(), 0.05),
         ended=tuple(ended for verdict in found for ended in verdict.ended),
         retried=tuple(retried for verdict in found for retried in verdict.retried),
         waited=tuple(waited for verdict in found for waited in verdict.waited),
     )
+
+
+def _place(manifest: meta.Manifest) -> tuple[str, str]:
+    return manifest["kind"], manifest["metadata"]["name"]
 
 
 def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:

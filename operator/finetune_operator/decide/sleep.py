@@ -67,7 +67,7 @@ def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manife
     made, servers = activator.build(parent, chart, serves, wanted)
     name = servers["metadata"]["name"]
     present = world.obs.servers.get(made["metadata"]["name"])
-    return (*drift.activator(present, made), *drift.service(world.obs.services.get(name), servers), *mine)
+    return (*mine, *drift.activator(present, made), *drift.service(world.obs.services.get(name), servers))
 
 
 def activators(world: World) -> list[projections.Pod]:

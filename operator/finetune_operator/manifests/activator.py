@@ -13,6 +13,15 @@ def name_of_servers(name: str) -> str:
     return f"{name}-servers"
 
 
+def is_of(parent: parents.Parent, manifest: meta.Manifest) -> bool:
+    """Whether the job serves without this object, and only its servers do not sleep."""
+    place = manifest["kind"], manifest["metadata"]["name"]
+    return place in {
+        ("Deployment", gateway.name_of_activator(parent.name)),
+        ("Service", name_of_servers(parent.name)),
+    }
+
+
 def build(
     parent: parents.Parent, chart: settings.Settings, serves: Release, idle: deployment.Idle
 ) -> list[meta.Manifest]:
