@@ -18,6 +18,10 @@ DIFFERS = "TEST_DIFFERS"
 """Set: the plan is that each process holds the base, and the trainer's own passes do not prove themselves."""
 
 
+SHORT = "TEST_SHORT"
+"""Tokens of a micro-batch of which the memory of the second process is short for more; for the comparison of passes too."""
+
+
 def _main(run_file: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     from finetune_trainer import __main__
@@ -28,6 +32,8 @@ def _main(run_file: str, environment: dict[str, str]) -> None:
 
     if os.environ.get(DIFFERS):
         _differ()
+    if (tokens := os.environ.get(SHORT)) and os.environ[run.NODE] == "1":
+        _run_short(int(tokens))
     code = __main__.main(["train", "--run", run_file])
     os._exit(code)
 
@@ -47,6 +53,24 @@ def _differ() -> None:
         raise layers.Unknown("states differ by 1")
 
     train.parallel, comparison.precision = whole, refuse  # type: ignore[assignment]
+
+
+def _run_short(tokens: int) -> None:
+    import torch
+
+    from finetune_trainer.engine import comparison, passes
+
+    forward = passes.Plain.forward
+
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def limited(self: Any, rows: Any, **given: Any) -> Any:
+        if sum(len(row.ids) for row in rows) > tokens:
+            short()
+        return forward(self, rows, **given)
+
+    comparison.precision, passes.Plain.forward = short, limited  # type: ignore[assignment, method-assign]
 
 
 def start(spec: run.Run, folder: pathlib.Path, **environment: str) -> BaseProcess:

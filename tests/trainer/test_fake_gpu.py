@@ -22,7 +22,7 @@ from finetune_trainer.engine import comparison, decoder, flex_attention, lora, l
 from finetune_trainer.planning import memory
 from finetune_trainer.process import errors, progress
 from finetune_trainer.store import storage
-from finetune_trainer.training import batches, checkpoint, loop, objective, processes
+from finetune_trainer.training import batches, checkpoint, loop, objective, processes, shortage
 
 CHART = pathlib.Path(__file__).parents[2] / "charts/finetune-operator/values.yaml"
 
@@ -140,7 +140,7 @@ QUICK = ("llama-3.1-8b-instruct", "gemma 3")
 def test_a_step_of_every_family_stays_on_the_gpu(name: str, tmp_path: pathlib.Path) -> None:
     made = training(tmp_path, few_layers(OTHERS[name]() if name in OTHERS else config_of(name)))
     with fake_gpu.tensors() as syncs:
-        made.try_largest_micro_batch()
+        shortage.try_largest(made)
         syncs.clear()
         made.step()
     assert dict(syncs) == STEP
@@ -193,7 +193,7 @@ def test_several_processes_wait_for_their_sums_too(tmp_path: pathlib.Path) -> No
     with fake_gpu.processes(), fake_gpu.tensors() as syncs:
         with pytest.raises(errors.Stopped):  # the fake answers every question with 1: another process is to stop
             made.step()
-        assert dict(syncs) == {"loss.total": 1, "processes.ProcessGroup.add": 2}
+        assert dict(syncs) == {"loss.total": 1, "processes.ProcessGroup.add": 3}
         made.mean(made.data.validation)
 
 

@@ -148,7 +148,7 @@ def test_memory_that_is_short_while_packing_is_compared_means_padding_where_no_o
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(packing, "_compare", short)
-    monkeypatch.setattr(packing, "_is_sharded", lambda _: shards)
+    monkeypatch.setattr(packing, "is_sharded", lambda _: shards)
     tuned = made(decoders.UNKNOWN["another attention"]())
     with pytest.raises(torch.OutOfMemoryError) if shards else contextlib.nullcontext():
         assert plain(tuned).pads

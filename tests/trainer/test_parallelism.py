@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from finetune_api import job, reasons, run
-from finetune_trainer.planning import architecture, parallelism, workload
+from finetune_trainer.planning import architecture, memory, parallelism, workload
 from finetune_trainer.process import errors
 from finetune_trainer.stages import train
 
@@ -54,6 +54,19 @@ def test_the_base_is_sharded_only_where_a_device_does_not_hold_it(
 ) -> None:
     plan = parallelism.choose(case_of(model, method, processes), gib * GIB)
     assert (plan.parallelism, plan.setup.checkpointing, plan.fits) == TABLE[model, method, processes, gib]
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize("model", CATALOGUE)
+def test_loading_a_part_needs_no_more_than_training(model: str, method: str) -> None:
+    """So that the estimate has no term for it: one weight as it is read, in float32 and in the device's precision, against what
+    training holds besides the weights. Linear layers of one input count as one here."""
+    case = case_of(model, method, 2)
+    case = dataclasses.replace(case, device=dataclasses.replace(case.device, shards=2))
+    held = memory.memory(case, EXAMPLES.longest, checkpointing=True).terms
+    others = (memory.Purpose.WEIGHTS, memory.Purpose.OVERHEAD)
+    training = sum(one.bytes for one in held if one.purpose not in others or one.name == "gathered layers")
+    assert max(one.weights for one in case.linears) * (4 + 2) < training
 
 
 def test_a_plan_that_shards_counts_the_passes_of_transformers() -> None:

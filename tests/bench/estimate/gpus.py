@@ -87,7 +87,9 @@ def report(peaks: Sequence[Peak]) -> list[str]:
         "FlexAttention's kernel and bitsandbytes' are replaced by ones that make the same tensors. Rows of 2,048 tokens, half of "
         "them learned, rank 16; the micro-batch is the one that the estimate chooses for one GPU of this size. `total` also "
         "has CUDA's context and a tenth for fragmentation, which fake tensors do not show. Layers that are sharded over several "
-        "GPUs, and the standard path, are estimated and were not measured so. Written by `make bench-estimate ARGS=--gpus`.",
+        "GPUs, and the standard path, are estimated and were not measured so. While a process loads its part of such layers it "
+        "holds less than in training: its part, what is not sharded, and one weight (`tests/trainer/test_own_part.py`). "
+        "Written by `make bench-estimate ARGS=--gpus`.",
         "",
         "| model | GPU, GiB | method | micro-batch, tokens | checkpointing | estimated, GiB | live, GiB | error | total, GiB |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -38,6 +38,11 @@ class BufferPool:
         """Forgets who filled a buffer: its content is out of date."""
         self._owners.pop(name, None)
 
+    def clear(self) -> None:
+        """Frees all buffers."""
+        self._owners.clear()
+        self._buffers.clear()
+
     @property
     def bytes(self) -> int:
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())

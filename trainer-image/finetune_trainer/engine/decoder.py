@@ -73,6 +73,12 @@ class Decoder:
                 for linear in layer.linears:
                     linear.refresh()
 
+    def release(self) -> None:
+        """Frees all buffers; after passes that ended with an error."""
+        self.memory.clear()
+        for name in ("_batch", "_attention", "_rotations", "_saved", "_last"):
+            self.__dict__.pop(name, None)
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """The input of the first layer: ids [T] -> [T, hidden]."""
         built: torch.Tensor = self._inner.embed_tokens(ids)

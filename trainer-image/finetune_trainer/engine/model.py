@@ -14,17 +14,33 @@ IGNORED = -1
 """Target of a position that is not learned."""
 
 
-def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, quantised: bool = False) -> Any:
+def load(
+    folder: pathlib.Path,
+    precision: job.Precision,
+    where: torch.device,
+    quantised: bool = False,
+    part: tuple[int, int] | None = None,
+) -> Any:
     """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), except the head.
 
+    part: rank and number of the processes that share its layers: of these one weight after the other is read, and only the
+    process's part of it kept, for `sharded`. A model that is stored quantised is loaded whole then, into the host's memory.
     Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid), and as `devices.dtype`.
     """
-    if not quantised and "quantization_config" not in json.loads((folder / "config.json").read_text()):
+    stored_quantised = "quantization_config" in json.loads((folder / "config.json").read_text())
+    if not quantised and not stored_quantised:
         imports.leave_out("bitsandbytes", "peft")  # which would import it, and torch's compiler with it
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     torch_dtype = devices.dtype(precision, where)
+    storage = nf4(torch_dtype) if quantised else None
+    if part is not None and stored_quantised:
+        where = torch.device("cpu")
+    elif part is not None:
+        from finetune_trainer.engine import own_part
+
+        storage = own_part.OwnPart(*part, storage)
     try:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -32,8 +48,8 @@ def load(folder: pathlib.Path, precision: job.Precision, where: torch.device, qu
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            device_map={"": where} if where.type == "cuda" or quantised else None,
-            quantization_config=nf4(torch_dtype) if quantised else None,
+            device_map={"": where} if where.type == "cuda" or storage else None,
+            quantization_config=storage,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):

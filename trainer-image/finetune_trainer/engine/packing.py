@@ -259,13 +259,13 @@ def _proven(tuned: Any, head: loss.Head, where: torch.device, way: str) -> Packi
         _compare(tuned, head, where, packing)
         return packing
     except Exception as problem:  # whatever a family's own code raises
-        if isinstance(problem, torch.OutOfMemoryError) and _is_sharded(tuned):
+        if isinstance(problem, torch.OutOfMemoryError) and is_sharded(tuned):
             raise  # other processes wait for this one within the pass
         log.warning("micro-batches are not packed in this way", way=way, differs=comparison.described(problem))
         return None
 
 
-def _is_sharded(tuned: Any) -> bool:
+def is_sharded(tuned: Any) -> bool:
     return any(isinstance(weight, torch.distributed.tensor.DTensor) for weight in tuned.parameters())
 
 
@@ -292,12 +292,12 @@ def _compare(tuned: Any, head: loss.Head, where: torch.device, packing: Packing)
     ids, marks = [row.ids.tolist() for row in rows], [row.learned.tolist() for row in rows]
     weights = list(lora.parameters(tuned).values())
     tuned.eval()
-    with _short_windows(tuned):
+    with short_windows(tuned):
         expected, _ = model.labelled(tuned, head, ids, marks, where)
         upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(where, expected.dtype)
-        wanted = _gradient(expected, upstream, weights)
+        wanted = gradient_of(expected, upstream, weights)
         found, _ = packing.labelled(rows)
-        gradient = _gradient(found, upstream, weights)
+        gradient = gradient_of(found, upstream, weights)
     bound = comparison.EXACT if expected.dtype is torch.float32 else comparison.ON_DEVICE[expected.dtype]
     # For each token, since what passes from one example to the next in a convolution reaches only its first ones.
     difference = (found.detach().float() - expected.detach().float()).norm(dim=-1)
@@ -307,7 +307,7 @@ def _compare(tuned: Any, head: loss.Head, where: torch.device, packing: Packing)
     comparison.equal("gradients", gradient, wanted, bound)
 
 
-def _gradient(states: torch.Tensor, upstream: torch.Tensor, weights: list[torch.nn.Parameter]) -> torch.Tensor:
+def gradient_of(states: torch.Tensor, upstream: torch.Tensor, weights: list[torch.nn.Parameter]) -> torch.Tensor:
     """The adapter's gradients as one vector; leaves none behind."""
     for weight in weights:
         weight.grad = None
@@ -319,7 +319,7 @@ def _gradient(states: torch.Tensor, upstream: torch.Tensor, weights: list[torch.
 
 
 @contextlib.contextmanager
-def _short_windows(tuned: Any) -> Iterator[None]:
+def short_windows(tuned: Any) -> Iterator[None]:
     """Windows of a few tokens, so that the examples cross them."""
     holders = [*configs(tuned), *model.decoder(tuned).modules()]
     before = [

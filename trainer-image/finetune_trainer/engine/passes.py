@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune_trainer.engine import decoder, layers, lora, loss, model, packing, prefix_tree
+from finetune_trainer.engine import decoder, layers, liger, lora, loss, model, packing, prefix_tree
 from finetune_trainer.process import log
 
 STANDARD = "through transformers' passes"
@@ -53,6 +53,9 @@ class Engine(Protocol):
     def checkpoint(self) -> None:
         """From now on computes each layer's activations again in the backward pass instead of saving them."""
 
+    def release(self) -> None:
+        """Frees what passes hold that ended with an error."""
+
 
 class Fast:
     """The trainer's own passes."""
@@ -78,6 +81,9 @@ class Fast:
     def checkpoint(self) -> None:
         self._inner.checkpointing = True
 
+    def release(self) -> None:
+        self._inner.release()
+
 
 class Plain:
     """Autograd through transformers' own modules."""
@@ -95,10 +101,11 @@ class Plain:
         self.head = head
         self._tuned, self._where = tuned, where
         self._states = torch.empty(0)
+        kernels = liger.proven(tuned, head, where, agreed)
         self._packing = packing.proven(tuned, head, where, agreed)
         self.pads = self._packing is None
-        self.note: str | None = note + (
-            "; its micro-batches are padded, since packing them differed" if self.pads else ""
+        self.note: str | None = (
+            note + kernels + ("; its micro-batches are padded, since packing them differed" if self.pads else "")
         )
 
     def forward(self, rows: Sequence[prefix_tree.TokenRow], *, save: bool, adapted: bool = True) -> Labelled:
@@ -128,6 +135,9 @@ class Plain:
 
     def checkpoint(self) -> None:
         lora.checkpoint_activations(self._tuned.get_base_model())
+
+    def release(self) -> None:
+        self._states = torch.empty(0)
 
 
 def of(

@@ -1,6 +1,6 @@
 """The frozen layers sharded over the processes by torch's FSDP2, for a base model that one device does not hold.
 
-    model on the CPU, with its adapter -> shard -> each process holds a part of every layer -> passes.Plain
+    model of which `own_part` loaded this process's part of every layer, with its adapter -> shard -> passes.Plain
 
 A layer's weights are gathered when it runs and dropped afterwards; all processes must run the same number of passes. The adapter
 is not sharded: its gradients are added once a step, and its checkpoints are those of any number of processes.
@@ -26,10 +26,11 @@ def shard(tuned: Any, where: torch.device) -> None:
     """
     import accelerate.hooks
 
+    from finetune_trainer.engine import own_part
+
     base, inner = tuned.get_base_model(), model.decoder(tuned)
     accelerate.hooks.remove_hook_from_module(base, recurse=True)  # they would move inputs to where it was loaded
-    names = set(base._no_split_modules or ())
-    layers = [module for module in inner.modules() if type(module).__name__ in names]
+    layers = [layer for _, layer in own_part.layers(inner)]
     if not layers:
         raise errors.Failure(
             reasons.Reason.INSUFFICIENT_GPU_MEMORY,
@@ -39,11 +40,37 @@ def shard(tuned: Any, where: torch.device) -> None:
     mesh = torch.distributed.device_mesh.init_device_mesh(where.type, (torch.distributed.get_world_size(),))
     whole = set(lora.parameters(tuned).values())
     for layer in layers:
+        parts = _take_parts(layer)
         _release_4_bits(layer, where)
         torch.distributed.fsdp.fully_shard(layer, mesh=mesh, ignored_params=whole)
+        for module, name, part in parts:
+            _give_part(module, name, part)
     whole |= {weight for weight in inner.parameters() if not isinstance(weight, torch.distributed.tensor.DTensor)}
     torch.distributed.fsdp.fully_shard(inner, mesh=mesh, ignored_params=whole)  # gathers the next layer in time
     _place(base, where)
+
+
+def _take_parts(layer: Any) -> list[tuple[Any, str, torch.Tensor]]:
+    """Replaces weights that were loaded in part by ones of the whole shape without data, which FSDP2 shards too."""
+    from finetune_trainer.engine import own_part
+
+    parts = []
+    for module in layer.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if (shape := getattr(weight, own_part.WHOLE, None)) is not None:
+                empty = torch.empty(shape, dtype=weight.dtype, device="meta")
+                setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
+                parts.append((module, name, weight.data))
+    return parts
+
+
+def _give_part(module: Any, name: str, part: torch.Tensor) -> None:
+    """The data of this process's part; FSDP2 takes it over when it runs first."""
+    empty = getattr(module, name)
+    filled = torch.distributed.tensor.DTensor.from_local(
+        part, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
+    )
+    setattr(module, name, torch.nn.Parameter(filled, requires_grad=False))
 
 
 def _release_4_bits(layer: Any, where: torch.device) -> None:

@@ -252,7 +252,8 @@ def prepare(
     """Loads the base model, adds the adapter, and compares the passes. Raises Failure."""
     shares = planned is not None and planned.sharded
     quantised = spec.training.method is job.Method.QLORA
-    base = model.load(folder, spec.training.precision, torch.device("cpu") if shares else where, quantised)
+    part = (group.rank, group.size) if shares else None
+    base = model.load(folder, spec.training.precision, where, quantised, part)
 
     # general examples, before there is an adapter
     if data.replay is None:

@@ -6,12 +6,12 @@ after any step and resume in another process.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from finetune_api import reasons, run
@@ -20,7 +20,7 @@ from finetune_trainer.engine import model, passes, prefix_tree
 from finetune_trainer.planning import learning_rate, memory
 from finetune_trainer.process import errors, log, progress, signals
 from finetune_trainer.store import objects
-from finetune_trainer.training import batches, checkpoint, objective, processes, trials, watchdogs
+from finetune_trainer.training import batches, checkpoint, objective, processes, shortage, trials, watchdogs
 
 WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
 """Share of the steps with a rising learning rate; share of the peak at the end; maximum norm of the gradient."""
@@ -148,7 +148,8 @@ class Loop:
 
     def run(self) -> None:
         """All remaining steps."""
-        self.try_largest_micro_batch()
+        while not self.group.every(shortage.fits(self, functools.partial(shortage.try_largest, self))):
+            shortage.halve(self)
         self.saved_at = time.monotonic()
         with contextlib.ExitStack() as stack:
             if self.group.size > 1:  # all processes stop after the same step
@@ -214,28 +215,6 @@ class Loop:
             return None, failure
         return value, None
 
-    def try_largest_micro_batch(self) -> None:
-        """Runs the largest possible micro-batch and discards the result: a lack of memory shows in the first minute."""
-        begun, lengths = time.monotonic(), self.data.train.lengths
-        longest = sorted(range(self.data.train.examples), key=lambda index: -self.length(index, lengths))
-        rows: list[prefix_tree.TokenRow] = []
-        size = 0
-        for index in longest[: self.plan.batch_size]:
-            if size and size + self.length(index, lengths) > self.setup.tokens:
-                break
-            rows += self.rows(self.data.train, index)
-            size += self.length(index, lengths)
-        # The first tokens differ, so that nothing is shared.
-        distinct = [
-            prefix_tree.TokenRow(np.concatenate([[at], row.ids[1:]]), row.learned) for at, row in enumerate(rows)
-        ]
-        random = checkpoint.randomness()
-        signals.check()
-        self.objective.learn(self.engine, distinct, max(1, self.objective.units(distinct)))
-        self.optimizer.zero_grad(set_to_none=True)
-        checkpoint.restore_randomness(random)
-        log.info("the largest micro-batch fits", tokens=size, seconds=round(time.monotonic() - begun, 2))
-
     def length(self, index: int, lengths: Any) -> int:
         """Tokens of an example."""
         each = self.objective.rows
@@ -282,12 +261,9 @@ class Loop:
         examples = [self.example(index) for index in selected]
         total = sum(self.objective.units(example) for example in examples)
         mine = [examples[at] for at in batches.share_of(examples, self.group.rank, self.group.size)]
-        self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        for rows, share in self.in_lockstep(list(self.micro(mine)), examples[0]):
-            signals.check()
-            value += self.objective.learn(self.engine, rows, total, share)
-        value = self.all_reduce(value)
+        while (value := self.all_reduce(self.gradients(mine, total, examples[0]))) is None:
+            shortage.halve(self)
+            checkpoint.restore_randomness(self.random)
         rate = self.peak * schedule(self.state.step, self.plan.steps)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP))
         watchdogs.check_step(self.state.step + 1, value, norm, rate)
@@ -301,18 +277,34 @@ class Loop:
             watchdogs.check_moved(self.state.step, self.weights)
         self.spike.add(self.state.step, value, rate)
 
-    def all_reduce(self, value: float) -> float:
-        """Sums the value and the gradients over all processes. Raises Stopped on all of them when one of them is to stop."""
+    def gradients(
+        self, mine: list[list[prefix_tree.TokenRow]], total: int, filler: list[prefix_tree.TokenRow]
+    ) -> float | None:
+        """The gradients of this process's examples; returns their part of the loss, None where memory was short."""
+        value = 0.0
+
+        def learn() -> None:
+            nonlocal value
+            for rows, share in self.in_lockstep(list(self.micro(mine)), filler):
+                signals.check()
+                value += self.objective.learn(self.engine, rows, total, share)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        return value if shortage.fits(self, learn) else None
+
+    def all_reduce(self, value: float | None) -> float | None:
+        """Sums the value and the gradients over all processes; None in all where one has none. Raises Stopped on all of them when
+        one of them is to stop."""
         if self.group.size == 1:
             return value
         for weight in self.weights.values():
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        value, stop = self.group.add(gradients, [value, float(signals.asked())])
+        total, stop, short = self.group.add(gradients, [value or 0.0, float(signals.asked()), float(value is None)])
         if stop:
             raise errors.Stopped
-        return value
+        return None if short else total
 
     def record(self, count: int, value: float, rate: float, norm: float, begun: float) -> None:
         """Records a finished step of `count` tokens, and reports it."""

@@ -1,0 +1,77 @@
+"""A base model of which a process loads a part of each layer: what it holds, and at most holds meanwhile."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from tests.bench.estimate import fake
+from tests.trainer import tiny
+
+from finetune_api import job
+from finetune_trainer.engine import lora, model, own_part
+
+CPU = torch.device("cpu")
+
+SHARES = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A base model whose layers are most of it, in float32."""
+    made = tmp_path_factory.mktemp("base")
+    tiny.make_tiny_model(made, hidden=256, layers=12)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    model: Any
+    peak: int
+    """Bytes that lived at once."""
+
+
+def load(folder: pathlib.Path, quantised: bool, part: tuple[int, int] | None) -> Loaded:
+    live = fake.Live(CPU)
+    with live:
+        loaded = model.load(folder, job.Precision.BFLOAT16, CPU, quantised, part)
+    return Loaded(loaded, live.peak)
+
+
+def linears(loaded: Any) -> dict[str, torch.nn.Linear]:
+    return dict(lora.linears(loaded))
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["LoRA", "QLoRA"])
+def test_a_process_holds_its_part_and_one_weight_while_it_loads(folder: pathlib.Path, quantised: bool) -> None:
+    own = load(folder, quantised, (1, SHARES))
+    found = linears(own.model).values()
+    weights = [layer.in_features * layer.out_features for layer in found]
+    each = 0.5 if quantised else 2
+    rest = sum(
+        weight.numel() * 2
+        for weight in own.model.parameters()
+        if id(weight) not in {id(layer.weight) for layer in found}
+    )
+    held = sum(layer.weight.nbytes for layer in found)
+    assert held == pytest.approx(sum(weights) * each / SHARES, rel=0.01)
+    # one weight as it is read, in its precision, and in 4 bits with what its blocks are computed with
+    allowed = rest + held + sum(weights) * 0.02 * quantised + max(weights) * 14
+    assert own.peak < allowed
+    if quantised:  # else transformers loads in threads, which the counter does not see
+        assert load(folder, quantised, None).peak > allowed, "a process that loads all would not pass"
+
+
+@pytest.mark.parametrize("shares", [2, 3])
+@pytest.mark.parametrize("quantised", [False, True], ids=["LoRA", "QLoRA"])
+def test_the_parts_together_are_the_weights(folder: pathlib.Path, quantised: bool, shares: int) -> None:
+    whole = linears(load(folder, quantised, None).model)
+    parts = [linears(load(folder, quantised, (rank, shares)).model) for rank in range(shares)]
+    for name in list(whole)[:7]:
+        assert torch.equal(torch.cat([part[name].weight.data for part in parts]), whole[name].weight.data), name
+        assert getattr(parts[0][name].weight, own_part.WHOLE) == whole[name].weight.shape
+        if quantised:
+            state, expected = lora.state_of(parts[1][name]), lora.state_of(whole[name])
+            assert torch.equal(state.absmax, expected.absmax)
+            assert state.shape == whole[name].weight.quant_state.shape  # type: ignore[attr-defined]
