@@ -94,7 +94,7 @@ chaos: venv ## Inject 200 random faults into a fleet of jobs on a real node and 
 
 # --- Measure: each writes its table below docs/benchmarks/ ---
 
-.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check gateway-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-base bench-pool-scale
+.PHONY: bench-startup bench-checks bench-trainer bench-trainer-profile bench-estimate gpu-check gateway-check scale-check bench-evaluation bench-operator bench-gateway bench-pool bench-pool-base bench-pool-scale
 bench-startup: venv ## Measure the time from exec to the first optimizer step
 	$(VENV)/python tests/bench/startup.py
 
@@ -112,6 +112,9 @@ gpu-check: venv ## On a machine with a GPU: check the trainer's passes there and
 
 gateway-check: venv ## A real Gateway and Ingress controller in front of real servers on a real node: shares, rollouts, keys; 20 minutes
 	$(VENV)/python -m tests.bench.routed $(ARGS)
+
+scale-check: venv ## An HPA with a real prometheus-adapter scales a pool on a real control plane, 25 minutes; ARGS="--short" takes 7
+	$(VENV)/python -m tests.bench.scale $(ARGS)
 
 bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS="--only short" for a part
 	$(VENV)/python -m tests.bench.estimate $(ARGS)

@@ -10,6 +10,9 @@ from pathlib import Path
 from localcluster import api, pki
 from localcluster.plan import SERVICES, SERVICES_FIRST, Plan
 
+FRONT_PROXY = "front-proxy-client"
+"""Whose word an aggregated API server takes for who asks: the API server's."""
+
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -41,6 +44,7 @@ def identities(plan: Plan) -> list[pki.Identity]:
         ),
         pki.Identity("admin", "admin", groups=("system:masters",)),
         pki.Identity("controller-manager", "system:kube-controller-manager"),
+        pki.Identity("front-proxy", FRONT_PROXY),
     ]
     if plan.scheduler:
         found.append(pki.Identity("scheduler", "system:kube-scheduler"))
@@ -97,6 +101,13 @@ def apiserver(plan: Plan) -> list[str | Path]:
         f"--tls-cert-file={certificates / 'apiserver.crt'}",
         f"--tls-private-key-file={certificates / 'apiserver.key'}",
         f"--client-ca-file={certificates / 'ca.crt'}",
+        f"--proxy-client-cert-file={certificates / 'front-proxy.crt'}",
+        f"--proxy-client-key-file={certificates / 'front-proxy.key'}",
+        f"--requestheader-client-ca-file={certificates / 'ca.crt'}",
+        f"--requestheader-allowed-names={FRONT_PROXY}",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         f"--service-account-key-file={certificates / 'sa.pub'}",
         f"--service-account-signing-key-file={certificates / 'sa.key'}",
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",

@@ -79,6 +79,12 @@ def test_a_namespace_can_enforce_restricted_pods(both: Both) -> None:
     assert "violates PodSecurity" in refused.stderr
 
 
+def test_aggregated_servers_can_learn_whose_word_to_take_for_who_asks(both: Both) -> None:
+    first, _ = both
+    found = kubectl(first, "get", "configmap", "extension-apiserver-authentication", "-n=kube-system", "-o=json")
+    assert json.loads(json.loads(found)["data"]["requestheader-allowed-names"]) == ["front-proxy-client"]
+
+
 def test_requests_are_audited(both: Both) -> None:
     first, _ = both
     kubectl(first, "get", "configmaps")

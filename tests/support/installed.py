@@ -75,14 +75,19 @@ def install(
         "apply", "--server-side", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
     )
     account = next(m["metadata"]["name"] for m in manifests if m["kind"] == "ServiceAccount")
-    token = plane.kubectl("create", "token", account, f"--namespace={SYSTEM}", "--duration=1h").strip()
-    admin = yaml.safe_load(plane.kubeconfig.read_text())
-    user = {"name": "operator", "user": {"token": token}}
-    context = {"name": "operator", "context": {"cluster": admin["clusters"][0]["name"], "user": "operator"}}
-    kubeconfig, file = folder / "kubeconfig", folder / "settings.json"
-    kubeconfig.write_text(json.dumps(admin | {"users": [user], "contexts": [context], "current-context": "operator"}))
+    file = folder / "settings.json"
     file.write_text(next(m["data"]["settings.json"] for m in manifests if m["kind"] == "ConfigMap"))
-    return kubeconfig, file
+    return kubeconfig(plane, account, SYSTEM, folder / "kubeconfig"), file
+
+
+def kubeconfig(plane: controlplane.ControlPlane, account: str, namespace: str, file: Path) -> Path:
+    """Writes a kubeconfig of a ServiceAccount, for an hour."""
+    token = plane.kubectl("create", "token", account, f"--namespace={namespace}", "--duration=1h").strip()
+    admin = yaml.safe_load(plane.kubeconfig.read_text())
+    user = {"name": account, "user": {"token": token}}
+    context = {"name": account, "context": {"cluster": admin["clusters"][0]["name"], "user": account}}
+    file.write_text(json.dumps(admin | {"users": [user], "contexts": [context], "current-context": account}))
+    return file
 
 
 @dataclasses.dataclass

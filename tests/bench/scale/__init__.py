@@ -1,0 +1,1 @@
+"""A real autoscaler of a ServingPool: `make scale-check` writes docs/benchmarks/scale-check.md."""
