@@ -76,10 +76,9 @@ class Reader:
             text = await progress.get(http, progress.url(pod.address, self._port, PATH), serving.STATE_BYTES)
             state = serving.State.model_validate_json(text or b"", extra="ignore")
         except progress.Unread as unread:
-            found = pools.Reading(before.state, before.requests_per_second, f"{pod.address}: {unread}")
+            found = before.failed(f"{pod.address}: {unread}", self._now())
         except pydantic.ValidationError as error:
-            seen = f"{pod.address}: not a state: {error.errors()[0]['msg'][:100]}"
-            found = pools.Reading(before.state, before.requests_per_second, seen)
+            found = before.failed(f"{pod.address}: not a state: {error.errors()[0]['msg'][:100]}", self._now())
         else:
             found = pools.Reading(state, self._rate(key, state), last_request=self._last(state))
         self._due[key] = self._monotonic() + (ACTIVATOR_PAUSE if pod.activator else PAUSE)

@@ -134,13 +134,14 @@ class Asked:
 
     async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
         """Read a pod once, and note when it was asked."""
+        before = self._facts.pool_states.get(key[0], {}).get(key[1], pools.Reading())
         try:
             text = await progress.get(http, progress.url(pod.address, self._port, PATH), BYTES)
             found = pools.Reading(last_request=self._asked(key, counts(text or b"")))
         except progress.Unread as unread:
-            found = pools.Reading(problem=f"{pod.address}: {unread}")
+            found = before.failed(f"{pod.address}: {unread}", self._now())
         except ValueError as error:
-            found = pools.Reading(problem=f"{pod.address}: not metrics: {str(error)[:100]}")
+            found = before.failed(f"{pod.address}: not metrics: {str(error)[:100]}", self._now())
         self._rounds.over(key)
         self._facts.put_pool_state(*key, found)
 

@@ -27,17 +27,22 @@ class Played(test_routes.Played):
         self.since: dict[str, datetime.datetime] = {}
         self.asked: datetime.datetime | None = None
         self.knocked: datetime.datetime | None = None
-        self.problem_of_servers = ""
+        self.problem = {"servers": "", "activators": ""}
         self.world.cluster.controllers.append(self._read)
 
     def _read(self) -> None:
         facts, now = self.world.cache, self.world.cluster.now
         for (uid, name), _ in facts.activators().items():
             state = serving.State(pool=f"ml/{world.NAME}", etag="", engine_ready=False)
-            facts.put_pool_state(uid, name, pools.Reading(state, last_request=self.knocked))
+            self._put(uid, name, pools.Reading(state, last_request=self.knocked), self.problem["activators"])
         for (uid, name), _ in facts.sleepers().items():
             last = max(filter(None, (self.since.setdefault(name, now), self.asked)))
-            facts.put_pool_state(uid, name, pools.Reading(last_request=last, problem=self.problem_of_servers))
+            self._put(uid, name, pools.Reading(last_request=last), self.problem["servers"])
+
+    def _put(self, uid: str, name: str, found: pools.Reading, problem: str) -> None:
+        before = self.world.cache.pool_states.get(uid, {}).get(name, pools.Reading())
+        reading = before.failed(problem, self.world.cluster.now) if problem else found
+        self.world.cache.put_pool_state(uid, name, reading)
 
     async def awake(self, **changes: Any) -> "Played":
         await self.served(**IDLE | changes)
@@ -69,6 +74,16 @@ class Played(test_routes.Played):
     def says(self) -> tuple[str, str]:
         found = self.world.condition("Ready")
         return (found.status, found.reason) if found is not None else ("", "")
+
+    @property
+    def message(self) -> str:
+        found = self.world.condition("Ready")
+        return found.message if found is not None else ""
+
+    @property
+    def activators(self) -> list[str]:
+        metadata = [pod["metadata"] for pod in self.world.cluster.of("Pod")]
+        return [one["name"] for one in metadata if label.ACTIVATOR in one["labels"]]
 
     @property
     def release(self) -> str:
@@ -141,13 +156,30 @@ async def test_servers_that_are_used_or_cannot_be_read_stay_awake() -> None:
         played.asked = played.world.cluster.now
         await played.passes(AFTER / 2)
     assert (played.replicas, played.says()) == (1, ("True", "Serving"))
-    played.problem_of_servers = "10.0.0.1: no answer"
+    played.problem["servers"] = "10.0.0.1: no answer"
     await played.passes(2 * AFTER)
     assert played.replicas == 1
-    ready = played.world.condition("Ready")
-    assert ready is not None
-    assert "10.0.0.1: no answer" in ready.message
-    assert "8000 and 8002" in ready.message
+    assert "10.0.0.1: no answer" in played.message
+    assert "8000 and 8002" in played.message
+
+
+async def test_a_pod_that_cannot_be_read_is_named_if_it_is_ready_and_once_that_lasts() -> None:
+    played = await Played().awake()
+    for which in ("servers", "activators"):
+        played.problem[which] = "10.0.0.1: no answer"
+        await played.passes(20)
+        assert "10.0.0.1" not in played.message
+        await played.world.wait(60)
+        assert "10.0.0.1: no answer" in played.message, "without a further answer"
+        played.problem[which] = ""
+        await played.passes(5)
+        assert "10.0.0.1" not in played.message
+    played.world.script["server"] = [Hangs()]
+    played.problem["activators"], played.asked = "10.0.0.1: no answer", played.world.cluster.now
+    for name in played.activators:
+        played.world.cluster.remove("Pod", name)
+    await played.passes(90)
+    assert "10.0.0.1" not in played.message
 
 
 async def test_without_an_activator_nothing_sleeps() -> None:
@@ -287,9 +319,8 @@ async def test_servers_that_sleep_are_no_outage_while_another_revision_trains_an
 async def test_servers_that_sleep_are_an_outage_while_no_activator_is_ready() -> None:
     played = await Played().asleep()
     played.world.cluster.refused_pods[ACTIVATOR] = "exceeded quota"
-    for pod in played.world.cluster.of("Pod"):
-        if label.ACTIVATOR in pod["metadata"]["labels"]:
-            played.world.cluster.remove("Pod", pod["metadata"]["name"])
+    for name in played.activators:
+        played.world.cluster.remove("Pod", name)
     await played.world.wait(5)
     assert (played.says(), played.requested) == (("False", "Starting"), 1)
 

@@ -17,6 +17,9 @@ from finetune_operator.observe.records import Release
 STARTS = datetime.timedelta(minutes=2)
 """How long servers usually take to start."""
 
+UNREAD = datetime.timedelta(seconds=60)
+"""For how long a pod cannot be read until the condition Ready says so."""
+
 
 def find(world: World, serves: Release) -> idle.Found:
     """Whether the servers of this release, which serves, sleep."""
@@ -40,7 +43,22 @@ def again(world: World, found: idle.Found) -> datetime.datetime | None:
     """When to look again."""
     due = world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
     held = waking_until(world) if found.asleep_since is None else None
-    return min((time for time in (due, held) if time is not None), default=None)
+    lasts = [time for time in _unread(world) if time > world.now]
+    return min((time for time in (due, held, *lasts) if time is not None), default=None)
+
+
+def unread(world: World) -> str:
+    """Why servers do not sleep, as when clients asked cannot be read; empty until that has lasted."""
+    return next((problem for time, problem in _unread(world).items() if time <= world.now), "")
+
+
+def _unread(world: World) -> dict[datetime.datetime, str]:
+    """When a problem of a ready pod has lasted for UNREAD -> the problem."""
+    serving = world.serving
+    if serving is None or world.spec.deployment.idle is None:
+        return {}
+    found = _readings(world, [*_ready(world.obs.pods_of(serving.name)), *activators(world)])
+    return {one.failing_since + UNREAD: one.problem for one in found if one.failing_since is not None}
 
 
 def waking_until(world: World) -> datetime.datetime | None:

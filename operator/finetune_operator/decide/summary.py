@@ -85,9 +85,9 @@ def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
         return _kstatus(
             "False", True, False, Reason.WAKING, f"a request or a step of a rollout starts the servers: {text}"
         )
-    if unread := [one.problem for one in world.obs.asked.values() if one.problem]:
+    if unread := sleep.unread(world):
         text += (
-            f". The servers do not sleep (deployment.idle), since when clients asked cannot be read ({unread[0]}): allow the "
+            f". The servers do not sleep (deployment.idle), since when clients asked cannot be read ({unread}): allow the "
             f"operator's pods to reach TCP ports {run.SERVER_PORT} and {api.DELIVERY_PORT} of the job's pods (NetworkPolicy, "
             "service mesh)"
         )

@@ -57,6 +57,13 @@ class Reading:
     problem: str = ""
     last_request: datetime.datetime | None = None
     """When a client's last request was, or the pod became ready; None: unknown, or neither was."""
+    failing_since: datetime.datetime | None = None
+    """When the first of the requests that failed was sent; None: none did since the last answer."""
+
+    def failed(self, problem: str, now: datetime.datetime) -> "Reading":
+        """After a request that failed."""
+        since = self.failing_since or now
+        return Reading(self.state, self.requests_per_second, problem, failing_since=since)
 
 
 def parent(raw: projections.Raw) -> Parent:

@@ -295,5 +295,8 @@ async def test_a_server_was_asked_when_requests_are_under_way_or_have_ended_sinc
     assert times[0] != first
     assert times[1] == times[0]
     assert len({first, *times}) == 4, "a broken-off request, and a server that started again, count"
-    assert "not metrics" in (await read("hello")).problem
+    failed = [await read(text) for text in ("hello", "", metrics(1))]
+    assert "not metrics" in failed[0].problem
+    assert failed[0].failing_since == failed[1].failing_since is not None
+    assert failed[2].failing_since is None
     await runner.cleanup()
