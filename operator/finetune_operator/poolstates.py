@@ -72,6 +72,7 @@ class Reader:
     async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
         """Read a pod once, and note its answer; the last one stays if it gives none."""
         before = self._facts.pool_states.get(key[0], {}).get(key[1], pools.Reading())
+        began = self._now()
         try:
             text = await progress.get(http, progress.url(pod.address, self._port, PATH), serving.STATE_BYTES)
             state = serving.State.model_validate_json(text or b"", extra="ignore")
@@ -80,7 +81,7 @@ class Reader:
         except pydantic.ValidationError as error:
             found = before.failed(f"{pod.address}: not a state: {error.errors()[0]['msg'][:100]}", self._now())
         else:
-            found = pools.Reading(state, self._rate(key, state), last_request=self._last(state))
+            found = pools.Reading(state, self._rate(key, state), last_request=self._last(state), read_at=began)
         self._due[key] = self._monotonic() + (ACTIVATOR_PAUSE if pod.activator else PAUSE)
         self._facts.put_pool_state(*key, found)
 

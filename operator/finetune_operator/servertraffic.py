@@ -135,9 +135,10 @@ class Asked:
     async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
         """Read a pod once, and note when it was asked."""
         before = self._facts.pool_states.get(key[0], {}).get(key[1], pools.Reading())
+        began = self._now()
         try:
             text = await progress.get(http, progress.url(pod.address, self._port, PATH), BYTES)
-            found = pools.Reading(last_request=self._asked(key, counts(text or b"")))
+            found = pools.Reading(last_request=self._asked(key, counts(text or b"")), read_at=began)
         except progress.Unread as unread:
             found = before.failed(f"{pod.address}: {unread}", self._now())
         except ValueError as error:

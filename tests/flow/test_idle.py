@@ -35,11 +35,12 @@ class Gateways(test_rollouts.Gateways):
             held |= {one.revision for one in index.adapters}
             if pod.activator:
                 state = serving.State(pool=known.key, etag=index.etag, engine_ready=False)
-                facts.put_pool_state(uid, name, pools.Reading(state, last_request=self.knocked))
+                facts.put_pool_state(uid, name, pools.Reading(state, last_request=self.knocked, read_at=now))
             elif pod.ready:
                 last = max(filter(None, (self.since.setdefault(name, now), self.asked)))
                 state = self.state(known.key, index)
-                facts.put_pool_state(uid, name, pools.Reading(state, last_request=None if self.silent else last))
+                last = None if self.silent else last
+                facts.put_pool_state(uid, name, pools.Reading(state, last_request=last, read_at=now))
         recorder.pooled[self.played.cluster] = held
 
 

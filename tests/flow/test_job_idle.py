@@ -28,16 +28,22 @@ class Played(test_routes.Played):
         self.asked: datetime.datetime | None = None
         self.knocked: datetime.datetime | None = None
         self.problem = {"servers": "", "activators": ""}
+        self.reads = True
+        """Whether the operator gets to read pods."""
         self.world.cluster.controllers.append(self._read)
 
     def _read(self) -> None:
         facts, now = self.world.cache, self.world.cluster.now
+        if not self.reads:
+            return
         for (uid, name), _ in facts.activators().items():
             state = serving.State(pool=f"ml/{world.NAME}", etag="", engine_ready=False)
-            self._put(uid, name, pools.Reading(state, last_request=self.knocked), self.problem["activators"])
+            self._put(
+                uid, name, pools.Reading(state, last_request=self.knocked, read_at=now), self.problem["activators"]
+            )
         for (uid, name), _ in facts.sleepers().items():
             last = max(filter(None, (self.since.setdefault(name, now), self.asked)))
-            self._put(uid, name, pools.Reading(last_request=last), self.problem["servers"])
+            self._put(uid, name, pools.Reading(last_request=last, read_at=now), self.problem["servers"])
 
     def _put(self, uid: str, name: str, found: pools.Reading, problem: str) -> None:
         before = self.world.cache.pool_states.get(uid, {}).get(name, pools.Reading())
@@ -148,6 +154,22 @@ async def test_a_request_in_the_last_moment_keeps_the_servers() -> None:
         await played.passes(20)
         assert (played.replicas, played.says()) == (1, ("True", "Serving")), where
         assert played.leads_to(played.release)
+
+
+async def test_servers_end_only_after_every_pod_was_read() -> None:
+    played = await Played().awake()
+    while not played.holds():
+        await played.passes(5)
+    played.problem["servers"] = "10.0.0.1: no answer"
+    await played.passes(30)
+    assert played.replicas == 1, "somebody may have asked them"
+    played.reads, played.problem["servers"] = False, ""
+    played.world.boot()
+    await played.passes(30)
+    assert played.replicas == 1, "another leader knows nothing yet"
+    played.reads = True
+    await played.passes(10)
+    assert (played.replicas, played.says()) == (0, ("True", "Asleep"))
 
 
 async def test_servers_that_are_used_or_cannot_be_read_stay_awake() -> None:

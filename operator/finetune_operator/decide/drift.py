@@ -27,7 +27,7 @@ def server(present: projections.Server | None, manifest: meta.Manifest, replicas
     marked = meta.marked(manifest, fresh.guarded, **{label.REPLICAS: str(replicas)})
     if present is None:
         return (marked,)
-    scaled = replicas != (present.replicas if present.requested is None else present.requested)
+    scaled = replicas != present.wanted
     if present.deleting or not (scaled or _differs(present, fresh, marked)):
         return ()
     if not scaled and "replicas" in present.others:

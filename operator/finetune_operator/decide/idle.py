@@ -2,7 +2,7 @@
 Pure.
 
     awake ── no request for idle.after, no job needs the servers ──> asleep: the Service leads to the activator
-      ^                                                                        │ SETTLE seconds later, in which nobody asked
+      ^                                                                        │ SETTLE later, every pod was read: nobody asked
       │                                                                        v
       └── a request at the activator, or a job that needs the servers ── asleep: no servers
 
@@ -20,6 +20,9 @@ from finetune_operator.observe import pools
 SETTLE = datetime.timedelta(seconds=15)
 """Until the servers end: every node knows the Service's new pods by then, and the servers were read once more."""
 
+AGAIN = 2.0
+"""Seconds until the next look, while servers wait for readings to end."""
+
 JITTER = datetime.timedelta(seconds=5)
 """Between two computations of the same time: a pod reports how long ago it was, and its answer takes up to two seconds."""
 
@@ -27,7 +30,7 @@ JITTER = datetime.timedelta(seconds=5)
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What is decided by. servers, activators: the readings of their ready pods. settled: all servers that were requested are
-    ready, and none is being replaced. needs: why a job needs the servers now."""
+    ready, and none is being replaced. ended: no servers are requested already. needs: why a job needs the servers now."""
 
     idle: deployment.Idle | None
     asleep_since: datetime.datetime | None
@@ -35,6 +38,7 @@ class Seen:
     servers: Sequence[pools.Reading]
     activators: Sequence[pools.Reading]
     settled: bool
+    ended: bool
     needs: str
     etag: str
 
@@ -69,9 +73,20 @@ def _asleep(seen: Seen, idle: deployment.Idle, since: datetime.datetime) -> Foun
     before = since - _after(idle) + JITTER
     if _asked(seen.activators, since) or _asked(seen.servers, before):
         return _awake(seen, "a client asks")
-    settles = (since + SETTLE - seen.now).total_seconds()
+    if not (seen.ended or seen.activators):
+        return _awake(seen, "no pod takes requests in its place")
     text = f"asleep since {since:%Y-%m-%d %H:%M:%S} UTC, after {idle.after} without a request"
-    return Found(since, settles <= 0, True, text, settles if settles > 0 else None)
+    if seen.ended or _nobody_asked(seen, since):
+        return Found(since, True, True, text)
+    return Found(since, False, True, text, max((since + SETTLE - seen.now).total_seconds(), AGAIN))
+
+
+def _nobody_asked(seen: Seen, since: datetime.datetime) -> bool:
+    """Whether every pod was read late enough to know: a server once requests went to the activator, that once it had all."""
+    after = [*((one, since) for one in seen.servers), *((one, since + SETTLE) for one in seen.activators)]
+    return seen.now >= since + SETTLE and all(
+        one.read_at is not None and one.read_at >= due and not one.problem for one, due in after
+    )
 
 
 def _after(idle: deployment.Idle) -> datetime.timedelta:

@@ -142,6 +142,7 @@ def _seen(world: World, spec: servingpool.ServingPoolSpec) -> idle.Seen:
         servers=readings(servers),
         activators=readings(_ready_activators(world)),
         settled=server is not None and server.settled and len(servers) == server.replicas,
+        ended=server is None or server.wanted == 0,
         needs=world.needs,
         etag=world.index.etag,
     )

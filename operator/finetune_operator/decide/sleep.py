@@ -33,6 +33,7 @@ def find(world: World, serves: Release) -> idle.Found:
             servers=_readings(world, ready),
             activators=_readings(world, activators(world)),
             settled=server is not None and server.settled and 0 < server.replicas == len(ready),
+            ended=server is None or server.wanted == 0,
             needs=_needs(world),
             etag="",
         )

@@ -57,6 +57,8 @@ class Reading:
     problem: str = ""
     last_request: datetime.datetime | None = None
     """When a client's last request was, or the pod became ready; None: unknown, or neither was."""
+    read_at: datetime.datetime | None = None
+    """When its last reading began; None: never, or it failed."""
     failing_since: datetime.datetime | None = None
     """When the first of the requests that failed was sent; None: none did since the last answer."""
 

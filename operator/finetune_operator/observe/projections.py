@@ -142,6 +142,11 @@ class Server:
     """Why the API server refuses its pods; empty if it does not."""
     deleting: bool
 
+    @property
+    def wanted(self) -> int:
+        """The replicas that the operator requested last."""
+        return self.replicas if self.requested is None else self.requested
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plain:

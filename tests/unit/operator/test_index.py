@@ -266,6 +266,7 @@ async def test_an_activator_is_read_every_second_and_the_pool_looks_again_when_a
             reading = facts.pool_states["pool"]["chat-activator-0"]
             found.append(reading.last_request and (now - reading.last_request).total_seconds())
             asked.append("pool" in changed)
+            assert reading.read_at == (None if reading.problem else now)
             clock.now += 1
         assert found == [None, 100.0, 100.2, 3.0, None, None, poolstates.LONGEST]
         assert asked == [True, True, False, True, True, True, True], (

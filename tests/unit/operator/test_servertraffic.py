@@ -288,7 +288,9 @@ async def test_a_server_was_asked_when_requests_are_under_way_or_have_ended_sinc
             await asked.read(http, key, server)
         return sleeping.pool_states["u"]["old"]
 
-    first = (await read(metrics(5))).last_request
+    reading = await read(metrics(5))
+    first = reading.last_request
+    assert reading.read_at == start, "before the answer"
     assert (await read(metrics(5))).last_request == first, "nobody asked since"
     running = metrics(5) + '\nvllm:num_requests_running{engine="0"} 1.0'
     times = [(await read(text)).last_request for text in (running, metrics(5), metrics(5, aborted=1), metrics(1))]
@@ -299,4 +301,5 @@ async def test_a_server_was_asked_when_requests_are_under_way_or_have_ended_sinc
     assert "not metrics" in failed[0].problem
     assert failed[0].failing_since == failed[1].failing_since is not None
     assert failed[2].failing_since is None
+    assert failed[0].read_at is None
     await runner.cleanup()
