@@ -18,6 +18,8 @@
     fused            linear layers that read the same input, with their adapters, as one matrix product
     loss             cross-entropy of the labelled positions only, chunk by chunk
     buffers          the buffer pool: memory that micro-batches reuse
+    liger            norms and feed-forward parts of transformers' modules by liger-kernel, on a GPU
+    own_part         a process loads its own part of each layer's weights alone
     sharded          the frozen layers sharded over processes by FSDP2, where one device does not hold them
     comparison       our passes against transformers' own, before they are trusted
     decoding         the decoder over rows that grow token by token: the hot loop of evaluation

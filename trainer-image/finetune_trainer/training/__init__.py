@@ -6,6 +6,7 @@ objective   the function that training minimises
 batches     which examples each step sees, and how a step is cut into micro-batches
 replay      general examples among the task's, answered by the base model before training; replay.txt has their prompts
 checkpoint  everything needed to resume exactly: safetensors and JSON
+shortage    half the micro-batch in all processes, where a GPU's memory runs out
 watchdogs   signs that training does not work, each with what to try
 processes   several processes that train one adapter: ranks, and sums over all of them
 rendezvous  where they meet, and how long they wait for each other
