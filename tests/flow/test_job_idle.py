@@ -309,6 +309,20 @@ async def test_without_the_field_the_servers_are_awake_and_nothing_of_the_activa
     await played.world.nothing_is_left_to_do()
 
 
+async def test_requests_are_held_until_servers_are_ready_also_without_the_field() -> None:
+    played = await Played().asleep()
+    played.world.script["server"] = [Hangs()]
+    played.world.apply()
+    await played.passes(30)
+    assert (played.replicas, played.holds(), played.leads_to(played.release, SERVERS)) == (1, True, True)
+    assert ACTIVATOR in played.world.cluster.names("Deployment")
+    played.world.let_go("server")
+    await played.passes(60)
+    assert played.leads_to(played.release)
+    assert played.world.cluster.names("Deployment") == [played.release]
+    assert sorted(played.world.cluster.names("Service")) == [world.NAME, played.release]
+
+
 async def test_a_suspended_job_sleeps_and_one_that_is_not_served_any_more_has_no_activator() -> None:
     played = await Played().asleep()
     played.world.apply(**IDLE | {"spec.suspend": True})

@@ -2,6 +2,7 @@
 
 import datetime
 
+from finetune_operator.decide import sleep
 from finetune_operator.decide.verdict import Ref, Verdict
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import activator, gateway
@@ -28,11 +29,14 @@ def releases(world: World) -> Verdict:
 
 
 def _of_activator(world: World) -> set[str]:
-    """The Deployment and Service that servers which may sleep have besides."""
+    """The Deployment and Service that servers which may sleep have besides; without deployment.idle until servers are ready, and
+    the Service as long as the Deployment has pods."""
     serves, name = world.serving, world.obs.parent.name
-    if serves is None or serves.pool is not None or world.spec.deployment.idle is None:
+    if serves is None or serves.pool is not None:
         return set()
-    return {gateway.name_of_activator(name), activator.name_of_servers(name)}
+    if world.spec.deployment.idle is not None or sleep.holds(world, serves):
+        return {gateway.name_of_activator(name), activator.name_of_servers(name)}
+    return {activator.name_of_servers(name)} if any(pod.activator for pod in world.obs.pods) else set()
 
 
 def drained_at(world: World) -> datetime.datetime:

@@ -25,6 +25,8 @@ def find(world: World, serves: Release) -> idle.Found:
     """Whether the servers of this release, which serves, sleep."""
     server, ready = world.obs.servers.get(serves.name), _ready(world.obs.pods_of(serves.name))
     deployed = world.state.deployment
+    if world.spec.deployment.idle is None:
+        return idle.Found(activator=holds(world, serves))
     return idle.find(
         idle.Seen(
             idle=world.spec.deployment.idle,
@@ -87,6 +89,11 @@ def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manife
     name = servers["metadata"]["name"]
     present = world.obs.servers.get(made["metadata"]["name"])
     return (*mine, *drift.activator(present, made), *drift.service(world.obs.services.get(name), servers))
+
+
+def holds(world: World, serves: Release) -> bool:
+    """Whether pods take requests while no server is ready: also without deployment.idle, as after it was removed in a sleep."""
+    return bool(activators(world)) and not _ready(world.obs.pods_of(serves.name))
 
 
 def activators(world: World) -> list[projections.Pod]:
