@@ -2,14 +2,14 @@
 
     cache: running pods -> those that are due -> GET http://ADDRESS:8002/state -> cache.pool_states
 
-As with the progress of trainings (`progress`), at most READS requests per second are sent, and a pod is not trusted: its answer
-is limited in size and time, and is shown and compared, never executed.
+As with the progress of trainings (`progress`), at most READS requests per second are sent to pools' pods, and as many to jobs'
+activators, and a pod is not trusted: its answer is limited in size and time, and is shown and compared, never executed.
 """
 
 import asyncio
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import aiohttp
 import pydantic
@@ -19,7 +19,7 @@ from finetune_operator import cache, progress
 from finetune_operator.observe import pools, projections
 
 READS = 10
-"""Per second, for the whole operator."""
+"""Per second, for the whole operator: of pools' pods, and as many of jobs' activators."""
 PAUSE = 5.0
 """Seconds between two reads of a pod."""
 ACTIVATOR_PAUSE = 1.0
@@ -60,14 +60,22 @@ class Reader:
                 await asyncio.sleep(TICK)
 
     def due(self) -> list[tuple[Key, projections.Pod]]:
-        """The pods to read now, those that wait longest first; each is then under way."""
-        running, now = {**self._facts.pods_of_pools(), **self._facts.activators()}, self._monotonic()
+        """The pods to read now; each is then under way."""
+        pods, activators = self._facts.pods_of_pools(), self._facts.activators()
+        running = {**pods, **activators}
         self._due = {key: self._due.get(key, 0.0) for key in running}
         self._counts = {key: counts for key, counts in self._counts.items() if key in running}
-        chosen = sorted((due, key) for key, due in self._due.items() if due <= now)[: int(READS * TICK)]
-        for _, key in chosen:
+        chosen = [*self._longest(pods), *self._longest(activators)]
+        for key in chosen:
             self._due[key] = float("inf")
-        return [(key, running[key]) for _, key in chosen]
+        return [(key, running[key]) for key in chosen]
+
+    def _longest(self, running: Iterable[Key]) -> list[Key]:
+        """Those that wait longest, of pools or of jobs: many jobs that may sleep do not delay the deliveries of pools."""
+        now = self._monotonic()
+        return [key for _, key in sorted((self._due[key], key) for key in running if self._due[key] <= now)][
+            : int(READS * TICK)
+        ]
 
     async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
         """Read a pod once, and note its answer; the last one stays if it gives none."""

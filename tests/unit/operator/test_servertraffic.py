@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from finetune_api import serving
-from finetune_operator import cache, progress, servertraffic
+from finetune_operator import cache, poolstates, progress, servertraffic
 from finetune_operator.decide import traffic
 from finetune_operator.observe import label, members, pools, shared
 
@@ -234,6 +234,17 @@ def activator(name: str = "holds") -> dict[str, Any]:
     made = pod(name, "")
     made["metadata"]["labels"] |= {label.ACTIVATOR: "tone", label.POOL: ""}
     return made
+
+
+def test_activators_of_many_jobs_do_not_delay_the_pods_of_pools(sleeping: cache.Cache) -> None:
+    sleeping.listed("Pod", None, [activator(f"holds-{index}") for index in range(50)], "11")
+    reader = poolstates.Reader(sleeping, monotonic=lambda: 1.0)
+    most = int(poolstates.READS * poolstates.TICK)
+    assert len(reader.due()) == most
+    sleeping.pods_of_pools = lambda: {("p", "chat-0"): next(iter(sleeping.activators().values()))}  # type: ignore[method-assign]
+    due = [key for key, _ in reader.due()]
+    assert due[0] == ("p", "chat-0")
+    assert len(due) == 1 + most
 
 
 @pytest.fixture
