@@ -26,6 +26,8 @@ WAITED_FOR = {"Deployment", "Service"}
 """Kinds whose existence is the condition of a next step."""
 REFUSALS = {400, 403, 409, 422}
 """HTTP statuses with which the API server refuses the content of a manifest."""
+TAKEN = ("field is immutable", "Only one reference can have Controller set to true")
+"""What the API server says of an object that is somebody else's."""
 FORBIDDEN = 403
 """Used for refusals by admission, and also if the operator lacks a right (briefly also after the API server started): that is
 logged, and not a problem of the job."""
@@ -250,7 +252,7 @@ class Refusal:
 
     def _problem(self) -> tuple[diagnosis.Problem, str]:
         problem = diagnosis.refused(self.child, str(self.failure))
-        if self.failure.status == 409 or "field is immutable" in str(self.failure):
+        if self.failure.status == 409 or any(words in str(self.failure) for words in TAKEN):
             return problem, (
                 f"{self.child} exists and is not this job's: rename the job, or delete that object. If it is left of a deleted "
                 "job, wait: it disappears automatically"

@@ -232,6 +232,21 @@ async def test_an_activator_that_the_api_server_refuses_keeps_the_servers_awake_
     assert played.says() == ("True", "Asleep")
 
 
+@pytest.mark.parametrize(
+    ("status", "words"), [(409, "conflict"), (422, "Only one reference can have Controller set to true")]
+)
+async def test_a_service_of_somebody_else_keeps_the_servers_awake(status: int, words: str) -> None:
+    played = Played()
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(status, words) if (verb, name) == ("apply", SERVERS) else None
+    )
+    await played.awake()
+    await played.passes(AFTER + 30)
+    assert (played.replicas, played.leads_to(played.release)) == (1, True)
+    assert played.world.cluster.names("Deployment") == [played.release], "no pod asks a Service of somebody else"
+    assert f"Service {SERVERS} exists and is not this job's" in str(played.world.condition("Ready"))
+
+
 async def test_a_candidate_that_the_api_server_refuses_does_not_keep_the_servers_asleep() -> None:
     played = await Played().asleep()
     former = played.release

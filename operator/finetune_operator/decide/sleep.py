@@ -88,7 +88,8 @@ def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manife
     made, servers = activator.build(parent, chart, serves, wanted)
     name = servers["metadata"]["name"]
     present = world.obs.servers.get(made["metadata"]["name"])
-    return (*mine, *drift.activator(present, made), *drift.service(world.obs.services.get(name), servers))
+    own = world.obs.services.get(name)
+    return (*mine, *drift.service(own, servers), *(drift.activator(present, made) if own else ()))
 
 
 def holds(world: World, serves: Release) -> bool:
@@ -97,7 +98,10 @@ def holds(world: World, serves: Release) -> bool:
 
 
 def activators(world: World) -> list[projections.Pod]:
-    """The ready pods that take requests while no server is ready."""
+    """The ready pods that take requests while no server is ready; none where the Service by which they reach servers is not the
+    job's."""
+    if activator.name_of_servers(world.obs.parent.name) not in world.obs.services:
+        return []
     return [pod for pod in _ready(world.obs.pods) if pod.activator]
 
 
