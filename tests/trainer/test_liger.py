@@ -3,6 +3,7 @@
 Its kernels run in Triton's interpreter, in a process of its own: Triton chooses when it is imported.
 """
 
+import inspect
 import json
 import os
 import pathlib
@@ -66,6 +67,15 @@ def test_it_knows_every_family_of_ours() -> None:
     assert {make().model_type for make in decoders.FAMILIES.values()} <= set(liger.families())
 
 
+def test_every_part_that_it_may_replace_is_chosen() -> None:
+    """A new one of a later version would be taken as its default says."""
+    from liger_kernel.transformers import monkey_patch
+
+    for apply in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.values():
+        parts = {name for name, one in inspect.signature(apply).parameters.items() if isinstance(one.default, bool)}
+        assert parts <= set(liger.PARTS), apply.__name__
+
+
 @pytest.mark.slow
 def test_its_kernels_compute_what_the_modules_do() -> None:
     """Norms and feed-forward parts of two kinds, states and gradients, in float32."""
@@ -94,6 +104,7 @@ def test_the_modules_stay_as_they_were_unless_all_processes_agree(
         monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", torch.nn.Identity)
         norm = base.model.norm
         norm.offset = 0.0
+        base.model.layers[0].mlp.act_fn = torch.nn.SiLU()
         if problem == "raises":
             raise RuntimeError("no kernel image is available")
         before = type(norm).forward
@@ -107,14 +118,16 @@ def test_the_modules_stay_as_they_were_unless_all_processes_agree(
         tuned.get_base_model().model.norm,
         modeling_llama.LlamaRMSNorm,
     )
-    attributes = set(vars(norm))
+    attributes, activation = set(vars(norm)), tuned.get_base_model().model.layers[0].mlp.act_fn
     votes: list[bool] = []
 
     def agreed(holds: bool) -> bool:
+        """The first vote is about trying it."""
         votes.append(holds)
-        return holds and problem != "another process"
+        return holds and (problem != "another process" or len(votes) == 1)
 
     assert liger.proven(tuned, head, CPU, agreed) == liger.REFUSED
-    assert votes == [problem == "another process"]
+    assert votes == [True, problem == "another process"]
     assert set(vars(norm)) == attributes
+    assert tuned.get_base_model().model.layers[0].mlp.act_fn is activation
     assert modeling_llama.LlamaRMSNorm is family

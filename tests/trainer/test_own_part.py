@@ -1,6 +1,7 @@
 """A base model of which a process loads a part of each layer: what it holds, and at most holds meanwhile."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from tests.bench.estimate import fake
 from tests.trainer import tiny
 
-from finetune_api import job
+from finetune_api import job, reasons
 from finetune_trainer.engine import lora, model, own_part
+from finetune_trainer.process import errors
 
 CPU = torch.device("cpu")
 
@@ -75,3 +77,16 @@ def test_the_parts_together_are_the_weights(folder: pathlib.Path, quantised: boo
             state, expected = lora.state_of(parts[1][name]), lora.state_of(whole[name])
             assert torch.equal(state.absmax, expected.absmax)
             assert state.shape == whole[name].weight.quant_state.shape  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["LoRA", "QLoRA"])
+def test_weights_of_another_shape_than_config_json_says_are_refused(
+    folder: pathlib.Path, tmp_path: pathlib.Path, quantised: bool
+) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] // 2}))
+    with pytest.raises(errors.Failure) as refused:
+        model.load(tmp_path, job.Precision.BFLOAT16, CPU, quantised, (0, 2))
+    assert refused.value.reason == reasons.Reason.MODEL_INVALID

@@ -2,11 +2,14 @@
 
     model of a family that it knows -> padded passes -> kernels applied -> the same passes again -> equal in all processes: kept
 
+A base model that is sharded is left as it is: the processes would wait within a pass for the one whose kernels fail.
+
 What it replaces can be given back. Its kernels for rotary embeddings and losses are not taken: the first are replaced for all
 models of a process, and the loss is our own, see `loss`.
 """
 
 import contextlib
+import copy
 import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -16,7 +19,7 @@ import numpy as np
 import torch
 
 from finetune_trainer.engine import comparison, lora, loss, model, packing, prefix_tree
-from finetune_trainer.process import log
+from finetune_trainer.process import errors, log
 
 PARTS = {
     "rms_norm": True,
@@ -26,8 +29,9 @@ PARTS = {
     "layer_norm": False,
     "cross_entropy": False,
     "fused_linear_cross_entropy": False,
+    "relu_squared": False,
 }
-"""Which parts of it are taken, by the names of its own settings."""
+"""Which parts of it are taken, by the names of its own settings; every one, since the default of some is to be taken."""
 
 APPLIED = "; with liger-kernel's norms and feed-forward parts"
 
@@ -38,8 +42,11 @@ def families() -> Collection[str]:
     """The model types that the installed liger-kernel knows."""
     if importlib.util.find_spec("liger_kernel") is None:
         return ()
-    from liger_kernel.transformers import monkey_patch
-
+    try:
+        from liger_kernel.transformers import monkey_patch
+    except Exception as problem:  # Triton, or a version of transformers that it does not know
+        log.warning("liger-kernel cannot be imported", problem=errors.describe(problem))
+        return ()
     return frozenset(monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN)
 
 
@@ -53,9 +60,9 @@ def proven(tuned: Any, head: loss.Head, where: torch.device, agreed: Callable[[b
 
     agreed: whether something holds in all processes, as of `packing.proven`.
     """
-    if not applies(where.type, tuned.get_base_model().config.model_type):
+    if packing.is_sharded(tuned) or not agreed(applies(where.type, tuned.get_base_model().config.model_type)):
         return ""
-    before = {module: dict(vars(module)) for module in tuned.modules()}
+    before = {module: _attributes(module) for module in tuned.modules()}
     same = agreed(_computes_the_same(tuned, head, where))
     if not same:
         for module, attributes in before.items():
@@ -64,13 +71,16 @@ def proven(tuned: Any, head: loss.Head, where: torch.device, agreed: Callable[[b
     return APPLIED if same else REFUSED
 
 
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """What can be given back: the dictionaries of its parts are copies."""
+    return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()}
+
+
 def _computes_the_same(tuned: Any, head: loss.Head, where: torch.device) -> bool:
     try:
         compare(tuned, head, where)
         return True
     except Exception as problem:  # whatever the kernels or their compiler raise
-        if isinstance(problem, torch.OutOfMemoryError) and packing.is_sharded(tuned):
-            raise  # other processes wait for this one within the pass
         log.warning("liger-kernel's kernels are not used", differs=comparison.described(problem))
         return False
 
@@ -91,6 +101,9 @@ def apply(base: Any) -> None:
     from liger_kernel.transformers import monkey_patch
 
     monkey_patch._apply_liger_kernel_to_instance(model=base, **PARTS)
+    for module in base.modules():
+        if hasattr(module, "row_mode"):  # the kernel that the few rows of the comparison take, whatever their number
+            module.row_mode = True
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ class Loader(transformers.quantizers.HfQuantizer):  # type: ignore[misc]
         return _Keep(self)
 
     def keep(self, model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """What is stored of a weight that was read."""
+        """What is stored of a weight that was read. Raises ValueError when config.json gives it another shape."""
+        self._check_shape(model, name, weight)
         if self._nf4 and self._in_4_bits(model, name):
             made: torch.Tensor = self._nf4.get_quantize_ops().convert({name: weight}, model=model)[name]
             if name not in self._names:
@@ -76,6 +77,16 @@ class Loader(transformers.quantizers.HfQuantizer):  # type: ignore[misc]
         own = torch.nn.Parameter(part.clone(), requires_grad=False)
         setattr(own, WHOLE, weight.shape)
         return own
+
+    def _check_shape(self, model: Any, name: str, weight: torch.Tensor) -> None:
+        """Transformers leaves this check to a quantizer."""
+        module, wanted = model.get_submodule(name.rpartition(".")[0]), None
+        if not self._in_4_bits(model, name):
+            wanted = model.get_parameter(name).shape
+        elif isinstance(module, torch.nn.Linear):
+            wanted = torch.Size((module.out_features, module.in_features))
+        if wanted is not None and weight.shape != wanted:
+            raise ValueError(f"size mismatch: {name} has {tuple(weight.shape)}, and {tuple(wanted)} by config.json")
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
         self.remove_quantization_config(model)  # for PEFT these are linear layers like others

@@ -76,10 +76,10 @@ def release(training: "loop.Loop") -> None:
 
 
 def halve(training: "loop.Loop") -> None:
-    """Half the micro-batch from now on, and activations computed again, where the job allows it; to be called by all processes.
-    Raises torch.OutOfMemoryError where it is one example already."""
+    """Half the micro-batch from now on, and activations computed again, where the job allows it; to be called by all processes,
+    whose micro-batches may differ. Raises torch.OutOfMemoryError in all where it is one example in any of them already."""
     smaller = halved(training.setup, training.spec.training.gradient_checkpointing, longest(training))
-    if smaller is None:
+    if not training.group.every(smaller is not None) or smaller is None:
         raise torch.OutOfMemoryError(
             f"the smallest micro-batch, {training.setup.tokens} tokens, does not fit one of the processes"
         )
