@@ -54,6 +54,7 @@ class Reconciler:
         self._api, self._facts, self._clock = api, facts, clock
         self._gatherer = gather.Gatherer(api, facts, chart)
         self._pace, self._settings = pace.Pace(), chart
+        self._refused: dict[tuple[str, str, str], Refused] = {}
 
     async def reconcile(self, uid: str) -> float | None:
         """The next step of the job. Returns in how many seconds to reconcile it again; None if it is gone.
@@ -156,8 +157,11 @@ class Reconciler:
         """Apply in this order, until the API server refuses one; and the refusals of objects without which the job serves."""
         missing = list[Refusal]()
         for manifest in wanted:
-            LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
             place = place_of(parent, manifest)
+            if (before := self._refused.get(place)) and before.holds(manifest, now):
+                missing.append(Refusal(child_of(manifest), before.failure))
+                continue
+            LOG.info("apply %s %s", manifest["kind"], manifest["metadata"]["name"], extra=about(parent, state))
             try:
                 with self._facts.writing(*place):
                     self._facts.wrote_child(await self._put(parent, manifest))
@@ -171,6 +175,8 @@ class Reconciler:
                 if not activator.is_of(parent, manifest):
                     return refusal, missing
                 missing.append(refusal)
+                self._refused = {key: old for key, old in self._refused.items() if old.holds(old.manifest, now)}
+                self._refused[place] = Refused(manifest, now, failure)
         return None, missing
 
     async def _put(self, parent: parents.Parent, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -258,6 +264,19 @@ class Refusal:
                 "job, wait: it disappears automatically"
             )
         return problem, f"{problem.message} It is retried automatically."
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """An object that a pass went on without: passes that follow do not ask for the same again and again."""
+
+    manifest: dict[str, Any]
+    at: datetime.datetime
+    failure: cluster.Failure
+
+    def holds(self, manifest: dict[str, Any], now: datetime.datetime) -> bool:
+        """Whether this would be refused now, as far as is known."""
+        return manifest == self.manifest and (now - self.at).total_seconds() < REFUSED - 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,10 +152,12 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
 
 
 def _sleeps(state: Mapping[str, Any]) -> bool:
-    """Whether no server is to be ready, also while another revision is in progress or has failed. One whose activator is not
-    ready (Starting) is an outage."""
+    """Whether no server is to be ready, also while another release is in progress or has failed. Of one that is deployed,
+    Starting says that its activator is not ready: an outage."""
     deployed, why = table(state.get("deployment")), reason(state)
-    outage = why == Reason.STARTING and deployed.get("revision") == state.get("revision")
+    outage = why == Reason.STARTING and any(
+        one.get("type") == Condition.DEPLOYED and one.get("status") == "True" for one in rows(state.get("conditions"))
+    )
     return why in {Reason.ASLEEP, Reason.WAKING} or (bool(deployed.get("asleepSince")) and not outage)
 
 

@@ -225,8 +225,11 @@ async def test_an_activator_that_the_api_server_refuses_keeps_the_servers_awake_
     await played.passes(AFTER + 30)
     assert (played.replicas, played.leads_to(played.release)) == (1, True)
     tries = len(played.world.cluster.requests)
-    await played.passes(60)
-    assert len(played.world.cluster.requests) - tries < 30, "and is not asked all the time"
+    for replicas in (2, 3, 4, 5, 6, 7):
+        played.world.apply(**IDLE | {"spec.deployment.replicas": replicas})
+        await played.passes(10)
+    asked = [one for one in played.world.cluster.requests[tries:] if ACTIVATOR in str(one)]
+    assert len(asked) <= 3, "it is not asked in every pass"
     played.world.cluster.refuse = lambda verb, kind, name: None
     await played.passes(2 * AFTER)
     assert played.says() == ("True", "Asleep")
@@ -336,6 +339,51 @@ async def test_requests_are_held_until_servers_are_ready_also_without_the_field(
     assert played.leads_to(played.release)
     assert played.world.cluster.names("Deployment") == [played.release]
     assert sorted(played.world.cluster.names("Service")) == [world.NAME, played.release]
+
+
+async def test_a_route_leads_to_the_activator_until_servers_are_ready_also_without_the_field() -> None:
+    played = await Played(chart=test_routes.CHART).asleep(**test_routes.STEPS)
+    played.world.script["server"] = [Hangs()]
+    played.world.apply(**test_routes.STEPS)
+    await played.passes(30)
+    assert (played.holds(), _backends(played)) == (True, {world.NAME: 100})
+    played.world.let_go("server")
+    await played.passes(60)
+    assert _backends(played) == {played.release: 100}
+
+
+async def test_requests_that_are_held_reach_the_release_that_takes_over_also_without_the_field() -> None:
+    changes: dict[str, Any] = {"spec.deployment.rollout.strategy": "Recreate"}
+    played = await Played().asleep(**changes)
+    played.world.script["server"] = [Hangs()]
+    former, before = played.release, len(played.world.cluster.requests)
+    played.world.apply(**changes | NEW)
+    await played.world.settle(until=lambda: played.release != former)
+    await played.passes(60)
+    assert ("apply", "Service", SERVERS) in played.world.cluster.requests[before:], (
+        "the activator's pods had not ended yet"
+    )
+    assert played.leads_to(played.release)
+    assert SERVERS not in played.world.cluster.names("Service")
+
+
+async def test_servers_that_cannot_be_read_any_more_do_not_count_as_asleep() -> None:
+    played = await Played().awake()
+    while not played.holds():
+        await played.passes(5)
+    played.problem["servers"] = "10.0.0.1: no answer"
+    await played.passes(90)
+    assert (played.replicas, played.says()) == (1, ("True", "Serving"))
+    assert played.leads_to(played.release)
+    assert "10.0.0.1: no answer" in played.message
+
+
+async def test_servers_that_sleep_are_no_outage_while_others_of_the_same_revision_start() -> None:
+    played = await Played().asleep()
+    played.world.script["server"] = [Hangs()]
+    played.world.apply(**IDLE | {"spec.deployment.extraArgs": ["--max-num-seqs=4"]})
+    await played.passes(30)
+    assert (played.says()[1], played.replicas, played.requested) == ("Starting", 0, 0)
 
 
 async def test_a_suspended_job_sleeps_and_one_that_is_not_served_any_more_has_no_activator() -> None:

@@ -23,6 +23,9 @@ SETTLE = datetime.timedelta(seconds=15)
 AGAIN = 2.0
 """Seconds until the next look, while servers wait for readings to end."""
 
+UNREAD = datetime.timedelta(seconds=60)
+"""For how long a pod cannot be read until its servers do not end, and the condition Ready says so."""
+
 JITTER = datetime.timedelta(seconds=5)
 """Between two computations of the same time: a pod reports how long ago it was, and its answer takes up to two seconds."""
 
@@ -75,6 +78,8 @@ def _asleep(seen: Seen, idle: deployment.Idle, since: datetime.datetime) -> Foun
         return _awake(seen, "a client asks")
     if not (seen.ended or seen.activators):
         return _awake(seen, "no pod takes requests in its place")
+    if not seen.ended and any(one.failing_since and seen.now - one.failing_since >= UNREAD for one in seen.servers):
+        return _awake(seen, "when clients asked cannot be read")
     text = f"asleep since {since:%Y-%m-%d %H:%M:%S} UTC, after {idle.after} without a request"
     if seen.ended or _nobody_asked(seen, since):
         return Found(since, True, True, text)

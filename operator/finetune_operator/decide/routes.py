@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_api.reasons import Condition, Reason
 from finetune_operator import conditions
-from finetune_operator.decide import drift, verdict
+from finetune_operator.decide import drift, sleep, verdict
 from finetune_operator.decide.verdict import Ref, Verdict
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import route
@@ -47,9 +47,9 @@ def settle(world: World) -> Verdict:
 
 
 def _service(world: World, release: Release) -> str:
-    """The Service by which the Gateway reaches a release: of what serves and may sleep, the job's, which then leads to the
-    activator."""
-    sleeps = world.spec.deployment.idle is not None and release is world.serving
+    """The Service by which the Gateway reaches a release: of what serves and may sleep, or did until deployment.idle was removed,
+    the job's, which then leads to the activator."""
+    sleeps = release is world.serving and (world.spec.deployment.idle is not None or sleep.holds(world, release))
     return world.obs.parent.name if sleeps else release.name
 
 

@@ -17,9 +17,6 @@ from finetune_operator.observe.records import Release
 STARTS = datetime.timedelta(minutes=2)
 """How long servers usually take to start."""
 
-UNREAD = datetime.timedelta(seconds=60)
-"""For how long a pod cannot be read until the condition Ready says so."""
-
 
 def find(world: World, serves: Release) -> idle.Found:
     """Whether the servers of this release, which serves, sleep."""
@@ -46,22 +43,22 @@ def again(world: World, found: idle.Found) -> datetime.datetime | None:
     """When to look again."""
     due = world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
     held = waking_until(world) if found.asleep_since is None else None
-    lasts = [time for time in _unread(world) if time > world.now]
+    lasts = [time for time in _unread(world) if time > world.obs.now]
     return min((time for time in (due, held, *lasts) if time is not None), default=None)
 
 
 def unread(world: World) -> str:
     """Why servers do not sleep, as when clients asked cannot be read; empty until that has lasted."""
-    return next((problem for time, problem in _unread(world).items() if time <= world.now), "")
+    return next((problem for time, problem in _unread(world).items() if time <= world.obs.now), "")
 
 
 def _unread(world: World) -> dict[datetime.datetime, str]:
-    """When a problem of a ready pod has lasted for UNREAD -> the problem."""
+    """When a problem of a ready pod has lasted for idle.UNREAD -> the problem."""
     serving = world.serving
     if serving is None or world.spec.deployment.idle is None:
         return {}
     found = _readings(world, [*_ready(world.obs.pods_of(serving.name)), *activators(world)])
-    return {one.failing_since + UNREAD: one.problem for one in found if one.failing_since is not None}
+    return {one.failing_since + idle.UNREAD: one.problem for one in found if one.failing_since is not None}
 
 
 def waking_until(world: World) -> datetime.datetime | None:
@@ -84,12 +81,22 @@ def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manife
     clients = service.to(parent, chart, parent.name, selector)
     mine = drift.service(world.obs.services.get(parent.name), clients)
     if wanted is None:
-        return mine
+        return (*mine, *_behind(world, serves))
     made, servers = activator.build(parent, chart, serves, wanted)
     name = servers["metadata"]["name"]
     present = world.obs.servers.get(made["metadata"]["name"])
     own = world.obs.services.get(name)
     return (*mine, *drift.service(own, servers), *(drift.activator(present, made) if own else ()))
+
+
+def _behind(world: World, serves: Release) -> tuple[meta.Manifest, ...]:
+    """Without deployment.idle, for as long as an activator holds requests: the Service by which it reaches what serves now."""
+    parent, name = world.obs.parent, activator.name_of_servers(world.obs.parent.name)
+    own = world.obs.services.get(name)
+    if own is None or not any(pod.activator for pod in world.obs.pods):
+        return ()
+    selector = {label.UID: parent.uid, label.RELEASE: serves.name}
+    return drift.service(own, service.to(parent, world.obs.settings, name, selector))
 
 
 def holds(world: World, serves: Release) -> bool:
