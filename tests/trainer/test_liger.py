@@ -122,12 +122,11 @@ def test_the_modules_stay_as_they_were_unless_all_processes_agree(
     votes: list[bool] = []
 
     def agreed(holds: bool) -> bool:
-        """The first vote is about trying it."""
         votes.append(holds)
-        return holds and (problem != "another process" or len(votes) == 1)
+        return holds and problem != "another process"
 
     assert liger.proven(tuned, head, CPU, agreed) == liger.REFUSED
-    assert votes == [True, problem == "another process"]
+    assert votes == [problem == "another process"]
     assert set(vars(norm)) == attributes
     assert tuned.get_base_model().model.layers[0].mlp.act_fn is activation
     assert modeling_llama.LlamaRMSNorm is family
