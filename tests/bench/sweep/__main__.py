@@ -1,6 +1,6 @@
 """How far the learning rate of a job that sets none holds, and what a search and the rank change.
 
-    python -m tests.bench.sweep measure runs.jsonl     (adds every run that the file does not have yet: an hour of one core)
+    python -m tests.bench.sweep measure runs.jsonl     (adds every run that the file does not have yet: hours of one core)
     python -m tests.bench.sweep page runs.jsonl        (writes docs/benchmarks/learning-rate.md)
 
 Each run is the stage of a job on SmolLM2-135M (hack/model.py): preflight and training. What is compared is the validation loss of

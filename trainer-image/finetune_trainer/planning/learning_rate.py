@@ -7,7 +7,7 @@ the best rates of 27 models at a batch of 128:
 
     5e-5 * 10 * (2000 / hidden size) ** p * sqrt(batch / 128),   p = 0.781, for Qwen 0.0775
 
-docs/benchmarks/learning-rate.md says how far it holds here.
+docs/guides/learning-rates.md says how far that holds.
 """
 
 import dataclasses
