@@ -9,7 +9,7 @@ activators, and a pod is not trusted: its answer is limited in size and time, an
 import asyncio
 import datetime
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import aiohttp
 import pydantic
@@ -47,7 +47,8 @@ class Reader:
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
         self._facts, self._port, self._monotonic, self._now = facts, port, monotonic, now
-        self._due: dict[Key, float] = {}
+        # many jobs that may sleep do not delay the deliveries of pools
+        self._of_pools, self._of_jobs = (progress.Rounds(int(READS * TICK), monotonic) for _ in range(2))
         self._counts: dict[Key, list[tuple[float, int]]] = {}
         """When a pod was read, and the requests that it had answered."""
 
@@ -63,19 +64,9 @@ class Reader:
         """The pods to read now; each is then under way."""
         pods, activators = self._facts.pods_of_pools(), self._facts.activators()
         running = {**pods, **activators}
-        self._due = {key: self._due.get(key, 0.0) for key in running}
         self._counts = {key: counts for key, counts in self._counts.items() if key in running}
-        chosen = [*self._longest(pods), *self._longest(activators)]
-        for key in chosen:
-            self._due[key] = float("inf")
+        chosen = [*self._of_pools.next(pods), *self._of_jobs.next(activators)]
         return [(key, running[key]) for key in chosen]
-
-    def _longest(self, running: Iterable[Key]) -> list[Key]:
-        """Those that wait longest, of pools or of jobs: many jobs that may sleep do not delay the deliveries of pools."""
-        now = self._monotonic()
-        return [key for _, key in sorted((self._due[key], key) for key in running if self._due[key] <= now)][
-            : int(READS * TICK)
-        ]
 
     async def read(self, http: aiohttp.ClientSession, key: Key, pod: projections.Pod) -> None:
         """Read a pod once, and note its answer; the last one stays if it gives none."""
@@ -90,7 +81,8 @@ class Reader:
             found = before.failed(f"{pod.address}: not a state: {error.errors()[0]['msg'][:100]}", self._now())
         else:
             found = pools.Reading(state, self._rate(key, state), last_request=self._last(state), read_at=began)
-        self._due[key] = self._monotonic() + (ACTIVATOR_PAUSE if pod.activator else PAUSE)
+        rounds = self._of_pools if key[0] in self._facts.pools else self._of_jobs
+        rounds.over(key, ACTIVATOR_PAUSE if pod.activator else PAUSE)
         self._facts.put_pool_state(*key, found)
 
     def _last(self, state: serving.State) -> datetime.datetime | None:

@@ -12,8 +12,9 @@ import asyncio
 import dataclasses
 import ipaddress
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import aiohttp
 import pydantic
@@ -48,6 +49,27 @@ class Turn:
     due: float = 0.0
     failures: int = 0
     failing_since: float = 0.0
+
+
+class Rounds:
+    """Which pods to read now, for readers that treat those without an answer like others: at most `most` in a look, those that
+    wait longest first."""
+
+    def __init__(self, most: int, monotonic: Callable[[], float]) -> None:
+        self._most, self._monotonic = most, monotonic
+        self._due: dict[tuple[str, str], float] = {}
+
+    def next(self, running: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those to read now; each is then under way."""
+        now = self._monotonic()
+        self._due = {key: self._due.get(key, 0.0) for key in running}
+        chosen = [key for _, key in sorted((due, key) for key, due in self._due.items() if due <= now)][: self._most]
+        self._due |= dict.fromkeys(chosen, math.inf)
+        return chosen
+
+    def over(self, key: tuple[str, str], pause: float) -> None:
+        """It was read, and is due again after so many seconds."""
+        self._due[key] = self._monotonic() + pause
 
 
 class Reader:

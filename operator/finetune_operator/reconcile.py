@@ -253,7 +253,7 @@ class Refusal:
         ready = conditions.get(state, Condition.READY)
         if ready is None:
             return state
-        fresh = ready.model_copy(update={"message": f"{ready.message}. deployment.idle: {self._problem()[1]}"})
+        fresh = ready.model_copy(update={"message": f"{ready.message}. deployment.idle: {self._problem()[1]}"[:1024]})
         return state.model_copy(update={"conditions": [fresh if one is ready else one for one in state.conditions]})
 
     def _problem(self) -> tuple[diagnosis.Problem, str]:

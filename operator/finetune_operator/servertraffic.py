@@ -17,7 +17,7 @@ import datetime
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -80,27 +80,6 @@ def _less(now: Mapping[Any, float], before: Mapping[Any, float]) -> dict[Any, fl
     return {key: max(count - before.get(key, 0.0), 0.0) for key, count in now.items()}
 
 
-class Rounds:
-    """Which pods to read now: at most READS per second, each after a PAUSE, those that wait longest first."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._due: dict[Key, float] = {}
-
-    def next(self, running: Iterable[Key]) -> list[Key]:
-        """Those to read now; each is then under way."""
-        now = self._monotonic()
-        self._due = {key: self._due.get(key, 0.0) for key in running}
-        chosen = [key for _, key in sorted((due, key) for key, due in self._due.items() if due <= now)]
-        for key in (chosen := chosen[: int(READS * TICK)]):
-            self._due[key] = math.inf
-        return chosen
-
-    def over(self, key: Key) -> None:
-        """It was read."""
-        self._due[key] = self._monotonic() + PAUSE
-
-
 class Asked:
     """When clients last asked the servers of jobs that may sleep (deployment.idle): requests are under way, or more have ended
     than at the last look. One that is read for the first time, as after a start of the operator, counts as asked just now."""
@@ -114,7 +93,7 @@ class Asked:
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
         self._facts, self._port, self._now = facts, port, now
-        self._rounds = Rounds(monotonic)
+        self._rounds = progress.Rounds(int(READS * TICK), monotonic)
         self._last: dict[Key, tuple[float, datetime.datetime]] = {}
         """How many requests had ended at the last look, and when clients last asked."""
 
@@ -143,7 +122,7 @@ class Asked:
             found = before.failed(f"{pod.address}: {unread}", self._now())
         except ValueError as error:
             found = before.failed(f"{pod.address}: not metrics: {str(error)[:100]}", self._now())
-        self._rounds.over(key)
+        self._rounds.over(key, PAUSE)
         self._facts.put_pool_state(*key, found)
 
     def _asked(self, key: Key, seen: Counts) -> datetime.datetime:
@@ -166,7 +145,7 @@ class Reader:
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
         self._facts, self._port, self._now = facts, port, now
-        self._rounds = Rounds(monotonic)
+        self._rounds = progress.Rounds(int(READS * TICK), monotonic)
         self._first: dict[Key, tuple[str, datetime.datetime, Counts]] = {}
         """The step, when the pod was first read in it, and what it had counted by then."""
 
@@ -196,7 +175,7 @@ class Reader:
             found = shared.Counted(before.traffic, f"{pod.address}: {unread}")
         except ValueError as error:
             found = shared.Counted(before.traffic, f"{pod.address}: not metrics: {str(error)[:100]}")
-        self._rounds.over(key)
+        self._rounds.over(key, PAUSE)
         self._facts.put_counted(*key, found)
 
     def _traffic(self, key: Key, pod: projections.Pod, compared: members.Compared, seen: Counts) -> serving.Traffic:
