@@ -8,7 +8,9 @@ import os
 import pathlib
 import signal
 import socket
+from typing import Any
 
+import aiohttp
 import prometheus_client
 from aiohttp import web
 
@@ -44,6 +46,18 @@ async def serve_health(host: str, port: int, exposition: metrics.Exposition) -> 
     return runner
 
 
+def quiet_at_the_end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Kopf leaves the requests of its first scan to themselves; when the process is told to stop then, they are no errors."""
+
+    def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if stop.is_set() and isinstance(context.get("exception"), aiohttp.ClientConnectionError):
+            LOG.debug("a request was open as the process ended: %r", context["exception"])
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+
+
 async def operate(options: argparse.Namespace) -> int:
     chart = settings.load(options.settings)
     log.configure(chart.log_level)
@@ -56,6 +70,7 @@ async def operate(options: argparse.Namespace) -> int:
             loop.add_signal_handler(number, stop.set)
 
     take_signals()
+    quiet_at_the_end(loop, stop)
     controller = handlers.Controller(api, chart, take_signals)
     exposition = metrics.Exposition(controller.facts, lambda: controller.leads)
     health = await serve_health(options.host, options.port, exposition)

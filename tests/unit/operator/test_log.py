@@ -1,13 +1,16 @@
 """Every line that the process says is one JSON object, with the job that it is about."""
 
+import asyncio
+import gc
 import json
 import logging
 import subprocess
 import sys
 
+import aiohttp
 import pytest
 
-from finetune_operator import log
+from finetune_operator import __main__, log
 
 
 def line(**extra: object) -> dict[str, str]:
@@ -50,3 +53,22 @@ def test_warnings_and_the_traceback_of_a_crash_are_json_lines(error: str, words:
     assert "of a library" in shown[1]["message"]
     assert words in shown[2]["message"]
     assert "Traceback" in shown[2]["traceback"]
+
+
+def test_a_request_that_the_end_of_the_process_cut_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Kopf forgets those of its first scan."""
+
+    async def forgotten(stopping: bool) -> None:
+        stop = asyncio.Event()
+        if stopping:
+            stop.set()
+        __main__.quiet_at_the_end(asyncio.get_running_loop(), stop)
+        closed = asyncio.get_running_loop().create_future()
+        closed.set_exception(aiohttp.ClientConnectionError("Connection closed"))
+        del closed
+        gc.collect()
+
+    asyncio.run(forgotten(stopping=True))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    asyncio.run(forgotten(stopping=False))
+    assert [record.levelname for record in caplog.records if "never retrieved" in record.message] == ["ERROR"]
