@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -81,10 +81,13 @@ def render_tests(helm: str) -> Render:
 
 @pytest.fixture(scope="session")
 def render_upgrade(helm: str) -> Render:
-    """The manifests of the clean-up after an upgrade alone."""
+    """The manifests of the clean-up after an upgrade alone, in a cluster that has these groups besides Kubernetes' own."""
 
-    def rendered(values: Any = None, release: str = "finetune-operator") -> Rendered:
-        done = run(helm, values, release, "--is-upgrade", "--show-only=templates/upgrade/cleanup.yaml")
+    def rendered(values: Any = None, groups: Sequence[str] = ()) -> Rendered:
+        more = [f"--api-versions={group}" for group in groups]
+        done = run(
+            helm, values, "finetune-operator", "--is-upgrade", "--show-only=templates/upgrade/cleanup.yaml", *more
+        )
         assert done.returncode == 0, done.stderr
         return sorted_out(done.stdout)
 

@@ -39,6 +39,9 @@ CLEANUP: Rights = {
     ("batch", "jobs"): {"list"},
     ("apps", "deployments"): {"list"},
 }
+WITHDRAWN: Rights = {place: {"list", "delete"} for place in (WAY_IN | ROUTES | INFERENCE)}
+GROUPS = ("gateway.networking.k8s.io/v1", "inference.networking.k8s.io/v1", "llm-d.ai/v1alpha2")
+"""Groups that not every cluster has."""
 
 NAME = "finetune-operator-finetune-system"
 
@@ -138,11 +141,12 @@ def test_it_may_hand_on_no_right_and_make_no_identity() -> None:
 
 def test_what_cleans_up_after_an_upgrade_may_list_and_delete_and_is_gone_afterwards(render_upgrade: Render) -> None:
     whole = render_upgrade()
-    assert rights(whole["ClusterRole"][f"{NAME}-cleanup"]) == CLEANUP
+    granted = CLEANUP | {place: WITHDRAWN[place] for place in WAY_IN}
+    assert rights(whole["ClusterRole"][f"{NAME}-cleanup"]) == granted
     assert "Role" not in whole
     some = render_upgrade({"namespaces": ["ml", "research"]})
     assert {name: rights(role) for name, role in some["Role"].items()} == dict.fromkeys(
-        (f"ml/{NAME}-cleanup", f"research/{NAME}-cleanup"), CLEANUP
+        (f"ml/{NAME}-cleanup", f"research/{NAME}-cleanup"), granted
     )
     assert "ClusterRole" not in some
     for made in (whole, some):
@@ -150,6 +154,26 @@ def test_what_cleans_up_after_an_upgrade_may_list_and_delete_and_is_gone_afterwa
             hook = manifest["metadata"]["annotations"]
             assert hook["helm.sh/hook"] == "post-upgrade"
             assert hook["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded,hook-failed"
+
+
+def test_it_removes_what_a_value_that_is_off_had_made(render_upgrade: Render) -> None:
+    def removes(values: Manifest) -> Rights:
+        made = render_upgrade(values, GROUPS)
+        found = rights(made["ClusterRole"][f"{NAME}-cleanup"])
+        (container,) = made["Job"]["finetune-operator-cleanup"]["spec"]["template"]["spec"]["containers"]
+        (named,) = container["env"]
+        granted = {place: verbs for place, verbs in found.items() if place not in CLEANUP}
+        kinds = [kind.split("/") for kind in named["value"].split()]
+        assert {(group, plural) for _, group, _, plural in kinds} == granted.keys()
+        assert {f"{group}/{version}" for _, group, version, _ in kinds} <= {*GROUPS, "networking.k8s.io/v1"}
+        return granted
+
+    assert removes({}) == WITHDRAWN
+    gateway = {"name": "public", "namespace": "gateways"}
+    values: Manifest = {"ingress": {"enabled": True}, "gatewayAPI": {"enabled": True, "gateway": gateway}}
+    assert removes(values).keys() == INFERENCE.keys()
+    values["gatewayAPI"]["inference"] = {"enabled": True, "modelRewrites": True}
+    assert removes(values) == {}
 
 
 def test_it_runs_after_an_upgrade_alone_and_can_be_left_out(render: Render, helm: str) -> None:
@@ -186,7 +210,7 @@ def test_only_pods_that_ask_get_the_operators_token(render: Render) -> None:
 
 def documented() -> list[Rights]:
     """The tables of docs/security.md: in the namespaces of jobs, with Kueue, Ingresses, HTTPRoutes, InferencePools, in the
-    cluster, in the operator's, and of what cleans up after an upgrade."""
+    cluster, in the operator's, and of what cleans up after an upgrade, for the kinds of values that are off as well."""
     found: list[Rights] = []
     for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
         if line.startswith("| group |"):
@@ -198,7 +222,7 @@ def documented() -> list[Rights]:
 
 
 def test_the_page_on_security_lists_every_right() -> None:
-    assert documented() == [OWN, QUEUES, WAY_IN, ROUTES, INFERENCE, CATALOGUE, LEADER, CLEANUP]
+    assert documented() == [OWN, QUEUES, WAY_IN, ROUTES, INFERENCE, CATALOGUE, LEADER, CLEANUP, WITHDRAWN]
 
 
 def test_every_test_that_the_page_on_security_names_exists() -> None:

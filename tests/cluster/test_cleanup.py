@@ -49,6 +49,16 @@ class Earlier:
         subject = {"kind": "ServiceAccount", "name": f"{USED}-trainer", "namespace": self.namespace}
         self.make(f"{rbac}/v1", "RoleBinding", "old-trainer", roleRef=role, subjects=[subject])
         self.make("apps/v1", "Deployment", "old-server", spec=self.server())
+        host = {"host": "old.example.com"}
+        self.make("networking.k8s.io/v1", "Ingress", "old", spec={"rules": [host]})
+        self.apply(
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "Ingress",
+                "metadata": {"name": "mine"},
+                "spec": {"rules": [host]},
+            }
+        )
         # those of others: by label, by owner, by neither
         self.apply(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "labelled", "labels": self.meta["labels"]}}
@@ -95,7 +105,10 @@ def clean(plane: controlplane.ControlPlane, folder: Path, namespaces: list[str])
         ],
         input=json.dumps({"namespaces": namespaces}), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    hooks = [m for m in yaml.safe_load_all(text) if m and m["kind"] != "Job"]
+    rendered = [m for m in yaml.safe_load_all(text) if m]
+    hooks = [m for m in rendered if m["kind"] != "Job"]
+    (job,) = [m for m in rendered if m["kind"] == "Job"]
+    (named,) = job["spec"]["template"]["spec"]["containers"][0]["env"]
     if plane.run("get", "namespace", installed.SYSTEM).returncode:
         plane.kubectl("create", "namespace", installed.SYSTEM)
     listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": hooks})
@@ -114,7 +127,11 @@ def clean(plane: controlplane.ControlPlane, folder: Path, namespaces: list[str])
     words = [sys.executable, "-c", PROGRAM.read_text(), *namespaces]
     try:
         return subprocess.run(
-            words, env={"PATH": os.environ["PATH"]} | place, capture_output=True, text=True, check=True
+            words,
+            env={"PATH": os.environ["PATH"], named["name"]: named["value"]} | place,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     finally:
         plane.kubectl("delete", "-f", "-", stdin=listed)
@@ -130,6 +147,7 @@ def test_objects_of_an_earlier_release_are_deleted_unless_its_pods_need_them(
     assert earlier.names("configmap") == {f"{USED}-run", "labelled", "owned", "mine"}
     assert earlier.names("serviceaccount") == {f"{USED}-trainer"}
     assert earlier.names("deployment") == {"old-server"}
+    assert earlier.names("ingress") == {"mine"}, "the chart's ingress.enabled is false"
 
 
 def test_the_rest_is_deleted_with_the_next_upgrade_after_the_server(

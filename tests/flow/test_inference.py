@@ -139,6 +139,14 @@ async def test_the_condition_names_what_the_chart_or_the_cluster_lacks(
         assert present(world) == list(KINDS)
 
 
+async def test_a_pools_route_goes_with_its_value_where_jobs_keep_theirs() -> None:
+    world = await world_of(servingpool(**ROUTE), chart=CHART)
+    world.boot({"gatewayApi": CHART["gatewayApi"] | {"inference": {"enabled": False}}})
+    await world.settle()
+    assert "HTTPRoute" not in present(world)
+    assert "inference.enabled is false" in routed(world)[2]
+
+
 def rules(world: World) -> dict[str, dict[str, int]]:
     """Name -> adapter -> weight."""
     found: dict[str, dict[str, int]] = {}

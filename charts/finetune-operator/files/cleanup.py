@@ -1,11 +1,13 @@
-"""After `helm upgrade`: removes what earlier releases created for each job in addition to Jobs, Deployments and Services.
+"""After `helm upgrade`: removes what the operator created and has no right to remove any more.
 
-That is a Role and a RoleBinding, which are no longer needed, and ConfigMaps and a ServiceAccount, which pods of such a
-release need to start: those are kept as long as a Job or server references them, and are deleted with the next upgrade or
-with their FineTuneJob.
+Of a value that was taken back (ingress.enabled, those of gatewayAPI): all objects of its kind, which UNWANTED names.
+
+Of earlier releases: what jobs had in addition to Jobs, Deployments and Services. That is a Role and a RoleBinding, which are no
+longer needed, and ConfigMaps and a ServiceAccount, which pods of such a release need to start: those are kept as long as a Job or
+server references them, and are deleted with the next upgrade or with their FineTuneJob.
 
 Runs in a pod with the operator's image and only the standard library. It never fails the upgrade: objects that cannot be
-removed are reported, and do no harm.
+removed are reported.
 """
 
 import json
@@ -16,7 +18,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 ACCOUNT = pathlib.Path(os.environ.get("ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
@@ -24,6 +26,8 @@ OURS = "app.kubernetes.io/managed-by=finetune-operator,finetune.dev/uid"
 RBAC = "apis/rbac.authorization.k8s.io/v1"
 AT_ONCE = (f"{RBAC}/rolebindings", f"{RBAC}/roles")
 UNLESS_USED = ("api/v1/configmaps", "api/v1/serviceaccounts")
+UNWANTED = os.environ.get("UNWANTED", "").split()
+"""Kinds that the operator may not write, in the form of UNLESS_USED."""
 USERS = ("api/v1/pods", "apis/batch/v1/jobs", "apis/apps/v1/deployments")
 Raw = dict[str, Any]
 
@@ -33,9 +37,14 @@ def ask(method: str, path: str) -> Raw:
     head = {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}"}
     trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
     request = urllib.request.Request(f"{server}/{path}", method=method, headers=head)
-    with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
-        found: Raw = json.load(answer)
-        return found
+    try:
+        with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
+            found: Raw = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        return {"metadata": {}}  # gone already, or the cluster has no such kind
 
 
 def place(kind: str, namespace: str) -> str:
@@ -71,37 +80,48 @@ def used_by(raw: Raw) -> Iterator[tuple[str, str, str]]:
         yield UNLESS_USED[0], namespace, (volume.get("configMap") or {}).get("name", "")
 
 
-def is_a_jobs(raw: Raw) -> bool:
+def is_ours(raw: Raw) -> bool:
+    """Whether it belongs to a FineTuneJob or a ServingPool."""
     owners = raw["metadata"].get("ownerReferences") or []
-    return any(o["kind"] == "FineTuneJob" and o["apiVersion"].startswith("finetune.dev/") for o in owners)
+    kinds = {o["kind"] for o in owners if o["apiVersion"].startswith("finetune.dev/")}
+    return bool(kinds & {"FineTuneJob", "ServingPool"})
 
 
-def clean(namespace: str) -> tuple[int, int]:
-    """How many objects were removed, and how many are kept because they are in use."""
-    used = {one for kind in USERS for raw in listed(kind, namespace) if not is_over(raw) for one in used_by(raw)}
+def remove(kind: str, namespace: str, used: Collection[tuple[str, str, str]] = ()) -> tuple[int, int]:
+    """How many objects of a kind were removed, and how many are kept because they are in use."""
     removed = stay = 0
-    for kind in (*AT_ONCE, *UNLESS_USED):
-        for raw in [raw for raw in listed(kind, namespace) if is_a_jobs(raw)]:
-            meta = raw["metadata"]
-            if (kind, meta["namespace"], meta["name"]) in used:
-                stay += 1
-                continue
-            ask("DELETE", f"{place(kind, meta['namespace'])}/{meta['name']}")
-            removed += 1
+    for raw in [raw for raw in listed(kind, namespace) if is_ours(raw)]:
+        meta = raw["metadata"]
+        if (kind, meta["namespace"], meta["name"]) in used:
+            stay += 1
+            continue
+        ask("DELETE", f"{place(kind, meta['namespace'])}/{meta['name']}")
+        removed += 1
     return removed, stay
+
+
+def of_earlier_releases(namespace: str) -> str:
+    used = {one for kind in USERS for raw in listed(kind, namespace) if not is_over(raw) for one in used_by(raw)}
+    found = [remove(kind, namespace, used) for kind in (*AT_ONCE, *UNLESS_USED)]
+    removed, stay = (sum(numbers) for numbers in zip(*found, strict=True))
+    return f"{removed} objects of an earlier release were removed, {stay} are still in use and are kept"
+
+
+def of_values(namespace: str) -> str:
+    found = {kind.rpartition("/")[2]: remove(kind, namespace)[0] for kind in UNWANTED}
+    words = ", ".join(f"{removed} {plural}" for plural, removed in found.items())
+    return f"of values that are off were removed: {words or 'nothing'}"
 
 
 def main() -> None:
     for namespace in sys.argv[1:] or [""]:
         where = f"in {namespace}" if namespace else "in all namespaces"
-        try:
-            removed, stay = clean(namespace)
-            print(
-                f"{where}: {removed} objects of an earlier release were removed, {stay} are still in use and are kept"
-            )
-        except (OSError, LookupError, ValueError) as error:
-            answer = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
-            print(f"{where}: objects of an earlier release may be left behind: {error} {answer}")
+        for clean in (of_values, of_earlier_releases):
+            try:
+                print(f"{where}: {clean(namespace)}")
+            except (OSError, LookupError, ValueError) as error:
+                answer = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
+                print(f"{where}: objects may be left behind: {error} {answer}")
 
 
 if __name__ == "__main__":

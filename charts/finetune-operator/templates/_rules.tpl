@@ -90,3 +90,21 @@ of a job mount them. Server-side apply is `create` + `patch`; what is watched is
   resources: [basemodels]
   verbs: [list, watch]
 {{- end }}
+
+{{/* Kinds that the operator may not write, since their values are off: what it wrote of them before is removed by an upgrade. Only those
+of groups that the cluster has: an upgrade needs the rights that it gives. */}}
+{{- define "finetune-operator.unwanted" -}}
+{{- $values := list
+  (list .Values.ingress.enabled "networking.k8s.io" "v1" "ingresses")
+  (list .Values.gatewayAPI.enabled "gateway.networking.k8s.io" "v1" "httproutes")
+  (list .Values.gatewayAPI.inference.enabled "inference.networking.k8s.io" "v1" "inferencepools")
+  (list .Values.gatewayAPI.inference.modelRewrites "llm-d.ai" "v1alpha2" "inferencemodelrewrites")
+}}
+{{- range $values }}
+{{- $group := index . 1 }}
+{{- $version := index . 2 }}
+{{- if and (not (first .)) ($.Capabilities.APIVersions.Has (printf "%s/%s" $group $version)) }}
+- {group: {{ $group }}, version: {{ $version }}, plural: {{ last . }}}
+{{- end }}
+{{- end }}
+{{- end }}

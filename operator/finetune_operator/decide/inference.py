@@ -40,7 +40,9 @@ def find(seen: Seen) -> Found:
     if wanted is None:
         return Found(delete=_leftover(seen, ()))
     if problem := _unavailable(seen):
-        return Found((), (), "False", Reason.ROUTE_UNAVAILABLE, f"there is no InferencePool: {problem}")
+        # The HTTPRoute may still be the operator's to delete; objects whose CRD is missing come back with it.
+        delete = () if seen.settings.gateway_api.inference.enabled else _leftover(seen, ())
+        return Found((), delete, "False", Reason.ROUTE_UNAVAILABLE, f"there is no InferencePool: {problem}")
     unwritten = _unwritten(seen)
     made = inference.build(seen.parent, wanted, seen.index, seen.settings, rewrites=not unwritten)
     narrowed = _narrowed(seen)
@@ -67,10 +69,7 @@ def _unavailable(seen: Seen) -> str:
 def _unwritten(seen: Seen) -> str:
     """Why models are not rewritten to their adapters; empty if they are."""
     if not seen.settings.gateway_api.inference.model_rewrites:
-        return (
-            "The endpoint picker does not know adapters: the chart's gatewayAPI.inference.modelRewrites is false; an "
-            f"{inference.REWRITE} that was written while it was true still holds: delete it"
-        )
+        return "The endpoint picker does not know adapters: the chart's gatewayAPI.inference.modelRewrites is false"
     if not seen.spec.rewritten:
         return (
             "The endpoint picker does not know adapters: of a pool with allowedNamespaces it would tell each tenant which names "

@@ -1,0 +1,74 @@
+"""What cleans up after an upgrade, with a double of the API server; `tests/cluster/test_cleanup.py` has a real one."""
+
+import importlib.util
+import urllib.error
+from email.message import Message
+from typing import Any
+
+import pytest
+from tests.chart.conftest import CHART
+
+Raw = dict[str, Any]
+INGRESSES, ROUTES = "apis/networking.k8s.io/v1/ingresses", "apis/gateway.networking.k8s.io/v1/httproutes"
+
+
+class Api:
+    """Objects by kind; everything else does not exist."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Raw]] = {}
+        self.refused: set[str] = set()
+        self.deleted: list[str] = []
+
+    def put(self, kind: str, name: str, owner: str, group: str = "finetune.dev/v1alpha1") -> None:
+        owners = [{"kind": owner, "apiVersion": group}]
+        self.objects.setdefault(kind, {})[name] = {
+            "metadata": {"name": name, "namespace": "ml", "ownerReferences": owners}
+        }
+
+    def ask(self, method: str, path: str) -> Raw:
+        kind = path.partition("?")[0]
+        if kind in self.refused:
+            raise urllib.error.HTTPError(path, 403, "Forbidden", Message(), None)
+        if method == "DELETE":
+            self.deleted.append(path)
+        return {"metadata": {}, "items": list(self.objects.get(kind, {}).values())}
+
+
+def clean(api: Api, monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    monkeypatch.setenv("UNWANTED", " ".join(kinds))
+    monkeypatch.setattr("sys.argv", ["-c"])
+    spec = importlib.util.spec_from_file_location("cleanup", CHART / "files" / "cleanup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(program, "ask", api.ask)
+    program.main()
+
+
+def test_objects_of_values_that_are_off_are_deleted_if_a_job_or_a_pool_owns_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = Api()
+    api.put(INGRESSES, "chat", "ServingPool")
+    api.put(INGRESSES, "mine", "Deployment", "apps/v1")
+    api.put(ROUTES, "tone", "FineTuneJob")
+    clean(api, monkeypatch, INGRESSES)
+    assert api.deleted == ["apis/networking.k8s.io/v1/namespaces/ml/ingresses/chat"]
+    assert "1 ingresses" in capsys.readouterr().out
+    clean(api, monkeypatch, ROUTES)
+    assert api.deleted[1:] == ["apis/gateway.networking.k8s.io/v1/namespaces/ml/httproutes/tone"]
+
+
+def test_a_refusal_keeps_it_from_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = Api()
+    api.refused.add(INGRESSES)
+    api.put("apis/rbac.authorization.k8s.io/v1/roles", "old-trainer", "FineTuneJob")
+    clean(api, monkeypatch, INGRESSES)
+    assert len(api.deleted) == 1
+    printed = capsys.readouterr().out
+    assert "objects may be left behind" in printed
+    assert "1 objects of an earlier release were removed" in printed
