@@ -113,7 +113,11 @@ class Reconciler:
             return Moved(any=True)
         # Its deletion may have been missed, for example while the watch was broken. If the status is to be written,
         # that write fails before any Job is created; children created before it are removed by the garbage collector.
-        asks = decision.apply and not difference(raw.get("status") or {}, decision.status.wire())
+        # With a refusal that is known, nobody can say before the tries whether it is.
+        known = [(manifest, self._refused.get(place_of(parent, manifest))) for manifest in decision.apply]
+        asks = any(before is None or not before.holds(manifest, now) for manifest, before in known) and (
+            any(before for _, before in known) or not difference(raw.get("status") or {}, decision.status.wire())
+        )
         if asks and not await self._api.exists("FineTuneJob", parent.namespace, parent.name, parent.uid):
             self._facts.drop_parent(parent.uid)
             raise Gone

@@ -235,6 +235,23 @@ async def test_an_activator_that_the_api_server_refuses_keeps_the_servers_awake_
     assert played.says() == ("True", "Asleep")
 
 
+@pytest.mark.parametrize("later", [0, 70], ids=["at once", "when it is tried again"])
+async def test_a_job_with_a_refused_activator_whose_deletion_was_missed_gets_no_children(later: float) -> None:
+    played = Played()
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(403, "policy: replicas") if (verb, name) == ("apply", ACTIVATOR) else None
+    )
+    await played.awake()
+    await played.passes(later)
+    asked = len(played.world.cluster.requests)
+    played.world.cluster.remove("Service", world.NAME)
+    played.world.cluster.remove("FineTuneJob", world.NAME)
+    played.world.cluster.undelivered = [news for news in played.world.cluster.undelivered if news[1] != "FineTuneJob"]
+    await played.world.settle()
+    assert [verb for verb, _, _ in played.world.cluster.requests[asked:]] == ["exists"]
+    assert not played.world.cache.parents
+
+
 @pytest.mark.parametrize(
     ("status", "words"), [(409, "conflict"), (422, "Only one reference can have Controller set to true")]
 )
