@@ -124,7 +124,12 @@ EVALUATION = _gauge(
     "contender",
 )
 PASSED = _gauge("finetune_job_evaluation_passed", "0 or 1", "Whether every gate of the evaluation passed.", *JOB)
-REPLICAS = _gauge("finetune_job_replicas", "pods", "Server pods requested for the serving revision.", *JOB)
+REPLICAS = _gauge(
+    "finetune_job_replicas",
+    "pods",
+    "Server pods requested for the serving revision; 0 while they sleep, or wake.",
+    *JOB,
+)
 READY_REPLICAS = _gauge("finetune_job_ready_replicas", "pods", "Ready server pods of the serving revision.", *JOB)
 SERVED_SPEED = _gauge(
     "finetune_job_verified_tokens_per_second",

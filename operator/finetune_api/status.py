@@ -248,6 +248,11 @@ class Deployment(Reported):
         default=None,
         description="Since when servers of the job's own sleep, because no client asked (deployment.idle). Absent: they do not.",
     )
+    held_since: Time | None = Field(
+        default=None,
+        description="Since when no server is to be ready: they sleep, or start again while requests are held. Absent: servers "
+        "are to be ready, or nothing holds requests.",
+    )
 
 
 class Finding(Reported):

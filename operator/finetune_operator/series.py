@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from finetune_api import metrics
-from finetune_api.reasons import Condition, Phase, Reason, Stage
+from finetune_api.reasons import Condition, Phase, Stage
 from finetune_operator.cache import Cache
 from finetune_operator.observe import projections
 from finetune_operator.stored import Stored
@@ -141,7 +141,9 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
     yield from measured(
         labels,
         {
-            metrics.REPLICAS: 0 if _sleeps(state) else number(table(spec.get("deployment")).get("replicas", 1)),
+            metrics.REPLICAS: 0
+            if deployed.get("heldSince")
+            else number(table(spec.get("deployment")).get("replicas", 1)),
             metrics.READY_REPLICAS: ready,
             metrics.SERVED_SPEED: number(deployed.get("tokensPerSecond")),
         },
@@ -149,16 +151,6 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
     resources = table(record.get("resources"))
     if each := number(resources.get("gpus")):
         yield metrics.GPUS, (*labels, str(resources.get("gpuType") or "")), ready * each
-
-
-def _sleeps(state: Mapping[str, Any]) -> bool:
-    """Whether no server is to be ready, also while another release is in progress or has failed. Of one that is deployed,
-    Starting says that its activator is not ready: an outage."""
-    deployed, why = table(state.get("deployment")), reason(state)
-    outage = why == Reason.STARTING and any(
-        one.get("type") == Condition.DEPLOYED and one.get("status") == "True" for one in rows(state.get("conditions"))
-    )
-    return why in {Reason.ASLEEP, Reason.WAKING} or (bool(deployed.get("asleepSince")) and not outage)
 
 
 def gpus(revision: tuple[str, ...], held: Held) -> Iterator[Sample]:

@@ -3,8 +3,9 @@
 import datetime
 from typing import Any
 
-from finetune_api import serving
+from finetune_api import metrics, serving
 from finetune_api.reasons import Phase
+from finetune_operator import series
 from finetune_operator.observe import label, pools
 from flow import recorder, test_rollouts, world
 from flow.fakecluster import Hangs, Raw
@@ -223,6 +224,18 @@ async def test_a_revision_that_is_to_be_verified_wakes_the_pool_and_its_job_stay
     assert "is verified" in waking
     await played.passes(AFTER + 60)
     assert played.says() == ("True", "Asleep", "0/0")
+
+
+async def test_a_pool_that_sleeps_is_no_outage_of_its_jobs_also_while_another_revision_trains() -> None:
+    played = Played()
+    await played.served(**IN_POOL)
+    played.world.script["train"] = [Hangs()]
+    played.world.apply(**IN_POOL | NEW)
+    await played.until(lambda: played.world.phase == Phase.TRAINING)
+    await played.passes(AFTER + 700)
+    assert (played.says()[1], played.world.reason("Ready")) == ("Asleep", "Running")
+    (requested,) = [value for metric, _, value in series.samples(played.world.job, ()) if metric is metrics.REPLICAS]
+    assert requested == 0
 
 
 async def test_a_revision_that_waits_for_a_person_lets_the_pool_sleep() -> None:

@@ -441,6 +441,37 @@ async def test_servers_that_sleep_are_an_outage_while_no_activator_is_ready() ->
     assert (played.says(), played.requested) == (("False", "Starting"), 1)
 
 
+async def test_the_alert_counts_a_former_revision_that_wakes_once_requests_are_not_held_any_more() -> None:
+    changes: dict[str, Any] = {"spec.deployment.idle": {"after": "3m", "holdFor": "2m"}}
+    played = await Played().asleep(**changes)
+    former = played.release
+    played.world.script["train"] = [Hangs()]
+    played.world.script["server"] = [Hangs()]
+    played.world.apply(**changes | NEW)
+    await played.world.settle(until=lambda: played.world.phase == Phase.TRAINING)
+    await played.knock()
+    await played.passes(60)
+    assert (played.says()[1], played.release, played.replicas, played.requested) == ("Running", former, 1, 0)
+    await played.passes(90)
+    assert (played.says()[1], played.replicas, played.requested) == ("Running", 1, 1)
+    played.world.let_go("server")
+    await played.passes(30)
+    assert (played.holds(), played.requested) == (False, 1)
+
+
+async def test_the_alert_counts_a_former_revision_whose_activator_is_not_ready() -> None:
+    played = await Played().asleep()
+    played.world.script["train"] = [Hangs()]
+    played.world.apply(**IDLE | NEW)
+    await played.world.settle(until=lambda: played.world.phase == Phase.TRAINING)
+    assert played.requested == 0
+    played.world.cluster.refused_pods[ACTIVATOR] = "exceeded quota"
+    for name in played.activators:
+        played.world.cluster.remove("Pod", name)
+    await played.world.wait(5)
+    assert (played.says()[1], played.requested) == ("Running", 1)
+
+
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
 async def test_a_new_revision_is_verified_while_the_former_one_sleeps_and_serves_awake(strategy: str) -> None:
     changes: dict[str, Any] = {"spec.deployment.rollout.strategy": strategy}

@@ -49,7 +49,7 @@ class Seen:
 @dataclasses.dataclass(frozen=True)
 class Found:
     """asleep_since: None while it is awake. ends: whether there are to be no servers. activator: whether the Service leads there.
-    text: why it sleeps or wakes. again: when to look again, in seconds; None: no need."""
+    text: that they sleep or wake, and why. again: when to look again, in seconds; None: no need."""
 
     asleep_since: datetime.datetime | None = None
     ends: bool = False
@@ -103,7 +103,7 @@ def _asked(readings: Sequence[pools.Reading], since: datetime.datetime) -> bool:
 
 
 def _awake(seen: Seen, why: str) -> Found:
-    return Found(activator=bool(seen.activators) and not seen.servers, text=f"the pool wakes: {why}")
+    return Found(activator=bool(seen.activators) and not seen.servers, text=f"wakes: {why}")
 
 
 def _due(seen: Seen, idle: deployment.Idle) -> datetime.datetime | None:

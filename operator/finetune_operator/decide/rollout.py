@@ -151,13 +151,22 @@ def keep_serving(world: World) -> Verdict:
         "ready_replicas": world.obs.ready(serving.name),
         "selector": f"{label.UID}={world.obs.parent.uid},{label.RELEASE}={serving.name}",
         "asleep_since": found.asleep_since,
+        "held_since": sleep.held_since(world, serving, found),
     }
     edits = {"deployment": deployed.model_copy(update=counted)} if deployed is not None else {}
-    return Verdict(apply=apply, edits=edits, again=sleep.again(world, found))
+    return Verdict(apply=apply, edits=edits, again=sleep.again(world, serving, found))
 
 
 def _counted_in_pool(world: World, serving: Release) -> Verdict:
     """The pool keeps it serving; its pods are counted here."""
     deployed, found = world.state.deployment, switching.held(world, serving)
-    counted = {"replicas": found.pods, "ready_replicas": found.ready, "selector": None}
-    return Verdict(edits={"deployment": deployed.model_copy(update=counted)}) if deployed is not None else AS_IT_IS
+    if deployed is None:
+        return AS_IT_IS
+    pool = world.obs.pools.get(str(serving.pool))
+    counted = {
+        "replicas": found.pods,
+        "ready_replicas": found.ready,
+        "selector": None,
+        "held_since": deployed.held_since or world.now if pool is not None and pool.sleeps else None,
+    }
+    return Verdict(edits={"deployment": deployed.model_copy(update=counted)})

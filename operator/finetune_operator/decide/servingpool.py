@@ -194,8 +194,8 @@ def _verdict(world: World, spec: servingpool.ServingPoolSpec, sleep: idle.Found,
             what = "is being changed" if pending or server is None or not server.settled else "starts"
             text = f"{ready} of {spec.replicas} pods are ready, and the pool {what}"
             if sleep.text or _reason(world) == Reason.WAKING:
-                why = sleep.text or "the pool wakes"
-                return Verdict("False", True, False, Reason.WAKING, f"{why}; {ready} of {spec.replicas} pods are ready")
+                why = f"the pool {sleep.text or 'wakes'}; {ready} of {spec.replicas} pods are ready"
+                return Verdict("False", True, False, Reason.WAKING, why)
             return Verdict("False", True, False, Reason.STARTING, text)
         wait = world.settings.stalled_after_seconds
         age = wait if since is None else (world.now - since).total_seconds()

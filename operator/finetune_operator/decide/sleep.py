@@ -7,7 +7,6 @@ own.
 import datetime
 
 from finetune_api import deployment
-from finetune_api.reasons import Condition, Reason
 from finetune_operator.decide import drift, idle
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import activator, gateway, meta, service
@@ -39,10 +38,11 @@ def find(world: World, serves: Release) -> idle.Found:
     )
 
 
-def again(world: World, found: idle.Found) -> datetime.datetime | None:
+def again(world: World, serves: Release, found: idle.Found) -> datetime.datetime | None:
     """When to look again."""
     due = world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
-    held = waking_until(world) if found.asleep_since is None else None
+    since = held_since(world, serves, found) if found.asleep_since is None else None
+    held = since + _patience(world) if since is not None else None
     lasts = [time for time in _unread(world) if time > world.obs.now]
     return min((time for time in (due, held, *lasts) if time is not None), default=None)
 
@@ -61,15 +61,26 @@ def _unread(world: World) -> dict[datetime.datetime, str]:
     return {one.failing_since + idle.UNREAD: one.problem for one in found if one.failing_since is not None}
 
 
-def waking_until(world: World) -> datetime.datetime | None:
-    """Until when the first requests after a sleep are held, or refused as usual; None: it is over, or there was none."""
-    ready, wanted = world.condition(Condition.READY), world.spec.deployment.idle
-    if wanted is None or ready is None or ready.reason not in {Reason.ASLEEP, Reason.WAKING}:
+def held_since(world: World, serves: Release, found: idle.Found) -> datetime.datetime | None:
+    """Since when no server is to be ready, as they sleep, or start while the first requests are held, or refused as usual; None:
+    servers are to be ready, or no activator is."""
+    deployed = world.state.deployment
+    if deployed is None or world.spec.deployment.idle is None:
         return None
-    began = ready.last_transition_time if ready.reason == Reason.WAKING else world.now
-    held = datetime.timedelta(seconds=deployment.seconds(wanted.hold_for)) if wanted.requests == "Hold" else STARTS
-    until = began + held
-    return until if world.now < until else None
+    if found.asleep_since is not None:
+        return deployed.held_since or world.now if activators(world) else None
+    since = deployed.held_since
+    if since is None or world.obs.ready(serves.name):
+        return None
+    since = since if deployed.asleep_since is None else world.now
+    return since if world.now < since + _patience(world) else None
+
+
+def _patience(world: World) -> datetime.timedelta:
+    """How long the first requests after a sleep are held, or refused as usual."""
+    wanted = world.spec.deployment.idle
+    holds = wanted is not None and wanted.requests == "Hold"
+    return datetime.timedelta(seconds=deployment.seconds(wanted.hold_for)) if wanted and holds else STARTS
 
 
 def front(world: World, serves: Release, found: idle.Found) -> tuple[meta.Manifest, ...]:

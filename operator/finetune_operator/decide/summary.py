@@ -81,7 +81,7 @@ def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
         return _kstatus("False", True, False, Reason.CHANGED_BY_OTHERS, elsewhere)
     if asleep := _sleeps(world, serving):
         return asleep
-    if not ready and sleep.waking_until(world):
+    if not ready and world.state.deployment and world.state.deployment.held_since:
         return _kstatus(
             "False", True, False, Reason.WAKING, f"a request or a step of a rollout starts the servers: {text}"
         )

@@ -78,9 +78,8 @@ def test_the_status_of_a_training_job_becomes_series() -> None:
     assert found[f"finetune_job_checkpoint_timestamp_seconds{{{train}}}"] == 1777896600
 
 
-def test_a_job_whose_pool_sleeps_has_no_replicas_that_an_alert_could_miss() -> None:
-    asleep = [{"type": "Ready", "status": "True", "reason": "Asleep"}]
-    found = shown({**JOB, "status": {**JOB["status"], "conditions": asleep}})
+def test_servers_that_sleep_or_wake_are_no_replicas_that_an_alert_could_miss() -> None:
+    found = shown(changed(deployment=JOB["status"]["deployment"] | {"heldSince": "2026-05-04T12:00:00Z"}))
     serving = 'namespace="ml",finetunejob="support-tone",revision="89abcdef",stage="serve"'
     assert found[f"finetune_job_replicas{{{serving}}}"] == 0
 
