@@ -118,7 +118,24 @@ BOUNDS = (
 """Seconds."""
 
 
-class Traffic(model.Model):
+class Counts(model.Model):
+    """Requests of clients, and what became of them."""
+
+    requests: int = Field(default=0, description="All that were sent to the engine and not broken off by the client.")
+    errors: int = Field(default=0, description="Answered with 5xx, or broken off by the engine.")
+    empty: int = Field(default=0, description="Answers without text and tool calls.")
+    cut: int = Field(default=0, description="Answers that ended at the limit of tokens (finish_reason length).")
+    checked: int = Field(default=0, description="Answers that were checked with the JSON schema.")
+    invalid: int = Field(default=0, description="Those of them that do not fit it, or are no JSON.")
+    seconds: Histogram = Field(default_factory=Histogram, description="Of whole answers.")
+    first_token: Histogram = Field(default_factory=Histogram, description="To the first byte of an answer.")
+
+    @property
+    def answers(self) -> int:
+        return max(self.requests - self.errors, 0)
+
+
+class Traffic(Counts):
     """Requests of clients that one revision answered, since the step of the rollout began or the gateway started."""
 
     namespace: str = Field(description="The job's namespace.")
@@ -127,16 +144,8 @@ class Traffic(model.Model):
     revision: str = Field(description="The revision that answered.")
     step: str = Field(default="", description="The step of the rollout.")
     since: datetime = Field(description="When counting began.")
-    requests: int = Field(default=0, description="All that were sent to the engine and not broken off by the client.")
-    errors: int = Field(default=0, description="Answered with 5xx, or broken off by the engine.")
-    empty: int = Field(default=0, description="Answers without text and tool calls.")
-    cut: int = Field(default=0, description="Answers that ended at the limit of tokens (finish_reason length).")
-    checked: int = Field(default=0, description="Answers that were checked with the JSON schema.")
-    invalid: int = Field(default=0, description="Those of them that do not fit it, or are no JSON.")
     prompt_tokens: int = Field(default=0, description="Tokens of the prompts.")
     answer_tokens: int = Field(default=0, description="Tokens of the answers.")
-    seconds: Histogram = Field(default_factory=Histogram, description="Of whole answers.")
-    first_token: Histogram = Field(default_factory=Histogram, description="To the first byte of an answer.")
 
 
 class AdapterState(model.Model):

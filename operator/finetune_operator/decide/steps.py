@@ -9,7 +9,7 @@ the requests, or behind an HTTPRoute, where a Gateway shares them, and the serve
 import dataclasses
 import datetime
 
-from finetune_api import deployment, run, status
+from finetune_api import deployment, run, serving, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import approval, routes, switching, traffic, verdict
 from finetune_operator.decide.verdict import Verdict
@@ -73,7 +73,7 @@ def _looked(world: World, candidate: Release, rollout: status.Rollout) -> tuple[
 
 
 def compared(
-    rollout: status.Rollout, new: traffic.Side, old: traffic.Side, rules: traffic.Rules, wanted: int = 0
+    rollout: status.Rollout, new: serving.Counts, old: serving.Counts, rules: traffic.Rules, wanted: int = 0
 ) -> tuple[status.Rollout, str]:
     """The rollout after a look, if one is due, and what was shown to be worse. `wanted`: requests at which to look anyway."""
     # fewer than before: a gateway has started again and counts from there
@@ -87,7 +87,7 @@ def compared(
     return rollout.model_copy(update=seen), "; ".join(map(traffic.text, worse))
 
 
-def side(world: World, release: Release, rollout: status.Rollout) -> traffic.Side:
+def side(world: World, release: Release, rollout: status.Rollout) -> serving.Counts:
     """The traffic of a release in this step, of all pods."""
     parent, step = world.obs.parent, members.step_name(rollout.wire(), "")
     if release.pool is None:

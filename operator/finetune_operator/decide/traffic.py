@@ -1,6 +1,6 @@
 """Whether a new revision answers worse than the former one, from the traffic of both: pure, exact where that is possible.
 
-    Traffic of each pod -> Side (new, old) -> one one-sided test for each measure -> Holm over the measures -> what is worse
+    Traffic of each pod -> their sum (new, old) -> one one-sided test for each measure -> Holm over the measures -> what is worse
 
 Shares (errors, empty and cut answers, invalid JSON) by Fisher's exact test; durations by a rank test (Wilcoxon, Mann and Whitney)
 on the histograms, against the old revision's slowed down by a margin. A share must also be higher by a relevant amount.
@@ -25,24 +25,6 @@ GROWTH = 1.5
 """The next look is at this many times the requests of the one before."""
 FEWEST_DURATIONS = 10
 """On each side, for the normal approximation of the rank test."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """The traffic of one revision, over all pods."""
-
-    requests: int = 0
-    errors: int = 0
-    empty: int = 0
-    cut: int = 0
-    checked: int = 0
-    invalid: int = 0
-    seconds: tuple[float, ...] = ()
-    first_token: tuple[float, ...] = ()
-
-    @property
-    def answers(self) -> int:
-        return max(self.requests - self.errors, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +53,7 @@ def text(finding: status.Finding) -> str:
     return f"{finding.seen} (p {f'{finding.p:.2g}' if finding.p >= 1e-6 else 'below 1e-6'})"
 
 
-def side(parts: Iterable[serving.Traffic]) -> Side:
+def side(parts: Iterable[serving.Traffic]) -> serving.Counts:
     """The sum over the pods of a pool. A gateway is not trusted to count sensibly: no part is larger than its whole."""
     found = list(parts)
     requests = sum(max(one.requests, 0) for one in found)
@@ -81,7 +63,7 @@ def side(parts: Iterable[serving.Traffic]) -> Side:
     def of_answers(numbers: Iterable[int]) -> int:
         return min(sum(max(number, 0) for number in numbers), requests - errors)
 
-    return Side(
+    return serving.Counts(
         requests=requests,
         errors=errors,
         empty=of_answers(one.empty for one in found),
@@ -97,20 +79,16 @@ def total(parts: Sequence[serving.Traffic]) -> serving.Traffic | None:
     """The sum of one revision's traffic; None: nothing was counted."""
     if not parts:
         return None
-    counts = dataclasses.asdict(side(parts))
-    durations = {
-        name: serving.Histogram(counts=[int(n) for n in counts.pop(name)]) for name in ("seconds", "first_token")
-    }
     since = min(one.since for one in parts)
-    return parts[0].model_copy(update={**counts, **durations, "since": since, "prompt_tokens": 0, "answer_tokens": 0})
+    return parts[0].model_copy(update={**dict(side(parts)), "since": since, "prompt_tokens": 0, "answer_tokens": 0})
 
 
-def _summed(histograms: Iterable[serving.Histogram]) -> tuple[float, ...]:
-    total = [0.0] * (len(serving.BOUNDS) + 1)
+def _summed(histograms: Iterable[serving.Histogram]) -> serving.Histogram:
+    total = [0] * (len(serving.BOUNDS) + 1)
     for histogram in histograms:
         for index, count in enumerate(histogram.counts[: len(total)]):
             total[index] += max(count, 0)
-    return tuple(total)
+    return serving.Histogram(counts=total)
 
 
 # -- when to look, and at which level --
@@ -129,7 +107,7 @@ def level(look: int) -> float:
 # -- the tests --
 
 
-def findings(new: Side, old: Side, rules: Rules = IN_STEPS) -> list[status.Finding]:
+def findings(new: serving.Counts, old: serving.Counts, rules: Rules = IN_STEPS) -> list[status.Finding]:
     """Every measure with the p-value of "the new revision is not worse", adjusted by Holm, the smallest first."""
     tests = [test for test in (*_shares(new, old, rules), *_durations(new, old, rules)) if test is not None]
     found, before = list[status.Finding](), 0.0
@@ -144,7 +122,7 @@ def worse(found: Sequence[status.Finding], at: float) -> list[status.Finding]:
     return [one for one in found if one.p <= at]
 
 
-def _shares(new: Side, old: Side, rules: Rules) -> Iterator[status.Finding | None]:
+def _shares(new: serving.Counts, old: serving.Counts, rules: Rules) -> Iterator[status.Finding | None]:
     def share(measure: str, bad: int, of: int, bad_before: int, before: int) -> status.Finding | None:
         """None where one side has not been measured."""
         if not of or not before:
@@ -185,15 +163,15 @@ def _choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _durations(new: Side, old: Side, rules: Rules) -> Iterator[status.Finding | None]:
-    def duration(measure: str, new: tuple[float, ...], old: tuple[float, ...]) -> status.Finding | None:
+def _durations(new: serving.Counts, old: serving.Counts, rules: Rules) -> Iterator[status.Finding | None]:
+    def duration(measure: str, new: Sequence[float], old: Sequence[float]) -> status.Finding | None:
         if sum(new) < FEWEST_DURATIONS or sum(old) < FEWEST_DURATIONS:
             return None
         p, now, then = ranks(new, slowed(old, rules.margin)), median(new), median(old)
         return status.Finding(p=p, seen=f"{measure}: {now:.2g} s in the median of {sum(new):.0f}, former {then:.2g} s")
 
-    yield duration("time of an answer", new.seconds, old.seconds)
-    yield duration("time to the first token", new.first_token, old.first_token)
+    yield duration("time of an answer", new.seconds.counts, old.seconds.counts)
+    yield duration("time to the first token", new.first_token.counts, old.first_token.counts)
 
 
 def ranks(new: Sequence[float], old: Sequence[float]) -> float:

@@ -139,14 +139,14 @@ def test_a_value_on_the_other_side_of_a_bound_is_not_shown_to_be_slower() -> Non
     """vLLM's bounds are up to 2.5 times apart (0.1 s, 0.25 s): all of the former answers just below one, all new ones above."""
     bounds = [0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5]
 
-    def within(place: int) -> tuple[float, ...]:
+    def within(place: int) -> serving.Histogram:
         buckets = {bound: 400.0 * (index >= place) for index, bound in enumerate(bounds)}
-        return tuple(map(float, servertraffic.rebinned(buckets | {float("inf"): 400.0})))
+        return serving.Histogram(counts=servertraffic.rebinned(buckets | {float("inf"): 400.0}))
 
     for place in range(1, len(bounds) - 1):
-        old, new = (traffic.Side(requests=400, seconds=within(at)) for at in (place, place + 1))
+        old, new = (serving.Counts(requests=400, seconds=within(at)) for at in (place, place + 1))
         assert traffic.worse(traffic.findings(new, old, traffic.BY_ENGINE), traffic.level(1)) == [], bounds[place]
-    old, new = (traffic.Side(requests=400, seconds=within(at)) for at in (4, 7))
+    old, new = (serving.Counts(requests=400, seconds=within(at)) for at in (4, 7))
     assert traffic.worse(traffic.findings(new, old, traffic.BY_ENGINE), traffic.level(1))
 
 

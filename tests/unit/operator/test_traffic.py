@@ -24,7 +24,7 @@ def histogram(*seconds: float) -> dict[str, Any]:
     return {"counts": counts, "sum": sum(seconds)}
 
 
-def side(**counts: Any) -> traffic.Side:
+def side(**counts: Any) -> serving.Counts:
     return traffic.side([part(**counts)])
 
 
@@ -32,7 +32,7 @@ def measure(finding: status.Finding) -> str:
     return finding.seen.partition(":")[0]
 
 
-def found(new: traffic.Side, old: traffic.Side) -> dict[str, float]:
+def found(new: serving.Counts, old: serving.Counts) -> dict[str, float]:
     return {measure(one): one.p for one in traffic.findings(new, old)}
 
 
@@ -134,7 +134,7 @@ def test_a_revision_within_the_margin_of_time_is_as_good_and_one_of_twice_the_ti
 def test_counts_of_several_pods_are_added_and_impossible_ones_are_bounded() -> None:
     both = traffic.side([part(requests=3, errors=1), part(requests=5, errors=9, empty=7, checked=99, invalid=99)])
     assert (both.requests, both.errors, both.empty, both.checked, both.invalid) == (8, 8, 0, 8, 8)
-    assert traffic.side([part(requests=-4, seconds={"counts": [-1, 2]})]).seconds[:2] == (0, 2)
+    assert traffic.side([part(requests=-4, seconds={"counts": [-1, 2]})]).seconds.counts[:2] == [0, 2]
     assert traffic.side([]) == traffic.side([part()])
 
 
