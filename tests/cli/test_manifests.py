@@ -175,6 +175,20 @@ def test_what_is_no_manifest_of_one_job_is_refused(tmp_path: pathlib.Path, text:
     assert problems(written(tmp_path, text))[0].startswith(problem)
 
 
+POOL = (
+    "apiVersion: finetune.dev/v1alpha1\nkind: ServingPool\nmetadata: {name: chat}\nspec: {baseModel: {name: small}}\n"
+)
+
+
+def test_a_serving_pool_beside_the_job_is_checked_too(tmp_path: pathlib.Path) -> None:
+    assert jobs.read(written(tmp_path, GOOD + "---\n" + POOL)).spec.dataset.train
+    wrong = POOL.replace("}}\n", "}, replica: 2}\n")
+    [problem] = problems(written(tmp_path, GOOD + "---\n" + wrong))
+    assert problem.startswith("job.yaml:19: spec.replica is an unknown field")
+    [problem] = problems(written(tmp_path, POOL))
+    assert problem == "job.yaml: must contain exactly one FineTuneJob; found ServingPool chat"
+
+
 # -- the base model --
 
 BY_NAME = GOOD.replace("{source: base}", "{name: small}")

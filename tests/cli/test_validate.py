@@ -111,6 +111,7 @@ def test_with_a_model_tokens_are_looked_at_too(tmp_path: pathlib.Path, base: pat
     [
         (["nowhere.jsonl"], "matches no file"),
         (["notes.txt"], "matches no file"),
+        (["pool.yaml"], "`finetune advise` checks a FineTuneJob"),
         (["x.jsonl", "--checks", "spelling=Fail"], "unknown rule 'spelling'"),
         (["x.jsonl", "--checks", "schema=Warn"], "schema cannot be 'Warn'; write Drop, Fail"),
         ([f"{number}.jsonl" for number in range(65)], "quote the pattern"),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune_api import basemodel, candidates, job, revision, run
+from finetune_api import basemodel, candidates, job, revision, run, servingpool
 from finetune_cli import answer, documents, manifests, rules
 
 URIS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -87,7 +87,8 @@ def _memory(wanted: job.TrainingResources) -> str | None:
 
 
 def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
-    """The one FineTuneJob of a file; `catalogue`: a file or folder of BaseModels. Raises documents.Invalid."""
+    """The one FineTuneJob of a file, whose ServingPools are checked, too; `catalogue`: a file or folder of BaseModels. Raises
+    documents.Invalid."""
     in_file = [_local(one) for document in documents.read(file) for one in _items(document)]
     jobs = [document for document in in_file if document.kind == "FineTuneJob"]
     if len(jobs) != 1:
@@ -95,6 +96,8 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
         message = f"must contain exactly one FineTuneJob; found {found_kinds}"
         raise documents.Invalid([answer.Problem(file=str(file), message=message)])
     spec = manifests.check(jobs[0], job.FineTuneJobSpec)
+    for pool in (document for document in in_file if document.kind == "ServingPool"):
+        manifests.check(pool, servingpool.ServingPoolSpec)
     entries = {name: _entry(name, jobs[0], in_file, catalogue) for name in _named(spec)}
     spec, chosen = _smallest(spec, entries)
     entry = entries.get(spec.base_model.name or "")

@@ -21,7 +21,8 @@ SERVER = ("status",)
 @functools.cache
 def schema(kind: str) -> dict[str, Any]:
     """The schema of a kind, as its CustomResourceDefinition has it, without the status."""
-    full = {"FineTuneJob": schemas.finetunejob, "BaseModel": schemas.base_model}[kind]()
+    made = {"FineTuneJob": schemas.finetunejob, "BaseModel": schemas.base_model, "ServingPool": schemas.serving_pool}
+    full = made[kind]()
     return full | {"properties": {key: value for key, value in full["properties"].items() if key not in SERVER}}
 
 

@@ -109,6 +109,9 @@ def apply_rules(request: Request, spec: run.Run, store: Any, encoder: Any, work:
 
 def as_run(request: Request) -> run.Run:
     """The files as a run file's dataset. Raises documents.Invalid."""
+    if manifests := [one for one in (*request.data, *request.held_out) if one.endswith((".yaml", ".yml"))]:
+        message = "is a manifest, not data: `finetune advise` checks a FineTuneJob, and the BaseModels and ServingPools beside it"
+        raise documents.Invalid([answer.Problem(file=one, message=message) for one in manifests])
     policies = request.policies
     if request.model is None:
         # Broken rows cannot be ignored, and without a template no row breaks it.
