@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tests.bench.estimate import fake
 from tests.trainer import tiny
 
@@ -19,12 +20,13 @@ CPU = torch.device("cpu")
 SHARES = 4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A base model whose layers are most of it, in float32."""
-    made = tmp_path_factory.mktemp("base")
-    tiny.make_tiny_model(made, hidden=256, layers=12)
-    return made
+@dataclasses.dataclass(frozen=True)
+class Case:
+    folder: pathlib.Path
+    quantised: bool
+    """Whether training quantises."""
+    in_4_bits: bool
+    """Whether it trains on weights in 4 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,35 @@ class Loaded:
     """Bytes that lived at once."""
 
 
-def load(folder: pathlib.Path, quantised: bool, part: tuple[int, int] | None) -> Loaded:
-    live = fake.Live(CPU)
-    with live:
-        loaded = model.load(folder, job.Precision.BFLOAT16, CPU, quantised, part)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A base model whose layers are most of it, in float32."""
+    made = tmp_path_factory.mktemp("base")
+    tiny.make_tiny_model(made, hidden=256, layers=12)
+    return made
+
+
+@pytest.fixture(scope="module")
+def stored(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same model as bitsandbytes stores it in 4 bits."""
+    made: pathlib.Path = tmp_path_factory.mktemp("stored")
+    model.load(folder, job.Precision.BFLOAT16, CPU, quantised=True).save_pretrained(made)
+    return made
+
+
+@pytest.fixture(params=["LoRA", "QLoRA", "stored in 4 bits"])
+def case(request: pytest.FixtureRequest, folder: pathlib.Path, stored: pathlib.Path) -> Case:
+    return Case(stored if "stored" in request.param else folder, request.param == "QLoRA", request.param != "LoRA")
+
+
+def load(case: Case, part: tuple[int, int] | None) -> Loaded:
+    """Tensors are copied from the file, as for a GPU, in the main thread, which is the one that the counter sees."""
+    live, loading = fake.Live(CPU), transformers.core_model_loading
+    with pytest.MonkeyPatch.context() as patch, live:
+        patch.setattr(loading, "_materialize_copy", lambda read, _, dtype: read[...].to(CPU, dtype, copy=True))
+        patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1" if part is None else "")
+        patch.setattr(loading, "ThreadPoolExecutor", None)
+        loaded = model.load(case.folder, job.Precision.BFLOAT16, CPU, case.quantised, part)
     return Loaded(loaded, live.peak)
 
 
@@ -45,12 +72,11 @@ def linears(loaded: Any) -> dict[str, torch.nn.Linear]:
     return dict(lora.linears(loaded))
 
 
-@pytest.mark.parametrize("quantised", [False, True], ids=["LoRA", "QLoRA"])
-def test_a_process_holds_its_part_and_one_weight_while_it_loads(folder: pathlib.Path, quantised: bool) -> None:
-    own = load(folder, quantised, (1, SHARES))
+def test_a_process_holds_its_part_and_one_weight_while_it_loads(case: Case) -> None:
+    own = load(case, (1, SHARES))
     found = linears(own.model).values()
     weights = [layer.in_features * layer.out_features for layer in found]
-    each = 0.5 if quantised else 2
+    each = 0.5 if case.in_4_bits else 2
     rest = sum(
         weight.numel() * 2
         for weight in own.model.parameters()
@@ -59,34 +85,29 @@ def test_a_process_holds_its_part_and_one_weight_while_it_loads(folder: pathlib.
     held = sum(layer.weight.nbytes for layer in found)
     assert held == pytest.approx(sum(weights) * each / SHARES, rel=0.01)
     # one weight as it is read, in its precision, and in 4 bits with what its blocks are computed with
-    allowed = rest + held + sum(weights) * 0.02 * quantised + max(weights) * 14
+    allowed = rest + held + sum(weights) * 0.02 * case.in_4_bits + max(weights) * 14
     assert own.peak < allowed
-    if quantised:  # else transformers loads in threads, which the counter does not see
-        assert load(folder, quantised, None).peak > allowed, "a process that loads all would not pass"
+    assert load(case, None).peak > allowed, "a process that loads all would not pass"
 
 
 @pytest.mark.parametrize("shares", [2, 3])
-@pytest.mark.parametrize("quantised", [False, True], ids=["LoRA", "QLoRA"])
-def test_the_parts_together_are_the_weights(folder: pathlib.Path, quantised: bool, shares: int) -> None:
-    whole = linears(load(folder, quantised, None).model)
-    parts = [linears(load(folder, quantised, (rank, shares)).model) for rank in range(shares)]
+def test_the_parts_together_are_the_weights(case: Case, shares: int) -> None:
+    whole = linears(load(case, None).model)
+    parts = [linears(load(case, (rank, shares)).model) for rank in range(shares)]
     for name in list(whole)[:7]:
         assert torch.equal(torch.cat([part[name].weight.data for part in parts]), whole[name].weight.data), name
         assert getattr(parts[0][name].weight, own_part.WHOLE) == whole[name].weight.shape
-        if quantised:
+        if case.in_4_bits:
             state, expected = lora.state_of(parts[1][name]), lora.state_of(whole[name])
             assert torch.equal(state.absmax, expected.absmax)
             assert state.shape == whole[name].weight.quant_state.shape  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("quantised", [False, True], ids=["LoRA", "QLoRA"])
-def test_weights_of_another_shape_than_config_json_says_are_refused(
-    folder: pathlib.Path, tmp_path: pathlib.Path, quantised: bool
-) -> None:
-    for file in folder.iterdir():
+def test_weights_of_another_shape_than_config_json_says_are_refused(case: Case, tmp_path: pathlib.Path) -> None:
+    for file in case.folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((case.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] // 2}))
     with pytest.raises(errors.Failure) as refused:
-        model.load(tmp_path, job.Precision.BFLOAT16, CPU, quantised, (0, 2))
+        model.load(tmp_path, job.Precision.BFLOAT16, CPU, case.quantised, (0, 2))
     assert refused.value.reason == reasons.Reason.MODEL_INVALID

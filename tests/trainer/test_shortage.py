@@ -1,15 +1,19 @@
 """Memory that is short for a micro-batch, in one of several processes: all take a smaller one and continue."""
 
+import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable
 
 import pytest
-from tests.trainer import processes, tiny
+import torch
+from tests.trainer import loops, processes, tiny
 
 from finetune_api import exits, job, run
 from finetune_trainer.planning import memory
 from finetune_trainer.stages import preflight, train
-from finetune_trainer.training import shortage
+from finetune_trainer.training import checkpoint, shortage
+from finetune_trainer.training import processes as training_processes
 
 World = Callable[..., run.Run]
 
@@ -34,6 +38,49 @@ def test_what_follows_when_memory_is_short(
     """The longest example has 100 tokens."""
     found = shortage.halved(memory.Setup(*before, memory.Memory()), wanted, 100)
     assert (found and (found.tokens, found.checkpointing)) == after
+
+
+def same(one: checkpoint.Snapshot, other: checkpoint.Snapshot) -> None:
+    """Both trainings went the same way, bit for bit: losses, steps of the optimizer and its sums of gradients, generators."""
+    assert dataclasses.replace(one.state, seconds=0.0) == dataclasses.replace(other.state, seconds=0.0)
+    for found, expected in ((one.adapter, other.adapter), (one.optimizer, other.optimizer), (one.random, other.random)):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("own", "error"), [(True, loops.SHORT), (False, loops.SHORT), (True, loops.CPU_SHORT)], ids=["own", "plain", "CPU"]
+)
+def test_a_step_in_which_memory_runs_out_is_repeated_with_half_the_micro_batch(
+    own: bool, error: Exception, base: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if it had begun with that: nothing is left of the gradients, losses, random numbers and memory of the first try."""
+    alone = training_processes.ProcessGroup()
+    undisturbed = loops.made(tmp_path, base, alone, own)
+    loops.train(undisturbed, None, halved=True)
+    training = loops.made(tmp_path, base, alone, own)
+    with caplog.at_level(logging.INFO, logger="finetune"):
+        interruption = loops.train(training, error, halved=False)
+    assert interruption is not None
+    assert interruption.left is False, "memory of the first try is in use in the second"
+    assert (training.setup.tokens, training.setup.checkpointing) == (loops.HALF, True)
+    assert loops.computes_again(training.engine)
+    same(training.snapshot(), undisturbed.snapshot())
+    logged = [vars(record)["fields"] for record in caplog.records if record.message == "step"]
+    losses = [round(point["loss"], 4) for point in undisturbed.state.history]
+    assert [fields["loss"] for fields in logged] == losses
+
+
+@pytest.mark.slow
+def test_a_step_in_which_one_of_two_processes_runs_out_of_memory_is_repeated_by_both(
+    base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    loops.together(tmp_path, base)
+    for rank in range(2):
+        same(loops.of(tmp_path, rank, disturbed=True), loops.of(tmp_path, rank, disturbed=False))
+    one, other = (loops.of(tmp_path, rank, disturbed=True) for rank in range(2))
+    assert one.state.history == other.state.history
+    assert all(torch.equal(one.adapter[name], other.adapter[name]) for name in one.adapter)
 
 
 @pytest.mark.slow

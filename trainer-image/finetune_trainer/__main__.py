@@ -253,20 +253,11 @@ def _outcome(options: argparse.Namespace) -> tuple[outcome.Outcome, int]:
             stage=stage, reason=failure.reason, message=failure.message, preflight=failure.preflight
         )
         return result, failure.exit
-    except MemoryError as error:
-        return _out_of_memory(stage, error), exits.Exit.OUT_OF_MEMORY
     except Exception as error:
-        if out_of_memory(error):
+        if errors.out_of_memory(error):
             return _out_of_memory(stage, error), exits.Exit.OUT_OF_MEMORY
         log.exception("the stage failed")
         return outcome.Outcome(stage=stage, reason=reasons.Reason.TRAINER_ERROR, message=errors.defect(error)), 1
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: its own error on a GPU, a plain RuntimeError on a CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
-    )
 
 
 def _out_of_memory(stage: str, error: BaseException) -> outcome.Outcome:

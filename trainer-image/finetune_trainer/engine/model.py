@@ -24,24 +24,32 @@ def load(
     """The frozen base model; quantised: its linear layers in 4 bits (nf4, double quantisation), except the head.
 
     part: rank and number of the processes that share its layers: of these one weight after the other is read, and only the
-    process's part of it kept, for `sharded`. A model that is stored quantised is loaded whole then, into the host's memory.
+    process's part of it kept, for `sharded`. A model that is stored quantised in another way than bitsandbytes' 4 bits is loaded
+    whole then, into the host's memory.
     Safetensors only, and no code of the model's own. Raises Failure(ModelInvalid), and as `devices.dtype`.
     """
-    stored_quantised = "quantization_config" in json.loads((folder / "config.json").read_text())
-    if not quantised and not stored_quantised:
+    stored = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    if not quantised and not stored:
         imports.leave_out("bitsandbytes", "peft")  # which would import it, and torch's compiler with it
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     torch_dtype = devices.dtype(precision, where)
     storage = nf4(torch_dtype) if quantised else None
-    if part is not None and stored_quantised:
-        where = torch.device("cpu")
-    elif part is not None:
-        from finetune_trainer.engine import own_part
-
-        storage = own_part.OwnPart(*part, storage)
+    given: dict[str, Any] = {}
     try:
+        if part is not None and stored and not stored.get("load_in_4bit"):
+            where = torch.device("cpu")
+        elif part is not None:
+            from finetune_trainer.engine import own_part
+
+            if stored:
+                storage = transformers.BitsAndBytesConfig.from_dict(stored)
+                given["config"] = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+                del given["config"].quantization_config  # transformers would load the weights whole
+            storage = own_part.OwnPart(*part, storage, stored=bool(stored))
+        if storage is not None:  # None would be taken for what config.json says of it
+            given["quantization_config"] = storage
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch_dtype,
@@ -49,10 +57,10 @@ def load(
             trust_remote_code=False,
             local_files_only=True,
             device_map={"": where} if where.type == "cuda" or storage else None,
-            quantization_config=storage,
+            **given,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if errors.out_of_memory(error):
             raise
         raise errors.Failure(
             reasons.Reason.MODEL_INVALID, f"the base model could not be loaded: {' '.join(str(error).split())[:500]}"

@@ -2,10 +2,11 @@
 
     file -> one weight on the device, in 4 bits if wanted -> its rows of this process; the rest is freed before the next is read
 
-Transformers reads the files, and renames and joins their tensors; we are a quantizer of it, which gets them one by one. Weights
-outside of the layers, and vectors, are loaded whole.
+Transformers reads the files, and renames and joins their tensors; we are a quantizer of it, which gets them one by one, also
+weights that bitsandbytes stored in 4 bits. Weights outside of the layers, and vectors, are loaded whole.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -20,17 +21,23 @@ WHOLE = "finetune_whole"
 
 
 class OwnPart(configs.QuantizationConfigMixin):  # type: ignore[misc]
-    """What this process keeps: the part `rank` of `size`; nf4: how linear layers are stored in 4 bits, None: as they are."""
+    """What this process keeps: the part `rank` of `size`; nf4: how linear layers are held in 4 bits, None: as they are; stored:
+    whether the files have them so."""
 
-    def __init__(self, rank: int, size: int, nf4: transformers.BitsAndBytesConfig | None = None) -> None:
+    def __init__(
+        self, rank: int, size: int, nf4: transformers.BitsAndBytesConfig | None = None, stored: bool = False
+    ) -> None:
         self.quant_method: Any = METHOD
-        self.rank, self.size, self.nf4 = rank, size, nf4
+        self.rank, self.size, self.nf4, self.stored = rank, size, nf4, stored
 
 
 class Loader(transformers.quantizers.HfQuantizer):  # type: ignore[misc]
     """Keeps the rows of this process, as FSDP2 divides them."""
 
     def __init__(self, quantization_config: OwnPart, **kwargs: Any) -> None:
+        kwargs["pre_quantized"] = quantization_config.stored
+        if quantization_config.stored:  # else threads of transformers read the weights in advance
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         super().__init__(quantization_config, **kwargs)
         self._own, self._names = quantization_config, set[str]()
         inner = quantization_config.nf4
@@ -63,11 +70,23 @@ class Loader(transformers.quantizers.HfQuantizer):  # type: ignore[misc]
     def get_quantize_ops(self) -> Any:
         return _Keep(self)
 
+    def get_weight_conversions(self) -> Any:
+        """Where weights are stored in 4 bits: their several tensors become one, of which a part is kept."""
+        conversions = self._nf4.get_weight_conversions() if self._nf4 else []
+        for each in conversions:
+            each.operations.append(_Keep(self))
+        return conversions
+
     def keep(self, model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """What is stored of a weight that was read. Raises ValueError when config.json gives it another shape."""
-        self._check_shape(model, name, weight)
+        """What is kept of a weight that was read. Raises ValueError when config.json gives it another shape."""
+        if not self.param_needs_quantization(model, name):
+            return weight
+        state = getattr(weight, "quant_state", None)
+        self._check_shape(model, name, weight.shape if state is None else state.shape)
         if self._nf4 and self._in_4_bits(model, name):
-            made: torch.Tensor = self._nf4.get_quantize_ops().convert({name: weight}, model=model)[name]
+            made: torch.Tensor = weight
+            if state is None:
+                made = self._nf4.get_quantize_ops().convert({name: weight}, model=model)[name]
             if name not in self._names:
                 return made
             model.get_submodule(name.rpartition(".")[0]).quant_state = made.quant_state  # type: ignore[attr-defined]
@@ -78,15 +97,15 @@ class Loader(transformers.quantizers.HfQuantizer):  # type: ignore[misc]
         setattr(own, WHOLE, weight.shape)
         return own
 
-    def _check_shape(self, model: Any, name: str, weight: torch.Tensor) -> None:
+    def _check_shape(self, model: Any, name: str, found: torch.Size) -> None:
         """Transformers leaves this check to a quantizer."""
         module, wanted = model.get_submodule(name.rpartition(".")[0]), None
         if not self._in_4_bits(model, name):
             wanted = model.get_parameter(name).shape
         elif isinstance(module, torch.nn.Linear):
             wanted = torch.Size((module.out_features, module.in_features))
-        if wanted is not None and weight.shape != wanted:
-            raise ValueError(f"size mismatch: {name} has {tuple(weight.shape)}, and {tuple(wanted)} by config.json")
+        if wanted is not None and found != wanted:
+            raise ValueError(f"size mismatch: {name} has {tuple(found)}, and {tuple(wanted)} by config.json")
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
         self.remove_quantization_config(model)  # for PEFT these are linear layers like others
@@ -105,11 +124,15 @@ class _Keep(transformers.core_model_loading.ConversionOps):  # type: ignore[misc
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
-    def convert(self, input_dict: dict[str, Any], model: Any = None, **_: Any) -> dict[str, torch.Tensor]:
-        return {
-            name: self._loader.keep(model, name, read[0] if isinstance(read, list) else read)
-            for name, read in input_dict.items()
-        }
+    def convert(
+        self, input_dict: dict[str, Any], model: Any = None, full_layer_name: str = "", **_: Any
+    ) -> dict[str, torch.Tensor]:
+        """The names are those of the model, or the last part of the only one."""
+        parts = {}
+        for key, read in input_dict.items():
+            name = key if "." in key else full_layer_name
+            parts[key] = self._loader.keep(model, name, read[0] if isinstance(read, list) else read)
+        return parts
 
 
 def layers(base: Any) -> list[tuple[str, Any]]:

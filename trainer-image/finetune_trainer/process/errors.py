@@ -54,6 +54,14 @@ class Stopped(BaseException):
     """SIGTERM arrived: the pod must end."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's own error on a GPU, a plain RuntimeError of CUDA, its libraries, or torch on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text, words = str(error), (("out of memory",), ("ALLOC_FAILED",), ("alloc", "memory"))
+    return isinstance(error, RuntimeError) and any(all(word in text for word in each) for each in words)
+
+
 def defect(error: BaseException) -> str:
     """An exception that nothing of ours explains: what it is, where it was raised, and what to do."""
     places = [

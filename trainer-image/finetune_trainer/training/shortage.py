@@ -52,12 +52,12 @@ def try_largest(training: "loop.Loop") -> None:
 
 
 def fits(training: "loop.Loop", passes: Callable[[], None]) -> bool:
-    """Runs passes that exchange nothing with other processes; whether memory sufficed for them in this one. Raises
-    torch.OutOfMemoryError where the frozen layers are sharded."""
+    """Runs passes that exchange nothing with other processes; whether memory sufficed for them in this one. Raises what they
+    raise, also for a lack of memory where the frozen layers are sharded."""
     try:
         passes()
-    except torch.OutOfMemoryError as problem:
-        if training.sharded:
+    except Exception as problem:
+        if training.sharded or not errors.out_of_memory(problem):
             raise
         log.warning("memory is short", tokens=training.setup.tokens, problem=errors.describe(problem)[:300])
     else:
