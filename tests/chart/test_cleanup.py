@@ -70,5 +70,38 @@ def test_a_refusal_keeps_it_from_nothing_else(
     clean(api, monkeypatch, INGRESSES)
     assert len(api.deleted) == 1
     printed = capsys.readouterr().out
-    assert "objects may be left behind" in printed
+    assert "may be left behind" in printed
     assert "1 objects of an earlier release were removed" in printed
+
+
+def test_an_object_or_a_kind_that_is_refused_keeps_no_other_from_being_removed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = Api()
+    for kind in (INGRESSES, ROUTES):
+        for name in ("first", "second"):
+            api.put(kind, name, "ServingPool")
+    ingress, route = (
+        kind.rpartition("/")[0] + "/namespaces/ml/" + kind.rpartition("/")[2] for kind in (INGRESSES, ROUTES)
+    )
+    api.refused.add(f"{ingress}/first")
+    clean(api, monkeypatch, INGRESSES, ROUTES)
+    assert api.deleted == [f"{ingress}/second", f"{route}/first", f"{route}/second"]
+    printed = capsys.readouterr().out
+    assert f"may be left behind: {ingress}/first: HTTP Error 403: Forbidden" in printed
+    assert "1 ingresses, 2 httproutes" in printed
+    api.deleted.clear()
+    api.refused = {INGRESSES}
+    clean(api, monkeypatch, INGRESSES, ROUTES)
+    assert api.deleted == [f"{route}/first", f"{route}/second"]
+
+
+def test_nothing_that_a_pod_may_need_is_removed_while_the_pods_cannot_be_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = Api()
+    api.put("api/v1/configmaps", "tone-run", "FineTuneJob")
+    api.put("apis/rbac.authorization.k8s.io/v1/roles", "old-trainer", "FineTuneJob")
+    api.refused.add("api/v1/pods")
+    clean(api, monkeypatch)
+    assert api.deleted == ["apis/rbac.authorization.k8s.io/v1/namespaces/ml/roles/old-trainer"]

@@ -7,9 +7,10 @@ longer needed, and ConfigMaps and a ServiceAccount, which pods of such a release
 server references them, and are deleted with the next upgrade or with their FineTuneJob.
 
 Runs in a pod with the operator's image and only the standard library. It never fails the upgrade: objects that cannot be
-removed are reported.
+removed are reported, and keep no others from being removed.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -87,22 +88,39 @@ def is_ours(raw: Raw) -> bool:
     return bool(kinds & {"FineTuneJob", "ServingPool"})
 
 
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """A refusal is printed, and ends nothing else."""
+    try:
+        yield
+    except (OSError, LookupError, ValueError) as error:
+        answer = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
+        print(f"may be left behind: {what}: {error} {answer}", flush=True)
+
+
 def remove(kind: str, namespace: str, used: Collection[tuple[str, str, str]] = ()) -> tuple[int, int]:
     """How many objects of a kind were removed, and how many are kept because they are in use."""
     removed = stay = 0
-    for raw in [raw for raw in listed(kind, namespace) if is_ours(raw)]:
+    ours = list[Raw]()
+    with reported(place(kind, namespace)):
+        ours = [raw for raw in listed(kind, namespace) if is_ours(raw)]
+    for raw in ours:
         meta = raw["metadata"]
         if (kind, meta["namespace"], meta["name"]) in used:
             stay += 1
             continue
-        ask("DELETE", f"{place(kind, meta['namespace'])}/{meta['name']}")
-        removed += 1
+        path = f"{place(kind, meta['namespace'])}/{meta['name']}"
+        with reported(path):
+            ask("DELETE", path)
+            removed += 1
     return removed, stay
 
 
 def of_earlier_releases(namespace: str) -> str:
-    used = {one for kind in USERS for raw in listed(kind, namespace) if not is_over(raw) for one in used_by(raw)}
-    found = [remove(kind, namespace, used) for kind in (*AT_ONCE, *UNLESS_USED)]
+    found = [remove(kind, namespace) for kind in AT_ONCE]
+    with reported(f"{' and '.join(UNLESS_USED)}, as what is in use is not known"):
+        used = {one for kind in USERS for raw in listed(kind, namespace) if not is_over(raw) for one in used_by(raw)}
+        found += [remove(kind, namespace, used) for kind in UNLESS_USED]
     removed, stay = (sum(numbers) for numbers in zip(*found, strict=True))
     return f"{removed} objects of an earlier release were removed, {stay} are still in use and are kept"
 
@@ -117,11 +135,7 @@ def main() -> None:
     for namespace in sys.argv[1:] or [""]:
         where = f"in {namespace}" if namespace else "in all namespaces"
         for clean in (of_values, of_earlier_releases):
-            try:
-                print(f"{where}: {clean(namespace)}")
-            except (OSError, LookupError, ValueError) as error:
-                answer = error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ""
-                print(f"{where}: objects may be left behind: {error} {answer}")
+            print(f"{where}: {clean(namespace)}", flush=True)
 
 
 if __name__ == "__main__":
