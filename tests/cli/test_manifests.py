@@ -185,6 +185,8 @@ def test_a_serving_pool_beside_the_job_is_checked_too(tmp_path: pathlib.Path) ->
     wrong = POOL.replace("}}\n", "}, replica: 2}\n")
     [problem] = problems(written(tmp_path, GOOD + "---\n" + wrong))
     assert problem.startswith("job.yaml:19: spec.replica is an unknown field")
+    jobs.read(written(tmp_path, GOOD + "---\n" + POOL.replace("name: small", "source: ./base")))
+    jobs.read(written(tmp_path, GOOD + "---\n" + wrong.replace("finetune.dev", "example.com")))
     [problem] = problems(written(tmp_path, POOL))
     assert problem == "job.yaml: must contain exactly one FineTuneJob; found ServingPool chat"
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import finetune_api
 from finetune_api import basemodel, candidates, job, revision, run, servingpool
 from finetune_cli import answer, documents, manifests, rules
 
@@ -27,6 +28,7 @@ URIS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("spec", "baseModel", "source"),
     ),
     "BaseModel": (("spec", "source"),),
+    "ServingPool": (("spec", "baseModel", "source"),),
 }
 """Fields of URIs, or of lists of them; *: of each item."""
 
@@ -97,7 +99,8 @@ def read(file: pathlib.Path, catalogue: pathlib.Path | None = None) -> Job:
         raise documents.Invalid([answer.Problem(file=str(file), message=message)])
     spec = manifests.check(jobs[0], job.FineTuneJobSpec)
     for pool in (document for document in in_file if document.kind == "ServingPool"):
-        manifests.check(pool, servingpool.ServingPoolSpec)
+        if str(pool.data.get("apiVersion")).startswith(f"{finetune_api.GROUP}/"):
+            manifests.check(pool, servingpool.ServingPoolSpec)
     entries = {name: _entry(name, jobs[0], in_file, catalogue) for name in _named(spec)}
     spec, chosen = _smallest(spec, entries)
     entry = entries.get(spec.base_model.name or "")
