@@ -117,7 +117,7 @@ class Gatherer:
                 for one in self._facts.children.get(uid, {}).values()
                 if isinstance(one, projections.Pod) and one.ready and not (one.deleting or one.activator)
             )
-            found[pool.key] = shared.Pool(pool.key, pool.spec, base, pods, pool.sleeps)
+            found[pool.key] = shared.Pool(pool.key, pool.spec, base, pods, pool.sleeps, pool.wakes_since)
         return found
 
     def _workloads(self, jobs: Mapping[str, projections.StageJob]) -> dict[str, kueue.Workload] | None:

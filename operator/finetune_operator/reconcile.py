@@ -135,7 +135,7 @@ class Reconciler:
             refusal, _ = await self._apply(parent, state, jobs, now)
             state = parent.status if recorded and refusal is not None else state
         else:
-            state = parent.status
+            state = counted(parent.status, state)
         if refusal is not None:
             state = refusal.recorded_in(state, parent, now, self._settings.stalled_after_seconds)
         raw = await self._write(parent, raw, state)
@@ -304,6 +304,19 @@ def only_summary(old: status.Status, new: status.Status) -> bool:
         return state.model_copy(update={"conditions": stages, "phase": None, "waiting": None})
 
     return rest(old) == rest(new)
+
+
+def counted(old: status.Status, new: status.Status) -> status.Status:
+    """The old status, with the servers of what serves as they were seen. In a pass that was refused they wake, and do not fall
+    asleep, since the Service may not lead to the activator; and nothing starts those of a release that was to be replaced."""
+    before, seen = old.deployment, new.deployment
+    if before is None or seen is None:
+        return old
+    if seen.release != before.release:
+        seen = before.model_copy(update={"held_since": before.held_since if before.pool else None})
+    elif before.asleep_since is None and seen.asleep_since is not None:
+        seen = seen.model_copy(update={"asleep_since": None, "held_since": None})
+    return old.model_copy(update={"deployment": seen})
 
 
 def place_of(parent: parents.Parent, manifest: dict[str, Any]) -> tuple[str, str, str]:

@@ -94,6 +94,12 @@ class Played(test_rollouts.Played):
         return to.items() <= selector.items() and len(selector) == 2
 
     @property
+    def requested(self) -> float:
+        """The servers of its job that FineTuneEndpointDown expects."""
+        (found,) = [value for metric, _, value in series.samples(self.world.job, ()) if metric is metrics.REPLICAS]
+        return found
+
+    @property
     def replicas(self) -> int:
         return int(self.world.cluster.get("Deployment", "shared")["spec"]["replicas"])
 
@@ -234,8 +240,24 @@ async def test_a_pool_that_sleeps_is_no_outage_of_its_jobs_also_while_another_re
     await played.until(lambda: played.world.phase == Phase.TRAINING)
     await played.passes(AFTER + 700)
     assert (played.says()[1], played.world.reason("Ready")) == ("Asleep", "Running")
-    (requested,) = [value for metric, _, value in series.samples(played.world.job, ()) if metric is metrics.REPLICAS]
-    assert requested == 0
+    assert played.requested == 0
+
+
+async def test_a_pool_that_does_not_start_is_an_outage_of_its_jobs_once_requests_are_not_held_any_more() -> None:
+    played = Played(**{"spec.idle": {"after": "30m", "holdFor": "15m"}})
+    await played.served(**IN_POOL)
+    await played.passes(AFTER + 700)
+    assert (played.says()[1], played.requested) == ("Asleep", 0)
+    played.world.script["server"] = [Hangs()]
+    played.knock()
+    await played.passes(14 * 60)
+    assert (played.says()[1], played.world.reason("Ready"), played.requested) == ("Waking", "Asleep", 0)
+    await played.passes(2 * 60)
+    assert (played.says()[1], played.world.reason("Ready"), played.requested) == ("Waking", "Serving", 1)
+    assert not played.world.is_true("Ready")
+    played.world.let_go("server")
+    await played.passes(60)
+    assert (played.says()[1], played.world.is_true("Ready"), played.requested) == ("Serving", True, 1)
 
 
 async def test_a_revision_that_waits_for_a_person_lets_the_pool_sleep() -> None:

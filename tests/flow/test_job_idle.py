@@ -104,7 +104,15 @@ class Played(test_routes.Played):
     @property
     def requested(self) -> float:
         """The servers that FineTuneEndpointDown expects."""
-        (found,) = [value for metric, _, value in series.samples(self.world.job, ()) if metric is metrics.REPLICAS]
+        return self._counted(metrics.REPLICAS)
+
+    @property
+    def ready(self) -> float:
+        """Those that it finds."""
+        return self._counted(metrics.READY_REPLICAS)
+
+    def _counted(self, which: metrics.Metric) -> float:
+        (found,) = [value for metric, _, value in series.samples(self.world.job, ()) if metric is which]
         return found
 
     def leads_to(self, release: str, service: str = world.NAME) -> bool:
@@ -470,6 +478,93 @@ async def test_the_alert_counts_a_former_revision_whose_activator_is_not_ready()
         played.world.cluster.remove("Pod", name)
     await played.world.wait(5)
     assert (played.says()[1], played.requested) == ("Running", 1)
+
+
+HOLDS: dict[str, Any] = {"spec.deployment.idle": {"after": "3m", "holdFor": "2m"}}
+
+
+async def test_the_alert_counts_servers_that_the_api_server_refuses_once_requests_are_not_held_any_more() -> None:
+    played = await Played().asleep(**HOLDS)
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(403, "exceeded quota") if (verb, name) == ("apply", played.release) else None
+    )
+    await played.knock()
+    await played.passes(60)
+    assert (played.world.condition("Stalled") is not None, played.replicas, played.requested) == (True, 0, 0)
+    await played.passes(90)
+    assert ("exceeded quota" in played.message, played.replicas, played.requested) == (True, 0, 1)
+    played.world.cluster.refuse = lambda verb, kind, name: None
+    await played.passes(60)
+    assert (played.says(), played.replicas) == (("True", "Serving"), 1)
+
+
+async def test_a_former_revision_whose_candidate_is_refused_is_counted_as_it_is() -> None:
+    played = await Played().asleep(**HOLDS)
+    former = played.release
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(422, "policy: no more servers")
+        if (verb, kind) == ("apply", "Deployment") and name not in {former, ACTIVATOR}
+        else None
+    )
+    played.world.apply(**HOLDS | NEW)
+    await played.world.settle(until=lambda: "no more servers" in played.message)
+    await played.passes(60)
+    assert (played.replicas, played.requested) == (0, 0), "nobody asks"
+    played.world.script["server"] = [Hangs()]
+    await played.knock()
+    await played.passes(60)
+    assert (played.replicas, played.requested) == (1, 0)
+    await played.passes(90)
+    assert (played.replicas, played.requested) == (1, 1)
+    assert played.ready == 0
+    played.world.let_go("server")
+    await played.passes(90)
+    assert (played.release, played.ready, played.requested) == (former, 1, 1)
+    await played.passes(AFTER + 60)
+    assert (played.replicas, played.requested) == (1, 1), "nothing falls asleep by a pass that was refused"
+
+
+async def test_a_former_revision_that_sleeps_is_an_outage_while_the_switch_to_its_successor_is_refused() -> None:
+    played = await Played().asleep()
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(422, "policy: selectors") if (verb, name) == ("apply", world.NAME) else None
+    )
+    played.world.apply(**IDLE | NEW)
+    await played.world.settle(until=lambda: "policy: selectors" in played.message)
+    await played.passes(30)
+    assert (played.replicas, played.requested) == (0, 1), "nothing starts its servers"
+
+
+async def test_servers_that_sleep_are_an_outage_while_the_spec_cannot_be_read() -> None:
+    played = await Played().asleep()
+    played.world.cluster.edit("FineTuneJob", world.NAME, lambda raw: raw["spec"]["training"].update(epochs="many"))
+    await played.world.settle()
+    assert (played.says(), played.requested) == (("False", "InvalidSpec"), 1), "nothing starts them"
+    played.world.apply(**IDLE)
+    await played.passes(30)
+    assert (played.says(), played.requested) == (("True", "Asleep"), 0)
+
+
+async def test_the_alert_counts_servers_that_wake_while_no_activator_is_ready() -> None:
+    played = await Played().asleep()
+    played.world.script["server"] = [Hangs()]
+    await played.knock()
+    assert (played.says(), played.requested) == (("False", "Waking"), 0)
+    played.world.cluster.refused_pods[ACTIVATOR] = "exceeded quota"
+    for name in played.activators:
+        played.world.cluster.remove("Pod", name)
+    await played.world.wait(5)
+    assert (played.says(), played.requested) == (("False", "Serving"), 1)
+
+
+async def test_requests_of_a_sleep_that_an_earlier_version_recorded_are_held_as_well() -> None:
+    played = await Played().asleep()
+    played.world.script["server"] = [Hangs()]
+    played.reads, played.knocked = False, played.world.cluster.now
+    played.world.cluster.edit("FineTuneJob", world.NAME, lambda raw: raw["status"]["deployment"].pop("heldSince"))
+    played.reads = True
+    await played.knock()
+    assert (played.says(), played.requested) == (("False", "Waking"), 0)
 
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])

@@ -135,7 +135,8 @@ def _place(manifest: meta.Manifest) -> tuple[str, str]:
 
 
 def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:
-    """Scenario O. Spec or records cannot be read: report that, and do not touch what runs and serves."""
+    """Scenario O. Spec or records cannot be read: report that, and do not touch what runs and serves. Then nothing starts
+    servers of the job's own that sleep."""
     state = parent.status
     values: dict[Condition, conditions.State] = {
         Condition.ACCEPTED: "False",
@@ -146,5 +147,7 @@ def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:
     for kind, value in values.items():
         state = conditions.put(state, kind, value, Reason.INVALID_SPEC, parent.unreadable, parent.generation, now)
     state = state.model_copy(update={"waiting": None})
+    if state.deployment is not None and state.deployment.pool is None:
+        state = state.model_copy(update={"deployment": state.deployment.model_copy(update={"held_since": None})})
     seen = {"observed_generation": parent.generation, "phase": conditions.phase(state)}
     return Decision(status=state.model_copy(update=seen))

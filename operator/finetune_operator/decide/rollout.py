@@ -162,11 +162,6 @@ def _counted_in_pool(world: World, serving: Release) -> Verdict:
     deployed, found = world.state.deployment, switching.held(world, serving)
     if deployed is None:
         return AS_IT_IS
-    pool = world.obs.pools.get(str(serving.pool))
-    counted = {
-        "replicas": found.pods,
-        "ready_replicas": found.ready,
-        "selector": None,
-        "held_since": deployed.held_since or world.now if pool is not None and pool.sleeps else None,
-    }
-    return Verdict(edits={"deployment": deployed.model_copy(update=counted)})
+    since, again = sleep.held_in_pool(world, serving)
+    counted = {"replicas": found.pods, "ready_replicas": found.ready, "selector": None, "held_since": since}
+    return Verdict(edits={"deployment": deployed.model_copy(update=counted)}, again=again)

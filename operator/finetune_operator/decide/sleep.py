@@ -42,7 +42,7 @@ def again(world: World, serves: Release, found: idle.Found) -> datetime.datetime
     """When to look again."""
     due = world.now + datetime.timedelta(seconds=found.again) if found.again is not None else None
     since = held_since(world, serves, found) if found.asleep_since is None else None
-    held = since + _patience(world) if since is not None else None
+    held = since + _patience(world.spec.deployment.idle) if since is not None else None
     lasts = [time for time in _unread(world) if time > world.obs.now]
     return min((time for time in (due, held, *lasts) if time is not None), default=None)
 
@@ -64,21 +64,28 @@ def _unread(world: World) -> dict[datetime.datetime, str]:
 def held_since(world: World, serves: Release, found: idle.Found) -> datetime.datetime | None:
     """Since when no server is to be ready, as they sleep, or start while the first requests are held, or refused as usual; None:
     servers are to be ready, or no activator is."""
-    deployed = world.state.deployment
-    if deployed is None or world.spec.deployment.idle is None:
+    deployed, wanted = world.state.deployment, world.spec.deployment.idle
+    if deployed is None or wanted is None or not activators(world):
         return None
     if found.asleep_since is not None:
-        return deployed.held_since or world.now if activators(world) else None
-    since = deployed.held_since
+        return deployed.held_since or world.now
+    since = deployed.held_since if deployed.asleep_since is None else world.now
     if since is None or world.obs.ready(serves.name):
         return None
-    since = since if deployed.asleep_since is None else world.now
-    return since if world.now < since + _patience(world) else None
+    return since if world.now < since + _patience(wanted) else None
 
 
-def _patience(world: World) -> datetime.timedelta:
+def held_in_pool(world: World, serves: Release) -> tuple[datetime.datetime | None, datetime.datetime | None]:
+    """The same of a release in a pool, and when to look again."""
+    pool, deployed = world.obs.pools.get(str(serves.pool)), world.state.deployment
+    if pool is None or deployed is None or not pool.sleeps:
+        return None, None
+    until = pool.wakes_since + _patience(pool.spec.idle) if pool.wakes_since is not None else None
+    return (deployed.held_since or world.now, until) if until is None or world.now < until else (None, None)
+
+
+def _patience(wanted: deployment.Idle | None) -> datetime.timedelta:
     """How long the first requests after a sleep are held, or refused as usual."""
-    wanted = world.spec.deployment.idle
     holds = wanted is not None and wanted.requests == "Hold"
     return datetime.timedelta(seconds=deployment.seconds(wanted.hold_for)) if wanted and holds else STARTS
 

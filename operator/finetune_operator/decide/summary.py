@@ -110,8 +110,7 @@ def _sleeps(world: World, serving: records.Release) -> tuple[Say, ...]:
 
 
 def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
-    pool = world.obs.pools.get(str(serving.pool))
-    if pool is not None and pool.sleeps:
+    if world.state.deployment and world.state.deployment.held_since:
         text = f"ServingPool {serving.pool} sleeps, and requests start its servers"
         return _kstatus("True", False, False, Reason.ASLEEP, text)
     found = switching.held(world, serving)

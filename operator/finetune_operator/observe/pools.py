@@ -39,6 +39,12 @@ class Parent:
         reasons = {one.reason for one in self.status.conditions if one.type == Condition.READY}
         return bool(reasons & {Reason.ASLEEP, Reason.WAKING})
 
+    @property
+    def wakes_since(self) -> datetime.datetime | None:
+        """Since when it starts them again; None: it does not."""
+        ready = (one for one in self.status.conditions if one.type == Condition.READY)
+        return next((one.last_transition_time for one in ready if one.reason == Reason.WAKING), None)
+
     def serves_like(self, other: "Parent") -> bool:
         """Whether both are the same for jobs: an autoscaler that changes the replicas wakes none of them."""
 

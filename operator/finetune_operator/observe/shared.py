@@ -1,6 +1,7 @@
 """ServingPools as a job sees them: their specs, and what their ready pods report about its adapters and its traffic."""
 
 import dataclasses
+import datetime
 
 from finetune_api import run, serving, servingpool
 
@@ -22,7 +23,9 @@ class Pool:
     base: run.ResolvedBaseModel | None
     pods: tuple[Pod, ...] = ()
     sleeps: bool = False
-    """Whether it has no servers because nobody uses them, or starts them again: clients are answered."""
+    """Whether it has no servers because nobody uses them, or starts them again."""
+    wakes_since: datetime.datetime | None = None
+    """Since when it starts them again; None: it does not."""
 
     @property
     def namespace(self) -> str:
