@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -62,7 +63,7 @@ def load(case: Case, part: tuple[int, int] | None) -> Loaded:
     live, loading = fake.Live(CPU), transformers.core_model_loading
     with pytest.MonkeyPatch.context() as patch, live:
         patch.setattr(loading, "_materialize_copy", lambda read, _, dtype: read[...].to(CPU, dtype, copy=True))
-        patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1" if part is None else "")
+        patch.setenv(model.NO_THREADS, "1" if part is None else "")
         patch.setattr(loading, "ThreadPoolExecutor", None)
         loaded = model.load(case.folder, job.Precision.BFLOAT16, CPU, case.quantised, part)
     return Loaded(loaded, live.peak)
@@ -101,6 +102,43 @@ def test_the_parts_together_are_the_weights(case: Case, shares: int) -> None:
             state, expected = lora.state_of(parts[1][name]), lora.state_of(whole[name])
             assert torch.equal(state.absmax, expected.absmax)
             assert state.shape == whole[name].weight.quant_state.shape  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("threads", [None, "0"])
+def test_reading_a_share_without_threads_is_this_loads_alone(
+    stored: pathlib.Path, monkeypatch: pytest.MonkeyPatch, threads: str | None
+) -> None:
+    monkeypatch.delenv(model.NO_THREADS, raising=False)
+    if threads is not None:
+        monkeypatch.setenv(model.NO_THREADS, threads)
+    model.load(stored, job.Precision.BFLOAT16, CPU, part=(0, 2))
+    assert os.environ.get(model.NO_THREADS) == threads
+
+
+@pytest.mark.parametrize("part", [None, (0, 2)], ids=["whole", "a share"])
+def test_memory_that_runs_out_as_a_weight_is_quantised_is_no_fault_of_the_model(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int] | None
+) -> None:
+    tried = []
+
+    def quantise(*_: Any, **__: Any) -> None:
+        tried.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.integrations.bitsandbytes.Bnb4bitQuantize.convert", quantise)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.load(folder, job.Precision.BFLOAT16, CPU, quantised=True, part=part)
+    assert tried == [1], "the weights that follow would not fit either"
+
+
+def test_another_fault_of_a_weight_is_the_models(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quantise(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Blockwise quantization only supports 16/32-bit floats")
+
+    monkeypatch.setattr("transformers.integrations.bitsandbytes.Bnb4bitQuantize.convert", quantise)
+    with pytest.raises(errors.Failure) as refused:
+        model.load(folder, job.Precision.BFLOAT16, CPU, quantised=True)
+    assert refused.value.reason == reasons.Reason.MODEL_INVALID
 
 
 def test_weights_of_another_shape_than_config_json_says_are_refused(case: Case, tmp_path: pathlib.Path) -> None:

@@ -1,7 +1,10 @@
 """The base model in memory: loading from a local folder, and the hidden states of a batch."""
 
+import contextlib
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from finetune_trainer.process import errors, imports, log, machine
 
 IGNORED = -1
 """Target of a position that is not learned."""
+NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 def load(
@@ -37,28 +41,33 @@ def load(
     torch_dtype = devices.dtype(precision, where)
     storage = nf4(torch_dtype) if quantised else None
     given: dict[str, Any] = {}
+    in_turn = False
     try:
         if part is not None and stored and not stored.get("load_in_4bit"):
             where = torch.device("cpu")
         elif part is not None:
             from finetune_trainer.engine import own_part
 
-            if stored:
+            if stored:  # else it quantises, where transformers starts no threads
+                in_turn = True
                 storage = transformers.BitsAndBytesConfig.from_dict(stored)
-                given["config"] = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+                given["config"] = transformers.AutoConfig.from_pretrained(
+                    folder, trust_remote_code=False, local_files_only=True
+                )
                 del given["config"].quantization_config  # transformers would load the weights whole
             storage = own_part.OwnPart(*part, storage, stored=bool(stored))
         if storage is not None:  # None would be taken for what config.json says of it
             given["quantization_config"] = storage
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            device_map={"": where} if where.type == "cuda" or storage else None,
-            **given,
-        )
+        with _reading(in_turn):
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch_dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                device_map={"": where} if where.type == "cuda" or storage else None,
+                **given,
+            )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         if errors.out_of_memory(error):
             raise
@@ -80,6 +89,35 @@ def load(
         device=str(where),
     )
     return loaded
+
+
+@contextlib.contextmanager
+def _reading(in_turn: bool) -> Iterator[None]:
+    """While transformers reads weights: memory that runs out as one is converted ends that at once, where transformers keeps the
+    error's text and continues; in_turn: without threads that read others in advance."""
+    from transformers import core_model_loading
+
+    theirs, threads = core_model_loading.log_conversion_errors, os.environ.get(NO_THREADS)
+
+    @contextlib.contextmanager
+    def converting(*args: Any, **more: Any) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            with contextlib.nullcontext() if errors.out_of_memory(error) else theirs(*args, **more):
+                raise
+
+    core_model_loading.log_conversion_errors = converting
+    if in_turn:
+        os.environ[NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        core_model_loading.log_conversion_errors = theirs
+        if in_turn:
+            del os.environ[NO_THREADS]
+        if in_turn and threads is not None:
+            os.environ[NO_THREADS] = threads
 
 
 def nf4(torch_dtype: torch.dtype) -> Any:

@@ -6,7 +6,6 @@ Transformers reads the files, and renames and joins their tensors; we are a quan
 weights that bitsandbytes stored in 4 bits. Weights outside of the layers, and vectors, are loaded whole.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -36,8 +35,6 @@ class Loader(transformers.quantizers.HfQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: OwnPart, **kwargs: Any) -> None:
         kwargs["pre_quantized"] = quantization_config.stored
-        if quantization_config.stored:  # else threads of transformers read the weights in advance
-            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         super().__init__(quantization_config, **kwargs)
         self._own, self._names = quantization_config, set[str]()
         inner = quantization_config.nf4
