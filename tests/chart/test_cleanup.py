@@ -3,6 +3,7 @@
 import importlib.util
 import urllib.error
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ class Api:
         return {"metadata": {}, "items": list(self.objects.get(kind, {}).values())}
 
 
-def clean(api: Api, monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+def loaded(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> Any:
     monkeypatch.setenv("UNWANTED", " ".join(kinds))
     monkeypatch.setattr("sys.argv", ["-c"])
     spec = importlib.util.spec_from_file_location("cleanup", CHART / "files" / "cleanup.py")
@@ -43,6 +44,11 @@ def clean(api: Api, monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
     assert spec.loader is not None
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    return program
+
+
+def clean(api: Api, monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    program = loaded(monkeypatch, *kinds)
     monkeypatch.setattr(program, "ask", api.ask)
     program.main()
 
@@ -105,3 +111,27 @@ def test_nothing_that_a_pod_may_need_is_removed_while_the_pods_cannot_be_listed(
     api.refused.add("api/v1/pods")
     clean(api, monkeypatch)
     assert api.deleted == ["apis/rbac.authorization.k8s.io/v1/namespaces/ml/roles/old-trainer"]
+
+
+def test_an_api_server_that_does_not_answer_ends_it_before_the_deadline_of_its_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    now, started = [1000.0], 1000.0
+
+    def silent(*_: Any, timeout: float, **__: Any) -> None:
+        now[0] += timeout
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("urllib.request.urlopen", silent)
+    monkeypatch.setattr("ssl.create_default_context", lambda cafile: None)
+    for name, value in {"ACCOUNT": tmp_path, "KUBERNETES_SERVICE_HOST": "api", "KUBERNETES_SERVICE_PORT": 443}.items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "token").write_text("t")
+    program = loaded(monkeypatch, INGRESSES, ROUTES)
+    monkeypatch.setattr("sys.argv", ["-c", *(f"team-{number}" for number in range(9))])
+    program.main()
+    assert now[0] - started == 180
+    printed = capsys.readouterr().out
+    assert "may be left behind: apis/networking.k8s.io/v1/namespaces/team-0/ingresses: timed out" in printed
+    assert "may be left behind: apis/networking.k8s.io/v1/namespaces/team-8/ingresses: not tried" in printed

@@ -7,7 +7,7 @@ longer needed, and ConfigMaps and a ServiceAccount, which pods of such a release
 server references them, and are deleted with the next upgrade or with their FineTuneJob.
 
 Runs in a pod with the operator's image and only the standard library. It never fails the upgrade: objects that cannot be
-removed are reported, and keep no others from being removed.
+removed are reported, and keep no others from being removed; what is left to do after LONGEST is reported too.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import os
 import pathlib
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -30,16 +31,22 @@ UNLESS_USED = ("api/v1/configmaps", "api/v1/serviceaccounts")
 UNWANTED = os.environ.get("UNWANTED", "").split()
 """Kinds that the operator may not write, in the form of UNLESS_USED."""
 USERS = ("api/v1/pods", "apis/batch/v1/jobs", "apis/apps/v1/deployments")
+LONGEST = 180
+"""Seconds; its Job has 240, with the start of its pod."""
+END = time.monotonic() + LONGEST
 Raw = dict[str, Any]
 
 
 def ask(method: str, path: str) -> Raw:
+    left = END - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(f"not tried, as all else took {LONGEST} seconds")
     server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
     head = {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}"}
     trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
     request = urllib.request.Request(f"{server}/{path}", method=method, headers=head)
     try:
-        with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
+        with urllib.request.urlopen(request, timeout=min(left, 30), context=trusted) as answer:
             found: Raw = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
