@@ -10,9 +10,9 @@ from typing import Any
 from finetune_api import status
 from finetune_api.reasons import Condition
 from finetune_operator import cache, cluster, conditions, gather, metrics, pace, settings, stored
-from finetune_operator.decide import core, diagnosis, verdict
+from finetune_operator.decide import core, diagnosis, sleep, verdict
 from finetune_operator.manifests import activator
-from finetune_operator.observe import observation, parents, projections
+from finetune_operator.observe import observation, parents, pools, projections
 
 LOG = logging.getLogger(__name__)
 RESYNC = 600.0
@@ -71,9 +71,10 @@ class Reconciler:
         if parent.deleting:
             return None
         now = self._clock()
-        decision = (
-            core.refuse(parent, now) if parent.unreadable else core.decide(await self._gatherer.gather(parent, now))
-        )
+        if parent.unreadable:
+            decision = core.refuse(parent, now, self._pool_of(parent))
+        else:
+            decision = core.decide(await self._gatherer.gather(parent, now))
         decision, held = self._paced(parent, decision, now)
         try:
             moved = await self._act(parent, raw, decision, now)
@@ -83,6 +84,12 @@ class Reconciler:
         again += [AT_ONCE] if any(manifest["kind"] in WAITED_FOR for manifest in moved.applied) else []
         again += [REFUSED] if moved.missing else []
         return min(again if decision.requeue is None else [*again, decision.requeue])
+
+    def _pool_of(self, parent: parents.Parent) -> pools.Parent | None:
+        """The ServingPool that it serves in, unless that ends."""
+        deployed = parent.status.deployment
+        found = self._facts.pool_of(deployed.pool) if deployed is not None and deployed.pool else None
+        return None if found is None or found.deleting else found
 
     def _paced(
         self, parent: parents.Parent, decision: verdict.Decision, now: datetime.datetime
@@ -135,7 +142,7 @@ class Reconciler:
             refusal, _ = await self._apply(parent, state, jobs, now)
             state = parent.status if recorded and refusal is not None else state
         else:
-            state = counted(parent.status, state)
+            state = counted(parent.status, state, self._pool_of(parent), now)
         if refusal is not None:
             state = refusal.recorded_in(state, parent, now, self._settings.stalled_after_seconds)
         raw = await self._write(parent, raw, state)
@@ -306,14 +313,15 @@ def only_summary(old: status.Status, new: status.Status) -> bool:
     return rest(old) == rest(new)
 
 
-def counted(old: status.Status, new: status.Status) -> status.Status:
+def counted(old: status.Status, new: status.Status, pool: pools.Parent | None, now: datetime.datetime) -> status.Status:
     """The old status, with the servers of what serves as they were seen. In a pass that was refused they wake, and do not fall
-    asleep, since the Service may not lead to the activator; and nothing starts those of a release that was to be replaced."""
+    asleep, since the Service may not lead to the activator; and nothing starts those of a release that was to be replaced,
+    except in its pool."""
     before, seen = old.deployment, new.deployment
     if before is None or seen is None:
         return old
     if seen.release != before.release:
-        seen = before.model_copy(update={"held_since": before.held_since if before.pool else None})
+        seen = before.model_copy(update={"held_since": sleep.held_by(pool, before.held_since, now)[0]})
     elif before.asleep_since is None and seen.asleep_since is not None:
         seen = seen.model_copy(update={"asleep_since": None, "held_since": None})
     return old.model_copy(update={"deployment": seen})

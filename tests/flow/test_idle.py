@@ -3,9 +3,11 @@
 import datetime
 from typing import Any
 
+import pytest
+
 from finetune_api import metrics, serving
 from finetune_api.reasons import Phase
-from finetune_operator import series
+from finetune_operator import cluster, series
 from finetune_operator.observe import label, pools
 from flow import recorder, test_rollouts, world
 from flow.fakecluster import Hangs, Raw
@@ -243,14 +245,17 @@ async def test_a_pool_that_sleeps_is_no_outage_of_its_jobs_also_while_another_re
     assert played.requested == 0
 
 
-async def test_a_pool_that_does_not_start_is_an_outage_of_its_jobs_once_requests_are_not_held_any_more() -> None:
-    played = Played(**{"spec.idle": {"after": "30m", "holdFor": "15m"}})
+@pytest.mark.parametrize("minutes", [15, 2])
+async def test_a_pool_that_does_not_start_is_an_outage_of_its_jobs_once_requests_are_not_held_any_more(
+    minutes: int,
+) -> None:
+    played = Played(**{"spec.idle": {"after": "30m", "holdFor": f"{minutes}m"}})
     await played.served(**IN_POOL)
     await played.passes(AFTER + 700)
     assert (played.says()[1], played.requested) == ("Asleep", 0)
     played.world.script["server"] = [Hangs()]
     played.knock()
-    await played.passes(14 * 60)
+    await played.passes((minutes - 1) * 60)
     assert (played.says()[1], played.world.reason("Ready"), played.requested) == ("Waking", "Asleep", 0)
     await played.passes(2 * 60)
     assert (played.says()[1], played.world.reason("Ready"), played.requested) == ("Waking", "Serving", 1)
@@ -258,6 +263,42 @@ async def test_a_pool_that_does_not_start_is_an_outage_of_its_jobs_once_requests
     played.world.let_go("server")
     await played.passes(60)
     assert (played.says()[1], played.world.is_true("Ready"), played.requested) == ("Serving", True, 1)
+
+
+async def test_a_pool_that_wakes_and_starts_is_seen_by_a_job_whose_spec_cannot_be_read() -> None:
+    played = Played(**{"spec.idle": {"after": "30m", "holdFor": "2m"}})
+    await played.served(**IN_POOL)
+    await played.passes(AFTER + 700)
+    played.world.cluster.edit("FineTuneJob", world.NAME, lambda raw: raw["spec"]["training"].update(epochs="many"))
+    await played.world.settle()
+    assert (played.world.reason("Ready"), played.requested) == ("InvalidSpec", 0), "requests start the pool's servers"
+    played.world.script["server"] = [Hangs()]
+    played.knock()
+    await played.passes(60)
+    assert (played.says()[1], played.requested) == ("Waking", 0)
+    await played.passes(120)
+    assert (played.says()[1], played.requested) == ("Waking", 1)
+    played.world.let_go("server")
+    await played.passes(60)
+    assert (played.says()[1], played.requested) == ("Serving", 1)
+
+
+async def test_a_pool_that_does_not_start_is_seen_while_the_switch_to_servers_of_the_jobs_own_is_refused() -> None:
+    played = Played(**{"spec.idle": {"after": "30m", "holdFor": "2m"}})
+    await played.served(**IN_POOL)
+    await played.passes(AFTER + 700)
+    played.world.cluster.refuse = lambda verb, kind, name: (
+        cluster.Failure(422, "policy: selectors") if (verb, name) == ("apply", world.NAME) else None
+    )
+    played.world.apply(**NEW)
+    await played.until(lambda: "policy: selectors" in str(played.world.condition("Ready")))
+    assert (played.says()[1], played.requested) == ("Asleep", 0)
+    played.world.script["server"] = [Hangs()]
+    played.knock()
+    await played.passes(60)
+    assert (played.says()[1], played.requested) == ("Waking", 0)
+    await played.passes(120)
+    assert (played.says()[1], played.requested) == ("Waking", 1)
 
 
 async def test_a_revision_that_waits_for_a_person_lets_the_pool_sleep() -> None:

@@ -27,6 +27,7 @@ from finetune_operator.decide import (
     queue,
     rollout,
     routes,
+    sleep,
     stages,
     summary,
     world,
@@ -34,7 +35,7 @@ from finetune_operator.decide import (
 from finetune_operator.decide.verdict import Decision, Verdict
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import meta
-from finetune_operator.observe import observation, parents
+from finetune_operator.observe import observation, parents, pools
 
 Rule = Callable[[World], Verdict | None]
 JOURNEY: tuple[Rule, ...] = (
@@ -123,20 +124,24 @@ def _decision(
         status=state,
         apply=tuple(sorted(applied.values(), key=lambda manifest: _place(manifest) not in first)),
         delete=tuple(dict.fromkeys(ref for verdict in found for ref in verdict.delete)),
-        requeue=None if due is None else max((due - obs.now).total_seconds(), 0.05),
+        requeue=_wait(due, obs.now),
         ended=tuple(ended for verdict in found for ended in verdict.ended),
         retried=tuple(retried for verdict in found for retried in verdict.retried),
         waited=tuple(waited for verdict in found for waited in verdict.waited),
     )
 
 
+def _wait(due: datetime.datetime | None, now: datetime.datetime) -> float | None:
+    return None if due is None else max((due - now).total_seconds(), 0.05)
+
+
 def _place(manifest: meta.Manifest) -> tuple[str, str]:
     return manifest["kind"], manifest["metadata"]["name"]
 
 
-def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:
+def refuse(parent: parents.Parent, now: datetime.datetime, pool: pools.Parent | None = None) -> Decision:
     """Scenario O. Spec or records cannot be read: report that, and do not touch what runs and serves. Then nothing starts
-    servers of the job's own that sleep."""
+    servers of the job's own that sleep; those of the pool that it serves in are started as usual."""
     state = parent.status
     values: dict[Condition, conditions.State] = {
         Condition.ACCEPTED: "False",
@@ -147,7 +152,9 @@ def refuse(parent: parents.Parent, now: datetime.datetime) -> Decision:
     for kind, value in values.items():
         state = conditions.put(state, kind, value, Reason.INVALID_SPEC, parent.unreadable, parent.generation, now)
     state = state.model_copy(update={"waiting": None})
-    if state.deployment is not None and state.deployment.pool is None:
-        state = state.model_copy(update={"deployment": state.deployment.model_copy(update={"held_since": None})})
+    again = None
+    if state.deployment is not None:
+        since, again = sleep.held_by(pool, state.deployment.held_since, now)
+        state = state.model_copy(update={"deployment": state.deployment.model_copy(update={"held_since": since})})
     seen = {"observed_generation": parent.generation, "phase": conditions.phase(state)}
-    return Decision(status=state.model_copy(update=seen))
+    return Decision(status=state.model_copy(update=seen), requeue=_wait(again, now))

@@ -10,7 +10,7 @@ from finetune_api import deployment
 from finetune_operator.decide import drift, idle
 from finetune_operator.decide.world import World
 from finetune_operator.manifests import activator, gateway, meta, service
-from finetune_operator.observe import label, pools, projections
+from finetune_operator.observe import label, pools, projections, shared
 from finetune_operator.observe.records import Release
 
 STARTS = datetime.timedelta(minutes=2)
@@ -78,10 +78,17 @@ def held_since(world: World, serves: Release, found: idle.Found) -> datetime.dat
 def held_in_pool(world: World, serves: Release) -> tuple[datetime.datetime | None, datetime.datetime | None]:
     """The same of a release in a pool, and when to look again."""
     pool, deployed = world.obs.pools.get(str(serves.pool)), world.state.deployment
-    if pool is None or deployed is None or not pool.sleeps:
+    return (None, None) if deployed is None else held_by(pool, deployed.held_since, world.now)
+
+
+def held_by(
+    pool: shared.Pool | pools.Parent | None, before: datetime.datetime | None, now: datetime.datetime
+) -> tuple[datetime.datetime | None, datetime.datetime | None]:
+    """The same of what serves in this pool; before: since when, so far."""
+    if pool is None or pool.spec is None or not pool.sleeps:
         return None, None
     until = pool.wakes_since + _patience(pool.spec.idle) if pool.wakes_since is not None else None
-    return (deployed.held_since or world.now, until) if until is None or world.now < until else (None, None)
+    return (before or now, until) if until is None or now < until else (None, None)
 
 
 def _patience(wanted: deployment.Idle | None) -> datetime.timedelta:

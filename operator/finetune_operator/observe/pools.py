@@ -49,7 +49,7 @@ class Parent:
         """Whether both are the same for jobs: an autoscaler that changes the replicas wakes none of them."""
 
         def for_jobs(parent: Parent) -> object:
-            return parent.sleeps, parent.spec and parent.spec.model_copy(update={"replicas": 1})
+            return parent.sleeps, parent.wakes_since, parent.spec and parent.spec.model_copy(update={"replicas": 1})
 
         return for_jobs(self) == for_jobs(other)
 
