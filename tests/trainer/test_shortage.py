@@ -59,6 +59,7 @@ def test_a_step_in_which_memory_runs_out_is_repeated_with_half_the_micro_batch(
     undisturbed = loops.made(tmp_path, base, alone, own)
     loops.train(undisturbed, None, halved=True)
     training = loops.made(tmp_path, base, alone, own)
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="finetune"):
         interruption = loops.train(training, error, halved=False)
     assert interruption is not None
