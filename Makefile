@@ -113,7 +113,7 @@ gpu-check: venv ## On a machine with a GPU: check the trainer's passes there and
 gateway-check: venv ## A real Gateway and Ingress controller in front of real servers on a real node: shares, rollouts, keys; 20 minutes
 	$(VENV)/python -m tests.bench.routed $(ARGS)
 
-scale-check: venv ## An HPA with a real prometheus-adapter scales a pool on a real control plane, 25 minutes; ARGS="--short" takes 7
+scale-check: venv ## An HPA with a real prometheus-adapter, with ARGS="--keda" KEDA, scales a pool on a real control plane, 25 minutes; "--short" takes 7
 	$(VENV)/python -m tests.bench.scale $(ARGS)
 
 bench-estimate: venv ## Compare peak memory of training with the estimate; ARGS="--only short" for a part

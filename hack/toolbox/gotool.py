@@ -5,6 +5,7 @@ A module of its own, so that its versions do not move those of the cluster's pro
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from toolbox import cache, golang, say, shell
@@ -19,16 +20,25 @@ def build(name: str, usually: str, package: str = ".") -> Path:
     contents = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         contents.update(file.name.encode() + b"\0" + file.read_bytes())
-    program = cache.folder("bin", f"{name}-{contents.hexdigest()[:8]}") / name
+    called = name if package == "." else package.rpartition("/")[2]
+    program = cache.folder("bin", f"{name}-{contents.hexdigest()[:8]}") / called
     if program.exists():
         return program
-    part = program.with_name(f".{name}.{os.getpid()}")
-    with say.step(f"{name}: building it from Go modules, once", usually):
+    part = program.with_name(f".{called}.{os.getpid()}")
+    with say.step(f"{name}: building {called} from Go modules, once", usually):
         shell.run(
             [golang.find(), "build", "-ldflags", "-s -w", "-o", part, package], folder=folder, environment=_ENVIRONMENT
         )
     part.replace(program)
     return program
+
+
+def version(name: str, module: str) -> str:
+    """Of a module that hack/tools/NAME requires, the locked one, for example v0.8.2."""
+    text = (golang.MODULE / name / "go.mod").read_text()
+    if found := re.search(rf"^\s*{re.escape(module)} (v\S+)", text, re.MULTILINE):
+        return found[1]
+    raise say.Problem(f"hack/tools/{name}/go.mod requires no {module}")
 
 
 def source(name: str, module: str) -> Path:

@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
-from bench.scale import adapter, report, watch
+from bench.scale import adapter, aggregated, keda, report, watch
+
+SCALERS: list[tuple[aggregated.Autoscaler, str]] = [(adapter, "hpa.yaml"), (keda, "keda.yaml")]
 
 
 def seen(*looks: tuple[float, int], **changes: object) -> list[tuple[float, watch.Look]]:
@@ -39,6 +41,7 @@ def test_servers_are_removed_in_any_steps_but_never_added() -> None:
     assert report.lowered("", seen((0, 3), (84, 2), (90, 1)), 3, 1).passed
     for looks in ([(0, 3), (84, 2)], [(0, 3), (84, 2), (90, 3), (99, 1)], [(0, 2), (90, 1)]):
         assert not report.lowered("", seen(*looks), 3, 1).passed
+    assert not report.lowered("", seen((0, 3), (90, 1), servers=3), 3, 1).passed
 
 
 def test_an_edit_or_a_deployment_that_does_not_follow_is_no_peace() -> None:
@@ -48,9 +51,10 @@ def test_an_edit_or_a_deployment_that_does_not_follow_is_no_peace() -> None:
 
 
 def test_who_wrote_the_replicas_is_counted() -> None:
-    assert report.untouched(0, 3, 3).passed
-    assert not report.untouched(1, 3, 3).passed
-    assert not report.untouched(0, 4, 3).passed
+    assert report.untouched(3, {"KEDA": 0}, 3).passed
+    assert not report.untouched(3, {"KEDA": 1}, 3).passed
+    assert not report.untouched(2, {"KEDA": 1}, 3).passed
+    assert not report.untouched(4, {"KEDA": 0}, 3).passed
 
 
 def test_a_pool_sleeps_without_servers_while_its_autoscaler_is_not_active() -> None:
@@ -61,18 +65,30 @@ def test_a_pool_sleeps_without_servers_while_its_autoscaler_is_not_active() -> N
 
 
 def test_the_page_marks_what_was_wrong() -> None:
-    page = report.page([report.Finding("load", "a | b", False)], {"Kubernetes": "v1", "Prometheus": "v2"}, "About.")
+    page = report.page(
+        [report.Finding("load", "a | b", False)], {"Kubernetes": "v1", "Prometheus": "v2"}, "make it", "About."
+    )
     assert "| load | a \\| b | **no** |" in page
     assert "Kubernetes v1, Prometheus v2; " in page
+    assert "Written by `make it`." in page
 
 
 def test_the_autoscaler_is_the_examples_or_has_a_tenth_of_its_times() -> None:
-    wanted = yaml.safe_load((adapter.EXAMPLES / "hpa.yaml").read_text())
-    assert adapter.autoscaler(1) == wanted
-    short = str(adapter.autoscaler(0.1))
-    assert "'stabilizationWindowSeconds': 90" in short
-    assert "'periodSeconds': 12" in short
+    for scaler, file in SCALERS:
+        wanted = yaml.safe_load((aggregated.EXAMPLES / file).read_text())
+        assert scaler.autoscaler(1, "http://prometheus-operated.monitoring.svc:9090") == wanted
+        short = str(scaler.autoscaler(0.1, "http://127.0.0.1:1"))
+        assert "'stabilizationWindowSeconds': 90" in short
+        assert "'periodSeconds': 12" in short
+        assert "monitoring.svc" not in short
+
+
+def test_the_hpa_that_is_watched_is_the_examples_or_the_one_that_keda_makes() -> None:
+    for scaler, _ in SCALERS:
+        made = scaler.autoscaler(1, "")
+        assert {"ScaledObject": "keda-hpa-"}.get(made["kind"], "") + made["metadata"]["name"] == scaler.HPA
 
 
 def test_the_version_is_the_locked_one() -> None:
     assert adapter.version().startswith("v0.")
+    assert keda.version().startswith("v2.")

@@ -6,7 +6,6 @@ Its webhooks serve, too: the API server reaches them by their address, with cert
 import contextlib
 import json
 import pathlib
-import re
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tests.bench.operator import audit, peer, place
 
 from localcluster import pki
 from support import controlplane, installed, ports
-from toolbox import golang, gotool
+from toolbox import gotool
 
 TOOL, MODULE = "jobset", "sigs.k8s.io/jobset"
 SYSTEM, ACCOUNT = "jobset-system", "jobset-controller-manager"
@@ -26,11 +25,7 @@ SIDE = audit.Side(peer.SIDE.users | {f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
 
 
 def version() -> str:
-    """The locked one, for example v0.8.2."""
-    text = (golang.MODULE / TOOL / "go.mod").read_text()
-    found = re.search(rf"{re.escape(MODULE)} (v\S+)", text)
-    assert found is not None, text
-    return found[1]
+    return gotool.version(TOOL, MODULE)
 
 
 def program() -> pathlib.Path:

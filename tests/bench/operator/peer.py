@@ -8,7 +8,6 @@ JobSet's controller runs, too (jobset.py).
 import contextlib
 import json
 import pathlib
-import re
 import shutil
 import urllib.request
 from base64 import b64decode
@@ -19,7 +18,7 @@ import yaml
 from tests.bench.operator import audit, place
 
 from support import controlplane, installed, ports
-from toolbox import golang, gotool
+from toolbox import gotool
 
 MODULE, JOBSET = "github.com/kubeflow/trainer/v2", "sigs.k8s.io/jobset"
 TOOL = "kubeflow-trainer"
@@ -34,11 +33,7 @@ RUNTIME = "torch-distributed"
 
 
 def version() -> str:
-    """The locked one, for example v2.0.0."""
-    text = (golang.MODULE / TOOL / "go.mod").read_text()
-    found = re.search(rf"{re.escape(MODULE)} (v\S+)", text)
-    assert found is not None, text
-    return found[1]
+    return gotool.version(TOOL, MODULE)
 
 
 def program() -> pathlib.Path:

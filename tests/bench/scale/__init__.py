@@ -1,1 +1,1 @@
-"""A real autoscaler of a ServingPool: `make scale-check` writes docs/benchmarks/scale-check.md."""
+"""A real autoscaler of a ServingPool: `make scale-check` writes docs/benchmarks/scale-check.md, with KEDA scale-check-keda.md."""

@@ -1,10 +1,11 @@
 """A real autoscaler of a ServingPool: `make scale-check` writes docs/benchmarks/scale-check.md.
 
-On a control plane: Kubernetes' HPA controller and prometheus-adapter by examples/autoscaling, a Prometheus with the chart's
+On a control plane: Kubernetes' HPA controller, prometheus-adapter or KEDA by examples/autoscaling, a Prometheus with the chart's
 scrape rules, the operator, and a pool whose pods are processes (pods.py).
 
 The page is written with every finding, so that it has what was seen when something fails.
 
+--keda     KEDA instead of prometheus-adapter
 --short    a tenth of the example's times, 7 minutes
 """
 
@@ -27,12 +28,12 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "hack"), str(REPOSITORY / "tes
 from tests.trainer.gateway import double  # noqa: E402
 
 import finetune_api  # noqa: E402
-from bench.scale import adapter, clients, pods, report, watch  # noqa: E402
+from bench.scale import adapter, aggregated, clients, keda, pods, report, watch  # noqa: E402
 from localcluster import binaries  # noqa: E402
 from support import audit, controlplane, installed, manifests, prometheus  # noqa: E402
 from toolbox import say  # noqa: E402
 
-PAGE = REPOSITORY / "docs" / "benchmarks" / "scale-check.md"
+PAGES = REPOSITORY / "docs" / "benchmarks"
 NAMESPACE, POOL = "ml", "chat"
 """Of the example."""
 CLIENTS, BUSY = 16, 3
@@ -40,12 +41,11 @@ CLIENTS, BUSY = 16, 3
 STEADY, ASLEEP = 60.0, 60.0
 IDLE = {"spec": {"idle": {"after": "1m"}}}
 CONTROLLER = "system:serviceaccount:kube-system:horizontal-pod-autoscaler"
-ABOUT = f"""Real are prometheus-adapter, the HPA controller, the API server's aggregation, the operator, the pool's gateways, and
+ABOUT = f"""Real are {{}}, the HPA controller, the API server's aggregation, the operator, the pool's gateways, and
 Prometheus with the chart's scrape rules. The engine is a double with a queue: {pods.BATCH} requests at a time, each in
 {pods.SECONDS:.0f} s, the others wait; its `vllm:num_requests_waiting` is their number. {CLIENTS} clients ask again when they
 have their answer. There is no node: pods are processes, and have no names in DNS. The HPA controller looks every 3 s
-(Kubernetes: 15 s), Prometheus every 5 s, prometheus-adapter lists series every minute. The HPA is that of
-`examples/autoscaling`, """
+(Kubernetes: 15 s), Prometheus every 5 s. The example is that of `examples/autoscaling`, """
 TIMES = {
     1.0: "as it stands.",
     0.1: "with a tenth of the times in `behavior` (12 s between two steps up, 90 s before a step down).",
@@ -55,29 +55,36 @@ TIMES = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true")
-    part = 0.1 if parser.parse_args().short else 1.0
+    parser.add_argument("--keda", action="store_true")
+    words = parser.parse_args()
+    part = 0.1 if words.short else 1.0
+    scaler: aggregated.Autoscaler = keda if words.keda else adapter
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
-    adapter.program()
+    scaler.programs()
     found: list[report.Finding] = []
     with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
-        for one in check(pathlib.Path(work), part, stack):
+        for one in check(pathlib.Path(work), scaler, part, stack):
             say.line(f"  {'ok   ' if one.passed else 'WRONG'} {one.what}: {one.seen}")
             found.append(one)
-            PAGE.write_text(report.page(found, versions(), ABOUT + TIMES[part]))
+            (PAGES / scaler.PAGE).write_text(
+                report.page(found, versions(scaler), scaler.COMMAND, ABOUT.format(scaler.ABOUT) + TIMES[part])
+            )
     return 0 if all(one.passed for one in found) else 1
 
 
-def versions() -> dict[str, str]:
+def versions(scaler: aggregated.Autoscaler) -> dict[str, str]:
     shown = subprocess.run([prometheus.program("prometheus"), "--version"], capture_output=True, text=True).stdout
     seen = re.search(r"version (\S+)", shown)
     return {
         "Kubernetes": binaries.version("k8s.io/kubernetes"),
-        "prometheus-adapter": adapter.version(),
+        scaler.NAME: scaler.version(),
         "Prometheus": f"v{seen[1]}" if seen else "?",
     }
 
 
-def check(work: pathlib.Path, part: float, stack: contextlib.ExitStack) -> Iterator[report.Finding]:
+def check(
+    work: pathlib.Path, scaler: aggregated.Autoscaler, part: float, stack: contextlib.ExitStack
+) -> Iterator[report.Finding]:
     plane = stack.enter_context(controlplane.running("scale-check"))
     files = installed.install(plane, work)
     replica = installed.start("scale-0", work, *files)
@@ -92,20 +99,26 @@ def check(work: pathlib.Path, part: float, stack: contextlib.ExitStack) -> Itera
     discovery = stack.enter_context(prometheus.discovering(played.listed))
     config = prometheus.of_cluster(prometheus.chart(installed.CHART), discovery, interval="5s")
     server = stack.enter_context(prometheus.running(work, config))
-    stack.enter_context(adapter.running(plane, server.url, work / "adapter"))
+    stack.enter_context(scaler.running(plane, server.url, work / "scaler"))
     installed.eventually(replica.leads, 25)
-    with watch.Watch(client, server, NAMESPACE, POOL) as seen:
-        yield from loaded(plane, played, seen, part, installed.user_of(files[0]))
+    others = {"the operator": installed.user_of(files[0]), scaler.NAME: scaler.USER}
+    with watch.Watch(client, server, NAMESPACE, POOL, scaler.HPA) as seen:
+        yield from loaded(plane, played, seen, scaler.autoscaler(part, server.url), part, others)
         yield from asleep(plane, played, seen)
 
 
 def loaded(
-    plane: controlplane.ControlPlane, played: pods.Pods, seen: watch.Watch, part: float, operator: str
+    plane: controlplane.ControlPlane,
+    played: pods.Pods,
+    seen: watch.Watch,
+    autoscaler: aggregated.Raw,
+    part: float,
+    others: dict[str, str],
 ) -> Iterator[report.Finding]:
     """Clients come, stay and go."""
     plane.kubectl("apply", "-f", "-", stdin=json.dumps(pool()))
     until(seen, lambda look: look.ready == 1, 120)
-    plane.kubectl("apply", "-f", "-", stdin=json.dumps(adapter.autoscaler(part)))
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps(autoscaler))
     until(seen, lambda look: look.active.startswith("True"), 240)
     first = begun = time.time()
     with clients.asking(played, CLIENTS) as answers:
@@ -121,8 +134,7 @@ def loaded(
     yield report.lowered("nobody asks any more", seen.since(begun), BUSY, 1)
     log = pathlib.Path(plane.facts["auditLog"])
     changes = len(watch.course(seen.since(first))) - 1
-    by_operator = writes(log, operator, "servingpools") + writes(log, operator, "servingpools/scale")
-    yield report.untouched(by_operator, writes(log, CONTROLLER, "servingpools/scale"), changes)
+    yield report.untouched(writes(log, CONTROLLER), {who: writes(log, user) for who, user in others.items()}, changes)
 
 
 def asleep(plane: controlplane.ControlPlane, played: pods.Pods, seen: watch.Watch) -> Iterator[report.Finding]:
@@ -156,9 +168,10 @@ def until(seen: watch.Watch, what: watch.Condition, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def writes(log: pathlib.Path, user: str, resource: str) -> int:
-    made = [one for one in audit.requests(log, user) if one.resource == resource and one.code < 300]
-    return sum(one.verb in {"patch", "update"} for one in made)
+def writes(log: pathlib.Path, user: str) -> int:
+    """Of a pool's spec."""
+    made = [one for one in audit.requests(log, user) if one.resource in {"servingpools", "servingpools/scale"}]
+    return sum(one.verb in {"patch", "update"} and one.code < 300 for one in made)
 
 
 if __name__ == "__main__":

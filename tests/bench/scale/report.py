@@ -32,7 +32,8 @@ def scaled(what: str, seen: watch.Seen, wanted: Sequence[int], pauses: float = 0
 def lowered(what: str, seen: watch.Seen, most: int, least: int) -> Finding:
     """From `most` replicas to `least`, in any steps down: the last requests are answered one after the other."""
     counts = [count for _, count in watch.course(seen)]
-    passed = (counts[0], counts[-1]) == (most, least) and counts == sorted(counts, reverse=True)
+    passed = (counts[0], counts[-1], seen[-1][1].servers) == (most, least, least)
+    passed = passed and counts == sorted(counts, reverse=True)
     return Finding(what, f"replicas {course(seen)}", passed)
 
 
@@ -44,10 +45,11 @@ def steady(what: str, seen: watch.Seen, seconds: float) -> Finding:
     return Finding(what, text, edits == 0 and followed)
 
 
-def untouched(operator: int, autoscaler: int, changes: int) -> Finding:
-    """Writes of the pool's spec by the operator, and of its scale by the HPA controller; `changes` of replicas were seen."""
-    text = f"{operator} by the operator, {autoscaler} by the HPA controller; {changes} changes of replicas"
-    return Finding("writes of the pool's spec until then", text, operator == 0 and autoscaler == changes)
+def untouched(autoscaler: int, others: Mapping[str, int], changes: int) -> Finding:
+    """Writes of the pool's scale by the HPA controller, and of its spec by anybody else; `changes` of replicas were seen."""
+    made = {"the HPA controller": autoscaler} | others
+    text = ", ".join(f"{count} by {who}" for who, count in made.items()) + f"; {changes} changes of replicas"
+    return Finding("writes of the pool's spec until then", text, sum(made.values()) == autoscaler == changes)
 
 
 def asleep(seen: watch.Seen, seconds: float) -> Finding:
@@ -59,13 +61,13 @@ def asleep(seen: watch.Seen, seconds: float) -> Finding:
     return Finding("the pool sleeps", text, still and edits == 0 and last.active.startswith("False"))
 
 
-def page(found: Sequence[Finding], versions: Mapping[str, str], about: str) -> str:
+def page(found: Sequence[Finding], versions: Mapping[str, str], command: str, about: str) -> str:
     facts, named = ", ".join(machine.facts().values()), ", ".join(f"{name} {text}" for name, text in versions.items())
     return "\n".join(
         [
             "# A real autoscaler of a ServingPool",
             "",
-            f"{named}; {facts}. Written by `make scale-check`.",
+            f"{named}; {facts}. Written by `{command}`.",
             "",
             about,
             "",

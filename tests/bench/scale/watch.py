@@ -16,7 +16,7 @@ from support import prometheus
 @dataclasses.dataclass(frozen=True)
 class Look:
     """`wanted`: spec.replicas of the pool; `servers`: of its Deployment; `generation`: edits of the pool's spec; `active`: the
-    condition ScalingActive of the HPA with the pool's name, and its reason; `waiting`: vllm:num_requests_waiting of all pods."""
+    condition ScalingActive of the HPA, and its reason; `waiting`: vllm:num_requests_waiting of all pods."""
 
     wanted: int
     servers: int
@@ -36,12 +36,12 @@ class Watch:
     """Looks once a second while the block lasts."""
 
     def __init__(
-        self, client: kubernetes.client.ApiClient, server: prometheus.Prometheus, namespace: str, pool: str
+        self, client: kubernetes.client.ApiClient, server: prometheus.Prometheus, namespace: str, pool: str, hpa: str
     ) -> None:
         self._custom = kubernetes.client.CustomObjectsApi(client)
         self._apps = kubernetes.client.AppsV1Api(client)
         self._scalers = kubernetes.client.AutoscalingV2Api(client)
-        self._server, self._namespace, self._pool = server, namespace, pool
+        self._server, self._namespace, self._pool, self._hpa = server, namespace, pool, hpa
         self.seen: list[tuple[float, Look]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -89,7 +89,7 @@ class Watch:
 
     def _active(self) -> str:
         try:
-            scaler = self._scalers.read_namespaced_horizontal_pod_autoscaler(self._pool, self._namespace)
+            scaler = self._scalers.read_namespaced_horizontal_pod_autoscaler(self._hpa, self._namespace)
         except kubernetes.client.ApiException as error:
             if error.status == 404:
                 return "no autoscaler"
