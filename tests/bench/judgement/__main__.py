@@ -49,7 +49,7 @@ def main() -> int:
         for name in options.task or [name for name in tasks.BY_NAME if name not in done]:
             answer = run(tasks.BY_NAME[name], count, model, epochs)
             made = report.of(answer, tasks.BY_NAME[name], count, epochs, command, text)
-            found = report.with_row(found, made)
+            found = report.with_row(report.read(COMMITTED), made)
             report.write(found, COMMITTED)
             say.line(f"    {name}: {made.says}")
     report.write(found, COMMITTED)
