@@ -2,6 +2,7 @@
 
 import pathlib
 import random
+import weakref
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import transformers
 from tests.trainer import decoders
 
 from finetune_api import job
-from finetune_trainer.engine import decoding, generate, kv_cache, lora, loss, model
+from finetune_trainer.engine import decoding, generate, kv_cache, lora, loss, model, passes
 from finetune_trainer.process import errors, signals
 
 CPU = torch.device("cpu")
@@ -115,6 +116,40 @@ def test_an_adapter_that_came_later_is_used() -> None:
         torch.nn.init.normal_(weight, std=0.1)
     found = greedy(tuned, prompts())
     assert found == one_by_one(tuned, prompts()) != before
+
+
+def storages(tuned: Any) -> set[int]:
+    """Where the weights of a model's linear layers are."""
+    layers = [module for module in model.decoder(tuned).modules() if isinstance(module, torch.nn.Linear)]
+    return {layer.weight.untyped_storage().data_ptr() for layer in layers}
+
+
+def test_answers_while_it_trains_copy_no_weights() -> None:
+    tuned = made("llama 3")
+    motor = passes.of(tuned, model.head(tuned.get_base_model()), CPU)
+    assert isinstance(motor, passes.Fast)
+    before = storages(tuned)
+    joined = {linear.weight.untyped_storage().data_ptr() for one in motor._inner.layers for linear in one.linears}
+    assert joined <= before, "the passes' own"
+    for _ in range(2):
+        assert greedy(tuned, prompts(30)) == one_by_one(tuned, prompts(30))
+        assert storages(tuned) == before
+        with torch.no_grad():
+            for weight in lora.parameters(tuned).values():
+                weight.mul_(-1.5)
+
+
+def test_what_generated_before_training_keeps_no_weights() -> None:
+    torch.manual_seed(2)
+    loaded = transformers.AutoModelForCausalLM.from_config(decoders.FAMILIES["llama 3"]()).eval().requires_grad_(False)
+    greedy(loaded, prompts())
+    answering = decoding.of(model.decoder(loaded), CPU)
+    assert answering is not None
+    copied = [weakref.ref(linear.weight) for one in answering.decoder.layers for linear in one.linears]
+    del answering
+    tuned = lora.add(loaded, job.LoRA(rank=8, dropout=0), "base")
+    assert isinstance(passes.of(tuned, model.head(loaded), CPU), passes.Fast)
+    assert not any(weight() is not None for weight in copied)
 
 
 def test_dropout_is_no_obstacle() -> None:

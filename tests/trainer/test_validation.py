@@ -76,14 +76,19 @@ def test_the_first_gate_about_answers_decides_and_a_gate_on_the_loss_leaves_it_t
     assert deciding(labels=["red", "blue"]) is job.Metric.ACCURACY
 
 
-def test_scores_leave_every_step_as_it_would_be_without_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_scores = trained(world(training=TRAINING, evaluation=RULES))
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_scores_leave_every_step_as_it_would_be_without_them(
+    dropout: float, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By transformers' passes, and by the trainer's own, which then write the answers too."""
+    training = TRAINING | {"lora": {"rank": 8, "alpha": 16, "dropout": dropout}}
+    with_scores = trained(world(training=training, evaluation=RULES))
     scores = [one["score"] for one in with_scores["validations"]]
     assert len(scores) == 5
     assert all(0 <= score <= 1 for score in scores)
     assert with_scores["scored_by"] == "RougeL"
     monkeypatch.setattr(train, "scorer", lambda *_: None)
-    spec = world(training=TRAINING, evaluation=RULES)
+    spec = world(training=training, evaluation=RULES)
     spec = spec.model_copy(update={"revision": "another"})
     without = trained(spec)
     assert [one["loss"] for one in without["history"]] == [one["loss"] for one in with_scores["history"]]

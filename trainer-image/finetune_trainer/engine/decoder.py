@@ -348,6 +348,7 @@ def _through(
 def of(inner: Any, where: torch.device) -> Decoder:
     """Our decoder for a model of transformers without its head, after comparing both. Raises Unknown where they differ, or
     whatever else goes wrong: transformers' own passes can train the model."""
+    setattr(inner, comparison.CACHE, None)  # it would keep the weights that are copied here
     try:
         _compare_form(inner, where)  # a function of its own, so that the copy is freed before the weights are fused
         built = Decoder(inner, where)

@@ -230,19 +230,36 @@ class _Cached:
     linears: list[torch.nn.Linear]
     weights: list[int]
     decoding: Decoding | None
+    lent: decoder.Decoder | None = None
+    """What `decoding` is still to be built on."""
+
+
+def lend(inner: Any, ours: decoder.Decoder) -> None:
+    """From now on the decoder that trains this model generates its answers too: a second one would hold all weights twice."""
+    _store(inner, None, ours)
+
+
+def _store(inner: Any, decoding: Decoding | None, lent: decoder.Decoder | None = None) -> None:
+    linears = _linears(inner)
+    setattr(inner, comparison.CACHE, _Cached(linears, [one.weight.data_ptr() for one in linears], decoding, lent))
+
+
+def _linears(inner: Any) -> list[torch.nn.Linear]:
+    return [module for module in inner.modules() if isinstance(module, torch.nn.Linear)]
 
 
 @torch.no_grad()
 def of(inner: Any, where: torch.device) -> Decoding | None:
     """For a model of transformers without its head; None where its family is unknown."""
-    linears = [module for module in inner.modules() if isinstance(module, torch.nn.Linear)]
-    cache = getattr(inner, comparison.CACHE, None)
-    if cache is None or not _same(cache, linears):
+    cache: _Cached | None = getattr(inner, comparison.CACHE, None)
+    if cache is not None and not _same(cache, _linears(inner)):
+        cache = None
         setattr(inner, comparison.CACHE, None)
-        built = _build(inner, where)
-        cache = _Cached(linears, [layer.weight.data_ptr() for layer in linears], built)
-        setattr(inner, comparison.CACHE, cache)
-    return cache.decoding
+    if cache is not None and cache.lent is None:
+        return cache.decoding
+    built = _build(inner, where, cache.lent if cache is not None else None)
+    _store(inner, built)
+    return built
 
 
 def _same(cache: _Cached, linears: list[torch.nn.Linear]) -> bool:
@@ -253,11 +270,12 @@ def _same(cache: _Cached, linears: list[torch.nn.Linear]) -> bool:
     )
 
 
-def _build(inner: Any, where: torch.device) -> Decoding | None:
+def _build(inner: Any, where: torch.device, lent: decoder.Decoder | None) -> Decoding | None:
     try:
         _compare_form(inner)  # a function of its own, so that the copy is freed before the weights are fused
-        built = Decoding(decoder.Decoder(inner, where, learns=False), where)
-        comparison.precision(built.decoder, inner, where)
+        built = Decoding(lent or decoder.Decoder(inner, where, learns=False), where)
+        if lent is None:
+            comparison.precision(built.decoder, inner, where)
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # whatever it is, transformers can generate the answers

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune_trainer.engine import decoder, layers, liger, lora, loss, model, packing, prefix_tree
+from finetune_trainer.engine import decoder, decoding, layers, liger, lora, loss, model, packing, prefix_tree
 from finetune_trainer.process import log
 
 STANDARD = "through transformers' passes"
@@ -163,6 +163,7 @@ def of(
     except layers.Unknown as problem:
         differs = str(problem)
     if agreed(inner is not None) and inner is not None:
+        decoding.lend(model.decoder(tuned), inner)
         return Fast(inner, head, where)
     del inner
     log.warning("the fast engine does not support this model; training uses transformers, more slowly", differs=differs)
