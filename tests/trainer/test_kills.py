@@ -110,17 +110,6 @@ def test_several_processes_have_the_loss_curve_of_one(world: World, tmp_path: pa
     assert processes.losses(several) == pytest.approx(processes.losses(one), rel=2e-3)
 
 
-def test_processes_that_hold_the_frozen_layers_together_learn_the_same(world: World, tmp_path: pathlib.Path) -> None:
-    """Each holds a part of every layer, and gathers the rest when it needs it; micro-batches differ in number."""
-    training = {**TRAINING, "precision": "Float32", "maxSteps": 12}
-    whole = fresh(world(tiny.examples(60), training=training), "whole")
-    assert [processes.ended(process) for process in processes.together(whole, tmp_path, 2)] == [0, 0]
-    parts = fresh(whole, "parts")
-    shards = {"FINETUNE_SHARD": "1"}
-    assert [processes.ended(process) for process in processes.together(parts, tmp_path, 2, **shards)] == [0, 0]
-    assert processes.losses(parts) == pytest.approx(processes.losses(whole), rel=1e-4)
-
-
 def test_torchrun_may_start_the_processes(world: World, tmp_path: pathlib.Path) -> None:
     training = {**TRAINING, "precision": "Float32", "maxSteps": 12}
     ours = fresh(world(tiny.examples(60), training=training), "ours")
