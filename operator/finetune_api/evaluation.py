@@ -264,6 +264,17 @@ class Evaluation(model.Model):
         return self.gates or []
 
     @property
+    def scoring(self) -> "Evaluation":
+        """What the answers to validation examples are scored by while the adapter trains."""
+        return Evaluation(
+            gates=self.gates,
+            labels=self.labels,
+            output_schema=self.output_schema,
+            generation=self.generation,
+            maximum_examples=self.maximum_examples,
+        )
+
+    @property
     def others(self) -> list[Candidate]:
         return self.candidates or []
 

@@ -130,3 +130,11 @@ def test_a_judge_decides_where_the_first_gate_is_about_it(world: World) -> None:
     spec = world().model_copy(update={"evaluation": world().evaluation.model_copy(update={"gates": gates})})
     assert found.headline(spec) == headline.Headline(Metric.JUDGE_WIN_RATE, PROMPT, PROMPT), "won 0.75, 0.875 and 1"
     assert headline.decide(gates, found.values, {}).metric is Metric.ROUGE_L, "nobody was judged"
+
+
+def test_the_status_has_the_deciding_metric_also_of_a_job_without_gates(world: World) -> None:
+    found = free_text()
+    found.values = {who: columns | {Metric.ACCURACY: mean(0.5)} for who, columns in found.values.items()}
+    listed = [(one.name, one.contender) for one in results_of(world(), found).evaluation.metrics]
+    assert (Metric.ACCURACY, TUNED) in listed
+    assert Metric.BLEU not in dict(listed)

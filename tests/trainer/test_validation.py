@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from finetune_api import evaluation, job, results, run
+from finetune_api import evaluation, job, reasons, results, run
+from finetune_operator.manifests import stages
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import validation
+from finetune_trainer.evaluation import feasible, validation
 from finetune_trainer.process import errors
 from finetune_trainer.report import parts
 from finetune_trainer.stages import preflight, train
+from finetune_trainer.store import storage
 from finetune_trainer.training import checkpoint, loop
 
 World = Callable[..., run.Run]
@@ -132,3 +134,40 @@ def test_the_report_says_which_adapter_is_used_and_why() -> None:
     by_loss = parts.chosen_adapter(results.Training(validations=[{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.6}]))
     assert by_loss == "The adapter of step 2 is used."
     assert parts.chosen_adapter(results.Training()) == ""
+
+
+def test_a_training_in_a_cluster_scores_by_the_rules_of_its_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = world(training=TRAINING, evaluation=RULES | {"maximumExamples": 2, "labels": ["refund", "praise"]})
+    preflight.preflight(spec)
+    asked = []
+    ask = validation.answers.ask
+
+    def seen(runner: Any, which: job.Contender, examples: list[dataset.Example]) -> Any:
+        asked.append((runner.rules, len(examples)))
+        return ask(runner, which, examples)
+
+    monkeypatch.setattr(validation.answers, "ask", seen)
+    train.train(stages.run_file(spec, reasons.Stage.TRAIN), 1, 1.0)
+    rules, count = asked[0]
+    assert (rules.generation.max_new_tokens, rules.labels, count) == (8, ["refund", "praise"], 2)
+    assert curves(spec)["scored_by"] == "RougeL"
+
+
+def test_rules_of_an_earlier_version_are_those_of_the_run_file(world: World) -> None:
+    spec = world(evaluation=RULES)
+    store = storage.of(spec.storage)
+    assert feasible.scoring(spec, store) == spec.evaluation
+    store.write(spec.layout.preflight, b'{"facts": {}}')
+    assert feasible.scoring(spec, store) == spec.evaluation
+
+
+def test_without_gates_free_text_is_scored_by_its_similarity() -> None:
+    def decided(*answers: str) -> job.Metric | None:
+        return validation.deciding(evaluation.Evaluation(), [example(one) for one in answers])
+
+    long = "Dear customer, we are sorry that your parcel {n} is late and will send you another one today."
+    assert decided(*(long.format(n=n) for n in range(4))) is job.Metric.ROUGE_L
+    assert decided(*[long] * 4) is job.Metric.EXACT_MATCH, "one of few answers"
+    fields = {f"field{n}": "some words in it" for n in range(9)}
+    assert decided(*(json.dumps(fields | {"n": n}) for n in range(4))) is job.Metric.EXACT_MATCH
+    assert decided(*(f"parcel {n}" for n in range(4))) is job.Metric.EXACT_MATCH

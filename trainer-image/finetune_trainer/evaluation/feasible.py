@@ -8,6 +8,7 @@ pass is not passed by any: the examples are too few for its bound, or the expect
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, toolcalls, values
@@ -38,6 +39,10 @@ KNOWN = frozenset(
 OPEN = frozenset({job.Metric.LOSS, job.Metric.PERPLEXITY, job.Metric.LENGTH_RATIO})
 """Metrics of answers to test examples that have no scale."""
 
+SCORING = "scoring"
+"""Key of preflight's result: the rules by which training scores its adapters. The run file of training has no evaluation, so that
+an edit of it leaves a training in its queue."""
+
 
 def check_frozen(spec: run.Run, store: storage.Storage) -> None:
     """Raises Failure(DATASET_INVALID, INVALID_SPEC) for gates that were edited after preflight froze the split, and that no model
@@ -59,11 +64,22 @@ def check_benchmarks(rules: job.Harness, known: Mapping[str, task_gates.Known]) 
 
 def recorded(spec: run.Run, store: storage.Storage) -> dict[str, task_gates.Known]:
     """What preflight recorded of the benchmarks; empty where it did not."""
+    return task_gates.of_record((_document(spec, store).get("facts") or {}).get("benchmarks"))
+
+
+def scoring(spec: run.Run, store: storage.Storage) -> job.Evaluation:
+    """The rules that preflight recorded for the scores of training; those of the run file where it recorded none."""
+    known = _document(spec, store).get(SCORING)
+    return spec.evaluation if known is None else job.Evaluation.model_validate(known)
+
+
+def _document(spec: run.Run, store: storage.Storage) -> dict[str, Any]:
+    """Preflight's result; empty where there is none."""
     try:
-        facts = json.loads(store.read(spec.layout.preflight)).get("facts") or {}
+        found: dict[str, Any] = json.loads(store.read(spec.layout.preflight))
     except (errors.NotFound, ValueError):
         return {}
-    return task_gates.of_record(facts.get("benchmarks"))
+    return found
 
 
 def frozen(spec: run.Run, store: storage.Storage) -> list[dataset.Example]:

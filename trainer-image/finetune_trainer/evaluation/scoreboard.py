@@ -326,16 +326,18 @@ def summary(
     saved: int | None,
     found: Findings,
 ) -> status.Evaluation:
-    """The evaluation for the status: the gates' metrics and the main ones."""
-    main = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.stated), *IN_STATUS]))
-    required = {gate.metric for gate in spec.evaluation.stated}
+    """The evaluation for the status: the gates' metrics, the deciding one, and the main ones."""
+    applied = [gate.metric for gate in gate_results if gate.metric is not None]
+    required = list(dict.fromkeys([*(gate.metric for gate in spec.evaluation.stated), *applied]))
+    decisive = found.headline(spec).metric
+    main = list(dict.fromkeys([*required, *([decisive] if decisive else []), *IN_STATUS]))
 
     def place(one: results.Value) -> tuple[bool, bool, int]:
         return one.metric not in required, one.contender.is_candidate, main.index(one.metric)
 
     reported = sorted((one for one in measured if one.metric in main), key=place)
     first = spec.evaluation.stated[0] if spec.evaluation.stated else None
-    metric = first.metric if first else found.headline(spec).metric
+    metric = first.metric if first else decisive
     score = [one.value for one in measured if one.metric is metric and one.contender is job.Contender.TUNED]
     if first and metric in job.PAIRWISE:
         score = [one.rate for which, one in found.win_losses.items() if which is first.over and one.examples]

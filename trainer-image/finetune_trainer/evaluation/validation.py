@@ -4,6 +4,7 @@ Used by the training stage: of the adapters at its validations it keeps the one 
 with the lowest loss. A score takes answers, which cost more than a loss, so only a training that is long enough has one.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from finetune_api import job, run
 from finetune_trainer.data import dataset, tokens
 from finetune_trainer.engine import loss
-from finetune_trainer.evaluation import answers, contenders, headline, in_process, metrics
+from finetune_trainer.evaluation import answers, contenders, feasible, headline, in_process, metrics, retrieval
 from finetune_trainer.process import errors, log, machine
 from finetune_trainer.store import storage
 
@@ -32,6 +33,11 @@ SAMPLED = 8
 
 NO_ANSWER = (job.Metric.LOSS, job.Metric.PERPLEXITY)
 """What the loss says already."""
+
+WORDS = 12
+"""An answer of more words, other than JSON and one that others repeat, is hardly ever given word for word."""
+
+VERBATIM = frozenset({job.Metric.EXACT_MATCH, job.Metric.NORMALIZED_MATCH})
 
 CALLS = (job.Metric.TOOL_CALL_MATCH, job.Metric.TOOL_CALL_VALID)
 """Defined where examples have tools."""
@@ -84,18 +90,19 @@ def of(
         return None
     answers.fetch(spec, store, {"validation.jsonl"})
     found = [one for one in dataset.frozen(machine.work() / "data" / "validation.jsonl") if one.answer is not None]
-    metric = deciding(spec.evaluation, found)
+    rules = feasible.scoring(spec, store)
+    metric = deciding(rules, found)
     if metric is None:
         return None
     trained_with = {job.Contender.TUNED: spec.trained_prompt} if spec.trained_prompt is not None else {}
     script = contenders.Script(spec.intent.prompt, inline=not encoder.takes_system, trained=trained_with)
     engine = in_process.InProcess(tuned, head, where, spec, encoder.tokenizer)
-    runner = answers.ModelRunner(engine, encoder, script, spec.evaluation)
+    runner = answers.ModelRunner(engine, encoder, script, rules)
     if answers.obstacle(runner, job.Contender.TUNED, found) is not None:
         return None
     lengths = [len(encoder.prompt(script.ask(one, job.Contender.TUNED))) for one in found[:SAMPLED]]
-    each = READ * sum(lengths) / len(lengths) + WRITTEN * spec.evaluation.generation.max_new_tokens
-    count = min(affordable(trained, validations, each), len(found), spec.evaluation.maximum_examples)
+    each = READ * sum(lengths) / len(lengths) + WRITTEN * rules.generation.max_new_tokens
+    count = min(affordable(trained, validations, each), len(found), rules.maximum_examples)
     if count < LEAST:
         log.info("the adapter with the lowest validation loss is kept: there is time for few answers", answers=count)
         return None
@@ -110,11 +117,27 @@ def affordable(trained: float, validations: int, each: float) -> int:
 
 
 def deciding(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> job.Metric | None:
-    """The metric of the first gate that answers have; without gates the most telling one of the task. None: the loss decides."""
+    """The metric of the first gate that answers have; without gates the most telling one of the task, for free text its
+    similarity. None: the loss decides."""
     if not examples:
         return None
     required = [gate for gate in rules.gates or [] if gate.metric not in headline.ELSEWHERE]
     right = metrics.measure([metrics.Answer(one.answer, one.answer, 0.0, 0) for one in examples], rules)
     called = {metric for metric in CALLS if any(example.tools for example in examples)}
-    metric = headline.telling(required, {*right, *NO_ANSWER, *called}, [right])
+    plausible = {
+        metric: column for metric, column in right.items() if metric not in VERBATIM or not free_text(examples)
+    }
+    metric = headline.telling(required, {*right, *NO_ANSWER, *called}, [plausible])
     return None if metric in NO_ANSWER else metric
+
+
+def free_text(examples: Sequence[dataset.Example]) -> bool:
+    """Whether most expected answers are long, no JSON, and of no other example."""
+    given = [one.answer for one in examples if one.answer]
+    repeated = collections.Counter(given)
+    free = [
+        one
+        for one in given
+        if repeated[one] == 1 and len(retrieval.words(one)) > WORDS and not metrics.json_valid(one, "")
+    ]
+    return 2 * len(free) > len(given)

@@ -108,7 +108,13 @@ def answer(
     if result.preflight is not None:
         result = result.model_copy(update={"preflight": result.preflight.model_copy(update={"data": data})})
     advice = [one.document() for one in advisor.advise(spec, found)]
-    known = {"outcome": result.wire(), "advice": advice, "facts": dataclasses.asdict(found), "inputs": files}
+    known = {
+        "outcome": result.wire(),
+        "advice": advice,
+        "facts": dataclasses.asdict(found),
+        "inputs": files,
+        feasible.SCORING: spec.evaluation.scoring.wire(),
+    }
     write(spec, store, known)
     log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
     return result
