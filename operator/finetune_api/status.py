@@ -210,7 +210,7 @@ class Evaluation(Reported):
     remedy: str | None = Field(
         default=None,
         description="What may let the same base model pass: more rows or more steps, by the losses of its training. Absent: it "
-        "passed, or the losses show no such thing.",
+        "passed, the losses show no such thing, or a gate is missed by evidence and by more than that.",
     )
     unanswered: list[str] = Field(
         default_factory=list,

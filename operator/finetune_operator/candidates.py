@@ -68,11 +68,13 @@ def measured(
 
 
 def _reached(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The candidates of a status, or its one base model, in the form of `candidates.Measured`."""
-    if state.get("candidates"):
-        return list(state["candidates"])
+    """The candidates of a status, or its one base model, in the form of `candidates.Measured`. Where there were no gates, to pass
+    says nothing."""
     evaluated, checked = state.get("evaluation"), state.get("preflight") or {}
-    if not evaluated:
+    empty = bool(evaluated and evaluated.get("passed") and not evaluated.get("gates"))
+    if rows := state.get("candidates"):
+        return [one for one in rows if not (empty and one.get("result") == "Passed")]
+    if not evaluated or empty:
         return []
     by_evidence = evaluated.get("missed") == "ByEvidence" and not evaluated.get("remedy")
     texts = [one.get("message") for one in state.get("conditions", []) if one.get("type") == Condition.EVALUATED]

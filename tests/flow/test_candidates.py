@@ -202,6 +202,19 @@ async def test_preflight_of_a_large_model_gets_what_smaller_ones_reached_in_the_
     assert "measured" not in played.run_file("Job", train)
 
 
+async def test_a_smaller_model_that_passed_without_gates_is_no_record() -> None:
+    checked = Ends(0, world.preflight(preflight=world.FOUND.model_copy(update={"data": "abc"})))
+    nothing = Ends(0, world.evaluate(evaluation=status.Evaluation(passed=True, examples=100)))
+    played = start(nothing, nothing, PASSED, **{"spec.evaluation.gates": []})
+    played.script[Stage.PREFLIGHT] = [checked] * 3
+    played.apply("another", **{"spec.baseModel": {"name": MIDDLE}, "spec.evaluation.gates": []})
+    await played.rest()
+    played.apply("large", **{"spec.baseModel": {"name": LARGE}})
+    await played.rest()
+    [preflight] = [name for name in played.attempts(Stage.PREFLIGHT) if name.startswith("large-")]
+    assert "measured" not in played.run_file("Job", preflight)
+
+
 async def test_an_edit_of_the_catalogue_changes_no_order_while_a_candidate_trains() -> None:
     played = start()
     played.script[Stage.TRAIN] = [Hangs()]

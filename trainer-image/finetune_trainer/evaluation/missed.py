@@ -25,6 +25,27 @@ def of_gate(gate: job.Gate, values: gates.Values, win_losses: gates.WinLosses) -
     return "ByEvidence" if found else "Undecided"
 
 
+def in_reach(gate: job.Gate, lower: float, values: gates.Values) -> bool:
+    """Whether a gate that was missed would not be missed by evidence with a loss lower by this share, if the wrong answers become
+    fewer by as much. A training's loss promises nothing about pairwise comparisons and what is not the task's."""
+    column = values.get(job.Contender.TUNED, {}).get(gate.metric)
+    if column is None or gate.metric in evaluation.OF_TRAINING or gate.metric is job.Metric.LENGTH_RATIO:
+        return False
+    value = column.value
+    if gate.metric is job.Metric.PERPLEXITY:
+        gain = value - value ** (1 - lower)
+    else:
+        gain = lower * (value if gate.metric in job.LOWER_IS_BETTER else 1 - value)
+    easier = gate.model_copy(
+        update={
+            "minimum": None if gate.minimum is None else gate.minimum - gain,
+            "maximum": None if gate.maximum is None else gate.maximum + gain,
+            "improvement": None if gate.over is None else (gate.improvement or 0.0) - gain,
+        }
+    )
+    return gates.check([easier], values)[0].passed or of_gate(easier, values, {}) == "Undecided"
+
+
 def of_task_gates(required: Sequence[job.TaskGate], found: task_gates.Found) -> list[status.GateResult]:
     """The gates on public benchmarks as checked, with how each was missed."""
     return [

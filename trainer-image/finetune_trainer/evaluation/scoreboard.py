@@ -3,13 +3,23 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune_api import job, results, run, status
 from finetune_trainer import report
 from finetune_trainer.data import dataset
-from finetune_trainer.evaluation import answers, engines, evidence, gates, headline, pairwise, prices, task_gates
+from finetune_trainer.evaluation import (
+    answers,
+    engines,
+    evidence,
+    gates,
+    headline,
+    missed,
+    pairwise,
+    prices,
+    task_gates,
+)
 from finetune_trainer.planning import learning_curve
 from finetune_trainer.process import errors
 from finetune_trainer.store import folders, storage
@@ -113,8 +123,9 @@ def results_of(
     gate_results: list[status.GateResult],
     examples: list[dataset.Example],
     provenance: Provenance,
+    required: Sequence[job.Gate] = (),
 ) -> results.Results:
-    """Everything that results.json says."""
+    """Everything that results.json says. required: the gates on metrics, the first of gate_results."""
     tuned = job.Contender.TUNED
     others = [which for which in found.asked if which is not tuned]
     head = found.headline(spec)
@@ -153,9 +164,12 @@ def results_of(
         evaluation=summary(spec, reported, gate_results, len(examples), saved, found).model_copy(
             update={
                 "more_data": more and more.text,
-                "remedy": None
-                if all(one.passed for one in gate_results)
-                else learning_curve.remedy(more, provenance.history.get("validations", []), preflight),
+                "remedy": remedy(
+                    learning_curve.remedy(more, provenance.history.get("validations", []), preflight),
+                    required,
+                    gate_results,
+                    found,
+                ),
             }
         ),
         values=reported,
@@ -217,6 +231,23 @@ def more_data(spec: run.Run, history: dict[str, Any], preflight: dict[str, Any] 
     return learning_curve.of_training(
         history["history"], rules.batch_size, preflight["examples"], mixed=rules.replay is not None
     )
+
+
+def remedy(
+    promised: learning_curve.Remedy | None,
+    required: Sequence[job.Gate],
+    gate_results: Sequence[status.GateResult],
+    found: Findings,
+) -> str | None:
+    """What may let the model pass, in a sentence; None where it passed, or where a gate is missed by evidence and by more than
+    that promises: then a larger model is the answer."""
+    shown = [place for place, one in enumerate(gate_results) if one.missed == "ByEvidence"]
+    if promised is None or all(one.passed for one in gate_results):
+        return None
+    near = all(
+        place < len(required) and missed.in_reach(required[place], promised.lower, found.values) for place in shown
+    )
+    return promised.text if near else None
 
 
 def values(measured: gates.Values) -> list[results.Value]:

@@ -11,7 +11,9 @@ is fitted by least squares; its residuals are drawn again (bootstrap) for an int
 What it cannot separate: more rows in one epoch are more steps, too. Where repeated epochs gain as much, fewer new rows do.
 """
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +43,15 @@ DRAWS, SEED = 200, 2026
 EXPONENTS = np.geomspace(0.05, 2.0, 24)
 STARTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0, 3.0)
 """In multiples of the rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """What may let a model pass that missed a gate."""
+
+    text: str
+    lower: float
+    """The share by which the loss would be lower."""
 
 
 def of_training(history: Sequence[dict[str, float]], batch: int, rows: int, *, mixed: bool = False) -> results.MoreData:
@@ -92,22 +103,26 @@ def estimate(seen: Sequence[float], losses: Sequence[float], rows: int) -> resul
 
 def remedy(
     more: results.MoreData | None, validations: Sequence[dict[str, float]], preflight: dict[str, Any] | None
-) -> str | None:
-    """What may let a model pass that missed a gate, as a sentence; None where its losses show nothing.
+) -> Remedy | None:
+    """What may let a model pass that missed a gate; None where its losses show nothing.
 
-    Rows: not more than there are again lower the loss by GAIN. Steps: the loss was falling by as much between the last two of at
-    least three validations, so that the training ended early. validations: step and loss of each.
+    Rows: not more than there are again lower the loss by GAIN; with twice the rows it falls by a power law through that point.
+    Steps: the loss was falling by as much between the last two of at least three validations, so that the training ended early,
+    and falls by as much again. validations: step and loss of each.
     """
     rows = (preflight or {}).get("examples", 0)
     if more is not None and more.answer == "MoreRows" and more.rows is not None and more.rows <= rows:
-        return f"More data may be enough. {more.text}"
+        lower = 1 - (1 - GAIN) ** (math.log(2) / math.log(1 + more.rows / rows))
+        text = f"More data may be enough: with twice the rows the loss is about {100 * lower:.0f} % lower. {more.text}"
+        return Remedy(text, lower)
     losses = [one["loss"] for one in validations if "loss" in one]
     if len(losses) >= 3 and losses[-1] == min(losses) and losses[-1] <= (1 - GAIN) * losses[-2]:
-        fell = 100 * (1 - losses[-1] / losses[-2])
-        return (
-            f"More steps may be enough: the validation loss fell by {fell:.0f} % between the last two validations. Raise "
+        lower = 1 - losses[-1] / losses[-2]
+        text = (
+            f"More steps may be enough: the validation loss fell by {100 * lower:.0f} % between the last two validations. Raise "
             "training.epochs."
         )
+        return Remedy(text, lower)
     return None
 
 

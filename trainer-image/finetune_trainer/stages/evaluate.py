@@ -132,7 +132,7 @@ def evaluate(
         runner.script.trained.get(job.Contender.TUNED),
         runner.engine.kind,
     )
-    scores = scoreboard.results_of(spec, store, found, gate_results, examples, provenance)
+    scores = scoreboard.results_of(spec, store, found, gate_results, examples, provenance, required_gates(spec, found))
     deliver(spec, store, split, scores, found, examples, recorded, runner.script)
     meter.reporter.end()
     return outcome_of(spec, scores.evaluation)
