@@ -19,7 +19,6 @@ from tests.trainer.gateway.conftest import POOL, Folder, World
 
 from finetune_api import reasons
 from finetune_trainer.gateway import delivery, loading, volume
-from finetune_trainer.gateway import pod as gateway
 from finetune_trainer.process import errors
 from support import ports
 
@@ -407,9 +406,58 @@ async def test_a_pod_is_not_ready_before_index_engine_and_adapters_are(
     assert (await world.put(pod, desk))[0] == 201
     await world.ready(pod, desk)
     assert "not loaded yet" in pod.pod.ready()
-    monkeypatch.setattr(gateway, "READY_PATIENCE", 0.0)
+    monkeypatch.setattr(loading, "PATIENCE", 0.0)
     assert pod.pod.ready() == "", "one tenant's adapter does not hold up the others for ever"
     assert (await world.ask(pod, "desk")).says == "x"
+
+
+async def test_adapters_have_their_time_from_the_engines_start_and_from_the_last_that_came(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PATIENCE", 1.5)
+    folders = [world.adapter(f"answer {number}") for number in range(3)]
+    for number, folder in enumerate(folders):
+        world.serve(f"model-{number}", (folder, 100))
+    await world.publish()
+    port = ports.free()
+    pod = await world.pod(engine_port=port)
+    await world.until(lambda: pod.pod._index.table)
+    await asyncio.sleep(1.7)
+    await world.listen(pod.engine.app(), port=port)
+    await world.until(lambda: pod.pod._loading.engine_ready)
+    for folder in folders[:2]:
+        assert "not loaded yet" in pod.pod.ready()
+        await asyncio.sleep(1.0)
+        assert (await world.put(pod, folder))[0] == 201
+        await world.ready(pod, folder)
+    assert "not loaded yet" in pod.pod.ready()
+    await world.until(lambda: pod.pod.ready() == "", 5)
+
+
+async def test_a_pod_whose_engine_started_again_is_ready_when_that_has_the_adapters(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, missing = world.adapter("x"), world.adapter("nowhere")
+    world.serve("desk", (desk, 100))
+    world.serve("lost", (missing, 100))
+    monkeypatch.setattr(loading, "LIST_EVERY", 0.0)
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    monkeypatch.setattr(loading, "PATIENCE", 0.0)
+    assert pod.pod.ready() == ""
+    monkeypatch.setattr(loading, "PATIENCE", 120.0)
+    load, may = pod.pod._loading._engine.load, asyncio.Event()
+
+    async def slow(*arguments: Any) -> None:
+        await may.wait()
+        await load(*arguments)
+
+    monkeypatch.setattr(pod.pod._loading._engine, "load", slow)
+    pod.engine.adapters.clear()
+    await world.until(lambda: "not loaded yet" in pod.pod.ready())
+    may.set()
+    await world.until(lambda: pod.pod.ready() == "")
+    assert (await world.ask(pod, "desk")).says == "x", "and the missing one is not waited for a second time"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import dataclasses
 import datetime
+import sys
 from collections.abc import Callable
 
 from finetune_api import serving
@@ -30,6 +31,10 @@ TRIES, AGAIN = 3, 60.0
 
 REMOVE_AFTER = 60.0
 """Seconds out of the index after which an adapter is removed."""
+
+PATIENCE = 120.0
+"""Seconds without one more adapter after which the pod serves without those that are missing: one tenant's must not hold up all
+the others."""
 
 COPY_AGAIN = (2.0, 30.0)
 """Seconds until the peers are asked again for an adapter that none had: doubled from the first to the second."""
@@ -75,6 +80,11 @@ class Loading:
         self._changed = asyncio.Condition()
         self._engine_lock = asyncio.Lock()
         self._list_at = 0.0
+        self._settled = False
+        self._fewest, self._fewest_at = sys.maxsize, 0.0
+        """The fewest adapters that were missing since the engine answers, and since when."""
+        self._waited_for: set[str] = set()
+        """Adapters whose PATIENCE is over."""
 
     # --- for requests ---
 
@@ -113,6 +123,7 @@ class Loading:
         self.loaded.clear()
         self._recent.clear()
         self._list_at = 0.0
+        self._unsettled()
 
     def adapter_lost(self, sha256: str) -> None:
         """The engine does not know an adapter that it had loaded: it has been restarted."""
@@ -147,10 +158,23 @@ class Loading:
             }
         )
 
-    def all_ready(self) -> bool:
-        """Whether every adapter that clients may reach has been loaded."""
-        table = self._follower.table
-        return table is not None and table.routed <= self.loaded
+    def settled(self) -> bool:
+        """Whether the engine has had every adapter that clients may reach, or the time to get it, since it answers."""
+        table, now = self._follower.table, asyncio.get_running_loop().time()
+        if self._settled or table is None or not self.engine_ready:
+            return self._settled
+        missing = table.routed - self.loaded - self._waited_for
+        if len(missing) < self._fewest:
+            self._fewest, self._fewest_at = len(missing), now
+        if now - self._fewest_at > PATIENCE:
+            self._waited_for = self._waited_for & table.routed | missing
+            missing = set()
+        self._settled = not missing
+        return self._settled
+
+    def _unsettled(self) -> None:
+        """The engine has to load its adapters again."""
+        self._settled, self._fewest = False, sys.maxsize
 
     def resident(self) -> int:
         return len(self._recent)
@@ -167,6 +191,7 @@ class Loading:
                 self.engine_lost()
             elif healthy and (not self.engine_ready or loop.time() >= self._list_at):
                 await self._list()
+            self.settled()
             await self.wake()
             await asyncio.sleep(CHECK)
 
@@ -179,6 +204,7 @@ class Loading:
             lost = self.loaded - listed
             if lost:
                 log.warning("the engine has lost adapters; they are loaded again", adapters=len(lost))
+                self._unsettled()
             self.loaded = {name for name in listed if volume.HEX.fullmatch(name)}
             if not self.engine_ready:
                 log.info("the engine answers", adapters=len(self.loaded))
@@ -223,6 +249,7 @@ class Loading:
         else:
             self.loaded.add(sha256)
             self._refused.pop(sha256, None)
+            self._waited_for.discard(sha256)
             self._ready_at[sha256] = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
             self.used(sha256)
 

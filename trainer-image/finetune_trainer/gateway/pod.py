@@ -30,9 +30,6 @@ from finetune_trainer.gateway import (
 )
 from finetune_trainer.process import errors, log
 
-READY_PATIENCE = 120.0
-"""Seconds after which a pod serves although an adapter is missing: one tenant's adapter must not hold up all the others."""
-
 DRAIN_SECONDS = 5.0
 """After SIGTERM, until no more requests are taken: until then, clients may not know that the pod is leaving."""
 
@@ -56,7 +53,6 @@ class Pod:
         self._drained = asyncio.Event()
         self._was_ready = False
         self._asked = 0.0
-        self._begun = 0.0
         self._deliveries = 0
         self._clients = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,7 +73,6 @@ class Pod:
             await self.stop(runners)
 
     async def start(self) -> list[web.AppRunner]:
-        self._begun = asyncio.get_running_loop().time()
         self._session = listening.session()
         await asyncio.to_thread(self._volume.open)
         options = self._options
@@ -136,8 +131,7 @@ class Pod:
             return "the engine does not answer"
         if self._index.table is None:
             return "there is no index yet"
-        late = asyncio.get_running_loop().time() - self._begun > READY_PATIENCE
-        if not (self._was_ready or late or self._loading.all_ready()):
+        if not self._loading.settled():
             return "adapters of models are not loaded yet; /state lists them"
         if not self._was_ready:
             self._was_ready, self._asked = True, asyncio.get_running_loop().time()
