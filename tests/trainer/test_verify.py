@@ -53,11 +53,22 @@ class Fake:
             return 200, {"choices": [{"message": {"content": "hello"}}], "usage": usage}
         if isinstance(body["prompt"], str):
             return 200, {"choices": [{"text": "more"}], "usage": usage}
+        if "allowed_token_ids" in body:
+            return 200, {"choices": [{"text": "x", "logprobs": self.next(body)}], "usage": usage}
         example = next(one for one in EXAMPLES if one["prompt"] + one["answer"] == body["prompt"])
         scores = [None, *[{"0": {"logprob": -9.0}} for _ in example["prompt"][1:]]]
         for token, value in zip(example["answer"], example[self.values[body["model"]]], strict=True):
             scores.append({str(token): {"logprob": value + self.noise, "rank": 1, "decoded_token": "x"}})
         return 200, {"choices": [{"text": "", "prompt_logprobs": scores}], "usage": usage}
+
+    def next(self, body: Any) -> Any:
+        """The only token that may follow, with what it had among all."""
+        (token,) = body["allowed_token_ids"]
+        texts = [(one, one["prompt"] + one["answer"][:at], at) for one in EXAMPLES for at in range(len(one["answer"]))]
+        example, at = next((one, at) for one, text, at in texts if text == body["prompt"])
+        assert (example["answer"][at], body["return_tokens_as_token_ids"]) == (token, True)
+        value = example[self.values[body["model"]]][at] + self.noise
+        return {"tokens": [f"token_id:{token}"], "token_logprobs": [value], "top_logprobs": [{}], "text_offset": [0]}
 
 
 @pytest.fixture
@@ -243,6 +254,7 @@ def test_every_pod_of_a_pool_is_asked_by_the_adapters_name_there(
     assert answer.verification.difference_from_evaluation == 0.01
     assert "2 pods of the pool" in answer.message
     assert len([path for path, _ in server[0].asked if path == "/v1/chat/completions"]) == 2
+    assert not [body for _, body in server[0].asked if "prompt_logprobs" in body], "others share the engine"
 
 
 def test_a_pod_of_a_pool_that_ignores_the_adapter_is_caught(

@@ -147,6 +147,29 @@ async def test_the_adapters_template_is_sent_and_one_of_a_client_refused(world: 
         assert (answer.status, answer.error["param"]) == (400, "chat_template")
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat/completions", {"prompt_logprobs": 0}),
+        ("completions", {"prompt_logprobs": -1}),
+        ("completions", {"echo": True, "logprobs": 0}),
+        ("chat/completions", {"echo": True}),
+    ],
+)
+async def test_log_probabilities_of_prompts_are_refused(world: World, path: str, more: dict[str, Any]) -> None:
+    desk = world.adapter("x")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    body = {"model": "desk", "messages": [], "prompt": "hello", **more}
+    async with world.http.post(f"{pod.clients}/v1/{path}", json=body) as answer:
+        assert (answer.status, (await answer.json())["error"]["param"]) == (400, next(iter(more)))
+    assert pod.engine.requests == []
+    plain = {"model": "desk", "prompt": "hello", "echo": True, "prompt_logprobs": None}
+    async with world.http.post(f"{pod.clients}/v1/completions", json=plain) as answer:
+        assert answer.status == 200
+
+
 async def test_no_header_of_a_client_reaches_the_engine(world: World) -> None:
     desk = world.adapter("x")
     world.serve("desk", (desk, 100))

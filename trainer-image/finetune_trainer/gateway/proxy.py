@@ -85,7 +85,19 @@ async def document(request: web.Request) -> dict[str, Any]:
             "`chat_template` is not accepted: every model has the template that it was trained with. Leave it out."
         )
         raise Refusal(400, message, "unsupported_parameter", param="chat_template")
+    _no_prompt_logprobs(found, request.match_info["path"])
     return found
+
+
+def _no_prompt_logprobs(sent: dict[str, Any], path: str) -> None:
+    """Their memory grows with prompt and vocabulary, and vLLM's CPU build can crash by them, for all who share the engine. vLLM
+    takes `echo` with log-probabilities as such a request as well, and in chats `echo` alone. Raises Refusal."""
+    wanted = "prompt_logprobs" if sent.get("prompt_logprobs") is not None else ""
+    if sent.get("echo") not in (None, False) and (path != "completions" or sent.get("logprobs") is not None):
+        wanted = wanted or "echo"
+    if wanted:
+        message = f"`{wanted}` is not accepted: this server has no log-probabilities of prompts. Leave it out."
+        raise Refusal(400, message, "unsupported_parameter", param=wanted)
 
 
 def too_large() -> Refusal:

@@ -2,7 +2,7 @@
 
 vLLM may accept an adapter and still compute the base model. So the server scores the recorded answers of the canary
 under both names: tuned must agree with the evaluation's record, and differ from base as it did there. In a ServingPool the stage
-delivers the adapter first, and asks each pod.
+delivers the adapter first, and asks each pod, token by token.
 """
 
 import json
@@ -87,7 +87,7 @@ def verify_pool(
         fetch.adapter(store, adapter.rstrip("/"), sha256, folder)
         delivered = delivery.deliver(folder, sha256, pool, patience=patience)
     log.info("every pod has the adapter", pods=len(delivered.endpoints))
-    checked = [check(Server(each, delivered.key), recorded, delivered.model, base) for each in delivered.endpoints]
+    checked = [check(Shared(each, delivered.key), recorded, delivered.model, base) for each in delivered.endpoints]
     worst = outcome.Verification(
         tokens_per_second=min(one.tokens_per_second for one in checked),
         difference_from_base=min(one.difference_from_base for one in checked),
@@ -240,3 +240,27 @@ class Server:
             if failed.transient:
                 raise errors.Failure(reasons.Reason.SERVER_FAILED, message) from failed
             raise Refused(message) from failed
+
+
+class Shared(Server):
+    """A pod of a pool, whose engine answers clients at the same time. Log-probabilities of prompts are not for it: they can crash
+    vLLM's CPU build beside other requests, so that gateways refuse them."""
+
+    def score(self, name: str, prompt: list[int], answer: list[int]) -> list[float]:
+        return [self._next(name, prompt + answer[:at], token) for at, token in enumerate(answer)]
+
+    def _next(self, name: str, prompt: list[int], token: int) -> float:
+        """The log-probability of a token after a prompt: it alone may follow, and vLLM reports what it was before that."""
+        body = {
+            "model": name,
+            "prompt": prompt,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 0,
+            "allowed_token_ids": [token],
+            "return_tokens_as_token_ids": True,
+        }
+        found = self._post("/v1/completions", body)["choices"][0].get("logprobs") or {}
+        if found.get("tokens") != [f"token_id:{token}"] or len(found.get("token_logprobs") or ()) != 1:
+            raise Refused(f"{self._endpoint} does not return the log-probability of a token; the server must be vLLM")
+        return float(found["token_logprobs"][0])
