@@ -22,7 +22,8 @@ The possible worlds, by the status (its stage, its conditions) and the children.
     N  revision, resolved          any                                              the spec differs from the record
     O  any                         any                                              spec or records cannot be read
 
-Every world follows from the status and the children alone: no state is kept here.
+In each, a Job (RELEASE-again) delivers what all pods of a ServingPool have lost. Every world follows from the status and the
+children alone: no state is kept here.
 """
 
 import dataclasses

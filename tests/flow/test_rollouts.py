@@ -157,21 +157,108 @@ async def test_the_verify_stage_delivers_the_adapter_with_the_jobs_own_rights() 
     assert options["--canary"] == "s3://acme/canary.json"
 
 
+def deliveries(played: Played) -> list[str]:
+    """Of the Jobs that delivered an adapter again, the revision."""
+    made = [name for kind, name, _ in played.world.cluster.created if kind == "Job" and name.endswith("-again")]
+    return [name.split("-")[-3] for name in made]
+
+
 async def test_an_adapter_that_all_pods_have_lost_is_delivered_again() -> None:
     played = await Played().served(**IN_POOL)
-    assert len(played.world.attempts("verify")) == 1
     played.gateways.lost.add(played.revision)
-    await played.until(lambda: len(played.world.attempts("verify")) == 2)
+    await played.until(lambda: deliveries(played) == [played.revision])
     assert played.gateways.routes() == {world.NAME: {played.revision: 100}}
-    assert not played.world.is_true("Deployed")
+    assert not played.world.is_true("Ready")
     # it was lost once more before anybody looked
-    await played.until(lambda: len(played.world.attempts("verify")) == 3)
+    await played.until(lambda: len(deliveries(played)) == 2)
     played.gateways.lost.clear()
     await played.until(lambda: played.world.phase == Phase.READY)
-    await played.passes(120)
-    assert played.world.reason("Deployed") == Reason.SERVING
-    assert len(played.world.attempts("verify")) == 3
+    await played.passes(1200)
+    assert played.world.reason("Ready") == Reason.SERVING
+    assert len(deliveries(played)) == 2
+    assert len(played.world.attempts("verify")) == 1
     await played.world.nothing_is_left_to_do()
+
+
+async def test_a_delivery_has_the_arguments_of_the_verification_and_the_storage_of_its_release() -> None:
+    played = await Played().served(**IN_POOL)
+    played.gateways.lost.add(played.revision)
+    await played.until(lambda: deliveries(played) == [played.revision])
+    jobs = played.world.cluster.of("Job")
+    again = next(job for job in jobs if job["metadata"]["name"].endswith("-again"))
+    verified = played.world.cluster.get("Job", played.world.attempts("verify")[0])
+    shown = [job["spec"]["template"]["spec"]["containers"][0]["args"] for job in (again, verified)]
+    assert shown[0] == shown[1]
+
+
+async def test_what_serves_is_delivered_again_after_another_revision_missed_its_gate() -> None:
+    played = Played({"evaluate": [Ends(0, world.evaluate()), Ends(0, world.evaluate(passed=False))]})
+    await played.served(**IN_POOL)
+    former = played.revision
+    played.world.apply(**IN_POOL | NEW)
+    await played.until(lambda: played.world.phase == Phase.FAILED)
+    played.gateways.lost.add(former)
+    await played.until(lambda: deliveries(played) == [former])
+    assert "delivers it again" in str(played.world.condition("Ready"))
+    assert played.world.reason("Deployed") == Reason.STARTING
+    played.gateways.lost.clear()
+    await played.passes(120)
+    assert (played.world.reason("Ready"), played.world.is_true("Deployed")) == (Reason.EVALUATION_BELOW_GATE, True)
+    await played.world.nothing_is_left_to_do()
+
+
+async def test_what_serves_is_delivered_again_while_another_revision_trains_and_while_its_job_is_suspended() -> None:
+    played = Played({"train": [Ends(0, world.train()), Hangs()]})
+    await played.served(**IN_POOL)
+    former = played.revision
+    played.world.apply(**IN_POOL | NEW)
+    await played.until(played.world.runs("train"))
+    played.gateways.lost.add(former)
+    await played.until(lambda: deliveries(played) == [former])
+    played.gateways.lost.clear()
+    await played.passes(30)
+    assert len(played.world.attempts("train")) == 2
+    played.world.apply(**IN_POOL | NEW | {"spec.suspend": True})
+    await played.until(lambda: played.world.phase == Phase.SUSPENDED)
+    played.gateways.lost.add(former)
+    await played.passes(700)
+    assert deliveries(played)[:2] == [former, former]
+
+
+async def test_both_sides_of_a_step_are_delivered_again_and_then_the_one_to_go_back_to() -> None:
+    played, former, new = await rolling()
+    played.gateways.lost |= {former, new}
+    await played.until(lambda: set(deliveries(played)) == {former, new})
+    assert deliveries(played)[0] == former
+    assert played.share == 10
+    played.gateways.lost.clear()
+    await played.passes(30)
+    played.annotate("rollout", f"promote {new}")
+    await played.until(lambda: played.world.phase == Phase.READY)
+    made = len(deliveries(played))
+    played.gateways.lost.add(former)
+    await played.until(lambda: deliveries(played)[made:] == [former])
+    assert played.world.phase == Phase.READY
+
+
+async def test_a_delivery_that_fails_is_tried_again_and_fails_nobodys_revision() -> None:
+    played = Played({"verify": [Ends(0, world.verify()), *[Ends(1, "the pool does not answer")] * 5]})
+    await played.served(**IN_POOL)
+    played.gateways.lost.add(played.revision)
+    await played.until(lambda: len(deliveries(played)) == 6)
+    assert not played.world.is_true("Failed")
+    played.gateways.lost.clear()
+    await played.until(lambda: played.world.phase == Phase.READY)
+
+
+async def test_a_delivery_ends_with_the_pool_that_asked_for_it() -> None:
+    played = Played({"verify": [Ends(0, world.verify()), Hangs()]})
+    await played.served(**IN_POOL)
+    played.gateways.lost.add(played.revision)
+    await played.until(lambda: deliveries(played) == [played.revision])
+    played.world.apply(**IN_POOL | {"spec.deployment.enabled": False})
+    await played.passes(60)
+    assert not [job for job in played.world.cluster.of("Job") if job["metadata"]["name"].endswith("-again")]
 
 
 async def test_the_index_holds_an_adapter_before_it_is_verified_and_routes_nothing_to_it() -> None:

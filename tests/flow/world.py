@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api import job, outcome, status
 from finetune_api.reasons import Phase, Reason, Stage
 from finetune_operator import cache, cluster, index, poolreconcile, reconcile, settings
+from finetune_operator.manifests import stages
 from finetune_operator.observe import label, projections
 from flow import fakecluster
 from flow.fakecluster import Ends, Play, Raw
@@ -300,6 +301,7 @@ class World:
                     (p["metadata"]["labels"]["batch.kubernetes.io/job-name"], fakecluster.index_of(p))
                     for p in self.cluster.of("Pod")
                     if p["metadata"]["labels"].get(label.STAGE) == stage
+                    and p["metadata"]["labels"][label.ATTEMPT] != str(stages.AGAIN)
                     and p["metadata"]["labels"][label.UID] == uid
                     and p["status"]["phase"] in {"Pending", "Running"}
                 ]
@@ -309,6 +311,7 @@ class World:
                     j["metadata"]["name"]
                     for j in self.cluster.of("Job")
                     if j["metadata"]["labels"][label.STAGE] == stage
+                    and j["metadata"]["labels"][label.ATTEMPT] != str(stages.AGAIN)
                     and j["metadata"]["labels"][label.UID] == uid
                     and not fakecluster.over(j)
                 ]

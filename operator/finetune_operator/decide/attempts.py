@@ -144,6 +144,7 @@ def _others(world: World, stage: Stage, name: str) -> list[projections.StageJob]
         for other in world.obs.jobs.values()
         if other.stage == stage
         and other.name != name
+        and other.attempt != stages.AGAIN
         and (not other.over or any(pod.deleting and pod.terminated is None for pod in world.obs.pods_of(other.name)))
     ]
 

@@ -66,6 +66,7 @@ JOURNEY: tuple[Rule, ...] = (
 IN_EVERY_WORLD: tuple[Callable[[World], Verdict], ...] = (
     pooled.settle,
     rollout.keep_serving,
+    pooled.delivers_again,
     routes.settle,
     leftovers.releases,
     leftovers.jobs,
@@ -75,6 +76,7 @@ IN_EVERY_WORLD: tuple[Callable[[World], Verdict], ...] = (
     candidates.settle,
     life.wake,
 )
+SERVING = {rollout.keep_serving, pooled.delivers_again}
 MOST = 2 * len(JOURNEY)
 """Maximum number of verdicts in one pass; more mean that two rules undo each other."""
 
@@ -97,7 +99,7 @@ def decide(obs: observation.Observation) -> Decision:
     for always in IN_EVERY_WORLD:
         found.append(always(reached))
         reached = reached.settled(found[-1])
-        serving = found[-1].apply if always is rollout.keep_serving else serving
+        serving += found[-1].apply if always in SERVING else ()
     return _decision(obs, summary.sum_up(reached), found, serving)
 
 

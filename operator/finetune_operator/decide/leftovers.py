@@ -5,7 +5,7 @@ import datetime
 from finetune_operator.decide import sleep
 from finetune_operator.decide.verdict import Ref, Verdict
 from finetune_operator.decide.world import World
-from finetune_operator.manifests import activator, gateway
+from finetune_operator.manifests import activator, gateway, stages
 
 
 def releases(world: World) -> Verdict:
@@ -46,8 +46,10 @@ def drained_at(world: World) -> datetime.datetime:
 
 
 def jobs(world: World) -> Verdict:
-    """Running Jobs other than the active one. Finished ones stay for inspection."""
+    """Running Jobs of stages other than the active one. Finished ones stay for inspection."""
     running = [
-        job.name for job in world.obs.jobs.values() if not (job.over or job.deleting) and job.name != world.active_job
+        job.name
+        for job in world.obs.jobs.values()
+        if not (job.over or job.deleting) and job.name != world.active_job and job.attempt != stages.AGAIN
     ]
     return Verdict(delete=tuple(Ref("Job", name) for name in running))

@@ -5,7 +5,7 @@ import datetime
 from finetune_api import revision
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import attempts, baseline, pooled, verdict
+from finetune_operator.decide import attempts, baseline, verdict
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import ENDS, World, fails
 
@@ -152,7 +152,7 @@ def everything_is_done(world: World) -> Verdict | None:
         done = world.true(Condition.COMPLETE)
     else:
         serves = world.serving is not None and world.serving.name == world.release_name
-        done = serves and world.true(Condition.DEPLOYED) and not pooled.is_lost(world)
+        done = serves and world.true(Condition.DEPLOYED)
     return verdict.AS_IT_IS if done else None
 
 

@@ -8,20 +8,22 @@ The index (`observe.members`) follows from `status.serving`, `candidate`, `previ
 Pods of a pool are not the job's: nothing is applied here.
 """
 
-import dataclasses
 import datetime
 import functools
 
-from finetune_api import deployment, job, outcome
+from finetune_api import deployment, job
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import approval, attempts, leftovers, steps, switching, traffic, verdict
-from finetune_operator.decide.verdict import AS_IT_IS, Verdict
+from finetune_operator.decide.verdict import AS_IT_IS, Ref, Verdict
 from finetune_operator.decide.world import World, written
+from finetune_operator.manifests import meta, stages
 from finetune_operator.observe.records import Release
 from finetune_operator.observe.shared import Pool
 
 LOOKS = datetime.timedelta(seconds=60)
 """In which every pod has been looked at."""
+PAUSE = datetime.timedelta(seconds=300)
+"""After a delivery that failed, before the next one."""
 
 
 def rolls_out(world: World, candidate: Release) -> Verdict:
@@ -48,31 +50,61 @@ def _delivery(pool: Pool, release: Release) -> attempts.Work:
     )
 
 
-# -- an adapter that all pods have lost --
+# -- adapters that all pods have lost --
 
 
-def is_lost(world: World) -> bool:
-    """Whether no pod of its pool has the adapter of the release that serves: the last pod ended, and its disk with it."""
-    serves = world.serving
-    if serves is None or serves.pool is None or serves.name != world.release_name or serves.pool not in world.obs.pools:
-        return False
-    found = world.obs.pools[serves.pool].adapters(serves.adapter.sha256)
+def delivers_again(world: World) -> Verdict:
+    """In every world, whatever the stage: adapters that no pod of their pool has any more (the last pod ended, and its disk with
+    it) are delivered again, one after the other. They were verified, and are checked by hash: they serve as soon as a pod has
+    them."""
+    jobs = {job.name: job for job in world.obs.jobs.values() if job.attempt == stages.AGAIN}
+    held, due = {meta.delivery(one.name): one for one in _verified(world)}, list[datetime.datetime]()
+    if running := [job for job in jobs.values() if not job.over]:
+        return Verdict(
+            delete=tuple(Ref("Job", job.name) for job in running if not job.deleting and job.name not in held)
+        )
+    for name, one in held.items():
+        if not is_lost(world, one):
+            continue
+        if name not in jobs:
+            return Verdict(apply=(_again(world, one, name),))
+        ended = jobs[name].finished or world.obs.now
+        due.append(ended + (LOOKS if jobs[name].succeeded else PAUSE))
+        if world.obs.now >= due[-1]:
+            return Verdict(delete=(Ref("Job", name),))
+    return Verdict(again=min(due, default=None))
+
+
+def is_lost(world: World, release: Release) -> bool:
+    """Whether pods of its pool can be read, and none of them has its adapter."""
+    pool = world.obs.pools.get(str(release.pool))
+    found = pool.adapters(release.adapter.sha256) if pool is not None else {}
     return bool(found) and all(one is not None and one.state == "Missing" for one in found.values())
 
 
-def delivers_again(world: World, serves: Release) -> Verdict:
-    """Scenario H, without its adapter. It was verified, and is checked by its hash: it serves as soon as a pod has it."""
-    pool = world.obs.pools[str(serves.pool)]
-    if world.true(Condition.DEPLOYED):
-        text = f"no pod of ServingPool {pool.name} has the adapter any more, which is delivered again"
-        found = verdict.says(Condition.DEPLOYED, "Unknown", Reason.STARTING, text, proceed=True)
-        return dataclasses.replace(found, edits={**attempts.begin(Stage.VERIFY).edits, "attempt": world.attempt + 1})
-    return attempts.advance(world, _delivery(pool, serves), _was_delivered)
+def _verified(world: World) -> list[Release]:
+    """The releases in pools that their verify stage has delivered; what serves is first."""
+    candidate = world.candidate
+    shown = candidate if candidate is not None and approval.is_verified(world, candidate) else None
+    return [one for one in (world.serving, shown, *world.previous) if one is not None and one.pool is not None]
 
 
-def _was_delivered(world: World, _: outcome.Outcome) -> Verdict:
-    """The pods have it, and say so at the next look; or have lost it once more."""
-    return Verdict(edits={"attempt": world.attempt + 1, "retry_at": world.now + LOOKS})
+def _again(world: World, release: Release, name: str) -> meta.Manifest:
+    """A Job as the verify stage's, by the record of the release, where the spec is of another one."""
+    content = attempts.run_of(world, release.revision, release.base_model)
+    if release.name != world.release_name:
+        content = content.model_copy(update={"storage": release.storage})
+    work = _delivery(world.obs.pools[str(release.pool)], release)
+    return stages.build(
+        world.obs.parent,
+        world.obs.settings,
+        content,
+        name=name,
+        stage=work.stage,
+        attempt=stages.AGAIN,
+        wanted=work.resources,
+        arguments=list(work.arguments),
+    )
 
 
 # -- the watch after the last step --

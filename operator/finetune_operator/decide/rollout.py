@@ -20,9 +20,7 @@ def the_release_is_not_rolled_out(world: World) -> Verdict:
     """Scenarios F and G: the last rule, which always matches. The next step of the rollout."""
     serving = world.serving
     if serving is not None and serving.name == world.release_name:
-        if pooled.is_lost(world):
-            return pooled.delivers_again(world, serving)
-        # only its evaluation was requested again, or its pool has its adapter again
+        # only its evaluation was requested again
         text = f"revision {serving.revision} serves"
         edits = {"failure": None}
         return verdict.says(Condition.DEPLOYED, "True", Reason.SERVING, text, edits=edits, outcome=Reason.SERVING)

@@ -4,10 +4,10 @@ from finetune_api import run, status
 from finetune_api import serving as api
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, drift, sleep, switching
+from finetune_operator.decide import diagnosis, drift, pooled, sleep, switching
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
-from finetune_operator.manifests import gateway
+from finetune_operator.manifests import gateway, meta
 from finetune_operator.observe import projections, records
 
 
@@ -27,7 +27,7 @@ def _summarized(world: World) -> status.Status:
     return conditions.waits(
         world.state,
         reason,
-        text + _meanwhile(world.serving),
+        text + _meanwhile(world),
         world.obs.parent.generation,
         world.obs.now,
         world.obs.settings.stalled_after_seconds,
@@ -41,7 +41,7 @@ def _settled(world: World) -> tuple[Say, ...]:
     if world.true(Condition.COMPLETE):
         return _complete(world)
     if world.true(Condition.SUSPENDED):
-        text = "suspended: set spec.suspend to false to resume" + _meanwhile(world.serving)
+        text = "suspended: set spec.suspend to false to resume" + _meanwhile(world)
         return _kstatus("False", False, False, Reason.SUSPENDED, text)
     serving = world.serving
     if serving is not None and serving.name == world.release_name and world.true(Condition.DEPLOYED):
@@ -53,9 +53,11 @@ def _failed(world: World) -> tuple[Say, ...]:
     """Scenario J, or K, where Deployed stays True for the serving release."""
     failed, failure, serving = world.condition(Condition.FAILED), world.state.failure, world.serving
     assert failed is not None
-    summary = _kstatus("False", False, True, failed.reason, failed.message + _meanwhile(serving))
+    summary = _kstatus("False", False, True, failed.reason, failed.message + _meanwhile(world))
     if serving is None:
         return summary
+    if pooled.is_lost(world, serving):
+        return (Say(Condition.DEPLOYED, "Unknown", Reason.STARTING, _lost(serving)), *summary)
     rolled = Reason.ROLLED_BACK if failure and failure.stage == Stage.VERIFY else Reason.SERVING
     text = f"revision {serving.revision} serves; the current one failed"
     return (Say(Condition.DEPLOYED, "True", rolled, text), *summary)
@@ -67,7 +69,7 @@ def _complete(world: World) -> tuple[Say, ...]:
         reason, text = Reason.PROMPT_ALREADY_SUFFICIENT, complete.message
     else:
         reason, text = Reason.SUCCEEDED, "complete: deployment is disabled"
-    return _kstatus("True", False, False, reason, text + _meanwhile(world.serving))
+    return _kstatus("True", False, False, reason, text + _meanwhile(world))
 
 
 def _serves(world: World, serving: records.Release) -> tuple[Say, ...]:
@@ -117,13 +119,27 @@ def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
     reason = Reason.SERVING if serving.pool in world.obs.pools else Reason.POOL_NOT_FOUND
     watched = world.state.rollout.watched_until if world.state.rollout else None
     text = f"{found.ready} of {found.pods} pods of ServingPool {serving.pool} have revision {serving.revision}"
-    text += f": {found.problem}" if found.problem else ""
+    if pooled.is_lost(world, serving):
+        text = _lost(serving)
+    elif found.problem:
+        text += f": {found.problem}"
     text += f"; it is compared with the former revision until {watched:%Y-%m-%d %H:%M} UTC" if watched else ""
     return _kstatus("True" if found.ready else "False", found.ready < max(found.pods, 1), False, reason, text)
 
 
-def _meanwhile(serving: records.Release | None) -> str:
-    return f" (revision {serving.revision} keeps serving)" if serving is not None else ""
+def _meanwhile(world: World) -> str:
+    if world.serving is None:
+        return ""
+    if pooled.is_lost(world, world.serving):
+        return f" ({_lost(world.serving)})"
+    return f" (revision {world.serving.revision} keeps serving)"
+
+
+def _lost(serving: records.Release) -> str:
+    return (
+        f"no pod of ServingPool {serving.pool} has the adapter of revision {serving.revision}, which serves: Job "
+        f"{meta.delivery(serving.name)} delivers it again"
+    )
 
 
 def _pod_problem(pod: projections.Pod) -> str:

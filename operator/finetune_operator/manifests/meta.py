@@ -38,6 +38,11 @@ def stage_job(parent: parents.Parent, wanted: revisions.Wanted, stage: reasons.S
     return f"{parent.name}-{wanted.revision}-{short}-{attempt}"
 
 
+def delivery(release_name: str) -> str:
+    """The Job that delivers a release's adapter again; pods of its pool had it."""
+    return f"{release_name}-again"
+
+
 def nodes_service(parent: parents.Parent, of: str) -> str:
     """The headless Service of the pods of a multi-node training."""
     return f"{parent.name}-{of}-nodes"

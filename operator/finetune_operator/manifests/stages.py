@@ -20,6 +20,8 @@ JUDGING = {Stage.PREFLIGHT, Stage.BASELINE, Stage.EVALUATE}
 QUEUED = course.LOADING
 """Stages that load the model wait in the job's queue, if there is one. Preflight, before a GPU is requested, and
 verification, whose server already runs, do not."""
+AGAIN = 0
+"""The number of a verify attempt that delivers again what its pool had; it belongs to no stage that is under way."""
 KEEP_SECONDS = 3600
 """How long a finished Job and its pod's log are kept."""
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
