@@ -9,6 +9,23 @@ from finetune_operator.observe import label, parents
 from finetune_operator.observe.records import Release
 
 SERVER, FETCH = label.SERVER, label.FETCH
+DRAIN_SECONDS = 290
+"""For the answers that a server is giving when it ends: vLLM itself aborts them."""
+UNROUTED_SECONDS = 5
+"""Until no new requests come: the pod is removed from endpoints meanwhile."""
+DRAINED = f"""
+import time, urllib.request
+time.sleep({UNROUTED_SECONDS})
+local, end = urllib.request.build_opener(urllib.request.ProxyHandler({{}})), time.monotonic() + {DRAIN_SECONDS}
+def busy():
+    text = local.open('http://127.0.0.1:{run.SERVER_PORT}/metrics', timeout=60).read().decode()
+    counts = [line.split() for line in text.splitlines()
+              if line.startswith(('vllm:num_requests_running', 'vllm:num_requests_waiting'))]
+    return any(float(count[-1]) for count in counts)
+while time.monotonic() < end and busy():
+    time.sleep(1)
+"""
+"""Ends when the server answers nobody any more, or is gone. With --disable-log-stats it does not know."""
 
 
 def probe(period: int, failures: int) -> dict[str, Any]:
@@ -59,8 +76,7 @@ def build(
         startupProbe=probe(2, 1800),
         readinessProbe=probe(5, 2),
         livenessProbe=probe(15, 4),
-        # the pod is removed from endpoints before the server stops listening
-        lifecycle={"preStop": {"sleep": {"seconds": 5}}},
+        lifecycle={"preStop": {"exec": {"command": ["python3", "-c", DRAINED]}}},
     )
     pod = pods.pod(
         chart,
@@ -75,7 +91,7 @@ def build(
             *authorities,
         ],
         initContainers=[fetch],
-        terminationGracePeriodSeconds=60,
+        terminationGracePeriodSeconds=UNROUTED_SECONDS + DRAIN_SECONDS + 30,
         **pods.placement(wanted, layer, selector),
     )
     return {
@@ -91,7 +107,12 @@ def build(
                 labels,
                 release.run_file or content.without_judgement(),
                 layer,
-                modelcache.shared(pod, release.base_model, release.model_claim, release.fetch_image),
+                modelcache.shared(
+                    {"topologySpreadConstraints": [pods.spread(selector)], **pod},
+                    release.base_model,
+                    release.model_claim,
+                    release.fetch_image,
+                ),
             ),
         },
     }

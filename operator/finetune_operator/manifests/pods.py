@@ -156,6 +156,16 @@ def placement(wanted: job.Resources, layer: podsettings.Pods, same: Mapping[str,
     return {key: value for key, value in found.items() if value}
 
 
+def spread(same: Mapping[str, str]) -> dict[str, Any]:
+    """Of servers, unless the chart says otherwise: on different nodes, where there are such."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(same)},
+    }
+
+
 def template(
     labels: Mapping[str, str], content: run.Run | run.PoolRun, layer: podsettings.Pods, spec: dict[str, Any]
 ) -> dict[str, Any]:

@@ -173,17 +173,7 @@ def _pod(
         terminationGracePeriodSeconds=gateway.GRACE_SECONDS + 10,
         **pods.placement(spec.resources, layer, selector(parent)),
     )
-    return {"topologySpreadConstraints": [_spread(parent)], **found}
-
-
-def _spread(parent: pools.Parent) -> dict[str, Any]:
-    """Unless the chart says otherwise: pods on different nodes, where there are such."""
-    return {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": selector(parent)},
-    }
+    return {"topologySpreadConstraints": [pods.spread(selector(parent))], **found}
 
 
 def rank(spec: servingpool.ServingPoolSpec) -> int:

@@ -1,7 +1,11 @@
 """What the pods of a job may do, and how they are started: every property that safety or vLLM depends on."""
 
+import http.server
 import json
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -570,9 +574,45 @@ def test_the_server_is_probed_before_it_gets_requests_and_stops_after_draining()
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert vllm[probe]["httpGet"] == {"path": "/health", "port": 8000}
     assert vllm["startupProbe"]["periodSeconds"] * vllm["startupProbe"]["failureThreshold"] >= 3600
-    assert vllm["lifecycle"]["preStop"]["sleep"]["seconds"] > 0
     shm = next(v for v in pod_of(server())["volumes"] if v["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+
+
+def test_servers_of_a_release_are_spread_over_nodes() -> None:
+    (spread,) = pod_of(server())["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"] == server()["spec"]["selector"]["matchLabels"]
+
+
+def stopped(script: str, counts: list[str]) -> tuple[int, int]:
+    """Exit code of a server's preStop hook, and how often it asked; the server has these counts, one after the other."""
+    asked = list[str]()
+
+    class Metrics(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            count = counts[min(len(asked), len(counts)) - 1]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f'# HELP x\nvllm:num_requests_running{{engine="0"}} {count}\nvllm:other 7.0\n'.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        mine = script.replace(":8000/", f":{listening.server_port}/").replace("sleep(5)", "sleep(0)")
+        ended = subprocess.run([sys.executable, "-c", mine.replace("sleep(1)", "sleep(0)")], check=False, timeout=60)
+        listening.shutdown()
+    return ended.returncode, len(asked)
+
+
+def test_a_server_that_ends_finishes_its_answers_within_its_grace_period() -> None:
+    vllm = containers(server())[1]
+    python, option, script = vllm["lifecycle"]["preStop"]["exec"]["command"]
+    assert (python, option) == ("python3", "-c")
+    assert stopped(script, ["2.0", "1.0", "0.0"]) == (0, 3)
+    assert stopped(script.replace("290", "-1"), ["2.0"]) == (0, 0)
+    assert pod_of(server())["terminationGracePeriodSeconds"] > 290 + 5
 
 
 def test_a_release_is_made_again_from_its_record_alone() -> None:
