@@ -64,7 +64,7 @@ def delivers_again(world: World) -> Verdict:
             delete=tuple(Ref("Job", job.name) for job in running if not job.deleting and job.name not in held)
         )
     for name, one in held.items():
-        if not is_lost(world, one):
+        if not switching.is_lost(world, one):
             continue
         if name not in jobs:
             return Verdict(apply=(_again(world, one, name),))
@@ -73,13 +73,6 @@ def delivers_again(world: World) -> Verdict:
         if world.obs.now >= due[-1]:
             return Verdict(delete=(Ref("Job", name),))
     return Verdict(again=min(due, default=None))
-
-
-def is_lost(world: World, release: Release) -> bool:
-    """Whether pods of its pool can be read, and none of them has its adapter."""
-    pool = world.obs.pools.get(str(release.pool))
-    found = pool.adapters(release.adapter.sha256) if pool is not None else {}
-    return bool(found) and all(one is not None and one.state == "Missing" for one in found.values())
 
 
 def _verified(world: World) -> list[Release]:

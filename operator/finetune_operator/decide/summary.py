@@ -4,7 +4,7 @@ from finetune_api import run, status
 from finetune_api import serving as api
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, drift, pooled, sleep, switching
+from finetune_operator.decide import diagnosis, drift, sleep, switching
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
 from finetune_operator.manifests import gateway, meta
@@ -56,7 +56,7 @@ def _failed(world: World) -> tuple[Say, ...]:
     summary = _kstatus("False", False, True, failed.reason, failed.message + _meanwhile(world))
     if serving is None:
         return summary
-    if pooled.is_lost(world, serving):
+    if switching.is_lost(world, serving):
         return (Say(Condition.DEPLOYED, "Unknown", Reason.STARTING, _lost(serving)), *summary)
     rolled = Reason.ROLLED_BACK if failure and failure.stage == Stage.VERIFY else Reason.SERVING
     text = f"revision {serving.revision} serves; the current one failed"
@@ -119,7 +119,7 @@ def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
     reason = Reason.SERVING if serving.pool in world.obs.pools else Reason.POOL_NOT_FOUND
     watched = world.state.rollout.watched_until if world.state.rollout else None
     text = f"{found.ready} of {found.pods} pods of ServingPool {serving.pool} have revision {serving.revision}"
-    if pooled.is_lost(world, serving):
+    if switching.is_lost(world, serving):
         text = _lost(serving)
     elif found.problem:
         text += f": {found.problem}"
@@ -130,7 +130,7 @@ def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
 def _meanwhile(world: World) -> str:
     if world.serving is None:
         return ""
-    if pooled.is_lost(world, world.serving):
+    if switching.is_lost(world, world.serving):
         return f" ({_lost(world.serving)})"
     return f" (revision {world.serving.revision} keeps serving)"
 

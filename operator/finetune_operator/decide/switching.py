@@ -110,3 +110,10 @@ def held(world: World, release: Release) -> Held:
     lacking = [f"pod {name} does not have it yet" for name, one in found.items() if one and one.state == "Missing"]
     none = [] if found else [f"ServingPool {release.pool} has no ready pod"]
     return Held(len(found), ready, next(iter([*none, *failed, *lacking]), ""))
+
+
+def is_lost(world: World, release: Release) -> bool:
+    """Whether pods of its pool can be read, and none of them has its adapter."""
+    pool = world.obs.pools.get(str(release.pool))
+    found = pool.adapters(release.adapter.sha256) if pool is not None else {}
+    return bool(found) and all(one is not None and one.state == "Missing" for one in found.values())
