@@ -251,7 +251,7 @@ async def test_a_delivery_that_fails_is_tried_again_and_fails_nobodys_revision()
     await played.until(lambda: played.world.phase == Phase.READY)
 
 
-async def test_a_delivery_ends_with_the_pool_that_asked_for_it() -> None:
+async def test_a_delivery_ends_when_its_job_is_not_served_any_more() -> None:
     played = Played({"verify": [Ends(0, world.verify()), Hangs()]})
     await played.served(**IN_POOL)
     played.gateways.lost.add(played.revision)
