@@ -43,6 +43,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 """Allowed arguments, by subject."""
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM accepts for --max-lora-rank."""
+
 SET_BY_THE_OPERATOR = (
     *("--model", "--served-model-name", "--host", "--port", "--enable-lora", "--lora-modules", "--max-lora-rank"),
     *("--chat-template", "--api-key", "--config"),
@@ -88,6 +91,11 @@ def replicas(given: Sequence[str]) -> int:
 def tensor_parallel(gpus: int, given: Sequence[str]) -> int:
     """Over how many of a server's GPUs a layer is split, after the copies and pipeline stages that its arguments request."""
     return max(1, gpus // (replicas(given) * _size(given, "pipeline")))
+
+
+def max_lora_rank(rank: int) -> int:
+    """vLLM's argument for adapters of this rank."""
+    return next(allowed for allowed in RANKS if allowed >= rank)
 
 
 def _size(given: Sequence[str], kind: str) -> int:

@@ -53,6 +53,16 @@ class Architecture(model.Model):
         default=False, description="Whether the output head shares the embedding's weights (tie_word_embeddings)."
     )
 
+    def splits(self, gpus: int) -> list[int]:
+        """Over how many of so many GPUs vLLM can split a layer, which takes query heads evenly, and KV heads evenly or as whole
+        copies: all of them, or a power of two, which divides the other sizes of every usual model."""
+        counts = [1 << power for power in range(gpus.bit_length()) if 1 << power < gpus]
+        return [
+            count
+            for count in [*counts, max(1, gpus)]
+            if self.attention_heads % count == 0 and 0 in (self.key_value_heads % count, count % self.key_value_heads)
+        ]
+
 
 class TrainingDefaults(model.Model):
     """Values for jobs of this model that do not set them."""

@@ -188,7 +188,8 @@ class Reason(enum.StrEnum):
     FINE_TUNING_NOT_RECOMMENDED = "FineTuningNotRecommended"
     """intent.advice is Enforce, and fine-tuning is the wrong tool for the job's goals; the message names a better one."""
     INSUFFICIENT_GPU_MEMORY = "InsufficientGpuMemory"
-    """According to the estimate, training, evaluation or server do not fit their GPU; the message says what to change."""
+    """According to the estimate, training, evaluation or server do not fit their GPUs, or cannot be split over them; the message
+    says what to change."""
     TRAINER_OUT_OF_MEMORY = "TrainerOutOfMemory"
     """A stage ran out of memory twice, the second time with half the batch (in training, half the micro-batch)."""
     LOSS_DIVERGED = "LossDiverged"

@@ -144,6 +144,10 @@ class Run(model.Model):
         description="Where baseline and evaluation will run; only for preflight, which judges their memory.",
     )
     serving: Place | None = Field(default=None, description="The same of the server; absent without one.")
+    gpu_types: dict[str, float] | None = Field(
+        default=None,
+        description="GiB of one GPU of each of the chart's gpuTypes; only for preflight, which names one that would do.",
+    )
     price_per_gpu_hour: float | None = Field(
         default=None, description="The chart's price of that type. Absent: unknown."
     )
@@ -173,7 +177,8 @@ class Run(model.Model):
 
     def without_later_stages(self) -> "Run":
         """The run file for all stages but preflight: an edit of what a later stage requests changes nothing for them."""
-        return self.model_copy(update={"evaluating": None, "serving": None, "measured": None, "smaller": None})
+        later = ("evaluating", "serving", "measured", "smaller", "gpu_types")
+        return self.model_copy(update=dict.fromkeys(later))
 
     @property
     def trained_prompt(self) -> str | None:

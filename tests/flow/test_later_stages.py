@@ -33,12 +33,13 @@ async def test_preflight_learns_the_gpus_of_evaluation_and_server() -> None:
     notified = played.run_file("Job", name)
     assert (notified["gpus"], notified["memory"]) == (2, "79Gi")
     assert (notified["evaluating"]["gpus"], notified["evaluating"]["memory"]) == (1, "22Gi")
+    assert notified["gpuTypes"] == {"h100": 79, "l4": 22}
     assert notified["serving"]["gpus"] == 2
     assert notified["serving"]["memory"] == "22Gi"
     assert notified["serving"]["arguments"][-1] == "--max-model-len=8192", "the job's own arguments come last"
     for stage in (Stage.TRAIN, Stage.EVALUATE):
         (name,) = played.attempts(stage)
-        assert not {"evaluating", "serving"} & set(played.run_file("Job", name)), stage
+        assert not {"evaluating", "serving", "gpuTypes"} & set(played.run_file("Job", name)), stage
 
 
 async def test_a_job_without_a_server_or_gpus_has_nothing_to_judge() -> None:
@@ -51,7 +52,7 @@ async def test_a_job_without_a_server_or_gpus_has_nothing_to_judge() -> None:
     )
     await played.rest()
     (name,) = played.attempts("preflight")
-    assert not {"evaluating", "serving"} & set(played.run_file("Job", name))
+    assert not {"evaluating", "serving", "gpuTypes"} & set(played.run_file("Job", name))
 
 
 async def test_a_larger_gpu_of_the_server_lets_preflight_run_again() -> None:

@@ -290,6 +290,9 @@ def test_advice_names_changes_that_fit() -> None:
     assert small is not None
     assert "training.method QLoRA" in small
     assert "resources.gpuType" in small
+    assert "resources.gpuType l4 (22Gi; " in (
+        forecast.advice(wanted(), 16 * GIB, {"a100": 40, "l4": 22, "t4": 15}) or ""
+    )
     assert parallelism.cannot_fit(wanted(), 12 * GIB)
     assert not parallelism.cannot_fit(wanted(device=workload.Device("cuda", processes=4)), 12 * GIB)
 

@@ -148,7 +148,118 @@ def test_preflight_ends_a_job_whose_evaluation_cannot_load_the_model(world: Worl
 
 
 def test_preflight_says_that_a_server_needs_a_shorter_context(world: World) -> None:
-    spec = world(serving={"gpus": 1, "memory": "2Gi", "arguments": ["--max-model-len=9000000"]})
+    spec = world(serving={"gpus": 1, "memory": "4Gi", "arguments": ["--max-model-len=90000000"]})
     found = preflight.preflight(spec).preflight
     assert found is not None
     assert any("--max-model-len=" in sentence for sentence in found.advice)
+
+
+# -- over how many GPUs --
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "splits"),
+    [
+        ("qwen2.5-7b-instruct", 8, [1, 2, 4]),  # 28 query heads
+        ("qwen2.5-7b-instruct", 7, [1, 2, 4]),  # 28 are divided by 7, its 4 KV heads are not
+        ("llama-3.1-70b-instruct", 8, [1, 2, 4, 8]),
+        ("llama-3.1-70b-instruct", 1, [1]),
+        ("llama-3.1-70b-instruct", 0, [1]),
+    ],
+)
+def test_a_model_is_split_over_as_many_gpus_as_its_heads_allow(name: str, gpus: int, splits: list[int]) -> None:
+    assert case(name).shape.numbers.splits(gpus) == splits
+
+
+def test_an_evaluation_on_more_gpus_than_the_heads_allow_is_refused_where_the_catalogue_lacks_the_numbers(
+    world: World,
+) -> None:
+    model, places = case("qwen2.5-7b-instruct"), {"gpus": 8, "evaluating": {"gpus": 8}}
+    (found,) = short(world, model, **places)
+    assert found.fatal
+    for part in ("over 8 GPUs", "28 query heads", "4 KV heads", "choose 1, 2, 4 as evaluation.resources.gpus"):
+        assert part in found.text
+    assert short(world, model, gpus=8, evaluating={"gpus": 4}) == []
+    assert short(world, model, **places, evaluation={"engine": "InProcess"}) == []
+    spec = world(**places)
+    listed = spec.base_model.model_copy(update={"architecture": model.shape.numbers})
+    assert list(inference.shortages(spec.model_copy(update={"base_model": listed}), model)) == [], "it is split over 4"
+    known = {"gpus": 8, "memory": "22Gi", "evaluating": {"gpus": 8, "memory": "22Gi"}}
+    assert short(world, model, **known) == [], "its pods request one GPU"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "choose 1, 2, 4 as deployment.resources.gpus"),
+        (["--data-parallel-size=2"], None),
+        (["--pipeline-parallel-size=2"], None),
+        (["--tensor-parallel-size=4"], None),
+        (["--tensor-parallel-size=8"], "choose 1, 2, 4 as --tensor-parallel-size"),
+    ],
+)
+def test_a_server_on_more_gpus_than_the_heads_allow_is_refused(
+    world: World, given: list[str], says: str | None
+) -> None:
+    found = short(world, case("qwen2.5-7b-instruct"), serving={"gpus": 8, "arguments": given})
+    assert [one.fatal for one in found] == ([True] if says else [])
+    assert (says or "") in "".join(one.text for one in found)
+
+
+def test_the_choice_of_gpus_counts_copies_of_the_model(world: World) -> None:
+    serving = {"gpus": 16, "arguments": ["--data-parallel-size=2"]}
+    (found,) = short(world, case("qwen2.5-7b-instruct"), serving=serving)
+    assert "over 8 GPUs" in found.text
+    assert "choose 2, 4, 8 as deployment.resources.gpus" in found.text
+
+
+# -- what a server holds besides --
+
+
+def test_adapters_of_a_high_rank_leave_less_room_for_the_context(world: World) -> None:
+    model = case("llama-3.1-8b-instruct")
+    high = dataclasses.replace(model, training=job.Training.model_validate({"lora": {"rank": 128}}))
+    place = run.Place(gpus=1, memory="22Gi")
+    assert inference.slots(high, place, 1) == 2 * high.shape.adapter(high.training.lora), "all layers are adapted"
+    of_attention = job.LoRA.model_validate({"rank": 128, "targetModules": "Attention"})
+    few = dataclasses.replace(high, training=high.training.model_copy(update={"lora": of_attention}))
+    assert inference.slots(few, place, 1) == inference.slots(high, place, 1), "vLLM reserves for all"
+    assert inference.slots(high, place, 1) > inference.slots(high, place, 2) > inference.slots(high, place, 1) / 2
+    twice = place.model_copy(update={"arguments": ["--max-loras=2"]})
+    assert inference.slots(high, twice, 1) == 2 * inference.slots(high, place, 1)
+
+    def context(of: workload.Workload) -> int:
+        (found,) = short(world, of, serving={"gpus": 1, "memory": "22Gi"})
+        return int(found.text.partition("--max-model-len=")[2].split()[0])
+
+    fewer = inference.slots(high, place, 1) - inference.slots(model, place, 1)
+    assert context(model) - context(high) == pytest.approx(fewer / inference.cache(model), abs=1024)
+
+
+# -- a gpuType that would do --
+
+TYPES = {"h100": 80.0, "l4": 22.0, "a100": 40.0, "h200": 141.0}
+
+
+def test_the_smallest_gpu_type_of_the_chart_that_would_do_is_named(world: World) -> None:
+    places = {"evaluating": {"gpus": 1, "memory": "22Gi"}, "serving": {"gpus": 1, "memory": "22Gi"}}
+    texts = [one.text for one in short(world, case("gemma-2-27b-it"), gpuTypes=TYPES, **places)]
+    assert "evaluation.resources.gpuType h100 (80Gi; " in texts[0]
+    assert "deployment.resources.gpuType h100 (80Gi; " in texts[1]
+    texts = [one.text for one in short(world, case("gemma-2-27b-it"), **places)]
+    assert all("a larger" in text and "is enough)" in text for text in texts)
+    (alone,) = short(
+        world,
+        case("gemma-2-27b-it"),
+        gpuTypes=TYPES,
+        evaluating=places["evaluating"],
+        evaluation={"engine": "InProcess"},
+    )
+    assert "evaluation.resources.gpuType h100 (80Gi; " in alone.text
+
+
+def test_a_job_learns_that_no_gpu_type_of_the_chart_would_do(world: World) -> None:
+    (found,) = short(
+        world, case("llama-3.1-70b-instruct"), gpuTypes=TYPES | {"h200": 100.0}, serving={"gpus": 1, "memory": "22Gi"}
+    )
+    assert "which none in the chart has" in found.text

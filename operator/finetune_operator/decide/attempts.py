@@ -246,7 +246,7 @@ def evaluation_resources(world: World) -> job.Resources:
 def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
     """The run file of the revision of this name."""
     parent = world.obs.parent
-    return revision.run_of(
+    made = revision.run_of(
         world.spec,
         base,
         name=parent.name,
@@ -260,7 +260,18 @@ def run_of(world: World, named: str, base: run.ResolvedBaseModel) -> run.Run:
         if world.spec.deployment.enabled and not world.placement.pool
         else None,
         **_price(world),
-    ).model_copy(update={"measured": list(world.obs.measured) or None, "smaller": _smaller(world, base.name) or None})
+    )
+    return made.model_copy(
+        update={
+            "measured": list(world.obs.measured) or None,
+            "smaller": _smaller(world, base.name) or None,
+            "gpu_types": _gpu_types(world) or None if made.gpus or made.evaluating or made.serving else None,
+        }
+    )
+
+
+def _gpu_types(world: World) -> dict[str, float]:
+    return {name: one.memory_gi_b for name, one in world.obs.settings.gpu_types.items() if one.memory_gi_b}
 
 
 def _smaller(world: World, name: str) -> list[candidates.Candidate]:

@@ -178,7 +178,7 @@ def _pod(
 
 def rank(spec: servingpool.ServingPoolSpec) -> int:
     """The rank that the servers reserve memory for."""
-    return next(allowed for allowed in vllm.RANKS if allowed >= spec.adapters.max_rank)
+    return vllm_arguments.max_lora_rank(spec.adapters.max_rank)
 
 
 def arguments(spec: servingpool.ServingPoolSpec, base: run.ResolvedBaseModel, chart: settings.Settings) -> list[str]:

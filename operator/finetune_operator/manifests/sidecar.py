@@ -49,10 +49,11 @@ class Parts:
 
 
 def arguments(plan: Plan, base: run.ResolvedBaseModel, gpus: int, chart: settings.Settings) -> list[str]:
-    """Those of the Deployment, but on loopback, and split over the GPUs of this pod."""
+    """Those of the Deployment, but on loopback, and split over as many GPUs of this pod as the model's heads allow."""
+    split = base.architecture.splits(gpus)[-1] if base.architecture else max(1, gpus)
     return [
         *vllm.arguments(base, plan.rank, 1, chart, list(plan.arguments), first=("--host=127.0.0.1", CONTEXT)),
-        f"--tensor-parallel-size={max(1, gpus)}",
+        f"--tensor-parallel-size={split}",
         "--pipeline-parallel-size=1",
         "--data-parallel-size=1",
         "--enable-prefix-caching",

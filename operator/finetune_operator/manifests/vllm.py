@@ -11,9 +11,6 @@ from finetune_operator.observe import label
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM accepts for --max-lora-rank."""
-
 MODELS = {"name": "models", "emptyDir": {}}
 MOUNT = {"name": "models", "mountPath": "/models"}
 
@@ -37,7 +34,7 @@ def arguments(
         f"--port={run.SERVER_PORT}",
         "--enable-lora",
         *first,
-        f"--max-lora-rank={next(allowed for allowed in RANKS if allowed >= rank)}",
+        f"--max-lora-rank={vllm_arguments.max_lora_rank(rank)}",
         *then,
         *([f"--tensor-parallel-size={split}"] if split > 1 else []),
         *given,

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from finetune_api import job, run, status
+from finetune_api import arguments as vllm_arguments
+from finetune_api import basemodel, job, run, status
 from finetune_api.reasons import Stage
 from finetune_operator import revisions, settings
 from finetune_operator.manifests import deployment, meta, modelcache, pods, release, service, sidecar, stages
@@ -655,6 +656,17 @@ def test_a_server_beside_the_evaluation_gets_the_gpus_and_splits_the_model_over_
         assert "FINETUNE_GPUS" not in environment(other)
         assert not any(mount["name"] == "shm" for mount in other["volumeMounts"])
     assert made["spec"]["template"]["metadata"]["labels"][label.GPUS] == "2", "the pod holds them, for its cost"
+
+
+def test_a_server_beside_the_evaluation_is_split_over_as_many_gpus_as_the_models_heads_allow() -> None:
+    numbers = {
+        **{"layers": 28, "hiddenSize": 3584, "intermediateSize": 18944, "attentionHeads": 28, "keyValueHeads": 4},
+        **{"headDim": 128, "vocabularySize": 152064, "maxPositions": 32768},
+    }
+    of = base(architecture=basemodel.Architecture.model_validate(numbers))
+    made = sidecar.arguments(PLAN, of, 8, CHART)
+    assert vllm_arguments.value(made, "tensor-parallel-size") == "4"
+    assert vllm_arguments.value(sidecar.arguments(PLAN, base(), 8, CHART), "tensor-parallel-size") == "8", "unknown"
 
 
 def test_the_server_beside_the_evaluation_has_image_and_arguments_of_the_one_that_serves() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from finetune_api import job, run
 from finetune_trainer.data import corpus
@@ -71,16 +71,30 @@ def available(spec: run.Run) -> int:
 # -- what to change --
 
 
-def advice(case: workload.Workload, capacity: int) -> str | None:
-    """A sentence for a run that does not fit by the estimate: what it needs at least, and single changes that help."""
+def larger(field: str, needed: int, types: Mapping[str, float] | None) -> str:
+    """The change of a gpuType to one with so many bytes: the smallest of the chart's, where these are known (GiB)."""
+    if not types:
+        return f"a larger {field} ({memory.text(needed)} is enough)"
+    name = min(
+        (name for name in types if types[name] * 2**30 >= needed), key=lambda name: (types[name], name), default=None
+    )
+    if name is None:
+        return f"a larger {field} ({memory.text(needed)} is enough, which none in the chart has)"
+    return f"{field} {name} ({types[name]:g}Gi; {memory.text(needed)} is enough)"
+
+
+def advice(case: workload.Workload, capacity: int, types: Mapping[str, float] | None = None) -> str | None:
+    """A sentence for a run that does not fit by the estimate: what it needs at least, and single changes that help. types: GiB of
+    one GPU of each gpuType."""
     plan = parallelism.choose(case, capacity)
     if plan.fits:
         return None
     measured = plan.setup
     needs, has = memory.text(measured.memory.needed), memory.text(capacity)
     helps = [text for text, other in _changes(case) if _fits(other, capacity)]
-    field = "a larger resources.gpuType" if not case.device.cpu else "more resources.requests.memory"
-    ways = ", or ".join([*helps, f"{field} ({memory.text(_sufficient(measured, case))} is enough)"])
+    enough = _sufficient(measured, case)
+    more = f"more resources.requests.memory ({memory.text(enough)} is enough)"
+    ways = ", or ".join([*helps, more if case.device.cpu else larger("resources.gpuType", enough, types)])
     share = f"{memory.SHARE[case.device.kind]:.0%}"
     return (
         f"training needs about {needs} with its smallest micro-batch of {measured.tokens} tokens, and may use {share} of "

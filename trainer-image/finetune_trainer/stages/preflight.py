@@ -262,7 +262,7 @@ def estimate(spec: run.Run, folder: pathlib.Path, lengths: workload.Examples, ex
     if wanted is None:
         return {"memory": None, "parameters": spec.base_model.parameters}
     available = forecast.available(spec)
-    remedy = forecast.advice(wanted, available)
+    remedy = forecast.advice(wanted, available, spec.gpu_types)
     later = list(inference.shortages(spec, wanted))
     fatal = [one.text for one in later if one.fatal]
     if remedy and spec.gpus and parallelism.cannot_fit(wanted, available):
