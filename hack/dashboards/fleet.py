@@ -20,8 +20,11 @@ BOARD = Dashboard(
         ),
         Panel(
             "GPUs held now",
-            "Held by the pods of stages, and by servers (serve).",
-            {"{{stage}}": f"sum by (stage) (finetune_job_gpus{{{JOBS}}})"},
+            "Held by the pods of stages, by jobs' own servers (serve), and by ServingPools (pools).",
+            {
+                "{{stage}}": f"sum by (stage) (finetune_job_gpus{{{JOBS}}})",
+                "pools": f"sum(finetune_pool_gpus{{{JOBS}}})",
+            },
             kind="stat",
             width=6,
             height=5,

@@ -82,8 +82,16 @@ RECONCILE_ERRORS = _counter(
 )
 LEADER = _gauge("finetune_leader", "0 or 1", "1 on the leader, 0 on standby replicas.")
 FLEET = _gauge("finetune_jobs", "jobs", "FineTuneJobs by phase; on the leader.", "phase")
+POOL_GPUS = _gauge(
+    "finetune_pool_gpus",
+    "GPUs",
+    "GPUs that a ServingPool's pods hold now; on the leader.",
+    "namespace",
+    "pool",
+    "gpu_type",
+)
 
-OPERATOR = (STAGE_DURATION, QUEUE_WAIT, RETRIES, RECONCILE_DURATION, RECONCILE_ERRORS, LEADER, FLEET)
+OPERATOR = (STAGE_DURATION, QUEUE_WAIT, RETRIES, RECONCILE_DURATION, RECONCILE_ERRORS, LEADER, FLEET, POOL_GPUS)
 
 # --- each job, from its status: exported by the operator for as long as the job exists ---
 
@@ -138,7 +146,11 @@ SERVED_SPEED = _gauge(
     *JOB,
 )
 GPUS = _gauge(
-    "finetune_job_gpus", "GPUs", "GPUs that the job's pods hold now, by stage and GPU type.", *JOB, "gpu_type"
+    "finetune_job_gpus",
+    "GPUs",
+    "GPUs that the job's pods hold now, by stage and GPU type; those of a ServingPool are the pool's.",
+    *JOB,
+    "gpu_type",
 )
 GPU_SECONDS = _counter(
     "finetune_job_gpu_seconds_total",

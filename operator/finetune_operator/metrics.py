@@ -16,6 +16,7 @@ from finetune_api.reasons import Phase, Reason, Stage
 from finetune_operator import series
 from finetune_operator.cache import Cache
 from finetune_operator.decide import verdict
+from finetune_operator.observe import projections
 
 # an unused extra series for each metric
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -67,7 +68,7 @@ def waited(found: Iterable[tuple[Stage, float]]) -> None:
 
 
 class Fleet(Collector):
-    """Jobs by phase, counted on each scrape; a standby replica exports none."""
+    """Jobs by phase, and the GPUs of pools, counted on each scrape; a standby replica exports none."""
 
     def __init__(self, cache: Cache, leads: Callable[[], bool]) -> None:
         self._cache, self._leads = cache, leads
@@ -80,6 +81,18 @@ class Fleet(Collector):
         for phase in Phase:
             family.add_metric([phase.value], phases[phase.value])
         yield family
+        yield self._gpus()
+
+    def _gpus(self) -> GaugeMetricFamily:
+        held = Count[tuple[str, str, str]]()
+        for uid, pool in list(self._cache.pools.items()):
+            for child in list(self._cache.children.get(uid, {}).values()):
+                if isinstance(child, projections.Pod) and child.gpus and child.placed and not child.ended:
+                    held[pool.namespace, pool.name, child.gpu_type] += child.gpus
+        family = GaugeMetricFamily(contract.POOL_GPUS.name, contract.POOL_GPUS.help, labels=contract.POOL_GPUS.labels)
+        for labels, count in sorted(held.items()):
+            family.add_metric(labels, count)
+        return family
 
 
 class Exposition:

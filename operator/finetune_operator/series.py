@@ -128,12 +128,13 @@ def evaluation(labels: tuple[str, ...], found: Mapping[str, Any]) -> Iterator[Sa
 
 
 def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[Sample]:
-    """The release that serves; its GPUs come from its record, which an edit of the spec does not change at once."""
+    """The release that serves; the GPUs of its own servers come from its record: an edit of the spec changes it later."""
     deployed = table(state.get("deployment"))
     try:
-        record = table(table(json.loads(str(state.get("serving")))).get("deployment"))
+        release = table(json.loads(str(state.get("serving"))))
     except ValueError:
         return
+    record = table(release.get("deployment"))
     if not deployed or not record:
         return
     labels = (*name, str(deployed.get("revision", "")), metrics.SERVE)
@@ -149,6 +150,8 @@ def serving(name: tuple[str, str], spec: Mapping[str, Any], state: Mapping[str, 
         },
     )
     resources = table(record.get("resources"))
+    if release.get("pool"):
+        return  # the GPUs are the pool's
     if each := number(resources.get("gpus")):
         yield metrics.GPUS, (*labels, str(resources.get("gpuType") or "")), ready * each
 

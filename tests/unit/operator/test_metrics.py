@@ -5,6 +5,7 @@ import re
 from finetune_api import metrics as contract
 from finetune_api.reasons import Phase
 from finetune_operator import cache, metrics
+from finetune_operator.observe import label
 from support import prometheus
 
 
@@ -17,7 +18,8 @@ def fleet(leads: bool) -> dict[str, float]:
     facts.put_parent(job("one") | {"status": {"phase": "Ready"}})
     facts.put_parent(job("two"))
     found = metrics.Fleet(facts, lambda: leads).collect()
-    return {sample.labels["phase"]: sample.value for family in found for sample in family.samples}
+    samples = [sample for family in found for sample in family.samples if sample.name == "finetune_jobs"]
+    return {sample.labels["phase"]: sample.value for sample in samples}
 
 
 def test_the_leader_counts_jobs_by_phase_and_a_new_one_is_pending() -> None:
@@ -25,6 +27,25 @@ def test_the_leader_counts_jobs_by_phase_and_a_new_one_is_pending() -> None:
     assert counted["Ready"] == 1
     assert counted["Pending"] == 1
     assert set(counted) == {phase.value for phase in Phase}
+
+
+def pool_pod(name: str, phase: str = "Running", **labels: str) -> dict:
+    meta = {"name": name, "namespace": "ml", "resourceVersion": "1"}
+    owned = {label.UID: "pool", label.POOL: "chat", label.GPUS: "2", label.GPU_TYPE: "nvidia-l4"} | labels
+    return {"metadata": meta | {"labels": owned}, "status": {"phase": phase, "startTime": "2026-05-04T12:00:00Z"}}
+
+
+def test_the_gpus_of_a_pool_are_counted_once_and_those_of_pods_that_ended_are_not() -> None:
+    facts = cache.Cache(lambda uid: None)
+    pool = {"metadata": {"uid": "pool", "name": "chat", "namespace": "ml", "resourceVersion": "1"}}
+    facts.listed("ServingPool", None, [pool | {"spec": {"baseModel": {"name": "llama"}}}], "1")
+    ended = pool_pod("c", "Failed")
+    facts.listed("Pod", None, [pool_pod("a"), pool_pod("b"), ended], "2")
+    found = metrics.Fleet(facts, lambda: True).collect()
+    samples = [sample for family in found for sample in family.samples if sample.name == "finetune_pool_gpus"]
+    assert [(sample.labels, sample.value) for sample in samples] == [
+        ({"namespace": "ml", "pool": "chat", "gpu_type": "nvidia-l4"}, 4)
+    ]
 
 
 def test_a_replica_that_stands_by_says_nothing_of_jobs_so_that_sums_and_first_answers_are_right() -> None:

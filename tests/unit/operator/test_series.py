@@ -97,6 +97,15 @@ def test_evaluation_serving_and_cost_have_the_labels_of_their_own_stage_and_revi
     assert found[f'finetune_job_cost_total{{{name},currency="EUR"}}'] == 0.875
 
 
+def test_a_job_in_a_pool_holds_none_of_its_gpus() -> None:
+    record = json.loads(JOB["status"]["serving"])
+    found = shown(changed(serving=json.dumps(record | {"pool": "ml/chat"})))
+    assert not [name for name in found if name.startswith("finetune_job_gpus") and 'stage="serve"' in name]
+    assert (
+        found['finetune_job_replicas{namespace="ml",finetunejob="support-tone",revision="89abcdef",stage="serve"}'] == 2
+    )
+
+
 def test_a_job_that_is_done_still_shows_its_last_values_but_no_time_left() -> None:
     found = shown(changed(phase="Ready"))
     assert any(name.startswith("finetune_job_loss{") for name in found)
@@ -133,7 +142,7 @@ def test_no_label_grows_with_the_data() -> None:
 
 def test_labels_are_words_of_the_contract_and_names() -> None:
     allowed = {*metrics.JOB, "phase", "reason", "metric", "contender", "gpu_type", "currency", "result", "kind"}
-    allowed |= {"model", "status", "state"}
+    allowed |= {"model", "status", "state", "pool"}
     every = [*metrics.JOBS, *metrics.OPERATOR, *metrics.TRAINER.values(), *metrics.GATEWAY.values()]
     assert {label for metric in every for label in metric.labels} <= allowed
     for metric in (*metrics.JOBS, *metrics.TRAINER.values()):
