@@ -52,6 +52,8 @@ class Cache:
         """Called with NAMESPACE/NAME when the index of a pool changed."""
         self.pool_states: dict[str, dict[str, pools.Reading]] = {}
         """uid of a ServingPool, or of a FineTuneJob whose servers may sleep -> what its pods reported last, by their name."""
+        self._served: set[str] = set()
+        """uids of ServingPools that have a ready pod."""
         self._sleepers: dict[str, str] = {}
         """uid of a FineTuneJob -> its release whose servers may sleep."""
         self.lacking: set[str] = set()
@@ -194,6 +196,7 @@ class Cache:
         if self._pool_uids.get(known.key) == uid:
             del self._pool_uids[known.key]
         self.pool_states.pop(uid, None)
+        self._served.discard(uid)
         self._pool_changed(known.key)
 
     def _pool_changed(self, pool: str) -> None:
@@ -232,10 +235,17 @@ class Cache:
         return isinstance(found, projections.Pod) and found.activator
 
     def _pod_of_pool_changed(self, uid: str) -> None:
-        """Jobs that are being verified or rolled out depend on which pods are ready."""
+        """Jobs that are being verified or rolled out depend on which pods are ready; the others on whether any is, so that one
+        more or less wakes none of them."""
         known = self.pools.get(uid)
-        for job in self.members.get(known.key, {}) if known else ():
-            if job in self.parents and self.parents[job].phase not in AT_REST:
+        if known is None:
+            return
+        pods = [one for one in self.children.get(uid, {}).values() if isinstance(one, projections.Pod)]
+        turned = any(map(pools.serves, pods)) != (uid in self._served)
+        if turned:
+            self._served ^= {uid}
+        for job in self.members.get(known.key, {}):
+            if job in self.parents and (turned or self.parents[job].phase not in AT_REST):
                 self.child_changed(job)
 
     # -- servers of a job's own that may sleep, from `poolstates` and `servertraffic` --

@@ -35,6 +35,7 @@ from finetune_api import revision
 from finetune_api.reasons import Condition
 from finetune_operator import cache, candidates, cluster, conditions, kueue, settings
 from finetune_operator.observe import observation, parents, projections, shared
+from finetune_operator.observe import pools as of_pools
 
 
 class Gatherer:
@@ -116,7 +117,7 @@ class Gatherer:
             pods = tuple(
                 shared.Pod(one.name, readings[one.name].state if one.name in readings else None)
                 for one in self._facts.children.get(uid, {}).values()
-                if isinstance(one, projections.Pod) and one.ready and not (one.deleting or one.activator)
+                if isinstance(one, projections.Pod) and of_pools.serves(one)
             )
             found[pool.key] = shared.Pool(pool.key, pool.spec, base, pods, pool.sleeps, pool.wakes_since)
         return found

@@ -171,6 +171,27 @@ async def test_a_base_model_that_moves_does_not_change_the_servers_under_their_a
     assert conditions(world)["Ready"][0] == "True"
 
 
+async def test_a_rank_below_that_of_a_held_adapter_changes_no_server_and_stalls() -> None:
+    world = await world_of(servingpool(**{"spec.adapters.maxRank": 32}))
+    job = job_in("ml/chat", "web", "ab" * 32)
+    record = json.loads(job["status"]["serving"])
+    record["adapter"]["rank"] = 32
+    job["status"]["serving"] = json.dumps(record, separators=(",", ":"))
+    world.cache.put_parent(job)
+    before = world.cluster.get("Deployment", "chat")["spec"]
+    world.cluster.put(servingpool(**{"spec.adapters.maxRank": 16}))
+    world.deliver()
+    uid = world.cluster.get("ServingPool", "chat")["metadata"]["uid"]
+    await world.reconcile(uid)
+    assert world.cluster.get("Deployment", "chat")["spec"] == before
+    assert conditions(world)["Stalled"] == ("True", "InvalidSpec")
+    assert "ml/web" in str(state(world)["conditions"])
+    world.cache.drop_parent(job["metadata"]["uid"])
+    await world.settle()
+    assert world.cluster.get("Deployment", "chat")["spec"] != before
+    assert conditions(world)["Ready"][0] == "True"
+
+
 async def test_another_owners_service_of_the_same_name_is_not_taken_over() -> None:
     world = World()
     world.cluster.put(BASE)

@@ -9,7 +9,7 @@ from finetune_api import serving
 from finetune_api.reasons import Phase, Reason
 from finetune_operator.observe import pools
 from flow import recorder, world
-from flow.fakecluster import Ends, Hangs, Raw
+from flow.fakecluster import Crashes, Ends, Hangs, Raw
 from support import manifests
 
 POOL = "ml/shared"
@@ -238,6 +238,17 @@ async def test_both_sides_of_a_step_are_delivered_again_and_then_the_one_to_go_b
     made = len(deliveries(played))
     played.gateways.lost.add(former)
     await played.until(lambda: deliveries(played)[made:] == [former])
+    assert played.world.phase == Phase.READY
+
+
+async def test_jobs_that_serve_notice_at_once_that_their_pools_last_pod_ended_and_that_one_is_back() -> None:
+    played = await Played().served(**IN_POOL)
+    played.world.recast("server", Crashes())
+    await played.passes(30)
+    assert not played.world.is_true("Ready")
+    assert "has no ready pod" in str(played.world.condition("Ready"))
+    played.world.let_go("server")
+    await played.passes(120)
     assert played.world.phase == Phase.READY
 
 

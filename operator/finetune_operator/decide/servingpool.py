@@ -89,18 +89,44 @@ def decide(world: World) -> Decision:
         )
         found = Verdict("False", False, True, Reason.INVALID_SPEC, text)
         return Decision((), _summarized(_status(world, spec, spec.replicas), found, world))
+    spec, lowered = _enough(world, spec)
     sleep = idle.find(_seen(world, spec))
     requested = 0 if sleep.ends else spec.replicas
     wanted = manifests.build(parent, spec, world.base, world.settings, requested, to_activator=sleep.activator)
     apply = tuple(made for manifest in wanted for made in _differing(world, manifest))
     changed = {one["metadata"]["name"] for one in apply if one["kind"] == "Deployment"}
-    found = _verdict(world, spec, sleep, pending=parent.name in changed)
+    found = _stalled(_verdict(world, spec, sleep, pending=parent.name in changed), lowered)
     again = min((one for one in (found.again, sleep.again) if one is not None), default=None)
     state = _status(world, spec, requested).model_copy(update={"asleep_since": sleep.asleep_since})
     routed = inference.find(_routed(world, spec))
     state = _says(state, routed, world)
     delete = (*_leftover(world, wanted), *routed.delete)
     return Decision((*apply, *routed.apply), _summarized(state, found, world), again, delete)
+
+
+def _enough(world: World, spec: servingpool.ServingPoolSpec) -> tuple[servingpool.ServingPoolSpec, str]:
+    """The spec as it is applied, and what is to be said of it: no server is started that refuses an adapter of the pool."""
+    highest = max(world.index.adapters, key=lambda one: one.rank, default=None)
+    if highest is None or highest.rank <= spec.adapters.max_rank:
+        return spec, ""
+    text = (
+        f"adapters.maxRank is {spec.adapters.max_rank}, and the pool holds adapters of rank {highest.rank} (FineTuneJob "
+        f"{highest.namespace}/{highest.job}, revision {highest.revision}): its servers keep room for these. Set maxRank to "
+        f"{highest.rank} again, or move such jobs to another place first"
+    )
+    enough = spec.adapters.model_copy(update={"max_rank": highest.rank})
+    return spec.model_copy(update={"adapters": enough}), text
+
+
+def _stalled(found: Verdict, lowered: str) -> Verdict:
+    """A pool that sleeps or wakes says so to its jobs by the reason, which stays."""
+    if not lowered:
+        return found
+    if found.reason in {Reason.ASLEEP, Reason.WAKING}:
+        return dataclasses.replace(found, message=f"{found.message}. {lowered}")
+    return dataclasses.replace(
+        found, ready="False", reconciling=False, stalled=True, reason=Reason.INVALID_SPEC, message=lowered
+    )
 
 
 def _routed(world: World, spec: servingpool.ServingPoolSpec) -> inference.Seen:
@@ -238,7 +264,7 @@ def _ready(world: World) -> int:
 
 
 def _ready_pods(world: World) -> list[projections.Pod]:
-    return [pod for pod in world.pods if pod.ready and not (pod.deleting or pod.activator)]
+    return [pod for pod in world.pods if pools.serves(pod)]
 
 
 def _ready_activators(world: World) -> list[projections.Pod]:

@@ -74,6 +74,11 @@ class Reading:
         return Reading(self.state, self.requests_per_second, problem, failing_since=since)
 
 
+def serves(pod: projections.Pod) -> bool:
+    """Whether clients of the pool reach this pod, and it is no activator."""
+    return pod.ready and not (pod.deleting or pod.activator)
+
+
 def parent(raw: projections.Raw) -> Parent:
     meta, state = raw["metadata"], raw.get("status") or {}
     spec, problem = _spec(raw)
