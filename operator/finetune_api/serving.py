@@ -5,6 +5,7 @@
     stages:    PUT http://POD:DELIVERY_PORT/adapters/SHA256               a tar file, manifest.json first: an adapter is delivered
                ANY http://POD:DELIVERY_PORT/adapters/SHA256/v1/...        OpenAI's API with this adapter, before clients have it
     gateways:  GET http://POD:DELIVERY_PORT/adapters/SHA256               the same tar file, for a pod that lacks it
+               GET http://POD:DELIVERY_PORT/index                         the Index that it follows, for a pod without operator
     clients:   ANY http://SERVICE:SERVER_PORT/v1/...                      OpenAI's API with the models of the client's key
     activator: the same API and /state, without an engine: it holds requests until a pod of the pool can answer
 

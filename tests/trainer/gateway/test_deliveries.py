@@ -18,7 +18,7 @@ from tests.trainer.gateway import double
 from tests.trainer.gateway.conftest import POOL, Folder, World
 
 from finetune_api import reasons
-from finetune_trainer.gateway import delivery, loading, volume
+from finetune_trainer.gateway import delivery, index, loading, volume
 from finetune_trainer.process import errors
 from support import ports
 
@@ -371,6 +371,57 @@ async def test_a_pod_that_restarts_serves_without_the_operator(world: World) -> 
     (again.volume / ("f" * 64)).mkdir()
     await asyncio.sleep(0.4)
     assert (again.volume / desk.sha256).is_dir()
+
+
+async def test_a_pod_joins_without_the_operator_by_the_index_of_another(world: World) -> None:
+    world.addresses = ["127.0.0.1", "127.0.0.2"]
+    desk, gone = world.adapter("x"), world.adapter("y")
+    world.serve("desk", (desk, 100))
+    world.hold(gone)
+    first = await world.pod()
+    await world.delivered(first, desk, gone)
+    world.operator.status = 503
+    second = await world.pod("127.0.0.2")
+    await world.ready(second, desk, gone)
+    assert second.pod.ready() == ""
+    assert (await world.ask(second, "desk")).says == "x"
+    assert (second.volume / ".index.json").is_file(), "also for its next start"
+    (second.volume / ("f" * 64)).mkdir()
+    world.adapters.remove(gone.held)
+    await asyncio.sleep(0.4)
+    assert (second.volume / gone.sha256).is_dir()
+    await world.publish()
+    world.operator.status = 200
+    await world.until(lambda: not (second.volume / gone.sha256).exists())
+
+
+async def test_the_index_is_given_to_pods_of_the_pool_alone(world: World) -> None:
+    pod = await world.pod()
+    await world.delivered(pod)
+    async with world.http.get(f"{pod.deliveries}/index") as answer:
+        assert (await answer.json())["pool"] == POOL
+    world.addresses = ["127.0.0.2"]
+    pod.pod._peers._looked = float("-inf")
+    async with world.http.get(f"{pod.deliveries}/index") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (403, "not_a_peer")
+
+
+async def test_an_index_is_written_whole_though_pods_share_the_volume(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writers at the same time, as processes of two pods are."""
+    one, other = (index.Follower("http://nowhere", POOL, world.folder, lambda: None) for _ in range(2))
+    replace = pathlib.Path.replace
+
+    def late(path: pathlib.Path, target: pathlib.Path) -> Any:
+        monkeypatch.setattr(pathlib.Path, "replace", replace)
+        other._write(b"other")
+        return replace(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", late)
+    one._write(b"one")
+    assert (world.folder / ".index.json").read_bytes() == b"one"
+    assert [path.name for path in world.folder.iterdir()] == [".index.json"]
 
 
 async def test_nothing_is_removed_by_an_index_from_the_volume(world: World) -> None:

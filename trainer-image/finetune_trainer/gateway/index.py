@@ -1,12 +1,14 @@
 """The index of the operator: what this pool is to hold, followed by long polls, and written to the volume.
 
-A pod that starts without the operator serves what the volume says. An answer that cannot be read changes nothing.
+A pod that starts without the operator serves what the volume says, or else what another pod follows. An answer that cannot be
+read changes nothing.
 """
 
 import asyncio
 import pathlib
 import random
-from collections.abc import Callable
+import secrets
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import pydantic
@@ -30,9 +32,17 @@ BYTES = 16 << 20
 class Follower:
     """`table`: the latest index, None before the first; `live`: whether the operator has confirmed it to this process."""
 
-    def __init__(self, url: str, pool: str, folder: pathlib.Path, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        pool: str,
+        folder: pathlib.Path,
+        changed: Callable[[], None],
+        others: Callable[[], AsyncIterator[bytes]] | None = None,
+    ) -> None:
+        """others: the indexes of the other pods."""
         self._url, self._pool, self._file = f"{url.rstrip('/')}/pools/{pool}", pool, folder / FILE
-        self._changed = changed
+        self._changed, self._others = changed, others
         self.table: routing.Table | None = None
         self.live = False
 
@@ -58,6 +68,8 @@ class Follower:
                 if not warned and clock() - failing_since > PATIENCE:
                     problem, warned = errors.describe(error), True
                     log.warning("no index from the operator; the last one stays in force", problem=problem)
+                if self.table is None:
+                    await self._borrow()
                 await asyncio.sleep(PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _poll(self) -> None:
@@ -73,15 +85,23 @@ class Follower:
                 if answer.status != 200:
                     text = (await answer.content.read(300)).decode("utf-8", "replace")
                     raise ValueError(f"HTTP {answer.status} from {self._url}: {text}")
-                content = bytearray()
-                async for piece in answer.content.iter_chunked(1 << 16):
-                    content += piece
-                    if len(content) > BYTES:
-                        raise ValueError(f"an index of more than {BYTES} bytes")
-                self._take(bytes(content), live=True)
+                self._take(await body(answer), live=True)
         # An operator that answers at once, again and again, is not asked without a pause.
         if asyncio.get_running_loop().time() - begun < 0.2:
             await asyncio.sleep(0.2)
+
+    async def _borrow(self) -> None:
+        """The index of another pod, until the operator says its own."""
+        if self._others is None:
+            return
+        async for content in self._others():
+            try:
+                self._take(content)
+            except ValueError as error:
+                log.warning("the index of another pod cannot be read", problem=str(error))
+            else:
+                self._write(content)
+                return
 
     def _take(self, content: bytes, *, live: bool = False) -> None:
         """Raises ValueError, and changes nothing, where it is not an index of this pool."""
@@ -97,12 +117,23 @@ class Follower:
         self._changed()
 
     def _write(self, content: bytes) -> None:
-        new = self._file.with_name(f"{FILE}.new")
+        new = self._file.with_name(f"{FILE}.{secrets.token_hex(4)}")  # other pods may write to the same volume
         try:
             new.write_bytes(content)
             new.replace(self._file)
         except OSError as error:
+            new.unlink(missing_ok=True)
             log.warning("the index cannot be written to the volume; it is followed from memory", problem=str(error))
+
+
+async def body(answer: aiohttp.ClientResponse) -> bytes:
+    """Of an answer with an index. Raises ValueError where it is too long."""
+    content = bytearray()
+    async for piece in answer.content.iter_chunked(1 << 16):
+        content += piece
+        if len(content) > BYTES:
+            raise ValueError(f"an index of more than {BYTES} bytes")
+    return bytes(content)
 
 
 def parse(content: bytes, pool: str) -> serving.Index:

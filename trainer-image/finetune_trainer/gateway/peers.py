@@ -1,15 +1,18 @@
-"""The other pods of the pool: an adapter that one of them has need not be delivered again.
+"""The other pods of the pool: an adapter that one of them has need not be delivered again, and its index serves where there is no
+operator.
 
-Only they may copy: an adapter's bytes are given to the addresses that the pool's headless Service lists, and to nobody else.
+Only they may copy: adapters and index are given to the addresses that the pool's headless Service lists, and to nobody else.
 """
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 
 from finetune_api import serving
-from finetune_trainer.gateway import archive, volume
+from finetune_trainer.gateway import archive, index, volume
 from finetune_trainer.process import errors, log
 
 FRESH = 5.0
@@ -52,11 +55,8 @@ class Peers:
     async def copy(self, held: serving.Held, to: volume.Volume) -> bool:
         """Whether a pod had the adapter, and it is on the volume now."""
         for address in sorted(await self.addresses()):
-            host = f"[{address}]" if ":" in address else address
-            url = f"http://{host}:{self._port}/adapters/{held.sha256}"
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
             try:
-                async with self._session.get(url, timeout=timeout, allow_redirects=False) as answer:
+                async with self._get(address, f"adapters/{held.sha256}") as answer:
                     if answer.status != 200:
                         continue
                     await to.receive(answer.content, await to.manifest(answer.content, held), held)
@@ -66,3 +66,21 @@ class Peers:
                 log.info("adapter copied", pod=address, sha256=held.sha256)
                 return True
         return False
+
+    async def indexes(self) -> AsyncIterator[bytes]:
+        """What the other pods follow, as they give it."""
+        for address in sorted(await self.addresses()):
+            try:
+                async with self._get(address, "index") as answer:
+                    if answer.status != 200:
+                        continue
+                    content = await index.body(answer)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                log.warning("no index from a pod", pod=address, problem=errors.describe(error))
+            else:
+                yield content
+
+    def _get(self, address: str, path: str) -> Any:
+        host = f"[{address}]" if ":" in address else address
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+        return self._session.get(f"http://{host}:{self._port}/{path}", timeout=timeout, allow_redirects=False)

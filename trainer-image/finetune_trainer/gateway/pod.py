@@ -47,7 +47,9 @@ class Pod:
         self._session: aiohttp.ClientSession
         self._traffic = traffic.Traffic()
         self._volume = volume.Volume(options.adapters, options.model_path, options.max_rank)
-        self._index = index.Follower(options.index, options.pool, options.adapters, self._changed)
+        self._index = index.Follower(
+            options.index, options.pool, options.adapters, self._changed, lambda: self._peers.indexes()
+        )
         self._access = access.Access(options, self._index)
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
@@ -193,6 +195,7 @@ class Pod:
         app = web.Application(middlewares=[proxy.refusals(lambda _: None)], client_max_size=proxy.BODY_BYTES)
         app.router.add_put(f"/adapters/{SHA}", self._take)
         app.router.add_get(f"/adapters/{SHA}", self._give, allow_head=False)
+        app.router.add_get("/index", self._give_index)
         app.router.add_get(f"/adapters/{SHA}/v1/models", self._verified_models)
         app.router.add_post(f"/adapters/{SHA}/v1/{{path:{proxy.PATTERN}}}", self._verify)
         app.router.add_get("/state", self._state)
@@ -239,8 +242,7 @@ class Pod:
 
     async def _give(self, request: web.Request) -> web.StreamResponse:
         """An adapter for another pod of the pool, and for nobody else."""
-        if not await self._peers.has(request.remote):
-            raise proxy.Refusal(403, "adapters are given to the pods of this pool alone", "not_a_peer")
+        await self._only_peers(request)
         sha256 = request.match_info["sha256"]
         if sha256 not in self._volume.adapters:
             raise proxy.Refusal(404, f"this pod has no adapter {sha256}", "not_here")
@@ -254,6 +256,18 @@ class Pod:
             await response.write(piece)
         await response.write_eof()
         return response
+
+    async def _give_index(self, request: web.Request) -> web.Response:
+        """For a pod that has none, while the operator is away."""
+        await self._only_peers(request)
+        if self._index.table is None:
+            raise proxy.Refusal(404, "this pod has no index", "not_here")
+        return listening.document(self._index.table.index)
+
+    async def _only_peers(self, request: web.Request) -> None:
+        """Raises Refusal."""
+        if not await self._peers.has(request.remote):
+            raise proxy.Refusal(403, "adapters and index are given to the pods of this pool alone", "not_a_peer")
 
     def _verified(self, request: web.Request) -> volume.Adapter:
         """The adapter of a verification, whose key only those know who can read the adapter. Raises Refusal."""
