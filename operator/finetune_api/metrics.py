@@ -224,8 +224,8 @@ GATEWAY = {
     "requests": _counter(
         "finetune_gateway_requests_total",
         "requests",
-        "Requests sent to the engine: Answered, or Failed by an error of the engine. Those that the client ended are not "
-        "counted.",
+        "Requests: Answered, Failed (5xx, or broken off by the engine), Abandoned by the client before the end of the answer, or "
+        "Refused by the engine as the client's mistake (4xx).",
         *MODEL,
         "result",
     ),

@@ -122,8 +122,9 @@ BOUNDS = (
 class Counts(model.Model):
     """Requests of clients, and what became of them."""
 
-    requests: int = Field(default=0, description="All that were sent to the engine and not broken off by the client.")
+    requests: int = Field(default=0, description="All but those that were refused as the client's mistake (4xx).")
     errors: int = Field(default=0, description="Answered with 5xx, or broken off by the engine.")
+    abandoned: int = Field(default=0, description="Broken off by the client before the end of the answer.")
     empty: int = Field(default=0, description="Answers without text and tool calls.")
     cut: int = Field(default=0, description="Answers that ended at the limit of tokens (finish_reason length).")
     checked: int = Field(default=0, description="Answers that were checked with the JSON schema.")
@@ -133,7 +134,7 @@ class Counts(model.Model):
 
     @property
     def answers(self) -> int:
-        return max(self.requests - self.errors, 0)
+        return max(self.requests - self.errors - self.abandoned, 0)
 
 
 class Traffic(Counts):
@@ -171,6 +172,9 @@ class State(model.Model):
     engine_ready: bool
     running: int = Field(default=0, description="Requests that are being answered.")
     waiting: int = Field(default=0, description="Requests that wait for their adapter, or for a pod that can answer.")
+    requests: int | None = Field(
+        default=None, description="Requests of clients that are over, for whatever model, since the gateway started."
+    )
     idle_seconds: float | None = Field(
         default=None,
         ge=0,

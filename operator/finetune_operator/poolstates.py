@@ -93,7 +93,8 @@ class Reader:
 
     def _rate(self, key: Key, state: serving.State) -> float:
         """Requests per second since WINDOW seconds ago, by the counts read since; counts that fell began again."""
-        now, total = self._monotonic(), sum(max(one.requests, 0) for one in state.traffic)
+        now = self._monotonic()
+        total = state.requests if state.requests is not None else sum(max(one.requests, 0) for one in state.traffic)
         counts = [one for one in self._counts.get(key, []) if now - one[0] <= WINDOW]
         if counts and counts[-1][1] > total:
             counts = []

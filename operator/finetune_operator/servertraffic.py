@@ -186,7 +186,8 @@ class Reader:
             before = Counts()
         self._first[key] = (compared.step, since, before)
         added = seen.since(before)
-        finished = {reason: int(count) for reason, count in added.finished.items() if reason != "abort"}
+        finished = {reason: int(count) for reason, count in added.finished.items()}
+        abandoned = finished.pop("abort", 0)
         errors = max(finished.pop("error", 0), int(added.failed))
         return serving.Traffic(
             namespace="",
@@ -195,8 +196,9 @@ class Reader:
             revision=dict(compared.revisions)[pod.parent],
             step=compared.step,
             since=since,
-            requests=sum(finished.values()) + errors,
+            requests=sum(finished.values()) + errors + abandoned,
             errors=errors,
+            abandoned=abandoned,
             cut=finished.get("length", 0),
             seconds=serving.Histogram(counts=rebinned(added.seconds)),
             first_token=serving.Histogram(counts=rebinned(added.first_token)),

@@ -2,8 +2,9 @@
 
     Traffic of each pod -> their sum (new, old) -> one one-sided test for each measure -> Holm over the measures -> what is worse
 
-Shares (errors, empty and cut answers, invalid JSON) by Fisher's exact test; durations by a rank test (Wilcoxon, Mann and Whitney)
-on the histograms, against the old revision's slowed down by a margin. A share must also be higher by a relevant amount.
+Shares (errors, requests that clients gave up, empty and cut answers, invalid JSON) by Fisher's exact test; durations by a rank
+test (Wilcoxon, Mann, Whitney) on the histograms, against the old revision's slowed down by a margin. A share must also be higher
+by a relevant amount.
 
 Whoever looks often enough finds something: the looks of one rollout are numbered, and look k has the level LEVEL / (k (k + 1)),
 which add up to LEVEL. So a revision that answers like the former one is rolled back in at most LEVEL of all rollouts, however
@@ -58,14 +59,16 @@ def side(parts: Iterable[serving.Traffic]) -> serving.Counts:
     found = list(parts)
     requests = sum(max(one.requests, 0) for one in found)
     errors = min(sum(max(one.errors, 0) for one in found), requests)
+    abandoned = min(sum(max(one.abandoned, 0) for one in found), requests - errors)
     checked = min(sum(max(one.checked, 0) for one in found), requests)
 
     def of_answers(numbers: Iterable[int]) -> int:
-        return min(sum(max(number, 0) for number in numbers), requests - errors)
+        return min(sum(max(number, 0) for number in numbers), requests - errors - abandoned)
 
     return serving.Counts(
         requests=requests,
         errors=errors,
+        abandoned=abandoned,
         empty=of_answers(one.empty for one in found),
         cut=of_answers(one.cut for one in found),
         checked=checked,
@@ -132,6 +135,8 @@ def _shares(new: serving.Counts, old: serving.Counts, rules: Rules) -> Iterator[
         return status.Finding(p=p, seen=f"{measure}: {now:.1%} of {of}, former {then:.1%} of {before}")
 
     yield share("errors", new.errors, new.requests, old.errors, old.requests)
+    if new.abandoned + old.abandoned:  # without any, it would only make the others need more
+        yield share("requests that clients gave up", new.abandoned, new.requests, old.abandoned, old.requests)
     if rules.answers:
         if rules.empty:
             yield share("empty answers", new.empty, new.answers, old.empty, old.answers)

@@ -54,6 +54,8 @@ class Engine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.broken = False
+        self.lingers = 0.0
+        """Seconds from the last line of a stream to its end."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 << 20)
@@ -166,6 +168,7 @@ class Engine:
             usage = {"prompt_tokens": 7, "completion_tokens": self.tokens}
             await event(response, {"id": "1", "object": f"{kind}.chunk", "model": name, "choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
+        await asyncio.sleep(self.lingers)
         await response.write_eof()
         return response
 

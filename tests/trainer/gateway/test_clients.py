@@ -300,7 +300,7 @@ async def test_the_base_model_is_served_only_where_the_pool_says_so(world: World
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_cancels_the_engines_work_and_is_not_counted(world: World, stream: bool) -> None:
+async def test_a_client_that_leaves_cancels_the_engines_work_and_is_counted_apart(world: World, stream: bool) -> None:
     desk = world.adapter("long answer")
     world.serve("desk", (desk, 100))
     pod = await world.pod()
@@ -312,7 +312,36 @@ async def test_a_client_that_leaves_cancels_the_engines_work_and_is_not_counted(
     asking.cancel()
     await world.until(lambda: pod.engine.cancelled == 1)
     await world.until(lambda: pod.pod._proxy.running == 0)
-    assert all(one.requests == 0 for one in (await world.state(pod)).traffic)
+    (traffic,) = (await world.state(pod)).traffic
+    assert (traffic.requests, traffic.abandoned, traffic.errors, traffic.answers) == (1, 1, 0, 0)
+
+
+async def test_a_client_that_leaves_after_the_last_line_of_a_stream_has_its_answer(world: World) -> None:
+    desk = world.adapter("answer")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    pod.engine.lingers = 30.0
+    body = {"model": "desk", "messages": [], "stream": True}
+    async with world.http.post(f"{pod.clients}/v1/chat/completions", json=body) as answer:
+        while b"[DONE]" not in await answer.content.readline():
+            pass
+        answer.close()
+    await world.until(lambda: pod.pod._proxy.running == 0)
+    (traffic,) = (await world.state(pod)).traffic
+    assert (traffic.requests, traffic.abandoned, sum(traffic.seconds.counts)) == (1, 0, 1)
+
+
+async def test_a_mistake_of_the_client_is_in_no_measure_of_the_revision(world: World) -> None:
+    desk = world.adapter("x")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod(serve_base_model=True)
+    await world.delivered(pod, desk)
+    assert (await world.ask(pod, "desk", temperature=3)).status == 400
+    assert (await world.ask(pod, double.BASE)).status == 200
+    state = await world.state(pod)
+    assert [(one.requests, one.empty) for one in state.traffic] == [(0, 0)]
+    assert state.requests == 2
 
 
 async def test_a_stream_that_the_engine_interrupts_ends_with_an_error(world: World) -> None:
@@ -378,3 +407,5 @@ async def test_a_request_waits_for_its_adapter_and_not_for_ever(world: World, mo
     answer = await world.ask(pod, "never")
     assert (answer.status, answer.error["code"]) == (503, "not_ready")
     assert "Missing" in answer.error["message"]
+    traffic = {one.name: one for one in (await world.state(pod)).traffic}
+    assert (traffic["never"].requests, traffic["never"].errors) == (1, 1), "also where one pod alone lacks it"

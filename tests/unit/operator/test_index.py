@@ -246,6 +246,21 @@ async def test_the_states_of_a_pools_pods_are_read_and_their_requests_counted_pe
         assert "not a state" in problems[4]
 
 
+async def test_requests_for_the_base_model_and_a_new_step_are_in_the_rate() -> None:
+    facts = cache.Cache(lambda uid: None)
+    facts.put_pool(POOL)
+    facts.put("Pod", [pod("chat-0")])
+    clock = Clock()
+    answers = [web.json_response({**traffic(n), "requests": total}) for n, total in ((100, 400), (0, 420))]
+    async with gateway(answers) as port, progress.session() as http:
+        reader = poolstates.Reader(facts, port=port, monotonic=clock)
+        for _ in range(2):
+            ((key, found),) = reader.due()
+            await reader.read(http, key, found)
+            clock.now += 10
+        assert facts.pool_states["pool"]["chat-0"].requests_per_second == 2.0
+
+
 async def test_an_activator_is_read_every_second_and_the_pool_looks_again_when_a_client_asked() -> None:
     changed: list[str] = []
     facts = cache.Cache(changed.append)

@@ -100,7 +100,7 @@ def test_nothing_is_compared_without_two_servers_of_the_jobs_own_in_a_step(chang
 # -- what is counted --
 
 
-def test_broken_off_requests_are_none_and_a_failed_one_is_counted_once() -> None:
+def test_broken_off_requests_are_counted_apart_and_a_failed_one_once() -> None:
     reader = servertraffic.Reader(cache.Cache(lambda uid: None))
     both = members.Compared("tone", BOTH, "tone-bbbb-2222/1")
     seen: list[serving.Traffic] = []
@@ -109,7 +109,8 @@ def test_broken_off_requests_are_none_and_a_failed_one_is_counted_once() -> None
         seen.append(reader._traffic(("u", "new"), projected("new"), both, counts))
     assert (seen[0].requests, sum(seen[0].seconds.counts)) == (0, 0), "what was before the step is not compared"
     last = seen[1]
-    assert (last.requests, last.errors, last.cut, last.revision) == (49, 4, 5, "bbbb")
+    assert (last.requests, last.errors, last.cut, last.revision) == (99, 4, 5, "bbbb")
+    assert last.abandoned == 50
     assert (last.step, sum(last.seconds.counts)) == ("tone-bbbb-2222/1", 45)
     assert sum(last.seconds.counts[: serving.BOUNDS.index(0.5) + 1]) == 35
     again = servertraffic.counts(metrics(stop=7).encode())

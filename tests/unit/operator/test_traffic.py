@@ -134,8 +134,19 @@ def test_a_revision_within_the_margin_of_time_is_as_good_and_one_of_twice_the_ti
 def test_counts_of_several_pods_are_added_and_impossible_ones_are_bounded() -> None:
     both = traffic.side([part(requests=3, errors=1), part(requests=5, errors=9, empty=7, checked=99, invalid=99)])
     assert (both.requests, both.errors, both.empty, both.checked, both.invalid) == (8, 8, 0, 8, 8)
+    many = traffic.side([part(requests=8, errors=3, abandoned=9, cut=4)])
+    assert (many.abandoned, many.cut, many.answers) == (5, 0, 0)
     assert traffic.side([part(requests=-4, seconds={"counts": [-1, 2]})]).seconds.counts[:2] == [0, 2]
     assert traffic.side([]) == traffic.side([part()])
+
+
+@pytest.mark.parametrize("rules", [traffic.IN_STEPS, traffic.BY_ENGINE, traffic.AFTERWARDS])
+def test_a_revision_so_slow_that_clients_give_up_is_worse(rules: traffic.Rules) -> None:
+    new, old = side(requests=10, abandoned=10), side(requests=90, abandoned=1)
+    assert traffic.due(new.requests, 0)
+    (first, *_) = traffic.findings(new, old, rules)
+    assert first.seen == "requests that clients gave up: 100.0% of 10, former 1.1% of 90"
+    assert first.p < 1e-6
 
 
 # -- looks --

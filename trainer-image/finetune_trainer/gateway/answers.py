@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from finetune_trainer.data import patterns, values
 from finetune_trainer.process import log
@@ -17,6 +17,10 @@ CHECKED_CHARACTERS = 1 << 20
 
 LINE_BYTES = 64 << 20
 """Most bytes of a line of a stream: one with the log-probabilities of a long prompt is long."""
+
+Result = Literal["Answered", "Failed", "Abandoned", "Refused"]
+"""What became of a request. Failed: by us, or by the engine. Abandoned: by the client, before the end of its answer. Refused: by
+the engine, as the client's mistake (4xx)."""
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@ SERVER_PORT is for clients, DELIVERY_PORT for stages, the operator, the other po
 """
 
 import asyncio
+import functools
 import hmac
 import signal
 from collections.abc import Iterator
@@ -173,21 +174,16 @@ class Pod:
         name = sent["model"]
         if model is None:
             target = proxy.Target(name, name, is_adapter=False)
-            return await self._proxy.answer(request, sent, target, self._base_ended)
+            ended = functools.partial(self._traffic.base, self._options.namespace, self._options.base_model)
+            return await self._proxy.answer(request, sent, target, ended)
         route = routing.choose(model, sticky(request, sent), name)
         adapter = self._volume.adapters.get(route.sha256)
         template = adapter.template if adapter else None
         target = proxy.Target(route.sha256, table.called(name, model), True, template, model.json_schema)
         count = self._traffic.count(model, route.revision)
 
-        def ended(reading: Any, *, failed: bool, seconds: float, first: float | None) -> None:
-            self._traffic.ended(model, count, reading, failed=failed, seconds=seconds, first=first)
-
+        ended = functools.partial(self._traffic.ended, model, count)
         return await self._proxy.answer(request, sent, target, ended)
-
-    def _base_ended(self, reading: Any, *, failed: bool, seconds: float, first: float | None) -> None:
-        options = self._options
-        self._traffic.base(options.namespace, options.base_model, reading, failed=failed, seconds=seconds, first=first)
 
     # --- deliveries, state, peers, probes ---
 
@@ -303,6 +299,7 @@ class Pod:
             engine_ready=self._loading.engine_ready,
             running=self._proxy.running,
             waiting=self._loading.waiting.total(),
+            requests=self._traffic.requests,
             idle_seconds=self._idle_seconds(),
             adapters=[self._loading.state_of(sha256) for sha256 in (table.held if table else ())],
             traffic=list(self._traffic.wire()),

@@ -63,9 +63,11 @@ class Target:
 
 
 class Ended(Protocol):
-    """Is called when a request that was sent to the engine has its answer, or an error of the engine."""
+    """Is called when a request is over."""
 
-    def __call__(self, reading: answers.Reading, *, failed: bool, seconds: float, first: float | None) -> None: ...
+    def __call__(
+        self, reading: answers.Reading, result: answers.Result, seconds: float, first: float | None
+    ) -> None: ...
 
 
 async def document(request: web.Request) -> dict[str, Any]:
@@ -140,29 +142,34 @@ class Proxy:
         self.running += 1
         self._idle.clear()
         self._adapters.running[target.engine] += 1
+        once = Once(ended)
         try:
-            await self._available(target)
-            return await self._answer(request, sent, target, ended)
+            await self._available(target, once)
+            return await self._answer(request, sent, target, once)
+        except asyncio.CancelledError:
+            once(answers.Reading(), "Abandoned")
+            raise
         finally:
             self.running -= 1
             if not self.running:
                 self._idle.set()
             self._adapters.running[target.engine] -= 1
 
-    async def _available(self, target: Target) -> None:
+    async def _available(self, target: Target, once: "Once") -> None:
         try:
             if target.is_adapter:
                 await self._adapters.ready(target.engine, LOAD_SECONDS)
             elif not self._adapters.engine_ready:
                 raise loading.NotReady("the engine of this pod is starting", 5)
         except loading.NotReady as problem:
+            if self._adapters.engine_ready:  # else it is the pod that fails, and no model
+                once(answers.Reading(), "Failed")
             raise Refusal(503, f"{problem}; send the request again", "not_ready", after=problem.after) from None
 
     async def _answer(
-        self, request: web.Request, sent: dict[str, Any], target: Target, ended: Ended
+        self, request: web.Request, sent: dict[str, Any], target: Target, once: "Once"
     ) -> web.StreamResponse:
         body, usage = prepared(sent, target, request.match_info["path"])
-        once = Once(ended)
         for attempt in (1, 2):
             reading = answers.Reading(keep=target.schema is not None)
             try:
@@ -170,7 +177,7 @@ class Proxy:
                     if upstream.status == 404 and target.is_adapter and attempt == 1:
                         # The engine was restarted between two checks: it has the adapter again in a moment.
                         self._adapters.adapter_lost(target.engine)
-                        await self._available(target)
+                        await self._available(target, once)
                         continue
                     if upstream.status >= 400:
                         return await self._error(upstream, target, reading, once)
@@ -182,13 +189,13 @@ class Proxy:
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 if not isinstance(error, TimeoutError):
                     self._adapters.engine_lost()
-                once(reading, failed=True)
+                once(reading, "Failed")
                 log.warning("the engine did not answer", problem=errors.describe(error))
                 raise Refusal(
                     503, "the engine of this pod was interrupted; send the request again", "engine_lost", after=5
                 ) from None
             except TimeoutError:
-                once(reading, failed=True)
+                once(reading, "Failed")
                 message = f"no answer within {SILENT_SECONDS:.0f} s; request fewer tokens, or a stream"
                 raise Refusal(504, message, "timeout") from None
         raise AssertionError("the second attempt returns or raises")
@@ -207,7 +214,8 @@ class Proxy:
     ) -> web.Response:
         """The engine's own words, with the client's name of the model."""
         body = await upstream.content.read(1 << 20)
-        once(reading, failed=upstream.status >= 500)
+        # the name is not the client's, so that it is no mistake of the client where the engine does not know it
+        once(reading, "Failed" if upstream.status >= 500 or upstream.status == 404 else "Refused")
         text = (
             body.replace(target.engine.encode(), target.name.encode("utf-8", "replace")) if target.is_adapter else body
         )
@@ -221,14 +229,14 @@ class Proxy:
         async for piece in upstream.content.iter_chunked(1 << 20):
             body += piece
             if len(body) > ANSWER_BYTES:
-                once(reading, failed=True)
+                once(reading, "Failed")
                 raise Refusal(502, f"the engine's answer has more than {ANSWER_BYTES} bytes", "answer_too_large")
         try:
             text = answers.whole(bytes(body), target.name, reading)
         except (ValueError, RecursionError, AttributeError, TypeError):
-            once(reading, failed=True)
+            once(reading, "Failed")
             raise Refusal(502, "the engine's answer is not what OpenAI's API has; is it vLLM?", "bad_answer") from None
-        once(reading, failed=False)
+        once(reading, "Answered")
         return web.Response(body=text, content_type="application/json")
 
     async def _stream(
@@ -247,6 +255,8 @@ class Proxy:
             async for piece in upstream.content.iter_any():
                 if ready := rewriter.feed(piece):
                     once.first()
+                    if rewriter.done:  # a client may leave without waiting for the stream's end
+                        once(rewriter.reading, "Failed" if rewriter.reading.failed else "Answered")
                     await response.write(ready)
         except ConnectionError:  # the client's: it has left
             raise asyncio.CancelledError from None
@@ -255,13 +265,12 @@ class Proxy:
             problem = f"the engine was interrupted: {errors.describe(error)}"
         except (TimeoutError, ValueError, AttributeError, TypeError) as error:
             problem = f"the engine's stream cannot be read: {errors.describe(error)}"
-        cut_off = bool(problem) or not rewriter.done
-        if cut_off:
+        if not rewriter.done:
+            once(rewriter.reading, "Failed")
             message = "the answer is not complete: the engine of this pod was interrupted; send the request again"
             log.warning("a stream ended early", problem=problem or "it has no last line")
             error_ = {"error": {"message": message, "type": "server_error", "param": None, "code": "engine_lost"}}
             await response.write(b"data: " + answers.dump(error_) + b"\n\n")
-        once(rewriter.reading, failed=cut_off or rewriter.reading.failed)
         await response.write_eof()
         return response
 
@@ -278,10 +287,10 @@ class Once:
     def first(self) -> None:
         self._first = self._first if self._first is not None else self._clock() - self._begun
 
-    def __call__(self, reading: answers.Reading, *, failed: bool) -> None:
+    def __call__(self, reading: answers.Reading, result: answers.Result) -> None:
         if not self._done:
             self._done = True
-            self._ended(reading, failed=failed, seconds=self._clock() - self._begun, first=self._first)
+            self._ended(reading, result, self._clock() - self._begun, self._first)
 
 
 def prepared(sent: dict[str, Any], target: Target, path: str) -> tuple[bytes, bool]:

@@ -5,6 +5,7 @@ import bisect
 import concurrent.futures
 import dataclasses
 import datetime
+import typing
 from collections.abc import Iterable
 
 import prometheus_client
@@ -43,6 +44,7 @@ class Count:
     since: datetime.datetime
     requests: int = 0
     errors: int = 0
+    abandoned: int = 0
     empty: int = 0
     cut: int = 0
     checked: int = 0
@@ -53,7 +55,9 @@ class Count:
     first_token: Times = dataclasses.field(default_factory=Times)
 
     def wire(self) -> serving.Traffic:
-        numbers = ("requests", "errors", "empty", "cut", "checked", "invalid", "prompt_tokens", "answer_tokens")
+        numbers = (
+            "requests", "errors", "abandoned", "empty", "cut", "checked", "invalid", "prompt_tokens", "answer_tokens"
+        )  # fmt: skip
         return serving.Traffic(
             namespace=self.model.namespace,
             job=self.model.job,
@@ -75,6 +79,8 @@ class Traffic:
     """All counters of this process, and its metrics."""
 
     def __init__(self) -> None:
+        self.requests = 0
+        """Of clients, for whatever model."""
         self._counts: dict[Key, Count] = {}
         self._checker = concurrent.futures.ThreadPoolExecutor(1, "schemas")
         self._checking = 0
@@ -110,17 +116,15 @@ class Traffic:
         model: serving.Served,
         count: Count,
         reading: answers.Reading,
-        *,
-        failed: bool,
+        result: answers.Result,
         seconds: float,
         first: float | None,
     ) -> None:
-        """A request that was sent to the engine has its answer, or an error of the engine."""
-        count.requests += 1
-        result = "Failed" if failed else "Answered"
-        if failed:
-            count.errors += 1
-        else:
+        """A request is over. A mistake of the client says nothing of the revision."""
+        count.requests += result != "Refused"
+        count.errors += result == "Failed"
+        count.abandoned += result == "Abandoned"
+        if result == "Answered":
             count.seconds.add(seconds)
             if first is not None:
                 count.first_token.add(first)
@@ -133,8 +137,9 @@ class Traffic:
         self._observe((model.namespace, model.name, count.revision), model.job, result, reading, seconds, first)
 
     def _observe(
-        self, key: Key, job: str, result: str, reading: answers.Reading, seconds: float, first: float | None
+        self, key: Key, job: str, result: answers.Result, reading: answers.Reading, seconds: float, first: float | None
     ) -> None:
+        self.requests += 1
         namespace, name, revision = key
         labels = self._series[key] = (namespace, job, revision, name)
         self.metrics["requests"].labels(*labels, result).inc()
@@ -161,10 +166,16 @@ class Traffic:
         loop.run_in_executor(self._checker, reading.fits, schema).add_done_callback(checked)
 
     def base(
-        self, namespace: str, name: str, reading: answers.Reading, *, failed: bool, seconds: float, first: float | None
+        self,
+        namespace: str,
+        name: str,
+        reading: answers.Reading,
+        result: answers.Result,
+        seconds: float,
+        first: float | None,
     ) -> None:
-        """A request for the base model: for Prometheus alone."""
-        self._observe((namespace, name, ""), "", "Failed" if failed else "Answered", reading, seconds, first)
+        """A request for the base model: no revision is judged by it."""
+        self._observe((namespace, name, ""), "", result, reading, seconds, first)
 
     def forget(self, table: routing.Table) -> None:
         """Drops what the index has no longer, so that old models leave no series."""
@@ -174,7 +185,7 @@ class Traffic:
         self._counts = {key: count for key, count in self._counts.items() if key in served}
         for key in [key for key in self._series if key not in served and key[2]]:
             labels = self._series.pop(key)
-            for result in ("Answered", "Failed"):
+            for result in typing.get_args(answers.Result):
                 self.metrics["requests"].remove(*labels, result)
             for kind in ("Prompt", "Answer"):
                 self.metrics["tokens"].remove(*labels, kind)
