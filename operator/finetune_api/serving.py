@@ -188,6 +188,9 @@ class State(model.Model):
 
 STATE_BYTES = 4 << 20
 
+INDEX_BYTES = 16 << 20
+"""Most bytes of an index; a thousand models have about one million."""
+
 
 def verify_key(manifest: bytes) -> str:
     """The bearer token for /adapters/SHA256/v1, from the bytes of the adapter's manifest: whoever can read the adapter in its

@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import aiohttp
-import pydantic
 from aiohttp import web
 
 from finetune_api import serving
-from finetune_trainer.gateway import access, index, proxy, settings, tenants
+from finetune_trainer.gateway import access, index, listening, proxy, settings, tenants
 
 LOOK_SECONDS = 2.0
 """For one look at a server."""
@@ -72,15 +71,11 @@ class Pool:
         url, timeout = f"http://{host}:{self._options.delivery_port}/state", aiohttp.ClientTimeout(LOOK_SECONDS)
         try:
             async with session.get(url, timeout=timeout, allow_redirects=False) as answer:
-                content = bytearray()
-                async for piece in answer.content.iter_chunked(1 << 16):
-                    content += piece
-                    if len(content) > serving.STATE_BYTES:
-                        return None
-                state = serving.State.model_validate_json(bytes(content), extra="ignore")
+                content = await listening.body(answer, serving.STATE_BYTES)
+                state = serving.State.model_validate_json(content, extra="ignore")
                 # the address may be another pod's by now
                 return state if state.pool == self._options.pool else None
-        except (aiohttp.ClientError, TimeoutError, OSError, pydantic.ValidationError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # of pydantic, too
             return None
 
     @property

@@ -14,7 +14,7 @@ import aiohttp
 import pydantic
 
 from finetune_api import serving
-from finetune_trainer.gateway import routing
+from finetune_trainer.gateway import listening, routing
 from finetune_trainer.process import errors, log
 
 FILE = ".index.json"
@@ -24,9 +24,6 @@ PAUSE = 2.0
 
 PATIENCE = 15.0
 """Seconds without an index after which the log says so."""
-
-BYTES = 16 << 20
-"""Most bytes of an index; a thousand models have about one million."""
 
 
 class Follower:
@@ -85,7 +82,7 @@ class Follower:
                 if answer.status != 200:
                     text = (await answer.content.read(300)).decode("utf-8", "replace")
                     raise ValueError(f"HTTP {answer.status} from {self._url}: {text}")
-                self._take(await body(answer), live=True)
+                self._take(await listening.body(answer, serving.INDEX_BYTES), live=True)
         # An operator that answers at once, again and again, is not asked without a pause.
         if asyncio.get_running_loop().time() - begun < 0.2:
             await asyncio.sleep(0.2)
@@ -124,16 +121,6 @@ class Follower:
         except OSError as error:
             new.unlink(missing_ok=True)
             log.warning("the index cannot be written to the volume; it is followed from memory", problem=str(error))
-
-
-async def body(answer: aiohttp.ClientResponse) -> bytes:
-    """Of an answer with an index. Raises ValueError where it is too long."""
-    content = bytearray()
-    async for piece in answer.content.iter_chunked(1 << 16):
-        content += piece
-        if len(content) > BYTES:
-            raise ValueError(f"an index of more than {BYTES} bytes")
-    return bytes(content)
 
 
 def parse(content: bytes, pool: str) -> serving.Index:

@@ -1,4 +1,4 @@
-"""What the processes of gateway and activator share: listening, probes, and work beside the requests."""
+"""What the processes of gateway and activator share: listening, probes, others' answers, and work beside the requests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -26,6 +26,16 @@ def probed(problem: str) -> web.Response:
 
 def document(state: Any) -> web.Response:
     return web.Response(body=state.model_dump_json(by_alias=True, exclude_none=True), content_type="application/json")
+
+
+async def body(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """Of another process's answer. Raises ValueError where it has more bytes than `most`."""
+    content = bytearray()
+    async for piece in answer.content.iter_chunked(1 << 16):
+        content += piece
+        if len(content) > most:
+            raise ValueError(f"an answer of more than {most} bytes")
+    return bytes(content)
 
 
 async def listen(app: web.Application, host: str | None, port: int) -> web.AppRunner:

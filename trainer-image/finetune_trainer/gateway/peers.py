@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from finetune_api import serving
-from finetune_trainer.gateway import archive, index, volume
+from finetune_trainer.gateway import archive, listening, volume
 from finetune_trainer.process import errors, log
 
 FRESH = 5.0
@@ -74,7 +74,7 @@ class Peers:
                 async with self._get(address, "index") as answer:
                     if answer.status != 200:
                         continue
-                    content = await index.body(answer)
+                    content = await listening.body(answer, serving.INDEX_BYTES)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 log.warning("no index from a pod", pod=address, problem=errors.describe(error))
             else:
