@@ -40,6 +40,18 @@ group.wait()
 processes.leave()
 """
 
+WAITS = """
+import datetime
+from finetune_trainer.training import processes, rendezvous
+processes.PATIENCE, rendezvous.SILENCE = datetime.timedelta(seconds=3), 4.0
+processes.start_siblings(2, [])
+import torch
+group = processes.join(torch.device("cpu"), processes.SiblingProcesses([]))
+group.wait()
+assert group.every(True)
+processes.leave()
+"""
+
 
 def come(rank: int, stores: list[Any]) -> None:
     """Another of two processes of a node, as far as the rendezvous; the store of the first is there as long as the list."""
@@ -68,7 +80,6 @@ def test_collectives_of_gpu_processes_take_tensors_on_the_gpu_alone() -> None:
             assert len(group.add(gradients, [2.0, 3.0])) == 2
             assert len(group.add([], [2.0, 3.0])) == 2
             assert group.maximum(3) == 1, "the fake's answer to every question"
-            group.wait()
 
 
 def test_a_process_joins_with_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch, node: None) -> None:
@@ -137,6 +148,31 @@ def test_one_process_runs_on_each_gpu_of_a_node(node: None) -> None:
         processes.leave()
     assert siblings.started[0].wait(60) == exits.Exit.DONE
     assert siblings.failure() is None
+
+
+def test_what_one_process_does_alone_may_take_longer_than_a_collective(
+    node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a download that the others wait for."""
+    monkeypatch.setattr(rendezvous, "BEAT", 0.5)
+    siblings = processes.start_siblings(2, [sys.executable, "-c", WAITS])
+    group = processes.join(torch.device("cpu"), siblings)
+    try:
+        time.sleep(8)
+        group.wait()
+        assert group.every(True)
+    finally:
+        processes.leave()
+    assert siblings.started[0].wait(60) == exits.Exit.DONE
+
+
+def test_a_process_that_shows_no_sign_of_life_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "SILENCE", 1.0)
+    store = torch.distributed.HashStore()
+    with pytest.raises(errors.Stopped, match="training process 1 is gone"):
+        rendezvous.gather(store, "here", 0, 2)
+    store.set("here/1", "")
+    rendezvous.gather(store, "here", 0, 2)
 
 
 def test_the_failure_of_a_sibling_is_the_outcome_of_the_pod(node: None) -> None:

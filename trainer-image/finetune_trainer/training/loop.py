@@ -398,6 +398,7 @@ class Loop:
         if self.score is None:
             return None
         score = self.score() if self.group.first else None
+        self.group.wait()
         checkpoint.restore_randomness(self.random)
         known, value = self.group.add([], [float(score is not None), score or 0.0])
         return value if known else None

@@ -10,6 +10,7 @@ The environment variables come from the operator (run.NODES, run.NODE, run.RENDE
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import os
 import pathlib
 import signal
@@ -28,7 +29,8 @@ from finetune_trainer.process import errors, log, machine, termination
 from finetune_trainer.training import rendezvous
 
 PATIENCE = datetime.timedelta(minutes=30)
-"""How long a process of the group waits for the others: loading the model, or a validation, may take longer there."""
+"""How long a process waits for the others in a collective: loading the model, or a validation, may take longer there. What one of
+them does alone has no limit, see `ProcessGroup.wait`."""
 
 PEER_GONE = (
     "gloo/transport",  # closed, reset, broken or timed out: the network's part of gloo
@@ -62,6 +64,11 @@ class ProcessGroup:
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     """Where the tensors of collectives live: NCCL takes those of its GPU only, gloo those of the CPU."""
 
+    store: Any = None
+    """Over which the processes found each other."""
+
+    _waits: Iterator[int] = dataclasses.field(default_factory=itertools.count, repr=False, compare=False)
+
     @property
     def first(self) -> bool:
         return self.rank == 0
@@ -94,8 +101,9 @@ class ProcessGroup:
         return self.maximum(int(not holds)) == 0
 
     def wait(self) -> None:
-        """Waits until all processes have come here."""
-        self.add([], [0.0])
+        """Waits until all processes have come here: without a limit, as long as each shows that it lives."""
+        if self.size > 1:
+            rendezvous.gather(self.store, f"wait/{next(self._waits)}", self.rank, self.size)
 
 
 @contextlib.contextmanager
@@ -154,18 +162,20 @@ def join(where: torch.device, siblings: "SiblingProcesses") -> ProcessGroup:
         # Errors are raised here, in the main thread; otherwise NCCL's watchdog aborts the process without an outcome.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     # torchrun has a store of its own there, and watches its processes.
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    store = None if torchrun else rendezvous.meet(at, rank, size, per_node, siblings.check, PATIENCE)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        store, _, _ = next(torch.distributed.rendezvous(f"tcp://{at}", rank, size))  # type: ignore[attr-defined]
+    else:
+        store = rendezvous.meet(at, rank, size, per_node, siblings.check, PATIENCE)
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=f"tcp://{at}" if torchrun else None,
         store=store,
         rank=rank,
         world_size=size,
         timeout=PATIENCE,
         device_id=where if on_gpu else None,
     )
-    return ProcessGroup(rank, size, local, where)
+    rendezvous.live(store, rank)
+    return ProcessGroup(rank, size, local, where, store)
 
 
 def leave() -> None:

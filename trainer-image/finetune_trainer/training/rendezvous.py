@@ -1,12 +1,16 @@
 """Where the processes of a training meet before they form a group, so that one that is gone is noticed while the others wait.
 
-    each process -> store of the first -> all have come -> `processes.join`
+    each process -> store of the first -> all have come -> `processes.join` -> signs of life -> `gather`, before work in common
 
 A process of this node starts from the same image as this one: it comes within minutes, or its end is seen at once. A process of
 another node may still wait for its node or image, and when its pod fails, the operator's Job ends this one.
+
+Later they wait here for what one of them does alone and what has no time limit, such as a download: collectives have one.
 """
 
+import contextlib
 import datetime
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +28,12 @@ OTHERS = 1800.0
 
 ROUND, REPORT = 5.0, 60.0
 """Seconds of one attempt to reach the store, and between two lines of the log."""
+
+BEAT, SILENCE = 5.0, 300.0
+"""Seconds between two signs of life of a process, and without one until it counts as gone."""
+
+POLL = 0.5
+"""Seconds between two questions whether the others have come."""
 
 
 def meet(
@@ -87,3 +97,33 @@ class _Waiting:
             raise errors.Stopped(
                 f"nodes {nodes} did not come to train within {OTHERS:.0f} s; the next attempt waits for them again"
             )
+
+
+def live(store: Any, rank: int) -> None:
+    """From now on, while the group exists: signs of life for those that wait for this process in `gather`."""
+    threading.Thread(target=_live, args=(store, rank), name="signs of life", daemon=True).start()
+
+
+def _live(store: Any, rank: int) -> None:
+    with contextlib.suppress(RuntimeError):  # the first process is gone
+        while torch.distributed.is_initialized():
+            store.add(f"alive/{rank}", 1)
+            time.sleep(BEAT)
+
+
+def gather(store: Any, name: str, rank: int, size: int) -> None:
+    """Waits until all processes have come to `name`, however long it takes them. Raises Stopped when one of them is gone."""
+    store.set(f"{name}/{rank}", "")
+    signs, silent = [0] * size, [0.0] * size
+    begun = reported = time.monotonic()
+    while missing := [other for other in range(size) if not store.check([f"{name}/{other}"])]:
+        signals.check()
+        for other in missing:
+            before, signs[other] = signs[other], store.add(f"alive/{other}", 0)
+            silent[other] = silent[other] + POLL if signs[other] == before else 0.0
+            if silent[other] > SILENCE:
+                raise errors.Stopped(f"training process {other} is gone; the next attempt resumes")
+        if time.monotonic() - reported >= REPORT:
+            reported = time.monotonic()
+            log.info("waiting for other training processes", ranks=missing, seconds=round(reported - begun))
+        time.sleep(POLL)
