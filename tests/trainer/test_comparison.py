@@ -1,15 +1,20 @@
 """What the comparison with transformers sees before our passes are trusted: each fault here is one that training would hide."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tests.trainer import decoders
+from tests.trainer import decoders, loops
 
-from finetune_api import job
-from finetune_trainer.engine import comparison, decoder, decoding, elementwise, layers, lora, model
+from finetune_api import job, run
+from finetune_trainer.data import corpus
+from finetune_trainer.engine import comparison, decoder, decoding, elementwise, layers, lora, model, passes
+from finetune_trainer.stages import train
+from finetune_trainer.store import storage
+from finetune_trainer.training import processes
 
 CPU = torch.device("cpu")
 
@@ -38,6 +43,27 @@ def refusal(tuned: Any) -> str:
 @pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_a_family_that_is_known_is_trained_fast_in_every_precision(family: str, kind: torch.dtype) -> None:
     assert refusal(made(family, kind)) == ""
+
+
+@pytest.mark.parametrize("local", [0, 1])
+def test_one_process_of_a_node_compares_the_form(
+    local: int, world: Callable[..., run.Run], base: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy takes the host's memory of a few layers in float32, which a node with eight GPUs has once."""
+    copies: list[Any] = []
+    miniature = comparison.miniature
+
+    def copied(*given: Any) -> Any:
+        copies.append(miniature(*given))
+        return copies[-1]
+
+    monkeypatch.setattr(comparison, "miniature", copied)
+    group = processes.ProcessGroup(local, 1, local)
+    spec = world(training={"lora": {"dropout": 0}})
+    data = corpus.Splits(loops.examples(), loops.examples(), None, "")
+    prepared = train.prepare(spec, storage.of(spec.storage), group, base, CPU, data, None)
+    assert isinstance(prepared.engine, passes.Fast)
+    assert len(copies) == (local == 0)
 
 
 WINDOWS: dict[str, Callable[..., int | None]] = {

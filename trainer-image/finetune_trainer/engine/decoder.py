@@ -345,12 +345,15 @@ def _through(
     return norm.backward(gradient[rows], unit, factor).to(gradient.dtype)
 
 
-def of(inner: Any, where: torch.device) -> Decoder:
+def of(inner: Any, where: torch.device, proves_form: bool = True) -> Decoder:
     """Our decoder for a model of transformers without its head, after comparing both. Raises Unknown where they differ, or
-    whatever else goes wrong: transformers' own passes can train the model."""
+    whatever else goes wrong: transformers' own passes can train the model.
+
+    proves_form: False where another process of the node compares the form."""
     setattr(inner, comparison.CACHE, None)  # it would keep the weights that are copied here
     try:
-        _compare_form(inner, where)  # a function of its own, so that the copy is freed before the weights are fused
+        if proves_form:
+            _compare_form(inner, where)  # a function of its own, so that the copy is freed before the weights are fused
         built = Decoder(inner, where)
         comparison.precision(built, inner, where)
     except torch.OutOfMemoryError as problem:

@@ -147,11 +147,12 @@ def of(
     *,
     sharded: bool = False,
     agreed: Callable[[bool], bool] = bool,
+    proves_form: bool = True,
 ) -> Engine:
     """The fast engine where the model's family and its output head are known, else the plain one.
 
     sharded: whether the frozen layers are, see `sharded`, which works through the modules of transformers; agreed: whether
-    something holds in all processes, so that all train with the same passes.
+    something holds in all processes, so that all train with the same passes; proves_form: as of `decoder.of`.
     """
     if sharded:
         return Plain(tuned, head, where, f"{STANDARD}, since its layers are sharded over the processes", agreed)
@@ -159,7 +160,7 @@ def of(
     try:
         if head.weight is None:
             raise layers.Unknown("its output head is of an unknown kind")
-        inner = decoder.of(model.decoder(tuned), where)
+        inner = decoder.of(model.decoder(tuned), where, proves_form)
     except layers.Unknown as problem:
         differs = str(problem)
     if agreed(inner is not None) and inner is not None:

@@ -276,7 +276,9 @@ def prepare(
 
     # engine
     counted = None if quantised else sum(weight.numel() for weight in base.parameters() if not weight.requires_grad)
-    engine = passes.of(tuned, model.head(base), where, sharded=shares, agreed=group.every)
+    # The form takes the host's memory of some layers: once on a node, not once for each GPU.
+    first = not group.local
+    engine = passes.of(tuned, model.head(base), where, sharded=shares, agreed=group.every, proves_form=first)
     examples = measured(data, spec.training.batch_size)
     case = None
     if planned is not None:
