@@ -79,6 +79,8 @@ _SHORTENED: tuple[tuple[_Path, int], ...] = (
     (("preflight", "findings"), 0),
     (("preflight", "advice"), 1),
     (("evaluation", "unanswered"), 1),
+    (("evaluation", "leftOut"), 1),
+    (("baseline", "leftOut"), 1),
     (("evaluation", "metrics"), 0),
     (("baseline", "metrics"), 0),
     (("message",), 300),

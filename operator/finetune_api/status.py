@@ -172,6 +172,10 @@ class Baseline(Reported):
     sufficient: job.Contender | None = Field(
         default=None, description="The contender that passes the gates without training. Absent: none does."
     )
+    undecided: list[job.Contender] = Field(
+        default_factory=list,
+        description="Contenders that meet the gates' bounds by the values measured, on too few validation examples to be sure.",
+    )
     examples: int = Field(description="Validation examples used.")
     metrics: list[MetricValue] = Field(default_factory=list, description="The gates' metrics of each contender.")
     left_out: list[str] = Field(
@@ -211,6 +215,10 @@ class Evaluation(Reported):
         default=None,
         description="What may let the same base model pass: more rows or more steps, by the losses of its training. Absent: it "
         "passed, the losses show no such thing, or a gate is missed by evidence and by more than that.",
+    )
+    left_out: list[str] = Field(
+        default_factory=list,
+        description="Contenders, or variants of them, that were not measured, each with the reason.",
     )
     unanswered: list[str] = Field(
         default_factory=list,

@@ -12,7 +12,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from tests.report import example
 
-from finetune_api import job, results
+from finetune_api import job, results, status
 from finetune_trainer import report
 from finetune_trainer.report import differences, document, drawings, judgement, parts, reading, samples, words
 from generate import api
@@ -44,6 +44,33 @@ def test_a_missed_gate_is_the_reason_and_warnings_are_listed_with_it() -> None:
     assert text.evidence.endswith("against 0.67 with a prompt and 3 examples; the tuned model is not better.")
     assert text.cautions[0] == "The base model with a prompt and 3 examples passes the gates without any training."
     assert text.cautions[1].startswith("Only 24 test examples")
+
+
+def test_a_prompt_that_may_be_enough_is_no_evidence_for_training() -> None:
+    text = (
+        "undecided: as measured the base model meets the gates' bounds as it is, but 16 validation examples are too few"
+    )
+    unsure = status.Baseline(undecided=[Contender.BASE], examples=16, message=text)
+    found = example.changed(example.everything(), baseline=unsure)
+    assert judgement.verdict(found).cautions == (
+        "The base model alone may pass the gates without any training: too few validation examples to decide.",
+    )
+    (reason,) = (one for one in judgement.against_tuning(found) if one.title == "A prompt is sufficient")
+    assert reason.mark is judgement.Mark.UNDECIDED
+    assert reason.measured.startswith("undecided: as measured")
+
+
+def test_a_strong_baseline_that_was_not_asked_is_named_with_the_verdict() -> None:
+    left_out = [
+        "Retrieved with 4 examples: it would take about 90 s",
+        "ManyShot: it would take about 90 s, 30 s are left",
+    ]
+    found = example.changed(example.everything(), left_out=left_out)
+    assert judgement.verdict(found).cautions == (
+        "Not compared with Retrieved and Many-shot, which may do better than the baselines above.",
+    )
+    few = example.changed(example.everything(), left_out=["FewShot with more: there was no time"])
+    assert judgement.verdict(few).cautions == ()
 
 
 def test_a_job_without_gates_passes_and_the_page_says_what_that_is_worth() -> None:

@@ -89,7 +89,7 @@ def judged(task: methods.Task, encoder: tokens.Encoder, work: pathlib.Path) -> t
     passing = baseline.run_rounds(spec, runner, rounds, reporter)
     assert sorted(shares) == shares
     assert max(shares) <= 100
-    found = baseline.summary(spec, rounds.asked, passing, len(rounds.examples), runner.script.structured)
+    found = baseline.summary(spec, rounds, passing, len(rounds.examples), runner.script.structured)
     return found, rounds
 
 

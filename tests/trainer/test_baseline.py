@@ -12,7 +12,7 @@ from tests.trainer import tiny
 from finetune_api import evaluation, job, reasons, results, run, status
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import lora, model
-from finetune_trainer.evaluation import answers, consistency, contenders, evidence, in_process
+from finetune_trainer.evaluation import answers, consistency, contenders, doubt, evidence, gates, in_process, metrics
 from finetune_trainer.process import errors, machine
 from finetune_trainer.stages import baseline, evaluate, preflight, train
 from finetune_trainer.store import folders, storage
@@ -155,9 +155,51 @@ def test_a_prompt_that_passes_is_reported_and_ends_the_job_only_where_that_is_wa
 
 def test_looks_share_the_doubt() -> None:
     gate = job.Gate(metric=job.Metric.EXACT_MATCH, minimum=0.5, over=BASE, improvement=0.1)
-    strict = baseline.bounds_only(gate, 4)
-    assert strict.confidence == pytest.approx(1 - 0.05 / 4)
+    shared = doubt.among([BASE, FEW, RETRIEVED])
+    strict = shared.gate(gate, FEW, 40)
+    assert strict.confidence == pytest.approx(1 - 0.05 / 6), "three contenders, two looks"
+    assert shared.gate(gate, RETRIEVED, 40).confidence == pytest.approx(1 - 0.05 / 18), "a search pays for itself"
     assert (strict.over, strict.improvement) == (None, None)
+
+
+@pytest.mark.parametrize("minimum, needed", [(0.8, 23), (0.9, 55), (0.95, 121)])
+def test_it_is_known_how_many_right_answers_make_a_prompt_sure(minimum: float, needed: int) -> None:
+    gate = job.Gate(metric=job.Metric.EXACT_MATCH, minimum=minimum)
+    shared = doubt.among([*evaluation.BASELINES], 9)
+    assert shared.needed(gate, FEW, 1.0) == needed
+
+    def passes(examples: int) -> bool:
+        values = {FEW: {gate.metric: evidence.mean([1.0] * examples, share=True)}}
+        return gates.check([shared.gate(gate, FEW, examples)], values, FEW)[0].passed
+
+    assert passes(needed)
+    assert not passes(needed - 1)
+    assert shared.needed(gate, FEW, minimum) is None, "a prompt at the bound is never sure"
+
+
+def judged(
+    hits: dict[job.Contender, int], examples: int, world: World, *, available: int = 0, **changes: Any
+) -> status.Baseline:
+    rules = {"gates": [{"metric": "ExactMatch", "minimum": 0.8}], **changes}
+    asked = {
+        which: answers.Answers([metrics.Answer("a" if n < right else "b", "a", 1, 1) for n in range(examples)], [], [])
+        for which, right in hits.items()
+    }
+    rounds = baseline.Rounds([CHAT] * examples, asked=asked, shared=doubt.among([*evaluation.BASELINES], 9))
+    return baseline.summary(world(evaluation=rules), rounds, None, available or examples)
+
+
+def test_a_prompt_that_may_be_enough_is_undecided_and_the_examples_that_it_takes_are_named(world: World) -> None:
+    found = judged({BASE: 2, FEW: 16, RETRIEVED: 15}, 16, world)
+    assert (found.sufficient, found.undecided) == (None, [FEW, RETRIEVED])
+    assert found.message == (
+        "undecided: as measured the base model meets the gates' bounds with a few examples before the question, but 16 "
+        "validation examples are too few to be sure: it takes about 23 (dataset.validation)"
+    )
+    assert "(evaluation.maximumExamples)" in judged({FEW: 16}, 16, world, available=40, maximumExamples=16).message
+    assert "(evaluation.baselineBudget)" in judged({FEW: 16}, 16, world, available=40).message
+    assert "it takes more (" in judged({FEW: 20}, 25, world).message
+    assert "no prompt meets" in judged({FEW: 12}, 16, world).message
 
 
 def test_only_bounds_that_a_prompt_can_meet_decide() -> None:

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from finetune_api import evaluation, job
-from finetune_trainer.evaluation import evidence, gates, means
+from finetune_trainer.evaluation import doubt, evidence, gates, means
 
 LEVEL = 0.05
 TRIALS = 2_000
@@ -185,3 +185,24 @@ def test_a_bound_at_the_end_of_the_scale_needs_no_evidence(gate: dict[str, Any])
     made = job.Gate.model_validate(gate)
     (found,) = gates.check([made], {job.Contender.TUNED: {made.metric: column([made.minimum or 0.0] * 3)}})
     assert found.passed
+
+
+# --- A prompt that is enough, before training ---
+
+
+@pytest.mark.parametrize("examples", [24, 60, 300])
+@pytest.mark.parametrize("bound", [0.5, 0.8, 0.95])
+def test_a_prompt_at_the_bound_is_seldom_enough_however_many_are_tried(examples: int, bound: float) -> None:
+    """Every contender is just at the bound in each way in which it may be asked, independently; the way that does best on the
+    first look is kept."""
+    draw, gate = np.random.default_rng(examples), job.Gate(metric=job.Metric.EXACT_MATCH, minimum=bound)
+    shared = doubt.among([*evaluation.BASELINES, job.Contender("large")], 9)
+    looks = [size for size in doubt.ROUNDS if size < examples] + [examples]
+    passed = np.zeros(TRIALS, dtype=bool)
+    for which, ways in shared.ways.items():
+        right = (draw.random((TRIALS, ways, examples)) < bound).cumsum(2)
+        best = right[np.arange(TRIALS), right[:, :, looks[0] - 1].argmax(1)]
+        allowed = 1 - shared.gate(gate, which, examples).confidence
+        for look in looks:
+            passed |= stats.binom.sf(best[:, look - 1] - 1, look, bound) <= allowed
+    assert passed.mean() <= TOLERATED

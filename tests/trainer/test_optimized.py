@@ -16,6 +16,7 @@ from finetune_trainer.evaluation import (
     answers,
     chosen,
     contenders,
+    doubt,
     engines,
     in_process,
     instructions,
@@ -219,8 +220,8 @@ def test_retrieved_examples_are_shown_only_where_their_number_was_chosen(base: p
 
 
 def test_each_prompt_gets_its_share_of_the_doubt() -> None:
-    assert baseline.variants([PROMPT, OPTIMIZED], 9) == 10
-    assert baseline.variants([PROMPT], 9) == 1
+    assert doubt.among([PROMPT, OPTIMIZED], 9).ways == {PROMPT: 1, OPTIMIZED: 9}
+    assert doubt.among([PROMPT], 9).ways == {PROMPT: 1}
 
 
 def test_examples_with_tools_are_not_instructed(base: pathlib.Path, world: World) -> None:
@@ -262,7 +263,7 @@ def test_an_optimized_prompt_that_is_enough_ends_the_job(world: World, monkeypat
     assert found.baseline.sufficient is OPTIMIZED
     assert re.match(
         "an optimized prompt is enough: the base model meets the gates' bounds with \"The answer is exactly one of these "
-        "labels: - (R7 - P2|P2 - R7) Answer with the label only.* in the system prompt, on 32 validation examples: training",
+        "labels: - (R7 - P2|P2 - R7) Answer with the label only.* in the system prompt, on 64 validation examples: training",
         found.message,
     )
     folder = pathlib.Path(spec.layout.baseline("e1").removeprefix("file://"))

@@ -213,3 +213,18 @@ def test_the_documented_numbers_of_examples_are_those_computed(rules: dict[str, 
     found = of(10, **rules)
     assert f"{found.plausible:g}" in line
     assert f"{found.needed} examples" in line
+
+
+def test_preflight_says_how_many_validation_examples_it_takes_to_find_a_prompt_enough(world: World) -> None:
+    def advice(gate: dict[str, Any], **intent: Any) -> list[str]:
+        spec = world(tiny.examples(300), evaluation={"gates": [gate]}, intent=intent)
+        assert preflight.preflight(spec).preflight is not None
+        document = json.loads(pathlib.Path(spec.layout.preflight.removeprefix("file://")).read_text())
+        return [one["text"] for one in document["advice"] if one["rule"] == "validation_examples_are_too_few"]
+
+    exact = {"metric": "ExactMatch", "minimum": 0.8}
+    (text,) = advice(exact)
+    assert "ExactMatch at least 0.8 takes 20 validation examples, and there are 15. Hold out more of them" in text
+    assert advice(exact | {"confidence": 0.5}) == []
+    assert advice({"metric": "ExactMatch", "over": "Base"}) == [], "nothing is decided before training"
+    assert advice(exact, advice="Ignore") == []

@@ -200,7 +200,7 @@ def test_a_job_is_compared_with_retrieved_and_many_examples(world: World) -> Non
     found = results.Results.model_validate_json((folder / "results.json").read_text())
     assert {RETRIEVED, MANY} <= {one.contender for one in found.values}
     assert found.retrieved is not None
-    assert found.retrieved.examples in selection.OPTIONS
+    assert found.retrieved.examples in contenders.OPTIONS
     assert all(one.asked == 32 for one in found.retrieved.tried), "as chosen before training"
     assert found.retrieved.tried
     assert found.left_out == []

@@ -138,3 +138,9 @@ def test_the_status_has_the_deciding_metric_also_of_a_job_without_gates(world: W
     listed = [(one.name, one.contender) for one in results_of(world(), found).evaluation.metrics]
     assert (Metric.ACCURACY, TUNED) in listed
     assert Metric.BLEU not in dict(listed)
+
+
+def test_the_status_names_what_was_left_out(world: World) -> None:
+    found = free_text()
+    found.left_out = ["ManyShot: it would take about 90 s"]
+    assert results_of(world(), found).evaluation.left_out == found.left_out

@@ -17,6 +17,7 @@ from finetune_trainer.evaluation import (
     answers,
     contenders,
     divergence,
+    doubt,
     engines,
     evidence,
     in_process,
@@ -158,12 +159,12 @@ def test_the_prompt_is_the_best_by_another_metric_than_those_of_the_form() -> No
 
 
 def test_each_prompt_that_may_be_structured_decodings_gets_its_share_of_the_doubt() -> None:
-    assert baseline.variants([BASE, FEW]) == 2
-    assert baseline.variants([BASE, FEW, job.Contender.RETRIEVED]) == 5, "three numbers of retrieved examples"
-    assert baseline.variants([BASE, FEW, STRUCTURED, job.Contender("large")]) == 5, (
-        "with either prompt; candidates have none"
-    )
-    assert baseline.variants([STRUCTURED]) == 1
+    retrieved, large, optimized = job.Contender.RETRIEVED, job.Contender("large"), job.Contender.OPTIMIZED
+    assert doubt.among([BASE, FEW]).ways == {BASE: 1, FEW: 1}
+    assert doubt.among([BASE, retrieved]).ways == {BASE: 1, retrieved: 3}, "three numbers of retrieved examples"
+    found = doubt.among([BASE, retrieved, optimized, MANY, STRUCTURED, large], 9).ways
+    assert (found[STRUCTURED], found[large]) == (1 + 3 + 9 + 1, 1 + 3 + 9), "no candidate gets the prompt of ManyShot"
+    assert doubt.among([STRUCTURED]).ways == {STRUCTURED: 1}
 
 
 def test_a_short_prompt_takes_the_place_of_one_that_there_is_no_time_for(runner: answers.ModelRunner) -> None:

@@ -19,16 +19,6 @@ from finetune_trainer.data import dataset, toolcalls
 from finetune_trainer.evaluation import answers, contenders, endpoint, metrics, selection
 from finetune_trainer.process import errors, log
 
-PROMPTS = (
-    job.Contender.BASE,
-    job.Contender.PROMPT,
-    job.Contender.FEW_SHOT,
-    job.Contender.RETRIEVED,
-    job.Contender.OPTIMIZED,
-    job.Contender.RAG,
-)
-"""Contenders whose prompt a candidate may get. ManyShot's thousands of tokens would be paid with every question."""
-
 LONGEST = 3600.0
 """Seconds for all questions to a candidate that a gate needs."""
 
@@ -61,7 +51,7 @@ def connected(spec: run.Run, rules: job.Candidate, *, needed: bool) -> "Candidat
 
 def best_prompt(required: Sequence[job.Gate], measured: dict[job.Contender, metrics.Columns]) -> job.Contender:
     """Whose prompt did best with the base model, the cheapest of equals; Prompt where nothing was measured."""
-    there = {which: measured[which] for which in PROMPTS if measured.get(which)}
+    there = {which: measured[which] for which in contenders.PROMPTS if measured.get(which)}
     return selection.of(required, there)[0] if there else job.Contender.PROMPT
 
 

@@ -37,6 +37,19 @@ SHOWN = frozenset({job.Contender.FEW_SHOT, job.Contender.RETRIEVED, job.Contende
 PROMPTED = SHOWN | {job.Contender.PROMPT, job.Contender.OPTIMIZED, job.Contender.RAG}
 """Contenders with the system prompt of intent.prompt."""
 
+PROMPTS = (
+    job.Contender.BASE,
+    job.Contender.PROMPT,
+    job.Contender.FEW_SHOT,
+    job.Contender.RETRIEVED,
+    job.Contender.OPTIMIZED,
+    job.Contender.RAG,
+)
+"""Contenders whose prompt a candidate may get. ManyShot's thousands of tokens would be paid with every question."""
+
+OPTIONS = (4, 16, 256)
+"""Numbers of retrieved examples that are tried; the last one stands for as many as fit."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Script:

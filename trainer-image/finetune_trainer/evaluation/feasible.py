@@ -131,6 +131,12 @@ def _fewest(gate: job.Gate) -> int:
     return math.ceil(math.log2(1 / (1 - gate.confidence)) - gates.TOLERANCE)
 
 
+def shares(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> set[job.Metric]:
+    """The metrics of these examples that are shares of answers."""
+    found = metrics.measure([_answer(one, one.answer) for one in examples if one.answer is not None], rules, KNOWN)
+    return {metric for metric, column in found.items() if column.share}
+
+
 def problem(rules: job.Evaluation, examples: Sequence[dataset.Example]) -> str | None:
     """Which gates cannot pass on these test examples, why, and what to do; None where all can."""
     known = [gate for gate in rules.stated if gate.metric in KNOWN]

@@ -381,6 +381,7 @@ def summary(
         tries=found.tries and found.tries.evaluations,
         gates=gate_results,
         best_baseline=found.headline(spec).baseline,
+        left_out=found.left_out,
         unanswered=[f"{one.name}: {one.problem}" for one in found.candidates if one.problem],
         canary=f"{spec.layout.evaluation(spec.evaluation_hash)}/canary.json",
         tokens_saved_per_request=saved,

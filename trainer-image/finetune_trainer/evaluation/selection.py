@@ -11,15 +11,12 @@ from typing import TypeVar
 from finetune_api import job, results
 from finetune_trainer.data import dataset
 from finetune_trainer.engine import prefixes
-from finetune_trainer.evaluation import answers, evidence, headline, metrics, retrieval
+from finetune_trainer.evaluation import answers, contenders, evidence, headline, metrics, retrieval
 from finetune_trainer.process import log
 
 Key = TypeVar("Key")
 
 BUDGETED = (job.Contender.RETRIEVED, job.Contender.OPTIMIZED, job.Contender.MANY_SHOT, job.Contender.RAG)
-
-OPTIONS = (4, 16, 256)
-"""Numbers of retrieved examples that are tried; the last one stands for as many as fit."""
 
 EXAMPLES = 32
 """Validation examples on which the numbers are compared."""
@@ -107,7 +104,7 @@ class Choice:
 
 
 def name(count: int) -> str:
-    return f"Retrieved with {'as many examples as fit' if count == OPTIONS[-1] else f'{count} examples'}"
+    return f"Retrieved with {'as many examples as fit' if count == contenders.OPTIONS[-1] else f'{count} examples'}"
 
 
 def choose(
@@ -124,14 +121,14 @@ def choose(
     """
     asked: dict[int, answers.Answers] = {}
     which, shown = job.Contender.RETRIEVED, 0
-    for place, count in enumerate(OPTIONS):
+    for place, count in enumerate(contenders.OPTIONS):
         runner.script = dataclasses.replace(runner.script, retrieved=count)
         longest = max((len(runner.script.shown(one, which)) for one in [*examples, *later][:SAMPLED]), default=0)
         if longest <= shown:  # no more of them fit, or there are no more
             break
         shown = longest
         if not limits.allows(name(count), pace.seconds(runner, which, [*examples, *later])):
-            limits.left_out += [f"{name(more)}: more than the above" for more in OPTIONS[place + 1 :]]
+            limits.left_out += [f"{name(more)}: more than the above" for more in contenders.OPTIONS[place + 1 :]]
             break
         if not examples:
             return Choice(results.Retrieved(examples=count))

@@ -266,6 +266,17 @@ def test_examples_are_too_few(spec: run.Run, measured: measurements.Measurements
     return _short(measured.short_gates, f"{remedy}, or lower the gate's confidence.")
 
 
+def validation_examples_are_too_few(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
+    if not measured.short_baseline:
+        return None
+    capped = measured.validation > spec.evaluation.maximum_examples
+    remedy = "Raise evaluation.maximumExamples" if capped else "Hold out more of them (dataset.validation)"
+    return Advice(
+        f"A prompt that is always right cannot be shown to be enough: {measured.short_baseline[0]}. {remedy}, or lower "
+        "the gate's confidence."
+    )
+
+
 def benchmark_questions_are_too_few(spec: run.Run, measured: measurements.Measurements) -> Advice | None:
     return _short(
         measured.short_benchmarks,
@@ -311,6 +322,7 @@ RULES: tuple[Rule, ...] = (
     memory_is_short,
     training_takes_days,
     test_examples_are_too_few,
+    validation_examples_are_too_few,
     benchmark_questions_are_too_few,
     answers_are_the_teachers,
 )

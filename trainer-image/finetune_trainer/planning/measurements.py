@@ -45,6 +45,8 @@ class Measurements:
     """Whether the base model's chat template opens a reasoning block in the prompt, which is left out: `templates.closed`."""
     short_gates: list[str] = dataclasses.field(default_factory=list)
     """Gates for which the test examples are too few: `evaluation.feasible.short`, of the job's present gates."""
+    short_baseline: list[str] = dataclasses.field(default_factory=list)
+    """Gates for which the validation examples are too few: `evaluation.doubt.short`, of the job's present gates."""
     short_benchmarks: list[str] = dataclasses.field(default_factory=list)
     """Gates on benchmarks for which their questions are too few: `evaluation.task_gates.short`, of the job's present gates."""
     benchmarks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)

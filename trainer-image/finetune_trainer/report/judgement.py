@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import math
 
-from finetune_api import evaluation, job, results
+from finetune_api import evaluation, job, results, status
 from finetune_trainer.report import reading, words
 
 Metric = job.Metric
@@ -106,6 +106,11 @@ def _cautions(found: results.Results) -> list[str]:
     if baseline is not None and baseline.sufficient is not None:
         who = words.described(baseline.sufficient, found.intent.prompt)
         made.append(f"{words.capital(who)} passes the gates without any training.")
+    if baseline is not None and baseline.sufficient is None and baseline.undecided:
+        who = words.described(baseline.undecided[0], found.intent.prompt)
+        made.append(
+            f"{words.capital(who)} may pass the gates without any training: too few validation examples to decide."
+        )
     metric = found.headline
     if metric and _mark(found, metric) is Mark.AGAINST:
         made.append(f"By {metric} the best baseline is better than the tuned model: fine-tuning was not worth it.")
@@ -113,6 +118,8 @@ def _cautions(found: results.Results) -> list[str]:
         made.append(f"By {metric} it is not certain that the tuned model is better than the best baseline.")
     if metric and (better := _better_candidate(found, metric)):
         made.append(f"By {metric} the candidate {better} is better than the tuned model: compare what both cost.")
+    if rungs := _strong_left_out(found):
+        made.append(f"Not compared with {' and '.join(rungs)}, which may do better than the baselines above.")
     if found.tries is not None and found.tries.evaluations > 1:
         made.append(_tried(found.tries))
     if examples < FEW:
@@ -124,6 +131,19 @@ def _cautions(found: results.Results) -> list[str]:
         listed = ", ".join(f"{one.task} ({one.metric})" for one in forgetting)
         made.append(f"The tuned model is worse than the base model in public benchmarks: {listed}.")
     return made
+
+
+STRONG = (Contender.RETRIEVED, Contender.OPTIMIZED, Contender.MANY_SHOT, Contender.RAG, Contender.STRUCTURED)
+"""Baselines that often come near to a tuned model."""
+
+
+def _strong_left_out(found: results.Results) -> list[str]:
+    """Strong baselines without a value that the job names as left out, for whatever reason."""
+    measured = reading.contenders(found)
+    named = [text.partition(":")[0] for text in found.left_out]
+    return [
+        words.name(one) for one in STRONG if one not in measured and any(text.startswith(str(one)) for text in named)
+    ]
 
 
 def _better_candidate(found: results.Results, metric: Metric) -> Contender | None:
@@ -420,7 +440,13 @@ def _sufficient(found: results.Results) -> Reason:
         else "No baseline passes the gates."
     )
     counted = f" Measured before training on {words.count(baseline.examples, 'validation examples')}."
-    return Reason(title, _sentence(text) + counted, Mark.AGAINST if who else Mark.CLEAR)
+    return Reason(title, _sentence(text) + counted, _of_baseline(baseline))
+
+
+def _of_baseline(found: status.Baseline) -> Mark:
+    if found.sufficient:
+        return Mark.AGAINST
+    return Mark.UNDECIDED if found.undecided else Mark.CLEAR
 
 
 def _sentence(text: str) -> str:

@@ -2,14 +2,13 @@
 
 The base model is asked with the prompt in use today, and with examples of the training split before the question, on
 validation examples; the test examples stay unseen. A contender is asked in growing rounds, until it has passed or can no longer
-pass; each look at each contender, or variant of one, gets its share of the error probability that the gate allows (Bonferroni).
+pass; each look at each contender, or variant of one, gets its share of the error probability that the gate allows (`doubt`).
 """
 
 import dataclasses
 import itertools
 import json
 import random
-from collections.abc import Sequence
 
 from finetune_api import course, evaluation, job, outcome, reasons, results, run, status
 from finetune_trainer.data import dataset, tokens
@@ -17,6 +16,7 @@ from finetune_trainer.evaluation import (
     answers,
     candidates,
     contenders,
+    doubt,
     evidence,
     feasible,
     gates,
@@ -32,9 +32,6 @@ from finetune_trainer.evaluation import (
 from finetune_trainer.planning import epoch_count
 from finetune_trainer.process import log, machine, progress
 from finetune_trainer.store import folders, storage
-
-ROUNDS = (32, 64, 128, 256, 512)
-"""Numbers of examples after which the gates are checked."""
 
 Asked = dict[job.Contender, answers.Answers]
 
@@ -67,7 +64,7 @@ def baseline(spec: run.Run, attempt: int, scale: float = 1.0, sidecar: server.Si
     unanswered = [f"{one.which}: {one.problem}" for one in others if one.problem]
     left_out = [*rounds.limits.left_out, *unanswered]
     prompt = runner.script.structured if runner and passing is job.Contender.STRUCTURED else None
-    found = summary(spec, rounds.asked, passing, len(examples), prompt, rounds.optimized)
+    found = summary(spec, rounds, passing, len(examples), prompt)
     found = found.model_copy(update={"left_out": left_out})
     if spec.training.teacher is not None:
         found = found.model_copy(update={"message": of_teacher(spec, store, found)})
@@ -118,10 +115,11 @@ class Rounds:
     pace: selection.Pace = dataclasses.field(default_factory=selection.Pace)
     retrieved: results.Retrieved | None = None
     optimized: results.Optimized | None = None
+    shared: doubt.Doubt = dataclasses.field(default_factory=lambda: doubt.Doubt({}))
 
     @property
     def looks(self) -> list[int]:
-        return [size for size in ROUNDS if size < len(self.examples)] + [len(self.examples)]
+        return [size for size in doubt.ROUNDS if size < len(self.examples)] + [len(self.examples)]
 
     def ask(
         self, runner: answers.ModelRunner, which: job.Contender, begun: int, look: int, gates: list[job.Gate]
@@ -191,8 +189,9 @@ def run_rounds(
     open_ = [which for which in open_ if answers.can_answer(runner, which, rounds.examples, rounds.limits.left_out)]
     open_ += [which for which, one in rounds.others.items() if one.problem is None]
     written = len(runner.script.variants) + (reflection.MOST if runner.script.optimizer else 0)
-    looks = len(rounds.looks) * variants(open_, written)
-    strict = [bounds_only(gate, looks) for gate in spec.evaluation.absolute]
+    rounds.shared = shared = doubt.among(open_, written)
+    bounds = spec.evaluation.absolute
+    strict = {which: [shared.gate(gate, which, len(rounds.examples)) for gate in bounds] for which in open_}
     trained = training_tokens(spec, runner)
     for begun, look in itertools.pairwise([0, *rounds.looks]):
         asked = list(open_)
@@ -205,23 +204,13 @@ def run_rounds(
                 open_.remove(which)
         values = {which: metrics.measure(one.answers, runner.rules) for which, one in rounds.asked.items()}
         for which in open_:
-            if all(gate.passed for gate in gates.check(strict, values, which)):
+            if all(gate.passed for gate in gates.check(strict[which], values, which)):
                 return which
-        open_ = [which for which in open_ if not any(cannot_pass(gate, values[which]) for gate in strict)]
+        open_ = [which for which in open_ if not any(cannot_pass(gate, values[which]) for gate in strict[which])]
         log.info("baseline", examples=look, open=[str(which) for which in open_])
         if not open_:
             return None
     return None
-
-
-def variants(open_: Sequence[job.Contender], written: int = 0) -> int:
-    """In how many ways these contenders may be asked: with each number of retrieved examples, Optimized with each of so many
-    prompts, and Structured with each baseline's prompt."""
-    retrieved = len(selection.OPTIONS) - 1 if job.Contender.RETRIEVED in open_ else 0
-    optimized = max(0, written - 1) if job.Contender.OPTIMIZED in open_ else 0
-    prompts = [one for one in evaluation.BASELINES if one in open_ and one is not job.Contender.STRUCTURED]
-    structured = max(0, len(prompts) - 1) if job.Contender.STRUCTURED in open_ else 0
-    return len(open_) + retrieved + optimized + structured
 
 
 def training_tokens(spec: run.Run, runner: answers.ModelRunner) -> float:
@@ -230,12 +219,6 @@ def training_tokens(spec: run.Run, runner: answers.ModelRunner) -> float:
     few = training[:64]
     mean = sum(len(runner.encoder.encode(one).ids) for one in few) / max(1, len(few))
     return mean * epoch_count.total_examples(len(training), spec.training)
-
-
-def bounds_only(gate: job.Gate, looks: int) -> job.Gate:
-    """The gate as a prompt must pass it: only its bounds, at a confidence corrected for the number of looks at results."""
-    confidence = gate.confidence if gate.confidence <= gates.POINT else 1 - (1 - gate.confidence) / looks
-    return gate.model_copy(update={"over": None, "improvement": None, "confidence": confidence})
 
 
 def cannot_pass(gate: job.Gate, columns: metrics.Columns) -> bool:
@@ -263,59 +246,85 @@ def can_be_beaten(gate: job.Gate, values: gates.Values) -> bool:
 
 def summary(
     spec: run.Run,
-    asked: Asked,
+    rounds: Rounds,
     passing: job.Contender | None,
     available: int,
     prompt: job.Contender | None = None,
-    chosen: results.Optimized | None = None,
 ) -> status.Baseline:
-    """The result. A prompt is enough if it meets every bound, and no gate requires more than a prompt can give. prompt: whose
-    Structured had; chosen: Optimized's."""
-    measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in asked.items()}
+    """The result. A prompt is enough if it meets every bound, and no gate requires more than a prompt can give. available:
+    validation examples with answers; prompt: whose Structured had."""
+    measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in rounds.asked.items()}
     left = [gate for gate in spec.evaluation.relative if can_be_beaten(gate, measured)]
     main = {gate.metric for gate in (*spec.evaluation.absolute, *spec.evaluation.relative)}
+    unsure = [] if passing else doubt.undecided(rounds.shared, spec.evaluation.absolute, measured)
+    if not available:
+        text = "no baseline: there are no validation examples with answers"
+    elif passing is not None:
+        asked = len(rounds.asked[passing].answers)
+        text = f"{ENOUGH.get(passing, '')}{meeting(passing, prompt, rounds.optimized)}, on {asked} validation examples"
+        text = _with_consequence(spec, text, left)
+    elif unsure:
+        how = meeting(unsure[0].which, prompt, rounds.optimized)
+        text = f"undecided: as measured {how}, but {too_few(spec, unsure[0], available)}"
+        text = f"{text}; {_still_to_show(left)}" if left else text
+    else:
+        text = (
+            f"no prompt meets the gates' bounds, on up to {available} validation examples: training may improve on that"
+        )
     return status.Baseline(
         sufficient=None if left else passing,
-        examples=max((len(one.answers) for one in asked.values()), default=0),
+        undecided=[one.which for one in unsure],
+        examples=max((len(one.answers) for one in rounds.asked.values()), default=0),
         metrics=[scoreboard.metric_value(one) for one in scoreboard.values(measured) if one.metric in main],
-        message=explanation(spec, passing, left, len(asked[passing].answers) if passing else available, prompt, chosen),
+        message=text,
     )
 
 
-def explanation(
-    spec: run.Run,
-    passing: job.Contender | None,
-    left: list[job.Gate],
-    examples: int,
-    prompt: job.Contender | None = None,
-    chosen: results.Optimized | None = None,
-) -> str:
-    how = {
-        job.Contender.BASE: "the base model meets the gates' bounds as it is",
-        job.Contender.PROMPT: "the base model meets the gates' bounds with the current prompt",
-        job.Contender.FEW_SHOT: "the base model meets the gates' bounds with a few examples before the question",
-        job.Contender.RETRIEVED: "the base model meets the gates' bounds with the training examples most similar to the "
-        "question before it",
-        job.Contender.OPTIMIZED: f"an optimized prompt is enough: the base model meets the gates' bounds with "
-        f"{optimized.described(chosen)}",
-        job.Contender.MANY_SHOT: "the base model meets the gates' bounds with as many examples as fit before the question",
-        job.Contender.RAG: "the base model meets the gates' bounds with passages of the documents before the question",
-        job.Contender.STRUCTURED: "structured decoding is enough: with evaluation.outputSchema in each request the base model "
-        f"meets the gates' bounds, asked like {prompt}",
+ENOUGH = {
+    job.Contender.OPTIMIZED: "an optimized prompt is enough: ",
+    job.Contender.STRUCTURED: "structured decoding is enough: ",
+}
+
+
+def meeting(which: job.Contender, prompt: job.Contender | None, chosen: results.Optimized | None) -> str:
+    """Who meets the bounds, and how it was asked."""
+    with_what = {
+        job.Contender.BASE: "as it is",
+        job.Contender.PROMPT: "with the current prompt",
+        job.Contender.FEW_SHOT: "with a few examples before the question",
+        job.Contender.RETRIEVED: "with the training examples most similar to the question before it",
+        job.Contender.OPTIMIZED: f"with {optimized.described(chosen)}",
+        job.Contender.MANY_SHOT: "with as many examples as fit before the question",
+        job.Contender.RAG: "with passages of the documents before the question",
+        job.Contender.STRUCTURED: f"with evaluation.outputSchema in each request, asked like {prompt}",
     }
-    if not examples:
-        return "no baseline: there are no validation examples with answers"
-    if passing is None:
-        return (
-            f"no prompt meets the gates' bounds, on up to {examples} validation examples: training may improve on that"
-        )
-    other = f"the candidate {passing} meets the gates' bounds with the best prompt found"
-    text = f"{how.get(passing, other)}, on {examples} validation examples"
+    if which in with_what:
+        return f"the base model meets the gates' bounds {with_what[which]}"
+    return f"the candidate {which} meets the gates' bounds with the best prompt found"
+
+
+def _still_to_show(left: list[job.Gate]) -> str:
+    return f"training must still show: {', '.join(map(gates.requirement, left))}"
+
+
+def _with_consequence(spec: run.Run, text: str, left: list[job.Gate]) -> str:
     if left:
-        return f"{text}; training must still show: {', '.join(map(gates.requirement, left))}"
+        return f"{text}; {_still_to_show(left)}"
     if spec.intent.wants_more:
         return f"{text}; whether training reaches the job's goals is measured in the evaluation"
     return f"{text}: training may not be worth its cost"
+
+
+def too_few(spec: run.Run, found: doubt.Undecided, available: int) -> str:
+    """How many validation examples it takes, and where they come from."""
+    unit = "" if found.unit == "examples" else f" {found.unit}"
+    takes = f"about {found.needed:,}" if found.needed else "more"
+    text = f"{found.examples} validation examples are too few to be sure: it takes {takes}{unit}"
+    if found.examples < min(available, spec.evaluation.maximum_examples):
+        return f"{text} (evaluation.baselineBudget)"
+    if found.examples < available:
+        return f"{text} (evaluation.maximumExamples)"
+    return f"{text} (dataset.validation)"
 
 
 def deliver(

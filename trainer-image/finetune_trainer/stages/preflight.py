@@ -16,7 +16,7 @@ import numpy as np
 from finetune_api import outcome, reasons, revision, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, variety
 from finetune_trainer.data import corpus, dataset, split, tokens
-from finetune_trainer.evaluation import contenders, feasible, task_gates
+from finetune_trainer.evaluation import contenders, doubt, feasible, task_gates
 from finetune_trainer.planning import (
     advisor,
     effort,
@@ -97,9 +97,11 @@ def answer(
 ) -> outcome.Outcome:
     """The outcome, stored with the measurements and the rules behind it."""
     rules = spec.evaluation.harness
+    tested = feasible.frozen(spec, store)
     found = dataclasses.replace(
         found,
-        short_gates=feasible.short(spec.evaluation, feasible.frozen(spec, store)),
+        short_gates=feasible.short(spec.evaluation, tested),
+        short_baseline=doubt.short(spec, feasible.shares(spec.evaluation, tested), found.validation),
         short_benchmarks=task_gates.short(rules, task_gates.of_record(found.benchmarks)) if rules else [],
     )
     data = same_files(files)
