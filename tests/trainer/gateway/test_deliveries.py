@@ -303,6 +303,27 @@ async def test_an_adapter_that_left_the_index_is_unloaded_and_removed(world: Wor
     await world.until(lambda: not hidden(pod.volume))
 
 
+async def test_what_the_engine_lists_after_its_end_is_removed_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM keeps the name of an adapter that its memory has dropped."""
+    monkeypatch.setattr(loading, "LIST_EVERY", 0.0)
+    old, new = world.adapter("x"), world.adapter("y")
+    world.hold(old, new)
+    pod = await world.pod(engine=double.Engine(in_memory=1))
+    await world.delivered(pod, old)
+    await world.delivered(pod, new)
+    world.adapters.remove(old.held)
+    await world.publish()
+    await world.until(lambda: not (pod.volume / old.sha256).exists())
+    await asyncio.sleep(1.0)
+    assert old.sha256 in pod.engine.adapters
+    assert pod.engine.calls.count(("unload", old.sha256)) == 1
+    world.serve("again", (old, 100))
+    await world.delivered(pod, old)
+    assert (await world.ask(pod, "again")).says == "x"
+
+
 async def test_an_adapter_in_use_is_not_removed(world: World) -> None:
     desk = world.adapter("x")
     world.serve("desk", (desk, 100))

@@ -77,6 +77,8 @@ class Loading:
         self._recent: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._copy_at: dict[str, tuple[float, float]] = {}
         self._gone_since: dict[str, float] = {}
+        self._removed: set[str] = set()
+        """Adapters whose names the engine may keep in its list."""
         self._changed = asyncio.Condition()
         self._engine_lock = asyncio.Lock()
         self._list_at = 0.0
@@ -205,7 +207,8 @@ class Loading:
             if lost:
                 log.warning("the engine has lost adapters; they are loaded again", adapters=len(lost))
                 self._unsettled()
-            self.loaded = {name for name in listed if volume.HEX.fullmatch(name)}
+            self._removed &= listed
+            self.loaded = {name for name in listed - self._removed if volume.HEX.fullmatch(name)}
             if not self.engine_ready:
                 log.info("the engine answers", adapters=len(self.loaded))
             self.engine_ready = True
@@ -248,6 +251,7 @@ class Loading:
             log.warning("the engine does not load an adapter", sha256=sha256, count=count, problem=str(refused))
         else:
             self.loaded.add(sha256)
+            self._removed.discard(sha256)
             self._refused.pop(sha256, None)
             self._waited_for.discard(sha256)
             self._ready_at[sha256] = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
@@ -296,6 +300,7 @@ class Loading:
                 except engine.Away:
                     self.engine_lost()
             self.loaded.discard(sha256)
+            self._removed.add(sha256)
         for known in (self._recent, self._refused, self._ready_at, self._copy_at, self._gone_since, self.running):
             known.pop(sha256, None)
         await asyncio.to_thread(self._disk.remove, sha256)
