@@ -170,6 +170,42 @@ async def test_log_probabilities_of_prompts_are_refused(world: World, path: str,
         assert answer.status == 200
 
 
+async def test_requests_beyond_the_memory_are_asked_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "ROOM", 500_000)
+    desk = world.adapter("x")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    pod.engine.gate.clear()
+    asking = asyncio.create_task(world.ask(pod, "desk", user="u" * 100_000))
+    await world.until(lambda: pod.engine.requests)
+    more = await world.ask(pod, "desk", user="u" * 100_000)
+    assert (more.status, more.headers["Retry-After"], more.error["code"]) == (503, "5", "busy")
+    pod.engine.gate.set()
+    assert (await asking).says == "x"
+    for _ in range(5):
+        assert (await world.ask(pod, "desk", user="u" * 100_000)).says == "x", "what is over leaves room"
+    pod.engine.text = "long" * 100_000
+    assert (await world.ask(pod, "desk")).error["code"] == "answer_too_large"
+    assert (await world.ask(pod, "desk", stream=True)).says == pod.engine.text
+    pod.engine.text = "long" * 30_000
+    for _ in range(3):
+        assert (await world.ask(pod, "desk")).says == pod.engine.text
+    assert [one.requests for one in (await world.state(pod)).traffic] == [11]
+
+
+async def test_a_document_of_too_many_values_is_not_read(world: World) -> None:
+    desk = world.adapter("x")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    lists = b'{"model": "desk", "messages": [' + b"[]," * 1_500_000 + b"[]]}"
+    for body in (lists, b" " * (proxy.BODY_BYTES + 1)):
+        async with world.http.post(f"{pod.clients}/v1/chat/completions", data=body) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (413, "request_too_large")
+    assert (await world.ask(pod, "desk", user="ü" * 1000)).says == "x"
+
+
 async def test_no_header_of_a_client_reaches_the_engine(world: World) -> None:
     desk = world.adapter("x")
     world.serve("desk", (desk, 100))

@@ -130,7 +130,8 @@ class Activator:
     @contextlib.contextmanager
     def _room(self, request: web.Request) -> Iterator[None]:
         """Reserves what the request may take. Raises Refusal."""
-        size = min(request.content_length or proxy.BODY_BYTES, proxy.BODY_BYTES)
+        known = None if "Content-Encoding" in request.headers else request.content_length
+        size = min(known or proxy.BODY_BYTES, proxy.BODY_BYTES)
         if self._held >= HELD or self._bytes + size > HELD_BYTES:
             self._asked = asyncio.get_running_loop().time()
             message = f"the servers start, and {self._held} requests wait already; send the request again"

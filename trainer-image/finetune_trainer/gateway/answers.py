@@ -15,8 +15,8 @@ from finetune_trainer.process import log
 CHECKED_CHARACTERS = 1 << 20
 """Longer answers are not checked with a schema."""
 
-LINE_BYTES = 64 << 20
-"""Most bytes of a line of a stream: one with the log-probabilities of a long prompt is long."""
+LINE_BYTES = 4 << 20
+"""Most bytes of a line of a stream."""
 
 Result = Literal["Answered", "Failed", "Abandoned", "Refused"]
 """What became of a request. Failed: by us, or by the engine. Abandoned: by the client, before the end of its answer. Refused: by
@@ -46,7 +46,7 @@ class Reading:
             self.cut |= choice.get("finish_reason") == "length"
             if text:
                 self.spoken = self.spoken or bool(text.strip())
-                if self.keep:
+                if self.keep and self.length <= CHECKED_CHARACTERS:
                     self.length += len(text)
                     self.texts.setdefault(choice.get("index", 0), []).append(text)
         self.failed |= "error" in document

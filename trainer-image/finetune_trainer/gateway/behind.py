@@ -63,7 +63,7 @@ class Pool:
         return self._access.known(request)
 
     async def wanted(self, request: web.Request, known: Any) -> frozenset[str]:
-        sent = await proxy.document(request)
+        sent = proxy.document(request, await _body(request))
         model = self._access.find(sent["model"], *known)
         return frozenset(route.sha256 for route in model.routes if route.weight) if model else frozenset()
 
@@ -120,9 +120,7 @@ class Job:
     async def wanted(self, request: web.Request, known: Any) -> frozenset[str]:
         del known
         try:
-            sent = json.loads(await request.read())
-        except web.HTTPRequestEntityTooLarge:
-            raise proxy.too_large() from None
+            sent = json.loads(await _body(request))
         except (ValueError, RecursionError) as error:
             raise proxy.no_json(error) from None
         name = sent.get("model") if isinstance(sent, dict) else None
@@ -138,3 +136,11 @@ class Job:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
         return serving.State(pool=self._options.pool, etag="", engine_ready=True) if able else None
+
+
+async def _body(request: web.Request) -> bytes:
+    """Stays in the request, for the server that answers it. Raises Refusal."""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise proxy.too_large() from None

@@ -58,6 +58,7 @@ class Pod:
         self._asked = 0.0
         self._deliveries = 0
         self._clients = 0
+        self._room = proxy.Room(proxy.ROOM)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life ---
@@ -149,7 +150,7 @@ class Pod:
     # --- clients ---
 
     def clients(self) -> web.Application:
-        app = web.Application(middlewares=[proxy.refusals(self._refused)], client_max_size=proxy.BODY_BYTES)
+        app = web.Application(middlewares=[proxy.refusals(self._refused)])
         self._access.routes(app)
         app.router.add_post(f"/v1/{{path:{proxy.PATTERN}}}", self._ask)
         return app
@@ -159,14 +160,15 @@ class Pod:
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         namespaces, table = self._access.known(request)
-        sent = await proxy.document(request)
-        model = self._access.find(sent["model"], namespaces, table)
-        self._clients += 1
-        try:
-            return await self._answer(request, sent, model, table)
-        finally:
-            self._clients -= 1
-            self._asked = asyncio.get_running_loop().time()
+        with self._room.share() as take:
+            sent = await proxy.received(request, take)
+            model = self._access.find(sent["model"], namespaces, table)
+            self._clients += 1
+            try:
+                return await self._answer(request, sent, model, table)
+            finally:
+                self._clients -= 1
+                self._asked = asyncio.get_running_loop().time()
 
     async def _answer(
         self, request: web.Request, sent: dict[str, Any], model: serving.Served | None, table: routing.Table
@@ -188,7 +190,7 @@ class Pod:
     # --- deliveries, state, peers, probes ---
 
     def deliveries(self) -> web.Application:
-        app = web.Application(middlewares=[proxy.refusals(lambda _: None)], client_max_size=proxy.BODY_BYTES)
+        app = web.Application(middlewares=[proxy.refusals(lambda _: None)])
         app.router.add_put(f"/adapters/{SHA}", self._take)
         app.router.add_get(f"/adapters/{SHA}", self._give, allow_head=False)
         app.router.add_get("/index", self._give_index)
@@ -284,12 +286,13 @@ class Pod:
     async def _verify(self, request: web.Request) -> web.StreamResponse:
         """The adapter under its own name, and the base model under its name, for comparison."""
         adapter = self._verified(request)
-        sent = await proxy.document(request)
-        if sent["model"] not in (adapter.sha256, self._options.base_model):
-            raise proxy.unknown(sent["model"])
-        is_adapter = sent["model"] == adapter.sha256
-        target = proxy.Target(sent["model"], sent["model"], is_adapter, adapter.template if is_adapter else None)
-        return await self._proxy.answer(request, sent, target, _uncounted)
+        with self._room.share() as take:
+            sent = await proxy.received(request, take)
+            if sent["model"] not in (adapter.sha256, self._options.base_model):
+                raise proxy.unknown(sent["model"])
+            is_adapter = sent["model"] == adapter.sha256
+            target = proxy.Target(sent["model"], sent["model"], is_adapter, adapter.template if is_adapter else None)
+            return await self._proxy.answer(request, sent, target, _uncounted)
 
     async def _state(self, _: web.Request) -> web.Response:
         table = self._index.table

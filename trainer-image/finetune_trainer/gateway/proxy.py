@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import aiohttp
@@ -25,7 +25,16 @@ tenant could read what another one was answered."""
 
 PATTERN = "|".join(map(re.escape, PATHS))
 
-BODY_BYTES, ANSWER_BYTES = 32 << 20, 256 << 20
+BODY_BYTES = 16 << 20
+"""Most bytes of a request: some four million tokens."""
+
+ROOM, BODY_MEMORY, REQUEST_MEMORY = 144 << 20, 120 << 20, 64 << 10
+"""Bytes in memory (`in_memory`) of all requests that are being answered, and as many of all answers that are not streams: with
+the process itself and one document that is being written, less than the container's limit of 512 MiB. Of one request, and the
+least that one takes, with the buffers of its connection."""
+
+Take = Callable[[int], None]
+"""Takes so many bytes of a room, or gives them back. Raises Refusal."""
 
 LOAD_SECONDS = 20.0
 """For a request whose adapter is not loaded yet."""
@@ -70,13 +79,57 @@ class Ended(Protocol):
     ) -> None: ...
 
 
-async def document(request: web.Request) -> dict[str, Any]:
+class Room:
+    """Memory that is shared, in bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Take]:
+        """What is taken until the end of the block is given back there."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size > self._left:
+                message = "this pod answers as many requests as its memory allows; send the request again"
+                raise Refusal(503, message, "busy", after=5)
+            self._left -= size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._left += taken
+
+
+def in_memory(body: bytes) -> int:
+    """About what a JSON document takes: as bytes that came, as bytes that are sent on, and parsed in between, with an object for
+    each value, and four bytes for each character of a text if one of them needs them."""
+    plain = body.isascii() and b"\\u" not in body
+    return (3 if plain else 6) * len(body) + 64 * sum(body.count(sign) for sign in (b"[", b"{", b",", b":"))
+
+
+async def received(request: web.Request, take: Take) -> dict[str, Any]:
+    """A request's document; each piece is taken when it comes, so that one who sends slowly holds nothing up. Raises Refusal."""
+    take(REQUEST_MEMORY)
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        take(len(piece))
+        body += piece
+        if len(body) > BODY_BYTES:
+            raise too_large()
+    return document(request, bytes(body), take)
+
+
+def document(request: web.Request, body: bytes, take: Take = lambda _: None) -> dict[str, Any]:
     """The request's JSON, with a name in `model`. Raises Refusal."""
+    if (size := in_memory(body)) > BODY_MEMORY:
+        raise Refusal(413, "the request has too many values", "request_too_large")
+    take(size - len(body))
     try:
-        body = await request.read()
         found = json.loads(body)
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large() from None
     except (ValueError, RecursionError) as error:
         raise no_json(error) from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), str) or not found["model"]:
@@ -124,6 +177,7 @@ class Proxy:
 
     def __init__(self, url: str, session: aiohttp.ClientSession, adapters: loading.Loading) -> None:
         self._url, self._session, self._adapters = url, session, adapters
+        self._room = Room(ROOM)
         self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -185,7 +239,7 @@ class Proxy:
                         return await self._stream(
                             request, upstream, answers.Rewriter(target.name, reading, usage=usage), once
                         )
-                    return await self._whole(upstream, target, reading, once)
+                    return await self._whole(request, upstream, target, reading, once)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 if not isinstance(error, TimeoutError):
                     self._adapters.engine_lost()
@@ -223,21 +277,36 @@ class Proxy:
         return web.Response(body=text, status=upstream.status, content_type=upstream.content_type, headers=after)
 
     async def _whole(
-        self, upstream: aiohttp.ClientResponse, target: Target, reading: answers.Reading, once: "Once"
+        self,
+        request: web.Request,
+        upstream: aiohttp.ClientResponse,
+        target: Target,
+        reading: answers.Reading,
+        once: "Once",
     ) -> web.Response:
-        body = bytearray()
-        async for piece in upstream.content.iter_chunked(1 << 20):
-            body += piece
-            if len(body) > ANSWER_BYTES:
+        body, size = bytearray(), 0
+        with self._room.share() as take:
+            async for piece in upstream.content.iter_any():
+                size += in_memory(piece)
+                if size > ROOM:
+                    once(reading, "Failed")
+                    raise Refusal(502, "the engine's answer is too large; request a stream", "answer_too_large")
+                take(in_memory(piece))
+                body += piece
+            try:
+                text = answers.whole(bytes(body), target.name, reading)
+            except (ValueError, RecursionError, AttributeError, TypeError):
                 once(reading, "Failed")
-                raise Refusal(502, f"the engine's answer has more than {ANSWER_BYTES} bytes", "answer_too_large")
-        try:
-            text = answers.whole(bytes(body), target.name, reading)
-        except (ValueError, RecursionError, AttributeError, TypeError):
-            once(reading, "Failed")
-            raise Refusal(502, "the engine's answer is not what OpenAI's API has; is it vLLM?", "bad_answer") from None
-        once(reading, "Answered")
-        return web.Response(body=text, content_type="application/json")
+                raise Refusal(
+                    502, "the engine's answer is not what OpenAI's API has; is it vLLM?", "bad_answer"
+                ) from None
+            once(reading, "Answered")
+            body.clear()
+            take(len(text) - size)
+            response = web.Response(body=text, content_type="application/json")
+            await response.prepare(request)
+            await response.write_eof()  # until a slow client has it
+            return response
 
     async def _stream(
         self, request: web.Request, upstream: aiohttp.ClientResponse, rewriter: answers.Rewriter, once: "Once"
