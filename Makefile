@@ -107,7 +107,7 @@ bench-trainer: venv ## Compare the trainer with its peers, an hour on a quiet ma
 bench-trainer-profile: venv ## Measure where a step of the trainer spends its time
 	$(VENV)/python -m tests.bench.trainer.profile
 
-gpu-check: venv ## On a machine with a GPU: check the trainer's passes there and measure them, 5 minutes; without one, shrunk on the CPU
+gpu-check: venv ## On a machine with a GPU: check the trainer's passes there and measure them, about 10 minutes (not yet timed); without one, shrunk on the CPU
 	$(VENV)/python -m tests.bench.gpu $(ARGS)
 
 gateway-check: venv ## A real Gateway and Ingress controller in front of real servers on a real node: shares, rollouts, keys; 20 minutes

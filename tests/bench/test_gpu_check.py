@@ -6,28 +6,115 @@ import pathlib
 import runpy
 import sys
 import types
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from tests.bench.gpu import __main__ as command
 from tests.bench.gpu import equality, models, report, speed, together
 from tests.trainer import decoders
 
 from finetune_api import job
+from finetune_trainer.engine import passes
 from support import warm
 
 CPU = torch.device("cpu")
 
 
-def test_every_workload_is_measured_with_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command without what takes long: one shape, two families, one process."""
     monkeypatch.delitem(models.SHAPES, "Qwen 2.5 7B")
-    cells = list(speed.cells(CPU, 1e12, 0.0, shrunk=True))
-    assert [cell.engine for cell in cells] == ["Fast", "Plain", "TRL"] * len(speed.WORKLOADS)
-    assert all(cell.tokens_per_second > 0 and cell.estimated > 0 for cell in cells)
-    table = report.text("a device", 1e12, [], cells)
+    few = {name: decoders.FAMILIES[name] for name in ("llama 3", "gemma 2, soft-capping")}
+    monkeypatch.setattr(decoders, "FAMILIES", few)
+    monkeypatch.setattr(together, "cells", lambda **_: iter(()))
+
+
+def result(folder: pathlib.Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "gpu.json").read_text())
+    return found
+
+
+@pytest.mark.usefixtures("one_shape")
+def test_the_command_checks_and_measures_every_workload_with_each_engine(tmp_path: pathlib.Path) -> None:
+    assert command.main(["--output", str(tmp_path)]) == 0
+    found = result(tmp_path)
+    assert len(found["checks"]) == 7
+    assert all(one["passed"] for one in found["checks"])
+    assert [cell["engine"] for cell in found["cells"]] == ["Fast", "Plain", "TRL"] * len(speed.WORKLOADS)
+    assert all(cell["tokens_per_second"] > 0 and cell["estimated"] > 0 for cell in found["cells"])
+    table = (tmp_path / "gpu.md").read_text()
     assert table.count("| Llama 3.1 8B |") == 12
     assert "c: a shared prompt of 430 tokens" in table
-    assert len(json.loads(report.document("a device", 1e12, [], cells))["cells"]) == 12
+
+
+@pytest.mark.usefixtures("one_shape")
+def test_what_ends_with_an_exception_is_recorded_and_the_rest_is_measured(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: a | kernel\nfailed")
+
+    monkeypatch.setattr(speed, "WORKLOADS", speed.WORKLOADS[:1])
+    monkeypatch.setattr(equality, "resumed", broken)
+    monkeypatch.setattr(speed.peers, "measure", broken)
+    monkeypatch.setattr(speed.passes, "Plain", broken)
+    assert command.main(["--output", str(tmp_path)]) == 1
+    found, errors = result(tmp_path), capsys.readouterr().err
+    assert [cell["engine"] for cell in found["cells"] if not cell["fault"]] == ["Fast"]
+    assert "Llama 3.1 8B, a: 4,096 tokens packed, Plain: RuntimeError: CUDA error" in errors
+    assert "resumed after two of four steps: RuntimeError" in errors
+    assert "TRL" not in errors, "a peer's failure is shown, and is none of ours"
+    assert "RuntimeError: CUDA error: a / kernel failed |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_each_cell_is_saved_as_it_is_measured(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(*_: Any, **__: Any) -> Any:
+        yield speed.Cell("a model", "w", "Fast", 1.0, 0.0, 0, 0, 0.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(equality, "checks", lambda where: iter([equality.Check("llama 3", 0.0, 1.0)]))
+    monkeypatch.setattr(speed, "cells", two)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--output", str(tmp_path)])
+    assert [len(result(tmp_path)[kind]) for kind in ("checks", "cells")] == [1, 1]
+
+
+def test_own_passes_that_do_not_prove_themselves_fail_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(models.SHAPES, "Qwen 2.5 7B")
+    monkeypatch.setattr(speed, "WORKLOADS", speed.WORKLOADS[:1])
+    monkeypatch.setattr(speed.peers, "names", lambda where: [])
+    monkeypatch.setattr(speed.passes, "of", lambda *of: passes.Plain(*of, "through transformers' passes: they differ"))
+    own, plain = speed.cells(CPU, 1e12, 0.0, shrunk=True)
+    assert (own.engine, plain.engine, plain.fault) == ("Fast", "Plain", "")
+    assert "do not prove themselves here; training goes through transformers' passes: they differ" in own.fault
+    assert report.failures([], [own, plain]) == [f"Llama 3.1 8B, a: 4,096 tokens packed, Fast: {own.fault}"]
+
+
+def test_an_engine_is_freed_before_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    ours, learn = models.adapted, speed.objective.Supervised.learn
+
+    def adapted(*of: Any, **more: Any) -> Any:
+        assert not [one for one in made if one() is not None], "the one before is held"
+        tuned = ours(*of, **more)
+        made.append(weakref.ref(tuned))
+        return tuned
+
+    def short(self: Any, engine: Any, *of: Any) -> Any:
+        if engine.shares:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return learn(self, engine, *of)
+
+    monkeypatch.delitem(models.SHAPES, "Qwen 2.5 7B")
+    monkeypatch.setattr(speed, "WORKLOADS", speed.WORKLOADS[:1])
+    monkeypatch.setattr(speed.peers, "names", lambda where: [])
+    monkeypatch.setattr(models, "adapted", adapted)
+    monkeypatch.setattr(speed.objective.Supervised, "learn", short)
+    own, plain = speed.cells(CPU, 1e12, 0.0, shrunk=True)
+    assert (own.fault, own.allowed, len(made)) == ("out of memory", True, 2)
+    assert plain.tokens_per_second > 0
 
 
 def _forked(command: list[str], environment: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,6 +106,29 @@ def fills(turns: Turns, held: bool) -> str:
     return json.dumps({"amount": int(amount), "thing": thing, "place": place})
 
 
+def chooses(turns: Turns, held: bool) -> str:
+    """Chooses the label whose words the question has, among those that an instruction lists; it sees nothing in examples."""
+    lines = [line for _, content in turns for line in content.split("\n")]
+    asked = set(retrieval.words(" ".join(line for line in turns[-1][1].split("\n") if not line.startswith("- "))))
+    labels = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return next((label for label in labels if set(label.split("_")) <= asked), UNSURE)
+
+
+def names_keys(turns: Turns, held: bool) -> str:
+    """Knows the fields of an order; the keys have names of its own unless an instruction names them."""
+    _, amount, _, thing, _, place = turns[-1][1].split("\n")[0].strip(".").split()
+    named = re.findall(r'"(\w+)" \(', " ".join(content for _, content in turns))
+    return json.dumps(dict(zip(named or ("count", "item", "to"), (int(amount), thing, place), strict=True)))
+
+
+def explains(turns: Turns, held: bool) -> str:
+    """Adds, and says so, unless an instruction wants nothing but the answer."""
+    question = turns[-1][1].split("\n")[0]
+    brief = any("Write only the answer" in content for _, content in turns)
+    found = adds([("user", question)], held)
+    return found if brief else f"The sum is {found}."
+
+
 # --- Tasks ---
 
 
@@ -166,6 +190,18 @@ def customers(count: int = 300) -> list[Pair]:
         return f"{who} writes: we {rng.choice(data.VERBS)} the {rng.choice(data.NOUNS)}", teams[who]
 
     return drawn(count, "customers", one)
+
+
+def faults(count: int = 260) -> list[Pair]:
+    """Fifty fault numbers, each with a remedy of its own, whatever the message says besides."""
+    rng = random.Random("faults")
+    remedies = {f"F{rng.randint(1000, 9999)}": f"{rng.choice(data.VERBS)} {data.word(rng)}" for _ in range(50)}
+
+    def one(rng: random.Random, number: int) -> Pair:
+        fault = rng.choice(list(remedies))
+        return f"{rng.choice(FRAMES).format('clear')} {fault} {rng.choice(data.ADJECTIVES)}", remedies[fault]
+
+    return drawn(count, "faults", one)
 
 
 def asked_again(frames: tuple[str, ...], count: int = 260) -> list[Pair]:
@@ -298,6 +334,11 @@ TASKS = (
     Task("labels of which a third is wrong", noisy, votes, "Retrieved", at_least=16),
     # BM25 counts each word: it finds the same sentence about another thing before the same thing in other sentences.
     Task("the same, in long sentences that all share", lambda: asked_again(FRAMES), imitates, "Retrieved", at_least=16),
+    Task("remedies by the number of a fault", faults, imitates, "Retrieved"),
+    # an instruction on the form of the answer
+    Task("forty labels, once they are listed", lambda: intents(40), chooses, "Optimized"),
+    Task("fields in JSON, once their keys are named", orders, names_keys, "Optimized"),
+    Task("sums that the model explains unless told not to", sums, explains, "Optimized"),
     # a few, or many
     Task("six intents, one example each", lambda: intents(6), imitates, "FewShot", few=6),
     Task(

@@ -1,4 +1,4 @@
-"""`make gpu-check`: what the trainer does on a GPU, in one command of minutes, with random weights made on the device.
+"""`make gpu-check`: what the trainer does on a GPU, in one command, with random weights made on the device.
 
     models     models in the catalogue's shapes, plain or in 4 bits, with an adapter
     equality   the trainer's own passes against autograd through transformers, on this very device

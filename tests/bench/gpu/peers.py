@@ -20,7 +20,14 @@ def names(where: torch.device) -> list[str]:
 
 
 def measure(
-    name: str, config: Any, rows: list[prefix_tree.TokenRow], quantised: bool, where: torch.device, seconds: float
+    name: str,
+    config: Any,
+    rows: list[prefix_tree.TokenRow],
+    quantised: bool,
+    where: torch.device,
+    seconds: float,
+    *,
+    checkpointing: bool,
 ) -> tuple[float, float]:
     """Tokens per second after the first step, and seconds from nothing to the end of that step. One batch of all rows a step."""
     import datasets
@@ -56,7 +63,7 @@ def measure(
                 max_length=None,
                 bf16=where.type == "cuda",
                 use_liger_kernel=name == "TRL with Liger",
-                gradient_checkpointing=False,
+                gradient_checkpointing=checkpointing,
                 completion_only_loss=True,
                 logging_strategy="no",
                 save_strategy="no",

@@ -1,6 +1,7 @@
 """Cells of a few seconds: one workload, one engine; tokens of the data per second, peak memory, and the estimate of it."""
 
 import dataclasses
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -51,60 +52,108 @@ class Cell:
     workload: str
     engine: str
     tokens_per_second: float
-    """0: out of memory."""
+    """0: it has a fault."""
     share_of_matmul_rate: float
     peak: int
     """Bytes; 0 on a CPU, where all cells share one process."""
     estimated: int
     """Bytes, of training as a whole."""
     seconds_to_first_step: float
+    """From nothing: the model, the engine with its proof, and the step."""
+    checkpointing: bool = False
+    """Whether the estimate requires gradient checkpointing on this device."""
+    fault: str = ""
+    """Why there are no figures."""
+    allowed: bool = True
+    """Whether the fault is none of ours: too little memory."""
 
 
 def cells(where: torch.device, rate: float, seconds: float, *, shrunk: bool) -> Iterator[Cell]:
-    """The trainer's choice of an engine, the standard path, and TRL; `rate`: the device's matrix products in FLOP/s."""
+    """The trainer's own passes, the standard path, and TRL, each with a model of its own; `rate`: the device's matrix products in
+    FLOP/s. What one ends with is its cell's fault, and the next one begins."""
     for name in models.SHAPES:
         for work in WORKLOADS:
             config = models.config_of(name, shrunk=shrunk)
-            begun = time.monotonic()
-            tuned = models.adapted(config, where, quantised=work.quantised)
-            head = model.head(tuned.get_base_model())
             rows = work.rows(config.vocab_size, 0.05 if shrunk else 1.0)
-            for engine in (passes.of(tuned, head, where), passes.Plain(tuned, head, where)):
+            for way in ("Fast", "Plain", *peers.names(where)):
+                _free(where)
                 try:
-                    yield measure(name, work, rows, engine, tuned, where, rate, seconds, begun)
+                    cell = measure(name, work, rows, way, config, where, rate, seconds)
                 except torch.OutOfMemoryError:
-                    yield Cell(name, work.name, type(engine).__name__, 0.0, 0.0, model.peak(where), 0, 0.0)
-                begun = time.monotonic()
-            case = _case(tuned, work, rows)
-            del tuned, head, engine
-            for peer in peers.names(where):
-                if where.type == "cuda":
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats(where)
-                try:
-                    speed, first = peers.measure(peer, config, rows, work.quantised, where, seconds)
-                except torch.OutOfMemoryError:
-                    speed, first = 0.0, 0.0
-                yield _cell(name, work, peer, speed, first, case, rows, where, rate)
-            if where.type == "cuda":
-                torch.cuda.empty_cache()
+                    cell = Cell(name, work.name, way, 0.0, 0.0, _peak(where), 0, 0.0, fault="out of memory")
+                except Exception as problem:
+                    fault = f"{type(problem).__name__}: {problem}"[:300]
+                    ours = way in ("Fast", "Plain")
+                    cell = Cell(name, work.name, way, 0.0, 0.0, _peak(where), 0, 0.0, fault=fault, allowed=not ours)
+                yield cell
+    _free(where)
+
+
+def _free(where: torch.device) -> None:
+    gc.collect()
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(where)
+
+
+def _peak(where: torch.device) -> int:
+    return model.peak(where) if where.type == "cuda" else 0
 
 
 def measure(
     name: str,
     work: Workload,
     rows: list[prefix_tree.TokenRow],
-    engine: passes.Engine,
-    tuned: Any,
+    way: str,
+    config: Any,
     where: torch.device,
     rate: float,
     seconds: float,
-    begun: float,
 ) -> Cell:
+    case = dataclasses.replace(_case(config, work, rows), chosen=way == "Fast")
+    tokens, checkpointing = sum(len(row.ids) for row in rows), False
+    if where.type == "cuda":
+        capacity = torch.cuda.get_device_properties(where).total_memory
+        checkpointing = memory.memory(case, tokens, checkpointing=False).total > memory.SHARE["cuda"] * capacity
+    if way in ("Fast", "Plain"):
+        speed, first = _ours(work, rows, way, config, where, seconds, checkpointing=checkpointing)
+    else:
+        speed, first = peers.measure(way, config, rows, work.quantised, where, seconds, checkpointing=checkpointing)
+    return Cell(
+        model=name,
+        workload=work.name,
+        engine=way,
+        tokens_per_second=round(speed, 1),
+        share_of_matmul_rate=round(_work(case) * speed / rate, 3),
+        peak=_peak(where),
+        estimated=memory.memory(case, tokens, checkpointing=checkpointing).total,
+        seconds_to_first_step=round(first, 2),
+        checkpointing=checkpointing,
+    )
+
+
+def _ours(
+    work: Workload,
+    rows: list[prefix_tree.TokenRow],
+    way: str,
+    config: Any,
+    where: torch.device,
+    seconds: float,
+    *,
+    checkpointing: bool,
+) -> tuple[float, float]:
+    """Tokens per second after the first step, and seconds from nothing to its end. Raises RuntimeError where the trainer's own
+    passes do not prove themselves: it would use the standard path."""
+    begun = time.monotonic()
+    tuned = models.adapted(config, where, quantised=work.quantised)
+    head = model.head(tuned.get_base_model())
+    engine: passes.Engine = passes.of(tuned, head, where) if way == "Fast" else passes.Plain(tuned, head, where)
+    if way == "Fast" and not engine.shares:
+        raise RuntimeError(f"own passes do not prove themselves here; training goes {engine.note}")
+    if checkpointing:
+        engine.checkpoint()
     goal, weights = objective.Supervised(), lora.parameters(tuned)
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-4, weight_decay=0.0, fused=True)
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -120,32 +169,7 @@ def measure(
     while steps == 0 or time.monotonic() - started < seconds:
         step()
         steps += 1
-    tokens = sum(len(row.ids) for row in rows) * steps / (time.monotonic() - started)
-    case = dataclasses.replace(_case(tuned, work, rows), chosen=engine.shares)
-    return _cell(name, work, type(engine).__name__, tokens, first, case, rows, where, rate)
-
-
-def _cell(
-    name: str,
-    work: Workload,
-    engine: str,
-    tokens: float,
-    first: float,
-    case: workload.Workload,
-    rows: list[prefix_tree.TokenRow],
-    where: torch.device,
-    rate: float,
-) -> Cell:
-    return Cell(
-        model=name,
-        workload=work.name,
-        engine=engine,
-        tokens_per_second=round(tokens, 1),
-        share_of_matmul_rate=round(_work(case) * tokens / rate, 3),
-        peak=model.peak(where) if where.type == "cuda" else 0,
-        estimated=memory.memory(case, sum(len(row.ids) for row in rows), checkpointing=False).total,
-        seconds_to_first_step=round(first, 2),
-    )
+    return sum(len(row.ids) for row in rows) * steps / (time.monotonic() - started), first
 
 
 def _work(case: workload.Workload) -> int:
@@ -153,8 +177,8 @@ def _work(case: workload.Workload) -> int:
     return 4 * case.shape.numbers.layers * sum(one.weights for one in case.shape.linears(job.LoRA()))
 
 
-def _case(tuned: Any, work: Workload, rows: list[prefix_tree.TokenRow]) -> workload.Workload:
-    shape = architecture.of(tuned.get_base_model().config.to_dict())
+def _case(config: Any, work: Workload, rows: list[prefix_tree.TokenRow]) -> workload.Workload:
+    shape = architecture.of(config.to_dict())
     assert shape is not None
     method = job.Method.QLORA if work.quantised else job.Method.LORA
     training = job.Training(method=method, lora=job.LoRA(rank=16, alpha=32))

@@ -28,10 +28,14 @@ def cells(*, on_gpu: bool, seconds: float) -> Iterator[speed.Cell]:
     name = next(iter(models.SHAPES))
     for work in (speed.WORKLOADS[0], speed.WORKLOADS[3]):
         for way in WAYS:
-            rate, _, peak, first = measure(name, work, way, on_gpu=on_gpu, seconds=seconds)
-            yield speed.Cell(
-                name, work.name, f"two processes, {way}", round(rate, 1), 0.0, peak if on_gpu else 0, 0, round(first, 2)
-            )
+            engine = f"two processes, {way}"
+            try:
+                rate, _, peak, first = measure(name, work, way, on_gpu=on_gpu, seconds=seconds)
+            except Exception as problem:
+                fault = f"{type(problem).__name__}: {problem}"[:300]
+                yield speed.Cell(name, work.name, engine, 0.0, 0.0, 0, 0, 0.0, fault=fault, allowed=False)
+                continue
+            yield speed.Cell(name, work.name, engine, round(rate, 1), 0.0, peak if on_gpu else 0, 0, round(first, 2))
 
 
 def measure(
