@@ -140,8 +140,7 @@ class Tokens(status.Reported):
     answer: float
     seconds: float | None = Field(
         default=None,
-        description="Seconds of one device for each request in the evaluation: the answer and the reading of the "
-        "expected one, many requests at a time. Absent for candidates.",
+        description="Seconds of one device for each answer in the evaluation, many requests at a time. Absent for candidates.",
     )
     cost: float | None = Field(
         default=None,

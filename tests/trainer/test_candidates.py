@@ -285,7 +285,7 @@ def test_refused_questions_are_left_out_and_counted(large: tuple[Model, str], wo
 
 
 def asked(seconds: float) -> answers.Answers:
-    return answers.Answers([], [[1, 2]], [[1, 2, 3]] * 10, seconds=seconds)
+    return answers.Answers([], [[1, 2]], [[1, 2, 3]] * 10, seconds=2 * seconds, answering=seconds)
 
 
 @pytest.mark.parametrize(

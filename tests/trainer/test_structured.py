@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -220,3 +221,19 @@ def test_valid_json_alone_is_no_reason_to_train(world: World, monkeypatch: pytes
     page = report.page(scores)
     assert "structured decoding passes the gates without any training" in page
     assert "the JSON schema in each request; the prompt of" in page
+
+
+def test_what_requests_take_is_the_time_of_the_answers_without_that_of_the_losses(
+    runner: answers.ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_of, delay = answers.losses_of, 0.5
+
+    def slow(*asked: Any) -> Any:
+        time.sleep(delay)
+        return losses_of(*asked)
+
+    monkeypatch.setattr(answers, "losses_of", slow)
+    found = answers.ask(runner, BASE, rows(2))
+    assert 0 < found.answering <= found.seconds - delay
+    twice = found.and_then(found)
+    assert twice.answering == 2 * found.answering

@@ -45,6 +45,8 @@ class Answers:
     """Of answers and losses together."""
     usage: tuple[float, float] | None = None
     """Mean tokens of prompts and answers as an endpoint counts them; None: `prompts` and `generated` tell."""
+    answering: float = 0.0
+    """Seconds of the answers alone: what requests cost."""
 
     def and_then(self, more: "Answers") -> "Answers":
         return Answers(
@@ -54,6 +56,7 @@ class Answers:
             more.prefill,
             self.seconds + more.seconds,
             more.usage or self.usage,
+            self.answering + more.answering,
         )
 
     @property
@@ -240,7 +243,7 @@ def ask(
         metrics.Answer(text, example.answer, total, count, stopped, called, example.group)
         for (text, called, stopped), example, (total, count) in zip(texts, examples, losses, strict=True)
     ]
-    return Answers(answers, found, prompts, read, time.monotonic() - started)
+    return Answers(answers, found, prompts, read, time.monotonic() - started, answering=begun - started)
 
 
 def decode_answer(

@@ -185,6 +185,7 @@ def _ask(
             whole.prompts[part],
             whole.prefill,
             whole.seconds / len(variants),
+            answering=whole.answering / len(variants),
         )
         tried.append(_Tried(variant, given, metrics.measure(given.answers, runner.rules)))
     return tried

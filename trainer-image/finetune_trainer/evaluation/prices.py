@@ -12,9 +12,9 @@ def price(spec: run.Run, which: job.Contender, asked: answers.Answers) -> float 
         each = rules.price(asked.prompt_tokens, asked.answer_tokens) if rules and asked.usage else None
         return None if each is None else 1000 * each
     hourly = hourly_price(spec)
-    if hourly is None or not asked.seconds or not asked.prompts:
+    if hourly is None or not asked.answering or not asked.prompts:
         return None
-    return 1000 * asked.seconds / len(asked.prompts) * hourly / 3600
+    return 1000 * asked.answering / len(asked.prompts) * hourly / 3600
 
 
 def hourly_price(spec: run.Run) -> float | None:

@@ -190,7 +190,7 @@ def results_of(
                 contender=which,
                 prompt=round(one.prompt_tokens, 1),
                 answer=round(one.answer_tokens, 1),
-                seconds=round(one.seconds / len(one.prompts), 4) if one.seconds and one.prompts else None,
+                seconds=round(one.answering / len(one.prompts), 4) if one.answering and one.prompts else None,
                 cost=priced.get(which),
             )
             for which, one in spent.items()
