@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.report import example as shown
 
 from finetune_api import evaluation, job, reasons, results, run
 from finetune_operator.manifests import stages
+from finetune_trainer import report
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import feasible, validation
 from finetune_trainer.process import errors
@@ -130,10 +132,28 @@ def test_the_adapter_with_the_best_answers_wins_also_after_a_stop(
 def test_the_report_says_which_adapter_is_used_and_why() -> None:
     points = [{"step": 2, "loss": 0.5, "score": 0.75}, {"step": 4, "loss": 0.6, "score": 0.875}]
     by_score = parts.chosen_adapter(results.Training(validations=points, scored_by=job.Metric.EXACT_MATCH))
-    assert "0.750 at step 2, 0.875 at step 4. The adapter of step 4 is used" in by_score
+    assert by_score.startswith("The adapter of step 4 is used, by ExactMatch 0.875 of the answers")
     by_loss = parts.chosen_adapter(results.Training(validations=[{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.6}]))
     assert by_loss == "The adapter of step 2 is used."
     assert parts.chosen_adapter(results.Training()) == ""
+
+
+def test_the_report_draws_the_scores_beside_the_losses() -> None:
+    points = [
+        {"step": 2, "loss": 0.5, "score": 0.75},
+        {"step": 4, "loss": 0.6, "score": 0.875},
+        {"step": 6, "loss": 0.7},
+    ]
+    trained = results.Training(history=[{"step": 8, "loss": 0.4}], validations=points, scored_by=job.Metric.EXACT_MATCH)
+    drawn = parts.score_curve(trained)
+    assert drawn is not None
+    assert (drawn.validation, drawn.marked) == ([(2, 0.75), (4, 0.875)], (4, 0.875))
+    assert drawn.frame.last == 8, "the steps of the losses above"
+    found = shown.changed(shown.everything(), training=trained)
+    page = report.page(found)
+    assert "ExactMatch of the answers to validation examples" in page
+    assert "used: 0.875 at step 4" in page
+    assert parts.score_curve(shown.everything().training) is None
 
 
 def test_a_training_in_a_cluster_scores_by_the_rules_of_its_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Training and validation loss by step."""
+    """Training and validation loss by step, or the score of the answers."""
 
     frame: Frame
     losses: list[float]
@@ -90,9 +90,11 @@ class Curves:
     steps: list[float]
     training: list[Point]
     validation: list[Point]
-    lowest: Point | None
-    """The lowest validation loss."""
+    marked: Point | None
+    """The lowest validation loss, or the score of the adapter that is used."""
+    mark: str
     label: str
+    title: str = "loss, nats per learned token"
 
 
 def curves(steps: Sequence[Point], checks: Sequence[Point]) -> Curves | None:
@@ -104,7 +106,18 @@ def curves(steps: Sequence[Point], checks: Sequence[Point]) -> Curves | None:
     frame = Frame(max(max(step for step, _ in known), 1.0), losses[-1])
     whole = [tick for tick in _ticks(frame.last) if tick <= frame.last and tick == int(tick)]
     lowest = min(checks, key=lambda point: point[1], default=None)
-    return Curves(frame, losses, whole, thinned(steps), list(checks), lowest, _label(steps, checks))
+    mark = f"lowest {lowest[1]:.3f} at step {lowest[0]:g}" if lowest else ""
+    return Curves(frame, losses, whole, thinned(steps), list(checks), lowest, mark, _label(steps, checks))
+
+
+def scores(metric: str, checks: Sequence[Point], used: Point, last: float) -> Curves:
+    """The scores by which an adapter was chosen, over as many steps as the losses have."""
+    ticks = _ticks(max(score for _, score in checks))
+    frame = Frame(max(last, 1.0), ticks[-1], height=200)
+    whole = [tick for tick in _ticks(frame.last) if tick <= frame.last and tick == int(tick)]
+    mark = f"used: {used[1]:.3f} at step {used[0]:g}"
+    title = f"{metric} of the answers to validation examples"
+    return Curves(frame, ticks, whole, [], list(checks), used, mark, f"{title}, {mark}", title)
 
 
 def _label(steps: Sequence[Point], checks: Sequence[Point]) -> str:

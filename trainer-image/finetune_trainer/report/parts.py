@@ -13,9 +13,9 @@ RISEN = 1.01
 """A validation loss that ends above its minimum by more than this factor has risen."""
 
 
-def points(listed: Iterable[Mapping[str, float]]) -> list[drawings.Point]:
-    pairs = [(one.get("step", math.nan), one.get("loss", math.nan)) for one in listed]
-    return [(step, loss) for step, loss in pairs if math.isfinite(step) and math.isfinite(loss)]
+def points(listed: Iterable[Mapping[str, float]], which: str = "loss") -> list[drawings.Point]:
+    pairs = [(one.get("step", math.nan), one.get(which, math.nan)) for one in listed]
+    return [(step, value) for step, value in pairs if math.isfinite(step) and math.isfinite(value)]
 
 
 def overfitting(validations: list[drawings.Point]) -> str:
@@ -35,17 +35,32 @@ def overfitting(validations: list[drawings.Point]) -> str:
 
 def chosen_adapter(training: results.Training) -> str:
     """Which adapter is used, and why; empty where nothing was validated."""
-    scored = [one for one in training.validations if "score" in one]
-    if training.scored_by is None or not scored:
+    best = _best_answers(training)
+    if best is None:
         found = points(training.validations)
         return f"The adapter of step {min(found, key=lambda point: point[1])[0]:g} is used." if found else ""
-    sign = -1 if training.scored_by in job.LOWER_IS_BETTER else 1
-    best = max(scored, key=lambda one: (sign * one["score"], -one["loss"]))
-    course = ", ".join(f"{one['score']:.3f} at step {one['step']:g}" for one in scored)
     return (
-        f"{training.scored_by} of the answers to validation examples was {course}. The adapter of step {best['step']:g} is used: "
-        "the best answers, and of equal ones the lowest loss."
+        f"The adapter of step {best['step']:g} is used, by {training.scored_by} {best['score']:.3f} of the answers to validation "
+        "examples: the best answers, and of equal ones the lowest loss."
     )
+
+
+def score_curve(training: results.Training) -> drawings.Curves | None:
+    """The scores by which the adapter was chosen; None where the loss decided, or there is one score."""
+    best, scored = _best_answers(training), points(training.validations, "score")
+    if best is None or training.scored_by is None or len(scored) < 2:
+        return None
+    last = max(step for step, _ in [*points(training.history), *points(training.validations)])
+    return drawings.scores(training.scored_by, scored, (best["step"], best["score"]), last)
+
+
+def _best_answers(training: results.Training) -> Mapping[str, float] | None:
+    """The validation whose adapter is used; None where the loss decided."""
+    scored = [one for one in training.validations if math.isfinite(one.get("score", math.nan))]
+    if training.scored_by is None or not scored:
+        return None
+    sign = -1 if training.scored_by in job.LOWER_IS_BETTER else 1
+    return max(scored, key=lambda one: (sign * one["score"], -one["loss"]))
 
 
 def spent(one: candidates.Candidate, currency: str | None) -> str:
