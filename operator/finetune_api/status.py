@@ -62,6 +62,10 @@ class Preflight(Reported):
     )
     tokens: int = Field(description="Tokens of the training examples.")
     trainable_tokens: int = Field(description="Tokens of the training examples that are learned.")
+    examples_with_tools: int = Field(
+        default=0,
+        description="Examples of all splits that have tools, for which the server needs a parser of tool calls.",
+    )
     learning_rate: str | None = Field(
         default=None,
         description="The peak learning rate of training and where it comes from, for example 0.00028 (by llama of width "

@@ -272,6 +272,19 @@ async def test_a_delivery_ends_when_its_job_is_not_served_any_more() -> None:
     assert not [job for job in played.world.cluster.of("Job") if job["metadata"]["name"].endswith("-again")]
 
 
+async def test_examples_with_tools_are_not_trained_for_a_pool_without_a_parser_of_calls() -> None:
+    found = world.FOUND.model_copy(update={"examples_with_tools": 12})
+    played = Played({"preflight": [Ends(0, world.preflight(preflight=found))]})
+    played.world.apply(**IN_POOL)
+    await played.until(lambda: played.world.reason("Trained") == Reason.POOL_UNFIT)
+    assert "--tool-call-parser" in str(played.world.condition("Trained"))
+    await played.passes(60)
+    assert played.world.attempts("train") == []
+    parser = ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
+    played.world.cluster.put(servingpool(**{"spec.extraArgs": parser}))
+    await played.until(lambda: played.world.phase == Phase.READY)
+
+
 async def test_the_index_holds_an_adapter_before_it_is_verified_and_routes_nothing_to_it() -> None:
     played = Played({"verify": [Hangs()]})
     played.world.apply(**IN_POOL)

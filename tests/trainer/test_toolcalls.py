@@ -374,6 +374,14 @@ def test_findings_name_the_line_and_drop_leaves_it_out(world: World, calling_bas
     assert "twelve" not in finding
 
 
+def test_examples_with_tools_are_counted_in_all_splits(world: World, calling_base: str) -> None:
+    spec = world([*tiny.calling(40), *tiny.examples(20)], baseModel={"name": "tiny-base", "source": calling_base})
+    for _ in ("measured", "read again"):
+        found = preflight.preflight(spec).preflight
+        assert found is not None
+        assert found.examples_with_tools == 40
+
+
 def test_a_model_without_tools_is_refused_before_training(world: World) -> None:
     with pytest.raises(errors.Failure, match=r"train\.jsonl:1: the model's chat template does not render tools"):
         preflight.preflight(world(tiny.calling(30)))

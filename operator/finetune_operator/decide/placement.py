@@ -7,9 +7,9 @@ deployment.pool: a name    that pool, or a problem: it does not exist, or does n
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from finetune_api import job, revision, run, servingpool
+from finetune_api import job, revision, run, servingpool, status
 from finetune_api.reasons import Reason
 from finetune_operator import revisions
 from finetune_operator.observe import parents
@@ -136,6 +136,22 @@ def _problem(pool: Pool, spec: job.FineTuneJobSpec, namespace: str, base: run.Re
             f"contextLength raised, {DEDICATED}"
         )
     return ""
+
+
+def without_parser(pool: Pool, given: Sequence[str], found: status.Preflight | None) -> str:
+    """Why the pool's servers would refuse the job's requests with tools; empty if they would not, or there are none. `given`: the
+    chart's arguments of servers."""
+    base = pool.base.extra_args if pool.base else []
+    names = " ".join((*given, *base, *pool.spec.extra_args)).replace("_", "-")
+    if not (found and found.examples_with_tools) or all(
+        name in names for name in ("--enable-auto-tool-choice", "--tool-call-parser")
+    ):
+        return ""
+    return (
+        f"ServingPool {pool.name} cannot take requests with tools, and {found.examples_with_tools} examples have them: have "
+        "--enable-auto-tool-choice and --tool-call-parser=NAME added to the pool's extraArgs, or for all of the base model "
+        f"to its defaults.serving.extraArgs, set another deployment.pool, {DEDICATED} with these in deployment.extraArgs"
+    )
 
 
 def _of(base: run.ResolvedBaseModel) -> str:

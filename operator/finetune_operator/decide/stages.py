@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune_api import job, outcome, status
 from finetune_api.reasons import Condition, Reason, Stage
-from finetune_operator.decide import attempts, candidates, progress, verdict
+from finetune_operator.decide import attempts, candidates, placement, progress, verdict
 from finetune_operator.decide.attempts import Work
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World, fails
@@ -34,10 +34,14 @@ def _preflight(world: World, answer: outcome.Outcome) -> Verdict:
 
 
 def the_pool_does_not_fit(world: World) -> Verdict | None:
-    """Scenario E. The ServingPool was edited or deleted since the job was accepted: reported before the training starts."""
-    if not world.placement.problem or world.true(Condition.TRAINED) or world.state.stage == Stage.TRAIN:
+    """Scenario E. The ServingPool was edited or deleted since the job was accepted, or has no parser of tool calls for examples
+    with tools: reported before the training starts."""
+    if world.true(Condition.TRAINED) or world.state.stage == Stage.TRAIN:
         return None
-    return verdict.says(Condition.TRAINED, "Unknown", world.placement.reason, world.placement.problem)
+    pool, problem = world.obs.pools.get(str(world.placement.pool)), world.placement.problem
+    if pool is not None and not problem:
+        problem = placement.without_parser(pool, world.obs.settings.serving.args, world.state.preflight)
+    return verdict.says(Condition.TRAINED, "Unknown", world.placement.reason, problem) if problem else None
 
 
 def training_is_not_done(world: World) -> Verdict | None:

@@ -15,10 +15,10 @@ from finetune_trainer.data import corpus, dataset, split
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-JSON, BROKEN_JSON, REASONING, UNCLOSED, CALLS, UNFINISHED = 1, 2, 4, 8, 16, 32
+JSON, BROKEN_JSON, REASONING, UNCLOSED, CALLS, UNFINISHED, TOOLS = 1, 2, 4, 8, 16, 32, 64
 """Marks of an answer: it is a JSON object or list; it begins like one but does not parse; it has a reasoning block; one that is
 not closed; it calls tools, which counts as neither JSON nor prose, whatever the dialect; it ends with a letter, a digit or
-punctuation that needs a continuation."""
+punctuation that needs a continuation. And of its row: it may call tools."""
 
 _CONTINUES = frozenset(",;:(-–—/&")
 
@@ -94,7 +94,8 @@ class Builder:
         self._rejected.append(0 if example.rejected is None else dataset.digest(example.rejected.strip()))
         answer_text = example.messages[-1].content if example.messages else ""
         calls = bool(example.messages and example.messages[-1].calls)
-        self._marks.append(CALLS | marks(answer_text) & ~(JSON | BROKEN_JSON) if calls else marks(answer_text))
+        found = CALLS | marks(answer_text) & ~(JSON | BROKEN_JSON) if calls else marks(answer_text)
+        self._marks.append(found if example.tools is None else found | TOOLS)
         self._characters.append(len(answer_text))
         prompt_text = next((turn.content for turn in reversed(example.prompt) if turn.role == "user"), "")
         detect_languages = self._detect_languages and answer is not None

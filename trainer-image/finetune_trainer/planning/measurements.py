@@ -23,6 +23,8 @@ class Measurements:
     """The findings of the data checks: `checks.review.Finding.document` of each rule."""
     memory: str | None
     """Estimated memory of training, for people."""
+    tools: int = 0
+    """Examples with tools, of all splits."""
     memory_advice: str | None = None
     """What to change where that is more than available."""
     evaluation_gpus: int | None = None

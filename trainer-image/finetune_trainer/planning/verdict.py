@@ -42,6 +42,7 @@ def decide(spec: run.Run, measured: measurements.Measurements) -> outcome.Outcom
         "test_examples": measured.test,
         "tokens": measured.tokens,
         "trainable_tokens": measured.trainable,
+        "examples_with_tools": measured.tools,
         "learning_rate": rate(spec, measured),
         "estimated_memory": measured.memory,
         "estimated_duration": None if duration is None else progress.duration(duration),

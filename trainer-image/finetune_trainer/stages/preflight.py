@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune_api import outcome, reasons, revision, run, status
-from finetune_trainer.checks import novelty, purpose, review, rule, variety
+from finetune_trainer.checks import novelty, purpose, review, rule, table, variety
 from finetune_trainer.data import corpus, dataset, split, tokens
 from finetune_trainer.evaluation import contenders, doubt, feasible, task_gates
 from finetune_trainer.planning import (
@@ -245,6 +245,7 @@ def measure(
         trainable=int(train.trainable.sum()),
         truncated=float(train.truncated.mean()),
         findings=[finding.document() for finding in reviewed.findings],
+        tools=int(((reviewed.columns.marks & table.TOOLS) > 0)[place >= 0].sum()),
         lengths=dataclasses.asdict(lengths),
         distinct=variety.distinct(drawn, len(training_rows)),
         top_answer=float(np.unique(answers, return_counts=True)[1].max() / len(answers)) if answers.all() else None,
