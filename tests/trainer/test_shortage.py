@@ -10,6 +10,7 @@ import torch
 from tests.trainer import loops, processes, tiny
 
 from finetune_api import exits, job, run
+from finetune_trainer.engine import passes
 from finetune_trainer.planning import memory
 from finetune_trainer.stages import preflight, train
 from finetune_trainer.training import checkpoint, shortage
@@ -82,6 +83,50 @@ def test_a_step_in_which_one_of_two_processes_runs_out_of_memory_is_repeated_by_
     one, other = (loops.of(tmp_path, rank, disturbed=True) for rank in range(2))
     assert one.state.history == other.state.history
     assert all(torch.equal(one.adapter[name], other.adapter[name]) for name in one.adapter)
+
+
+def test_passes_that_fail_with_the_largest_micro_batch_are_replaced(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kernel may that cannot be compiled for shapes of that size: the job trains, more slowly, and says so."""
+    spec = world(tiny.examples(60), training={"maxSteps": 2, "precision": "Float32"})
+    preflight.preflight(spec)
+    train.train(spec, 1, 1.0)
+    other = spec.model_copy(update={"revision": "other"})
+    preflight.preflight(other)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: out of resource: shared memory")
+
+    monkeypatch.setattr(passes.Fast, "forward", fails)
+    done = train.train(other, 1, 1.0).training
+    assert done is not None
+    assert done.passes is not None
+    assert "since the trainer's own failed with the largest micro-batch" in done.passes
+    assert processes.losses(other) == pytest.approx(processes.losses(spec), rel=1e-4)
+    monkeypatch.setattr(passes.Plain, "forward", fails)
+    third = spec.model_copy(update={"revision": "third"})
+    preflight.preflight(third)
+    with pytest.raises(RuntimeError, match="Triton Error"):
+        train.train(third, 1, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Voting(training_processes.ProcessGroup):
+    """Among others, the worst of which answer this."""
+
+    others: list[int] = dataclasses.field(default_factory=list)
+
+    def maximum(self, number: int) -> int:
+        return max(number, self.others.pop() if self.others else 0)
+
+
+def test_passes_that_fail_in_one_process_are_replaced_in_all(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    training = loops.made(tmp_path, base, Voting(others=[shortage.FAILED]), own=True)
+    plain = loops.made(tmp_path, base, training_processes.ProcessGroup(), own=False)
+    training.standard = lambda: (plain.engine, plain.setup)
+    shortage.settle(training)
+    assert training.engine is plain.engine
 
 
 @pytest.mark.slow

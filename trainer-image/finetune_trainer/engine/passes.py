@@ -19,6 +19,8 @@ from finetune_trainer.process import log
 
 STANDARD = "through transformers' passes"
 
+FAILED = f"{STANDARD}, since the trainer's own failed with the largest micro-batch"
+
 ELSEWHERE = "they did not prove themselves in another process"
 
 

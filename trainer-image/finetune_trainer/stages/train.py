@@ -87,9 +87,18 @@ def run_process(
 
     # plan
     plan = batches.plan(data.train.examples, spec.training)
-    setup = micro_batch(spec.training, data, case, model.memory(where), scale)
-    if setup.checkpointing:
-        engine.checkpoint()
+
+    def set_up(engine: passes.Engine) -> tuple[passes.Engine, memory.Setup]:
+        known = case and dataclasses.replace(case, chosen=engine.shares)
+        setup = micro_batch(spec.training, data, known, model.memory(where), scale)
+        if setup.checkpointing:
+            engine.checkpoint()
+        return engine, setup
+
+    def standard() -> tuple[passes.Engine, memory.Setup]:
+        return set_up(passes.Plain(tuned, engine.head, where, passes.FAILED, group.every))
+
+    _, setup = set_up(engine)
     goal = objective.of(spec.training)
     config = json.loads((folder / "config.json").read_text())
     rate = learning_rate.choose(spec, learning_rate.width(config), data.train.examples)
@@ -111,6 +120,7 @@ def run_process(
         rate.value,
         where,
         score=scored,
+        standard=standard if engine.shares else None,
         search=trials.of(spec.training, rate.value),
         sharded=shares,
     )

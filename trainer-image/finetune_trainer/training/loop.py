@@ -6,7 +6,6 @@ after any step and resume in another process.
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +74,8 @@ class Loop:
     score: Callable[[], float | None] | None = None
     """How good the adapter's answers are now, higher is better: of several validations the best one is kept; None: the loss
     decides."""
+    standard: Callable[[], tuple[passes.Engine, memory.Setup]] | None = None
+    """Makes other passes, for the case that these fail before the first step; None: there are no others."""
     search: trials.Search | None = None
     """The learning rates that are tried first."""
     start: checkpoint.Snapshot | None = None
@@ -148,8 +149,7 @@ class Loop:
 
     def run(self) -> None:
         """All remaining steps."""
-        while not self.group.every(shortage.fits(self, functools.partial(shortage.try_largest, self))):
-            shortage.halve(self)
+        shortage.settle(self)
         self.saved_at = time.monotonic()
         with contextlib.ExitStack() as stack:
             if self.group.size > 1:  # all processes stop after the same step

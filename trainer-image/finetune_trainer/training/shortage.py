@@ -3,11 +3,15 @@ training take half the micro-batch together, instead of ending.
 
     fits(loop, passes) -> a vote of all processes -> halve(loop) -> the passes again
 
+Where the trainer's own passes fail at that size in another way, which the comparison at start has not seen, all take those of
+transformers.
+
 Where the frozen layers are sharded, the others wait within the pass for the one that ran out: the attempt ends, and the next one
 halves.
 """
 
 import dataclasses
+import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +29,34 @@ from finetune_trainer.training import checkpoint
 
 if TYPE_CHECKING:
     from finetune_trainer.training import loop
+
+
+FITS, SHORT, FAILED = 0, 1, 2
+"""What the largest micro-batch did, in the order of what it takes."""
+
+
+def settle(training: "loop.Loop") -> None:
+    """Passes and micro-batch with which the training begins, in all processes. Raises torch.OutOfMemoryError where none fits, and
+    what passes raise that no others can replace."""
+    while worst := training.group.maximum(tried(training)):
+        if worst == FAILED and training.standard is not None:
+            release(training)
+            training.engine, training.setup = training.standard()
+            training.standard = None
+            log.warning("all processes train through transformers' passes", tokens=training.setup.tokens)
+        else:
+            halve(training)
+
+
+def tried(training: "loop.Loop") -> int:
+    """Runs the largest micro-batch in this process."""
+    try:
+        return FITS if fits(training, functools.partial(try_largest, training)) else SHORT
+    except Exception as problem:
+        if training.standard is None or isinstance(problem, errors.Failure):
+            raise
+        log.warning("the trainer's own passes failed", problem=errors.describe(problem)[:300])
+    return FAILED
 
 
 def try_largest(training: "loop.Loop") -> None:
