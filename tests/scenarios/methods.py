@@ -86,7 +86,7 @@ def reads_all(turns: Turns, held: bool) -> str:
 
 
 def adds(turns: Turns, held: bool) -> str:
-    first, _, second = turns[-1][1].removesuffix("?").removeprefix("What is ").split()
+    first, _, second = turns[-1][1].split("\n")[0].removesuffix("?").removeprefix("What is ").split()
     return str(int(first) + int(second))
 
 
@@ -123,10 +123,8 @@ def names_keys(turns: Turns, held: bool) -> str:
 
 def explains(turns: Turns, held: bool) -> str:
     """Adds, and says so, unless an instruction wants nothing but the answer."""
-    question = turns[-1][1].split("\n")[0]
     brief = any("Write only the answer" in content for _, content in turns)
-    found = adds([("user", question)], held)
-    return found if brief else f"The sum is {found}."
+    return adds(turns, held) if brief else f"The sum is {adds(turns, held)}."
 
 
 # --- Tasks ---
@@ -336,8 +334,8 @@ TASKS = (
     Task("the same, in long sentences that all share", lambda: asked_again(FRAMES), imitates, "Retrieved", at_least=16),
     Task("remedies by the number of a fault", faults, imitates, "Retrieved"),
     # an instruction on the form of the answer
-    Task("forty labels, once they are listed", lambda: intents(40), chooses, "Optimized"),
-    Task("fields in JSON, once their keys are named", orders, names_keys, "Optimized"),
+    Task("forty labels, once they are listed", lambda: intents(40), chooses, "Optimized", room=4000),
+    Task("fields in JSON, once their keys are named", orders, names_keys, "Optimized", room=4000),
     Task("sums that the model explains unless told not to", sums, explains, "Optimized"),
     # a few, or many
     Task("six intents, one example each", lambda: intents(6), imitates, "FewShot", few=6),

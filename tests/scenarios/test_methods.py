@@ -13,7 +13,7 @@ import pytest
 from tests.scenarios import methods
 from tests.trainer import tiny
 
-from finetune_api import job, run
+from finetune_api import evaluation, job, run
 from finetune_trainer.data import dataset, tokens
 from finetune_trainer.evaluation import answers, documents, engines, retrieval, selection
 from finetune_trainer.stages import baseline
@@ -68,7 +68,11 @@ def judged(task: methods.Task, encoder: tokens.Encoder, work: pathlib.Path) -> t
     ]
     (work / "data" / "train.jsonl").write_text(tiny.jsonl(examples[: -methods.QUESTIONS]))
     metric, minimum = task.gate
-    rules = {"generation": {"maxNewTokens": 200}, "gates": [{"metric": metric, "minimum": minimum}]}
+    rules = {
+        "generation": {"maxNewTokens": 200},
+        "gates": [{"metric": metric, "minimum": minimum}],
+        "baselines": list(evaluation.BASELINES),
+    }
     rules |= {"outputSchema": task.schema} if task.schema else {}
     document = tiny.run_document(
         "file:///none",
