@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 from tests.report import example as shown
+from tests.trainer import loops
 
 from finetune_api import evaluation, job, reasons, results, run
 from finetune_operator.manifests import stages
 from finetune_trainer import report
 from finetune_trainer.data import dataset
+from finetune_trainer.engine import passes
 from finetune_trainer.evaluation import feasible, validation
 from finetune_trainer.process import errors
 from finetune_trainer.report import parts
 from finetune_trainer.stages import preflight, train
 from finetune_trainer.store import storage
-from finetune_trainer.training import checkpoint, loop
+from finetune_trainer.training import checkpoint, loop, processes
 
 World = Callable[..., run.Run]
 
@@ -78,6 +80,26 @@ def test_the_first_gate_about_answers_decides_and_a_gate_on_the_loss_leaves_it_t
     assert deciding({"metric": "Loss", "maximum": 1.0}, rouge) is None
     assert deciding() is job.Metric.EXACT_MATCH
     assert deciding(labels=["red", "blue"]) is job.Metric.ACCURACY
+
+
+def test_answers_take_the_memory_that_activations_had(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    training = loops.made(tmp_path, base, processes.ProcessGroup(), own=True)
+    assert isinstance(training.engine, passes.Fast)
+    memory = training.engine._inner.memory
+    held: list[int] = []
+
+    def score() -> float:
+        held.append(memory.bytes)
+        memory.take("answers", 1000)
+        return 0.5
+
+    training.score = score
+    training.step()
+    held.append(memory.bytes)
+    assert training.scored() == 0.5
+    held.append(memory.bytes)
+    assert held[0] > 0
+    assert held[1:] == [0, 0]
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.0])

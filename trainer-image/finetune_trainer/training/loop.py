@@ -397,7 +397,11 @@ class Loop:
         """The score of the answers; the first process asks, the others wait for it."""
         if self.score is None:
             return None
-        score = self.score() if self.group.first else None
+        score = None
+        if self.group.first:
+            shortage.release(self)  # answers take the memory that activations had, and leave it to them
+            score = self.score()
+            self.engine.release()
         self.group.wait()
         checkpoint.restore_randomness(self.random)
         known, value = self.group.add([], [float(score is not None), score or 0.0])
