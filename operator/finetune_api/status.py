@@ -178,7 +178,7 @@ class Baseline(Reported):
     )
     undecided: list[job.Contender] = Field(
         default_factory=list,
-        description="Contenders that meet the gates' bounds by the values measured, on too few validation examples to be sure.",
+        description="Contenders that would be sufficient by the values measured, on too few validation examples to be sure.",
     )
     examples: int = Field(description="Validation examples used.")
     metrics: list[MetricValue] = Field(default_factory=list, description="The gates' metrics of each contender.")

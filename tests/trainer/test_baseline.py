@@ -200,6 +200,11 @@ def test_a_prompt_that_may_be_enough_is_undecided_and_the_examples_that_it_takes
     assert "(evaluation.baselineBudget)" in judged({FEW: 16}, 16, world, available=40).message
     assert "it takes more (" in judged({FEW: 20}, 25, world).message
     assert "no prompt meets" in judged({FEW: 12}, 16, world).message
+    gates = [{"metric": "ExactMatch", "minimum": 0.8}, {"metric": "JsonValid", "over": "FewShot"}]
+    more = judged({FEW: 16}, 16, world, gates=gates)
+    assert more.undecided == [], "it is not enough, however many examples there were"
+    assert "too few to be sure" in more.message
+    assert more.message.endswith("; training must still show: JsonValid better than FewShot")
 
 
 def test_only_bounds_that_a_prompt_can_meet_decide() -> None:

@@ -142,9 +142,12 @@ def test_the_adapter_with_the_best_answers_wins_also_after_a_stop(
         train.train(spec, 1, 1.0)
     fresh()
     monkeypatch.setattr(loop.Loop, "step", step)
+    spec = world(training=TRAINING, evaluation=RULES | {"gates": [{"metric": "JsonValid", "minimum": 0.1}]})
+    preflight.preflight(spec)
     result = train.train(spec, 2, 1.0).training
     assert result is not None
     assert result.resumed_from == 7
+    assert curves(spec)["scored_by"] == "RougeL", "by the rules of the first steps"
     found = curves(spec)["validations"]
     assert [one["score"] for one in found] == given
     best = min((one for one in found if one["score"] == 0.6), key=lambda one: one["loss"])

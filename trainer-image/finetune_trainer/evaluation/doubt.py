@@ -116,7 +116,8 @@ def short(spec: run.Run, shares: Collection[job.Metric], validation: int) -> lis
     shared = among(_taking_part(spec))
     texts = []
     for gate in spec.evaluation.absolute:
-        if gate.metric not in shares or gate.confidence <= gates.POINT:
+        two_sided = gate.minimum is not None and gate.maximum is not None
+        if gate.metric not in shares or gate.confidence <= gates.POINT or two_sided:
             continue
         needed = shared.needed(gate, job.Contender.BASE, 0.0 if gate.minimum is None else 1.0)
         if needed is None or needed > asked:

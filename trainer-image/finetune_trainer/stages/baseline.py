@@ -273,7 +273,7 @@ def summary(
         )
     return status.Baseline(
         sufficient=None if left else passing,
-        undecided=[one.which for one in unsure],
+        undecided=[] if left else [one.which for one in unsure],
         examples=max((len(one.answers) for one in rounds.asked.values()), default=0),
         metrics=[scoreboard.metric_value(one) for one in scoreboard.values(measured) if one.metric in main],
         message=text,

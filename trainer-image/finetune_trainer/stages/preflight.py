@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api import outcome, reasons, revision, run, status
+from finetune_api import job, outcome, reasons, revision, run, status
 from finetune_trainer.checks import novelty, purpose, review, rule, table, variety
 from finetune_trainer.data import corpus, dataset, split, tokens
 from finetune_trainer.evaluation import contenders, doubt, feasible, task_gates
@@ -115,11 +115,17 @@ def answer(
         "advice": advice,
         "facts": dataclasses.asdict(found),
         "inputs": files,
-        feasible.SCORING: spec.evaluation.scoring.wire(),
+        feasible.SCORING: scoring(spec, store).wire(),
     }
     write(spec, store, known)
     log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
     return result
+
+
+def scoring(spec: run.Run, store: storage.Storage) -> job.Evaluation:
+    """The rules by which training scores its adapters: the present ones, unless it has begun with others."""
+    begun = any(store.entries(f"{spec.layout.checkpoints}/"))
+    return (feasible.scoring(spec, store) if begun else spec.evaluation).scoring
 
 
 def same_files(files: list[dict[str, Any]]) -> str:
