@@ -1,11 +1,15 @@
 """What clients of a pool may do, and what they get: real sockets, a double of the engine behind the gateway."""
 
 import asyncio
+import contextlib
 import hashlib
 import pathlib
+import types
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 from tests.trainer.gateway import double
 from tests.trainer.gateway.conftest import Running, World
 
@@ -350,6 +354,30 @@ async def test_a_client_that_leaves_cancels_the_engines_work_and_is_counted_apar
     await world.until(lambda: pod.pod._proxy.running == 0)
     (traffic,) = (await world.state(pod)).traffic
     assert (traffic.requests, traffic.abandoned, traffic.errors, traffic.answers) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("method", ["prepare", "write", "write_eof"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_cannot_be_written_to_is_no_engine_that_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, stream: bool, method: str
+) -> None:
+    desk = world.adapter("answer")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+
+    async def gone(*_: Any) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    lost: list[bool] = []
+    monkeypatch.setattr(pod.pod._loading, "engine_lost", lambda: lost.append(True))
+    made = {name: type(name, (getattr(web, name),), {method: gone}) for name in ("StreamResponse", "Response")}
+    monkeypatch.setattr(proxy, "web", types.SimpleNamespace(**{**vars(web), **made}))
+    with contextlib.suppress(aiohttp.ClientError):
+        await world.ask(pod, "desk", stream=stream)
+    await world.until(lambda: pod.pod._proxy.running == 0)
+    assert not lost
+    assert (await world.state(pod)).traffic[0].errors == 0
 
 
 async def test_a_client_that_leaves_after_the_last_line_of_a_stream_has_its_answer(world: World) -> None:

@@ -304,8 +304,9 @@ class Proxy:
             body.clear()
             take(len(text) - size)
             response = web.Response(body=text, content_type="application/json")
-            await response.prepare(request)
-            await response.write_eof()  # until a slow client has it
+            with _to_client():
+                await response.prepare(request)
+                await response.write_eof()  # until a slow client has it
             return response
 
     async def _stream(
@@ -318,7 +319,8 @@ class Proxy:
                 "X-Accel-Buffering": "no",
             }
         )
-        await response.prepare(request)
+        with _to_client():
+            await response.prepare(request)
         problem = ""
         try:
             async for piece in upstream.content.iter_any():
@@ -326,9 +328,8 @@ class Proxy:
                     once.first()
                     if rewriter.done:  # a client may leave without waiting for the stream's end
                         once(rewriter.reading, "Failed" if rewriter.reading.failed else "Answered")
-                    await response.write(ready)
-        except ConnectionError:  # the client's: it has left
-            raise asyncio.CancelledError from None
+                    with _to_client():
+                        await response.write(ready)
         except aiohttp.ClientError as error:
             self._adapters.engine_lost()
             problem = f"the engine was interrupted: {errors.describe(error)}"
@@ -339,9 +340,20 @@ class Proxy:
             message = "the answer is not complete: the engine of this pod was interrupted; send the request again"
             log.warning("a stream ended early", problem=problem or "it has no last line")
             error_ = {"error": {"message": message, "type": "server_error", "param": None, "code": "engine_lost"}}
-            await response.write(b"data: " + answers.dump(error_) + b"\n\n")
-        await response.write_eof()
+            with _to_client():
+                await response.write(b"data: " + answers.dump(error_) + b"\n\n")
+        with _to_client():
+            await response.write_eof()
         return response
+
+
+@contextlib.contextmanager
+def _to_client() -> Iterator[None]:
+    """A client that has left ends its request, as where aiohttp notices it; it is no engine that is lost."""
+    try:
+        yield
+    except ConnectionError:
+        raise asyncio.CancelledError from None
 
 
 class Once:
