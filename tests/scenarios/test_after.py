@@ -11,7 +11,7 @@ from finetune_api import job, status
 from finetune_trainer.data import dataset
 from finetune_trainer.evaluation import forgetting, gates
 from finetune_trainer.planning import learning_curve, learning_rate
-from finetune_trainer.training import trials
+from finetune_trainer.training import batches, trials
 
 TUNED, BASE = job.Contender.TUNED, job.Contender.BASE
 TOKENS, CHOICES = 20, 4
@@ -94,6 +94,55 @@ def test_a_bound_on_forgetting_that_a_job_states_takes_evidence() -> None:
     assert not decided(gate, few).passed
     assert "too few examples" in decided(gate, few).observed
     assert decided(gate, many).passed
+
+
+# --- Replay ---
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def trained_with(share: float | None, examples: int = 600) -> tuple[float, np.ndarray, np.ndarray]:
+    """A model trained by the product's own order of task and general examples, and what became of it: the task's loss, and
+    the losses of the right answers to 60 general questions before and after.
+
+    Its logits are those of a frozen table, one row a question, and of two adapters: one for the task's question alone, one for
+    all questions. The task's answer is always the same, so that both learn it alike; the share of it that the second one learns
+    makes all general answers worse, and only general examples, with answers drawn from the base, say so.
+    """
+    draw, words, answer, rate = np.random.default_rng(5), 12, 3, 0.5
+    table = draw.normal(0, 1.5, (61, words))
+    rules = job.Training.model_validate(
+        {"epochs": 3, "batchSize": 8, **({"replay": {"share": share}} if share else {})}
+    )
+    plan = batches.plan(examples, rules)
+    asked = 1 + np.arange(plan.examples - examples) % 60
+    drawn = [int(draw.choice(words, p=one)) for one in softmax(table[asked])]
+    of_task, of_all = np.zeros(words), np.zeros(words)
+    for step in range(plan.steps):
+        chosen = plan.step(step)
+        for number in chosen:
+            general = number >= examples
+            question, right = (asked[number - examples], drawn[number - examples]) if general else (0, answer)
+            gradient = softmax(table[question] + of_all + (0 if general else of_task))
+            gradient[right] -= 1
+            of_all -= rate / len(chosen) * gradient
+            of_task -= 0 if general else rate / len(chosen) * gradient
+    right = softmax(table[1:]).argmax(1)
+    losses = [-np.log(softmax(table[1:] + shift)[np.arange(60), right]) for shift in (np.zeros(words), of_all)]
+    return float(-np.log(softmax(table[0] + of_all + of_task)[answer])), *losses
+
+
+@pytest.mark.parametrize(("share", "passes"), [(None, False), (0.5, True)], ids=["without replay", "half are general"])
+def test_a_task_that_is_learned_at_the_cost_of_all_answers_passes_with_replay_alone(
+    share: float | None, passes: bool
+) -> None:
+    loss, before, after = trained_with(share)
+    assert loss < 0.1, "the task is learned in either case"
+    change = Change("", 60, lambda draw, count: after / before, 1.0, passes, False)
+    assert decided(None, measured(change)).passed is passes
 
 
 # --- The search of a learning rate ---
