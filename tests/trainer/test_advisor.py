@@ -153,6 +153,7 @@ def test_every_rule_is_listed_and_its_messages_are_sentences() -> None:
         work=1e24,
         short_gates=["ExactMatch at least 0.8: with 30 examples ..."],
         short_benchmarks=["arc_easy acc at least 0.8: with 30 questions ..."],
+        short_baseline=["ExactMatch at least 0.8 takes 20 validation examples, and there are 16"],
     )
     wanted = {"dataset": {"minimumExamples": 200}, "gpus": 1, "gpuType": "nvidia-l4"}
     advice = spoke(bad, intent={"goals": ["GeneralCapability"], "changeFrequency": "Weekly"}, **wanted)
