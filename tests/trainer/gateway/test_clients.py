@@ -472,4 +472,20 @@ async def test_a_request_waits_for_its_adapter_and_not_for_ever(world: World, mo
     assert (answer.status, answer.error["code"]) == (503, "not_ready")
     assert "Missing" in answer.error["message"]
     traffic = {one.name: one for one in (await world.state(pod)).traffic}
-    assert (traffic["never"].requests, traffic["never"].errors) == (1, 1), "also where one pod alone lacks it"
+    assert (traffic["never"].requests, traffic["never"].errors) == (0, 0), "no revision can help that a pod lacks it"
+
+
+async def test_an_adapter_that_the_engine_refuses_is_its_revisions_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "LOAD_SECONDS", 0.5)
+    large = world.adapter("x")
+    world.serve("large", (large, 100))
+    pod = await world.pod(engine=double.Engine(max_rank=4))
+    await world.delivered(pod)
+    assert (await world.put(pod, large))[0] == 201
+    await world.until(lambda: pod.pod._loading.state_of(large.sha256).message)
+    answer = await world.ask(pod, "large")
+    assert (answer.status, answer.error["code"]) == (503, "not_ready")
+    (traffic,) = (await world.state(pod)).traffic
+    assert (traffic.requests, traffic.errors) == (1, 1)

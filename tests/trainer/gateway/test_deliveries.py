@@ -223,6 +223,18 @@ async def test_a_verification_needs_the_adapters_key(world: World) -> None:
         assert answer.status == 404, "one adapter's key is for one adapter"
 
 
+async def test_a_verification_of_the_former_release_fails_for_a_moment_only(world: World) -> None:
+    desk = world.adapter("x")
+    world.hold(desk)
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    body = {"model": desk.sha256, "prompt": [1, 2], "max_tokens": 1, "prompt_logprobs": 0}
+    url = f"{pod.deliveries}/adapters/{desk.sha256}/v1/completions"
+    async with world.http.post(url, json=body, headers={"Authorization": f"Bearer {desk.key}"}) as answer:
+        assert (answer.status, answer.headers.get("Retry-After")) == (503, "5")
+    assert pod.engine.requests == []
+
+
 async def test_a_delivery_to_a_pool_without_pods_ends_with_its_patience(world: World) -> None:
     world.addresses = ["127.0.0.9"]
     desk = world.adapter("x")

@@ -41,11 +41,12 @@ COPY_AGAIN = (2.0, 30.0)
 
 
 class NotReady(Exception):
-    """The adapter cannot answer now; the text says why, `after` when to try again, in seconds."""
+    """The adapter cannot answer now; the text says why, `after` when to try again, in seconds. refused: by the engine, which has
+    the adapter; else the pod does not have it yet."""
 
-    def __init__(self, message: str, after: int) -> None:
+    def __init__(self, message: str, after: int, *, refused: bool = False) -> None:
         super().__init__(message)
-        self.after = after
+        self.after, self.refused = after, refused
 
 
 @dataclasses.dataclass
@@ -107,6 +108,7 @@ class Loading:
             raise NotReady(
                 f"the model is not loaded on this pod yet ({state.state}{': ' if state.message else ''}{state.message})",
                 10,
+                refused=bool(state.message),
             )
         self.used(sha256)
 

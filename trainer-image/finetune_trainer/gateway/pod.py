@@ -287,7 +287,14 @@ class Pod:
         """The adapter under its own name, and the base model under its name, for comparison."""
         adapter = self._verified(request)
         with self._room.share() as take:
-            sent = await proxy.received(request, take)
+            try:
+                sent = await proxy.received(request, take)
+            except proxy.Refusal as refused:
+                if refused.body["error"]["param"] != "prompt_logprobs":
+                    raise
+                # A stage of the former release asks so: transient, since its next attempt is of this one.
+                message = "verification asks without `prompt_logprobs` now; the next attempt does"
+                raise proxy.Refusal(503, message, "former_release", after=5) from None
             if sent["model"] not in (adapter.sha256, self._options.base_model):
                 raise proxy.unknown(sent["model"])
             is_adapter = sent["model"] == adapter.sha256

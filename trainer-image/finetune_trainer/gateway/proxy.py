@@ -216,7 +216,7 @@ class Proxy:
             elif not self._adapters.engine_ready:
                 raise loading.NotReady("the engine of this pod is starting", 5)
         except loading.NotReady as problem:
-            if self._adapters.engine_ready:  # else it is the pod that fails, and no model
+            if problem.refused:  # else it is the pod that fails, and no revision
                 once(answers.Reading(), "Failed")
             raise Refusal(503, f"{problem}; send the request again", "not_ready", after=problem.after) from None
 
