@@ -124,7 +124,11 @@ class Counts(model.Model):
 
     requests: int = Field(default=0, description="All but those that were refused as the client's mistake (4xx).")
     errors: int = Field(default=0, description="Answered with 5xx, or broken off by the engine.")
-    abandoned: int = Field(default=0, description="Broken off by the client before the end of the answer.")
+    abandoned: int | None = Field(
+        default=None,
+        description="Broken off by the client before the end of the answer. Absent: gateways of a former version, which count "
+        "fewer errors, too.",
+    )
     empty: int = Field(default=0, description="Answers without text and tool calls.")
     cut: int = Field(default=0, description="Answers that ended at the limit of tokens (finish_reason length).")
     checked: int = Field(default=0, description="Answers that were checked with the JSON schema.")
@@ -134,7 +138,7 @@ class Counts(model.Model):
 
     @property
     def answers(self) -> int:
-        return max(self.requests - self.errors - self.abandoned, 0)
+        return max(self.requests - self.errors - (self.abandoned or 0), 0)
 
 
 class Traffic(Counts):

@@ -56,7 +56,7 @@ class Gateways:
         ]
         traffic = [
             {"namespace": model.namespace, "job": model.job, "name": model.name, "revision": route.revision}
-            | {"step": model.step, "since": "2026-05-04T12:00:00Z"}
+            | {"step": model.step, "since": "2026-05-04T12:00:00Z", "abandoned": 0}
             | self.counts.get(route.revision, {})
             for model in index.models
             for route in model.routes

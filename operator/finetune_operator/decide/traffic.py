@@ -59,7 +59,8 @@ def side(parts: Iterable[serving.Traffic]) -> serving.Counts:
     found = list(parts)
     requests = sum(max(one.requests, 0) for one in found)
     errors = min(sum(max(one.errors, 0) for one in found), requests)
-    abandoned = min(sum(max(one.abandoned, 0) for one in found), requests - errors)
+    given_up = [one.abandoned for one in found if one.abandoned is not None]
+    abandoned = min(sum(max(number, 0) for number in given_up), requests - errors)
     checked = min(sum(max(one.checked, 0) for one in found), requests)
 
     def of_answers(numbers: Iterable[int]) -> int:
@@ -68,7 +69,7 @@ def side(parts: Iterable[serving.Traffic]) -> serving.Counts:
     return serving.Counts(
         requests=requests,
         errors=errors,
-        abandoned=abandoned,
+        abandoned=abandoned if len(given_up) == len(found) else None,
         empty=of_answers(one.empty for one in found),
         cut=of_answers(one.cut for one in found),
         checked=checked,
@@ -134,9 +135,12 @@ def _shares(new: serving.Counts, old: serving.Counts, rules: Rules) -> Iterator[
         p = fisher(bad, of, bad_before, before) if now >= then + rules.relevant else 1.0
         return status.Finding(p=p, seen=f"{measure}: {now:.1%} of {of}, former {then:.1%} of {before}")
 
-    yield share("errors", new.errors, new.requests, old.errors, old.requests)
-    if new.abandoned + old.abandoned:  # without any, it would only make the others need more
-        yield share("requests that clients gave up", new.abandoned, new.requests, old.abandoned, old.requests)
+    now, then = new.abandoned, old.abandoned
+    known = now is not None and then is not None
+    if known or rules.answers:  # else gateways of another version may have counted the former revision's
+        yield share("errors", new.errors, new.requests, old.errors, old.requests)
+    if now is not None and then is not None and now + then:  # without any, it would only make the others need more
+        yield share("requests that clients gave up", now, new.requests, then, old.requests)
     if rules.answers:
         if rules.empty:
             yield share("empty answers", new.empty, new.answers, old.empty, old.answers)

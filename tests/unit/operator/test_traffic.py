@@ -13,7 +13,7 @@ START = "2026-05-04T12:00:00Z"
 
 
 def part(**counts: Any) -> serving.Traffic:
-    names = {"namespace": "ml", "job": "desk", "name": "desk", "revision": "r", "since": START}
+    names = {"namespace": "ml", "job": "desk", "name": "desk", "revision": "r", "since": START, "abandoned": 0}
     return serving.Traffic.model_validate(names | counts)
 
 
@@ -147,6 +147,20 @@ def test_a_revision_so_slow_that_clients_give_up_is_worse(rules: traffic.Rules) 
     (first, *_) = traffic.findings(new, old, rules)
     assert first.seen == "requests that clients gave up: 100.0% of 10, former 1.1% of 90"
     assert first.p < 1e-6
+
+
+def test_what_gateways_of_a_former_version_did_not_count_is_not_compared() -> None:
+    """After an upgrade; nor are errors, of which they count fewer, unless the same pods counted those of both revisions."""
+    new, before = side(requests=100, abandoned=6, errors=30), side(requests=1000, abandoned=None)
+    assert traffic.findings(new, before, traffic.AFTERWARDS) == []
+    mixed = traffic.side([part(requests=500, abandoned=None), part(requests=500, abandoned=1)])
+    assert traffic.findings(new, mixed, traffic.AFTERWARDS) == []
+    assert "errors" in found(new, before)
+    assert "requests that clients gave up" not in found(new, before)
+    former = traffic.total([part(requests=9, abandoned=None)])
+    assert former is not None
+    assert "abandoned" not in former.wire()
+    assert serving.Traffic.model_validate(former.wire() | {"errors": 2}).answers == 7
 
 
 # -- looks --
