@@ -166,7 +166,7 @@ def test_looks_share_the_doubt() -> None:
 def test_it_is_known_how_many_right_answers_make_a_prompt_sure(minimum: float, needed: int) -> None:
     gate = job.Gate(metric=job.Metric.EXACT_MATCH, minimum=minimum)
     shared = doubt.among([*evaluation.BASELINES], 9)
-    assert shared.needed(gate, FEW, 1.0) == needed
+    assert shared.needed(gate, FEW, 0, 1.0) == shared.needed(gate, FEW, 0) == needed
 
     def passes(examples: int) -> bool:
         values = {FEW: {gate.metric: evidence.mean([1.0] * examples, share=True)}}
@@ -174,18 +174,52 @@ def test_it_is_known_how_many_right_answers_make_a_prompt_sure(minimum: float, n
 
     assert passes(needed)
     assert not passes(needed - 1)
-    assert shared.needed(gate, FEW, minimum) is None, "a prompt at the bound is never sure"
+    assert shared.needed(gate, FEW, 0, minimum) is None, "a prompt at the bound is never sure"
+
+
+def test_a_gate_with_two_bounds_needs_answers_on_both_sides() -> None:
+    shared = doubt.among([BASE])
+    gate = job.Gate(metric=job.Metric.JSON_VALID, minimum=0.5, maximum=0.8)
+
+    def passes(examples: int) -> bool:
+        columns = [evidence.mean([1.0] * hits + [0.0] * (examples - hits), share=True) for hits in range(examples + 1)]
+        strict = shared.gate(gate, BASE, examples)
+        return any(gates.check([strict], {BASE: {gate.metric: one}}, BASE)[0].passed for one in columns)
+
+    needed = shared.needed(gate, BASE, 0)
+    assert needed is not None
+    assert (passes(needed), any(passes(fewer) for fewer in range(1, needed))) == (True, False)
+    low, none = gate.model_copy(update={"minimum": 0.0}), gate.model_copy(update={"minimum": None})
+    assert shared.needed(low, BASE, 0) == shared.needed(none, BASE, 0) == shared.needed(low, BASE, 0, 0.0)
+    high = gate.model_copy(update={"maximum": 1.0})
+    assert shared.needed(high, BASE, 0, 1.0) == 5, "a maximum of 1 needs no evidence"
 
 
 def judged(
-    hits: dict[job.Contender, int], examples: int, world: World, *, available: int = 0, **changes: Any
+    hits: dict[job.Contender, int],
+    examples: int,
+    world: World,
+    *,
+    available: int = 0,
+    planned: int = 0,
+    unmeasured: int = 0,
+    **changes: Any,
 ) -> status.Baseline:
     rules = {"gates": [{"metric": "ExactMatch", "minimum": 0.8}], **changes}
     asked = {
-        which: answers.Answers([metrics.Answer("a" if n < right else "b", "a", 1, 1) for n in range(examples)], [], [])
+        which: answers.Answers(
+            [
+                metrics.Answer("a" if n < right else "b", "a" if n < examples else None, 1, 1)
+                for n in range(examples + unmeasured)
+            ],
+            [],
+            [],
+        )
         for which, right in hits.items()
     }
-    rounds = baseline.Rounds([CHAT] * examples, asked=asked, shared=doubt.among([*evaluation.BASELINES], 9))
+    rounds = baseline.Rounds(
+        [CHAT] * (planned or examples), asked=asked, shared=doubt.among([*evaluation.BASELINES], 9)
+    )
     return baseline.summary(world(evaluation=rules), rounds, None, available or examples)
 
 
@@ -198,6 +232,9 @@ def test_a_prompt_that_may_be_enough_is_undecided_and_the_examples_that_it_takes
     )
     assert "(evaluation.maximumExamples)" in judged({FEW: 16}, 16, world, available=40, maximumExamples=16).message
     assert "(evaluation.baselineBudget)" in judged({FEW: 16}, 16, world, available=40).message
+    assert "(dataset.validation)" in judged({FEW: 16}, 16, world, available=20, unmeasured=4).message, "all were asked"
+    more_looks = judged({FEW: 23}, 23, world, available=200, planned=200).message
+    assert more_looks.endswith("it takes about 29 (evaluation.baselineBudget)"), "0.8 ** 29 is below 0.05 / 8 / 4"
     assert "it takes more (" in judged({FEW: 20}, 25, world).message
     assert "no prompt meets" in judged({FEW: 12}, 16, world).message
     gates = [{"metric": "ExactMatch", "minimum": 0.8}, {"metric": "JsonValid", "over": "FewShot"}]

@@ -37,18 +37,25 @@ class Doubt:
             confidence = 1 - (1 - confidence) / (self._shares(which) * int(looks(examples)))
         return gate.model_copy(update={"over": None, "improvement": None, "confidence": confidence})
 
-    def needed(self, gate: job.Gate, which: job.Contender, share: float, beyond: int = 0) -> int | None:
-        """The fewest examples, more than `beyond`, with which this share of them passes; None: more than power.MOST."""
+    def needed(
+        self, gate: job.Gate, which: job.Contender, planned: int, share: float | None = None, beyond: int = 0
+    ) -> int | None:
+        """The fewest examples, more than `beyond`, with which this share of them passes, or any does; None: more than power.MOST.
+        planned: examples of the baseline, which is looked at as often as they allow."""
         from scipy import stats
 
         counts = np.arange(beyond + 1, power.MOST + 1)
         passes = np.ones(len(counts), dtype=bool)
-        allowed = (1 - gate.confidence) / (self._shares(which) * looks(counts))
-        for bound, hit in ((gate.minimum, share), (gate.maximum and 1 - gate.maximum, 1 - share)):
-            if bound is not None and bound < 1:
-                hits = np.floor(hit * counts + evidence.ROUNDING)
-                passes &= stats.binom.sf(hits - 1, counts, bound) <= allowed
-        found = np.flatnonzero(passes)
+        taken = np.zeros(len(counts))
+        allowed = (1 - gate.confidence) / (self._shares(which) * looks(np.maximum(counts, planned)))
+        for hits, bound in ((True, gate.minimum), (False, gate.maximum)):
+            if bound is None or not 0 < bound < 1:
+                continue
+            least = stats.binom.isf(allowed, counts, bound if hits else 1 - bound) + 1
+            taken += least
+            if share is not None:
+                passes &= np.floor((share if hits else 1 - share) * counts + evidence.ROUNDING) >= least
+        found = np.flatnonzero(passes & (taken <= counts))
         return int(counts[found[0]]) if len(found) else None
 
     def _shares(self, which: job.Contender) -> int:
@@ -85,22 +92,28 @@ class Undecided:
     unit: str
 
 
-def undecided(shared: Doubt, required: Sequence[job.Gate], values: gates.Values) -> list[Undecided]:
-    """Those for which the fewest more examples would do come first."""
-    made = [_undecided(shared, required, values[which], which) for which in values if met(required, values, which)]
+def undecided(shared: Doubt, required: Sequence[job.Gate], values: gates.Values, planned: int) -> list[Undecided]:
+    """Those for which the fewest more examples would do come first. planned: as in `Doubt.needed`."""
+    made = [
+        _undecided(shared, required, values[which], which, planned) for which in values if met(required, values, which)
+    ]
     return sorted(made, key=lambda one: one.needed or power.MOST + 1)
 
 
 def _undecided(
-    shared: Doubt, required: Sequence[job.Gate], columns: Mapping[job.Metric, evidence.Column], which: job.Contender
+    shared: Doubt,
+    required: Sequence[job.Gate],
+    columns: Mapping[job.Metric, evidence.Column],
+    which: job.Contender,
+    planned: int,
 ) -> Undecided:
     there = [(gate, columns[gate.metric]) for gate in required]
     needed: list[int | None] = []
     for gate, column in there:
-        strict = shared.gate(gate, which, column.examples)
+        strict = shared.gate(gate, which, planned)
         if not gates.check([strict], {which: dict(columns)}, which)[0].passed:
             counted, _ = power.independent(column)
-            needed.append(shared.needed(gate, which, column.value, counted) if column.share else None)
+            needed.append(shared.needed(gate, which, planned, column.value, counted) if column.share else None)
     known = [one for one in needed if one is not None]
     _, unit = power.independent(there[0][1])
     examples = min(column.examples for _, column in there)
@@ -116,10 +129,9 @@ def short(spec: run.Run, shares: Collection[job.Metric], validation: int) -> lis
     shared = among(_taking_part(spec))
     texts = []
     for gate in spec.evaluation.absolute:
-        two_sided = gate.minimum is not None and gate.maximum is not None
-        if gate.metric not in shares or gate.confidence <= gates.POINT or two_sided:
+        if gate.metric not in shares or gate.confidence <= gates.POINT:
             continue
-        needed = shared.needed(gate, job.Contender.BASE, 0.0 if gate.minimum is None else 1.0)
+        needed = shared.needed(gate, job.Contender.BASE, asked)
         if needed is None or needed > asked:
             takes = f"{needed:,}" if needed else f"more than {power.MOST:,}"
             texts.append(f"{gates.requirement(gate)} takes {takes} validation examples, and there are {asked:,}")

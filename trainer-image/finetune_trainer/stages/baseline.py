@@ -256,7 +256,8 @@ def summary(
     measured = {which: metrics.measure(one.answers, spec.evaluation) for which, one in rounds.asked.items()}
     left = [gate for gate in spec.evaluation.relative if can_be_beaten(gate, measured)]
     main = {gate.metric for gate in (*spec.evaluation.absolute, *spec.evaluation.relative)}
-    unsure = [] if passing else doubt.undecided(rounds.shared, spec.evaluation.absolute, measured)
+    required, planned = spec.evaluation.absolute, len(rounds.examples)
+    unsure = [] if passing else doubt.undecided(rounds.shared, required, measured, planned)
     if not available:
         text = "no baseline: there are no validation examples with answers"
     elif passing is not None:
@@ -265,7 +266,8 @@ def summary(
         text = _with_consequence(spec, text, left)
     elif unsure:
         how = meeting(unsure[0].which, prompt, rounds.optimized)
-        text = f"undecided: as measured {how}, but {too_few(spec, unsure[0], available)}"
+        asked = len(rounds.asked[unsure[0].which].answers)
+        text = f"undecided: as measured {how}, but {too_few(spec, unsure[0], asked, available)}"
         text = f"{text}; {_still_to_show(left)}" if left else text
     else:
         text = (
@@ -315,14 +317,14 @@ def _with_consequence(spec: run.Run, text: str, left: list[job.Gate]) -> str:
     return f"{text}: training may not be worth its cost"
 
 
-def too_few(spec: run.Run, found: doubt.Undecided, available: int) -> str:
+def too_few(spec: run.Run, found: doubt.Undecided, asked: int, available: int) -> str:
     """How many validation examples it takes, and where they come from."""
     unit = "" if found.unit == "examples" else f" {found.unit}"
     takes = f"about {found.needed:,}" if found.needed else "more"
     text = f"{found.examples} validation examples are too few to be sure: it takes {takes}{unit}"
-    if found.examples < min(available, spec.evaluation.maximum_examples):
+    if asked < min(available, spec.evaluation.maximum_examples):
         return f"{text} (evaluation.baselineBudget)"
-    if found.examples < available:
+    if asked < available:
         return f"{text} (evaluation.maximumExamples)"
     return f"{text} (dataset.validation)"
 
