@@ -2,9 +2,11 @@
 
 vLLM may accept an adapter and still compute the base model. So the server scores the recorded answers of the canary
 under both names: tuned must agree with the evaluation's record, and differ from base as it did there. In a ServingPool the stage
-delivers the adapter first, and asks each pod, token by token.
+delivers the adapter first, and asks each pod, token by token, some at a time.
 """
 
+import concurrent.futures
+import functools
 import json
 import os
 import pathlib
@@ -33,6 +35,9 @@ SHARE = 0.5
 
 TIMEOUT, PATIENCE = 120.0, 30.0
 """Seconds for one request, and for its retries: the server may be replaced meanwhile."""
+
+AT_ONCE = 8
+"""Requests to a pool's pod at the same time, a token each."""
 
 SIZE = 16 << 20
 """Bytes of an answer: a hundred for each token of the longest prompts."""
@@ -247,7 +252,9 @@ class Shared(Server):
     vLLM's CPU build beside other requests, so that gateways refuse them."""
 
     def score(self, name: str, prompt: list[int], answer: list[int]) -> list[float]:
-        return [self._next(name, prompt + answer[:at], token) for at, token in enumerate(answer)]
+        prompts = (prompt + answer[:at] for at in range(len(answer)))
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE, "score") as pool:
+            return list(pool.map(functools.partial(self._next, name), prompts, answer))
 
     def _next(self, name: str, prompt: list[int], token: int) -> float:
         """The log-probability of a token after a prompt: it alone may follow, and vLLM reports what it was before that."""
