@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import pathlib
 import types
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -196,6 +198,59 @@ async def test_requests_beyond_the_memory_are_asked_to_come_back(world: World, m
     for _ in range(3):
         assert (await world.ask(pod, "desk")).says == pod.engine.text
     assert [one.requests for one in (await world.state(pod)).traffic] == [11]
+
+
+async def test_an_answer_for_which_there_is_no_memory_is_a_failure(world: World) -> None:
+    desk = world.adapter("long" * 10_000)
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    pod.pod._proxy._room = proxy.Room(1000)
+    answer = await world.ask(pod, "desk")
+    assert (answer.status, answer.error["code"]) == (503, "busy")
+    (traffic,) = (await world.state(pod)).traffic
+    assert (traffic.requests, traffic.errors) == (1, 1)
+
+
+async def test_a_request_that_does_not_come_whole_gives_its_memory_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "BODY_SECONDS", 0.3)
+    pod = await world.pod()
+    await world.delivered(pod)
+
+    async def part() -> AsyncIterator[bytes]:
+        yield b"x" * 100_000
+        await asyncio.sleep(60)
+
+    async with world.http.post(f"{pod.clients}/v1/chat/completions", data=part()) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (408, "timeout")
+    assert pod.pod._room._left == proxy.ROOM
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_does_not_read_gives_the_memory_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(proxy, "UNREAD_SECONDS", 0.5)
+    desk = world.adapter("x")
+    world.serve("desk", (desk, 100))
+    pod = await world.pod()
+    await world.delivered(pod, desk)
+    pod.engine.text, pod.engine.tokens = "long" * (3 << 20), 24
+    lost: list[bool] = []
+    monkeypatch.setattr(pod.pod._loading, "engine_lost", lambda: lost.append(True))
+    body = json.dumps({"model": "desk", "messages": [], "stream": stream}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(pod.clients.rsplit(":", 1)[1]), limit=1024)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: pool\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await reader.readline()
+    assert pod.pod._proxy.running == 1
+    await world.until(lambda: pod.pod._proxy.running == 0)
+    assert (pod.pod._room._left, pod.pod._proxy._room._left) == (proxy.ROOM, proxy.ROOM)
+    assert not lost
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(64 << 20)
+    writer.close()
 
 
 async def test_a_document_of_too_many_values_is_not_read(world: World) -> None:

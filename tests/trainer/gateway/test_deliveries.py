@@ -1,6 +1,7 @@
 """How adapters come into a pool, onto all its pods, into the engine, and out again."""
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -457,6 +458,21 @@ async def test_an_index_is_written_whole_though_pods_share_the_volume(
     assert [path.name for path in world.folder.iterdir()] == [".index.json"]
 
 
+async def test_an_index_is_followed_though_the_volume_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", read_only)
+    monkeypatch.setattr(pathlib.Path, "unlink", read_only)
+    changed: list[bool] = []
+    follower = index.Follower("http://nowhere", POOL, world.folder, lambda: changed.append(True))
+    follower._take(json.dumps({"pool": POOL, "etag": "1", "models": [], "adapters": []}).encode(), live=True)
+    assert follower.table is not None
+    assert changed
+
+
 async def test_nothing_is_removed_by_an_index_from_the_volume(world: World) -> None:
     desk = world.adapter("x")
     world.hold(desk)
@@ -496,9 +512,8 @@ async def test_a_pod_is_not_ready_before_index_engine_and_adapters_are(
 
 
 async def test_adapters_have_their_time_from_the_engines_start_and_from_the_last_that_came(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
-    monkeypatch.setattr(loading, "PATIENCE", 1.5)
     folders = [world.adapter(f"answer {number}") for number in range(3)]
     for number, folder in enumerate(folders):
         world.serve(f"model-{number}", (folder, 100))
@@ -506,16 +521,23 @@ async def test_adapters_have_their_time_from_the_engines_start_and_from_the_last
     port = ports.free()
     pod = await world.pod(engine_port=port)
     await world.until(lambda: pod.pod._index.table)
-    await asyncio.sleep(1.7)
+
+    def passed(share: float) -> None:
+        """So much of the patience."""
+        assert "not loaded yet" in pod.pod.ready()
+        pod.pod._loading._fewest_at -= share * loading.PATIENCE
+
+    assert pod.pod.ready() == "the engine does not answer"
+    pod.pod._loading._fewest_at -= 2 * loading.PATIENCE
     await world.listen(pod.engine.app(), port=port)
     await world.until(lambda: pod.pod._loading.engine_ready)
     for folder in folders[:2]:
-        assert "not loaded yet" in pod.pod.ready()
-        await asyncio.sleep(1.0)
+        passed(0.7)
         assert (await world.put(pod, folder))[0] == 201
         await world.ready(pod, folder)
-    assert "not loaded yet" in pod.pod.ready()
-    await world.until(lambda: pod.pod.ready() == "", 5)
+    passed(0.7)
+    passed(0.4)
+    assert pod.pod.ready() == ""
 
 
 async def test_a_pod_whose_engine_started_again_is_ready_when_that_has_the_adapters(

@@ -5,6 +5,7 @@ read changes nothing.
 """
 
 import asyncio
+import contextlib
 import pathlib
 import random
 import secrets
@@ -119,7 +120,8 @@ class Follower:
             new.write_bytes(content)
             new.replace(self._file)
         except OSError as error:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink()
             log.warning("the index cannot be written to the volume; it is followed from memory", problem=str(error))
 
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 import aiohttp
@@ -41,6 +41,9 @@ LOAD_SECONDS = 20.0
 
 SILENT_SECONDS = 1800.0
 """Between two pieces of an answer; before the first, a long answer that is not streamed takes all of its time."""
+
+BODY_SECONDS, UNREAD_SECONDS = 60.0, 300.0
+"""For a request to come whole, and for a client to take what is written to it: until then, both are in memory that all share."""
 
 
 class Refusal(Exception):
@@ -115,11 +118,15 @@ async def received(request: web.Request, take: Take) -> dict[str, Any]:
     """A request's document; each piece is taken when it comes, so that one who sends slowly holds nothing up. Raises Refusal."""
     take(REQUEST_MEMORY)
     body = bytearray()
-    async for piece in request.content.iter_any():
-        take(len(piece))
-        body += piece
-        if len(body) > BODY_BYTES:
-            raise too_large()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.content.iter_any():
+                take(len(piece))
+                body += piece
+                if len(body) > BODY_BYTES:
+                    raise too_large()
+    except TimeoutError:
+        raise Refusal(408, f"the request did not come whole within {BODY_SECONDS:.0f} s", "timeout") from None
     return document(request, bytes(body), take)
 
 
@@ -191,8 +198,8 @@ class Proxy:
     async def answer(
         self, request: web.Request, sent: dict[str, Any], target: Target, ended: Ended
     ) -> web.StreamResponse:
-        """Sends a request to the engine and its answer to the client. Raises Refusal; a client that leaves cancels it, and the
-        engine's work with it."""
+        """Sends a request to the engine and its answer to the client. Raises Refusal; a client that leaves, or does not read,
+        cancels it, and the engine's work with it."""
         self.running += 1
         self._idle.clear()
         self._adapters.running[target.engine] += 1
@@ -284,30 +291,36 @@ class Proxy:
         reading: answers.Reading,
         once: "Once",
     ) -> web.Response:
-        body, size = bytearray(), 0
         with self._room.share() as take:
-            async for piece in upstream.content.iter_any():
-                size += in_memory(piece)
-                if size > ROOM:
-                    once(reading, "Failed")
-                    raise Refusal(502, "the engine's answer is too large; request a stream", "answer_too_large")
-                take(in_memory(piece))
-                body += piece
             try:
-                text = answers.whole(bytes(body), target.name, reading)
-            except (ValueError, RecursionError, AttributeError, TypeError):
+                text = await self._text(upstream, target, reading, take)
+            except Refusal:
                 once(reading, "Failed")
-                raise Refusal(
-                    502, "the engine's answer is not what OpenAI's API has; is it vLLM?", "bad_answer"
-                ) from None
+                raise
             once(reading, "Answered")
-            body.clear()
-            take(len(text) - size)
             response = web.Response(body=text, content_type="application/json")
-            with _to_client():
+            async with _to_client(request):
                 await response.prepare(request)
                 await response.write_eof()  # until a slow client has it
             return response
+
+    async def _text(
+        self, upstream: aiohttp.ClientResponse, target: Target, reading: answers.Reading, take: Take
+    ) -> bytes:
+        """Raises Refusal."""
+        body, size = bytearray(), 0
+        async for piece in upstream.content.iter_any():
+            size += in_memory(piece)
+            if size > ROOM:
+                raise Refusal(502, "the engine's answer is too large; request a stream", "answer_too_large")
+            take(in_memory(piece))
+            body += piece
+        try:
+            text = answers.whole(bytes(body), target.name, reading)
+        except (ValueError, RecursionError, AttributeError, TypeError):
+            raise Refusal(502, "the engine's answer is not what OpenAI's API has; is it vLLM?", "bad_answer") from None
+        take(len(text) - size)
+        return text
 
     async def _stream(
         self, request: web.Request, upstream: aiohttp.ClientResponse, rewriter: answers.Rewriter, once: "Once"
@@ -319,7 +332,7 @@ class Proxy:
                 "X-Accel-Buffering": "no",
             }
         )
-        with _to_client():
+        async with _to_client(request):
             await response.prepare(request)
         problem = ""
         try:
@@ -328,7 +341,7 @@ class Proxy:
                     once.first()
                     if rewriter.done:  # a client may leave without waiting for the stream's end
                         once(rewriter.reading, "Failed" if rewriter.reading.failed else "Answered")
-                    with _to_client():
+                    async with _to_client(request):
                         await response.write(ready)
         except aiohttp.ClientError as error:
             self._adapters.engine_lost()
@@ -340,19 +353,22 @@ class Proxy:
             message = "the answer is not complete: the engine of this pod was interrupted; send the request again"
             log.warning("a stream ended early", problem=problem or "it has no last line")
             error_ = {"error": {"message": message, "type": "server_error", "param": None, "code": "engine_lost"}}
-            with _to_client():
+            async with _to_client(request):
                 await response.write(b"data: " + answers.dump(error_) + b"\n\n")
-        with _to_client():
+        async with _to_client(request):
             await response.write_eof()
         return response
 
 
-@contextlib.contextmanager
-def _to_client() -> Iterator[None]:
-    """A client that has left ends its request, as where aiohttp notices it; it is no engine that is lost."""
+@contextlib.asynccontextmanager
+async def _to_client(request: web.Request) -> AsyncIterator[None]:
+    """A client that has left, or does not read, ends its request, as where aiohttp notices it; it is no engine that is lost."""
     try:
-        yield
-    except ConnectionError:
+        async with asyncio.timeout(UNREAD_SECONDS):
+            yield
+    except (ConnectionError, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
         raise asyncio.CancelledError from None
 
 
