@@ -224,7 +224,9 @@ def test_preflight_says_how_many_validation_examples_it_takes_to_find_a_prompt_e
 
     exact = {"metric": "ExactMatch", "minimum": 0.8}
     (text,) = advice(exact)
-    assert "ExactMatch at least 0.8 takes 20 validation examples, and there are 15. Hold out more of them" in text
+    assert (
+        "ExactMatch at least 0.8 takes 20 validation examples where every contender is asked, and there are 15." in text
+    )
     assert advice(exact | {"confidence": 0.5}) == []
     assert advice({"metric": "ExactMatch", "over": "Base"}) == [], "nothing is decided before training"
     assert advice(exact, advice="Ignore") == []

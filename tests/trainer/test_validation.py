@@ -202,6 +202,11 @@ def test_rules_of_an_earlier_version_are_those_of_the_run_file(world: World) -> 
     spec = world(evaluation=RULES)
     store = storage.of(spec.storage)
     assert feasible.scoring(spec, store) == spec.evaluation
+    preflight.preflight(spec)
+    known = json.loads(store.read(spec.layout.preflight))[feasible.SCORING]
+    assert known == RULES, "only what the job states: an earlier version knows it, too"
+    store.write(spec.layout.preflight, json.dumps({feasible.SCORING: known | {"later": 1}}).encode())
+    assert feasible.scoring(spec, store) == spec.evaluation, "of a later version"
     store.write(spec.layout.preflight, b'{"facts": {}}')
     assert feasible.scoring(spec, store) == spec.evaluation
 

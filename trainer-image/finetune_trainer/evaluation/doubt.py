@@ -122,7 +122,7 @@ def _undecided(
 
 def short(spec: run.Run, shares: Collection[job.Metric], validation: int) -> list[str]:
     """Each gate on one of these shares for which no prompt can be shown to be enough on so many validation examples, whatever it
-    answers."""
+    answers, if each contender that may take part does."""
     if not course.measures_a_baseline(spec.intent, spec.evaluation):
         return []
     asked = min(validation, spec.evaluation.maximum_examples)
@@ -134,7 +134,8 @@ def short(spec: run.Run, shares: Collection[job.Metric], validation: int) -> lis
         needed = shared.needed(gate, job.Contender.BASE, asked)
         if needed is None or needed > asked:
             takes = f"{needed:,}" if needed else f"more than {power.MOST:,}"
-            texts.append(f"{gates.requirement(gate)} takes {takes} validation examples, and there are {asked:,}")
+            takes = f"{takes} validation examples where every contender is asked"
+            texts.append(f"{gates.requirement(gate)} takes {takes}, and there are {asked:,}")
     return texts
 
 

@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pydantic
+
 from finetune_api import job, reasons, run
 from finetune_trainer.data import dataset, toolcalls, values
 from finetune_trainer.evaluation import contenders, gates, metrics, power, task_gates
-from finetune_trainer.process import errors
+from finetune_trainer.process import errors, log
 from finetune_trainer.store import storage
 
 KNOWN = frozenset(
@@ -68,9 +70,14 @@ def recorded(spec: run.Run, store: storage.Storage) -> dict[str, task_gates.Know
 
 
 def scoring(spec: run.Run, store: storage.Storage) -> job.Evaluation:
-    """The rules that preflight recorded for the scores of training; those of the run file where it recorded none."""
+    """The rules that preflight recorded for the scores of training; those of the run file where it recorded none, or what this
+    version does not know."""
     known = _document(spec, store).get(SCORING)
-    return spec.evaluation if known is None else job.Evaluation.model_validate(known)
+    try:
+        return spec.evaluation if known is None else job.Evaluation.model_validate(known)
+    except pydantic.ValidationError as wrong:
+        log.warning("preflight recorded other rules than this version knows", problem=str(wrong))
+        return spec.evaluation
 
 
 def _document(spec: run.Run, store: storage.Storage) -> dict[str, Any]:

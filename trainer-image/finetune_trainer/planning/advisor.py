@@ -272,7 +272,7 @@ def validation_examples_are_too_few(spec: run.Run, measured: measurements.Measur
     capped = measured.validation > spec.evaluation.maximum_examples
     remedy = "Raise evaluation.maximumExamples" if capped else "Hold out more of them (dataset.validation)"
     return Advice(
-        f"A prompt that is always right cannot be shown to be enough: {measured.short_baseline[0]}. {remedy}, or lower "
+        f"The baseline may be unable to show that a prompt is enough: {measured.short_baseline[0]}. {remedy}, or lower "
         "the gate's confidence."
     )
 

@@ -115,7 +115,7 @@ def answer(
         "advice": advice,
         "facts": dataclasses.asdict(found),
         "inputs": files,
-        feasible.SCORING: scoring(spec, store).wire(),
+        feasible.SCORING: scoring(spec, store).wire(exclude_defaults=True),
     }
     write(spec, store, known)
     log.info("preflight", **(result.preflight.wire() if result.preflight else {}))
