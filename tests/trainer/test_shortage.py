@@ -4,13 +4,14 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tests.trainer import loops, processes, tiny
 
-from finetune_api import exits, job, run
-from finetune_trainer.engine import passes
+from finetune_api import exits, job, outcome, run
+from finetune_trainer.engine import decoding, model, passes
 from finetune_trainer.planning import memory
 from finetune_trainer.stages import preflight, train
 from finetune_trainer.training import checkpoint, shortage
@@ -99,10 +100,19 @@ def test_passes_that_fail_with_the_largest_micro_batch_are_replaced(
         raise RuntimeError("Triton Error [CUDA]: out of resource: shared memory")
 
     monkeypatch.setattr(passes.Fast, "forward", fails)
+    decoders: list[object] = []
+    deliver = train.deliver
+
+    def noting(*given: Any) -> outcome.Outcome:
+        decoders.append(decoding.of(model.decoder(given[4]), torch.device("cpu")))
+        return deliver(*given)
+
+    monkeypatch.setattr(train, "deliver", noting)
     done = train.train(other, 1, 1.0).training
     assert done is not None
     assert done.passes is not None
     assert "since the trainer's own failed with the largest micro-batch" in done.passes
+    assert decoders == [None], "answers are not written by passes that failed either"
     assert processes.losses(other) == pytest.approx(processes.losses(spec), rel=1e-4)
     monkeypatch.setattr(passes.Plain, "forward", fails)
     third = spec.model_copy(update={"revision": "third"})

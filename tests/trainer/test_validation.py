@@ -1,5 +1,6 @@
 """The adapter that is kept: that of the validation with the best answers, where a training is long enough to ask for them."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -100,6 +101,32 @@ def test_answers_take_the_memory_that_activations_had(base: pathlib.Path, tmp_pa
     held.append(memory.bytes)
     assert held[0] > 0
     assert held[1:] == [0, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Voting(processes.ProcessGroup):
+    """With another process, which has this to say to the next question."""
+
+    other: list[int] = dataclasses.field(default_factory=list)
+
+    def maximum(self, number: int) -> int:
+        return max(number, self.other.pop() if self.other else 0)
+
+
+def test_no_process_scores_where_another_does_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for the other one as long as that lives."""
+    group, scorer = Voting(), train.scorer
+
+    def scores(*given: Any) -> validation.Scorer | None:
+        found = scorer(*given)
+        group.other.append(1)
+        return found
+
+    monkeypatch.setattr(processes, "join", lambda *_: group)
+    monkeypatch.setattr(train, "scorer", scores)
+    found = trained(world(training=TRAINING, evaluation=RULES))
+    assert "scored_by" not in found
+    assert all("score" not in one for one in found["validations"])
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.0])

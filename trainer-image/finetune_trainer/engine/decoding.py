@@ -239,6 +239,12 @@ def lend(inner: Any, ours: decoder.Decoder) -> None:
     _store(inner, None, ours)
 
 
+def withdraw(inner: Any) -> None:
+    """From now on transformers generates this model's answers: what was lent has failed, and another one would hold all weights
+    twice."""
+    _store(inner, None)
+
+
 def _store(inner: Any, decoding: Decoding | None, lent: decoder.Decoder | None = None) -> None:
     linears = _linears(inner)
     setattr(inner, comparison.CACHE, _Cached(linears, [one.weight.data_ptr() for one in linears], decoding, lent))

@@ -16,7 +16,7 @@ import torch
 
 from finetune_api import job, outcome, reasons, run
 from finetune_trainer.data import corpus, prompted, tokens
-from finetune_trainer.engine import devices, lora, model, passes, sharded
+from finetune_trainer.engine import decoding, devices, lora, model, passes, sharded
 from finetune_trainer.evaluation import feasible, validation
 from finetune_trainer.planning import forecast, learning_rate, memory, parallelism, workload
 from finetune_trainer.process import errors, log, machine, progress
@@ -96,6 +96,7 @@ def run_process(
         return engine, setup
 
     def standard() -> tuple[passes.Engine, memory.Setup]:
+        decoding.withdraw(model.decoder(tuned))
         return set_up(passes.Plain(tuned, engine.head, where, passes.FAILED, group.every))
 
     _, setup = set_up(engine)
@@ -105,6 +106,8 @@ def run_process(
     fingerprint = identity(spec, data, rate.value)
     saver = checkpoint.Saver(store, spec.layout, fingerprint, spec.training.checkpoints.keep, reporter.saved)
     scored = None if shares else scorer(spec, store, folder, data, plan, tuned, engine, where)
+    if not group.every(scored is not None):
+        scored = None  # whoever scores waits for all others to do so
     training_loop = loop.Loop(
         spec,
         data,
