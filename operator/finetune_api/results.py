@@ -295,6 +295,9 @@ class MoreData(status.Reported):
     rows: int | None = Field(default=None, description="More rows that lower the loss by 5 %, about.")
     low: int | None = Field(default=None, description="Lower end of their 95 % interval.")
     high: int | None = Field(default=None, description="Upper end of their 95 % interval.")
+    twice: float | None = Field(
+        default=None, description="The share by which the loss is lower with twice the rows, about, by the same curve."
+    )
 
 
 class Training(status.Reported):

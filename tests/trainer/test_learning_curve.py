@@ -46,6 +46,15 @@ def test_a_curve_that_has_ended_needs_no_more_rows(curve: Callable[[float], floa
         assert "not even twice the 1,000 rows would lower the loss by 5 %" in found.text
 
 
+def test_a_remedy_promises_the_loss_that_the_curve_has_with_twice_the_rows() -> None:
+    """A floor leaves less than the power law through the point of 5 % would."""
+    curve, needed = power(0.1, 0.8)
+    assert needed < ROWS / 3
+    promised = learning_curve.remedy(estimate(curve, 0.0, 1), [], {"examples": ROWS})
+    assert promised is not None
+    assert promised.lower == pytest.approx(1 - curve(2 * ROWS) / curve(ROWS), abs=0.012)
+
+
 def test_a_loss_that_rises_is_no_reason_for_more_rows() -> None:
     assert estimate(lambda rows: 1 + rows / 5_000, 0.01, 1).answer != "MoreRows"
 

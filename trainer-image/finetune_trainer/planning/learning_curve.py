@@ -13,7 +13,6 @@ What it cannot separate: more rows in one epoch are more steps, too. Where repea
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +80,7 @@ def estimate(seen: Sequence[float], losses: Sequence[float], rows: int) -> resul
     # Four parameters leave residuals that are smaller than the errors, which are in proportion to the loss.
     residuals = (y / curve - 1) * np.sqrt(len(x) / (len(x) - 4))
     drawn = np.random.default_rng(SEED).choice(residuals - residuals.mean(), size=(DRAWS, len(x)))
-    _, more = _fit(x, curve * (1 + drawn), curve, rows)
+    _, more, twice = _fit(x, curve * (1 + drawn), curve, rows)
     low, middle, high = (float(one) for one in np.quantile(more, [0.025, 0.5, 0.975], method="nearest"))
     limit = (REACH - 1) * rows
     share = f"{100 * GAIN:.0f} %"
@@ -98,7 +97,8 @@ def estimate(seen: Sequence[float], losses: Sequence[float], rows: int) -> resul
         f"Probably: about {about:,} more rows (95 %: {least:,} to {most:,}) beside the {rows:,} there are would lower the loss "
         f"by {share}, by the curve of the first epoch."
     )
-    return results.MoreData(answer="MoreRows", text=text, rows=about, low=least, high=most)
+    lower = float(np.median(twice))
+    return results.MoreData(answer="MoreRows", text=text, rows=about, low=least, high=most, twice=lower)
 
 
 def remedy(
@@ -106,15 +106,14 @@ def remedy(
 ) -> Remedy | None:
     """What may let a model pass that missed a gate; None where its losses show nothing.
 
-    Rows: not more than there are again lower the loss by GAIN; with twice the rows it falls by a power law through that point.
+    Rows: not more than there are again lower the loss by GAIN; with twice the rows it falls as the curve does.
     Steps: the loss was falling by as much between the last two of at least three validations, so that the training ended early,
     and falls by as much again. validations: step and loss of each.
     """
     rows = (preflight or {}).get("examples", 0)
-    if more is not None and more.answer == "MoreRows" and more.rows is not None and more.rows <= rows:
-        lower = 1 - (1 - GAIN) ** (math.log(2) / math.log(1 + more.rows / rows))
-        text = f"More data may be enough: with twice the rows the loss is about {100 * lower:.0f} % lower. {more.text}"
-        return Remedy(text, lower)
+    if more is not None and more.rows is not None and more.twice is not None and more.rows <= rows:
+        text = f"More data may be enough: with twice the rows the loss is about {100 * more.twice:.0f} % lower. {more.text}"
+        return Remedy(text, more.twice)
     losses = [one["loss"] for one in validations if "loss" in one]
     if len(losses) >= 3 and losses[-1] == min(losses) and losses[-1] <= (1 - GAIN) * losses[-2]:
         lower = 1 - losses[-1] / losses[-2]
@@ -135,11 +134,11 @@ def _round(rows: float) -> int:
     return int(float(f"{max(1.0, rows):.2g}"))
 
 
-def _fit(x: Array, y: Array, scales: Array, rows: int) -> tuple[Array, Array]:
-    """The curves nearest to losses y [m, k] at x [k], with errors in proportion to scales [k]: their values [m, k], and the rows
-    [m] beyond `rows` that lower the loss there by GAIN; infinite where none do."""
+def _fit(x: Array, y: Array, scales: Array, rows: int) -> tuple[Array, Array, Array]:
+    """The curves nearest to losses y [m, k] at x [k], with errors in proportion to scales [k]: their values [m, k]; the rows
+    [m] beyond `rows` that lower the loss there by GAIN, infinite where none do; the share [m] by which twice the rows do."""
     best = np.full(len(y), np.inf)
-    values, more = np.zeros_like(y), np.full(len(y), np.inf)
+    values, more, twice = np.zeros_like(y), np.full(len(y), np.inf), np.zeros(len(y))
     for exponent, start in itertools.product(EXPONENTS, STARTS):
         begin = max(start * rows, 1.0)
         power = ((x + begin) / (rows + begin)) ** -exponent
@@ -151,10 +150,14 @@ def _fit(x: Array, y: Array, scales: Array, rows: int) -> tuple[Array, Array]:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where((scale > 0) & (target > floor), (target - floor) / scale, 0.0)
             needed = np.where(ratio > 0, (rows + begin) * (ratio ** (-1 / exponent) - 1), np.inf)
+        fallen = 1 - ((2 * rows + begin) / (rows + begin)) ** -exponent
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lower = np.where(scale > 0, scale * fallen / (floor + scale), 0.0)
         best = np.where(nearer, error, best)
         values = np.where(nearer[:, None], curve, values)
         more = np.where(nearer, needed, more)
-    return values, more
+        twice = np.where(nearer, lower, twice)
+    return values, more, twice
 
 
 def _line(power: Array, y: Array, weights: Array) -> tuple[Array, Array]:
