@@ -115,7 +115,9 @@ class Gatherer:
             base = revision.resolve(pool.spec.base_model, self._facts.catalogue.get(name) if name else None)
             readings = self._facts.pool_states.get(uid, {})
             pods = tuple(
-                shared.Pod(one.name, readings[one.name].state if one.name in readings else None)
+                shared.Pod(one.name, readings[one.name].state, readings[one.name].read_at)
+                if one.name in readings
+                else shared.Pod(one.name)
                 for one in self._facts.children.get(uid, {}).values()
                 if isinstance(one, projections.Pod) and of_pools.serves(one)
             )

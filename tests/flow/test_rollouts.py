@@ -1,5 +1,6 @@
 """Jobs in a ServingPool: placement, delivery, traffic in steps, the way back; and approval, in a pool or not."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from finetune_api import serving
 from finetune_api.reasons import Phase, Reason
-from finetune_operator.observe import pools
+from finetune_operator.observe import label, pools
 from flow import recorder, world
 from flow.fakecluster import Crashes, Ends, Hangs, Raw
 from support import manifests
@@ -35,15 +36,23 @@ class Gateways:
         """Revision -> why the engine refuses it."""
         self.lost: set[str] = set()
         """Revisions whose adapter no pod has."""
+        self.unread = False
+        """Whether nobody reads the pods now."""
+        self.unreadable = False
+        """Whether they do not answer."""
         played.cluster.controllers.append(self.step)
 
     def step(self) -> None:
-        facts, held = self.played.cache, set[str]()
+        facts, held, now = self.played.cache, set[str](), self.played.cluster.now
         for uid, pool in list(facts.pools.items()):
             index = self.played.indexes.of(pool)
             for pod in facts.pods_of_pools():
-                if pod[0] == uid:
-                    facts.put_pool_state(uid, pod[1], pools.Reading(self.state(pool.key, index)))
+                if pod[0] != uid or self.unread:
+                    continue
+                reading = pools.Reading(self.state(pool.key, index), read_at=now)
+                if self.unreadable:
+                    reading = facts.pool_states[uid][pod[1]].failed("no answer", now)
+                facts.put_pool_state(uid, pod[1], reading)
             held |= {one.revision for one in index.adapters}
         recorder.pooled[self.played.cluster] = held
 
@@ -191,6 +200,49 @@ async def test_a_delivery_has_the_arguments_of_the_verification_and_the_storage_
     assert shown[0] == shown[1]
 
 
+async def test_a_former_release_is_delivered_again_with_its_own_storage() -> None:
+    played = Played({"train": [Ends(0, world.train()), Hangs()]})
+    await played.served(**IN_POOL)
+    former = played.revision
+    verified = played.world.cluster.get("Job", played.world.attempts("verify")[0])
+    played.world.apply(**IN_POOL | NEW | {"spec.storage.serviceAccountName": "other"})
+    await played.until(played.world.runs("train"))
+    played.gateways.lost.add(former)
+    await played.until(lambda: deliveries(played) == [former])
+    again = next(job for job in played.world.cluster.of("Job") if job["metadata"]["name"].endswith("-again"))
+    pods = [job["spec"]["template"] for job in (again, verified)]
+    stored = [json.loads(pod["metadata"]["annotations"][label.RUN_FILE])["storage"] for pod in pods]
+    assert stored[0] == stored[1]
+    assert [pod["spec"].get("serviceAccountName") for pod in pods] == [stored[1].get("serviceAccountName")] * 2
+    assert "other" not in stored[0].values()
+
+
+async def test_what_was_read_before_a_delivery_says_nothing_of_it() -> None:
+    played = await Played().served(**STEPS)
+    played.world.apply(**STEPS | NEW)
+    await played.until(played.world.runs("verify"))
+    new = played.revision
+    played.gateways.lost.add(new)
+    played.gateways.step()
+    played.gateways.unread = True
+    await played.until(lambda: played.share == 10)
+    await played.passes(40)
+    assert deliveries(played) == []
+    played.gateways.unread = False
+    await played.until(lambda: deliveries(played) == [new])
+
+
+async def test_pods_that_cannot_be_read_have_lost_nothing() -> None:
+    played = await Played().served(**IN_POOL)
+    played.gateways.lost.add(played.revision)
+    await played.until(lambda: deliveries(played) == [played.revision])
+    played.gateways.unreadable = True
+    await played.passes(1200)
+    assert len(deliveries(played)) == 1
+    played.gateways.unreadable = False
+    await played.until(lambda: len(deliveries(played)) == 2)
+
+
 async def test_what_serves_is_delivered_again_after_another_revision_missed_its_gate() -> None:
     played = Played({"evaluate": [Ends(0, world.evaluate()), Ends(0, world.evaluate(passed=False))]})
     await played.served(**IN_POOL)
@@ -256,6 +308,8 @@ async def test_a_delivery_that_fails_is_tried_again_and_fails_nobodys_revision()
     played = Played({"verify": [Ends(0, world.verify()), *[Ends(1, "the pool does not answer")] * 5]})
     await played.served(**IN_POOL)
     played.gateways.lost.add(played.revision)
+    await played.until(lambda: len(deliveries(played)) == 2)
+    await played.until(lambda: "-again failed to deliver it again, see its log" in str(played.world.condition("Ready")))
     await played.until(lambda: len(deliveries(played)) == 6)
     assert not played.world.is_true("Failed")
     played.gateways.lost.clear()

@@ -65,6 +65,8 @@ def delivers_again(world: World) -> Verdict:
         )
     for name, one in held.items():
         if not switching.is_lost(world, one):
+            if switching.seems_lost(world, one):
+                due.append(world.obs.now + LOOKS)
             continue
         if name not in jobs:
             return Verdict(apply=(_again(world, one, name),))

@@ -4,7 +4,7 @@ from finetune_api import run, status
 from finetune_api import serving as api
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, drift, sleep, switching
+from finetune_operator.decide import diagnosis, drift, pooled, sleep, switching
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
 from finetune_operator.manifests import gateway, meta
@@ -57,7 +57,7 @@ def _failed(world: World) -> tuple[Say, ...]:
     if serving is None:
         return summary
     if switching.is_lost(world, serving):
-        return (Say(Condition.DEPLOYED, "Unknown", Reason.STARTING, _lost(serving)), *summary)
+        return (Say(Condition.DEPLOYED, "Unknown", Reason.STARTING, _lost(world, serving)), *summary)
     rolled = Reason.ROLLED_BACK if failure and failure.stage == Stage.VERIFY else Reason.SERVING
     text = f"revision {serving.revision} serves; the current one failed"
     return (Say(Condition.DEPLOYED, "True", rolled, text), *summary)
@@ -120,7 +120,7 @@ def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
     watched = world.state.rollout.watched_until if world.state.rollout else None
     text = f"{found.ready} of {found.pods} pods of ServingPool {serving.pool} have revision {serving.revision}"
     if switching.is_lost(world, serving):
-        text = _lost(serving)
+        text = _lost(world, serving)
     elif found.problem:
         text += f": {found.problem}"
     text += f"; it is compared with the former revision until {watched:%Y-%m-%d %H:%M} UTC" if watched else ""
@@ -131,15 +131,19 @@ def _meanwhile(world: World) -> str:
     if world.serving is None:
         return ""
     if switching.is_lost(world, world.serving):
-        return f" ({_lost(world.serving)})"
+        return f" ({_lost(world, world.serving)})"
     return f" (revision {world.serving.revision} keeps serving)"
 
 
-def _lost(serving: records.Release) -> str:
-    return (
+def _lost(world: World, serving: records.Release) -> str:
+    text = (
         f"no pod of ServingPool {serving.pool} has the adapter of revision {serving.revision}, which serves: Job "
-        f"{meta.delivery(serving.name)} delivers it again"
+        f"{meta.delivery(serving.name)}"
     )
+    job = switching.delivery(world, serving)
+    if job is None or not job.failed or job.finished is None:
+        return f"{text} delivers it again"
+    return f"{text} failed to deliver it again, see its log; the next one starts at {job.finished + pooled.PAUSE:%H:%M:%S} UTC"
 
 
 def _pod_problem(pod: projections.Pod) -> str:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import datetime
+from collections.abc import Iterator
 
 from finetune_api import deployment, serving, status
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator.decide import traffic, verdict
 from finetune_operator.decide.verdict import Verdict
 from finetune_operator.decide.world import World, fails
-from finetune_operator.manifests import service
+from finetune_operator.manifests import meta, service
+from finetune_operator.observe import projections
 from finetune_operator.observe.records import Release
 
 
@@ -112,8 +114,33 @@ def held(world: World, release: Release) -> Held:
     return Held(len(found), ready, next(iter([*none, *failed, *lacking]), ""))
 
 
-def is_lost(world: World, release: Release) -> bool:
-    """Whether pods of its pool can be read, and none of them has its adapter."""
+def seems_lost(world: World, release: Release) -> bool:
+    """Whether no pod of its pool had its adapter when it was last read, however long ago."""
     pool = world.obs.pools.get(str(release.pool))
     found = pool.adapters(release.adapter.sha256) if pool is not None else {}
     return bool(found) and all(one is not None and one.state == "Missing" for one in found.values())
+
+
+def is_lost(world: World, release: Release) -> bool:
+    """The same, where every pod can be read, and was after the adapter's last delivery."""
+    if not seems_lost(world, release):
+        return False
+    delivered = max(_deliveries(world, release), default=None)
+    times = [pod.read_at for pod in world.obs.pools[str(release.pool)].pods]
+    return all(time is not None and (delivered is None or time >= delivered) for time in times)
+
+
+def _deliveries(world: World, release: Release) -> Iterator[datetime.datetime]:
+    """Times at which a pod had its adapter."""
+    rollout, deployed, again = world.state.rollout, world.state.deployment, delivery(world, release)
+    if rollout is not None and rollout.release == release.name:
+        yield rollout.verified_at
+    if deployed is not None and deployed.release == release.name and deployed.switched_at is not None:
+        yield deployed.switched_at
+    if again is not None and again.succeeded and again.finished is not None:
+        yield again.finished
+
+
+def delivery(world: World, release: Release) -> projections.StageJob | None:
+    """The Job that delivers its adapter again."""
+    return world.obs.jobs.get(meta.delivery(release.name))

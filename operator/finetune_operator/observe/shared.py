@@ -8,10 +8,12 @@ from finetune_api import run, serving, servingpool
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pod:
-    """A ready pod of a pool. `state`: what it reported last; None: it could not be read yet. It is not trusted."""
+    """A ready pod of a pool. `state`: what it reported last; None: it could not be read yet. It is not trusted. `read_at`: when
+    that reading began; None: never, or a later one failed."""
 
     name: str
     state: serving.State | None = None
+    read_at: datetime.datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True)
