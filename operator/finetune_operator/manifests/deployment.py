@@ -18,7 +18,7 @@ import time, urllib.request
 time.sleep({UNROUTED_SECONDS})
 local, end = urllib.request.build_opener(urllib.request.ProxyHandler({{}})), time.monotonic() + {DRAIN_SECONDS}
 def busy():
-    text = local.open('http://127.0.0.1:{run.SERVER_PORT}/metrics', timeout=60).read().decode()
+    text = local.open('http://127.0.0.1:{run.SERVER_PORT}/metrics', timeout=10).read().decode()
     counts = [line.split() for line in text.splitlines()
               if line.startswith(('vllm:num_requests_running', 'vllm:num_requests_waiting'))]
     return any(float(count[-1]) for count in counts)
