@@ -22,8 +22,6 @@ from finetune_operator.observe.shared import Pool
 
 LOOKS = datetime.timedelta(seconds=60)
 """In which every pod has been looked at."""
-PAUSE = datetime.timedelta(seconds=300)
-"""After a delivery that failed, before the next one."""
 
 
 def rolls_out(world: World, candidate: Release) -> Verdict:
@@ -71,7 +69,7 @@ def delivers_again(world: World) -> Verdict:
         if name not in jobs:
             return Verdict(apply=(_again(world, one, name),))
         ended = jobs[name].finished or world.obs.now
-        due.append(ended + (LOOKS if jobs[name].succeeded else PAUSE))
+        due.append(ended + (LOOKS if jobs[name].succeeded else switching.PAUSE))
         if world.obs.now >= due[-1]:
             return Verdict(delete=(Ref("Job", name),))
     return Verdict(again=min(due, default=None))

@@ -4,7 +4,7 @@ from finetune_api import run, status
 from finetune_api import serving as api
 from finetune_api.reasons import Condition, Reason, Stage
 from finetune_operator import conditions
-from finetune_operator.decide import diagnosis, drift, pooled, sleep, switching
+from finetune_operator.decide import diagnosis, drift, sleep, switching
 from finetune_operator.decide.verdict import Say, Verdict
 from finetune_operator.decide.world import STAGES, World
 from finetune_operator.manifests import gateway, meta
@@ -143,7 +143,7 @@ def _lost(world: World, serving: records.Release) -> str:
     job = switching.delivery(world, serving)
     if job is None or not job.failed or job.finished is None:
         return f"{text} delivers it again"
-    return f"{text} failed to deliver it again, see its log; the next one starts at {job.finished + pooled.PAUSE:%H:%M:%S} UTC"
+    return f"{text} failed to deliver it again, see its log; the next one starts at {job.finished + switching.PAUSE:%H:%M:%S} UTC"
 
 
 def _pod_problem(pod: projections.Pod) -> str:

@@ -13,6 +13,9 @@ from finetune_operator.manifests import meta, service
 from finetune_operator.observe import projections
 from finetune_operator.observe.records import Release
 
+PAUSE = datetime.timedelta(seconds=300)
+"""After a delivery that failed, before the next one."""
+
 
 def switch(world: World, candidate: Release) -> Verdict:
     """All traffic is the candidate's; the former release drains, or its pool keeps it."""

@@ -550,7 +550,7 @@ async def test_a_pod_whose_engine_started_again_is_ready_when_that_has_the_adapt
     pod = await world.pod()
     await world.delivered(pod, desk)
     monkeypatch.setattr(loading, "PATIENCE", 0.0)
-    assert pod.pod.ready() == ""
+    await world.until(lambda: pod.pod.ready() == "")
     monkeypatch.setattr(loading, "PATIENCE", 120.0)
     load, may = pod.pod._loading._engine.load, asyncio.Event()
 
