@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api import serving
 from finetune_api.reasons import Phase, Reason
+from finetune_operator.decide import steps
 from finetune_operator.observe import label, pools
 from flow import recorder, world
 from flow.fakecluster import Crashes, Ends, Hangs, Raw
@@ -243,6 +244,16 @@ async def test_pods_that_cannot_be_read_have_lost_nothing() -> None:
     await played.until(lambda: len(deliveries(played)) == 2)
 
 
+async def test_a_step_waits_for_as_long_as_pods_lack_the_adapter_whose_requests_they_do_not_count() -> None:
+    played, _, new = await rolling()
+    played.gateways.lost.add(new)
+    await played.passes(2 * steps.LONGEST * 600)
+    assert played.share == 10
+    assert "waits for all pods" in str(played.world.condition("Deployed"))
+    played.gateways.lost.clear()
+    await played.until(lambda: played.share == 50)
+
+
 async def test_what_serves_is_delivered_again_after_another_revision_missed_its_gate() -> None:
     played = Played({"evaluate": [Ends(0, world.evaluate()), Ends(0, world.evaluate(passed=False))]})
     await played.served(**IN_POOL)
@@ -253,6 +264,11 @@ async def test_what_serves_is_delivered_again_after_another_revision_missed_its_
     await played.until(lambda: deliveries(played) == [former])
     assert "delivers it again" in str(played.world.condition("Ready"))
     assert played.world.reason("Deployed") == Reason.STARTING
+    played.gateways.unreadable = True
+    await played.passes(120)
+    assert played.world.reason("Deployed") == Reason.STARTING
+    assert "when they were last read" in str(played.world.condition("Ready"))
+    played.gateways.unreadable = False
     played.gateways.lost.clear()
     await played.passes(120)
     assert (played.world.reason("Ready"), played.world.is_true("Deployed")) == (Reason.EVALUATION_BELOW_GATE, True)

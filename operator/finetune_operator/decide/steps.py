@@ -39,7 +39,7 @@ def advance(world: World, candidate: Release) -> Verdict:
         return switching.switch(world, candidate)
     if rollout.step:
         current = steps[rollout.step - 1]
-        missing, due = _missing(world, current, rollout)
+        missing, due = _missing(world, current, rollout, candidate)
         if missing:
             text = (
                 f"step {rollout.step} of {len(steps)}: revision {candidate.revision} answers {rollout.weight} % of the "
@@ -111,13 +111,19 @@ def _unread(world: World, candidate: Release) -> str:
     )
 
 
-def _missing(world: World, step: deployment.Step, rollout: status.Rollout) -> tuple[str, datetime.datetime | None]:
+def _missing(
+    world: World, step: deployment.Step, rollout: status.Rollout, candidate: Release
+) -> tuple[str, datetime.datetime | None]:
     """What the next step waits for, and when to look again; empty if it may begin."""
     assert rollout.since is not None
     pause = datetime.timedelta(seconds=deployment.seconds(step.pause))
     over, longest = rollout.since + pause, rollout.since + LONGEST * pause
     if world.obs.now < over:
         return f"the next step begins at {over:%H:%M:%S} UTC at the earliest{_seen(rollout)}", _soonest(world, over)
+    found = switching.held(world, candidate) if candidate.pool is not None else switching.Held()
+    if found.ready < found.pods:  # requests for an adapter that a pod lacks are in no comparison
+        text = f"the next step waits for all pods of ServingPool {candidate.pool} to have it ({found.problem})"
+        return text, world.obs.now + AGAIN
     if world.obs.now >= longest:
         return "", None
     until = f", or {longest:%Y-%m-%d %H:%M} UTC{_seen(rollout)}"

@@ -56,7 +56,7 @@ def _failed(world: World) -> tuple[Say, ...]:
     summary = _kstatus("False", False, True, failed.reason, failed.message + _meanwhile(world))
     if serving is None:
         return summary
-    if switching.is_lost(world, serving):
+    if switching.seems_lost(world, serving):
         return (Say(Condition.DEPLOYED, "Unknown", Reason.STARTING, _lost(world, serving)), *summary)
     rolled = Reason.ROLLED_BACK if failure and failure.stage == Stage.VERIFY else Reason.SERVING
     text = f"revision {serving.revision} serves; the current one failed"
@@ -130,16 +130,16 @@ def _serves_in_pool(world: World, serving: records.Release) -> tuple[Say, ...]:
 def _meanwhile(world: World) -> str:
     if world.serving is None:
         return ""
-    if switching.is_lost(world, world.serving):
+    if switching.seems_lost(world, world.serving):
         return f" ({_lost(world, world.serving)})"
     return f" (revision {world.serving.revision} keeps serving)"
 
 
 def _lost(world: World, serving: records.Release) -> str:
-    text = (
-        f"no pod of ServingPool {serving.pool} has the adapter of revision {serving.revision}, which serves: Job "
-        f"{meta.delivery(serving.name)}"
-    )
+    adapter = f"the adapter of revision {serving.revision}, which serves"
+    if not switching.is_lost(world, serving):
+        return f"no pod of ServingPool {serving.pool} had {adapter}, when they were last read"
+    text = f"no pod of ServingPool {serving.pool} has {adapter}: Job {meta.delivery(serving.name)}"
     job = switching.delivery(world, serving)
     if job is None or not job.failed or job.finished is None:
         return f"{text} delivers it again"

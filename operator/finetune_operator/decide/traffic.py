@@ -136,8 +136,9 @@ def _shares(new: serving.Counts, old: serving.Counts, rules: Rules) -> Iterator[
         return status.Finding(p=p, seen=f"{measure}: {now:.1%} of {of}, former {then:.1%} of {before}")
 
     now, then = new.abandoned, old.abandoned
-    known = now is not None and then is not None
-    if known or rules.answers:  # else gateways of another version may have counted the former revision's
+    if (now is None) == (
+        then is None
+    ) or rules.answers:  # else gateways of another version counted the former revision's
         yield share("errors", new.errors, new.requests, old.errors, old.requests)
     if now is not None and then is not None and now + then:  # without any, it would only make the others need more
         yield share("requests that clients gave up", now, new.requests, then, old.requests)

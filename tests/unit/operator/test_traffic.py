@@ -157,6 +157,8 @@ def test_what_gateways_of_a_former_version_did_not_count_is_not_compared() -> No
     assert traffic.findings(new, mixed, traffic.AFTERWARDS) == []
     assert "errors" in found(new, before)
     assert "requests that clients gave up" not in found(new, before)
+    both = traffic.findings(side(requests=100, abandoned=None, errors=30), before, traffic.AFTERWARDS)
+    assert [one.seen.split(":")[0] for one in both] == ["errors"], "by gateways of one version"
     former = traffic.total([part(requests=9, abandoned=None)])
     assert former is not None
     assert "abandoned" not in former.wire()

@@ -126,6 +126,7 @@ class Loading:
         self.engine_ready = False
         self.loaded.clear()
         self._recent.clear()
+        self._refused.clear()  # by the engine that was
         self._list_at = 0.0
         self._unsettled()
 

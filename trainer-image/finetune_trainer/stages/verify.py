@@ -6,7 +6,6 @@ delivers the adapter first, and asks each pod, token by token, some at a time.
 """
 
 import concurrent.futures
-import functools
 import json
 import os
 import pathlib
@@ -252,9 +251,12 @@ class Shared(Server):
     vLLM's CPU build beside other requests, so that gateways refuse them."""
 
     def score(self, name: str, prompt: list[int], answer: list[int]) -> list[float]:
-        prompts = (prompt + answer[:at] for at in range(len(answer)))
-        with concurrent.futures.ThreadPoolExecutor(AT_ONCE, "score") as pool:
-            return list(pool.map(functools.partial(self._next, name), prompts, answer))
+        executor = concurrent.futures.ThreadPoolExecutor(AT_ONCE, "score")
+        try:
+            asked = [executor.submit(self._next, name, prompt + answer[:at], token) for at, token in enumerate(answer)]
+            return [one.result() for one in asked]
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _next(self, name: str, prompt: list[int], token: int) -> float:
         """The log-probability of a token after a prompt: it alone may follow, and vLLM reports what it was before that."""
