@@ -23,7 +23,7 @@ BOARD = Dashboard(
             "Held by the pods of stages, by jobs' own servers (serve), and by ServingPools (pools).",
             {
                 "{{stage}}": f"sum by (stage) (finetune_job_gpus{{{JOBS}}})",
-                "pools": f"sum(finetune_pool_gpus{{{JOBS}}})",
+                "pools": f"sum(finetune_pool_gpus{{{JOBS}}}) or vector(0)",
             },
             kind="stat",
             width=6,
