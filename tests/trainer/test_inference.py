@@ -89,6 +89,8 @@ def test_the_server_beside_an_evaluation_splits_a_70b_over_two_gpus(world: World
         ("qwen2.5-7b-instruct", 8, "4Gi", "Auto", None),  # its 28 heads are not split over 8
         ("llama-3.1-70b-instruct", 1, "79Gi", "Auto", None),
         ("llama-3.1-8b-instruct", 2, None, "Auto", None),
+        ("qwen2.5-7b-instruct", 8, None, "Auto", 4),  # over no more GPUs can its heads be split
+        ("qwen2.5-7b-instruct", 8, None, "InProcess", None),
         ("llama-3.1-8b-instruct", 0, "64Gi", "Auto", None),
     ],
 )
@@ -171,16 +173,18 @@ def test_a_model_is_split_over_as_many_gpus_as_its_heads_allow(name: str, gpus: 
     assert case(name).shape.numbers.splits(gpus) == splits
 
 
-def test_an_evaluation_on_more_gpus_than_the_heads_allow_is_refused_where_the_catalogue_lacks_the_numbers(
+def test_an_evaluation_that_is_to_have_more_gpus_than_the_heads_allow_is_refused_where_the_catalogue_lacks_the_numbers(
     world: World,
 ) -> None:
-    model, places = case("qwen2.5-7b-instruct"), {"gpus": 8, "evaluating": {"gpus": 8}}
+    model, resources = case("qwen2.5-7b-instruct"), {"resources": {"gpus": 8}}
+    places = {"gpus": 8, "evaluating": {"gpus": 8}, "evaluation": resources}
     (found,) = short(world, model, **places)
     assert found.fatal
     for part in ("over 8 GPUs", "28 query heads", "4 KV heads", "choose 1, 2, 4 as evaluation.resources.gpus"):
         assert part in found.text
-    assert short(world, model, gpus=8, evaluating={"gpus": 4}) == []
-    assert short(world, model, **places, evaluation={"engine": "InProcess"}) == []
+    assert short(world, model, gpus=8, evaluating={"gpus": 4}, evaluation={"resources": {"gpus": 4}}) == []
+    assert short(world, model, **places | {"evaluation": resources | {"engine": "InProcess"}}) == []
+    assert short(world, model, gpus=8, evaluating={"gpus": 8}) == [], "its pods request four GPUs"
     spec = world(**places)
     listed = spec.base_model.model_copy(update={"architecture": model.shape.numbers})
     assert list(inference.shortages(spec.model_copy(update={"base_model": listed}), model)) == [], "it is split over 4"

@@ -106,10 +106,13 @@ def _asked_server(spec: run.Run, on: run.Place, case: workload.Workload) -> Shor
 
 
 def evaluation_gpus(spec: run.Run, case: workload.Workload) -> int | None:
-    """The fewest of the training's GPUs that baseline and evaluation need; None where the GPUs' memory is unknown, or all of them
-    are not enough."""
-    if not spec.gpus or spec.memory is None:
+    """The fewest of the training's GPUs that baseline and evaluation need; None for all, also where all are too few. Where the
+    GPUs' memory is unknown, as many as the model's heads can be split over."""
+    if not spec.gpus:
         return None
+    if spec.memory is None:
+        most = case.shape.numbers.splits(spec.gpus)[-1]
+        return most if most < spec.gpus and spec.evaluation.asks_a_server(spec.gpus) else None
     if not spec.evaluation.asks_a_server(spec.gpus):
         return 1
     given = spec.evaluating.arguments if spec.evaluating else []
