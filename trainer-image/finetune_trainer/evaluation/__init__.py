@@ -15,6 +15,7 @@
     gates        whether the measured values let the tuned model serve
     missed       whether a missed gate was missed by evidence
     task_gates   the same for public benchmarks, and which of their gates make no sense
+    doubt        how the doubt that a gate allows is shared among the contenders of the baseline
     power        how many examples a gate needs
     tries        how often models were evaluated on the same test examples
     feasible     gates that no answer could pass, or that a good model could miss by chance, before training
