@@ -120,7 +120,7 @@ def _missing(
     over, longest = rollout.since + pause, rollout.since + LONGEST * pause
     if world.obs.now < over:
         return f"the next step begins at {over:%H:%M:%S} UTC at the earliest{_seen(rollout)}", _soonest(world, over)
-    found = switching.held(world, candidate) if candidate.pool is not None else switching.Held()
+    found = switching.held(world, candidate)
     if found.ready < found.pods:  # requests for an adapter that a pod lacks are in no comparison
         text = f"the next step waits for all pods of ServingPool {candidate.pool} to have it ({found.problem})"
         return text, world.obs.now + AGAIN
